@@ -1,0 +1,30 @@
+"""What a person did that cannot work, said in one line, and how a script passes it on."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class InputError(ValueError):
+    """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy."""
+
+
+class TrainingError(ArithmeticError):
+    """The training itself cannot go on: the loss is not a finite number."""
+
+
+def exit_with(action: Callable[[], int | None]) -> NoReturn:
+    """Run `action` and leave the process with its status; what a person can mend becomes one line and status 2.
+
+    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such things; any other exception is
+    a defect of ours and keeps its traceback. An interrupt that nothing saved for leaves with 130.
+    """
+    try:
+        status = action() or 0
+    except (InputError, TrainingError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
