@@ -1,5 +1,6 @@
 """What a person did that cannot work, said in one line, and how a script passes it on."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,8 +18,9 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     """Run `action` and leave the process with its status; what a person can mend becomes one line and status 2.
 
     `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such things; any other exception is
-    a defect of ours and keeps its traceback. An interrupt that nothing saved for leaves with 130.
+    a defect of ours and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up of whatever ran.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:
@@ -26,5 +28,5 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = 128 + signal.SIGINT
     sys.exit(status)

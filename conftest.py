@@ -1,0 +1,1 @@
+"""What pytest needs to know about this project before it collects."""

@@ -1,0 +1,402 @@
+"""Chapter 05: CIFAR-10 from its official files, packed or unpacked, without running anything that is in them.
+
+The official archive holds five training batches and a test batch of 10,000 pictures each, and the class names: Python 2
+pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function there is.
+`read_pickle` is that machine without calls: it can describe an array, and nothing else.
+"""
+
+import gzip
+import pickletools
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from reference.data.download import download as fetch
+from reference.data.download import is_right, md5_of
+from reference.data.resident import Resident
+from reference.errors import InputError
+
+FOLDER = "cifar-10-batches-py"
+ARCHIVE = "cifar-10-python.tar.gz"
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+OFFICIAL_MD5 = "c58f30108f718f92721af3b95e74349a"
+OFFICIAL_FILES_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+TRAIN_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
+TEST_BATCHES = ("test_batch",)
+META = "batches.meta"
+REMEDY = "delete it and use --download"
+
+MIB = 1 << 20
+FILE_LIMIT = 64 * MIB  # a genuine batch has 30 MiB
+ARCHIVE_LIMIT = 256 * MIB  # unpacked; the genuine one has 178 MiB
+HEADER_LIMIT = MIB // 16  # what a member may cost beside its content
+OPCODE_LIMIT = 200_000  # a genuine batch has some 30,000 instructions, three a picture
+
+# What gzip and tarfile raise on damaged files
+DAMAGE = (
+    *(EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError),
+    *(ValueError, OverflowError, RecursionError),  # tarfile, on senseless headers
+)
+
+T = TypeVar("T")
+
+
+class CIFAR10(Resident):
+    """The 50,000 training or 10,000 test pictures of CIFAR-10, in the order and with the labels of the official files.
+
+    What is read is the unpacked folder `root/cifar-10-batches-py` (or `root` itself when it is that folder), else the
+    packed archive `root/cifar-10-python.tar.gz` (or `root` itself when it is a file). Nothing is unpacked to the disk.
+
+    Args:
+        root: the folder of the data; `~` stands for the home folder.
+        train: the training pictures instead of the test pictures.
+        transform: called with the PIL picture when an item is taken.
+        target_transform: called with the class number when an item is taken.
+        download: fetch the archive into `root` first, unless the unpacked folder or the right archive is there.
+        mirrors: addresses of the archive, in the order to try them.
+        archive_md5: the MD5 that the packed archive must have; `None` accepts any. Unpacked files are checked one by
+            one against the official sums, but only while this is the official one: for others there is nothing to hold
+            them against.
+        progress: show a bar while downloading.
+
+    Raises:
+        InputError: there is no data, it is damaged, or it is not CIFAR-10; the text names the file and the remedy.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: bool = True,
+        transform: Callable[[Image.Image], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        download: bool = False,
+        *,
+        mirrors: Sequence[str] = (OFFICIAL_URL,),
+        archive_md5: str | None = OFFICIAL_MD5,
+        progress: bool = True,
+    ) -> None:
+        source = locate(Path(root).expanduser(), download, mirrors, archive_md5, progress)
+        batches = TRAIN_BATCHES if train else TEST_BATCHES
+        self.images, self.targets, self.classes = decode(read_files(source, batches, archive_md5), batches, source)
+        self.transform, self.target_transform = transform, target_transform
+
+
+def cifar10_pair(
+    root: str | Path,
+    download: bool = False,
+    *,
+    mirrors: Sequence[str] = (OFFICIAL_URL,),
+    archive_md5: str | None = OFFICIAL_MD5,
+    progress: bool = True,
+) -> tuple[CIFAR10, CIFAR10]:
+    """Training and test set of `CIFAR10` with its arguments, from one pass over the archive instead of two."""
+    source = locate(Path(root).expanduser(), download, mirrors, archive_md5, progress)
+    files = read_files(source, TRAIN_BATCHES + TEST_BATCHES, archive_md5)
+    pair = CIFAR10.__new__(CIFAR10), CIFAR10.__new__(CIFAR10)
+    for dataset, batches in zip(pair, (TRAIN_BATCHES, TEST_BATCHES), strict=True):
+        dataset.images, dataset.targets, dataset.classes = decode(files, batches, source)
+    return pair
+
+
+# Files: found, checked and read, packed or not
+
+
+def locate(root: Path, download: bool, mirrors: Sequence[str], archive_md5: str | None, progress: bool) -> Path:
+    """The unpacked folder, or else the packed archive."""
+    for folder in (root / FOLDER, root):
+        if (folder / META).is_file():
+            return folder
+    if root.is_file():
+        return root
+    archive = root / ARCHIVE
+    if download:
+        fetch(mirrors, archive, archive_md5, progress=progress)
+    elif not archive.is_file():
+        sought = f"neither the folder {FOLDER} nor the archive {ARCHIVE} is there"
+        raise InputError(f"no CIFAR-10 in {root}: {sought}; put one of them there or use --download")
+    return archive
+
+
+def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) -> dict[str, bytes]:
+    """The content of those batches and of the class names, by file name."""
+    wanted = (*batches, META)
+    if source.is_dir():
+        return read_folder(source, wanted, OFFICIAL_FILES_MD5 if archive_md5 == OFFICIAL_MD5 else {})
+    if not is_right(source, archive_md5):
+        raise InputError(f"{source}: wrong checksum, MD5 {md5_of(source)} instead of {archive_md5}: {REMEDY}")
+    try:
+        files = read_archive(source, wanted)
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{source}: truncated or damaged ({error}): {REMEDY}") from error
+    for name in wanted:
+        if name not in files:
+            raise InputError(f"{source}: holds no {FOLDER}/{name}: {REMEDY}")
+    return files
+
+
+def read_folder(folder: Path, wanted: Sequence[str], md5s: Mapping[str, str]) -> dict[str, bytes]:
+    """The wanted files, which must have those MD5s if any are given."""
+    files = {}
+    for path in (folder / name for name in wanted):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file: unpack {ARCHIVE} again, or delete {folder} and use --download")
+        if path.stat().st_size > FILE_LIMIT:
+            raise InputError(f"{path}: larger than {FILE_LIMIT // MIB} MiB, which no file of CIFAR-10 is")
+        if not is_right(path, md5s.get(path.name)):
+            wrong = f"wrong checksum, MD5 {md5_of(path)} instead of {md5s[path.name]}"
+            raise InputError(f"{path}: {wrong}: unpack {ARCHIVE} again, or delete {folder} and use --download")
+        files[path.name] = path.read_bytes()
+    return files
+
+
+class BoundedGzip(gzip.GzipFile):
+    """A gzip file that unpacks to at most `left` bytes: a small file can claim to be any number of them."""
+
+    left = HEADER_LIMIT
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise InputError(f"{self.name}: unpacks to more than its members: {REMEDY}")
+        return data
+
+
+def read_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+    """The wanted members. All others are checked too: an archive with a suspicious one is not read at all."""
+    files: dict[str, bytes] = {}
+    total = 0
+    with BoundedGzip(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                check_member(archive, member)
+                stream.left = member.size + HEADER_LIMIT  # this content and the next header
+                total += stream.left
+                if total > ARCHIVE_LIMIT:
+                    raise InputError(f"{archive}: unpacks to more than {ARCHIVE_LIMIT // MIB} MiB: {REMEDY}")
+                path = PurePosixPath(member.name)
+                if str(path.parent) != FOLDER or path.name not in wanted:
+                    continue
+                if path.name in files:
+                    raise InputError(f"{archive}: holds {path} twice: {REMEDY}")
+                content = tar.extractfile(member)
+                files[path.name] = content.read() if content is not None else b""  # None: a folder
+        while stream.read(HEADER_LIMIT):  # the padding, and gzip's own checksum behind it
+            pass
+    return files
+
+
+def check_member(archive: Path, member: tarfile.TarInfo) -> None:
+    """InputError unless it is a plain file of CIFAR-10's size, or a folder, that stays where it is unpacked."""
+    path = PurePosixPath(member.name)
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        problem = "is neither a plain file nor a folder"
+    elif path.is_absolute() or ".." in path.parts:
+        problem = "leads out of the folder"
+    elif not 0 <= member.size <= FILE_LIMIT:
+        problem = f"is larger than {FILE_LIMIT // MIB} MiB"
+    else:
+        return
+    raise InputError(f"{archive}: member {member.name[:100]!r} {problem}: {REMEDY}")
+
+
+# Content: what the pickles describe
+
+
+def decode(
+    files: dict[str, bytes], batches: Sequence[str], source: Path
+) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], tuple[str, ...]]:
+    """Pictures, class numbers and class names of those batches, which are taken out of `files`."""
+    classes = decode_file(files[META], source / META, as_classes)
+    images, targets = [], []
+    for name in batches:
+        pixels, labels = decode_file(files.pop(name), source / name, lambda value: as_batch(value, len(classes)))
+        images.append(torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 3, 32, 32))
+        targets += labels
+    return torch.cat(images), torch.tensor(targets), classes
+
+
+def decode_file(data: bytes, path: Path, convert: Callable[[object], T]) -> T:
+    """`convert(read_pickle(data))`, with whatever is wrong about it as an InputError that names the file."""
+    try:
+        return convert(read_pickle(data))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error)[:200] if isinstance(error, ValueError) else "its instructions make no sense"
+        raise InputError(f"{path}: not a file of CIFAR-10 ({reason}); nothing in it was run") from error
+
+
+def as_classes(value: object) -> tuple[str, ...]:
+    """The class names that batches.meta gives; ValueError if it does not."""
+    match value:
+        case {"label_names": [*names]} if names:
+            classes = tuple(as_text(name) for name in names)
+            if len(set(classes)) == len(classes):
+                return classes
+    raise ValueError("label_names is not a list of different names")
+
+
+def as_batch(value: object, n_classes: int) -> tuple[bytes | bytearray, list[int]]:
+    """The pixels, 3072 bytes a picture, and labels of a batch; ValueError if these are not what it holds."""
+    match value:
+        case {"data": array, "labels": [*labels]}:
+            n, pixels = as_array(array)
+        case _:
+            raise ValueError("not a dictionary with data and a list of labels")
+    if n < 1 or len(pixels) != n * 3072:
+        raise ValueError(f"data has {len(pixels):,} bytes, which are not the 3072 a picture that its shape promises")
+    if len(labels) != n:
+        raise ValueError(f"{len(labels):,} labels for {n:,} pictures")
+    if not all(type(label) is int and 0 <= label < n_classes for label in labels):
+        raise ValueError(f"a label is not a whole number from 0 to {n_classes - 1}")
+    return pixels, labels
+
+
+def as_array(value: object) -> tuple[int, bytes | bytearray]:
+    """n and the bytes of a described array, which must be uint8 (n, 3072) in C order; ValueError otherwise."""
+    match value:
+        case Described(
+            "numpy.core.multiarray._reconstruct",
+            _,
+            (_, (int(n), 3072), Described("numpy.dtype", ("u1", _, _)), False, content),
+        ):
+            pass
+        case Described(
+            "numpy.core.numeric._frombuffer", (content, Described("numpy.dtype", ("u1", _, _)), (int(n), 3072), "C")
+        ):  # pickle protocol 5
+            pass
+        case _:
+            raise ValueError("data is not a uint8 array (n, 3072) in C order")
+    match content:
+        case str(text) | Described("_codecs.encode", (str(text), "latin1")):  # Python 2; and Python 3 in its protocols
+            return n, text.encode("latin-1")
+        case bytes() | bytearray():
+            return n, content
+    raise ValueError("data has no bytes")
+
+
+# The pickle machine
+
+
+@dataclass(eq=False, slots=True)
+class Described:
+    """What Python's own reader would have imported or, when there are `arguments`, made by calling what it imported."""
+
+    name: str
+    arguments: object = None
+    state: object = None
+
+
+DESCRIBABLE = (  # all that batches need, whichever Python and numpy wrote them
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINSTRING", "SHORT_BINSTRING"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+)
+
+
+def read_pickle(data: bytes) -> object:
+    """What a pickle of protocol 2 to 5 holds: dictionaries, lists, tuples, strings, bytes, numbers and `Described`.
+
+    No function is called and no attribute is looked up that the pickle names. Time and memory are bounded by
+    `OPCODE_LIMIT` and the length of `data`.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: it is damaged, or holds anything else.
+    """
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # for each mark, the stack below it
+    memo: dict[Any, Any] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count == OPCODE_LIMIT:
+            raise ValueError(f"more than {OPCODE_LIMIT:,} instructions")
+        items: list[Any] = []
+        if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take all that lies above the mark
+            items, stack = stack, below.pop()
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case name if name in LITERALS:
+                stack.append(argument)
+            case "NONE" | "NEWFALSE" | "NEWTRUE":
+                stack.append({"NONE": None, "NEWFALSE": False, "NEWTRUE": True}[opcode.name])
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "MARK":
+                below.append(stack)
+                stack = []
+            case "EMPTY_TUPLE" | "TUPLE":
+                stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                size = int(opcode.name[-1])
+                stack[-size:] = [tuple(stack[-size:])]
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND":
+                items = [stack.pop()]
+                list.extend(stack[-1], items)  # list.extend, not .extend: a TypeError if it is anything but a list
+            case "APPENDS":
+                list.extend(stack[-1], items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                dict.update(stack[-1], {as_text(key): value})
+            case "SETITEMS":
+                dict.update(stack[-1], zip(map(as_text, items[::2]), items[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(describe(*str(argument).split(" ")))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(describe(as_text(module), as_text(name)))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(Described(function.name, arguments))
+            case "BUILD":
+                state = stack.pop()
+                stack[-1].state = state
+            case "STOP":
+                return stack.pop()
+            case _:
+                raise ValueError(f"it has the instruction {opcode.name}, which no batch of pictures needs")
+    raise ValueError("it has no end")
+
+
+def describe(module: str, name: str) -> Described:
+    full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # its name since numpy 2
+    if full_name not in DESCRIBABLE:
+        raise ValueError(f"it asks for {full_name[:100]}, which no batch of pictures needs")
+    return Described(full_name)
+
+
+def as_text(value: object) -> str:
+    """A name or dictionary key: a string, which Python 2 wrote as bytes, and a short one."""
+    if isinstance(value, str | bytes) and len(value) <= 100:
+        return value.decode("latin-1") if isinstance(value, bytes) else value
+    raise ValueError("a name or dictionary key is not a short string")

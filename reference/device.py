@@ -1,0 +1,70 @@
+"""Chapters 00, 19 and 21: which device computes, and what a run must record to be repeated."""
+
+import os
+import platform
+import random
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from reference.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`: `auto` (CUDA, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        InputError: there is no such device here; the text says what there is.
+    """
+    available = ["cpu"]
+    available += [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device(next((kind for kind in ("cuda:0", "mps") if kind in available), "cpu"))
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in available:
+        raise InputError(f"--device {name}: there is no such device here; there is {', '.join(available)} (or say auto)")
+    return torch.device(wanted)
+
+
+def seed_everything(seed: int, *, deterministic: bool = False) -> None:
+    """Seed every generator that PyTorch, NumPy-free Python and this project draw from.
+
+    With `deterministic`, operations that have no reproducible implementation on the device raise instead of running.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)  # every device's generator as well
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)  # not called otherwise: it imports the compiler, which takes seconds
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in a few words: its kind, its name, and for the CPU how many threads compute."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its settings: software versions, processor, threads."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    } | {name: installed_version(name) for name in ("torch", "pillow", "numpy", "tensorboard", "ocean-spec")}
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,71 @@
+"""Chapter 12, "other layers": dropout, which trains a network whose parts cannot rely on each other.
+
+In training every element is dropped (set to 0) with probability p, independently, and those that stay are divided by
+1 - p, so that the expectation of the output is the input. In evaluation nothing happens, and nothing is rescaled.
+"""
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def dropout(
+    input: Shaped[Tensor, "*shape"], p: float | int = 0.5, training: bool = True, inplace: bool = False
+) -> Shaped[Tensor, "*shape"]:
+    """output = input · mask / (1 - p), mask ~ Bernoulli(1 - p) for each element.
+
+    The mask is drawn from torch's global generator as PyTorch draws it on the CPU: the same seed drops the same
+    elements. NaN and ±inf are multiplied by the mask like other numbers, so where they are dropped they become NaN.
+
+    Args:
+        input: any shape; floating point, unless nothing is to be drawn.
+        p: the probability that an element is dropped, from 0 to 1; at 1 all are.
+        training: drop elements; otherwise the output is `input` itself.
+        inplace: overwrite `input` with the output.
+
+    Returns:
+        The shape and dtype of `input`; `input` itself where nothing is dropped.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+        TypeError: `input` has a dtype that cannot hold the factor 1 / (1 - p).
+    """
+    _check_probability("dropout", p)
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    if p == 1:
+        mask = torch.zeros((), dtype=input.dtype, device=input.device)
+    elif input.is_floating_point() or input.is_complex():
+        mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+    else:
+        raise TypeError(f"dropout: input is {input.dtype}, but a mask scaled by 1 / (1 - p) needs floating point")
+    return input.mul_(mask) if inplace else input * mask
+
+
+class Dropout(torch.nn.Module):
+    """`dropout` as a layer: active after `train()`, the identity after `eval()`.
+
+    Args:
+        p: the probability that an element is dropped, from 0 to 1.
+        inplace: overwrite the input with the output.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+    """
+
+    def __init__(self, p: float | int = 0.5, inplace: bool = False) -> None:
+        super().__init__()
+        _check_probability("Dropout", p)
+        self.p = p
+        self.inplace = inplace
+
+    def forward(self, input: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        return dropout(input, self.p, self.training, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"
+
+
+def _check_probability(name: str, p: float | int) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p is a probability from 0 to 1, got {p}")

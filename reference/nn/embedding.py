@@ -1,0 +1,207 @@
+"""Chapter 12, "other layers": an embedding, a table with one learnable vector for each word (or other discrete thing).
+
+Looking a word up is the same as multiplying its one-hot vector with the table, without all the products with 0. The
+gradient goes back into the rows that were looked up, and adds up where a row was looked up more than once.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Num, Shaped
+from torch import Tensor
+
+from reference.nn.initialization import normal_
+
+
+def embedding(
+    input: Shaped[Tensor, "*positions"],
+    weight: Shaped[Tensor, "..."],
+    padding_idx: int | None = None,
+    max_norm: float | int | None = None,
+    norm_type: float | int = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Num[Tensor, "*positions dim"]:
+    """output[i, ...] = weight[input[i, ...]].
+
+    Args:
+        input: row numbers from 0 to rows - 1, int64 or int32, any shape.
+        weight: the table, `[rows, dim]`.
+        padding_idx: a row that is looked up, but gets no gradient; negative numbers count from the end.
+        max_norm: first shorten, in place and outside autograd, each row that is looked up to the norm `max_norm`,
+            if it is longer.
+        norm_type: the p of the p-norm that is meant.
+        scale_grad_by_freq: divide the gradient of each row by how often `input` names it.
+        sparse: only False; gradients are dense here.
+
+    Returns:
+        `[*positions, dim]`, the dtype of `weight`.
+
+    Raises:
+        ValueError: `weight` does not have two dimensions, `padding_idx` is not a row of it, or `sparse` is True.
+        TypeError: `input` is neither int64 nor int32.
+        IndexError: `input` holds a number that is not a row of `weight` (on the CPU).
+    """
+    if weight.dim() != 2:
+        raise ValueError(f"embedding: weight has the shape {tuple(weight.shape)}, but needs [rows, dim]")
+    if input.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"embedding: input is {input.dtype}, but row numbers need int64 or int32")
+    _check_dense("embedding", sparse)
+    padding_idx = _row("embedding", padding_idx, weight.shape[0])
+    words = input.reshape(-1)
+    if max_norm is not None:
+        _shorten(weight, words, max_norm, norm_type)
+    rows = _look_up(weight, words)
+    if padding_idx is not None:
+        rows = torch.where((words == padding_idx)[:, None], rows.detach(), rows)
+    if scale_grad_by_freq and rows.requires_grad:
+        counts = words.new_zeros(weight.shape[0]).index_add(0, words, torch.ones_like(words))
+        rows.register_hook(lambda gradient: gradient / counts[words][:, None])
+    return rows.reshape(*input.shape, weight.shape[1])
+
+
+class Embedding(torch.nn.Module):
+    """A table of `num_embeddings` learnable vectors of length `embedding_dim`, and `embedding` as a layer.
+
+    A new table holds N(0, 1), and zeros in the row `padding_idx`.
+
+    Args:
+        num_embeddings: how many rows the table has.
+        embedding_dim: how long each row is.
+        padding_idx: a row that gets no gradient; negative numbers count from the end.
+        max_norm: shorten each row that is looked up to this norm, if it is longer.
+        norm_type: the p of the p-norm that is meant.
+        scale_grad_by_freq: divide the gradient of each row by how often it was looked up.
+        sparse: only False; gradients are dense here.
+        device: where the table lives.
+        dtype: the floating-point type of the table.
+
+    Attributes:
+        weight: the table, `[num_embeddings, embedding_dim]`.
+
+    Raises:
+        ValueError: `padding_idx` is not a row of the table, or `sparse` is True.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | int | None = None,
+        norm_type: float | int = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_dense("Embedding", sparse)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = _row("Embedding", padding_idx, num_embeddings)
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        if _weight is None:
+            table = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype)
+            self.weight = torch.nn.Parameter(table, requires_grad=not _freeze)
+            self.reset_parameters()
+        elif _weight.shape == (num_embeddings, embedding_dim):
+            self.weight = torch.nn.Parameter(_weight, requires_grad=not _freeze)
+        else:
+            raise ValueError(
+                f"Embedding: _weight has the shape {tuple(_weight.shape)}, but needs {(num_embeddings, embedding_dim)}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Shaped[Tensor, "..."],
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | int | None = None,
+        norm_type: float | int = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Self:
+        """A layer whose table is `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
+
+        Raises:
+            ValueError: `embeddings` does not have two dimensions, or as the constructor says.
+        """
+        if embeddings.dim() != 2:
+            raise ValueError(
+                f"Embedding.from_pretrained: embeddings has the shape {tuple(embeddings.shape)}, but needs [rows, dim]"
+            )
+        rows, dim = embeddings.shape
+        options = padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+        return cls(rows, dim, *options, _weight=embeddings, _freeze=freeze)
+
+    def reset_parameters(self) -> None:
+        """Draw a new table."""
+        normal_(self.weight)
+        if self.padding_idx is not None:
+            with torch.no_grad():
+                self.weight[self.padding_idx] = 0
+
+    def forward(self, input: Shaped[Tensor, "*positions"]) -> Num[Tensor, "*positions dim"]:
+        return embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_embeddings}, {self.embedding_dim}"
+        if self.padding_idx is not None:
+            text += f", padding_idx={self.padding_idx}"
+        if self.max_norm is not None:
+            text += f", max_norm={self.max_norm}"
+        if self.norm_type != 2:
+            text += f", norm_type={self.norm_type}"
+        if self.scale_grad_by_freq:
+            text += f", scale_grad_by_freq={self.scale_grad_by_freq}"
+        return text
+
+
+def _look_up(weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"]) -> Num[Tensor, "n dim"]:
+    """weight[words], which alone would take a negative number for one that counts from the end."""
+    try:
+        return weight.index_select(0, words)
+    except IndexError:  # raised on the CPU only: an accelerator would have to wait for the answer
+        raise IndexError(
+            f"embedding: input holds numbers from {words.min()} to {words.max()}, "
+            f"but weight {tuple(weight.shape)} needs 0 to {weight.shape[0] - 1}"
+        ) from None
+
+
+@torch.no_grad()
+def _shorten(
+    weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"], max_norm: float | int, norm_type: float | int
+) -> None:
+    """Multiply those rows by max_norm / norm whose norm is above `max_norm`; 1e-7 keeps the result below it."""
+    rows = _look_up(weight, words)
+    norms = torch.linalg.vector_norm(rows, norm_type, dim=1, keepdim=True)
+    weight[words] = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)
+
+
+def _row(name: str, padding_idx: int | None, rows: int) -> int | None:
+    """`padding_idx` counted from 0."""
+    if padding_idx is None or 0 <= padding_idx < rows:
+        return padding_idx
+    if -rows <= padding_idx < 0:
+        return padding_idx + rows
+    raise ValueError(f"{name}: padding_idx is {padding_idx}, but the {rows} rows need one from {-rows} to {rows - 1}")
+
+
+def _check_dense(name: str, sparse: bool) -> None:
+    if sparse:
+        raise ValueError(f"{name}: sparse is True, but gradients are dense here; it needs to be False")

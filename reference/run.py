@@ -1,0 +1,480 @@
+"""A training as a folder: what `scripts/train_full.py` does.
+
+    runs/shapes-20240411-120000/
+        config.json         every setting, the versions, the device, the data
+        metrics.jsonl       one line an epoch
+        last.pt, best.pt    checkpoints: to go on from; of the epoch with the highest test accuracy
+        epoch-0010.pt …     with `--keep-every N`
+        summary.json        the outcome, once the last epoch is done
+        events.out.…        for TensorBoard
+
+`last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the other
+files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the same number
+of threads and the same versions, to the last bit.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from filelock import FileLock, Timeout
+from torch import nn
+from tqdm import tqdm
+
+from reference.checkpoint import PREPROCESSING, load_checkpoint, save_checkpoint
+from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL, CIFAR10
+from reference.data.image_tree import ImageTree
+from reference.data.resident import Resident, ResidentLoader
+from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
+from reference.device import choose_device, describe_device, seed_everything, versions
+from reference.errors import InputError, TrainingError
+from reference.files import atomic_write, remove_temporaries
+from reference.models import Ocean
+from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
+from reference.training import Evaluation, Observer, Progress, fit
+
+SAMPLE_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train the tutorial's network and keep everything that is needed to go on, to repeat it and to predict.
+
+    Without any flag: CIFAR-10 if it lies under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
+    """
+
+    dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
+    """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/* and
+    test/CLASS/* trees of pictures of any size; they are read in one fixed mixed order, not class by class."""
+    data_root: Path = Path("data")
+    """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
+    download: bool = False
+    """Fetch CIFAR-10 (170 MB) into --data-root if it is not there; an interrupted download goes on where it ended."""
+    mirrors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")] = (OFFICIAL_URL,)
+    """Where to fetch cifar-10-python.tar.gz from, tried in this order."""
+    archive_md5: str = OFFICIAL_MD5
+    """The MD5 checksum cifar-10-python.tar.gz must have; another one admits another archive in the same format."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be read, and say how many, instead of stopping."""
+    limit_train: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Use only the first N training pictures."""
+    limit_test: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Use only the first N test pictures."""
+
+    epochs: int = 10
+    """Passes over the training pictures, in all: with --resume those already done count."""
+    batch_size: int = 64
+    """Pictures a step."""
+    learning_rate: float = 0.01
+    """How far a step follows the gradient."""
+    momentum: float = 0.0
+    """Share of the last step's direction that the next one keeps."""
+    weight_decay: float = 0.0
+    """Times the weights, added to the gradient."""
+    shuffle: bool = False
+    """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
+    log_every: int = 100
+    """Steps from one train_loss to the next."""
+
+    seed: int = 0
+    """Of the initial weights and of the orders."""
+    deterministic: bool = False
+    """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    num_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads; by default as many as PyTorch chooses."""
+
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with the run in this folder, with its own settings; --epochs, --device, --num-threads, --data-root, --keep-every
+    and --quiet may be given anew."""
+    keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
+    quiet: bool = False
+    """Print nothing but the outcome and errors."""
+
+    def check(self) -> None:
+        """Raise InputError for a figure that makes no sense; the text names the flag, what came and what is needed."""
+        at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
+        for name, least in (at_least | {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0}).items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):
+                raise InputError(f"{flag(name)} must be at least {least}, got {value}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed must be below 2**63, got {self.seed}")
+        if self.download and self.dataset not in ("auto", "cifar10"):
+            raise InputError(f"--download fetches CIFAR-10, but --dataset is {self.dataset}")
+
+
+# What may differ when a run goes on, because it changes where or how long it computes, but not what.
+CHANGEABLE = {"epochs", "device", "num_threads", "data_root", "keep_every", "quiet", "download", "mirrors", "resume"}
+
+
+def flag(name: str) -> str:
+    """A setting's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def stored_settings(folder: Path) -> Settings:
+    """The settings of the run in `folder`, for going on with it.
+
+    Raises:
+        InputError: there is no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        known = {entry.name for entry in fields(Settings)}
+        values = {name: value for name, value in stored.items() if name in known}
+        paths = {"data_root": Path(values["data_root"]), "mirrors": tuple(values["mirrors"]), "output": None}
+        return Settings(**values | paths)
+    except OSError as error:
+        raise InputError(f"--resume {folder}: no run is there ({path.name}: {error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--resume {folder}: {path.name} is damaged ({error})") from error
+
+
+def train(settings: Settings) -> int:
+    """Do the tutorial's whole job in a run folder: data, network, training, evaluation, checkpoints, logs.
+
+    Returns:
+        The exit status: 0, or 130 / 143 after a Ctrl-C / SIGTERM that was answered by saving.
+
+    Raises:
+        InputError: something given cannot be used.
+        TrainingError: the loss is no finite number any more; the last good checkpoint is kept.
+    """
+    settings.check()
+    if settings.resume is not None:
+        refuse_changes(settings, stored_settings(settings.resume))
+    say = (lambda *_: None) if settings.quiet else print
+    device = choose_device(settings.device)
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    train_set, test_set, data = load_data(settings, say)
+    folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
+
+    with locked(folder, new=settings.resume is None):
+        remove_temporaries(folder)
+        seed_everything(settings.seed, deterministic=settings.deterministic)
+        network = Ocean(classes=len(train_set.classes)).to(device)
+        optimizer = torch.optim.SGD(
+            network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+        )
+        order = torch.Generator().manual_seed(settings.seed)
+        train_loader = ResidentLoader(train_set, settings.batch_size, settings.shuffle, generator=order, device=device)
+        test_loader = ResidentLoader(test_set, settings.batch_size, device=device)
+        progress = Progress()
+        if (folder / "last.pt").exists():
+            progress = restore(folder / "last.pt", network, optimizer, data, train_set.classes)
+        if progress.epoch > settings.epochs:
+            raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
+        write_json(
+            folder / "config.json",
+            {"settings": asdict(settings), "data": data, "device": str(device), "versions": versions()},
+        )
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        say(f"{type(network).__name__}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
+        if progress.step:
+            say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
+
+        with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress) as run:
+            try:
+                fit(
+                    network,
+                    nn.CrossEntropyLoss(),
+                    optimizer,
+                    train_loader,
+                    test_loader,
+                    epochs=settings.epochs,
+                    progress=progress,
+                    observer=run,
+                )
+            except TrainingError as error:
+                raise TrainingError(
+                    f"{error}: stopped. {folder / 'last.pt'} still holds the last good state; "
+                    f"try a --learning-rate below {settings.learning_rate:g}"
+                ) from error
+            if progress.epoch < settings.epochs:
+                run.save()
+                print(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
+                return 128 + run.signal
+            summary = run.finish()
+    print(
+        f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
+        f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
+        f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
+    )
+    return 0
+
+
+def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
+    """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their summaries.
+
+    What is there already is gone on with, so that an interrupted measurement continues.
+
+    Raises:
+        InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
+    """
+    if settings.output is None:
+        raise InputError("--output is needed: the folder for the runs")
+    summaries = []
+    for seed in range(seeds):
+        folder = settings.output / f"seed-{seed}"
+        place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
+        if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
+            raise InputError(f"stopped; the same command goes on with {folder}")
+        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    return summaries
+
+
+def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[str, Any]]:
+    """Both halves of the data set that is asked for, cut to the limits, and its description for config.json."""
+    name, root = settings.dataset, settings.data_root
+    if name == "auto":
+        present = settings.download or any((root / part).exists() for part in (CIFAR10.archive, CIFAR10.base_folder))
+        name = "cifar10" if present else "shapes"
+        if not present:
+            say(
+                f"no CIFAR-10 under {root}/: training on the embedded Shapes; to get CIFAR-10: --dataset cifar10 --download"
+            )
+    if name == "shapes":
+        sizes = (settings.limit_train or TRAIN_SIZE, settings.limit_test or TEST_SIZE)
+        both: tuple[Resident, Resident] = (
+            Shapes(train=True, size=min(sizes[0], TRAIN_SIZE)),
+            Shapes(train=False, size=min(sizes[1], TEST_SIZE)),
+        )
+    elif name == "cifar10":
+        options = {"mirrors": settings.mirrors, "archive_md5": settings.archive_md5, "progress": not settings.quiet}
+        both = (
+            CIFAR10(root, train=True, download=settings.download, **options),
+            CIFAR10(root, train=False, **options),
+        )
+    else:
+        options = {"skip_broken": settings.skip_broken, "progress": not settings.quiet}
+        trees = (ImageTree(root, train=True, **options), ImageTree(root, train=False, **options))
+        skipped = [path for tree in trees for path in tree.skipped]
+        if skipped:
+            print(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
+        both = trees
+    fingerprint = blake2b(digest_size=16)
+    for dataset, limit in zip(both, (settings.limit_train, settings.limit_test), strict=True):
+        dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
+        for part in (dataset.images, dataset.targets):
+            fingerprint.update(part.contiguous().numpy())
+    train_set, test_set = both
+    say(f"{name}: {len(train_set):,} training and {len(test_set):,} test pictures of {len(train_set.classes)} classes")
+    return *both, {
+        "dataset": name,
+        "train": len(train_set),
+        "test": len(test_set),
+        "classes": list(train_set.classes),
+        "fingerprint": fingerprint.hexdigest(),
+    }
+
+
+def locked(folder: Path, *, new: bool) -> FileLock:
+    """The run folder, held against every other run until released; a new one is made.
+
+    Raises:
+        InputError: another run holds it, or a new run's folder is not empty.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"--output {folder} is a file; name a folder") from error
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder}: another run is using this folder; choose another --output") from error
+    if new and any(entry.name != "run.lock" for entry in folder.iterdir()):
+        lock.release()
+        raise InputError(f"--output {folder} is not empty; choose another, or go on with the run in it: --resume {folder}")
+    return lock
+
+
+def refuse_changes(settings: Settings, stored: Settings) -> None:
+    """Raise InputError if going on was asked for with a setting that would make it another training."""
+    if settings.output is not None:
+        raise InputError(f"--output {settings.output}: a run that is resumed stays in its folder, {settings.resume}")
+    for name, old in asdict(stored).items():
+        new = getattr(settings, name)
+        if name not in CHANGEABLE and new != old:
+            raise InputError(f"{flag(name)} {new}: this run was begun with {old}, and going on cannot change that")
+
+
+def restore(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, Any], classes: tuple[str, ...]
+) -> Progress:
+    """Put the state of a checkpoint into network, optimizer and random generators; return where the training stands.
+
+    Raises:
+        InputError: the checkpoint cannot be read, is of other data, or holds no training state.
+    """
+    content = load_checkpoint(path)
+    state = content["training"]
+    if content["class_names"] != list(classes) or state.get("data", {}).get("fingerprint") != data["fingerprint"]:
+        raise InputError(f"{path} was trained on other data than what is here now; going on would mix them up")
+    try:
+        network.load_state_dict(content["state_dict"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} holds no state to go on from ({error})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, whole or not at all; paths become strings."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n").encode())
+
+
+@dataclass
+class RunFolder(Observer):
+    """What `fit` reports, written to the run's folder and shown on the terminal; and the signals that stop it."""
+
+    folder: Path
+    settings: Settings
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_set: Resident
+    test_set: Resident
+    data: dict[str, Any]
+    progress: Progress
+    signal: int = 0
+    handlers: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "RunFolder":
+        forget_after(self.folder, step=self.progress.step, epoch=self.progress.epoch)
+        self.tracker = Tracker(self.folder)
+        self.bar = tqdm(disable=True)
+        self.write_metrics()
+        if not (self.folder / "last.pt").exists():
+            example = self.train_set.images[: self.settings.batch_size].to(next(self.network.parameters()).device)
+            self.tracker.graph(self.network, example / 255)
+            self.save()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.tracker.close()
+
+    def on_signal(self, number: int, _: object) -> None:
+        """The first signal asks for an end after this step; the second one is obeyed by the system at once."""
+        if self.signal:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal = number
+        print("\nfinishing this step and saving; once more to stop at once", file=sys.stderr)
+
+    def should_stop(self) -> bool:
+        return self.signal != 0
+
+    def on_epoch_start(self, progress: Progress) -> None:
+        self.bar = tqdm(
+            desc=f"epoch {progress.epoch + 1}/{self.settings.epochs}",
+            total=len(self.train_set),
+            initial=progress.seen,
+            unit=" images",
+            leave=False,
+            disable=True if self.settings.quiet else None,
+        )
+
+    def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+        for step, loss in losses.items():
+            if step % self.settings.log_every == 0:
+                self.tracker.scalars(step, train_loss=loss)
+                if not self.settings.quiet:
+                    self.bar.write(f"step {step:,}: train_loss {loss:.4f}")
+        self.bar.set_postfix(loss=f"{losses[max(losses)]:.4f}", refresh=False)
+        self.bar.update(progress.seen - self.bar.n)
+
+    def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
+        self.bar.close()
+        metrics = progress.history[-1]
+        sample = slice(0, SAMPLE_PICTURES)
+        pictures = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
+        step = progress.epoch - 1  # the tutorial counts its tests from 0
+        self.tracker.scalars(
+            step,
+            test_loss=metrics["test_loss_sum"],
+            test_loss_mean=metrics["test_loss"],
+            test_accuracy=metrics["test_accuracy"],
+        )
+        self.tracker.picture("predictions", draw_predictions(*pictures, self.test_set.classes), step)
+        self.tracker.picture("confusion", draw_confusion(evaluation.confusion, self.test_set.classes), step)
+        if best_epoch(progress) is metrics:
+            self.save("best.pt")
+        if self.settings.keep_every and progress.epoch % self.settings.keep_every == 0:
+            self.save(f"epoch-{progress.epoch:04d}.pt")
+        self.save()
+        self.write_metrics()
+        if not self.settings.quiet:
+            print(
+                f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
+                f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
+                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
+            )
+
+    def save(self, name: str = "last.pt") -> None:
+        """Write a checkpoint that the training can go on from; everything logged so far reaches the disk before it."""
+        self.tracker.flush()
+        save_checkpoint(
+            self.folder / name,
+            self.network,
+            self.train_set.classes,
+            metrics=self.progress.history[-1] if self.progress.history else {},
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(self.progress),
+                "rng": {
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                },
+                "data": self.data,
+            },
+        )
+
+    def write_metrics(self) -> None:
+        """metrics.jsonl as the checkpoint has it: one line an epoch."""
+        with atomic_write(self.folder / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self.progress.history).encode())
+
+    def finish(self) -> dict[str, Any]:
+        """Write and return the summary of a run whose last epoch is done."""
+        confusion = self.progress.confusion
+        assert confusion is not None, "a finished epoch leaves its confusion matrix"
+        correct = confusion.diag() / confusion.sum(dim=1)
+        summary = self.progress.history[-1] | {
+            "epochs": self.progress.epoch,
+            "best": best_epoch(self.progress),
+            "class_accuracy": dict(zip(self.train_set.classes, correct.tolist(), strict=True)),
+            "confusion": confusion.tolist(),
+        }
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+
+def best_epoch(progress: Progress) -> dict[str, Any]:
+    """The metrics of the first epoch with the highest test accuracy."""
+    return max(progress.history, key=lambda metrics: metrics["test_accuracy"])

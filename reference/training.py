@@ -1,0 +1,232 @@
+"""Chapter 18: the complete training, as two functions that fit on a screen: `fit` and `evaluate`."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from reference.errors import TrainingError
+
+
+@dataclass
+class Progress:
+    """Where a training stands, to the step. With the weights, the optimizer and the generators it is all that resuming needs.
+
+    Attributes:
+        epoch: whole epochs done: trained and evaluated.
+        batch: batches trained in the epoch under way; all of them while it is being evaluated.
+        step: optimizer steps in all.
+        loss_sum: the losses of the epoch under way, each times its batch's pictures.
+        seen: pictures in `loss_sum`.
+        order: the state of the train loader's generator when the epoch under way began: it draws the epoch's order again.
+        history: one dictionary of metrics for each epoch done.
+        confusion: the confusion matrix after the last of them.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seen: int = 0
+    order: Tensor | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    confusion: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on a test set.
+
+    Attributes:
+        loss: the mean loss of a picture.
+        loss_sum: the sum of the batches' mean losses, which the tutorial prints as the loss on the whole test set.
+        accuracy: the share of pictures whose highest score is the right class.
+        confusion: `confusion[i, j]` pictures of class `i` were taken for class `j`.
+        predictions: the class with the highest score, picture by picture.
+    """
+
+    loss: float
+    loss_sum: float
+    accuracy: float
+    confusion: Int[Tensor, "classes classes"]
+    predictions: Int[Tensor, "n"]
+
+
+class Optimizer(Protocol):
+    """What `fit` needs of an optimizer: `torch.optim`'s and `reference.optim`'s both have it."""
+
+    def zero_grad(self) -> None: ...
+    def step(self) -> Any: ...
+
+
+class Observer:
+    """What wants to know how a training goes: a progress bar, a log, a folder of checkpoints. This one ignores everything."""
+
+    def on_epoch_start(self, progress: Progress) -> None:
+        """An epoch begins, or goes on after an interruption."""
+
+    def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+        """Some steps were made: the loss of each, by its number. On an accelerator several steps are reported together."""
+
+    def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
+        """An epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
+
+    def should_stop(self) -> bool:
+        """Asked after every step and every evaluated batch; True ends the training there, ready to go on."""
+        return False
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def fit(
+    network: nn.Module,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    optimizer: Optimizer,
+    train_loader: Batches,
+    test_loader: Batches,
+    *,
+    epochs: int,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> Progress:
+    """Train `network` for `epochs` epochs, evaluating it after each; go on where `progress` says.
+
+    Args:
+        network: trained in place, where its parameters are.
+        loss_function: of the scores `[b, classes]` and the targets `[b]`; the mean over the batch.
+        optimizer: over the network's parameters.
+        train_loader: an epoch of batches `(images, targets)`; its `generator`, if it has one, draws the epoch's order.
+        test_loader: the batches to evaluate on.
+        epochs: how many epochs there shall be in all, those already done included.
+        progress: where an interrupted training stood; it is updated in place. None begins anew.
+        observer: told of steps and epochs, and asked whether to stop.
+
+    Returns:
+        `progress`; unfinished (`progress.epoch < epochs`) if the observer stopped it.
+
+    Raises:
+        TrainingError: a loss is infinite or not a number; the text names the step.
+    """
+    progress, observer = progress or Progress(), observer or Observer()
+    device = next(network.parameters()).device
+    generator = getattr(train_loader, "generator", None)
+    while progress.epoch < epochs:
+        if generator is not None:
+            if progress.order is None:
+                progress.order = generator.get_state()
+            generator.set_state(progress.order)
+        observer.on_epoch_start(progress)
+        started, seen_before, pending = time.perf_counter(), progress.seen, []
+        network.train()
+        for images, targets in islice(train_loader, progress.batch, None):
+            scores = network(images.to(device))
+            loss = loss_function(scores, targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+            progress.batch += 1
+            progress.step += 1
+            pending.append((progress.step, loss.detach(), len(targets)))
+            stop = observer.should_stop()
+            # Reading a loss waits for the device: on the CPU that costs nothing, on an accelerator it would stall every step.
+            if device.type == "cpu" or stop or progress.step % 100 == 0:
+                report_losses(progress, pending, observer)
+            if stop:
+                return progress
+        report_losses(progress, pending, observer)
+        seconds = time.perf_counter() - started
+        if progress.seen == 0:
+            raise ValueError("fit: train_loader has no batches, there is nothing to learn from")
+
+        evaluation = evaluate(network, loss_function, test_loader, should_stop=observer.should_stop)
+        if evaluation is None:
+            return progress
+        if not math.isfinite(evaluation.loss):
+            raise TrainingError(f"the test loss after step {progress.step} is {evaluation.loss}")
+        progress.epoch += 1
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "train_loss": progress.loss_sum / progress.seen,
+                "test_loss": evaluation.loss,
+                "test_loss_sum": evaluation.loss_sum,
+                "test_accuracy": evaluation.accuracy,
+                "images_per_second": (progress.seen - seen_before) / seconds,
+            }
+        )
+        progress.batch, progress.loss_sum, progress.seen = 0, 0.0, 0
+        if generator is not None:
+            progress.order = generator.get_state()
+        progress.confusion = evaluation.confusion
+        observer.on_epoch(progress, evaluation)
+    return progress
+
+
+def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], observer: Observer) -> None:
+    """Bring the losses of the pending steps `(step, loss, pictures)` to the host in one transfer and hand them on.
+
+    Raises:
+        TrainingError: one of them is not finite.
+    """
+    if not pending:
+        return
+    losses = torch.stack([loss for _, loss, _ in pending]).tolist()
+    for (step, _, pictures), loss in zip(pending, losses, strict=True):
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss of step {step} is {loss}")
+        progress.loss_sum += loss * pictures
+        progress.seen += pictures
+    observer.on_steps(progress, {step: loss for (step, _, _), loss in zip(pending, losses, strict=True)})
+    pending.clear()
+
+
+def evaluate(
+    network: nn.Module,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    loader: Batches,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Judge `network` on every batch of `loader`, in evaluation mode and without gradients.
+
+    Returns:
+        The evaluation, or None if `should_stop` ended it early.
+
+    Raises:
+        ValueError: `loader` has no batch.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    losses, predictions, labels, classes = [], [], [], 0
+    with torch.no_grad():
+        for images, targets in loader:
+            if should_stop():
+                return None
+            targets = targets.to(device)
+            scores = network(images.to(device))
+            losses.append(loss_function(scores, targets))
+            predictions.append(scores.argmax(dim=1))
+            labels.append(targets)
+            classes = scores.shape[1]
+    if not losses:
+        raise ValueError("evaluate: the loader has no batches, and a mean over nothing means nothing")
+    sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64)
+    batch_losses = torch.stack(losses).cpu().double()
+    taken_for, truth = torch.cat(predictions).cpu(), torch.cat(labels).cpu()
+    confusion = torch.bincount(truth * classes + taken_for, minlength=classes**2).reshape(classes, classes)
+    return Evaluation(
+        loss=float((batch_losses * sizes).sum() / sizes.sum()),
+        loss_sum=float(batch_losses.sum()),
+        accuracy=float((taken_for == truth).double().mean()),
+        confusion=confusion,
+        predictions=taken_for,
+    )

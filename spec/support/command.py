@@ -1,0 +1,92 @@
+"""Running the project's scripts as a person does, in processes of their own, without paying for `import torch` each time.
+
+Python's fork server imports once and forks a fresh interpreter for each command; what the command sees is what a new process
+sees: its arguments, its working folder, its signals, its exit status.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+_context = multiprocessing.get_context("forkserver")
+# torch._dynamo: torch's optimizers import it, seconds of it, when the first one is made.
+_context.set_forkserver_preload(["reference.run", "reference.inference", "torch.utils.tensorboard", "torch._dynamo"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit status (minus the signal that killed it) and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Command:
+    """A running script.
+
+    Args:
+        script: its file name under scripts/.
+        arguments: the words after it.
+        folder: the working folder; stdout and stderr are kept there too.
+        prepare: called in the new process before the script (to lower a limit, say); must be importable.
+    """
+
+    def __init__(
+        self, script: str, *arguments: object, folder: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
+        self.output = folder / f".{time.monotonic_ns()}"
+        words = [str(argument) for argument in arguments]
+        self.process = _context.Process(target=_run, args=(SCRIPTS / script, words, folder, self.output, prepare))
+        self.process.start()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait_for(self, text: str, *, seconds: float = 60) -> None:
+        """Wait until the command has printed `text`."""
+        end = time.monotonic() + seconds
+        while text not in self._read(".out") + self._read(".err"):
+            if not self.process.is_alive() or time.monotonic() > end:
+                raise AssertionError(f"{text!r} was never printed; what was:\n{self._read('.out')}{self._read('.err')}")
+            time.sleep(0.005)
+
+    def wait(self, seconds: float = 120) -> Result:
+        """Wait for its end."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s:\n{self._read('.out')}{self._read('.err')}")
+        return Result(self.process.exitcode, self._read(".out"), self._read(".err"))
+
+    def _read(self, suffix: str) -> str:
+        path = self.output.with_name(self.output.name + suffix)
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def run(script: str, *arguments: object, folder: Path, prepare: Callable[[], None] | None = None) -> Result:
+    """Run a script to its end."""
+    return Command(script, *arguments, folder=folder, prepare=prepare).wait()
+
+
+def _run(script: Path, words: list[str], folder: Path, output: Path, prepare: Callable[[], None] | None) -> None:
+    os.chdir(folder)
+    for descriptor, suffix in ((1, ".out"), (2, ".err")):
+        handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(handle, descriptor)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = [script.name, *words]
+    if prepare is not None:
+        prepare()
+    runpy.run_path(str(script), run_name="__main__")

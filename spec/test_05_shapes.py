@@ -1,0 +1,296 @@
+"""Chapter 05: the embedded data set `Shapes`. What is drawn, that it is the same everywhere, and what can learn it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from reference.data.resident import ResidentLoader
+from reference.data.shapes import Shapes
+
+# The definition's fingerprint: SHA-256 of the pictures' bytes for seed 0, recorded from this code when it was settled.
+# Whoever changes a pixel changes the data set that every published figure was measured on.
+TRAIN_DIGEST = "aa039e2a5b553a3ca53d274e0661dd07d8e15892135e1f342fa3abd79aba90af"
+TEST_DIGEST = "55f54df77318c6a79474d56cd255abeee3b1e07a79444ae46cda6912841d7515"
+
+
+@pytest.fixture(scope="module")
+def train() -> Shapes:
+    return Shapes()
+
+
+@pytest.fixture(scope="module")
+def test() -> Shapes:
+    return Shapes(train=False)
+
+
+def digest(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+
+# The oracle: the drawing rule again, one pixel at a time in Python's own integers.
+
+MASK = 2**64 - 1
+
+INSIDE: dict[str, Callable[[int, int], bool]] = {
+    "circle": lambda u, v: u**2 + v**2 <= 1521,
+    "ring": lambda u, v: 1296 <= u**2 + v**2 <= 2809,
+    "square": lambda u, v: -34 <= u <= 34 and -34 <= v <= 34,
+    "triangle": lambda u, v: v <= 41 and v + 2 * u >= -56 and v - 2 * u >= -56,
+    "plus": lambda u, v: (abs(u) <= 12 and abs(v) <= 54) or (abs(v) <= 12 and abs(u) <= 54),
+    "cross": lambda u, v: abs(u) <= 46 and abs(v) <= 46 and (abs(u - v) <= 15 or abs(u + v) <= 15),
+    "bars": lambda u, v: -44 <= u <= 44 and (-40 <= v <= -14 or 14 <= v <= 40),
+    "hourglass": lambda u, v: -48 <= v <= 48 and -abs(v) <= u <= abs(v),
+    "crescent": lambda u, v: u**2 + v**2 <= 2809 and not (u - 26) ** 2 + v**2 <= 1521,
+    "corner": lambda u, v: -44 <= u <= 44 and -44 <= v <= 44 and (u <= -12 or v <= -12),
+}
+
+
+def splitmix64(state: int, number: int) -> int:
+    z = (state + (number + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def drawn_one_pixel_at_a_time(seed: int, train: bool, index: int) -> tuple[list[int], int]:
+    """The 3·32·32 values of a picture, channel by channel and row by row, and its class number."""
+    state = splitmix64(2 * seed + (0 if train else 1), 0)
+    block = [splitmix64(state, 398 * i) for i in range(index - index % 10, index - index % 10 + 10)]
+    target = sorted(block).index(block[index % 10])
+    inside = INSIDE[list(INSIDE)[target]]
+
+    w = [splitmix64(state, 398 * index + k) for k in range(398)]
+    size, left, top, k, turns = 20 + w[1] % 9, w[2] % 19 - 9, w[3] % 19 - 9, w[4] % 9 - 4, w[5] % 4
+    a = (1024 - k * k) * 16384 // ((1024 + k * k) * size)
+    b = 64 * k * 16384 // ((1024 + k * k) * size)
+    for _ in range(turns):
+        a, b = -b, a
+    grain = b"".join(word.to_bytes(8, "little") for word in w[14:])
+
+    values = []
+    for c in range(3):
+        ground, figure = w[6 + c] % 64, 192 + w[9 + c] % 64
+        for row in range(32):
+            for column in range(32):
+                x, y = 2 * column - 31, 2 * row - 31
+                u = (a * (x - left) + b * (y - top)) >> 8
+                v = (a * (y - top) - b * (x - left)) >> 8
+                light = ((w[12] % 25 - 12) * x + (w[13] % 25 - 12) * y) >> 5
+                speck = (grain[1024 * c + 32 * row + column] >> 3) - 16
+                value = (figure if inside(u, v) else ground) + light + speck
+                values.append(min(max(value, 0), 255))
+    return values, target
+
+
+def test_the_number_generator_of_the_oracle_is_splitmix64() -> None:
+    # The first outputs for state 1234567 in the generator's published test vectors.
+    assert [splitmix64(1234567, number) for number in range(2)] == [6457827717110365317, 3203168211198807973]
+
+
+@pytest.mark.parametrize(
+    ("seed", "part", "index"),
+    [(0, "train", i) for i in range(10)]  # one of each class
+    + [(0, "train", 4321), (0, "test", 0), (0, "test", 1999), (7, "train", 12), (2**63 - 1, "test", 3)],
+)
+def test_a_picture_is_what_the_drawing_rule_says(seed: int, part: str, index: int) -> None:
+    shapes = Shapes(train=part == "train", size=index + 1, seed=seed)
+    values, target = drawn_one_pixel_at_a_time(seed, part == "train", index)
+    assert shapes.targets[index].item() == target
+    assert shapes.images[index].flatten().tolist() == values
+
+
+def test_the_default_pictures_are_the_recorded_ones(train: Shapes, test: Shapes) -> None:
+    assert digest(train.images) == TRAIN_DIGEST
+    assert digest(test.images) == TEST_DIGEST
+
+
+def test_another_process_with_other_settings_draws_the_same() -> None:
+    program = (
+        "import hashlib, torch; torch.manual_seed(5); from reference.data.shapes import Shapes; s = Shapes(size=1005, seed=3);"
+        "print(hashlib.sha256(s.images.numpy().tobytes() + s.targets.numpy().tobytes()).hexdigest())"
+    )
+    here = Shapes(size=1005, seed=3)
+    expected = hashlib.sha256(here.images.numpy().tobytes() + here.targets.numpy().tobytes()).hexdigest()
+    threads = "2" if torch.get_num_threads() == 1 else "1"
+    environment = os.environ | {"PYTHONHASHSEED": "99", "OMP_NUM_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_drawing_leaves_torch_s_generator_alone() -> None:
+    before = torch.get_rng_state()
+    Shapes(size=10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 199, 200, 201, 1000])
+def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(train: Shapes, size: int) -> None:
+    few = Shapes(size=size)
+    assert torch.equal(few.images, train.images[:size])
+    assert torch.equal(few.targets, train.targets[:size])
+
+
+def test_there_are_9600_training_and_2000_test_pictures_of_3x32x32_bytes(train: Shapes, test: Shapes) -> None:
+    for shapes, count in [(train, 9600), (test, 2000)]:
+        assert len(shapes) == count
+        assert shapes.images.dtype == torch.uint8
+        assert shapes.images.shape == (count, 3, 32, 32)
+        assert shapes.images.is_contiguous()
+        assert shapes.targets.dtype == torch.int64
+        assert shapes.targets.shape == (count,)
+
+
+def test_the_ten_classes_have_names(train: Shapes) -> None:
+    assert train.classes == tuple(INSIDE)
+    assert len(set(train.classes)) == 10
+
+
+def test_every_block_of_ten_has_every_class_once(train: Shapes, test: Shapes) -> None:
+    for shapes in (train, test):
+        blocks = shapes.targets.reshape(-1, 10).sort(dim=1).values
+        assert torch.equal(blocks, torch.arange(10).expand_as(blocks))
+
+
+def test_the_order_of_the_classes_is_mixed(train: Shapes) -> None:
+    blocks = train.targets.reshape(-1, 10)
+    # 960 blocks out of 10! = 3,628,800 orders: 0.13 pairs of equal ones are expected, more than 4 once in 4 million sets.
+    assert len(blocks.unique(dim=0)) >= 960 - 4
+    # Each class stands at each place 96 times on average, standard deviation √(960 · 0.1 · 0.9) = 9.3; five of them.
+    places = torch.stack([one_hot(blocks[:, place], 10).sum(0) for place in range(10)])
+    assert (places - 96).abs().max() <= 46
+
+
+def test_no_picture_occurs_twice_within_or_between_train_and_test(train: Shapes, test: Shapes) -> None:
+    pictures = {picture.numpy().tobytes() for shapes in (train, test) for picture in shapes.images}
+    assert len(pictures) == len(train) + len(test)
+
+
+def test_different_seeds_draw_different_pictures_in_a_different_order() -> None:
+    one, other = Shapes(size=100, seed=1), Shapes(size=100, seed=2)
+    assert (one.images != other.images).flatten(1).any(dim=1).all()
+    assert not torch.equal(one.targets, other.targets)
+
+
+def test_seed_1_of_training_is_not_the_test_part_of_seed_0(test: Shapes) -> None:
+    for seed in (1, 2):
+        assert not torch.equal(Shapes(size=10, seed=seed).images, test.images[:10])
+
+
+def test_the_values_span_the_bytes(train: Shapes) -> None:
+    assert train.images.min() == 0
+    assert train.images.max() == 255
+
+
+def test_an_item_is_a_picture_and_a_class_number(train: Shapes) -> None:
+    picture, target = train[3]
+    assert isinstance(picture, Image.Image)
+    assert (picture.mode, picture.size) == ("RGB", (32, 32))
+    assert picture.getpixel((5, 7)) == tuple(train.images[3, :, 7, 5].tolist())
+    assert type(target) is int
+    assert target == train.targets[3]
+
+
+def test_transforms_are_applied_when_an_item_is_taken() -> None:
+    shapes = Shapes(True, lambda picture: picture.size, lambda target: -target, size=10)
+    assert [shapes[i] for i in range(10)] == [((32, 32), -target) for target in shapes.targets.tolist()]
+
+
+@pytest.mark.parametrize("index", [10, -11, 10**6])
+def test_an_item_beyond_the_end_is_an_index_error(index: int) -> None:
+    with pytest.raises(IndexError, match=f"Shapes: index {index} is out of range for 10 pictures"):
+        Shapes(size=10)[index]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "10", True])
+def test_a_size_that_is_not_a_positive_integer_is_refused_by_name(size: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^size must be a positive integer, got {size!r}$"):
+        Shapes(size=size)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "0", False])
+def test_a_seed_out_of_range_is_refused_by_name(seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"^seed must be an integer from 0 to 2\*\*63 - 1, got "):
+        Shapes(size=10, seed=seed)
+
+
+# What can learn it.
+
+
+def best_linear_accuracy(train_features: Tensor, train: Shapes, test_features: Tensor, test: Shapes) -> float:
+    """The best test accuracy among the linear classifiers of least squares, regularized lightly to heavily (ridge)."""
+    mean = train_features.mean(dim=0)
+    centred = train_features - mean
+    moments = centred.T @ centred
+    products = centred.T @ (one_hot(train.targets, 10) - 0.1)
+    accuracies = []
+    for strength in (0.001, 0.01, 0.1, 1.0, 10.0):  # 0.1 to 1 is best for pixels: a maximum inside the range
+        penalty = strength * moments.diagonal().mean() * torch.eye(len(moments))
+        weight = torch.linalg.solve(moments + penalty, products)
+        predicted = ((test_features - mean) @ weight).argmax(dim=1)
+        accuracies.append((predicted == test.targets).double().mean().item())
+    return max(accuracies)
+
+
+def pixels(shapes: Shapes) -> Tensor:
+    return shapes.images.flatten(1) / 255
+
+
+def brightness(shapes: Shapes) -> Tensor:
+    return shapes.images.float().mean(dim=1).flatten(1) / 255
+
+
+def mean_colour(shapes: Shapes) -> Tensor:
+    return shapes.images.float().mean(dim=(2, 3)) / 255
+
+
+def colour_histogram(shapes: Shapes) -> Tensor:
+    """The share of the pixels in each of 8 equal ranges of each channel, `[n, 3 · 8]`."""
+    return torch.stack([(shapes.images // 32 == level).float().mean(dim=(2, 3)) for level in range(8)], dim=2).flatten(
+        1
+    )
+
+
+@pytest.mark.parametrize("features", [pixels, brightness])
+def test_a_linear_model_does_not_pass_60_percent(
+    train: Shapes, test: Shapes, features: Callable[[Shapes], Tensor]
+) -> None:
+    accuracy = best_linear_accuracy(features(train), train, features(test), test)
+    assert 0.2 < accuracy < 0.6  # it learns something (chance is 0.1): the classifier itself works
+
+
+@pytest.mark.parametrize("features", [mean_colour, colour_histogram])
+def test_colour_does_not_tell_the_class(train: Shapes, test: Shapes, features: Callable[[Shapes], Tensor]) -> None:
+    accuracy = best_linear_accuracy(features(train), train, features(test), test)
+    # Chance is 0.1, standard deviation over 2,000 pictures √(0.1 · 0.9 / 2000) = 0.0067; half of one in ten above it.
+    assert accuracy < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # 1,500 training steps; a minute or so on two cores, and no limit worth a false alarm
+def test_the_tutorials_network_and_recipe_pass_90_percent(train: Shapes, test: Shapes) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            *(nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 32, 5, padding=2), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 5, padding=2), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10)),
+        )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(10):
+        for images, targets in ResidentLoader(train, batch_size=64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images), targets).backward()
+            optimizer.step()
+    with torch.no_grad():
+        hits = sum((network(x).argmax(1) == y).sum().item() for x, y in ResidentLoader(test, batch_size=500))
+    assert hits / len(test) > 0.9

@@ -1,0 +1,530 @@
+"""Chapter 18: the complete training: `fit`, `evaluate`, and the run folder of `scripts/train_full.py`."""
+
+import json
+import math
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from reference.checkpoint import load_checkpoint
+from reference.data.resident import Resident, ResidentLoader
+from reference.data.shapes import Shapes
+from reference.data.transforms import ToTensor
+from reference.errors import TrainingError
+from reference.models import Ocean
+from reference.training import Evaluation, Observer, Progress, evaluate, fit
+from spec.support.command import Command, Result, run
+
+TINY = ("--dataset", "shapes", "--limit-train", 80, "--limit-test", 24, "--batch-size", 16, "--num-threads", 1)
+STEPS = 5  # an epoch of TINY: 80 / 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """The commands run with one thread, so what is compared with them does too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(folder: Path, *arguments: object, **options: Any) -> Result:
+    return run("train_full.py", *arguments, folder=folder, **options)
+
+
+def trained(folder: Path, *arguments: object) -> Path:
+    """A finished run of TINY."""
+    result = train(folder, *TINY, "--output", "run", *arguments)
+    assert result.status == 0, result.err
+    return folder / "run"
+
+
+def metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar of the event files, by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Two runs have the same weights, metrics and scalars, to the bit."""
+    first, second = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
+    assert first["training"]["progress"]["step"] == second["training"]["progress"]["step"]
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+    assert metrics(one) == metrics(other)
+    assert scalars(one) == scalars(other)
+    best = [load_checkpoint(folder / "best.pt")["metrics"]["epoch"] for folder in (one, other)]
+    assert best[0] == best[1]
+
+
+# ------------------------------------------------------------------------------------------------ fit and evaluate
+
+
+def tutorial_loop(dataset: Resident, *, epochs: int, shuffle: bool, seed: int) -> tuple[nn.Module, list[float]]:
+    """The training loop of chapter 18, lines 1499 to 1518, with torchvision-like items and PyTorch's loader."""
+    torch.manual_seed(seed)
+    dataset.transform = ToTensor()
+    loader = DataLoader(dataset, batch_size=16, shuffle=shuffle, generator=torch.Generator().manual_seed(seed))
+    network, loss_function = Ocean(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(epochs):
+        network.train()
+        for images, targets in loader:
+            loss = loss_function(network(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return network, losses
+
+
+class Recorder(Observer):
+    """Keeps the losses, and stops after a given step."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.losses: dict[int, float] = {}
+        self.stop_after, self.asked = stop_after, 0
+
+    def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+        self.losses |= losses
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.asked == self.stop_after
+
+
+def fit_shapes(network: nn.Module, *, epochs: int, shuffle: bool, progress: Progress, observer: Observer) -> Progress:
+    order = torch.Generator().manual_seed(7)
+    return fit(
+        network,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(network.parameters(), lr=0.01),
+        ResidentLoader(Shapes(size=40), 16, shuffle, generator=order),
+        ResidentLoader(Shapes(train=False, size=24), 16),
+        epochs=epochs,
+        progress=progress,
+        observer=observer,
+    )
+
+
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in file order", "shuffled"])
+def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> None:
+    expected, losses = tutorial_loop(Shapes(size=40), epochs=2, shuffle=shuffle, seed=7)
+    torch.manual_seed(7)
+    network, recorder = Ocean(), Recorder()
+    progress = fit_shapes(network, epochs=2, shuffle=shuffle, progress=Progress(), observer=recorder)
+    assert list(recorder.losses.values()) == losses
+    assert list(recorder.losses) == [1, 2, 3, 4, 5, 6]  # 40 pictures in batches of 16: three steps an epoch
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+    assert [line["step"] for line in progress.history] == [3, 6]
+    first = (losses[0] * 16 + losses[1] * 16 + losses[2] * 8) / 40
+    assert progress.history[0]["train_loss"] == pytest.approx(first, rel=1e-15)
+
+
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in file order", "shuffled"])
+@pytest.mark.parametrize("stop_after", range(1, 11))
+def test_fit_goes_on_wherever_it_was_stopped(stop_after: int, shuffle: bool) -> None:
+    """Ten places in two epochs: after each of the three steps and in each of the two evaluated batches."""
+    torch.manual_seed(7)
+    straight = Ocean()
+    expected = fit_shapes(straight, epochs=2, shuffle=shuffle, progress=Progress(), observer=Observer())
+    torch.manual_seed(7)
+    network, progress = Ocean(), Progress()
+    fit_shapes(network, epochs=2, shuffle=shuffle, progress=progress, observer=Recorder(stop_after))
+    assert progress.epoch < 2
+    fit_shapes(network, epochs=2, shuffle=shuffle, progress=progress, observer=Observer())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, straight.state_dict()[name]), name
+    for lines in (progress.history, expected.history):
+        for line in lines:
+            del line["images_per_second"]
+    assert progress.history == expected.history
+
+
+class Fixed(nn.Module):
+    """A network that gives each picture the scores written in its first pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training, "evaluate must switch to evaluation mode"
+        assert not torch.is_grad_enabled(), "evaluate must not record gradients"
+        return images
+
+
+def test_evaluate_counts_and_averages_by_its_definitions() -> None:
+    scores = [[0.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 1.0], [0.5, 0.0]]
+    targets = [1, 1, 0, 1, 0]
+    batches = [(torch.tensor(scores[i : i + 2]), torch.tensor(targets[i : i + 2])) for i in (0, 2, 4)]
+    result = evaluate(Fixed().train(), nn.CrossEntropyLoss(), batches)
+    assert result is not None
+    # cross entropy of two scores by hand: log(1 + exp(other - right))
+    losses = [math.log1p(math.exp(row[1 - target] - row[target])) for row, target in zip(scores, targets, strict=True)]
+    tolerance = 4 * torch.finfo(torch.float32).eps  # a handful of float32 operations of size 1 to 3
+    assert result.loss == pytest.approx(sum(losses) / 5, rel=tolerance)
+    batch_means = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2, losses[4]]
+    assert result.loss_sum == pytest.approx(sum(batch_means), rel=tolerance)
+    assert result.predictions.tolist() == [1, 0, 0, 1, 0]
+    assert result.accuracy == 4 / 5
+    assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one picture of class 1 was taken for class 0
+
+
+def test_evaluate_without_a_batch_is_rejected() -> None:
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(Ocean(), nn.CrossEntropyLoss(), [])
+
+
+def test_fit_without_a_batch_is_rejected() -> None:
+    network = Ocean()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="train_loader has no batches"):
+        fit(network, nn.CrossEntropyLoss(), optimizer, [], [], epochs=1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(value: float) -> None:
+    calls = iter([1.0, 1.0, value, 1.0])
+
+    def loss_function(scores: Tensor, targets: Tensor) -> Tensor:
+        return scores.mean() * 0 + next(calls)
+
+    network = Ocean()
+    loader = ResidentLoader(Shapes(size=64), 16)
+    with pytest.raises(TrainingError, match=f"the loss of step 3 is {value}"):
+        fit(network, loss_function, torch.optim.SGD(network.parameters(), lr=0.01), loader, loader, epochs=1)
+
+
+def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
+    network = Ocean()
+    losses = iter([1.0, math.nan])
+    loader = ResidentLoader(Shapes(size=16), 16)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    with pytest.raises(TrainingError, match="the test loss after step 1 is nan"):
+        fit(network, lambda scores, _: scores.mean() * 0 + next(losses), optimizer, loader, loader, epochs=1)
+
+
+# ------------------------------------------------------------------------------------------------ the run folder
+
+
+def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
+    result = train(tmp_path, *TINY, "--output", "run", "--epochs", 3, "--keep-every", 2, "--log-every", 4, "--seed", 5)
+    assert result.status == 0, result.err
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
+    assert names == {
+        "config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt", "epoch-0002.pt", "run.lock",
+    }  # fmt: skip
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 5
+    assert config["settings"]["learning_rate"] == 0.01
+    assert config["device"] == "cpu"
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert config["data"]["train"], config["data"]["test"] == (80, 24)
+
+    lines = metrics(folder)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [STEPS, 2 * STEPS, 3 * STEPS]
+    best = max(lines, key=lambda line: line["test_accuracy"])
+    checkpoints = {name: load_checkpoint(folder / name) for name in ("last.pt", "best.pt", "epoch-0002.pt")}
+    assert {name: content["metrics"]["epoch"] for name, content in checkpoints.items()} == {
+        "last.pt": 3, "best.pt": best["epoch"], "epoch-0002.pt": 2,
+    }  # fmt: skip
+    assert all(content["class_names"] == list(Shapes.classes) for content in checkpoints.values())
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
+    assert summary["best"]["epoch"] == best["epoch"]
+    assert sum(map(sum, summary["confusion"])) == 24
+    assert sum(summary["confusion"][i][i] for i in range(10)) / 24 == pytest.approx(summary["test_accuracy"])
+
+    assert "shapes: 80 training and 24 test pictures of 10 classes" in result.out
+    assert "Ocean: 145,578 parameters" in result.out
+    logged = scalars(folder)
+    assert [step for step, _ in logged["train_loss"]] == [4, 8, 12]
+    for step, value in logged["train_loss"]:
+        assert f"step {step}: train_loss {value:.4f}" in result.out + result.err
+    for tag, name in [("test_loss", "test_loss_sum"), ("test_loss_mean", "test_loss"), ("test_accuracy", "test_accuracy")]:
+        # TensorBoard keeps float32
+        assert logged[tag] == [(epoch, torch.tensor(line[name]).item()) for epoch, line in enumerate(lines)], tag
+
+
+def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
+    result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--quiet")
+    assert result.status == 0
+    assert result.err == ""
+    assert len(result.out.splitlines()) == 1
+    assert result.out.startswith("test accuracy ")
+
+
+def test_without_data_the_embedded_shapes_are_used_and_one_line_says_how_to_get_cifar10(tmp_path: Path) -> None:
+    result = train(tmp_path, *TINY[2:], "--epochs", 1)
+    assert result.status == 0, result.err
+    lines = [line for line in result.out.splitlines() if "Shapes" in line]
+    assert len(lines) == 1
+    assert "--dataset cifar10 --download" in lines[0]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("shapes-")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        assert train(tmp_path, *TINY, "--epochs", 1, "--shuffle", "--output", name, "--seed", seed).status == 0
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
+    for name, words in [("plain", []), ("deterministic", ["--deterministic"])]:
+        assert train(tmp_path, *TINY, "--epochs", 1, "--output", name, *words).status == 0
+    assert_same_training(tmp_path / "plain", tmp_path / "deterministic")
+
+
+# ------------------------------------------------------------------------------------------------ stopping and going on
+
+
+@pytest.mark.parametrize("order", [(), ("--shuffle",)], ids=["in file order", "shuffled"])
+def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[str, ...]) -> None:
+    straight = trained(tmp_path, "--epochs", 4, "--momentum", 0.5, *order)
+    assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
+    result = train(tmp_path, "--resume", "parts", "--epochs", 4)
+    assert result.status == 0, result.err
+    assert "going on after step 10 (2 of 4 epochs done)" in result.out
+    assert_same_training(straight, tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C exits 130", "SIGTERM exits 143"]
+)
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    arguments = (*TINY, "--epochs", 6, "--shuffle", "--log-every", 1)
+    command = Command("train_full.py", *arguments, "--output", "run", folder=tmp_path)
+    command.wait_for("step 12: ")
+    command.send(number)
+    stopped = command.wait()
+    assert stopped.status == status, stopped.err
+    assert "--resume run" in stopped.out
+    progress = load_checkpoint(tmp_path / "run" / "last.pt")["training"]["progress"]
+    assert progress["step"] >= 12
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert train(tmp_path, "--resume", "run").status == 0
+    assert train(tmp_path, *arguments, "--output", "straight").status == 0
+    assert_same_training(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
+    command.wait_for("step 7: ")
+    assert command.process.pid is not None
+    # Both arrive while the process is held, so that the second comes before the first one's step has ended.
+    command.send(signal.SIGSTOP)
+    command.send(signal.SIGINT)
+    command.send(signal.SIGCONT)
+    command.wait_for("once more to stop at once")
+    command.send(signal.SIGINT)
+    result = command.wait()
+    assert result.status in (-signal.SIGINT, 130), result.err  # 130: the step was over before the second one came
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["training"]["progress"]["step"] >= STEPS
+
+
+def test_ctrl_c_before_the_training_begins_leaves_quietly(tmp_path: Path) -> None:
+    command = Command("train_full.py", *TINY, "--output", "run", folder=tmp_path, prepare=interrupt_soon)
+    result = command.wait()
+    assert result.status == 130
+    assert "Traceback" not in result.err
+
+
+def interrupt_soon() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 1e-3)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stopped(tmp_path: Path) -> None:
+    """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
+    epochs = 60
+    arguments = (*TINY, "--shuffle", "--epochs", epochs, "--keep-every", 7, "--momentum", 0.9, "--quiet")
+    began = time.monotonic()
+    assert train(tmp_path, *arguments, "--output", "straight").status == 0
+    whole = time.monotonic() - began
+    chance = random.Random(0)
+    kills = 0
+    while kills < 50:
+        exists = (tmp_path / "run" / "config.json").exists()
+        words = ("--resume", "run") if exists else (*arguments, "--output", "run")
+        command = Command("train_full.py", *words, folder=tmp_path)
+        command.process.join(chance.uniform(0, 0.3 * whole))
+        if command.process.exitcode is not None:  # it ended before its kill: begin another one
+            assert command.wait().status == 0, command.wait().err
+            (tmp_path / "run").rename(tmp_path / f"finished-{kills}")
+            continue
+        command.send(signal.SIGKILL)
+        assert command.wait().status == -signal.SIGKILL
+        kills += 1
+        last = tmp_path / "run" / "last.pt"
+        if last.exists():
+            load_checkpoint(last)  # whole, whatever was being written
+    result = train(tmp_path, "--resume", "run")
+    assert result.status == 0, result.err
+    (tmp_path / "run").rename(tmp_path / "finished-last")
+    for folder in tmp_path.glob("finished-*"):
+        assert_same_training(tmp_path / "straight", folder)
+        assert not list(folder.glob(".*"))
+        assert {path.name for path in folder.glob("epoch-*")} == {f"epoch-{epoch:04d}.pt" for epoch in range(7, 60, 7)}
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "--epochs", 2)
+    before = {name: (folder / name).read_bytes() for name in ("last.pt", "best.pt", "metrics.jsonl", "summary.json")}
+    result = train(tmp_path, "--resume", "run")
+    assert result.status == 0, result.err
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """Exit status 2 and one line on standard error that has the words; no traceback."""
+    assert result.status == 2, (result.out, result.err)
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("error: ")
+    for word in words:
+        assert word in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--batch-size", 0), ("--batch-size must be at least 1", "got 0")),
+        (("--epochs", 0), ("--epochs must be at least 1", "got 0")),
+        (("--epochs", -3), ("--epochs must be at least 1", "got -3")),
+        (("--learning-rate", 0), ("--learning-rate must be above 0", "got 0")),
+        (("--learning-rate", "nan"), ("--learning-rate must be above 0", "got nan")),
+        (("--learning-rate", "inf"), ("--learning-rate must be above 0", "got inf")),
+        (("--momentum", -1), ("--momentum must be at least 0", "got -1")),
+        (("--weight-decay", "nan"), ("--weight-decay must be at least 0", "got nan")),
+        (("--log-every", 0), ("--log-every must be at least 1",)),
+        (("--keep-every", -1), ("--keep-every must be at least 0",)),
+        (("--limit-train", 0), ("--limit-train must be at least 1",)),
+        (("--limit-test", 0), ("--limit-test must be at least 1",)),
+        (("--num-threads", 0), ("--num-threads must be at least 1",)),
+        (("--seed", -1), ("--seed must be at least 0",)),
+        (("--device", "cuda:99"), ("--device cuda:99", "there is cpu")),
+        (("--device", "gpu"), ("--device gpu", "there is cpu")),
+        (("--download",), ("--download fetches CIFAR-10", "shapes")),
+        (("--output", "a-file"), ("--output a-file is a file",)),
+        (("--output", "full"), ("--output full is not empty", "--resume full")),
+        (("--resume", "nowhere"), ("--resume nowhere: no run is there",)),
+        (("--resume", "full"), ("--resume full: no run is there",)),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert_refused(train(tmp_path, *TINY, *words), *said)
+    left = sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".out", ".err"))
+    assert left == before
+    assert [path.name for path in (tmp_path / "full").iterdir() if path.name != "run.lock"] == ["letter.txt"]
+
+
+def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    assert_refused(train(tmp_path, "--dataset", "cifar10", "--data-root", "nothing"), "nothing", "--download")
+    assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "nothing"), "nothing")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--batch-size", 8), ("--seed", 1), ("--shuffle",), ("--learning-rate", 0.1), ("--limit-train", 40)],
+    ids=lambda words: str(words[0]),
+)
+def test_going_on_with_another_recipe_is_refused(tmp_path: Path, words: tuple[object, ...]) -> None:
+    trained(tmp_path, "--epochs", 1)
+    assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2, *words), str(words[0]), "cannot change")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {}}', '{"settings": {"data_root": 3}}'])
+def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    assert_refused(train(tmp_path, "--resume", "run"), "config.json is damaged")
+
+
+def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "--epochs", 1)
+    content = (folder / "last.pt").read_bytes()
+    (folder / "last.pt").write_bytes(content[: len(content) // 2])
+    assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), "last.pt", "cut off")
+    assert (folder / "last.pt").read_bytes() == content[: len(content) // 2]
+
+
+def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
+    command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
+    command.wait_for("step 7: ")
+    assert_refused(train(tmp_path, "--resume", "run"), "run", "another run is using this folder")
+    assert_refused(train(tmp_path, *TINY, "--output", "run"), "run", "another run is using this folder")
+    command.send(signal.SIGKILL)
+    command.wait()
+    done = load_checkpoint(tmp_path / "run" / "last.pt")["training"]["progress"]["epoch"]
+    assert train(tmp_path, "--resume", "run", "--epochs", done + 1).status == 0  # the lock died with its holder
+
+
+def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path, "--epochs", 2)
+    assert_refused(train(tmp_path, "--resume", "run", "--epochs", 1), "--epochs 1", "2 epochs already")
+
+
+def test_a_loss_that_is_not_finite_is_said_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "--epochs", 1)
+    good = (folder / "last.pt").read_bytes()
+    assert_refused(train(tmp_path, *TINY, "--output", "wild", "--learning-rate", 1e6), "the loss of step ", "last.pt")
+    for name, tensor in load_checkpoint(tmp_path / "wild" / "last.pt")["state_dict"].items():
+        assert tensor.isfinite().all(), name
+    assert (folder / "last.pt").read_bytes() == good
+
+
+def limit_file_size() -> None:
+    """No file may grow beyond 300 kB: every larger write fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "--epochs", 1)
+    good = (folder / "last.pt").read_bytes()
+    assert_refused(
+        train(tmp_path, "--resume", "run", "--epochs", 2, prepare=limit_file_size), ".pt could not be written"
+    )
+    assert (folder / "last.pt").read_bytes() == good
+    assert not list(folder.glob(".*"))
+    assert train(tmp_path, "--resume", "run", "--epochs", 2).status == 0
+
+
+def test_help_names_every_setting(tmp_path: Path) -> None:
+    result = train(tmp_path, "--help")
+    assert result.status == 0
+    for words in ("--dataset", "--download", "--resume", "--keep-every", "--deterministic", "--limit-train", "--quiet"):
+        assert words in result.out
