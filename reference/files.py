@@ -31,8 +31,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
+        reason = error
+        while isinstance(reason, RuntimeError) and reason.__context__ is not None:
+            reason = reason.__context__  # torch.save answers a full disk with a RuntimeError of its own
+        if isinstance(reason, OSError):
+            raise OSError(f"{path} could not be written: {reason.strerror or reason}") from error
         raise
 
 

@@ -352,7 +352,7 @@ class AdamW(Adam):
             group["decoupled_weight_decay"] = True
 
 
-def _number(value: Scalar) -> Scalar:
+def _number(value: Scalar) -> Any:
     """A tensor of one number, however many dimensions it has, as one without any."""
     return value.squeeze() if isinstance(value, Tensor) else value
 

@@ -30,7 +30,7 @@ from torch import nn
 from tqdm import tqdm
 
 from reference.checkpoint import PREPROCESSING, load_checkpoint, save_checkpoint
-from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL, CIFAR10
+from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, cifar10_pair
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
@@ -244,7 +244,7 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
     """Both halves of the data set that is asked for, cut to the limits, and its description for config.json."""
     name, root = settings.dataset, settings.data_root
     if name == "auto":
-        present = settings.download or any((root / part).exists() for part in (CIFAR10.archive, CIFAR10.base_folder))
+        present = settings.download or any((root / part).exists() for part in (ARCHIVE, FOLDER))
         name = "cifar10" if present else "shapes"
         if not present:
             say(
@@ -257,14 +257,19 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
             Shapes(train=False, size=min(sizes[1], TEST_SIZE)),
         )
     elif name == "cifar10":
-        options = {"mirrors": settings.mirrors, "archive_md5": settings.archive_md5, "progress": not settings.quiet}
-        both = (
-            CIFAR10(root, train=True, download=settings.download, **options),
-            CIFAR10(root, train=False, **options),
+        both = cifar10_pair(
+            root,
+            settings.download,
+            mirrors=settings.mirrors,
+            archive_md5=settings.archive_md5,
+            progress=not settings.quiet,
         )
     else:
-        options = {"skip_broken": settings.skip_broken, "progress": not settings.quiet}
-        trees = (ImageTree(root, train=True, **options), ImageTree(root, train=False, **options))
+        train_tree, test_tree = (
+            ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
+            for train in (True, False)
+        )
+        trees = (train_tree, test_tree)
         skipped = [path for tree in trees for path in tree.skipped]
         if skipped:
             print(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")

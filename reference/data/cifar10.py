@@ -145,7 +145,7 @@ def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) ->
     except InputError:
         raise
     except DAMAGE as error:
-        raise InputError(f"{source}: truncated or damaged ({error}): {REMEDY}") from error
+        raise InputError(f"{source}: truncated or damaged ({str(error)[:200]}): {REMEDY}") from error
     for name in wanted:
         if name not in files:
             raise InputError(f"{source}: holds no {FOLDER}/{name}: {REMEDY}")
@@ -391,12 +391,14 @@ def read_pickle(data: bytes) -> object:
 def describe(module: str, name: str) -> Described:
     full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # its name since numpy 2
     if full_name not in DESCRIBABLE:
-        raise ValueError(f"it asks for {full_name[:100]}, which no batch of pictures needs")
+        raise ValueError(f"it asks for {full_name[:100]!r}, which no batch of pictures needs")
     return Described(full_name)
 
 
 def as_text(value: object) -> str:
-    """A name or dictionary key: a string, which Python 2 wrote as bytes, and a short one."""
+    """A name or dictionary key: a short printable string, which Python 2 wrote as bytes."""
     if isinstance(value, str | bytes) and len(value) <= 100:
-        return value.decode("latin-1") if isinstance(value, bytes) else value
-    raise ValueError("a name or dictionary key is not a short string")
+        text = value.decode("latin-1") if isinstance(value, bytes) else value
+        if text.isprintable():
+            return text
+    raise ValueError("a name or dictionary key is not a short printable string")

@@ -273,6 +273,7 @@ def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str |
     """Writes an entry, and the stats it belongs to, into the first folder that takes them; old entries make room."""
     for folder in folders:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             if fresh:
                 for left_behind in folder.glob("*.tmp"):  # by a run that was killed
                     left_behind.unlink(missing_ok=True)

@@ -113,6 +113,7 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     with suppress(Exception):  # damaged metadata do not make a picture unreadable
         picture.info = image.info
         ImageOps.exif_transpose(picture, in_place=True)
+        picture.getexif().clear()  # a second turn would be one too many
     picture.info = {}
     if size is None or picture.size == (size[1], size[0]):
         return picture

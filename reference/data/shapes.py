@@ -11,9 +11,9 @@ called `w[0]` to `w[397]`. They depend on nothing else: a smaller data set is th
 **Class.** Pictures `10b` to `10b + 9` are block `b`, one picture of each class: the class of a picture is the rank of
 its `w[0]` in the block, 0 for the smallest.
 
-**Shape.** A class is a region of a grid of cells (column `u` to the right, row `v` downwards), given in `REGIONS`; its middle
-is cell (0, 0), and no region reaches beyond ±56. All ten have the same area, within 1 %, and sharp edges: neither
-the mean brightness nor the shares of the colours tell one class from another.
+**Shape.** A class is a region of a grid of cells (column `u` to the right, row `v` downwards), given in `REGIONS`; its
+middle is cell (0, 0), and it ends before ±57. All ten have the same area, within 1 %, and sharp edges: neither the mean
+brightness nor the shares of the colours tell one class from another.
 
 **Place.** Lengths in the picture are half pixels, `x` to the right and `y` downwards, 0 in the middle: the columns and
 rows stand at -31, -29 … 31. With `÷` and `>>` rounding down:

@@ -1,8 +1,8 @@
 """Chapter 12, "other layers": attention, in which every position of a sequence asks all others what they know.
 
-Each position sends out a query, and offers a key and a value. Where a query meets keys like itself, their values come back,
-mixed in proportion. `scaled_dot_product_attention` is that exchange; `MultiheadAttention` holds several at once, each in a
-learned projection; `TransformerEncoderLayer` adds a small network for each position (Vaswani et al., 2017).
+Each position sends out a query, and offers a key and a value. Where a query meets keys like itself, their values come
+back, mixed in proportion. `scaled_dot_product_attention` is that exchange; `MultiheadAttention` holds several at once,
+each in a learned projection; `TransformerEncoderLayer` adds a network for each position (Vaswani et al., 2017).
 """
 
 import math
@@ -36,8 +36,8 @@ def scaled_dot_product_attention(
 ) -> Float[Tensor, "*leading queries value_features"]:
     """output = softmax(scale · query keyᵀ + mask) value, with the softmax over the keys.
 
-    A query to which the mask leaves no key gets zeros. float16 and bfloat16 are computed in float32 and rounded once, at the
-    end.
+    A query to which the mask leaves no key gets zeros. float16 and bfloat16 are computed in float32 and rounded once,
+    at the end.
 
     Args:
         query: `[*leading, queries, features]`; the leading dimensions of all three broadcast.
@@ -48,20 +48,21 @@ def scaled_dot_product_attention(
         dropout_p: the probability with which each weight is dropped, in training and evaluation alike.
         is_causal: query i sees the keys 0 to i, instead of an `attn_mask`.
         scale: 1/√features if None.
-        enable_gqa: each head of `key` and `value`, both `[*leading, heads, keys, ...]`, serves a group of heads of `query`.
+        enable_gqa: the dimension before the last two is heads; one head of `key` and `value` serves several of `query`.
 
     Returns:
         `[*leading, queries, value_features]`, of the dtype of `query`.
 
     Raises:
         TypeError: an argument is not a tensor, or a dtype does not fit.
-        ValueError: a shape does not fit, both `attn_mask` and `is_causal` are given, or `dropout_p` is outside [0, 1].
+        ValueError: a shape does not fit, `attn_mask` and `is_causal` are given, or `dropout_p` is outside [0, 1].
     """
     _check_query_key_value(query, key, value)
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"scaled_dot_product_attention: dropout_p is a probability from 0 to 1, got {dropout_p}")
-    if is_causal and attn_mask is not None:
-        raise ValueError("scaled_dot_product_attention: attn_mask is given and is_causal=True, but only one can be used")
+    _require(0 <= dropout_p <= 1, f"scaled_dot_product_attention: dropout_p must be from 0 to 1, got {dropout_p}")
+    _require(
+        not is_causal or attn_mask is None,
+        "scaled_dot_product_attention: attn_mask and is_causal=True are given, but only one mask can be used",
+    )
     if enable_gqa:
         key, value = _repeat_heads("key", key, query), _repeat_heads("value", value, query)
     _check_leading(query, key, value)
@@ -82,14 +83,15 @@ def scaled_dot_product_attention(
 class MultiheadAttention(torch.nn.Module):
     """Several attentions side by side, each over its own projection of query, key and value.
 
-        head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i,    Q = query W_qᵀ + b_q,  K = key W_kᵀ + b_k,  V = value W_vᵀ + b_v
+        Q = query W_qᵀ + b_q,  K = key W_kᵀ + b_k,  V = value W_vᵀ + b_v
+        head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i
         output = [head_1 … head_h] W_oᵀ + b_o
 
-    where Q_i are the features i · head_dim to (i + 1) · head_dim of Q, and head_dim = embed_dim / num_heads.
+    where Q_i, K_i and V_i are the i-th of the h equal parts that the features of Q, K and V are cut into.
 
     Args:
         embed_dim: features of query and output, divided among the heads.
-        num_heads: the number of heads.
+        num_heads: the number of heads, h.
         dropout: the probability with which training drops each attention weight.
         bias: with b_q, b_k, b_v and b_o.
         add_bias_kv: append a learned key and value that every query may see.
@@ -101,16 +103,21 @@ class MultiheadAttention(torch.nn.Module):
         dtype: their dtype.
 
     Attributes:
-        in_proj_weight: W_q, W_k, W_v on top of each other, `[3 · embed_dim, embed_dim]`; None if `kdim` or `vdim` differs.
-        q_proj_weight, k_proj_weight, v_proj_weight: W_q, W_k, W_v in that case; None otherwise.
+        in_proj_weight: W_q, W_k, W_v stacked, `[3 · embed_dim, embed_dim]`; None if `kdim` or `vdim` differs.
+        q_proj_weight: W_q in that case, otherwise None; likewise `k_proj_weight` and `v_proj_weight`.
         in_proj_bias: b_q, b_k, b_v, `[3 · embed_dim]`, or None.
         out_proj: the layer of W_o and b_o.
-        bias_k, bias_v: the appended key and value, `[1, 1, embed_dim]`, or None.
+        bias_k: the appended key, `[1, 1, embed_dim]`, or None; likewise `bias_v`, the value.
 
     Raises:
         ValueError: `embed_dim` or `num_heads` is not positive, or `embed_dim` not a multiple of `num_heads`.
     """
 
+    in_proj_weight: torch.nn.Parameter | None
+    q_proj_weight: torch.nn.Parameter  # these three are there where in_proj_weight is None
+    k_proj_weight: torch.nn.Parameter
+    v_proj_weight: torch.nn.Parameter
+    in_proj_bias: torch.nn.Parameter | None
     bias_k: torch.nn.Parameter | None
     bias_v: torch.nn.Parameter | None
 
@@ -125,15 +132,14 @@ class MultiheadAttention(torch.nn.Module):
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-            if size <= 0:
-                raise ValueError(f"MultiheadAttention: {name} must be at least 1, got {size}")
-        if embed_dim % num_heads:
-            raise ValueError(f"MultiheadAttention: embed_dim={embed_dim} must be a multiple of num_heads={num_heads}")
+            _require(size > 0, f"MultiheadAttention: {name} must be at least 1, got {size}")
+        text = f"MultiheadAttention: embed_dim must be a multiple of num_heads={num_heads}, got {embed_dim}"
+        _require(embed_dim % num_heads == 0, text)
         self.embed_dim = embed_dim
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
@@ -159,7 +165,7 @@ class MultiheadAttention(torch.nn.Module):
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:
-        """Projections of the input from Xavier's uniform distribution, the appended pair from his normal one, biases 0."""
+        """Projections from Xavier's uniform distribution, what is appended from his normal one, biases 0."""
         for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
             if weight is not None:
                 xavier_uniform_(weight)
@@ -180,11 +186,11 @@ class MultiheadAttention(torch.nn.Module):
         attn_mask: Mask = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> tuple[Float[Tensor, "*sequence embed_dim"], Float[Tensor, "*heads queries keys"] | None]:
+    ) -> tuple[Float[Tensor, "*sequence embed_dim"], Float[Tensor, "*heads queries all_keys"] | None]:
         """What each query learns from the values, and how it weighed them.
 
-        In both masks True means *not* to look there, the opposite of `scaled_dot_product_attention`. A query that may look
-        nowhere gets NaN with `need_weights`, and 0 from each head without.
+        In both masks True means *not* to look there, the opposite of `scaled_dot_product_attention`. A query that may
+        look nowhere gets NaN with `need_weights`, and zeros from its heads without.
 
         Args:
             query: `[queries, batch, embed_dim]`, with `batch_first` `[batch, queries, embed_dim]`, without a batch
@@ -195,13 +201,13 @@ class MultiheadAttention(torch.nn.Module):
             need_weights: return the attention weights too.
             attn_mask: `[queries, keys]` or `[batch · num_heads, queries, keys]`; bool, or floating point to be added.
             average_attn_weights: return their mean over the heads instead of each head's own.
-            is_causal: a promise that `attn_mask` is the causal mask, which is used in its place where neither
+            is_causal: a promise that `attn_mask` is the causal mask, which then stands in for it where neither
                 `key_padding_mask` nor `need_weights` is given.
 
         Returns:
             output: shaped as `query`.
-            weights: after dropout, `[batch, queries, keys]`, or `[batch, num_heads, queries, keys]` without averaging; None
-                without `need_weights`.
+            weights: after dropout, `[batch, queries, keys]`, or `[batch, num_heads, queries, keys]` without averaging,
+                with the keys that are appended; None without `need_weights`.
 
         Raises:
             TypeError: an argument is not a tensor, or a dtype does not fit.
@@ -219,12 +225,12 @@ class MultiheadAttention(torch.nn.Module):
 
         q, k, v = (self._split_heads(part) for part in self._project(query, key, value))
         dropout_p = self.dropout if self.training else 0.0
+        weights = None
         if need_weights:
             logits = _scaled_products(q, k)
             weights = dropout(softmax(logits if mask is None else logits + mask, dim=-1), dropout_p)
             heads = weights @ v
         else:
-            weights = None
             causal = is_causal and key_padding_mask is None
             heads = scaled_dot_product_attention(q, k, v, None if causal else mask, dropout_p, causal)
         output = self.out_proj(heads.permute(2, 0, 1, 3).flatten(-2))  # [queries, batch, embed_dim]
@@ -246,10 +252,9 @@ class MultiheadAttention(torch.nn.Module):
         Float[Tensor, "batch all_keys embed_dim"],
     ]:
         """Q, K and V, with the keys and values that are appended."""
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         if self.in_proj_weight is not None:
             weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (linear(*part) for part in zip((query, key, value), weights, biases, strict=True))
 
@@ -277,39 +282,30 @@ class MultiheadAttention(torch.nn.Module):
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, query.dtype)
-            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.ndim == 3 else mask[None, None]
+            mask = mask.unflatten(0, (len(query), self.num_heads)) if mask.ndim == 3 else mask[None, None]
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, query.dtype).reshape(len(query), 1, 1, key.shape[1])
             mask = padding if mask is None else mask + padding
-        if mask is not None:
-            fitting = (query.dtype,) if need_weights else (query.dtype, torch.float32)
-            if mask.dtype not in fitting:
-                raise TypeError(
-                    f"MultiheadAttention: attn_mask and key_padding_mask come to {mask.dtype}, but need torch.bool or "
-                    f"{' or '.join(map(str, fitting))}"
-                )
-            appended = (self.bias_k is not None) + self.add_zero_attn
-            mask = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], appended)], dim=-1)
-        return mask
+        if mask is None:
+            return None
+        fitting = {query.dtype} if need_weights else {query.dtype, torch.float32}
+        text = f"attn_mask and key_padding_mask come to {mask.dtype}, but query is {query.dtype}"
+        _require(mask.dtype in fitting, f"MultiheadAttention: {text}", TypeError)
+        appended = (self.bias_k is not None) + self.add_zero_attn
+        return torch.cat([mask, mask.new_zeros(*mask.shape[:-1], appended)], dim=-1)
 
     def _check_inputs(self, query: Given, key: Given, value: Given) -> None:
-        weight = self.out_proj.weight
-        widths = {"embed_dim": self.embed_dim, "kdim": self.kdim, "vdim": self.vdim}
-        for (name, part), (width_name, width) in zip({"query": query, "key": key, "value": value}.items(), widths.items(), strict=True):
-            _check_sequence("MultiheadAttention", name, part, width_name, width, weight.dtype)
-            if part.ndim != query.ndim:
-                raise ValueError(
-                    f"MultiheadAttention: {name} {tuple(part.shape)} and query {tuple(query.shape)} need a batch both or neither"
-                )
-        if key.shape[:-1] != value.shape[:-1]:
-            raise ValueError(
-                f"MultiheadAttention: value has the shape {tuple(value.shape)}, but key {tuple(key.shape)} needs a value per key"
-            )
+        dtype = self.out_proj.weight.dtype
+        _check_sequence("MultiheadAttention: query", query, "embed_dim", self.embed_dim, dtype)
+        _check_sequence("MultiheadAttention: key", key, "kdim", self.kdim, dtype)
+        _check_sequence("MultiheadAttention: value", value, "vdim", self.vdim, dtype)
+        same = key.shape[:-1] == value.shape[:-1]
+        text = f"value has the shape {tuple(value.shape)}, but needs one value for each key of {tuple(key.shape)}"
+        _require(same, f"MultiheadAttention: {text}")
         batch_dim = 0 if self.batch_first else 1
-        if query.ndim == 3 and query.shape[batch_dim] != key.shape[batch_dim]:
-            raise ValueError(
-                f"MultiheadAttention: key has a batch of {key.shape[batch_dim]}, but query one of {query.shape[batch_dim]}"
-            )
+        same = query.ndim == key.ndim and (query.ndim == 2 or query.shape[batch_dim] == key.shape[batch_dim])
+        text = f"key has the shape {tuple(key.shape)}, but needs the batch of query {tuple(query.shape)}"
+        _require(same, f"MultiheadAttention: {text}")
 
 
 class NonDynamicallyQuantizableLinear(Linear):
@@ -317,12 +313,13 @@ class NonDynamicallyQuantizableLinear(Linear):
 
 
 class TransformerEncoderLayer(torch.nn.Module):
-    """Attention among positions, then a network at each position; around either a residual connection and a `LayerNorm`.
+    """Attention among positions, then a network at each of them; around either a residual connection and a norm.
 
-        norm_first=False:  x = norm1(src + attention(src));       output = norm2(x + feed_forward(x))
-        norm_first=True:   x = src + attention(norm1(src));       output = x + feed_forward(norm2(x))
+        norm_first=False:   x = norm1(src + attention(src));     output = norm2(x + feed_forward(x))
+        norm_first=True:    x = src + attention(norm1(src));     output = x + feed_forward(norm2(x))
 
-        attention(x) = dropout1(self_attn(x, x, x));    feed_forward(x) = dropout2(linear2(dropout(activation(linear1(x)))))
+        attention(x) = dropout1(self_attn(x, x, x))
+        feed_forward(x) = dropout2(linear2(dropout(activation(linear1(x)))))
 
     Args:
         d_model: features of each position.
@@ -332,14 +329,14 @@ class TransformerEncoderLayer(torch.nn.Module):
         activation: "relu", "gelu", or a function of a tensor.
         layer_norm_eps: `eps` of both norms.
         batch_first: sequences are `[batch, length, d_model]` instead of `[length, batch, d_model]`.
-        norm_first: normalize what goes into attention and feed-forward, rather than what comes out.
+        norm_first: normalize what goes into attention and network, rather than what comes out.
         bias: with biases in all layers.
         device: where the parameters live.
         dtype: their dtype.
 
     Raises:
         TypeError: `activation` is neither a string nor callable.
-        ValueError: `activation` is an unknown name, `dropout` is outside [0, 1], or `d_model` not a multiple of `nhead`.
+        ValueError: `activation` is an unknown name, `dropout` outside [0, 1], or `d_model` not a multiple of `nhead`.
     """
 
     def __init__(
@@ -353,7 +350,7 @@ class TransformerEncoderLayer(torch.nn.Module):
         batch_first: bool = False,
         norm_first: bool = False,
         bias: bool = True,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -368,12 +365,18 @@ class TransformerEncoderLayer(torch.nn.Module):
         self.norm2 = LayerNorm(d_model, eps=layer_norm_eps, bias=bias, device=device, dtype=dtype)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        self.activation = _activation(activation)
+        if isinstance(activation, str):
+            text = f"TransformerEncoderLayer: activation must be 'relu', 'gelu' or a function, got {activation!r}"
+            _require(activation in ("relu", "gelu"), text)
+            activation = relu if activation == "relu" else _gelu
+        text = f"TransformerEncoderLayer: activation must be a name or a function, got {activation!r}"
+        _require(callable(activation), text, TypeError)
+        self.activation = activation
 
     def forward(
         self, src: Given, src_mask: Mask = None, src_key_padding_mask: Mask = None, is_causal: bool = False
     ) -> Float[Tensor, "*sequence d_model"]:
-        """`src`, after each position has looked at the others and thought about what it saw.
+        """`src`, after each position has looked at the others and has thought about what it saw.
 
         Args:
             src: `[length, batch, d_model]`, with `batch_first` `[batch, length, d_model]`, without a batch
@@ -390,7 +393,7 @@ class TransformerEncoderLayer(torch.nn.Module):
             ValueError: a shape does not fit, or `is_causal` is given without `src_mask`.
         """
         attn = self.self_attn
-        _check_sequence("TransformerEncoderLayer", "src", src, "d_model", attn.embed_dim, attn.out_proj.weight.dtype)
+        _check_sequence("TransformerEncoderLayer: src", src, "d_model", attn.embed_dim, attn.out_proj.weight.dtype)
         masks = {"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask}
         _check_masks("TransformerEncoderLayer", masks, is_causal, src, src, attn.num_heads, attn.batch_first)
         if self.norm_first:
@@ -402,138 +405,106 @@ class TransformerEncoderLayer(torch.nn.Module):
     def _attend(
         self, x: Float[Tensor, "*sequence d_model"], mask: Mask, padding: Mask, is_causal: bool
     ) -> Float[Tensor, "*sequence d_model"]:
-        return self.dropout1(self.self_attn(x, x, x, padding, False, mask, is_causal=is_causal)[0])
+        output, _ = self.self_attn(x, x, x, padding, need_weights=False, attn_mask=mask, is_causal=is_causal)
+        return self.dropout1(output)
 
     def _feed_forward(self, x: Float[Tensor, "*sequence d_model"]) -> Float[Tensor, "*sequence d_model"]:
         return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
 
 def _scaled_products(
-    query: Float[Tensor, "*#leading queries features"],
-    key: Float[Tensor, "*#leading keys features"],
+    query: Float[Tensor, "*_ queries features"],
+    key: Float[Tensor, "*_ keys features"],
     scale: float | int | None = None,
 ) -> Float[Tensor, "*_ queries keys"]:
-    """scale · query keyᵀ, by default with 1/√features: what the products of random features spread like √features."""
-    features = query.shape[-1]
+    """scale · query keyᵀ, scaled by 1/√features if None: products of random features spread like √features."""
     if scale is None:
-        scale = 1 / math.sqrt(max(features, 1))  # without features every product is 0
+        scale = 1 / math.sqrt(max(query.shape[-1], 1))  # without features every product is 0
     return (query * scale) @ key.mT
 
 
 def _additive(mask: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """A bool mask as what is to be added to the logits: -inf where it is True, 0 elsewhere; any other mask as it is."""
+    """A bool mask as what is added to the logits: -inf where it is True, 0 elsewhere; any other mask as it is."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
 def _gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x · Φ(x), Φ being the normal distribution function: x where it is likely to exceed a random number, else near 0."""
+    """x · Φ(x), where Φ is the distribution function of N(0, 1): a ReLU with a soft corner."""
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
-def _activation(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    named = {"relu": relu, "gelu": _gelu}
-    if isinstance(activation, str) and activation not in named:
-        raise ValueError(f"TransformerEncoderLayer: activation must be 'relu', 'gelu' or a function, got {activation!r}")
-    if not isinstance(activation, str) and not callable(activation):
-        raise TypeError(f"TransformerEncoderLayer: activation must be 'relu', 'gelu' or a function, got {activation!r}")
-    return named[activation] if isinstance(activation, str) else activation
-
-
 def _repeat_heads(name: str, part: Given, query: Given) -> Shaped[Tensor, "..."]:
-    """Each head of `part` as often in succession as there are heads of `query` to one of them."""
-    if query.ndim < 3 or part.ndim < 3:
-        raise ValueError(
-            f"scaled_dot_product_attention: {name} {tuple(part.shape)} and query {tuple(query.shape)} need heads, "
-            "[*leading, heads, length, features], with enable_gqa=True"
-        )
+    """Each head of `part` as many times in a row as `query` has heads for it."""
+    text = f"scaled_dot_product_attention: enable_gqa=True needs heads, but {name} and query have the shapes "
+    _require(min(query.ndim, part.ndim) >= 3, f"{text}{tuple(part.shape)} and {tuple(query.shape)}")
     heads, groups = query.shape[-3], part.shape[-3]
-    if heads == groups:
-        return part
-    if groups == 0 or heads % groups:
-        raise ValueError(
-            f"scaled_dot_product_attention: {name} has {groups} heads, which does not divide query's {heads} (enable_gqa=True)"
-        )
-    return part.repeat_interleave(heads // groups, dim=-3)
+    fits = heads == groups or (groups > 0 and heads % groups == 0)
+    _require(fits, f"scaled_dot_product_attention: {name} has {groups} heads, which do not divide query's {heads}")
+    return part if heads == groups else part.repeat_interleave(heads // groups, dim=-3)
 
 
 def _check_query_key_value(query: Given, key: Given, value: Given) -> None:
-    for name, part in {"query": query, "key": key, "value": value}.items():
-        if not isinstance(part, Tensor) or not part.is_floating_point():
-            got = part.dtype if isinstance(part, Tensor) else type(part).__name__
-            raise TypeError(f"scaled_dot_product_attention: {name} must be a tensor of floating point, got {got}")
-        if part.dtype != query.dtype:
-            raise TypeError(f"scaled_dot_product_attention: {name} is {part.dtype}, but query is {query.dtype}")
-        if part.ndim < 2:
-            raise ValueError(
-                f"scaled_dot_product_attention: {name} has the shape {tuple(part.shape)}, but needs [*leading, length, features]"
-            )
-    if key.shape[-1] != query.shape[-1]:
-        raise ValueError(
-            f"scaled_dot_product_attention: key has {key.shape[-1]} features, but query has {query.shape[-1]}"
-        )
-    if value.shape[-2] != key.shape[-2]:
-        raise ValueError(f"scaled_dot_product_attention: there are {value.shape[-2]} values, but {key.shape[-2]} keys")
+    for name, part in (("query", query), ("key", key), ("value", value)):
+        role = f"scaled_dot_product_attention: {name}"
+        _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
+        _require(part.is_floating_point(), f"{role} is {part.dtype}, but must be floating point", TypeError)
+        _require(part.dtype == query.dtype, f"{role} is {part.dtype}, but query is {query.dtype}", TypeError)
+        _require(part.ndim >= 2, f"{role} has the shape {tuple(part.shape)}, but needs [*leading, length, features]")
+    (features, needed), (values, keys) = (key.shape[-1], query.shape[-1]), (value.shape[-2], key.shape[-2])
+    _require(features == needed, f"scaled_dot_product_attention: key has {features} features, but query has {needed}")
+    _require(values == keys, f"scaled_dot_product_attention: value has the length {values}, but key has {keys}")
 
 
 def _check_leading(query: Given, key: Given, value: Given) -> None:
     try:
-        torch.broadcast_shapes(*(part.shape[:-2] for part in (query, key, value)))
+        torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:
-        raise ValueError(
-            f"scaled_dot_product_attention: query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} "
-            "need leading dimensions that broadcast"
-        ) from None
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
+        raise ValueError(f"scaled_dot_product_attention: {shapes} need leading dimensions that broadcast") from None
 
 
 def _check_attn_mask(attn_mask: Given, query: Given, logits: Float[Tensor, "*leading queries keys"]) -> None:
-    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
-        raise TypeError(
-            f"scaled_dot_product_attention: attn_mask is {attn_mask.dtype}, but needs torch.bool, torch.float32 or {query.dtype}"
-        )
-    pairs = list(zip(reversed(attn_mask.shape), reversed(logits.shape), strict=False))
-    if attn_mask.ndim > logits.ndim or any(size not in (1, needed) for size, needed in pairs):
-        raise ValueError(
-            f"scaled_dot_product_attention: attn_mask has the shape {tuple(attn_mask.shape)}, but must broadcast to "
-            f"{tuple(logits.shape)}, [*leading, queries, keys]"
-        )
+    role, needed = "scaled_dot_product_attention: attn_mask", tuple(logits.shape)
+    _require(isinstance(attn_mask, Tensor), f"{role} must be a tensor, got {type(attn_mask).__name__}", TypeError)
+    text = f"{role} is {attn_mask.dtype}, but needs torch.bool, torch.float32 or query's {query.dtype}"
+    _require(attn_mask.dtype in (torch.bool, torch.float32, query.dtype), text, TypeError)
+    sizes = zip(reversed(attn_mask.shape), reversed(needed), strict=False)
+    fits = attn_mask.ndim <= logits.ndim and all(size in (1, full) for size, full in sizes)
+    _require(fits, f"{role} has the shape {tuple(attn_mask.shape)}, but must broadcast to {needed}")
 
 
-def _check_sequence(owner: str, name: str, part: Given, width_name: str, width: int, dtype: torch.dtype) -> None:
-    if not isinstance(part, Tensor):
-        raise TypeError(f"{owner}: {name} must be a tensor, got {type(part).__name__}")
-    if part.ndim not in (2, 3):
-        raise ValueError(f"{owner}: {name} has the shape {tuple(part.shape)}, but needs 3 dimensions, or 2 without a batch")
-    if part.shape[-1] != width:
-        raise ValueError(f"{owner}: {name} has {part.shape[-1]} features, but {width_name}={width}")
-    if part.dtype != dtype:
-        raise TypeError(f"{owner}: {name} is {part.dtype}, but the weights are {dtype}")
+def _check_sequence(role: str, part: Given, width_name: str, width: int, dtype: torch.dtype) -> None:
+    _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
+    _require(part.ndim in (2, 3), f"{role} has the shape {tuple(part.shape)}, but needs 3 dimensions, or 2 unbatched")
+    _require(part.shape[-1] == width, f"{role} has {part.shape[-1]} features, but {width_name}={width}")
+    _require(part.dtype == dtype, f"{role} is {part.dtype}, but the weights are {dtype}", TypeError)
 
 
 def _check_masks(
     owner: str, masks: dict[str, Mask], is_causal: bool, query: Given, key: Given, num_heads: int, batch_first: bool
 ) -> None:
-    """Check an attention mask and a padding mask, in this order and under these names, against the sequences."""
-    batch_dim, length_dim = (0, 1) if batch_first else (1, 0)
+    """Check the attention mask and the padding mask, in this order and under these names, against the sequences."""
     if query.ndim == 2:
         batch, queries, keys = 1, len(query), len(key)
     else:
+        batch_dim, length_dim = (0, 1) if batch_first else (1, 0)
         batch, queries, keys = query.shape[batch_dim], query.shape[length_dim], key.shape[length_dim]
-    needed = [
-        [(queries, keys), (batch * num_heads, queries, keys)],
-        [(batch, keys) if query.ndim == 3 else (keys,)],
-    ]
-    for (name, mask), shapes in zip(masks.items(), needed, strict=True):
-        if mask is None:
-            continue
-        if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"{owner}: {name} must be a tensor of bool or floating point, got {got}")
-        if mask.shape not in shapes:
-            raise ValueError(
-                f"{owner}: {name} has the shape {tuple(mask.shape)}, but needs {' or '.join(map(str, shapes))}"
-            )
+    attention = [(queries, keys), (batch * num_heads, queries, keys)]
+    padding = [(batch, keys) if query.ndim == 3 else (keys,)]
+    for (name, mask), shapes in zip(masks.items(), (attention, padding), strict=True):
+        if mask is not None:
+            role = f"{owner}: {name}"
+            _require(isinstance(mask, Tensor), f"{role} must be a tensor, got {type(mask).__name__}", TypeError)
+            fits = mask.dtype == torch.bool or mask.is_floating_point()
+            _require(fits, f"{role} is {mask.dtype}, but must be bool or floating point", TypeError)
+            text = f"{role} has the shape {tuple(mask.shape)}, but needs {' or '.join(map(str, shapes))}"
+            _require(tuple(mask.shape) in shapes, text)
     name, attn_mask = next(iter(masks.items()))
-    if is_causal and attn_mask is None:
-        raise ValueError(f"{owner}: is_causal=True is a promise about {name}, but {name} is None")
+    _require(not is_causal or attn_mask is not None, f"{owner}: is_causal=True needs {name}, got None")
+
+
+def _require(valid: bool, text: str, error: type[Exception] = ValueError) -> None:
+    if not valid:
+        raise error(text)

@@ -4,8 +4,6 @@ Looking a word up is the same as multiplying its one-hot vector with the table, 
 gradient goes back into the rows that were looked up, and adds up where a row was looked up more than once.
 """
 
-from typing import Self
-
 import torch
 from jaxtyping import Num, Shaped
 from torch import Tensor
@@ -127,7 +125,7 @@ class Embedding(torch.nn.Module):
         norm_type: float | int = 2.0,
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
-    ) -> Self:
+    ) -> "Embedding":
         """A layer whose table is `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
 
         Raises:

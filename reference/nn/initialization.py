@@ -1,8 +1,9 @@
 """Chapters 08 and 12: the random numbers a new layer starts from.
 
-A layer whose outputs should neither grow nor shrink from one layer to the next needs weights whose spread falls with the
-number of inputs that are added up. Each function here fills a tensor in place with such numbers, outside autograd, drawn
-from torch's global generator: the same seed and the same order of layers give the numbers that PyTorch's layers start from.
+A layer whose outputs should neither grow nor shrink from one layer to the next needs weights whose spread falls with
+the number of inputs that are added up. Each function here fills a tensor in place with such numbers, outside
+autograd, drawn from torch's global generator: the same seed and the same order of layers give the numbers that
+PyTorch's layers start from.
 """
 
 import math
@@ -55,8 +56,8 @@ def normal_(tensor: Float[Tensor, "..."], mean: float = 0.0, std: float = 1.0) -
 def kaiming_uniform_(tensor: Float[Tensor, "..."], a: float = 0.0) -> Float[Tensor, "..."]:
     """Fill `tensor` with U(-b, b), b = gain · sqrt(3 / fan_in), gain = sqrt(2 / (1 + a²)) (He et al., 2015).
 
-    U(-b, b) has the variance b² / 3 = gain² / fan_in, which keeps the variance through a leaky ReLU of slope `a`. Linear and
-    convolution layers take a = sqrt(5), for which b is just 1 / sqrt(fan_in).
+    U(-b, b) has the variance b² / 3 = gain² / fan_in, which keeps the variance through a leaky ReLU of slope `a`.
+    Linear and convolution layers take a = sqrt(5), for which b is just 1 / sqrt(fan_in).
 
     Args:
         tensor: a weight, `[outputs, inputs, ...]`, filled in place.

@@ -13,7 +13,7 @@ import warnings
 from typing import NoReturn
 
 import torch
-from jaxtyping import Num, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from reference.nn.activation import log_softmax
@@ -25,7 +25,7 @@ def l1_loss(
     *,
     reduction: str = "mean",
     weight: Shaped[Tensor, "..."] | None = None,
-) -> Num[Tensor, "*losses"]:
+) -> Float[Tensor, "*losses"]:
     """loss = |input - target|; the mean with weights is Σ weight · loss / Σ weight.
 
     Args:
@@ -39,7 +39,7 @@ def l1_loss(
 
     Raises:
         ValueError: the shapes do not broadcast, `weight` does not have the shape of `input`, or `reduction` is unknown.
-        TypeError: both are bool, or both integers where a mean is wanted.
+        TypeError: neither `input` nor `target` is floating point.
     """
     _check_elementwise("l1_loss", input, target, weight, reduction)
     x, y = _pair("l1_loss", input, target)
@@ -53,10 +53,10 @@ def mse_loss(
     *,
     reduction: str = "mean",
     weight: Shaped[Tensor, "..."] | None = None,
-) -> Num[Tensor, "*losses"]:
+) -> Float[Tensor, "*losses"]:
     """loss = (input - target)²; the mean with weights is Σ weight · loss / Σ weight.
 
-    Arguments, result and errors are those of `l1_loss`, but at least one of `input` and `target` is floating point.
+    Arguments, result and errors are those of `l1_loss`.
     """
     _check_elementwise("mse_loss", input, target, weight, reduction)
     x, y = _pair("mse_loss", input, target)
@@ -71,7 +71,7 @@ def nll_loss(
     *,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Num[Tensor, "*losses"]:
+) -> Float[Tensor, "*losses"]:
     """loss = -weight[target] · input[target], 0 where target = ignore_index; the mean is Σ loss / Σ weight[target].
 
     Args:
@@ -102,7 +102,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float | int = 0.0,
-) -> Num[Tensor, "*losses"]:
+) -> Float[Tensor, "*losses"]:
     """loss = -Σ_c weight[c] · q[c] · log p[c], with p = softmax(input) over the classes.
 
     q are the wanted probabilities: `target` itself, if it has the shape of `input`; otherwise `target` is class
@@ -142,10 +142,11 @@ def cross_entropy(
         q = target * (1 - smoothing) + smoothing / input.shape[classes] if smoothing else target
         return _reduce(-(weighted * q).sum(classes), reduction)
     losses, weights = _negative_log_likelihood("cross_entropy", log_p, target, weight, ignore_index)
+    loss = _reduce(losses, reduction, weights)
     if smoothing:
         uniform = -weighted.mean(classes).masked_fill(target == ignore_index, 0)
-        losses = (1 - smoothing) * losses + smoothing * uniform
-    return _reduce(losses, reduction, weights)
+        loss = (1 - smoothing) * loss + smoothing * _reduce(uniform, reduction, weights)
+    return loss
 
 
 class L1Loss(torch.nn.Module):
@@ -155,7 +156,7 @@ class L1Loss(torch.nn.Module):
         super().__init__()
         self.reduction = reduction
 
-    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Num[Tensor, "*losses"]:
+    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Float[Tensor, "*losses"]:
         return l1_loss(input, target, reduction=self.reduction)
 
 
@@ -166,7 +167,7 @@ class MSELoss(torch.nn.Module):
         super().__init__()
         self.reduction = reduction
 
-    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Num[Tensor, "*losses"]:
+    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Float[Tensor, "*losses"]:
         return mse_loss(input, target, reduction=self.reduction)
 
 
@@ -183,7 +184,7 @@ class NLLLoss(torch.nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Num[Tensor, "*losses"]:
+    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Float[Tensor, "*losses"]:
         return nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
@@ -206,7 +207,7 @@ class CrossEntropyLoss(torch.nn.Module):
         self.reduction = reduction
         self.label_smoothing = label_smoothing
 
-    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Num[Tensor, "*losses"]:
+    def forward(self, input: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> Float[Tensor, "*losses"]:
         return cross_entropy(
             input,
             target,
@@ -219,8 +220,8 @@ class CrossEntropyLoss(torch.nn.Module):
 
 def _negative_log_likelihood(
     name: str, log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
-) -> tuple[Num[Tensor, "*target"], Num[Tensor, "*target"]]:
-    """-weight[target] · log_p[target], and weight[target], of each element; both are 0 where target = ignore_index."""
+) -> tuple[Float[Tensor, "*target"], Shaped[Tensor, "*target"]]:
+    """-weight[target] · log_p[target] and weight[target] of each element, both 0 where target = ignore_index."""
     kept = target != ignore_index
     index = target.to(torch.int64) * kept  # class 0 stands in for what is ignored, which may not be a class
     classes = _class_dim(log_p)
@@ -228,13 +229,15 @@ def _negative_log_likelihood(
         picked = log_p.gather(classes, index.unsqueeze(classes)).squeeze(classes)
     except RuntimeError:  # raised on the CPU only: an accelerator would have to wait for the answer
         _raise_class_error(name, log_p, target[kept])
-    weights = kept.to(log_p.dtype) if weight is None else torch.where(kept, weight[index], 0)
+    if weight is None:
+        return torch.where(kept, -picked, 0), kept
+    weights = torch.where(kept, weight[index], 0)
     return torch.where(kept, -weights * picked, 0), weights
 
 
 def _reduce(
-    losses: Num[Tensor, "*losses"], reduction: str, weights: Num[Tensor, "..."] | None = None
-) -> Num[Tensor, "*reduced"]:
+    losses: Float[Tensor, "*losses"], reduction: str, weights: Shaped[Tensor, "..."] | None = None
+) -> Float[Tensor, "*reduced"]:
     """The losses, their sum, or their mean; with `weights`, which are in the losses already, the weighted mean."""
     if reduction == "none":
         return losses
@@ -247,7 +250,7 @@ def _class_dim(input: Tensor) -> int:
     return 0 if input.dim() == 1 else 1
 
 
-def _pair(name: str, input: Tensor, target: Tensor) -> tuple[Num[Tensor, "*losses"], Num[Tensor, "*losses"]]:
+def _pair(name: str, input: Tensor, target: Tensor) -> tuple[Shaped[Tensor, "*losses"], Shaped[Tensor, "*losses"]]:
     """Both, broadcast to one shape."""
     if target.shape == input.shape:
         return input, target
@@ -264,8 +267,7 @@ def _check_elementwise(name: str, input: Tensor, target: Tensor, weight: Tensor 
     _check_reduction(name, reduction)
     if weight is not None and weight.shape != input.shape:
         raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, but input needs {tuple(input.shape)}")
-    dtype = torch.promote_types(input.dtype, target.dtype)
-    if not (dtype.is_floating_point or dtype.is_complex):
+    if not torch.promote_types(input.dtype, target.dtype).is_floating_point:
         raise TypeError(f"{name}: input is {input.dtype} and target {target.dtype}, but one needs floating point")
 
 

@@ -76,7 +76,8 @@ def batch_norm(
         deviation, var = x - running_mean, running_var
     else:
         raise ValueError("batch_norm: running_mean and running_var are None, but evaluation needs them")
-    return _scale(deviation, var.to(x.dtype), eps, weight, bias).movedim(-1, 1).to(input.dtype)
+    y = _affine(deviation * (var.to(x.dtype) + eps).rsqrt(), weight, bias)
+    return y.movedim(-1, 1).to(input.dtype)
 
 
 def layer_norm(
@@ -119,7 +120,7 @@ def layer_norm(
     over = tuple(range(-len(normalized_shape), 0))
     deviation = x - x.mean(over, keepdim=True)
     var = deviation.square().mean(over, keepdim=True)
-    return _scale(deviation, var, eps, weight, bias).to(input.dtype)
+    return _affine(deviation * (var + eps).rsqrt(), weight, bias).to(input.dtype)
 
 
 class BatchNorm2d(torch.nn.Module):
@@ -260,17 +261,11 @@ class LayerNorm(torch.nn.Module):
         )
 
 
-def _scale(
-    deviation: Float[Tensor, "*shape"],
-    var: Float[Tensor, "..."],
-    eps: float | int,
-    weight: Float[Tensor, "..."] | None,
-    bias: Float[Tensor, "..."] | None,
+def _affine(
+    x: Float[Tensor, "*shape"], weight: Float[Tensor, "..."] | None, bias: Float[Tensor, "..."] | None
 ) -> Float[Tensor, "*shape"]:
-    """deviation / sqrt(var + eps) · weight + bias, each broadcast over the leading dimensions."""
-    y = deviation * (var + eps).rsqrt()
-    if weight is not None:
-        y = y * weight
+    """x · weight + bias, over the last dimensions."""
+    y = x if weight is None else x * weight
     return y if bias is None else y + bias
 
 
@@ -305,6 +300,4 @@ def _check_parameters(name: str, input: Tensor, shape: tuple[int, ...], paramete
     dtypes = {tensor.dtype for tensor in given.values()}
     if len(dtypes) > 1 or not dtypes <= {input.dtype, _accumulation_dtype(input)}:
         found = ", ".join(f"{parameter} is {tensor.dtype}" for parameter, tensor in given.items())
-        raise TypeError(
-            f"{name}: {found}, but input {input.dtype} needs all of them to be {_accumulation_dtype(input)}"
-        )
+        raise TypeError(f"{name}: {found}, but input {input.dtype} needs {_accumulation_dtype(input)} for all of them")

@@ -1,8 +1,8 @@
 """Chapter 12, "other layers": recurrent networks, which read a sequence one time step after the other.
 
 A recurrent layer carries a state from step to step. Its cell, a few lines, says what the state becomes: it joins a
-projection of the input, W_ih x_t + b_ih, with one of the state, W_hh h_{t-1} + b_hh. `RNN`, `LSTM` and `GRU` differ in the
-cell and share everything else: layers on top of each other, both directions of time, batches, packed sequences.
+projection of the input, W_ih x_t + b_ih, with one of the state, W_hh h_{t-1} + b_hh. `RNN`, `LSTM` and `GRU` differ in
+the cell and share everything else: layers on top of each other, both directions of time, batches, packed sequences.
 """
 
 import math
@@ -29,7 +29,7 @@ States = tuple[Float[Tensor, "stack *batch _"], ...]  # of all layers and direct
 
 
 class _Recurrent(torch.nn.Module):
-    """All that recurrent layers share. A subclass adds the parameters its cell needs per unit, and the cell."""
+    """All that recurrent layers share. A subclass has a cell, and says how many gates it computes per hidden unit."""
 
     gates: ClassVar[int]
     state_names: ClassVar[tuple[str, ...]] = ("hx",)
@@ -45,7 +45,7 @@ class _Recurrent(torch.nn.Module):
         dropout: float | int,
         bidirectional: bool,
         proj_size: int,
-        device: torch.device | str | int | None,
+        device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
@@ -90,104 +90,50 @@ class _Recurrent(torch.nn.Module):
         for parameter in self.parameters():
             uniform_(parameter, 1 / math.sqrt(self.hidden_size))
 
+    def forward(
+        self, input: Input, hx: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None
+    ) -> tuple[Output, Float[Tensor, "stack *batch hidden"] | States]:
+        """The hidden state of the last layer at every step, and the state of every layer after its last step.
+
+        Args:
+            input: `[time, batch, input_size]`, with `batch_first` `[batch, time, input_size]`, without a batch
+                `[time, input_size]`; or a packed sequence.
+            hx: the state before the first step, h_0, for the LSTM (h_0, c_0); zeros if None. Each is
+                `[num_layers · directions, batch, hidden_size]` in either layout, without a batch
+                `[num_layers · directions, hidden_size]`; an h that is projected has `proj_size` features.
+
+        Returns:
+            output: as `input`, with the features of h, `directions` times; packed if `input` is.
+            h_n, for the LSTM (h_n, c_n): the state after the last step, shaped as `hx`.
+
+        Raises:
+            TypeError: `input` or a state is not a tensor, or not of the dtype of the weights.
+            ValueError: `input` or a state has the wrong shape, or `input` has no time steps.
+        """
+        output, final = self._run(input, self._given_states(hx))
+        return output, final[0] if len(self.state_names) == 1 else final
+
+    def extra_repr(self) -> str:
+        """The arguments of the layer that are not the default."""
+        shown = f"{self.input_size}, {self.hidden_size}"
+        defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
+        for name, default in (defaults | {"bidirectional": False}).items():
+            value = getattr(self, name)
+            shown += "" if value == default else f", {name}={value}"
+        return shown
+
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction: weight_ih, weight_hh, and bias_ih, bias_hh, weight_hr if there."""
+        """The parameters of each layer and direction: weight_ih, weight_hh, then bias_ih, bias_hh, weight_hr if any."""
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
         return [[weight for weight in self._weights(suffix) if weight is not None] for suffix in suffixes]
 
     def flatten_parameters(self) -> None:
         """Do nothing: in PyTorch's layers this gathers the weights for cuDNN, which is not used here."""
 
-    def forward(
-        self, input: Input, hx: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None
-    ) -> tuple[Output, Float[Tensor, "stack *batch hidden"]]:
-        """The hidden state of the last layer at every step, and of every layer after its last step.
-
-        Args:
-            input: `[time, batch, input_size]`, with `batch_first` `[batch, time, input_size]`, without a batch
-                `[time, input_size]`; or a packed sequence.
-            hx: h_0, the state before the first step, `[num_layers · directions, batch, hidden_size]` in either layout,
-                without a batch `[num_layers · directions, hidden_size]`; zeros if None.
-
-        Returns:
-            output: as `input`, with `directions · hidden_size` features; packed if `input` is.
-            h_n: the state after the last step, shaped as `hx`.
-
-        Raises:
-            TypeError: `input` or `hx` is not a tensor, or not of the dtype of the weights.
-            ValueError: `input` or `hx` has the wrong shape, or `input` has no time steps.
-        """
-        self._check(hx is None or isinstance(hx, Tensor), f"hx must be a tensor, got {type(hx).__name__}", TypeError)
-        output, (hidden,) = self._run(input, None if hx is None else (hx,))  # pyright: ignore[reportArgumentType]
-        return output, hidden
-
-    def extra_repr(self) -> str:
-        shown = f"{self.input_size}, {self.hidden_size}"
-        for name, default in (
-            ("proj_size", 0),
-            ("num_layers", 1),
-            ("bias", True),
-            ("batch_first", False),
-            ("dropout", 0),
-            ("bidirectional", False),
-        ):
-            value = getattr(self, name)
-            shown += "" if value == default else f", {name}={value}"
-        return shown
-
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
         """The next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the state before."""
         raise NotImplementedError
-
-    def _run(self, input: Input, states: Sequence[Tensor] | None) -> tuple[Output, States]:
-        """Bring `input` and `states` into the layout `[time, batch, features]`, run all layers, and go back."""
-        if isinstance(input, PackedSequence):
-            return self._run_packed(input, states)
-        self._check_input(input, dimensions=(2, 3))
-        batched = input.ndim == 3
-        swapped = batched and self.batch_first
-        sequence = (input.transpose(0, 1) if swapped else input) if batched else input.unsqueeze(1)
-        self._check(len(sequence) > 0, f"input has the shape {tuple(input.shape)}, but needs at least one time step")
-
-        initial = self._initial_states(states, sequence, batched)
-        output, final = self._run_layers(sequence, initial)
-        if not batched:
-            return output.squeeze(1), tuple(state.squeeze(1) for state in final)
-        return output.transpose(0, 1) if swapped else output, final
-
-    def _run_packed(self, packed: PackedSequence, states: Sequence[Tensor] | None) -> tuple[PackedSequence, States]:
-        """Run a batch of sequences of different lengths, the longest first: step t has its first `batch_sizes[t]` rows."""
-        data, batch_sizes, order, back = packed
-        self._check_input(data, dimensions=(2,))
-        active = (torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]).to(data.device)
-
-        initial = self._initial_states(states, _pad(data, active), batched=True)
-        if order is not None:
-            initial = tuple(state[:, order] for state in initial)
-        output, final = self._run_layers(_pad(data, active), initial, active)
-        if back is not None:
-            final = tuple(state[:, back] for state in final)
-        return PackedSequence(output[active], batch_sizes, order, back), final
-
-    def _run_layers(
-        self,
-        sequence: Float[Tensor, "time batch features"],
-        initial: States,
-        active: Bool[Tensor, "time batch"] | None = None,
-    ) -> tuple[Float[Tensor, "time batch out"], States]:
-        """Each layer reads what the one below gave, thinned by dropout; a layer's two directions are concatenated."""
-        states, final = zip(*initial, strict=True), []
-        for layer in range(self.num_layers):
-            if layer > 0:
-                sequence = self._drop(sequence, active)
-            outputs = []
-            for suffix in self._suffixes(layer):
-                output, state = self._run_direction(sequence, next(states), suffix, active)
-                outputs.append(output)
-                final.append(state)
-            sequence = torch.cat(outputs, dim=-1)
-        return sequence, tuple(torch.stack(parts) for parts in zip(*final, strict=True))
 
     def _run_direction(
         self,
@@ -196,9 +142,9 @@ class _Recurrent(torch.nn.Module):
         suffix: str,
         active: Bool[Tensor, "time batch"] | None,
     ) -> tuple[Float[Tensor, "time batch out"], State]:
-        """The recurrence itself: one layer in one direction, its hidden state at every step and its state at the end."""
+        """The recurrence itself, one layer in one direction: its hidden state at every step, its state at the end."""
         weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = self._weights(suffix)
-        from_input = linear(sequence, weight_ih, bias_ih)  # for all steps at once: only the state has to wait
+        from_input = linear(sequence, weight_ih, bias_ih).unbind()  # of all steps at once: only the state has to wait
         steps = range(len(sequence))
         outputs = {}
         for t in reversed(steps) if suffix.endswith("_reverse") else steps:
@@ -212,6 +158,55 @@ class _Recurrent(torch.nn.Module):
             outputs[t] = state[0]
         return torch.stack([outputs[t] for t in steps]), state
 
+    def _run_layers(
+        self,
+        sequence: Float[Tensor, "time batch features"],
+        initial: States,
+        active: Bool[Tensor, "time batch"] | None = None,
+    ) -> tuple[Float[Tensor, "time batch out"], States]:
+        """Each layer reads what the one below gave, thinned by dropout; its two directions are concatenated."""
+        states, final = zip(*initial, strict=True), []
+        for layer in range(self.num_layers):
+            if layer > 0:
+                sequence = self._drop(sequence, active)
+            outputs = []
+            for suffix in self._suffixes(layer):
+                output, state = self._run_direction(sequence, next(states), suffix, active)
+                outputs.append(output)
+                final.append(state)
+            sequence = torch.cat(outputs, dim=-1)
+        return sequence, tuple(torch.stack(parts) for parts in zip(*final, strict=True))
+
+    def _run(self, input: Input, states: Sequence[Tensor] | None) -> tuple[Output, States]:
+        """Bring `input` and `states` into the layout `[time, batch, features]`, run all layers, and go back."""
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, states)
+        self._check_input(input, dimensions=(2, 3))
+        batched = input.ndim == 3
+        swapped = batched and self.batch_first
+        sequence = (input.transpose(0, 1) if swapped else input) if batched else input.unsqueeze(1)
+        self._check(len(sequence) > 0, f"input has the shape {tuple(input.shape)}, but needs at least one time step")
+
+        output, final = self._run_layers(sequence, self._initial_states(states, sequence, batched))
+        if not batched:
+            return output.squeeze(1), tuple(state.squeeze(1) for state in final)
+        return output.transpose(0, 1) if swapped else output, final
+
+    def _run_packed(self, packed: PackedSequence, states: Sequence[Tensor] | None) -> tuple[PackedSequence, States]:
+        """Run sequences of different lengths, the longest first, of which step t has the first `batch_sizes[t]`."""
+        data, batch_sizes, order, back = packed
+        self._check_input(data, dimensions=(2,))
+        active = (torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]).to(data.device)
+        sequence = _pad(data, active)
+
+        initial = self._initial_states(states, sequence, batched=True)
+        if order is not None:
+            initial = tuple(state[:, order] for state in initial)
+        output, final = self._run_layers(sequence, initial, active)
+        if back is not None:
+            final = tuple(state[:, back] for state in final)
+        return PackedSequence(output[active], batch_sizes, order, back), final
+
     def _drop(
         self, sequence: Float[Tensor, "time batch features"], active: Bool[Tensor, "time batch"] | None
     ) -> Float[Tensor, "time batch features"]:
@@ -223,17 +218,30 @@ class _Recurrent(torch.nn.Module):
         """How the parameters of `layer` end, for each of its directions."""
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
 
-    def _weights(self, suffix: str) -> list[Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-        return [getattr(self, name + suffix, None) for name in names]
+    def _weights(self, suffix: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        bias_ih, bias_hh, weight_hr = (
+            getattr(self, name + suffix, None) for name in ("bias_ih", "bias_hh", "weight_hr")
+        )
+        return getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix), bias_ih, bias_hh, weight_hr
+
+    def _given_states(self, hx: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+        if hx is None:
+            return None
+        single = len(self.state_names) == 1
+        states = (hx,) if single else hx
+        pair = isinstance(states, tuple | list) and len(states) == len(self.state_names)
+        needed = "a tensor" if single else "a pair of tensors (h_0, c_0)"
+        text = f"hx must be {needed}, got {type(hx).__name__}"
+        self._check(pair and all(isinstance(state, Tensor) for state in states), text, TypeError)
+        return states  # pyright: ignore[reportReturnType]  the line above has made sure
 
     def _initial_states(
         self, states: Sequence[Tensor] | None, sequence: Float[Tensor, "time batch features"], batched: bool
     ) -> States:
         """The states given, checked and `[stack, batch, features]`, or zeros."""
-        batch = (sequence.shape[1],) if batched else ()
+        stack, batch = self.num_layers * len(self._suffixes(0)), (sequence.shape[1],) if batched else ()
         widths = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.state_names)]
-        shapes = [(self.num_layers * len(self._suffixes(0)), *batch, width) for width in widths]
+        shapes = [(stack, *batch, width) for width in widths]
         if states is None:
             states = [sequence.new_zeros(shape) for shape in shapes]
         for name, state, shape in zip(self.state_names, states, shapes, strict=True):
@@ -272,15 +280,17 @@ class RNN(_Recurrent):
         num_layers: layers on top of each other; each reads the hidden states of the one below.
         nonlinearity: "tanh" or "relu".
         bias: with b_ih and b_hh.
-        batch_first: sequences are `[batch, time, features]` instead of `[time, batch, features]`; states stay as they are.
+        batch_first: sequences are `[batch, time, features]` instead of `[time, batch, features]`; states are not.
         dropout: the probability with which training zeroes each output of every layer but the last.
         bidirectional: each layer also reads the sequence backwards; both outputs are concatenated.
         device: where the parameters live.
         dtype: their dtype.
 
     Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: the parameters of layer 0, those of the backward direction end
-            in `_reverse`; `[hidden_size, input_size]`, `[hidden_size, hidden_size]`, `[hidden_size]`, `[hidden_size]`.
+        weight_ih_l0: W_ih of layer 0, `[hidden_size, input_size]`; `weight_ih_l0_reverse` that of its way back.
+        weight_hh_l0: W_hh, `[hidden_size, hidden_size]`.
+        bias_ih_l0: b_ih, `[hidden_size]`.
+        bias_hh_l0: b_hh, `[hidden_size]`.
 
     Raises:
         TypeError: a size is not an integer, or a flag is not a bool.
@@ -299,15 +309,14 @@ class RNN(_Recurrent):
         batch_first: bool = False,
         dropout: float | int = 0.0,
         bidirectional: bool = False,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"RNN: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        sizes = (input_size, hidden_size, num_layers)
         mode = f"RNN_{nonlinearity.upper()}"
-        super().__init__(
-            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
-        )
+        super().__init__(mode, *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype)
         self.nonlinearity = nonlinearity
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
@@ -316,33 +325,18 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory (Hochreiter and Schmidhuber, 1997): gates decide what a memory c keeps, takes in and shows.
+    """Long short-term memory: gates decide what a memory c keeps, takes in and shows (Hochreiter, Schmidhuber, 1997).
 
         i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)         input, forget and output gate, each with its own rows
         g       = tanh( … the same sum … )                         what could be remembered
         c_t     = f ⊙ c_{t-1} + i ⊙ g
         h_t     = o ⊙ tanh(c_t)                                    with proj_size: W_hr (o ⊙ tanh(c_t))
 
-    Args:
-        input_size: features of the input at each step.
-        hidden_size: features of the memory c, and of h without `proj_size`.
-        num_layers: layers on top of each other; each reads the hidden states of the one below.
-        bias: with b_ih and b_hh.
-        batch_first: sequences are `[batch, time, features]` instead of `[time, batch, features]`; states stay as they are.
-        dropout: the probability with which training zeroes each output of every layer but the last.
-        bidirectional: each layer also reads the sequence backwards; both outputs are concatenated.
-        proj_size: features that h is projected to, fewer than `hidden_size`; 0 for no projection.
-        device: where the parameters live.
-        dtype: their dtype.
-
-    Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: the parameters of layer 0, those of the backward direction end
-            in `_reverse`; `4 · hidden_size` rows each, in the order i, f, g, o.
+    Args, attributes and errors are those of `RNN` without `nonlinearity`, and:
+        proj_size: the features that h is projected to, fewer than `hidden_size`; 0 for no projection.
         weight_hr_l0: W_hr, `[proj_size, hidden_size]`.
 
-    Raises:
-        TypeError: a size is not an integer, or a flag is not a bool.
-        ValueError: a size is not positive, `dropout` is not from 0 to 1, or `proj_size` is not smaller than `hidden_size`.
+    The other weights and biases have `4 · hidden_size` rows, in the order i, f, g, o.
     """
 
     gates = 4
@@ -358,35 +352,11 @@ class LSTM(_Recurrent):
         dropout: float | int = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        )
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  two states instead of one
-        self, input: Input, hx: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None
-    ) -> tuple[Output, tuple[Float[Tensor, "stack *batch out"], Float[Tensor, "stack *batch hidden"]]]:
-        """The hidden state of the last layer at every step, and h and c of every layer after its last step.
-
-        Args:
-            input: as `RNN` takes it.
-            hx: (h_0, c_0), each shaped as `RNN`'s `hx`; h_0 has `proj_size` features if there is a projection.
-
-        Returns:
-            output: as `input`, with the features of h, `directions` times; packed if `input` is.
-            (h_n, c_n): the states after the last step, shaped as `hx`.
-
-        Raises:
-            TypeError: `input` is not a tensor, `hx` not a pair of tensors, or one not of the dtype of the weights.
-            ValueError: `input` or one of `hx` has the wrong shape, or `input` has no time steps.
-        """
-        if hx is not None:
-            pair = isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(state, Tensor) for state in hx)
-            self._check(pair, f"hx must be a pair of tensors (h_0, c_0), got {type(hx).__name__}", TypeError)
-        output, (hidden, memory) = self._run(input, hx)
-        return output, (hidden, memory)
+        sizes = (input_size, hidden_size, num_layers)
+        super().__init__("LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
         i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
@@ -395,7 +365,7 @@ class LSTM(_Recurrent):
 
 
 class GRU(_Recurrent):
-    """Gated recurrent unit (Cho et al., 2014): one gate mixes the old state with a new one, another filters what it sees.
+    """Gated recurrent unit: one gate mixes the old state with a new one, one filters what that sees (Cho et al., 2014).
 
         r   = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)             reset gate
         z   = σ(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)             update gate
@@ -404,24 +374,8 @@ class GRU(_Recurrent):
 
     The paper resets before it multiplies, W_hn (r ⊙ h_{t-1}); PyTorch and this layer reset after it.
 
-    Args:
-        input_size: features of the input at each step.
-        hidden_size: features of the state h.
-        num_layers: layers on top of each other; each reads the hidden states of the one below.
-        bias: with b_ih and b_hh.
-        batch_first: sequences are `[batch, time, features]` instead of `[time, batch, features]`; states stay as they are.
-        dropout: the probability with which training zeroes each output of every layer but the last.
-        bidirectional: each layer also reads the sequence backwards; both outputs are concatenated.
-        device: where the parameters live.
-        dtype: their dtype.
-
-    Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: the parameters of layer 0, those of the backward direction end
-            in `_reverse`; `3 · hidden_size` rows each, in the order r, z, n.
-
-    Raises:
-        TypeError: a size is not an integer, or a flag is not a bool.
-        ValueError: a size is not positive, or `dropout` is not from 0 to 1.
+    Args, attributes and errors are those of `RNN` without `nonlinearity`. Weights and biases have `3 · hidden_size`
+    rows, in the order r, z, n.
     """
 
     gates = 3
@@ -435,12 +389,11 @@ class GRU(_Recurrent):
         batch_first: bool = False,
         dropout: float | int = 0.0,
         bidirectional: bool = False,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        super().__init__("GRU", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
         input_r, input_z, input_n = from_input.chunk(3, dim=-1)
@@ -454,6 +407,6 @@ class GRU(_Recurrent):
 def _pad(
     rows: Float[Tensor, "active features"], active: Bool[Tensor, "time batch"]
 ) -> Float[Tensor, "time batch features"]:
-    """Set `rows` at the places where `active` is true, step by step, and zeros elsewhere; `x[active]` undoes it."""
+    """Lay out `rows` where `active` is true, step by step, with zeros elsewhere; `x[active]` undoes it."""
     padded = rows.new_zeros(*active.shape, rows.shape[-1])
     return padded.masked_scatter(active[..., None], rows)

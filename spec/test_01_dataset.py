@@ -1,0 +1,517 @@
+"""Chapter 01: opening pictures, and the labelled folder of pictures."""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from reference.data.labeled_folder import LabeledFolder
+from reference.data.pictures import HUGE, LARGEST, decode_picture, is_picture_name, open_picture
+from reference.errors import InputError
+
+
+def gradient(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A smooth picture without two equal rows or columns, uint8 [height, width, channels]."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    planes = [(rows * (3 + k) + columns * (7 - k) + 40 * k) % 256 for k in range(channels)]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def draw(path: Path, height: int = 6, width: int = 8, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(gradient(height, width)).save(path, **options)
+    return path
+
+
+def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    picture = open_picture(path, size)
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(int)
+
+
+# ---------------------------------------------------------------------------------------------------------- pixels
+
+
+def test_an_rgb_picture_keeps_its_pixels(tmp_path: Path) -> None:
+    assert np.array_equal(pixels(draw(tmp_path / "a.png")), gradient(6, 8))
+
+
+def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
+    assert pixels(tmp_path / "a.png", (2, 3)).tolist() == [[[1, 2, 3]] * 3] * 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "LAB", "P", "RGB"])
+def test_a_mode_without_alpha_shows_the_colours_pillow_shows(mode: str, tmp_path: Path) -> None:
+    source = Image.fromarray(gradient(6, 8))
+    source.convert(mode).save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as stored:
+        assert stored.mode == mode
+        expected = np.asarray(stored.convert("RGB"))
+    assert np.array_equal(pixels(tmp_path / "a.tif"), expected)
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """What shines through a pixel of `alpha` is white; the nearest whole number."""
+    a = alpha[..., None].astype(float) / 255
+    return np.rint(colour.astype(float) * a + 255 * (1 - a)).astype(int)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
+    colour, alpha = gradient(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(np.dstack([colour, alpha])).save(
+        tmp_path / f"a{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
+    )
+    assert np.array_equal(pixels(tmp_path / f"a{suffix}"), over_white(colour, alpha))
+
+
+@pytest.mark.parametrize("mode", ["HSV", "RGBa", "PA"])
+def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Image.new(mode, (2, 1))
+    values = {"HSV": [(0, 255, 255), (0, 0, 128)], "RGBa": [(100, 0, 0, 255), (0, 0, 0, 0)], "PA": [(1, 255), (1, 0)]}
+    opened.putdata(values[mode])
+    if mode == "PA":
+        opened.putpalette([0, 0, 0, 100, 0, 0])
+    monkeypatch.setattr(Image, "open", lambda _: opened)
+    first, second = pixels(draw(tmp_path / "a.png"))[0].tolist()
+    assert first == ([255, 0, 0] if mode == "HSV" else [100, 0, 0])
+    assert second == ([128] * 3 if mode == "HSV" else [255] * 3)
+
+
+def test_la_is_laid_over_white(tmp_path: Path) -> None:
+    grey, alpha = gradient(16, 16, 1)[..., 0], np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), over_white(np.dstack([grey] * 3), alpha))
+
+
+def test_a_palette_with_one_transparent_colour_shows_white_there(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.save(tmp_path / "a.png", transparency=1)
+    assert pixels(tmp_path / "a.png").tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
+
+
+def test_a_palette_with_an_alpha_for_each_colour_is_laid_over_white(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.save(tmp_path / "a.png", transparency=bytes([255, 128, 0]))
+    middle = [round(c * 128 / 255 + 255 * 127 / 255) for c in (40, 50, 60)]
+    assert pixels(tmp_path / "a.png").tolist() == [[[10, 20, 30], middle, [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9)), ("I;16", 700)])
+def test_a_colour_declared_transparent_shows_white(mode: str, colour: Any, tmp_path: Path) -> None:
+    picture = Image.new(mode, (2, 1), 0)
+    picture.putpixel((1, 0), colour)
+    picture.save(tmp_path / "a.png", transparency=colour)
+    assert pixels(tmp_path / "a.png").tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"], ids=["I;16", "I;16B"])
+def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]])
+    Image.fromarray(values.astype(dtype)).save(tmp_path / "a.tif")
+    # 65535 / 255 = 257: each grey level stands for 257 values, 129 is nearer to 257 than to 0
+    assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 1, 1, 1, 127, 128, 254, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([0.0, 0.5, 1.0], [0, 128, 255], id="0 to 1"),
+        pytest.param([0.0, 0.25, 0.5], [0, 64, 128], id="dark, 0 to 1"),
+        pytest.param([0.0, 100.0, 255.0], [0, 100, 255], id="0 to 255"),
+        pytest.param([3.0, 100.0, 200.0], [3, 100, 200], id="dark, 0 to 255"),
+        pytest.param([0.0, 25700.0, 65535.0], [0, 100, 255], id="0 to 65535"),
+        pytest.param([-1.0, 0.0, 3.0], [0, 64, 255], id="negative: darkest to lightest"),
+        pytest.param([1e6, 1.5e6, 2e6], [0, 128, 255], id="beyond 16 bits: darkest to lightest"),
+        pytest.param([1e6, 1e6, 1e6], [0, 0, 0], id="all alike beyond 16 bits: black"),
+        pytest.param([np.nan, 0.5, np.inf], [0, 128, 255], id="not a number is black, infinity is white"),
+        pytest.param([np.nan, np.nan, np.nan], [0, 0, 0], id="nothing but not a number"),
+    ],
+)
+def test_floats_are_scaled_from_the_smallest_customary_range(
+    values: list[float], expected: list[int], tmp_path: Path
+) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tif")
+    assert pixels(tmp_path / "a.tif")[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 100, 255], [0, 100, 255]), ([0, 25700, 65535], [0, 100, 255]), ([-(2**31), 0, 2**31 - 1], [0, 128, 255])],
+)
+def test_32_bit_integers_are_scaled_likewise(values: list[int], expected: list[int], tmp_path: Path) -> None:
+    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "a.tif")
+    assert pixels(tmp_path / "a.tif")[0, :, 2].tolist() == expected
+
+
+ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p),
+}  # EXIF 2.3, tag 0x0112: where row 0 and column 0 of the stored picture belong
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    path = draw(tmp_path / f"a{suffix}", 16, 24, exif=exif, **options)
+    expected = ORIENTED[orientation](gradient(16, 24)).astype(int)
+    assert pixels(path).shape == expected.shape
+    tolerance = 12 if suffix == ".jpg" else 0  # JPEG of the best quality still rounds, more so at the gradient's jumps
+    assert abs(pixels(path) - expected).max() <= tolerance
+    assert not open_picture(path).getexif(), "a viewer would turn it a second time"
+
+
+def test_damaged_metadata_do_not_make_a_picture_unreadable(tmp_path: Path) -> None:
+    path = draw(tmp_path / "a.png", exif=b"Exif\0\0XX\x00\x99nonsense")
+    assert np.array_equal(pixels(path), gradient(6, 8))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_of_an_animation_the_first_frame_is_shown(suffix: str, tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    options = {"lossless": True} if suffix == ".webp" else {}
+    red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue], **options)
+    with Image.open(tmp_path / f"a{suffix}") as stored:
+        assert getattr(stored, "n_frames", 1) == 2
+    assert pixels(tmp_path / f"a{suffix}").tolist() == [[[255, 0, 0]] * 4] * 4
+
+
+# ---------------------------------------------------------------------------------------------------------- resizing
+
+
+@pytest.mark.parametrize("size", [(32, 32), (5, 7), (1, 1), (100, 3)], ids=str)
+@pytest.mark.parametrize("stored", [(48, 64), (7, 5), (1, 1), (33, 1)], ids=str)
+def test_size_is_height_and_width_and_resizing_is_pillows_bilinear(
+    stored: tuple[int, int], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = draw(tmp_path / "a.png", *stored)
+    expected = Image.fromarray(gradient(*stored)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels(path, size), np.asarray(expected))
+
+
+def test_resizing_equals_torchvisions_resize(tmp_path: Path) -> None:
+    from torchvision.transforms import Resize
+
+    path = draw(tmp_path / "a.png", 48, 64)
+    assert np.array_equal(pixels(path, (20, 30)), np.asarray(Resize((20, 30))(Image.fromarray(gradient(48, 64)))))
+
+
+def test_a_turned_picture_is_resized_after_turning(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = draw(tmp_path / "a.png", 40, 90, exif=exif)
+    upright = Image.fromarray(np.ascontiguousarray(np.rot90(gradient(40, 90), -1)))
+    assert np.array_equal(pixels(path, (32, 20)), np.asarray(upright.resize((20, 32), Image.Resampling.BILINEAR)))
+
+
+@pytest.fixture
+def huge_from_a_quarter_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HUGE == 16 * 2**20
+    monkeypatch.setattr("reference.data.pictures.HUGE", 2**18)
+
+
+@pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_huge_picture_differs_from_the_plain_recipe_only_slightly(suffix: str, tmp_path: Path) -> None:
+    small = Image.fromarray(gradient(16, 16)).resize((1300, 1100), Image.Resampling.BICUBIC)
+    small.save(tmp_path / f"a{suffix}", compress_level=1)
+    plain = Image.open(tmp_path / f"a{suffix}").resize((32, 24), Image.Resampling.BILINEAR)
+    assert abs(pixels(tmp_path / f"a{suffix}", (24, 32)) - np.asarray(plain).astype(int)).max() <= 4
+
+
+@pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
+@pytest.mark.parametrize("size", [(16, 16), None], ids=["resized", "full size"])
+@pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
+def test_a_huge_picture_of_another_mode_is_converted_the_same_in_every_part(
+    mode: str, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    height, width = 1280, 1100  # the lower half is white
+    if mode == "RGBA":
+        picture, expected = Image.new(mode, (width, height), (100, 0, 0, 255)), [100, 0, 0]
+        picture.paste((0, 0, 0, 0), (0, height // 2, width, height))
+    else:
+        top = 65535 if mode == "I;16" else 1
+        picture, expected = Image.new(mode, (width, height), 0), [0, 0, 0]
+        picture.paste(top, (0, height // 2, width, height))
+    picture.save(tmp_path / "a.tif")
+    found = pixels(tmp_path / "a.tif", size)
+    middle, border = len(found) // 2, 0 if size is None else 1  # resizing mixes the two rows at the border
+    assert (found[: middle - border] == expected).all()
+    assert (found[middle + border :] == 255).all()
+
+
+@pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
+def test_a_long_thin_picture_is_not_reduced_below_what_is_wanted(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(gradient(20, 1), (1, 20_000, 1))).save(tmp_path / "a.png", compress_level=1)
+    found = pixels(tmp_path / "a.png", (20, 4))
+    assert np.array_equal(found, np.tile(gradient(20, 1), (1, 4, 1)))
+
+
+def test_pillows_own_size_limit_is_neither_met_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = draw(tmp_path / "a.png", 6, 8)
+    assert pixels(path).shape == (6, 8, 3)
+    with pytest.raises(InputError):
+        open_picture(tmp_path / "missing.png")
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_pillows_own_size_limit_survives_many_threads(tmp_path: Path) -> None:
+    path, before = draw(tmp_path / "a.png"), Image.MAX_IMAGE_PIXELS
+    threads = [threading.Thread(target=lambda: [open_picture(path) for _ in range(50)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(20_001, 20_000))
+    with pytest.raises(InputError, match=r"bomb.png: .*20001×20000 = 400,020,000 pixels, at most 400,000,000"):
+        open_picture(tmp_path / "bomb.png")
+    assert LARGEST == 400_000_000
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def jpeg(tmp_path: Path) -> bytes:
+    return draw(tmp_path / "whole.jpg", 64, 64).read_bytes()
+
+
+BROKEN: dict[str, Callable[[Path], bytes]] = {
+    "empty.png": lambda _: b"",
+    "text.png": lambda _: b"this is no picture\n" * 20,
+    "cut.jpg": lambda tmp: jpeg(tmp)[:700],
+    "header.jpg": lambda tmp: jpeg(tmp)[:20],
+    "cut.png": lambda tmp: draw(tmp / "whole.png", 64, 64).read_bytes()[:-60],
+    "chunk.png": lambda tmp: draw(tmp / "whole.png").read_bytes().replace(b"IDAT", b"IDAX"),
+    "cut.tif": lambda tmp: draw(tmp / "whole.tif", 64, 64).read_bytes()[:500],
+    "cut.gif": lambda tmp: draw(tmp / "whole.gif", 64, 64).read_bytes()[:850],
+    "cut.webp": lambda tmp: draw(tmp / "whole.webp", 64, 64).read_bytes()[:60],
+    "cut.bmp": lambda tmp: draw(tmp / "whole.bmp", 64, 64).read_bytes()[:100],
+    "zeros.jpg": lambda _: bytes(5000),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_named_with_the_reason_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(BROKEN[name](tmp_path))
+    with pytest.raises(InputError, match=rf"{name}: not a readable picture \(.+\)$") as caught:
+        open_picture(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert "object at 0x" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_directory_are_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.png: not a readable picture \(No such file or directory\)"):
+        open_picture(tmp_path / "no.png")
+    with pytest.raises(InputError, match=r"not a readable picture \(Is a directory\)"):
+        open_picture(tmp_path)
+
+
+def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\\nb é\.png: not a readable picture"):
+        open_picture(tmp_path / "a\nb é.png")
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)]
+)
+def test_whatever_a_decoder_raises_becomes_an_input_error(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    path = draw(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_end", fail)
+    with pytest.raises(InputError, match=r"a\.png: not a readable picture \(.+\)") as caught, open(path, "rb") as file:
+        decode_picture(file, path)
+    assert caught.value.__cause__ is fault
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *[
+            (name, True)
+            for name in ("a.jpg", "A.JPG", "b.JPeg", "c.png", "d.webp", "e.tif", "f.gif", "g.bmp", "h i.avif")
+        ],
+        *[
+            (name, False)
+            for name in (".a.jpg", "._a.jpg", "a.txt", "a", "jpg", "a.jpg.part", "Thumbs.db", "a.pdf", "a.h5")
+        ],
+    ],
+)
+def test_pictures_are_told_by_the_extension(name: str, expected: bool) -> None:
+    assert is_picture_name(name) is expected
+
+
+def test_importing_does_not_load_every_plugin() -> None:
+    code = "import reference.data.pictures, sys; print('PIL.FliImagePlugin' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+# ---------------------------------------------------------------------------------------------------- LabeledFolder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for i, name in enumerate(["b.png", "a.png", "C.png", "10.png", "9.png", "é.png"]):
+        draw(tmp_path / "ants" / name, 4 + i, 5)
+    for i in range(3):
+        draw(tmp_path / "bees" / f"{i}.jpg", 8, 8)
+    return tmp_path
+
+
+def test_items_are_picture_and_folder_name_in_the_order_of_the_file_names(root: Path) -> None:
+    ants = LabeledFolder(root, "ants")
+    assert len(ants) == 6
+    # by code point: digits, capitals, small letters, accented letters
+    assert [path.name for path in ants.paths] == ["10.png", "9.png", "C.png", "a.png", "b.png", "é.png"]
+    assert [(picture.height, label) for picture, label in ants] == [(h, "ants") for h in (7, 8, 6, 5, 4, 9)]
+    assert np.array_equal(np.asarray(ants[4][0]), gradient(4, 5))
+    assert ants[0][0].mode == "RGB"
+
+
+def test_what_is_no_picture_is_left_out(root: Path) -> None:
+    (root / "ants" / "notes.txt").write_text("ant")
+    (root / "ants" / ".hidden.png").write_bytes(b"")
+    draw(root / "ants" / "more.png" / "inner.png")
+    assert len(LabeledFolder(root, "ants")) == 6
+
+
+def test_links_to_pictures_are_followed_and_dangling_ones_are_named(root: Path) -> None:
+    (root / "bees" / "3.jpg").symlink_to(root / "ants" / "a.png")
+    (root / "bees" / "4.jpg").symlink_to(root / "nowhere.png")
+    (root / "bees" / "5.jpg").symlink_to(root / "ants")
+    bees = LabeledFolder(root, "bees")
+    assert len(bees) == 5
+    assert np.array_equal(np.asarray(bees[3][0]), gradient(5, 5))
+    with pytest.raises(InputError, match=r"4\.jpg: not a readable picture"):
+        bees[4]
+
+
+def test_negative_indices_count_from_the_end(root: Path) -> None:
+    ants = LabeledFolder(root, "ants", transform=lambda picture: picture.height)
+    assert [ants[-i] for i in range(1, 7)] == [ants[6 - i] for i in range(1, 7)]
+    assert ants[np.int64(2)] == (6, "ants")
+
+
+@pytest.mark.parametrize("index", [6, -7, 100])
+def test_an_index_out_of_range_is_named_with_the_length(index: int, root: Path) -> None:
+    with pytest.raises(IndexError, match=rf"LabeledFolder: index {index} is out of range for 6 items"):
+        LabeledFolder(root, "ants")[index]
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), 1.0, "a", None], ids=repr)
+def test_only_one_integer_takes_an_item(index: Any, root: Path) -> None:
+    ants = LabeledFolder(root, "ants")
+    with pytest.raises(TypeError, match=r"taken by one integer, got"):
+        ants[index]
+    with pytest.raises(TypeError, match=r"taken by one integer, got"):
+        (ants + ants)[index]
+
+
+def test_the_transform_is_applied_to_the_picture_only(root: Path) -> None:
+    assert LabeledFolder(root, "bees", transform=lambda picture: picture.size)[1] == ((8, 8), "bees")
+
+
+def test_a_missing_folder_and_an_empty_one_are_named(root: Path) -> None:
+    (root / "wasps").mkdir()
+    with pytest.raises(InputError, match=r"there is no folder .*flies"):
+        LabeledFolder(root, "flies")
+    with pytest.raises(InputError, match=r"wasps holds no pictures"):
+        LabeledFolder(root, "wasps")
+
+
+def heights(dataset: Any) -> list[Any]:
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def height_of(picture: Image.Image) -> int:
+    return picture.height
+
+
+def test_plus_puts_one_data_set_after_the_other_and_associates(root: Path) -> None:
+    a, b = LabeledFolder(root, "ants", height_of), LabeledFolder(root, "bees", height_of)
+    c = [("x", 1), ("y", 2)]  # anything with a length and items by number
+    expected = heights(a) + heights(b) + c
+    assert heights((a + b) + c) == heights(a + (b + c)) == expected
+    assert heights((a + b) + (a + b)) == heights(a + b) * 2 == heights(a + (b + (a + b)))
+    both = a + b
+    assert len(both) == 9
+    assert [both[-i] for i in range(1, 10)] == list(reversed(heights(both)))
+    with pytest.raises(IndexError, match=r"index 9 is out of range for 9 items"):
+        both[9]
+    with pytest.raises(IndexError, match=r"index -10 is out of range for 9 items"):
+        both[-10]
+
+
+def test_plus_takes_empty_parts_and_many_parts(root: Path) -> None:
+    bees = LabeledFolder(root, "bees", height_of)
+    nothing: list[int] = []
+    assert heights(bees + nothing + (5,)) == [*heights(bees), 5]
+    many = bees + nothing
+    for i in range(3000):
+        many = many + (i,)  # noqa: RUF005
+    assert (many[3], many[-1], len(many)) == (0, 2999, 3003)
+
+
+@pytest.mark.parametrize("other", [3, None, iter([])], ids=["int", "None", "iterator"])
+def test_plus_rejects_what_has_no_length_and_items(other: Any, root: Path) -> None:
+    with pytest.raises(TypeError, match=rf"got {type(other).__name__}"):
+        LabeledFolder(root, "bees") + other
+
+
+def test_it_travels_to_worker_processes(root: Path) -> None:
+    both = LabeledFolder(root, "ants", height_of) + LabeledFolder(root, "bees", height_of)
+    assert heights(pickle.loads(pickle.dumps(both))) == heights(both)
+    loader = DataLoader(both, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert [tuple(item) for item in loader] == heights(both)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted in /proc")
+def test_ten_thousand_items_leave_no_file_open(root: Path) -> None:
+    both, before = LabeledFolder(root, "ants") + LabeledFolder(root, "bees"), len(os.listdir("/proc/self/fd"))
+    kept = [both[i % 9] for i in range(10_000)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    (root / "bees" / "0.jpg").write_bytes(b"\xff\xd8\xff broken")
+    for _ in range(50):
+        with pytest.raises(InputError):
+            both[6]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(kept) == 10_000

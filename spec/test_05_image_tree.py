@@ -1,0 +1,693 @@
+"""Chapter 05: a tree of pictures as a data set, and the cache that decodes it once."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reference.data import image_tree
+from reference.data.image_tree import ImageTree
+from reference.errors import InputError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def draw(path: Path, shade: int, height: int = 8, width: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[0:height, 0:width]
+    Image.fromarray(np.stack([rows * 9, columns * 9, rows * 0 + shade], -1).astype(np.uint8)).save(path)
+
+
+def shade_of(dataset: ImageTree) -> list[int]:
+    """The blue of each picture, which `draw` sets."""
+    return dataset.images[:, 2, 0, 0].tolist()
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own cache folder is never touched."""
+    folder = tmp_path / "user-cache"
+    monkeypatch.setattr(image_tree, "user_cache_path", lambda name: folder / name)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four training and two test pictures in each of three classes; their times are an hour old."""
+    root, shade = tmp_path / "tree", 10
+    for split, count in (("train", 4), ("test", 2)):
+        for name in CLASSES:
+            for i in range(count):
+                draw(root / split / name / f"{i}.png", shade)
+                shade += 10
+    return root
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that judges whether a file's times have settled goes an hour ahead; ctimes cannot be set back."""
+    real = time.time_ns
+    monkeypatch.setattr(image_tree.time, "time_ns", lambda: real() + 3600 * 10**9)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was read from the tree, in order: "decode" or "compare" for each pass over all files."""
+    passes: list[str] = []
+    real = image_tree.read_tree
+
+    def counted(tree: Any, size: Any, progress: bool, decode: bool) -> Any:
+        passes.append("decode" if decode else "compare")
+        return real(tree, size, progress, decode)
+
+    monkeypatch.setattr(image_tree, "read_tree", counted)
+    return passes
+
+
+def entries(folder: Path, kind: str = ".pixels") -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix == kind)
+
+
+def same(a: ImageTree, b: ImageTree) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.paths == b.paths
+
+
+# ---------------------------------------------------------------------------------------------------------- items
+
+
+def test_each_picture_stands_with_its_class(root: Path) -> None:
+    train, test = ImageTree(root, size=(8, 8)), ImageTree(root, train=False, size=(8, 8))
+    assert train.classes == test.classes == CLASSES
+    assert (len(train), len(test)) == (12, 6)
+    assert train.images.dtype == torch.uint8
+    assert train.images.shape == (12, 3, 8, 8)
+    assert train.targets.dtype == torch.int64
+    for dataset, first in ((train, 10), (test, 130)):
+        for path, target, image in zip(dataset.paths, dataset.targets, dataset.images, strict=True):
+            name, number = path.split("/")
+            assert dataset.classes[target] == name
+            count = len(dataset) // 3
+            assert image[2, 0, 0] == first + 10 * (CLASSES.index(name) * count + int(number[0]))
+            folder = "train" if dataset is train else "test"
+            assert np.array_equal(image.permute(1, 2, 0), np.asarray(Image.open(root / folder / path)))
+
+
+def test_pictures_of_any_size_become_one_size_by_pillows_bilinear(root: Path) -> None:
+    draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
+    dataset = ImageTree(root, size=(12, 10))
+    expected = Image.open(root / "train" / "ant" / "wide.png").resize((10, 12), Image.Resampling.BILINEAR)
+    place = dataset.paths.index("ant/wide.png")
+    assert np.array_equal(dataset.images[place].permute(1, 2, 0), np.asarray(expected))
+
+
+def test_the_order_is_by_digest_of_class_and_name(root: Path) -> None:
+    names = [f"{name}/{i}.png" for name in CLASSES for i in range(4)]
+    expected = sorted(names, key=lambda name: hashlib.blake2b(name.encode()).hexdigest())
+    assert ImageTree(root).paths == expected
+    assert expected != sorted(names)
+
+
+def test_the_order_is_mixed(tmp_path: Path) -> None:
+    for name in CLASSES:
+        for i in range(60):
+            draw(tmp_path / "tree" / "train" / name / f"{i}.png", i, 1, 1)
+    targets = ImageTree(tmp_path / "tree", size=(1, 1)).targets
+    # by class it would change twice; mixed at random 119 times of 179, with a standard deviation of about 6
+    changes = int((targets[1:] != targets[:-1]).sum())
+    assert 119 - 5 * 6 < changes < 119 + 5 * 6
+
+
+def test_the_order_depends_neither_on_place_nor_on_other_pictures(root: Path, tmp_path: Path) -> None:
+    before = ImageTree(root).paths
+    shutil.copytree(root, tmp_path / "else" / "where", ignore=shutil.ignore_patterns(".*"))
+    assert ImageTree(tmp_path / "else" / "where").paths == before
+    draw(root / "train" / "ant" / "new.png", 1)
+    (root / "train" / "cat" / "0.png").unlink()
+    after = ImageTree(root).paths
+    assert [path for path in after if path != "ant/new.png"] == [path for path in before if path != "cat/0.png"]
+
+
+def test_items_pass_through_the_transforms(root: Path) -> None:
+    plain = ImageTree(root, size=(8, 8))
+    assert plain[0][0].getpixel((0, 0))[2] == shade_of(plain)[0]
+    changed = ImageTree(root, True, lambda picture: picture.size, lambda target: CLASSES[target], size=(4, 6))
+    assert changed[0] == ((6, 4), plain.paths[0].split("/")[0])
+
+
+def test_it_travels_to_another_process(root: Path) -> None:
+    dataset = ImageTree(root)
+    assert same(pickle.loads(pickle.dumps(dataset)), dataset)
+
+
+def test_what_is_no_picture_or_lies_deeper_is_left_out(root: Path) -> None:
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / "readme.txt").write_text("a tree")
+    (root / "train" / "ant" / "notes.txt").write_text("ant")
+    (root / "train" / "ant" / ".4.png").write_bytes(b"")
+    draw(root / "train" / "ant" / "more" / "5.png", 1)
+    draw(root / "train" / "ant" / "folder.png" / "6.png", 1)
+    dataset = ImageTree(root)
+    assert (len(dataset), dataset.classes) == (12, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["two words.png", "grün 图.png", "line\nend.png", "UPPER.PNG", "%s{}'\".png"])
+def test_any_file_name_will_do(name: str, root: Path) -> None:
+    draw(root / "train" / "ant" / name, 7)
+    for _ in range(2):
+        dataset = ImageTree(root)
+        assert shade_of(dataset)[dataset.paths.index(f"ant/{name}")] == 7
+
+
+def test_a_name_that_is_not_unicode_will_do(root: Path) -> None:
+    draw(root / "train" / "ant" / os.fsdecode(b"\xff\xfe.png"), 7)
+    assert 7 in shade_of(ImageTree(root))
+    assert 7 in shade_of(ImageTree(root))
+
+
+def test_linked_classes_and_pictures_are_followed(root: Path, tmp_path: Path, later: None) -> None:
+    draw(tmp_path / "elsewhere" / "0.png", 7)
+    (root / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "ant" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    assert shade_of(ImageTree(root)).count(7) == 2
+    draw(tmp_path / "elsewhere" / "0.png", 8)
+    assert shade_of(ImageTree(root)).count(8) == 2
+
+
+def test_the_test_half_may_lack_a_class_and_keeps_the_numbers(root: Path) -> None:
+    shutil.rmtree(root / "test" / "ant")
+    dataset = ImageTree(root, train=False)
+    assert dataset.classes == CLASSES
+    assert sorted(dataset.targets.tolist()) == [1, 1, 2, 2]
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def spoil_root(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def spoil_train(root: Path) -> None:
+    shutil.rmtree(root / "train")
+
+
+def spoil_test(root: Path) -> None:
+    shutil.rmtree(root / "test")
+
+
+def no_classes(root: Path) -> None:
+    spoil_test(root)
+    (root / "test").mkdir()
+
+
+def empty_class(root: Path) -> None:
+    shutil.rmtree(root / "test" / "bee")
+    (root / "test" / "bee").mkdir()
+    (root / "test" / "bee" / "notes.txt").write_text("bee")
+
+
+def unknown_class(root: Path) -> None:
+    shutil.rmtree(root / "train" / "bee")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (spoil_root, r"tree: there is no such folder; a tree of pictures is laid out as train/<class>/… and test/"),
+        (spoil_train, r"tree/train: there is no such folder; .* train/<class>/…"),
+        (spoil_test, r"tree/test: there is no such folder; .* test/<class>/…"),
+        (no_classes, r"tree/test: there are no class folders in it; .* laid out as"),
+        (empty_class, r"tree/test/bee: the class folder holds no pictures; add some or remove it"),
+        (unknown_class, r"tree/test/bee: .*tree/train has no such class; add it there or remove it here"),
+    ],
+)
+def test_a_wrong_layout_is_named_with_the_remedy(spoil: Callable[[Path], None], text: str, root: Path) -> None:
+    ImageTree(root, train=False)  # a cache of better times does not hide it
+    spoil(root)
+    with pytest.raises(InputError, match=text) as caught:
+        ImageTree(root, train=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3,), (3, 3, 3), (2.0, 2), (-1, 1), ("a", "b")], ids=repr)
+def test_an_impossible_size_is_named(size: Any, root: Path) -> None:
+    with pytest.raises(ValueError, match=r"size must be \(height, width\), two positive integers, got"):
+        ImageTree(root, size=size)
+
+
+def break_two(root: Path) -> None:
+    whole = (root / "train" / "bee" / "1.png").read_bytes()
+    (root / "train" / "bee" / "1.png").write_bytes(whole[:-30])
+    (root / "train" / "cat" / "3.png").write_text("meow")
+
+
+def test_the_first_broken_picture_is_named_and_all_are_counted(root: Path, reads: list[str]) -> None:
+    break_two(root)
+    text = r"tree/train/bee/1\.png: not a readable picture \(.+\); 2 of 12 pictures are broken: .* --skip-broken"
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.raises(InputError, match=text) as caught:
+            ImageTree(root)
+        assert "\n" not in str(caught.value)
+    assert reads.count("decode") == 1
+
+
+@pytest.mark.parametrize("first_without", [False, True], ids=["at once", "after the error"])
+def test_broken_pictures_can_be_skipped_and_are_listed(first_without: bool, root: Path) -> None:
+    whole = ImageTree(root)
+    break_two(root)
+    if first_without:
+        with pytest.raises(InputError):
+            ImageTree(root)
+    for _ in range(2):
+        dataset = ImageTree(root, skip_broken=True)
+        assert dataset.skipped == ["bee/1.png", "cat/3.png"]
+        keep = [i for i, path in enumerate(whole.paths) if path not in dataset.skipped]
+        assert torch.equal(dataset.images, whole.images[keep])
+        assert torch.equal(dataset.targets, whole.targets[keep])
+        assert dataset.paths == [whole.paths[i] for i in keep]
+    assert whole.skipped == []
+
+
+def test_a_class_of_broken_pictures_only_is_an_error_even_when_skipping(root: Path) -> None:
+    for path in (root / "train" / "bee").iterdir():
+        path.write_text("buzz")
+    text = r"train/bee/0\.png: not a readable picture .*, and so is every picture of class bee"
+    with pytest.raises(InputError, match=text):
+        ImageTree(root, skip_broken=True)
+    for path in (root / "train").rglob("*.png"):
+        path.write_text("buzz")
+    for _ in range(2):
+        with pytest.raises(InputError, match="every picture of class ant"):
+            ImageTree(root, skip_broken=True)
+
+
+def test_a_mended_picture_is_taken_again(root: Path, later: None) -> None:
+    whole = ImageTree(root)
+    good = (root / "train" / "ant" / "0.png").read_bytes()
+    (root / "train" / "ant" / "0.png").write_bytes(b"")
+    assert len(ImageTree(root, skip_broken=True)) == 11
+    (root / "train" / "ant" / "0.png").write_bytes(good)
+    assert same(ImageTree(root), whole)
+
+
+def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
+    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.read_bytes
+
+    def denied(path: Path) -> bytes:
+        if path.name == "0.png" and path.parent.name == "ant":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", denied)
+        with pytest.raises(InputError, match=r"ant/0\.png: not a readable picture \(Permission denied\); 1 of 12"):
+            ImageTree(root)
+    assert len(ImageTree(root)) == 12
+
+
+def test_a_lack_of_memory_is_not_remembered_as_a_broken_picture(
+    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.PngImagePlugin.PngImageFile.load_end", fail)
+        with pytest.raises(InputError, match=r"not a readable picture \(MemoryError\); 12 of 12"):
+            ImageTree(root)
+    assert len(ImageTree(root)) == 12
+
+
+def test_a_dangling_link_is_named(root: Path) -> None:
+    (root / "train" / "ant" / "9.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(InputError, match=r"ant/9\.png: not a readable picture \(No such file or directory\); 1 of 13"):
+        ImageTree(root)
+    draw(root / "nowhere.png", 7)
+    assert 7 in shade_of(ImageTree(root))
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_an_unchanged_tree_is_not_read_again(root: Path, later: None, reads: list[str]) -> None:
+    first = ImageTree(root)
+    assert reads == ["decode"]
+    assert same(ImageTree(root), first)
+    assert reads == ["decode"]
+    assert [path.parent for path in entries(root)] == [root / ".ocean-cache"]
+
+
+def test_files_changed_a_moment_ago_are_compared_by_content(root: Path, reads: list[str]) -> None:
+    first = ImageTree(root)
+    assert same(ImageTree(root), first)
+    assert reads == ["decode", "compare"]
+
+
+def test_the_halves_and_the_sizes_have_entries_of_their_own(root: Path, later: None, reads: list[str]) -> None:
+    made = [ImageTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
+    again = [ImageTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
+    assert all(map(same, made, again))
+    assert [tuple(dataset.images.shape[2:]) for dataset in again] == [(4, 8), (8, 4)] * 2
+    assert reads.count("decode") == 4
+
+
+def change(root: Path) -> None:
+    draw(root / "train" / "bee" / "2.png", 255)
+
+
+def change_under_the_same_size_and_time(root: Path) -> None:
+    path = root / "train" / "bee" / "2.bmp"
+    before = path.stat()
+    draw(path, 255)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+
+
+def exchange_two(root: Path) -> None:
+    """Two files of equal size and time change names."""
+    a, b, aside = root / "train/bee/2.bmp", root / "train/cat/2.bmp", root / "aside"
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+def add(root: Path) -> None:
+    draw(root / "train" / "bee" / "new.png", 255)
+
+
+def remove(root: Path) -> None:
+    (root / "train" / "bee" / "2.bmp").unlink()
+
+
+def rename(root: Path) -> None:
+    (root / "train" / "bee" / "2.bmp").rename(root / "train" / "bee" / "3.bmp")
+
+
+def rename_class(root: Path) -> None:
+    (root / "train" / "bee").rename(root / "train" / "zebra")
+
+
+CHANGES = [change, change_under_the_same_size_and_time, exchange_two, add, remove, rename, rename_class]
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["at once", "when times have settled"])
+@pytest.mark.parametrize("alter", CHANGES, ids=lambda alter: alter.__name__)
+def test_a_stale_entry_is_never_used(
+    alter: Callable[[Path], None], settled: bool, root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    for name, shade in (("bee", 70), ("cat", 80)):
+        draw(root / "train" / name / "2.bmp", shade)
+        os.utime(root / "train" / name / "2.bmp", (1e9, 1e9))
+    if settled:
+        request.getfixturevalue("later")
+    before = ImageTree(root)
+    if settled:
+        time.sleep(0.02)  # more than a tick of the file system's clock, as two seconds would be
+    alter(root)
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns(".ocean-cache"))
+    found, expected = ImageTree(root), ImageTree(tmp_path / "copy")
+    assert same(found, expected)
+    assert found.classes == expected.classes
+    assert not same(found, before)
+
+
+def test_a_tree_that_was_moved_or_touched_is_compared_not_decoded(root: Path, later: None, reads: list[str]) -> None:
+    first = ImageTree(root)
+    moved = root.rename(root.parent / "moved")
+    shutil.copytree(moved, root.parent / "copied")
+    for path in (moved / "train" / "ant").iterdir():
+        path.touch()
+    assert same(ImageTree(moved), first)
+    assert same(ImageTree(root.parent / "copied"), first)
+    assert reads == ["decode", "compare", "compare"]
+    assert same(ImageTree(moved), first)
+    assert reads == ["decode", "compare", "compare"], "the new times were not remembered"
+
+
+def test_another_version_of_pillow_decodes_anew(
+    root: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ImageTree(root)
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    ImageTree(root)
+    assert reads.count("decode") == 2
+
+
+def flip_last(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda content: content[:-1],
+    "half": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "one bit": flip_last,
+    "shape": lambda content: content.replace(b"[[12, 3,", b"[[12, 9,"),
+    "checksum": lambda content: b"0" + content,
+    "longer": lambda content: content + b"\0",
+    "pickle": lambda _: pickle.dumps(os.system),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
+def test_a_damaged_entry_is_decoded_anew(
+    settled: bool, damage: str, root: Path, reads: list[str], request: pytest.FixtureRequest
+) -> None:
+    if settled:
+        request.getfixturevalue("later")
+    first = ImageTree(root)
+    (entry,) = entries(root)
+    whole = entry.read_bytes()
+    entry.write_bytes(DAMAGE[damage](whole))
+    assert entry.read_bytes() != whole
+    assert same(ImageTree(root), first)
+    assert reads.count("decode") == 2
+    assert entry.read_bytes() == whole, "the entry was not mended"
+
+
+def test_changing_the_tensor_does_not_change_the_cache(root: Path, later: None) -> None:
+    first = ImageTree(root)
+    kept = first.images.clone()
+    first.images.zero_()
+    assert torch.equal(ImageTree(root).images, kept)
+
+
+def test_the_cache_folder_stays_bounded_and_keeps_what_is_in_use(root: Path, later: None, reads: list[str]) -> None:
+    used = ImageTree(root, size=(7, 7))
+    for i in range(1, 10):
+        for number, path in enumerate(sorted(entries(root) + entries(root, ".seen"))):
+            os.utime(path, (1e9 + number, 1e9 + number))  # long ago
+        assert same(ImageTree(root, size=(7, 7)), used)
+        ImageTree(root, size=(i, i + 1))
+    assert len(entries(root)) == len(entries(root, ".seen")) == 6
+    assert reads.count("decode") == 10
+
+
+def test_without_a_writable_root_the_users_cache_serves(
+    root: Path, user_cache: Path, later: None, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / ".ocean-cache").write_text("in the way")
+    first = ImageTree(root)
+    assert len(entries(user_cache / "ocean-spec")) == 1
+    assert same(ImageTree(root), first)
+    assert reads == ["decode"]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_any_cache_it_works_and_says_so(
+    root: Path, user_cache: Path, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / ".ocean-cache").write_text("in the way")
+    user_cache.write_text("in the way")
+    first = ImageTree(root)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written: decoding again next time" in line
+    assert str(root) in line
+    assert same(ImageTree(root), first)
+    assert reads == ["decode", "decode"]
+
+
+def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
+    root: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if ".ocean-cache" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("which file is written is told from /proc")
+    monkeypatch.setattr(image_tree.os, "fsync", full)
+    ImageTree(root)
+    assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []
+    assert len(entries(user_cache)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
+    """Read as another user if this one may write everywhere."""
+    home, known = tmp_path / "home", tmp_path / "known"
+    home.mkdir()
+    home.chmod(0o777)
+    shutil.copytree(root, known)
+    root.chmod(0o555)
+    for folder in (root.parent, *(folder for folder in root.parents if folder.name.startswith("pytest-"))):
+        folder.chmod(0o755)
+    code = """
+import os, sys
+from reference.data.image_tree import ImageTree
+ImageTree(sys.argv[2])  # all modules are loaded, from wherever only this user can read them
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+print(len(ImageTree(sys.argv[1])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, root, known],
+        env={**os.environ, "XDG_CACHE_HOME": str(home), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    root.chmod(0o755)
+    assert (done.stdout, done.stderr) == ("12\n", "")
+    assert not (root / ".ocean-cache").exists()
+    assert len(entries(home)) == 1
+
+
+# ---------------------------------------------------------------------------------------------- runs side by side
+
+SLOW_RUN = """
+import pathlib, sys, time
+from reference.data import image_tree
+root, mark = map(pathlib.Path, sys.argv[1:3])
+real = image_tree.decode_picture
+def slow(*args):
+    with open(mark, "a") as file:
+        file.write("x")
+    time.sleep(0.05)
+    return real(*args)
+image_tree.decode_picture = slow
+if len(sys.argv) > 3:  # stop between writing and renaming
+    def stop(descriptor):
+        pathlib.Path(sys.argv[3]).touch()
+        time.sleep(60)
+    image_tree.os.fsync = stop
+dataset = image_tree.ImageTree(root)
+print(image_tree.digest(dataset.images.numpy().tobytes()))
+"""
+
+
+def start(*arguments: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(arguments[0].parent / "user-cache")},
+    )
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_pictures(root: Path, tmp_path: Path) -> None:
+    runs = [start(root, tmp_path / "decoded") for _ in range(2)]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    expected = image_tree.digest(ImageTree(root).images.numpy().tobytes())
+    assert [output for output, _ in outputs] == [expected + "\n"] * 2
+    assert (tmp_path / "decoded").read_text() == "x" * 12
+
+
+def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_path: Path, reads: list[str]) -> None:
+    for arguments, moment in (
+        ((tmp_path / "decoding",), tmp_path / "decoding"),
+        ((tmp_path / "mark", tmp_path / "writing"), tmp_path / "writing"),
+    ):
+        run = start(root, *arguments)
+        wait_for(moment)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert entries(root) == []
+    assert len(entries(root, ".tmp")) == 1, "the run was killed too early or too late"
+    dataset = ImageTree(root)
+    assert len(dataset) == 12
+    assert reads == ["decode"]
+    assert entries(root, ".tmp") == []
+    assert len(entries(root)) == 1
+
+
+def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    run = start(root, tmp_path / "decoding")
+    wait_for(tmp_path / "decoding")
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=30)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []
+
+
+def test_a_file_that_changes_between_comparing_and_decoding_does_no_harm(
+    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ImageTree(root, train=False)  # an entry, so that contents are compared first
+    real = image_tree.read_tree
+
+    def changing(tree: Any, size: Any, progress: bool, decode: bool) -> Any:
+        if decode:
+            draw(root / "train" / "ant" / "0.png", 7)
+        return real(tree, size, progress, decode)
+
+    monkeypatch.setattr(image_tree, "read_tree", changing)
+    first = ImageTree(root)
+    monkeypatch.undo()
+    assert 7 in shade_of(first)
+    assert same(ImageTree(root), first)
+    draw(root / "train" / "ant" / "0.png", 10)
+    assert 7 not in shade_of(ImageTree(root))
+
+
+def test_no_bar_is_drawn_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ImageTree(root)
+    ImageTree(root, train=False, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------------------------------------- real pictures
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no tree of real pictures")
+def test_ten_thousand_real_pictures() -> None:
+    root = Path(os.environ["OCEAN_DATA"])
+    dataset = ImageTree(root, train=False)
+    assert len(dataset) == 10_000
+    assert dataset.targets.bincount().tolist() == [1000] * 10
+    assert dataset.classes == tuple(sorted(path.name for path in (root / "train").iterdir()))
+    for i in range(0, 10_000, 97):
+        with Image.open(root / "test" / dataset.paths[i]) as stored:
+            assert np.array_equal(dataset.images[i].permute(1, 2, 0), np.asarray(stored.convert("RGB")))
+    assert same(ImageTree(root, train=False), dataset)
+    # in the mixed order every batch of 64 holds several classes
+    assert min(len(batch.unique()) for batch in dataset.targets.split(64)) >= 5
