@@ -317,6 +317,12 @@ def test_a_member_that_is_there_twice_is_refused(small: SmallCifar10, tmp_path: 
     assert refusal(tmp_path) == (f"{tmp_path / ARCHIVE}: holds {FOLDER}/test_batch twice: delete it and use --download")
 
 
+def test_a_folder_in_the_place_of_a_batch_is_no_batch(small: SmallCifar10, tmp_path: Path) -> None:
+    parts = members({name: content for name, content in small.files.items() if name != "test_batch"})
+    write_archive(tmp_path, [*parts, (member(f"{FOLDER}/test_batch", tarfile.DIRTYPE), b"")])
+    assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE / 'test_batch'}: not a file of CIFAR-10 (")
+
+
 def test_an_archive_packed_again_by_others_is_read(small: SmallCifar10, tmp_path: Path) -> None:
     parts = members(small.files)
     for info, _ in parts:
@@ -354,6 +360,13 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, how often
     ),
     "zeros without end": (lambda: bytes(MIB), 300, "unpacks to more than its members"),
 }
+
+
+def test_an_extended_header_without_sense_is_damage(tmp_path: Path) -> None:
+    record = b"9" * 5000 + b" a=b\n"  # a length of more digits than Python turns into a number
+    content = header("x", len(record), tarfile.XHDTYPE) + record.ljust(5120, b"\0") + header("readme.html", 0)
+    write_packed(tmp_path, gzip.compress(content))
+    assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE}: truncated or damaged (")
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

@@ -494,7 +494,7 @@ def test_the_cache_folder_stays_bounded_and_keeps_what_is_in_use(root: Path, lat
         for number, path in enumerate(sorted(entries(root) + entries(root, ".seen"))):
             os.utime(path, (1e9 + number, 1e9 + number))  # long ago
         assert same(ImageTree(root, size=(7, 7)), used)
-        ImageTree(root, size=(i, i + 1))
+        assert same(ImageTree(root, size=(i, i + 1)), ImageTree(root, size=(i, i + 1)))
     assert len(entries(root)) == len(entries(root, ".seen")) == 6
     assert reads.count("decode") == 10
 

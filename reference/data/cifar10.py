@@ -48,11 +48,8 @@ ARCHIVE_LIMIT = 256 * MIB  # unpacked; the genuine one has 178 MiB
 HEADER_LIMIT = MIB // 16  # what a member may cost beside its content
 OPCODE_LIMIT = 200_000  # a genuine batch has some 30,000 instructions, three a picture
 
-# What gzip and tarfile raise on damaged files
-DAMAGE = (
-    *(EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError),
-    *(ValueError, OverflowError, RecursionError),  # tarfile, on senseless headers
-)
+# What gzip and tarfile raise on damaged files; ValueError where a header has no sense.
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, ValueError)
 
 T = TypeVar("T")
 

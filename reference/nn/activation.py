@@ -29,12 +29,14 @@ def relu(input: Shaped[Tensor, "..."], inplace: bool = False) -> Shaped[Tensor, 
     if input.dtype == torch.bool or input.is_complex():
         raise TypeError(f"relu: input must be real numbers, got {input.dtype}")
     bits = getattr(torch, f"int{8 * input.element_size()}")
-    mask = torch.le(input.detach(), 0, out=torch.empty_like(input, dtype=bits, requires_grad=False)) - 1
+    mask = torch.le(input.detach(), 0, out=torch.empty_like(input, dtype=bits)).sub_(
+        1
+    )  # 0 or −1, of which all bits are 1
     return _result(_Gate.apply(input, mask), input, inplace)
 
 
 def leaky_relu(
-    input: Shaped[Tensor, "..."], negative_slope: float = 0.01, inplace: bool = False
+    input: Shaped[Tensor, "..."], negative_slope: float | int = 0.01, inplace: bool = False
 ) -> Shaped[Tensor, "..."]:
     """x for x > 0, negative_slope · x for x ≤ 0.
 
@@ -52,8 +54,8 @@ def leaky_relu(
     _check_floating("leaky_relu", input)
     if not isinstance(negative_slope, (int, float)):
         raise TypeError(f"leaky_relu: negative_slope must be a number, got {negative_slope!r}")
-    one, slope = input.new_tensor(1.0), input.new_tensor(negative_slope)
-    return _result(input * torch.where(input > 0, one, slope), input, inplace)
+    positive = torch.gt(input.detach(), 0, out=torch.empty_like(input))  # 1 or 0
+    return _result(input * (1 - positive).mul_(negative_slope).add_(positive), input, inplace)
 
 
 def sigmoid(input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -159,7 +161,7 @@ class LeakyReLU(nn.Module):
         inplace: write the result into the input.
     """
 
-    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
+    def __init__(self, negative_slope: float | int = 0.01, inplace: bool = False) -> None:
         super().__init__()
         self.negative_slope = negative_slope
         self.inplace = inplace
@@ -277,7 +279,7 @@ class _Tanh(torch.autograd.Function):
     def forward(input: Tensor) -> Tensor:
         x = _wide(input)
         t = x.abs().mul_(-2).expm1_()
-        return torch.copysign(t / (t + 2), x).to(input.dtype)
+        return t.div_(t + 2).copysign_(x).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

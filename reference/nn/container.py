@@ -3,7 +3,7 @@
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any, Self, overload
+from typing import Any, overload
 
 from torch import nn
 
@@ -76,18 +76,18 @@ class Sequential(nn.Module):
         del self[key]
         return module
 
-    def append(self, module: nn.Module) -> Self:
+    def append(self, module: nn.Module) -> "Sequential":
         """Add a layer at the end."""
         self.add_module(str(len(self)), module)
         return self
 
-    def extend(self, sequential: Iterable[nn.Module]) -> Self:
+    def extend(self, sequential: Iterable[nn.Module]) -> "Sequential":
         """Add several layers at the end."""
         for module in sequential:
             self.append(module)
         return self
 
-    def insert(self, index: int, module: nn.Module) -> Self:
+    def insert(self, index: int, module: nn.Module) -> "Sequential":
         """Put a layer before layer `index`; the ones from there on move up by one.
 
         Raises:
@@ -109,7 +109,7 @@ class Sequential(nn.Module):
         """A new `Sequential` of the layers of both."""
         return Sequential(*self, *_checked(other))
 
-    def __iadd__(self, other: "Sequential") -> Self:
+    def __iadd__(self, other: "Sequential") -> "Sequential":
         return self.extend(list(_checked(other)))
 
     def __mul__(self, times: int) -> "Sequential":
@@ -119,7 +119,7 @@ class Sequential(nn.Module):
     def __rmul__(self, times: int) -> "Sequential":
         return self * times
 
-    def __imul__(self, times: int) -> Self:
+    def __imul__(self, times: int) -> "Sequential":
         return self.extend(list(self) * (_positive(times) - 1))
 
     def _name(self, index: int) -> str:

@@ -17,7 +17,7 @@ functions below has the other two as its derivatives, and all derivatives of any
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -27,8 +27,6 @@ from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
 
 Pair = tuple[int, int]
 """(vertical, horizontal)"""
-
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 WORKSPACE = 2**19
 """How many numbers the laid-out windows of a group of pictures may have (2 MiB in float32)."""
@@ -123,7 +121,7 @@ class Conv2d(nn.Module):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: str = "zeros",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def uniform_(tensor: Float[Tensor, "..."], bound: float) -> Float[Tensor, "..."]:
+def uniform_(tensor: Float[Tensor, "..."], bound: float | int) -> Float[Tensor, "..."]:
     """Fill `tensor` with U(-bound, bound).
 
     Args:
@@ -34,7 +34,7 @@ def uniform_(tensor: Float[Tensor, "..."], bound: float) -> Float[Tensor, "..."]
 
 
 @torch.no_grad()
-def normal_(tensor: Float[Tensor, "..."], mean: float = 0.0, std: float = 1.0) -> Float[Tensor, "..."]:
+def normal_(tensor: Float[Tensor, "..."], mean: float | int = 0.0, std: float | int = 1.0) -> Float[Tensor, "..."]:
     """Fill `tensor` with N(mean, std²).
 
     Args:
@@ -53,7 +53,7 @@ def normal_(tensor: Float[Tensor, "..."], mean: float = 0.0, std: float = 1.0) -
     return tensor.normal_(mean, std)
 
 
-def kaiming_uniform_(tensor: Float[Tensor, "..."], a: float = 0.0) -> Float[Tensor, "..."]:
+def kaiming_uniform_(tensor: Float[Tensor, "..."], a: float | int = 0.0) -> Float[Tensor, "..."]:
     """Fill `tensor` with U(-b, b), b = gain · sqrt(3 / fan_in), gain = sqrt(2 / (1 + a²)) (He et al., 2015).
 
     U(-b, b) has the variance b² / 3 = gain² / fan_in, which keeps the variance through a leaky ReLU of slope `a`.
@@ -77,7 +77,7 @@ def kaiming_uniform_(tensor: Float[Tensor, "..."], a: float = 0.0) -> Float[Tens
     return uniform_(tensor, math.sqrt(3.0) * std)
 
 
-def xavier_uniform_(tensor: Float[Tensor, "..."], gain: float = 1.0) -> Float[Tensor, "..."]:
+def xavier_uniform_(tensor: Float[Tensor, "..."], gain: float | int = 1.0) -> Float[Tensor, "..."]:
     """Fill `tensor` with U(-b, b), b = gain · sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
 
     Args:
@@ -94,7 +94,7 @@ def xavier_uniform_(tensor: Float[Tensor, "..."], gain: float = 1.0) -> Float[Te
     return uniform_(tensor, math.sqrt(3.0) * std)
 
 
-def xavier_normal_(tensor: Float[Tensor, "..."], gain: float = 1.0) -> Float[Tensor, "..."]:
+def xavier_normal_(tensor: Float[Tensor, "..."], gain: float | int = 1.0) -> Float[Tensor, "..."]:
     """Fill `tensor` with N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
 
     Args:

@@ -69,9 +69,12 @@ def max_pool2d(
     padded = _pad(input, kernels, strides, paddings, dilations, out_size, lowest)
     width = padded.shape[-1]
     # Where each window starts, and its first pixel inside the picture, as rows and columns of the padded picture.
-    starts = [step * torch.arange(n, device=input.device) for step, n in zip(strides, out_size, strict=True)]
+    starts = [
+        step * torch.arange(n, dtype=torch.int32, device=input.device)
+        for step, n in zip(strides, out_size, strict=True)
+    ]
     first = [
-        start + dilation * (-(start - padding) / dilation).ceil().clamp(min=0).long()
+        start + dilation * (-(start - padding) / dilation).ceil().clamp(min=0).int()
         for start, padding, dilation in zip(starts, paddings, dilations, strict=True)
     ]
     places = (first[0][:, None] * width + first[1]).expand(*input.shape[:-2], *out_size)
@@ -84,12 +87,13 @@ def max_pool2d(
                     ...,
                     rows : rows + strides[0] * (out_size[0] - 1) + 1 : strides[0],
                     columns : columns + strides[1] * (out_size[1] - 1) + 1 : strides[1],
-                ]
+                ].contiguous()
                 better = (candidate > largest) | (candidate != candidate)
                 # Places grow in reading order, so the better candidate's place is also the larger one.
                 place = (starts[0][:, None] + rows) * width + starts[1] + columns
                 places = torch.maximum(places, better * place)
                 largest = torch.maximum(largest, candidate)
+    places = places.long()
     output = padded.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
     if not return_indices:
         return output
@@ -187,7 +191,7 @@ def adaptive_avg_pool2d(
     size = [length if n is None else n for n, length in zip(wanted, input.shape[-2:], strict=True)]
     height, width = as_pair("adaptive_avg_pool2d: output_size", size, at_least=0)
     wide = input.to(_accumulator(input.dtype))
-    return _adaptive_mean(_adaptive_mean(wide, -1, width), -2, height).to(input.dtype)
+    return _adaptive_mean(_adaptive_mean(wide, -2, height), -1, width).to(input.dtype)
 
 
 class MaxPool2d(nn.Module):
@@ -369,7 +373,7 @@ def _window(name: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Pai
 
 
 def _pad(
-    input: Tensor, kernels: Pair, strides: Pair, paddings: Pair, dilations: Pair, out_size: Pair, value: float
+    input: Tensor, kernels: Pair, strides: Pair, paddings: Pair, dilations: Pair, out_size: Pair, value: float | int
 ) -> Tensor:
     """`input` surrounded by `value` as far as the windows reach."""
     needed = [
@@ -392,14 +396,15 @@ def _covered(start: Tensor, kernel: int, margin: int, length: int) -> Tensor:
 
 
 def _adaptive_mean(input: Tensor, dim: int, n: int) -> Tensor:
-    """The means of `n` windows along `dim`, -1 or -2; windows differ by at most one pixel in length."""
+    """The means of `n` windows along `dim`, -1 or -2; they are up to one pixel longer than length / n, rounded up."""
     length = input.shape[dim]
-    windows = torch.arange(n, device=input.device)
-    starts, ends = windows * length // n if n else windows, -(-(windows + 1) * length // n) if n else windows
-    positions = starts[:, None] + torch.arange(-(-length // n) + 1 if n else 0, device=input.device)
-    picked = input.movedim(dim, -1).index_select(-1, positions.clamp(max=length - 1).flatten())
-    picked = picked.unflatten(-1, positions.shape).masked_fill(positions >= ends[:, None], 0)
-    return (picked.sum(-1) / (ends - starts)).movedim(-1, dim)
+    numbers = torch.arange(n, device=input.device)
+    starts, ends = (numbers * length) // max(n, 1), -(-(numbers + 1) * length // max(n, 1))
+    positions = starts[:, None] + torch.arange(-(-length // max(n, 1)) + 1, device=input.device)
+    picked = input.index_select(dim, positions.flatten().clamp(max=length - 1)).unflatten(dim, positions.shape)
+    across = [1] * (-1 - dim)  # the dimensions after `dim`
+    total = picked.masked_fill((positions >= ends[:, None]).reshape(*positions.shape, *across), 0).sum(dim)
+    return total / (ends - starts).reshape(n, *across)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
