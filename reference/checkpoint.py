@@ -1,7 +1,7 @@
 """Chapter 17: saving and loading, such that a checkpoint alone is enough to predict and to go on training.
 
-A checkpoint is one plain dictionary of tensors, numbers, strings, lists and dictionaries, written by `torch.save` and read by
-`torch.load(weights_only=True)`: reading it runs no code. Its entries:
+A checkpoint is one plain dictionary of tensors, numbers, strings, lists and dictionaries, written by `torch.save` and
+read by `torch.load(weights_only=True)`: reading it runs no code. Its entries:
 
     format, version     what the file is
     network             {"name": "Ocean", "classes": 10}: how to build the network again
@@ -70,8 +70,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     Everything arrives on the CPU, wherever it was saved from. Nothing in the file is executed.
 
     Raises:
-        InputError: there is no such file, or it is cut off, not a checkpoint of this project, of a newer version, or its
-            parts contradict each other; the text says which.
+        InputError: there is no such file, or it is cut off, not a checkpoint of this project, of a newer version, or
+            its parts contradict each other; the text says which.
     """
     path = Path(path)
     content = read_plain_file(path)
@@ -96,7 +96,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is damaged: class_names must be a list of names")
     if content["preprocessing"] != PREPROCESSING:
-        raise InputError(f"{path} wants the preprocessing {content['preprocessing']}, this program knows {PREPROCESSING}")
+        raise InputError(
+            f"{path} wants the preprocessing {content['preprocessing']}, this program knows {PREPROCESSING}"
+        )
     check_weights(path, content)
     return content
 
@@ -121,8 +123,8 @@ def read_plain_file(path: Path) -> Any:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} was refused: it holds more than plain data, and reading it could run code (a whole network saved by "
-            "torch.save(network)? Only files that train_full.py wrote are read)"
+            f"{path} was refused: it holds more than plain data, and reading that could run code (a whole network "
+            "saved by torch.save(network)? Only files that train_full.py wrote are read)"
         ) from error
     except Exception as error:  # whatever a damaged archive makes the reader raise
         reason = str(error).strip().splitlines()[:1]

@@ -25,7 +25,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device(next((kind for kind in ("cuda:0", "mps") if kind in available), "cpu"))
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in available:
-        raise InputError(f"--device {name}: there is no such device here; there is {', '.join(available)} (or say auto)")
+        raise InputError(
+            f"--device {name}: there is no such device here; there is {', '.join(available)} (or say auto)"
+        )
     return torch.device(wanted)
 
 

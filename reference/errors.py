@@ -17,8 +17,9 @@ class TrainingError(ArithmeticError):
 def exit_with(action: Callable[[], int | None]) -> NoReturn:
     """Run `action` and leave the process with its status; what a person can mend becomes one line and status 2.
 
-    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such things; any other exception is
-    a defect of ours and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up of whatever ran.
+    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such things; any other exception
+    is a defect of ours and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up of
+    whatever ran.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -14,11 +14,12 @@ TEMPORARY_SUFFIX = ".tmp"
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into that takes the name `path` only when it is complete and on the disk.
 
-    It is written under a temporary name in the same folder, flushed to the disk, then renamed; whatever happens before that,
-    `path` keeps its old content, or stays absent.
+    It is written under a temporary name in the same folder, flushed to the disk, then renamed; whatever happens before
+    that, `path` keeps its old content, or stays absent.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; the temporary file is removed and the text names `path`.
+        OSError: the disk is full or the folder is not writable; the temporary file is removed and the text names
+            `path`.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:

@@ -1,7 +1,8 @@
 """Chapter 20: what is on a picture? A trained network's answer, with probabilities.
 
-The recipe is the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch axis, evaluation mode, no gradients.
-The softmax of the scores sums to one and orders the classes; that 80 % of the answers given with 0.8 are right is not promised.
+The recipe is the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch axis, evaluation mode, no
+gradients. The softmax of the scores sums to one and orders the classes; that 80 % of the answers given with 0.8 are
+right is not promised.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,8 @@ class Prediction:
 
     Attributes:
         picture: the file.
-        classes: (name, probability) from the most to the least probable, as many as were asked for; empty after an error.
+        classes: (name, probability) from the most to the least probable, as many as were asked for; empty after an
+            error.
         error: why the picture could not be read, or None.
     """
 
@@ -52,7 +54,8 @@ def predict(
         size: height and width the network was trained on.
 
     Yields:
-        One `Prediction` a picture; a picture that cannot be read has an `error` instead of classes and does not end the rest.
+        One `Prediction` a picture; a picture that cannot be read has an `error` instead of classes and does not end the
+        rest.
 
     Raises:
         InputError: `top_k` or `batch_size` is not positive.

@@ -8,9 +8,9 @@
         summary.json        the outcome, once the last epoch is done
         events.out.…        for TensorBoard
 
-`last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the other
-files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the same number
-of threads and the same versions, to the last bit.
+`last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the
+other files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the
+same number of threads and the same versions, to the last bit.
 """
 
 import json
@@ -18,6 +18,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -29,7 +31,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
-from reference.checkpoint import PREPROCESSING, load_checkpoint, save_checkpoint
+from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, cifar10_pair
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
@@ -38,6 +40,7 @@ from reference.device import choose_device, describe_device, seed_everything, ve
 from reference.errors import InputError, TrainingError
 from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
+from reference.optim import SGD, Optimizer
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, fit
 
@@ -52,8 +55,8 @@ class Settings:
     """
 
     dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
-    """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/* and
-    test/CLASS/* trees of pictures of any size; they are read in one fixed mixed order, not class by class."""
+    """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
+    and test/CLASS/* trees of pictures of any size; they are read in one fixed mixed order, not class by class."""
     data_root: Path = Path("data")
     """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
     download: bool = False
@@ -96,8 +99,8 @@ class Settings:
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with the run in this folder, with its own settings; --epochs, --device, --num-threads, --data-root, --keep-every
-    and --quiet may be given anew."""
+    """Go on with the run in this folder, with its own settings; --epochs, --device, --num-threads, --data-root,
+    --keep-every and --quiet may be given anew."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
     quiet: bool = False
@@ -170,7 +173,7 @@ def train(settings: Settings) -> int:
         remove_temporaries(folder)
         seed_everything(settings.seed, deterministic=settings.deterministic)
         network = Ocean(classes=len(train_set.classes)).to(device)
-        optimizer = torch.optim.SGD(
+        optimizer = SGD(
             network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
         order = torch.Generator().manual_seed(settings.seed)
@@ -181,10 +184,10 @@ def train(settings: Settings) -> int:
             progress = restore(folder / "last.pt", network, optimizer, data, train_set.classes)
         if progress.epoch > settings.epochs:
             raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
-        write_json(
-            folder / "config.json",
-            {"settings": asdict(settings), "data": data, "device": str(device), "versions": versions()},
-        )
+        # As it was understood, so that it can be gone on with from any folder.
+        known = replace(settings, dataset=data["dataset"], data_root=settings.data_root.resolve(), resume=None)
+        config = {"settings": asdict(known), "data": data, "device": str(device), "versions": versions()}
+        write_json(folder / "config.json", config)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         say(f"{type(network).__name__}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
         if progress.step:
@@ -221,7 +224,8 @@ def train(settings: Settings) -> int:
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
-    """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their summaries.
+    """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their
+    summaries.
 
     What is there already is gone on with, so that an interrupted measurement continues.
 
@@ -247,17 +251,14 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
         present = settings.download or any((root / part).exists() for part in (ARCHIVE, FOLDER))
         name = "cifar10" if present else "shapes"
         if not present:
-            say(
-                f"no CIFAR-10 under {root}/: training on the embedded Shapes; to get CIFAR-10: --dataset cifar10 --download"
-            )
+            say(f"no CIFAR-10 under {root}/: using the embedded Shapes; to get it: --dataset cifar10 --download")
+    train_set: Resident
+    test_set: Resident
     if name == "shapes":
-        sizes = (settings.limit_train or TRAIN_SIZE, settings.limit_test or TEST_SIZE)
-        both: tuple[Resident, Resident] = (
-            Shapes(train=True, size=min(sizes[0], TRAIN_SIZE)),
-            Shapes(train=False, size=min(sizes[1], TEST_SIZE)),
-        )
+        train_set = Shapes(train=True, size=min(settings.limit_train or TRAIN_SIZE, TRAIN_SIZE))
+        test_set = Shapes(train=False, size=min(settings.limit_test or TEST_SIZE, TEST_SIZE))
     elif name == "cifar10":
-        both = cifar10_pair(
+        train_set, test_set = cifar10_pair(
             root,
             settings.download,
             mirrors=settings.mirrors,
@@ -265,50 +266,62 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
             progress=not settings.quiet,
         )
     else:
-        train_tree, test_tree = (
+        train_set, test_set = trees = [
             ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
             for train in (True, False)
-        )
-        trees = (train_tree, test_tree)
+        ]
         skipped = [path for tree in trees for path in tree.skipped]
         if skipped:
             print(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
-        both = trees
     fingerprint = blake2b(digest_size=16)
-    for dataset, limit in zip(both, (settings.limit_train, settings.limit_test), strict=True):
+    for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
         dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
         for part in (dataset.images, dataset.targets):
-            fingerprint.update(part.contiguous().numpy())
-    train_set, test_set = both
+            fingerprint.update(part.contiguous().numpy().data)
     say(f"{name}: {len(train_set):,} training and {len(test_set):,} test pictures of {len(train_set.classes)} classes")
-    return *both, {
-        "dataset": name,
-        "train": len(train_set),
-        "test": len(test_set),
-        "classes": list(train_set.classes),
-        "fingerprint": fingerprint.hexdigest(),
-    }
+    return (
+        train_set,
+        test_set,
+        {
+            "dataset": name,
+            "train": len(train_set),
+            "test": len(test_set),
+            "classes": list(train_set.classes),
+            "fingerprint": fingerprint.hexdigest(),
+        },
+    )
 
 
-def locked(folder: Path, *, new: bool) -> FileLock:
-    """The run folder, held against every other run until released; a new one is made.
+@contextmanager
+def locked(folder: Path, *, new: bool) -> Iterator[None]:
+    """Hold the run folder against every other run; a new one is made.
 
     Raises:
         InputError: another run holds it, or a new run's folder is not empty.
     """
+
+    def check_empty() -> None:
+        if new and any(entry.name != "run.lock" for entry in folder.iterdir()):
+            raise InputError(
+                f"--output {folder} is not empty; choose another, or go on with the run in it: --resume {folder}"
+            )
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InputError(f"--output {folder} is a file; name a folder") from error
     lock = FileLock(folder / "run.lock")
+    if not (folder / "run.lock").exists():  # a folder that is no run's is left as it was found
+        check_empty()
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(f"{folder}: another run is using this folder; choose another --output") from error
-    if new and any(entry.name != "run.lock" for entry in folder.iterdir()):
+    try:
+        check_empty()
+        yield
+    finally:
         lock.release()
-        raise InputError(f"--output {folder} is not empty; choose another, or go on with the run in it: --resume {folder}")
-    return lock
 
 
 def refuse_changes(settings: Settings, stored: Settings) -> None:
@@ -322,7 +335,7 @@ def refuse_changes(settings: Settings, stored: Settings) -> None:
 
 
 def restore(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, Any], classes: tuple[str, ...]
+    path: Path, network: nn.Module, optimizer: Optimizer, data: dict[str, Any], classes: tuple[str, ...]
 ) -> Progress:
     """Put the state of a checkpoint into network, optimizer and random generators; return where the training stands.
 
@@ -357,7 +370,7 @@ class RunFolder(Observer):
     folder: Path
     settings: Settings
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     train_set: Resident
     test_set: Resident
     data: dict[str, Any]

@@ -1,9 +1,11 @@
 """Chapter 02: what a training writes for TensorBoard: `tensorboard --logdir RUN` shows it.
 
-    train_loss                      at every hundredth step, counted over all epochs
-    test_loss, test_accuracy        after each epoch, at the steps 0, 1, 2, … as in the tutorial; test_loss is its sum of batch
-                                    means, test_loss_mean the mean over the pictures
-    the network's graph, the first test pictures with what they are and were taken for, and the confusion matrix
+train_loss                  at every hundredth step, counted over all epochs
+test_loss, test_accuracy    after each epoch, at the steps 0, 1, 2, … as in the tutorial; test_loss is its sum of
+                            batch means, and test_loss_mean the mean over the pictures
+graph                       the network's
+predictions                 the first test pictures, with what they are and what they were taken for
+confusion                   the confusion matrix
 """
 
 import warnings
@@ -57,17 +59,18 @@ class Tracker:
 def forget_after(folder: Path, *, step: int, epoch: int) -> None:
     """Make the event files of `folder` end where a checkpoint stands, so that going on from it writes nothing twice.
 
-    A run that was killed has logged more than its last checkpoint knows. What came after is dropped: `train_loss` beyond
-    `step`, everything else from epoch `epoch` on (epochs count from 0). The files are merged into one, whole or not at all.
+    A run that was killed has logged more than its last checkpoint knows. What came after is dropped: `train_loss`
+    beyond `step`, everything else from epoch `epoch` on (epochs count from 0). The files are merged into one, whole or
+    not at all.
     """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     files = sorted(folder.glob(EVENT_FILES))
     if not files:
         return
-    # The merged file takes the first one's name, so that a crash before the others are gone leaves duplicates, never a gap.
+    # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
         for file in files:
@@ -90,7 +93,7 @@ def draw_predictions(
     columns: int = 8,
     scale: int = 3,
 ) -> Image.Image:
-    """A grid of pictures, each enlarged, under it what it was taken for: green when that is right, else red with the truth."""
+    """A grid of enlarged pictures; under each what it was taken for: green if that is right, else red and the truth."""
     height, width, caption = images.shape[2] * scale, images.shape[3] * scale, 24
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
@@ -105,7 +108,9 @@ def draw_predictions(
     return sheet
 
 
-def draw_confusion(confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44) -> Image.Image:
+def draw_confusion(
+    confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44
+) -> Image.Image:
     """The confusion matrix as a table: a row a true class, a column what it was taken for, darker the more pictures."""
     margin, n = 90, len(classes)
     sheet = Image.new("RGB", (margin + n * cell, margin + n * cell), "white")
@@ -120,6 +125,8 @@ def draw_confusion(confusion: Int[Tensor, "classes classes"], classes: tuple[str
             share, left, top = float(shares[row, column]), margin + column * cell, margin + row * cell
             shade = (round(255 - 205 * share), round(255 - 150 * share), 255)
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=shade)
-            draw.text((left + 5, top + cell // 3), str(int(confusion[row, column])), "white" if share > 0.6 else "black", font)
+            draw.text(
+                (left + 5, top + cell // 3), str(int(confusion[row, column])), "white" if share > 0.6 else "black", font
+            )
     draw.text((4, 4), "rows: is\ncolumns:\ntaken for", "gray", font)
     return sheet

@@ -16,7 +16,7 @@ from reference.errors import TrainingError
 
 @dataclass
 class Progress:
-    """Where a training stands, to the step. With the weights, the optimizer and the generators it is all that resuming needs.
+    """Where a training stands, to the step; with weights, optimizer and generators it is all that resuming needs.
 
     Attributes:
         epoch: whole epochs done: trained and evaluated.
@@ -24,7 +24,7 @@ class Progress:
         step: optimizer steps in all.
         loss_sum: the losses of the epoch under way, each times its batch's pictures.
         seen: pictures in `loss_sum`.
-        order: the state of the train loader's generator when the epoch under way began: it draws the epoch's order again.
+        order: the train loader's generator as the epoch under way began: it draws the epoch's order again.
         history: one dictionary of metrics for each epoch done.
         confusion: the confusion matrix after the last of them.
     """
@@ -66,13 +66,13 @@ class Optimizer(Protocol):
 
 
 class Observer:
-    """What wants to know how a training goes: a progress bar, a log, a folder of checkpoints. This one ignores everything."""
+    """What wants to know how a training goes: a progress bar, a log, a run folder. This one ignores everything."""
 
     def on_epoch_start(self, progress: Progress) -> None:
         """An epoch begins, or goes on after an interruption."""
 
     def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
-        """Some steps were made: the loss of each, by its number. On an accelerator several steps are reported together."""
+        """Some steps were made: the loss of each, by its number; on an accelerator, of several at once."""
 
     def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
         """An epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
@@ -136,7 +136,7 @@ def fit(
             progress.step += 1
             pending.append((progress.step, loss.detach(), len(targets)))
             stop = observer.should_stop()
-            # Reading a loss waits for the device: on the CPU that costs nothing, on an accelerator it would stall every step.
+            # Reading a loss waits for the device: nothing on the CPU, a stall in every step on an accelerator.
             if device.type == "cpu" or stop or progress.step % 100 == 0:
                 report_losses(progress, pending, observer)
             if stop:

@@ -1,4 +1,4 @@
-"""Measure what a recipe reaches: `python scripts/accuracy.py --seeds 5 --output DIR …`, every flag of train_full.py besides."""
+"""Measure what a recipe reaches: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
 
 from dataclasses import dataclass, fields
 from statistics import mean, stdev
@@ -11,7 +11,7 @@ from reference.run import Settings, train_seeds
 
 @dataclass(frozen=True)
 class Measurement(Settings):
-    """Train with the seeds 0, 1, 2, … and say how accurate the networks are: mean and standard deviation over the seeds."""
+    """Train with the seeds 0, 1, 2, … and say how accurate the networks are: mean ± standard deviation."""
 
     seeds: int = 5
     """How many trainings; at least 2."""
@@ -25,8 +25,8 @@ def main() -> None:
     summaries = train_seeds(settings, measurement.seeds)
     accuracies = [summary["test_accuracy"] for summary in summaries]
     print("seed  test accuracy  test loss  sum of batch means")
-    for seed, summary in enumerate(summaries):
-        print(f"{seed:4}  {summary['test_accuracy']:13.4f}  {summary['test_loss']:9.4f}  {summary['test_loss_sum']:18.2f}")
+    for seed, row in enumerate(summaries):
+        print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
     print(f"{len(accuracies)} seeds, {summaries[0]['epochs']} epochs: {mean(accuracies):.4f} ± {stdev(accuracies):.4f}")
 
 

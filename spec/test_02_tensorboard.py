@@ -82,7 +82,10 @@ def server(folder: Path) -> Iterator[str]:
     words = ["--logdir", str(folder), "--port", str(port), "--host", "127.0.0.1", "--load_fast", "false"]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tensorboard.main", *words], stdout=quiet, stderr=quiet, start_new_session=True
+        [sys.executable, "-W", "ignore", "-m", "tensorboard.main", *words],
+        stdout=quiet,
+        stderr=quiet,
+        start_new_session=True,
     )
     try:
         yield address
@@ -201,7 +204,9 @@ def test_forgetting_nothing_in_an_empty_folder(tmp_path: Path) -> None:
 def test_the_grid_shows_each_picture_and_says_in_colour_whether_it_was_right() -> None:
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[1] = 200
-    grid = draw_predictions(images, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), ("cat", "dog"), columns=2, scale=5)
+    grid = draw_predictions(
+        images, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), ("cat", "dog"), columns=2, scale=5
+    )
     assert grid.size == (40, 2 * (20 + 24))
     assert grid.getpixel((10, 10)) == (0, 0, 0)
     assert grid.getpixel((30, 10)) == (200, 200, 200)
@@ -222,8 +227,12 @@ def reddish(picture: Image.Image) -> bool:
 
 def test_the_confusion_matrix_is_darkest_where_the_share_is_largest() -> None:
     sheet = draw_confusion(torch.tensor([[9, 1], [0, 0]]), ("cat", "dog"), cell=44)
-    brightness = [[sum(sheet.getpixel((90 + column * 44 + 2, 90 + row * 44 + 2))) for column in (0, 1)] for row in (0, 1)]
-    assert brightness[0][0] < brightness[0][1] < brightness[1][0] == brightness[1][1]  # a class without pictures is white
+    brightness = [
+        [sum(sheet.getpixel((90 + column * 44 + 2, 90 + row * 44 + 2))) for column in (0, 1)] for row in (0, 1)
+    ]
+    assert (
+        brightness[0][0] < brightness[0][1] < brightness[1][0] == brightness[1][1]
+    )  # a class without pictures is white
 
 
 def test_names_in_any_script_can_be_drawn() -> None:

@@ -1,4 +1,4 @@
-"""Chapter 06: `DataLoader` and the resident loader: every item once, in the right order, in batches of the right size."""
+"""Chapter 06: `DataLoader` and the resident loader: every item once, in order, in batches of the right size."""
 
 import math
 from typing import Any
@@ -89,7 +89,10 @@ def test_a_byte_is_divided_by_255_and_nothing_else() -> None:
     dataset.targets = torch.zeros(1, dtype=torch.int64)
     ((images, _),) = ResidentLoader(dataset)
     # Python divides in float64; rounding that to float32 gives the correctly rounded quotient
-    assert images.flatten().tolist() == torch.tensor([byte / 255 for byte in range(256)], dtype=torch.float64).float().tolist()
+    assert (
+        images.flatten().tolist()
+        == torch.tensor([byte / 255 for byte in range(256)], dtype=torch.float64).float().tolist()
+    )
 
 
 @pytest.mark.parametrize("kind", [DataLoader, ResidentLoader])
@@ -114,7 +117,10 @@ def test_an_impossible_batch_size_is_rejected(kind: Any, batch_size: object) -> 
 
 
 def test_collate_stacks_tensors_makes_tensors_of_numbers_and_goes_into_containers() -> None:
-    items = [{"x": torch.tensor([1, 2]), "y": (1, 0.5), "name": "a"}, {"x": torch.tensor([3, 4]), "y": (2, 1.5), "name": "b"}]
+    items = [
+        {"x": torch.tensor([1, 2]), "y": (1, 0.5), "name": "a"},
+        {"x": torch.tensor([3, 4]), "y": (2, 1.5), "name": "b"},
+    ]
     found = collate(items)
     assert found["x"].tolist() == [[1, 2], [3, 4]]
     assert found["y"][0].tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""Chapter 17: checkpoints: what is saved comes back, what is no checkpoint is refused, and nothing in a file is executed."""
+"""Chapter 17: checkpoints: what is saved comes back, what is no checkpoint is refused, nothing in a file is run."""
 
 import os
 import pickle
@@ -81,7 +81,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda content: [1, 2], "not an Ocean Spec checkpoint"),
     "a newer version": (lambda content: content.update(version=99), "version 99.*reads version 1"),
     "another network": (lambda content: content["network"].update(name="Lake"), "the network 'Lake'.*knows Ocean"),
-    "fewer names than classes": (lambda content: content.update(class_names=list(NAMES[:9])), "9 class names for 10 classes"),
+    "fewer names than classes": (
+        lambda content: content.update(class_names=list(NAMES[:9])), "9 class names for 10 classes",
+    ),
     "another number of classes": (
         lambda content: content.update(class_names=list(NAMES[:9]), network={"name": "Ocean", "classes": 9}),
         r"model1\.8\.weight is torch.float32 \(10, 64\), but Ocean for 9 classes needs torch.float32 \(9, 64\)",

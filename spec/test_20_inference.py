@@ -1,6 +1,7 @@
 """Chapter 20: what is on a picture: `predict`, and `scripts/predict.py`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def by_the_recipe(network: Ocean, path: Path) -> dict[str, float]:
 def assert_close(found: list[tuple[str, float]], expected: dict[str, float], top_k: int) -> None:
     assert len(found) == top_k
     assert [name for name, _ in found] == sorted(expected, key=lambda name: -expected[name])[:top_k]
-    # Scores are float32 sums of up to 1,024 products; an error e in a score changes a probability by a factor of exp(e).
+    # Scores are float32 sums of up to 1,024 products; an error e in a score is a factor exp(e) in a probability.
     tolerance = 1024 * torch.finfo(torch.float32).eps * 8
     for name, share in found:
         assert share == pytest.approx(expected[name], rel=tolerance), name
@@ -84,7 +85,7 @@ def test_the_batch_size_does_not_change_the_answers(folder: Path, network: Ocean
 def test_pictures_are_read_a_batch_at_a_time(folder: Path, network: Ocean) -> None:
     taken = []
 
-    def pictures():  # noqa: ANN202
+    def pictures() -> Iterator[Path]:
         for number in range(3):
             taken.append(number)
             yield folder / f"{number}.png"
@@ -149,7 +150,9 @@ def test_pictures_of_every_mode_get_an_answer(folder: Path, mode: str) -> None:
     assert ask(folder, f"it.{suffix}", "--checkpoint", "net.pt").status == 0
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (5000, 4000)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 3000), (3000, 1), (5000, 4000)], ids=lambda size: "x".join(map(str, size))
+)
 def test_pictures_of_every_size_get_an_answer(folder: Path, size: tuple[int, int]) -> None:
     Image.new("1", size, 1).save(folder / "it.png")  # one bit a pixel: the file and the picture stay small
     result = ask(folder, "it.png", "--checkpoint", "net.pt")

@@ -12,8 +12,8 @@ class DataLoader:
     """Batches of any map-style data set: take `batch_size` items, stack them, hand them out.
 
     Each iteration is one epoch. Every item comes exactly once, except that `drop_last` leaves out a last batch that is
-    smaller than `batch_size`. With `shuffle`, each epoch draws a new order; the same `generator` state gives the same order
-    as `torch.utils.data.DataLoader`.
+    smaller than `batch_size`. With `shuffle`, each epoch draws a new order; the same `generator` state gives the same
+    order as `torch.utils.data.DataLoader`.
 
     Args:
         dataset: anything with `len(dataset)` and `dataset[index]`.
@@ -53,7 +53,7 @@ class DataLoader:
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """The items of a batch as one: tensors are stacked, numbers become a tensor, tuples, lists and dictionaries are gone into.
+    """The items of a batch as one: tensors are stacked, numbers become a tensor, containers are gone into.
 
     What is none of these (strings, pictures) stays a list of items.
 
@@ -64,7 +64,9 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, torch.Tensor):
         shapes = {tuple(item.shape) for item in items}
         if len(shapes) > 1:
-            raise ValueError(f"DataLoader: items of the shapes {sorted(shapes)} make no batch; bring them to one size first")
+            raise ValueError(
+                f"DataLoader: items of the shapes {sorted(shapes)} make no batch; bring them to one size first"
+            )
         return torch.stack(list(items))
     if isinstance(first, bool | int):
         return torch.tensor(items)

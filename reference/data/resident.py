@@ -1,8 +1,8 @@
 """Chapters 05 and 06: data sets that are decoded once and stay in memory, and the loader that slices them.
 
-A picture file is decoded in about 0.1 ms and used ten times or more. `Resident` therefore keeps all pictures of a data set
-as one uint8 tensor, and `ResidentLoader` cuts batches out of it: the very batches that `DataLoader` yields with `ToTensor`,
-bit for bit, without touching Pillow again.
+A picture file is decoded in about 0.1 ms and used ten times or more. `Resident` therefore keeps all pictures of a data
+set as one uint8 tensor, and `ResidentLoader` cuts batches out of it: the very batches that `DataLoader` yields with
+`ToTensor`, bit for bit, without touching Pillow again.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,10 +54,10 @@ class Resident:
 class ResidentLoader:
     """Batches of a `Resident` data set, cut out of its tensor and scaled to floats from 0 to 1.
 
-    Iterating yields `(images, targets)`: `images` float32 `[b, channels, height, width]` = uint8 / 255, and `targets` int64
-    `[b]`. Every batch holds `batch_size` pictures; the last one holds what is left, or is left out with `drop_last`. Each
-    iteration is one epoch; with `shuffle` it draws a new order from `generator`, the same order that `torch.utils.data`'s
-    loader draws from it. The data set's `transform` is not applied.
+    Iterating yields `(images, targets)`: `images` float32 `[b, channels, height, width]` = uint8 / 255, and `targets`
+    int64 `[b]`. Every batch holds `batch_size` pictures; the last one holds what is left, or is left out with
+    `drop_last`. Each iteration is one epoch; with `shuffle` it draws a new order from `generator`, the same order that
+    `torch.utils.data`'s loader draws from it. The data set's `transform` is not applied.
 
     Args:
         dataset: what to cut; an empty one gives no batches.
@@ -118,8 +118,9 @@ def check_batch_size(batch_size: int) -> int:
 def shuffled_order(n: int, generator: torch.Generator | None) -> Int[Tensor, "n"]:
     """A random order of 0 … n-1, drawn as `torch.utils.data.DataLoader` draws it: the same seed gives the same order.
 
-    That loader draws a seed for its workers first, then the order, and when the order is used up a second one of which it
-    takes nothing (the remainder of n / n). All three are drawn here, so that the generator stands where it would there.
+    That loader draws a seed for its workers first, then the order, and when the order is used up a second one of which
+    it takes nothing (the remainder of n / n). All three are drawn here, so that the generator stands where it would
+    there.
     """
     if n == 0:
         return torch.empty(0, dtype=torch.int64)

@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class ToTensor:
-    """An 8-bit RGB or grey picture of height h and width w as a float32 tensor `[channels, h, w]` with values byte / 255.
+    """An 8-bit RGB or grey picture as a float32 tensor `[channels, height, width]`, each byte divided by 255.
 
     Raises:
         TypeError: what came is not a Pillow picture.
         ValueError: the picture's mode is neither RGB nor L; the text names it.
     """
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "channels h w"]:
+    def __call__(self, picture: Image.Image) -> Float[Tensor, "channels height width"]:
         if not isinstance(picture, Image.Image):
             raise TypeError(f"ToTensor: picture must be a PIL image, got {type(picture).__name__}")
         if picture.mode not in ("RGB", "L"):

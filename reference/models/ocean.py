@@ -17,8 +17,8 @@ class Ocean(nn.Module):
 
     Args:
         classes: how many scores a picture gets.
-        layers: where the layers come from: any namespace with `Conv2d`, `MaxPool2d`, `Flatten`, `Linear` and `Sequential`
-            that are used as `torch.nn`'s are.
+        layers: any namespace with `Conv2d`, `MaxPool2d`, `Flatten`, `Linear` and `Sequential` that are used as
+            `torch.nn`'s are.
 
     Raises:
         ValueError: `classes` is not a positive integer.

@@ -64,8 +64,8 @@ def conv2d(
     _check_tensors(input, weight, bias, groups)
     height, width = input.shape[-2:]
     output_size = conv2d_output_size((height, width), tuple(weight.shape[2:]), stride, padding, dilation)
-    if 0 in (height, width):
-        raise ValueError(f"conv2d: input of shape {tuple(input.shape)} has no pixels; only batch or channels may be 0")
+    if 0 in (height, width) and 0 not in input.shape[:-2]:
+        raise ValueError(f"conv2d: input of shape {tuple(input.shape)} has no pixels, but pictures and channels")
     images = input if input.dim() == 4 else input[None]
     windows = _Windows(
         in_channels=images.shape[1],
@@ -258,14 +258,12 @@ def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 
 
 class _Windows(NamedTuple):
-    """Where a convolution's windows lie, and how pictures, windows, outputs and kernels are laid out for matrix
-    products.
+    """Where a convolution's windows lie, and how pictures, windows, outputs and kernels become matrices.
 
     The layouts, for n pictures and c input or o output channels in each of the groups:
-        columns: `[groups, stride, height / stride, n, out_width, kernel_width · c]`: for each window, the pixels
-            under one row of the kernel, row y of the padded pictures at `[:, y % stride, y // stride]`. What lies
-            under row i of the kernel, for all windows and pictures at once, is then one block of it: `rows(columns,
-            i)`.
+        columns: `[groups, stride, height / stride, n, out_width, kernel_width · c]`, for each row of the padded
+            pictures the pixels that lie under one row of the kernel, row y at `[:, y % stride, y // stride]`: so what
+            lies under row i of the kernel, for all windows and pictures at once, is one block, `rows(columns, i)`.
         rows: `[groups, out_height · n · out_width, kernel_width · c]`, a view of the columns.
         matrices: `[kernel_height, groups, o, kernel_width · c]`, the kernels, row by row.
         pixels: `[groups, o, out_height · n · out_width]`, the output.

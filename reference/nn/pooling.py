@@ -1,5 +1,4 @@
-"""Chapter 10: pooling. A window slides over the picture and leaves one number of what is under it: the largest, or
-the mean.
+"""Chapter 10: pooling, a window that slides over the picture and leaves of what is under it the largest, or the mean.
 
 Pooling keeps every channel for itself and has no parameters. By default the windows do not overlap: the stride is the
 window's size.
@@ -7,7 +6,7 @@ window's size.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
@@ -61,44 +60,15 @@ def max_pool2d(
     if 0 in input.shape[-3:]:
         raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
     size = (input.shape[-2], input.shape[-1])
-    out_size = _output_size("max_pool2d", size, kernel_size, stride, padding, dilation, ceil_mode)
-    kernels, strides, paddings = _window("max_pool2d", kernel_size, stride, padding)
-    dilations = as_pair("max_pool2d: dilation", dilation)
-
+    window = _window("max_pool2d", size, kernel_size, stride, padding, dilation, ceil_mode)
     lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min
-    padded = _pad(input, kernels, strides, paddings, dilations, out_size, lowest)
-    width = padded.shape[-1]
-    # Where each window starts, and its first pixel inside the picture, as rows and columns of the padded picture.
-    starts = [
-        step * torch.arange(n, dtype=torch.int32, device=input.device)
-        for step, n in zip(strides, out_size, strict=True)
-    ]
-    first = [
-        start + dilation * (-(start - padding) / dilation).ceil().clamp(min=0).int()
-        for start, padding, dilation in zip(starts, paddings, dilations, strict=True)
-    ]
-    places = (first[0][:, None] * width + first[1]).expand(*input.shape[:-2], *out_size)
-    with torch.no_grad():
-        largest = torch.full_like(places, lowest, dtype=input.dtype)
-        for i in range(kernels[0]):
-            for j in range(kernels[1]):
-                rows, columns = i * dilations[0], j * dilations[1]
-                candidate = padded[
-                    ...,
-                    rows : rows + strides[0] * (out_size[0] - 1) + 1 : strides[0],
-                    columns : columns + strides[1] * (out_size[1] - 1) + 1 : strides[1],
-                ].contiguous()
-                better = (candidate > largest) | (candidate != candidate)
-                # Places grow in reading order, so the better candidate's place is also the larger one.
-                place = (starts[0][:, None] + rows) * width + starts[1] + columns
-                places = torch.maximum(places, better * place)
-                largest = torch.maximum(largest, candidate)
-    places = places.long()
+    padded = _pad(input, window, lowest)
+    places = _places(padded.detach(), window, lowest)
     output = padded.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
     if not return_indices:
         return output
-    rows, columns = places // width - paddings[0], places % width - paddings[1]
-    return output, rows * size[1] + columns
+    (top, left), width = window.padding, padded.shape[-1]
+    return output, (places // width - top) * size[1] + places % width - left
 
 
 def avg_pool2d(
@@ -139,18 +109,16 @@ def avg_pool2d(
     if 0 in input.shape[-3:]:
         raise ValueError(f"avg_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
     size = (input.shape[-2], input.shape[-1])
-    out_size = _output_size("avg_pool2d", size, kernel_size, stride, padding, 1, ceil_mode)
-    kernels, strides, paddings = _window("avg_pool2d", kernel_size, stride, padding)
-
-    padded = _pad(input, kernels, strides, paddings, (1, 1), out_size, 0)
-    windows = padded.unfold(-2, kernels[0], strides[0]).unfold(-2, kernels[1], strides[1])
-    total = windows.sum((-2, -1), dtype=_accumulator(input.dtype))
+    window = _window("avg_pool2d", size, kernel_size, stride, padding, 1, ceil_mode)
+    (height, width), (down, right) = window.kernel, window.stride
+    pixels = _pad(input, window, 0).unfold(-2, height, down).unfold(-2, width, right)
+    total = pixels.sum((-2, -1), dtype=_accumulator(input.dtype))
     if divisor_override is None:
-        margins = paddings if count_include_pad else (0, 0)
+        margins = window.padding if count_include_pad else (0, 0)
         counts = [
-            _covered(step * torch.arange(n, device=input.device) - padding, kernel, margin, length)
-            for n, kernel, step, padding, margin, length in zip(
-                out_size, kernels, strides, paddings, margins, size, strict=True
+            (start + kernel).clamp(max=length + margin) - start.clamp(min=-margin)
+            for start, kernel, length, margin in zip(
+                window.starts(input.device), window.kernel, size, margins, strict=True
             )
         ]
         divisor = counts[0][:, None] * counts[1]
@@ -334,15 +302,37 @@ def pool2d_output_size(
         ValueError: an argument outside its range, or no window fits.
         TypeError: an argument of the wrong type.
     """
-    return _output_size("pool2d", input_size, kernel_size, stride, padding, dilation, ceil_mode)
+    return _window("pool2d", input_size, kernel_size, stride, padding, dilation, ceil_mode).out_size
 
 
-def _output_size(
+class _Window(NamedTuple):
+    """A pooling's arguments as pairs (vertical, horizontal), and how many windows there are."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    out_size: Pair
+
+    def starts(self, device: torch.device) -> list[Int[Tensor, "windows"]]:
+        """The row where each window starts and the column where each window starts, from −padding on."""
+        return [
+            step * torch.arange(n, dtype=torch.int32, device=device) - padding
+            for step, n, padding in zip(self.stride, self.out_size, self.padding, strict=True)
+        ]
+
+
+def _window(
     name: str, input_size: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> Pair:
-    """`pool2d_output_size` for the function `name`."""
+) -> _Window:
+    """The arguments of the function `name`, checked; `pool2d_output_size` says the formula of the last field."""
     sizes = as_pair(f"{name}: input_size", input_size, at_least=0)
-    kernels, strides, paddings = _window(name, kernel_size, stride, padding)
+    kernels = as_pair(f"{name}: kernel_size", kernel_size, at_least=1)
+    no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    strides = kernels if no_stride else as_pair(f"{name}: stride", stride, at_least=1)
+    paddings = as_pair(f"{name}: padding", padding, at_least=0)
+    if any(margin > kernel // 2 for margin, kernel in zip(paddings, kernels, strict=True)):
+        raise ValueError(f"{name}: padding must be at most half of kernel_size={kernel_size}, got {padding}")
     dilations = as_pair(f"{name}: dilation", dilation, at_least=1)
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"{name}: ceil_mode must be a bool, got {ceil_mode!r}")
@@ -358,41 +348,54 @@ def _output_size(
                 f"{sizes[0]} × {sizes[1]} pixels with padding={padding}"
             )
         counts.append(count)
-    return counts[0], counts[1]
+    return _Window(kernels, strides, paddings, dilations, (counts[0], counts[1]))
 
 
-def _window(name: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Pair, Pair, Pair]:
-    """The arguments as pairs, checked."""
-    kernels = as_pair(f"{name}: kernel_size", kernel_size, at_least=1)
-    no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    strides = kernels if no_stride else as_pair(f"{name}: stride", stride, at_least=1)
-    paddings = as_pair(f"{name}: padding", padding, at_least=0)
-    if any(margin > kernel // 2 for margin, kernel in zip(paddings, kernels, strict=True)):
-        raise ValueError(f"{name}: padding must be at most half of kernel_size={kernel_size}, got {padding}")
-    return kernels, strides, paddings
-
-
-def _pad(
-    input: Tensor, kernels: Pair, strides: Pair, paddings: Pair, dilations: Pair, out_size: Pair, value: float | int
-) -> Tensor:
+def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
     """`input` surrounded by `value` as far as the windows reach."""
-    needed = [
-        max(padding + length, step * (n - 1) + dilation * (kernel - 1) + 1)
-        for padding, length, step, n, dilation, kernel in zip(
-            paddings, input.shape[-2:], strides, out_size, dilations, kernels, strict=True
+    (top, left), (height, width) = window.padding, input.shape[-2:]
+    reach = [
+        step * (n - 1) + dilation * (kernel - 1) + 1
+        for step, n, dilation, kernel in zip(
+            window.stride, window.out_size, window.dilation, window.kernel, strict=True
         )
     ]
-    if needed == list(input.shape[-2:]):
+    padded_size = (max(top + height, reach[0]), max(left + width, reach[1]))
+    if padded_size == (height, width):
         return input
-    padded = input.new_full((*input.shape[:-2], *needed), value)
-    (top, left), (height, width) = paddings, input.shape[-2:]
+    padded = input.new_full((*input.shape[:-2], *padded_size), value)
     padded[..., top : top + height, left : left + width] = input
     return padded
 
 
-def _covered(start: Tensor, kernel: int, margin: int, length: int) -> Tensor:
-    """How many of the pixels start … start + kernel − 1 lie in −margin … length + margin − 1."""
-    return (start + kernel).clamp(max=length + margin) - start.clamp(min=-margin)
+def _places(
+    padded: Tensor, window: _Window, lowest: float | int
+) -> Int[Tensor, "*batch channels out_height out_width"]:
+    """Where each window's maximum is, as row · width + column of the padded picture."""
+    width, (top, left) = padded.shape[-1], window.padding
+    rows, columns = window.starts(padded.device)
+    # A window that holds nothing above −∞ points to its first pixel inside the picture.
+    first_row, first_column = (
+        start + gap * ((gap - 1 - start) // gap).clamp(min=0)
+        for start, gap in zip((rows, columns), window.dilation, strict=True)
+    )
+    places = (first_row[:, None] + top) * width + first_column + left
+    places = places.expand(*padded.shape[:-2], *window.out_size)
+    largest = torch.full_like(places, lowest, dtype=padded.dtype)
+    for i in range(window.kernel[0]):
+        for j in range(window.kernel[1]):
+            down, right = i * window.dilation[0], j * window.dilation[1]
+            candidate = padded[
+                ...,
+                down : down + window.stride[0] * (window.out_size[0] - 1) + 1 : window.stride[0],
+                right : right + window.stride[1] * (window.out_size[1] - 1) + 1 : window.stride[1],
+            ].contiguous()
+            better = (candidate > largest) | (candidate != candidate)
+            # Places grow in reading order, so the better candidate's place is also the larger one.
+            place = (rows[:, None] + top + down) * width + columns + left + right
+            places = torch.maximum(places, better * place)
+            largest = torch.maximum(largest, candidate)
+    return places.long()
 
 
 def _adaptive_mean(input: Tensor, dim: int, n: int) -> Tensor:

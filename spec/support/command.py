@@ -1,7 +1,7 @@
-"""Running the project's scripts as a person does, in processes of their own, without paying for `import torch` each time.
+"""Running the project's scripts as a person does, in processes of their own, without an `import torch` each time.
 
-Python's fork server imports once and forks a fresh interpreter for each command; what the command sees is what a new process
-sees: its arguments, its working folder, its signals, its exit status.
+Python's fork server imports once and forks a fresh interpreter for each command; what the command sees is what a new
+process sees: its arguments, its working folder, its signals, its exit status.
 """
 
 import multiprocessing
@@ -17,8 +17,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 _context = multiprocessing.get_context("forkserver")
-# torch._dynamo: torch's optimizers import it, seconds of it, when the first one is made.
-_context.set_forkserver_preload(["reference.run", "reference.inference", "torch.utils.tensorboard", "torch._dynamo"])
+_context.set_forkserver_preload(["reference.run", "reference.inference", "torch.utils.tensorboard"])
 
 
 @dataclass(frozen=True)
