@@ -172,7 +172,8 @@ def train(settings: Settings) -> int:
     with locked(folder, new=settings.resume is None):
         remove_temporaries(folder)
         seed_everything(settings.seed, deterministic=settings.deterministic)
-        network = Ocean(classes=len(train_set.classes)).to(device)
+        network = Ocean(classes=len(train_set.classes))
+        network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (half again as fast)
         optimizer = SGD(
             network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,31 +112,49 @@ def test_pictures_of_any_size_become_one_size_by_pillows_bilinear(root: Path) ->
     assert np.array_equal(dataset.images[place].permute(1, 2, 0), np.asarray(expected))
 
 
-def test_the_order_is_by_digest_of_class_and_name(root: Path) -> None:
-    names = [f"{name}/{i}.png" for name in CLASSES for i in range(4)]
-    expected = sorted(names, key=lambda name: hashlib.blake2b(name.encode()).hexdigest())
+def by_digest(paths: Iterable[str], half: slice) -> list[str]:
+    return sorted(paths, key=lambda path: hashlib.blake2b(path.encode()).hexdigest()[half])
+
+
+def test_of_equal_classes_the_kth_pictures_by_digest_stand_together(root: Path) -> None:
+    first, second = slice(0, 64), slice(64, 128)  # hexadecimal digits
+    classes = [by_digest((f"{name}/{i}.png" for i in range(4)), first) for name in CLASSES]
+    expected = [path for block in zip(*classes, strict=True) for path in by_digest(block, second)]
     assert ImageTree(root).paths == expected
-    assert expected != sorted(names)
+    assert expected != sorted(expected)
 
 
-def test_the_order_is_mixed(tmp_path: Path) -> None:
+def test_every_stretch_holds_the_classes_in_their_proportions(tmp_path: Path) -> None:
+    sizes = {"ant": 7, "bee": 60, "cat": 23}
+    for name, size in sizes.items():
+        for i in range(size):
+            draw(tmp_path / "tree" / "train" / name / f"{i}.png", i, 1, 1)
+    paths = ImageTree(tmp_path / "tree", size=(1, 1)).paths
+    for length in range(1, 91):
+        for name, size in sizes.items():
+            count = sum(path.startswith(name) for path in paths[:length])
+            # up to a share x of the whole stand round(size · x) of each class: half a picture off for each of the three
+            assert abs(count - length * size / 90) <= 0.5 + 3 * 0.5, (length, name)
+
+
+def test_the_classes_do_not_simply_take_turns(tmp_path: Path) -> None:
     for name in CLASSES:
         for i in range(60):
             draw(tmp_path / "tree" / "train" / name / f"{i}.png", i, 1, 1)
-    targets = ImageTree(tmp_path / "tree", size=(1, 1)).targets
-    # by class it would change twice; mixed at random 119 times of 179, with a standard deviation of about 6
-    changes = int((targets[1:] != targets[:-1]).sum())
-    assert 119 - 5 * 6 < changes < 119 + 5 * 6
+    blocks = ImageTree(tmp_path / "tree", size=(1, 1)).targets.reshape(60, 3)
+    assert len(blocks.unique(dim=0)) == 6  # all orders of three; that 60 random ones miss one is a chance of 1e-4
 
 
-def test_the_order_depends_neither_on_place_nor_on_other_pictures(root: Path, tmp_path: Path) -> None:
+def test_the_order_depends_neither_on_place_nor_on_other_classes(root: Path, tmp_path: Path) -> None:
     before = ImageTree(root).paths
     shutil.copytree(root, tmp_path / "else" / "where", ignore=shutil.ignore_patterns(".*"))
     assert ImageTree(tmp_path / "else" / "where").paths == before
     draw(root / "train" / "ant" / "new.png", 1)
     (root / "train" / "cat" / "0.png").unlink()
     after = ImageTree(root).paths
-    assert [path for path in after if path != "ant/new.png"] == [path for path in before if path != "cat/0.png"]
+    for name in CLASSES:
+        old, new = ([path for path in paths if path.startswith(name)] for paths in (before, after))
+        assert [path for path in new if path != "ant/new.png"] == [path for path in old if path != "cat/0.png"]
 
 
 def test_items_pass_through_the_transforms(root: Path) -> None:
@@ -689,5 +707,5 @@ def test_ten_thousand_real_pictures() -> None:
         with Image.open(root / "test" / dataset.paths[i]) as stored:
             assert np.array_equal(dataset.images[i].permute(1, 2, 0), np.asarray(stored.convert("RGB")))
     assert same(ImageTree(root, train=False), dataset)
-    # in the mixed order every batch of 64 holds several classes
-    assert min(len(batch.unique()) for batch in dataset.targets.split(64)) >= 5
+    # in the mixed order every ten pictures are one of each class
+    assert (dataset.targets.reshape(-1, 10).sort().values == torch.arange(10)).all()

@@ -31,7 +31,7 @@ from reference.data.pictures import decode_picture, not_readable, printable
 from reference.data.resident import Resident
 from reference.errors import InputError
 
-CACHE_FORMAT = 1  # raised when the decoding or the layout of an entry changes
+CACHE_FORMAT = 2  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
@@ -45,9 +45,10 @@ class ImageTree(Resident):
     The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Hidden files and folders,
     files that are no pictures by their extension, and folders inside class folders are left out.
 
-    The items come in one fixed mixed order, by the BLAKE2b digest of `<class>/<name>`: class after class, as they lie
-    on the disk, a recipe that does not shuffle learns nothing. The order depends on these names alone, neither on the
-    system nor on where the tree lies, and a picture more or less leaves the order of the others as it is.
+    The items come in one fixed mixed order: class after class, as they lie on the disk, a recipe that does not shuffle
+    learns nothing. Each class is put in the order of the BLAKE2b digests of `<class>/<name>` and spread evenly over the
+    whole, so that every stretch of the data, the last small batch too, holds the classes in their proportions. The
+    order depends on these names alone, neither on the system nor on where the tree lies.
 
     The decoded pictures are kept in `root/.ocean-cache`, or in the user's cache folder when that cannot be written. Any
     file that was changed, added, removed or renamed since is noticed.
@@ -122,7 +123,7 @@ def scan_tree(root: Path, split: str) -> Tree:
     classes, present = class_folders(root / "train"), class_folders(root / split)
     if not present:
         raise InputError(f"{printable(root / split)}: there are no class folders in it; {layout}")
-    found: list[tuple[str, os.DirEntry[str]]] = []
+    found: list[tuple[float, bytes, str, os.DirEntry[str]]] = []
     for name in present:
         folder = printable(root / split / name)
         if name not in classes:
@@ -130,13 +131,19 @@ def scan_tree(root: Path, split: str) -> Tree:
         pictures = list_pictures(root / split / name)
         if not pictures:
             raise InputError(f"{folder}: the class folder holds no pictures; add some or remove it")
-        found += [(f"{name}/{entry.name}", entry) for entry in pictures]
-    found.sort(key=lambda item: hashlib.blake2b(os.fsencode(item[0])).digest())
-    stats = [_stat(entry) for _, entry in found]
+        digests = [hashlib.blake2b(os.fsencode(f"{name}/{entry.name}")).digest() for entry in pictures]
+        # One half of the digest orders the class, the other one the pictures of all classes that share a place.
+        mixed = sorted(zip(digests, pictures, strict=True), key=lambda item: item[0][:32])
+        found += [
+            ((2 * rank + 1) / len(mixed), key[32:], f"{name}/{entry.name}", entry)
+            for rank, (key, entry) in enumerate(mixed)
+        ]
+    found.sort(key=lambda item: item[:2])
+    stats = [_stat(entry) for *_, entry in found]
     # As in git: two changes within one tick of the file system's clock leave the same time, so fresh times prove
     # nothing. Windows keeps no time of the last change at all.
     settled = os.name != "nt" and max(stat[-1] for stat in stats) < began - 2_000_000_000
-    return Tree(root / split, tuple(classes), [path for path, _ in found], stats, settled)
+    return Tree(root / split, tuple(classes), [path for _, _, path, _ in found], stats, settled)
 
 
 def class_folders(folder: Path) -> list[str]:
