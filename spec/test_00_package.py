@@ -1,0 +1,68 @@
+"""Chapter 00: what a fresh machine needs: the package, its README's commands, what importing it costs."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_importing_the_reference_leaves_out_what_only_some_runs_need() -> None:
+    heavy = ("torchvision", "tensorboard", "jinja2", "tyro", "torch._dynamo")
+    code = f"import sys, reference; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout == "[]\n"
+
+
+def readme(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_both_readmes_give_the_same_commands() -> None:
+    blocks = [re.findall(r"```bash\n(.*?)```", readme(name), re.DOTALL) for name in ("README.md", "README.zh-CN.md")]
+    commands = [[line.split("  #")[0].rstrip() for block in part for line in block.splitlines()] for part in blocks]
+    assert commands[0] == commands[1]
+    assert commands[0][0] == "python -m pip install -e . && python scripts/train_full.py"
+
+
+def test_every_script_and_flag_in_the_readme_exists() -> None:
+    text = readme("README.md")
+    for script in re.findall(r"scripts/\w+\.py", text):
+        assert (ROOT / script).is_file(), script
+    sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
+    for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - {
+        "logdir",
+        "help",
+    }:  # tensorboard's, everybody's
+        assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
+
+
+def test_the_readme_s_links_lead_somewhere() -> None:
+    for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", readme(name)):
+            assert (ROOT / target).exists(), target
+
+
+def test_both_readmes_give_the_same_figures() -> None:
+    def figures(name: str) -> list[str]:
+        """The rows of tables of numbers, and all decimals."""
+        return re.findall(r"\d\.\d{2,}", readme(name))
+
+    assert figures("README.md") == figures("README.zh-CN.md")
+
+
+def test_the_package_asks_for_what_it_imports() -> None:
+    project = tomllib.loads(readme("pyproject.toml"))["project"]
+    needed = {re.split(r"[>=\[]", entry)[0] for entry in project["dependencies"]} | {"pillow"}
+    names, imported = {"PIL": "pillow"}, set()
+    for path in [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.partition(".")[0] for name in found} - {*sys.stdlib_module_names, "reference"}
+            imported |= {names.get(root, root) for root in roots}
+    assert imported <= needed
+    assert "torchvision" not in imported
