@@ -1,1 +1,122 @@
-"""Ocean Spec."""
+"""Ocean Spec's reference: every component of the tutorial, in the order of its chapters, under its PyTorch name."""
+
+from reference.checkpoint import load_checkpoint, save_checkpoint
+from reference.data.cifar10 import CIFAR10
+from reference.data.image_tree import ImageTree
+from reference.data.labeled_folder import LabeledFolder
+from reference.data.loader import DataLoader
+from reference.data.shapes import Shapes
+from reference.data.transforms import ToTensor
+from reference.inference import predict
+from reference.models import Ocean
+from reference.nn.activation import (
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    leaky_relu,
+    log_softmax,
+    relu,
+    sigmoid,
+    softmax,
+    tanh,
+)
+from reference.nn.attention import MultiheadAttention, TransformerEncoderLayer, scaled_dot_product_attention
+from reference.nn.container import Sequential
+from reference.nn.convolution import Conv2d, conv2d, conv2d_output_size, same_padding
+from reference.nn.dropout import Dropout, dropout
+from reference.nn.embedding import Embedding, embedding
+from reference.nn.linear import Flatten, Linear, flatten, linear
+from reference.nn.loss import (
+    CrossEntropyLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    cross_entropy,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+)
+from reference.nn.normalization import BatchNorm2d, LayerNorm, batch_norm, layer_norm
+from reference.nn.pooling import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    MaxPool2d,
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    max_pool2d,
+    pool2d_output_size,
+)
+from reference.nn.recurrent import GRU, LSTM, RNN
+from reference.optim import SGD, Adam, AdamW
+from reference.training import evaluate, fit
+
+__all__ = [
+    "CIFAR10",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "DataLoader",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "ImageTree",
+    "L1Loss",
+    "LabeledFolder",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool2d",
+    "MultiheadAttention",
+    "NLLLoss",
+    "Ocean",
+    "ReLU",
+    "Sequential",
+    "Shapes",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "ToTensor",
+    "TransformerEncoderLayer",
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "conv2d_output_size",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "evaluate",
+    "fit",
+    "flatten",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "load_checkpoint",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "pool2d_output_size",
+    "predict",
+    "relu",
+    "same_padding",
+    "save_checkpoint",
+    "scaled_dot_product_attention",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -560,15 +561,8 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
-def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
+def test_a_read_only_tree_can_be_read(root: Path) -> None:
     """Read as another user if this one may write everywhere."""
-    home, known = tmp_path / "home", tmp_path / "known"
-    home.mkdir()
-    home.chmod(0o777)
-    shutil.copytree(root, known)
-    root.chmod(0o555)
-    for folder in (root.parent, *(folder for folder in root.parents if folder.name.startswith("pytest-"))):
-        folder.chmod(0o755)
     code = """
 import os, sys
 from reference.data.image_tree import ImageTree
@@ -578,16 +572,25 @@ if os.geteuid() == 0:
     os.seteuid(65534)
 print(len(ImageTree(sys.argv[1])))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, root, known],
-        env={**os.environ, "XDG_CACHE_HOME": str(home), "HOME": str(home)},
-        capture_output=True,
-        text=True,
-    )
-    root.chmod(0o755)
-    assert (done.stdout, done.stderr) == ("12\n", "")
-    assert not (root / ".ocean-cache").exists()
-    assert len(entries(home)) == 1
+    with tempfile.TemporaryDirectory() as name:  # not in tmp_path, which other users cannot enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        home = folder / "home"
+        home.mkdir()
+        home.chmod(0o777)
+        for copy in ("tree", "known"):
+            shutil.copytree(root, folder / copy)
+        (folder / "tree").chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder / "tree", folder / "known"],
+            env={**os.environ, "XDG_CACHE_HOME": str(home), "HOME": str(home)},
+            capture_output=True,
+            text=True,
+        )
+        (folder / "tree").chmod(0o755)
+        assert (done.stdout, done.stderr) == ("12\n", "")
+        assert not (folder / "tree" / ".ocean-cache").exists()
+        assert len(entries(home)) == 1
 
 
 # ---------------------------------------------------------------------------------------------- runs side by side

@@ -5,12 +5,17 @@ import math
 import random
 import resource
 import signal
+import tarfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +26,7 @@ from reference.data.transforms import ToTensor
 from reference.errors import TrainingError
 from reference.models import Ocean
 from reference.training import Observer, Progress, evaluate, fit
+from spec.support.cifar_archives import member, members, small_cifar10, write_archive, write_folder, write_packed
 from spec.support.command import Command, Result, run
 
 TINY = ("--dataset", "shapes", "--limit-train", 80, "--limit-test", 24, "--batch-size", 16, "--num-threads", 1)
@@ -547,3 +553,118 @@ def test_help_names_every_setting(tmp_path: Path) -> None:
     assert result.status == 0
     for words in ("--dataset", "--download", "--resume", "--keep-every", "--deterministic", "--limit-train", "--quiet"):
         assert words in result.out
+
+
+# ------------------------------------------------------------------------------------------------ the data sets
+
+
+QUICK = ("--batch-size", 16, "--epochs", 1, "--num-threads", 1, "--output", "run")
+
+
+def tree(folder: Path, *, per_class: int = 6) -> Path:
+    """A person's own pictures: three classes, pictures of different sizes."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("one", "three", "two")):
+            (folder / "mine" / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                picture = Image.new("RGB", (20 + i, 50 - i), (80 * number, 10 * i, 90))
+                picture.save(folder / "mine" / split / name / f"{i}.png")
+    return folder / "mine"
+
+
+def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_path: Path) -> None:
+    tree(tmp_path)
+    result = train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK)
+    assert result.status == 0, result.err
+    assert "images: 18 training and 18 test pictures of 3 classes" in result.out
+    content = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert content["class_names"] == ["one", "three", "two"]
+    assert content["state_dict"]["model1.8.weight"].shape == (3, 64)
+
+
+def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
+    (tree(tmp_path) / "train" / "two" / "3.png").write_text("no picture")
+    words = ("--dataset", "images", "--data-root", "mine", *QUICK)
+    assert_refused(train(tmp_path, *words), "3.png", "1 of 18 pictures are broken", "--skip-broken")
+    assert not (tmp_path / "run").exists()
+    result = train(tmp_path, *words, "--skip-broken")
+    assert result.status == 0, result.err
+    assert "skipped 1 broken pictures: two/3.png" in result.out
+    assert "images: 17 training and 18 test pictures" in result.out
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    (tree(tmp_path) / "test" / "four").mkdir()
+    (tmp_path / "mine" / "train" / "four").mkdir()
+    assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK), "four", "no pictures")
+
+
+def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
+    words = ("--dataset", "images", "--data-root", "mine", *QUICK)
+    tree(tmp_path)
+    assert train(tmp_path, *words).status == 0
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine" / "train" / "two" / "3.png")
+    assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), "last.pt was trained on other data")
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path, packed: bool) -> None:
+    cifar10 = small_cifar10(4)
+    root = tmp_path / "data"
+    root.mkdir()
+    if packed:
+        md5 = write_archive(root, members(cifar10.files))
+    else:
+        write_folder(root, cifar10.files)
+        md5 = "0" * 32  # not the official one: unpacked files are then not held against the official sums
+    result = train(tmp_path, "--archive-md5", md5, *QUICK)
+    assert result.status == 0, result.err
+    assert "cifar10: 20 training and 4 test pictures of 10 classes" in result.out
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["class_names"][3] == "cat"
+
+
+def test_archives_that_cannot_be_trusted_are_refused_in_one_line(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    files = small_cifar10(4).files
+    md5 = write_archive(root, members(files))
+    assert_refused(train(tmp_path, *QUICK), "wrong checksum", md5, "--download")
+
+    content = (root / "cifar-10-python.tar.gz").read_bytes()
+    md5 = write_packed(root, content[: len(content) // 2])
+    assert_refused(train(tmp_path, "--archive-md5", md5, *QUICK), "truncated or damaged", "--download")
+
+    for bad, said in [
+        (member("../outside"), "leads out of the folder"),
+        (member("cifar-10-batches-py/link", tarfile.SYMTYPE, "/etc/passwd"), "neither a plain file nor a folder"),
+    ]:
+        md5 = write_archive(root, [*members(files), (bad, b"")])
+        assert_refused(train(tmp_path, "--archive-md5", md5, *QUICK), said)
+
+    trap = f"cposix\nmkdir\n(V{tmp_path / 'victim'}\ntR.".encode()
+    md5 = write_archive(root, members({**files, "data_batch_2": trap}))
+    assert_refused(train(tmp_path, "--archive-md5", md5, *QUICK), "data_batch_2", "nothing in it was run")
+    assert not (tmp_path / "victim").exists()
+    assert not (tmp_path / "run").exists()
+
+
+class Mirror(SimpleHTTPRequestHandler):
+    """Serves the test's folder, silently."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_download_fetches_from_the_mirror_and_trains(tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    md5 = write_archive(tmp_path / "www", members(small_cifar10(4).files))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, directory=tmp_path / "www")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
+        words = ("--dataset", "cifar10", "--download", "--archive-md5", md5, *QUICK)
+        result = train(tmp_path, *words, "--mirrors", f"{address}.not", address)
+        server.shutdown()
+    assert result.status == 0, result.err
+    assert "cifar10: 20 training and 4 test pictures" in result.out
+    assert (tmp_path / "data" / "cifar-10-python.tar.gz").is_file()
+    assert not list((tmp_path / "data").glob("*.part*"))

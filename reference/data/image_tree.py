@@ -30,6 +30,7 @@ from reference.data.labeled_folder import list_pictures
 from reference.data.pictures import decode_picture, not_readable, printable
 from reference.data.resident import Resident
 from reference.errors import InputError
+from reference.files import atomic_write, remove_temporaries
 
 CACHE_FORMAT = 2  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
@@ -282,12 +283,14 @@ def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str |
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if fresh:
-                for left_behind in folder.glob("*.tmp"):  # by a run that was killed
-                    left_behind.unlink(missing_ok=True)
+                remove_temporaries(folder)  # of a run that was killed
                 header, pixels = json.dumps([fresh[0].shape, fresh[1]]).encode() + b"\n", fresh[0].reshape(-1).data
-                _write(folder / f"{key}.pixels", digest(header, pixels).encode() + b"\n", header, pixels)
+                with atomic_write(folder / f"{key}.pixels") as file:
+                    for part in (digest(header, pixels).encode() + b"\n", header, pixels):
+                        file.write(part)
             if stats:
-                _write(folder / f"{key}.seen", stats.encode())
+                with atomic_write(folder / f"{key}.seen") as file:
+                    file.write(stats.encode())
             for kind in ("*.pixels", "*.seen"):
                 for unused in sorted(folder.glob(kind), key=os.path.getmtime)[:-ENTRIES_KEPT]:
                     unused.unlink(missing_ok=True)
@@ -296,18 +299,3 @@ def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str |
             continue
     if fresh:
         print(f"{' and '.join(map(printable, folders))} cannot be written: decoding again next time", file=sys.stderr)
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

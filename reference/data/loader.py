@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-
-from reference.data.resident import check_batch_size, count_batches, shuffled_order
+from jaxtyping import Int
+from torch import Tensor
 
 
 class DataLoader:
@@ -78,3 +78,36 @@ def collate(items: Sequence[Any]) -> Any:
         parts = [collate(column) for column in zip(*items, strict=True)]
         return parts if not hasattr(first, "_fields") else type(first)(*parts)
     return list(items)
+
+
+def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
+    """How many batches an epoch over `n` items has: n / batch_size, rounded down with `drop_last` and up without.
+
+    50,000 pictures in batches of 64 are 782 steps, not the tutorial's 781.25 (chapter 18).
+    """
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+def check_batch_size(batch_size: int) -> int:
+    """`batch_size` itself, if it is a positive integer; ValueError otherwise."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    return batch_size
+
+
+def shuffled_order(n: int, generator: torch.Generator | None) -> Int[Tensor, "n"]:
+    """A random order of 0 … n-1, drawn as `torch.utils.data.DataLoader` draws it: the same seed gives the same order.
+
+    That loader draws a seed for its workers first, then the order, and when the order is used up a second one of which
+    it takes nothing (the remainder of n / n). All three are drawn here, so that the generator stands where it would
+    there.
+    """
+    if n == 0:
+        return torch.empty(0, dtype=torch.int64)
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    if generator is None:  # the loader then takes one number from the global generator to seed one of its own
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n, generator=generator)
+    torch.randperm(n, generator=generator)
+    return order

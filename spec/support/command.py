@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,10 @@ class Command:
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal; too late for a command that has ended, which its result will show."""
         assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def wait_for(self, text: str, *, seconds: float = 60) -> None:
         """Wait until the command has printed `text`."""
