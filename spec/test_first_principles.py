@@ -1,0 +1,284 @@
+"""First principles: no file of `reference/nn`, nor `reference/optim.py`, uses what already is a component.
+
+Allowed are tensors (indexing, arithmetic, reductions, matrix products, `unfold`, `exp`, `log` and their like),
+autograd, `torch.nn.Module`, `torch.nn.Parameter`, `PackedSequence` as a container, and the reference's own components.
+Forbidden, in every spelling that a syntax tree shows, are the rest of `torch.nn`, `torch.optim`, PyTorch's private
+parts and operators, and the functions and methods that compute a layer, an activation or a loss.
+
+`x.flatten()` is plain reshaping, except in the file that defines `flatten`; `torch.flatten` is always the component.
+An attribute of `self` is the module's own, whatever its name: `self.dropout` may be the reference's `Dropout`.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+import reference
+
+ROOT = Path(reference.__file__).parent
+FILES = [*sorted((ROOT / "nn").glob("*.py")), ROOT / "optim.py"]
+
+# What of torch.nn a layer is made of.
+MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence")
+FORBIDDEN_MODULES = ("torch.nn", "torch.optim", "torch.ops", "torch.ao", "torch.jit", "torch.compile")
+FORBIDDEN_NAMES = (
+    *("conv1d", "conv2d", "conv3d", "conv_*", "*convolution*", "cudnn_*", "mkldnn_*", "miopen_*"),
+    *("max_pool*", "avg_pool*", "adaptive_*pool*", "fractional_max_pool*", "lp_pool*"),
+    *("relu", "relu_", "relu6", "leaky_relu*", "prelu", "rrelu*", "threshold", "threshold_", "hardtanh*", "hardswish*"),
+    *("elu", "elu_", "celu", "celu_", "selu", "selu_", "gelu", "silu", "mish", "glu", "softplus", "hardsigmoid*"),
+    *("sigmoid", "sigmoid_", "expit", "logsigmoid", "log_sigmoid", "log_expit", "tanh", "tanh_"),
+    *("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", "logsumexp", "gumbel_softmax"),
+    *("dropout", "dropout_", "dropout[123]d", "*_dropout", "*_dropout_"),
+    *("batch_norm*", "native_*norm*", "layer_norm*", "group_norm", "instance_norm", "rms_norm", "local_response_norm"),
+    *("embedding*", "rnn_*", "lstm*", "gru", "gru_*", "bilinear"),
+    *("*_loss", "*_loss_nd", "*_loss2d", "nll_loss*", "cross_entropy*", "kl_div", "binary_cross_entropy*"),
+    *("*scaled_dot_product*", "multi_head_attention_forward", "*_multi_head_attention*"),
+)
+# How the names of dtypes begin: the only attributes of PyTorch whose name may be put together at run time.
+DTYPES = ("int", "uint", "float", "bfloat", "complex")
+# What makes code from text, where a syntax tree ends.
+FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__")
+ALLOWED_PACKAGES = (sys.stdlib_module_names - {"importlib", "ctypes"}) | {"torch", "jaxtyping", "reference"}
+
+
+def violations(source: str) -> list[str]:
+    """Every use of a forbidden component in a file, as "line N: what"."""
+    tree = ast.parse(source)
+    names: dict[str, str] = {}  # what of PyTorch a name of the file stands for, as a dotted path
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        for name, path in _imports(node):
+            package = path.split(".")[0]
+            if package not in ALLOWED_PACKAGES:
+                found.append((node.lineno, f"import of {path}"))
+            if package == "torch":
+                found += [(node.lineno, problem) for problem in _path_problems(path)]
+                names[name] = path
+    own_flatten = any(isinstance(node, ast.FunctionDef) and node.name == "flatten" for node in tree.body)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    inner |= {id(node.args[0]) for node in calls if _called(node) == "getattr"}
+    for node in ast.walk(tree):
+        problems = _expression_problems(node, names, own_flatten=own_flatten, whole=id(node) not in inner)
+        found += [(getattr(node, "lineno", 0), problem) for problem in problems]
+    return [f"line {line}: {problem}" for line, problem in sorted(set(found))]
+
+
+def _imports(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """The names that an import binds, each with the dotted path that must be allowed."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.asname is None and "." in alias.name:
+                yield "", alias.name  # binds the first part only; the whole must be allowed nevertheless
+                yield alias.name.split(".")[0], alias.name.split(".")[0]
+            else:
+                yield alias.asname or alias.name, alias.name
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        for alias in node.names:
+            yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
+def _path_problems(path: str) -> Iterator[str]:
+    """What is wrong with a dotted path into PyTorch."""
+    if any(f"{material}.".startswith(f"{path}.") or f"{path}.".startswith(f"{material}.") for material in MATERIAL):
+        inside = path.split(".")[-1:]  # a package on the way to what is allowed, or a part of what is allowed
+    else:
+        inside = path.split(".")[1:]
+        if any(f"{path}.".startswith(f"{module}.") for module in FORBIDDEN_MODULES):
+            yield path
+            return
+        if any(part.startswith("_") for part in inside):
+            yield f"{path}, which is private"
+            return
+    if any(_is_component(part) for part in inside) or path == "torch.flatten" or path.endswith(".*"):
+        yield path
+
+
+def _is_component(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in FORBIDDEN_NAMES)
+
+
+def _dotted(node: ast.AST, names: dict[str, str]) -> str | None:
+    """The dotted path into PyTorch that an expression is, if it is one."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute) and (path := _dotted(node.value, names)):
+        return f"{path}.{node.attr}"
+    if isinstance(node, ast.Call) and len(node.args) >= 2 and (text := _constant(node.args[1])) is not None:
+        path = _dotted(node.args[0], names) if _called(node) == "getattr" else None
+        return f"{path}.{text}" if path else None
+    return None
+
+
+def _constant(node: ast.AST) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _called(node: ast.Call) -> str:
+    """The last part of the name of what is called."""
+    return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+
+
+def _expression_problems(node: ast.AST, names: dict[str, str], *, own_flatten: bool, whole: bool) -> Iterator[str]:
+    """What is wrong with one node; `whole`: no attribute is taken of it."""
+    path = _dotted(node, names)
+    if path is not None:
+        yield from _path_problems(path) if whole else ()
+        way = any(material.startswith(f"{path}.") for material in MATERIAL)
+        if whole and way and isinstance(getattr(node, "ctx", None), ast.Load):
+            yield f"{path} under another name"
+    elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        yield from _method_problems(node.attr, own_flatten=own_flatten)
+    if isinstance(node, ast.Call):
+        yield from _call_problems(node, names)
+
+
+def _method_problems(name: str, *, own_flatten: bool) -> Iterator[str]:
+    if _is_component(name) or (name == "flatten" and own_flatten):
+        yield f"the method {name}"
+
+
+def _call_problems(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
+    called = _called(node)
+    if isinstance(node.func, ast.Name) and called in FORBIDDEN_CALLS:
+        yield called
+    if called in ("attrgetter", "methodcaller") and node.args:
+        text = _constant(node.args[0])
+        if text is None or any(_is_component(part) for part in text.split(".")):
+            yield f"{called} of {text or 'a computed name'}"
+    if called == "getattr" and len(node.args) >= 2 and _dotted(node, names) is None:
+        text, path = _constant(node.args[1]), _dotted(node.args[0], names)
+        if text is not None and _is_component(text):
+            yield f"the method {text}"
+        if path is not None and not _begins_like_a_dtype(node.args[1]):
+            yield f"a computed name in {path}"
+
+
+def _begins_like_a_dtype(node: ast.AST) -> bool:
+    first = node.values[0] if isinstance(node, ast.JoinedStr) and node.values else None
+    return first is not None and (_constant(first) or "").startswith(DTYPES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_the_reference_is_made_from_first_principles(file: Path) -> None:
+    assert violations(file.read_text(encoding="utf-8")) == []
+
+
+HEAD = "import torch\nfrom torch import Tensor, nn\nfrom torch.nn.utils.rnn import PackedSequence\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Layer(nn.Module): weight = nn.Parameter(torch.zeros(3))",
+        "class Layer(torch.nn.Module): weight: torch.nn.Parameter | None",
+        "class Gate(torch.autograd.Function): pass",
+        "import torch.nn as layers\nclass Layer(layers.Module): pass",
+        "packed = PackedSequence(x, sizes)",
+        "torch.nn.utils.rnn.PackedSequence(x, sizes)",
+        "y = x[..., None, :] @ w.mT + torch.einsum('ij,jk', a, b)",
+        "y = x.exp().sum(-1).log() / torch.exp(x).amax()",
+        "y = x.unfold(2, 3, 1).as_strided((2, 3), (3, 1))",
+        "y = torch.linalg.vector_norm(x) + torch.erf(x)",
+        "y = x.flatten(1).unflatten(1, (2, 3))",
+        "y = x.normal_().uniform_().bernoulli_(0.5)",
+        "from reference.nn.activation import relu, softmax\ny = softmax(relu(x), -1)",
+        "from reference.nn.linear import flatten\ny = flatten(x)",
+        "def softmax(x): return x.exp()\ny = softmax(x)",
+        "class Layer(nn.Module):\n  def forward(self, x): return self.dropout(x)",
+        "bits = getattr(torch, f'int{size}')",
+        "getattr(self, name)",
+        "dtype: torch.dtype = torch.float32",
+        "'''Like torch.nn.functional.relu.'''",
+    ],
+)
+def test_first_principles_are_allowed(source: str) -> None:
+    assert violations(f"{HEAD}{source}") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.nn.functional",
+        "import torch.nn.functional as F",
+        "from torch.nn import functional",
+        "from torch.nn.functional import pad as p",
+        "from torch.nn import ReLU",
+        "from torch.nn import *",
+        "from torch import *",
+        "from torch import softmax as own",
+        "from torch import optim",
+        "from torch.optim.sgd import SGD",
+        "from torch._C._nn import linear",
+        "from torch import _VF",
+        "import torch as t\nt.relu(x)",
+        "from torch.nn.utils.rnn import pack_sequence",
+        "from torch.nn import init",
+        "import torchvision",
+        "import importlib",
+        "nn.functional.pad(x, (1, 1))",
+        "torch.nn.functional.linear(x, w)",
+        "nn.Linear(3, 4)",
+        "nn.init.normal_(w)",
+        "nn.utils.clip_grad_norm_(w, 1)",
+        "nn.Parameter.softmax(w, 0)",
+        "torch.optim.SGD([w])",
+        "torch.ops.aten.convolution(x)",
+        "torch._C._nn.gelu(x)",
+        "torch._VF.lstm(x)",
+        "torch.__dict__['relu'](x)",
+        "torch.conv2d(x, w)",
+        "torch.conv_transpose2d(x, w)",
+        "torch.convolution(x, w)",
+        "torch.max_pool2d(x, 2)",
+        "torch.max_pool2d_with_indices(x, 2)",
+        "torch.adaptive_avg_pool1d(x, 2)",
+        "torch.relu_(x)",
+        "torch.special.expit(x)",
+        "torch.special.log_softmax(x, 0)",
+        "torch.dropout(x, 0.5, True)",
+        "torch.native_dropout(x, 0.5, True)",
+        "torch.batch_norm(x)",
+        "torch.native_layer_norm(x)",
+        "torch.embedding(w, i)",
+        "torch.embedding_renorm_(w, i)",
+        "torch.rnn_tanh(x)",
+        "torch.lstm_cell(x)",
+        "torch.gru(x)",
+        "torch.nll_loss(x)",
+        "torch.flatten(x)",
+        "f = torch.tanh",
+        "Tensor.softmax(x, 0)",
+        "torch.Tensor.sigmoid(x)",
+        "x.relu()",
+        "x.sigmoid_()",
+        "x.tanh()",
+        "x.softmax(-1)",
+        "(x + 1).log_softmax(-1)",
+        "x.logsumexp(0)",
+        "self.weight.softmax(0)",
+        "f = x.tanh_",
+        "def flatten(x): return x.flatten(0, -1)",
+        "def flatten(x): return torch.flatten(x)",
+        "getattr(torch, 'softmax')(x)",
+        "getattr(x, 'sigmoid')()",
+        "getattr(nn, 'Linear')",
+        "getattr(torch.nn, 'functional').relu(x)",
+        "getattr(torch, name)(x)",
+        "getattr(torch, f'{kind}_norm')(x)",
+        "layers = nn",
+        "layers = torch",
+        "vars(torch)['relu'](x)",
+        "from operator import methodcaller\nmethodcaller('relu')(x)",
+        "import operator\noperator.attrgetter('nn.functional.relu')(torch)",
+        "__import__('torch')",
+        "eval('torch' + '.relu')",
+    ],
+)
+def test_a_component_of_pytorch_is_caught_in_every_spelling(source: str) -> None:
+    assert violations(HEAD) == []
+    assert violations(f"{HEAD}{source}") != []
