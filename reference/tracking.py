@@ -25,7 +25,7 @@ class Tracker:
     """A TensorBoard event file in `folder`. Events reach the disk at `flush` and `close`."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # half a second that `import reference` need not cost
+        from torch.utils.tensorboard import SummaryWriter  # so that `import reference` does not cost it
 
         self.writer = SummaryWriter(str(folder), flush_secs=3600)  # we say when
 

@@ -1,6 +1,6 @@
 """Chapter 05: a person's own pictures, sorted into one folder a class, as a data set that is decoded only once.
 
-Decoding 60,000 small pictures takes about ten seconds, reading them back from the cache a fraction of one. What decides
+Decoding thousands of pictures takes far longer than reading their pixels back from a cache. What decides
 the pixels names an entry of the cache: every file's name and bytes, the size, and the versions of the decoders.
 """
 

@@ -1,6 +1,6 @@
 """Chapters 05 and 06: data sets that are decoded once and stay in memory, and the loader that slices them.
 
-A picture file is decoded in about 0.1 ms and used ten times or more. `Resident` therefore keeps all pictures of a data
+A picture file would be decoded anew in every epoch. `Resident` therefore keeps all pictures of a data
 set as one uint8 tensor, and `ResidentLoader` cuts batches out of it: the very batches that `DataLoader` yields with
 `ToTensor`, bit for bit, without touching Pillow again.
 """
