@@ -1,0 +1,32 @@
+"""Wrong implementations that the specification must catch, each at the test that is meant for it.
+
+A fault is a class that defines a component, or two, as somebody who misunderstood might. It can be put on trial like any
+implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` judges them all.
+"""
+
+import importlib
+import pkgutil
+
+
+class Fault:
+    """A wrong implementation.
+
+    Attributes:
+        caught_by: `file::test`, under spec/: the test that must fail.
+        says: A regular expression that its failure must contain: the reason, in words or numbers.
+    """
+
+    caught_by: str
+    says: str
+
+    @classmethod
+    def implementation(cls) -> str:
+        """Its name for `--impl`."""
+        return f"{cls.__module__}:{cls.__name__}"
+
+
+def all_faults() -> list[type[Fault]]:
+    """Every fault of every module of this package."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(Fault.__subclasses__(), key=Fault.implementation.__func__)  # type: ignore[attr-defined]

@@ -1,0 +1,184 @@
+"""What a test asserts, with messages that teach: where, what came, what was needed, how exactly and why so exactly.
+
+The order is always dtype, shape, values: the first that is wrong is said. Which clause a test is about and how to
+repeat its calls is added to every failure when it is reported.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+# What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
+REJECTIONS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a number may lie from the expected one, and why that far.
+
+    Attributes:
+        absolute: One number, or a tensor that gives each element its own.
+        because: The derivation, for people.
+    """
+
+    absolute: Tensor | float
+    because: str
+
+
+EXACT = Tolerance(0.0, "none: no step of this computation rounds")
+
+
+def rounding(dtype: torch.dtype, operations: int, magnitude: Tensor | float = 1.0) -> Tolerance:
+    """What rounding can do in a chain of operations.
+
+    Each operation is off by at most half of eps, relative to its own result, and no result is larger than `magnitude`;
+    so after n operations, in whatever order, the error stays below n · eps · magnitude. (The expected value is computed
+    in float64, or exactly, and rounded to the dtype once; the other half of each eps pays for that.)
+
+    Args:
+        dtype: In which the implementation computes, or rounds its result to.
+        operations: How many roundings lie on the way from the inputs to one number of the result: for a sum of n
+            products, n multiplications and n additions count as n, because products are rounded relative to themselves.
+        magnitude: What the numbers on the way can be at most: for a sum, the sum of the absolute values. One number, or
+            a tensor of the result's shape.
+    """
+    eps = torch.finfo(dtype).eps
+    if isinstance(magnitude, Tensor):
+        magnitude = magnitude.detach().to(torch.float64)
+        largest = f"up to {magnitude.max().item():.3g}" if magnitude.numel() else "none"
+    else:
+        largest = f"up to {magnitude:.3g}"
+    count = operations + 1  # the last rounding, to the result's dtype
+    because = f"{count} roundings to {str(dtype).removeprefix('torch.')} (eps {eps:.3g}) of numbers of {largest}"
+    return Tolerance(count * eps * magnitude, because)
+
+
+def assert_equal(actual: Any, expected: Any, what: str = "the result") -> None:
+    """Same dtype, same shape, the very same numbers; NaN equals NaN."""
+    __tracebackhide__ = True
+    assert_close(actual, expected, EXACT, what)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "the result") -> None:
+    """Same dtype, same shape, numbers within the tolerance; NaN and infinities where they are expected.
+
+    Args:
+        actual: What an implementation gave.
+        expected: A tensor, or numbers as Python writes them, which are taken in the dtype of `actual`.
+        tolerance: See `rounding`.
+        what: What is compared, for the message.
+    """
+    __tracebackhide__ = True
+    if not isinstance(actual, Tensor):
+        pytest.fail(f"{what} must be a tensor, got {type(actual).__name__}: {actual!r}")
+    if not isinstance(expected, Tensor):
+        expected = torch.tensor(expected, dtype=actual.dtype)
+    if actual.dtype != expected.dtype:
+        pytest.fail(f"{what} has dtype {actual.dtype}, expected {expected.dtype}")
+    if actual.shape != expected.shape:
+        pytest.fail(f"{what} has shape {list(actual.shape)}, expected {list(expected.shape)}")
+    # a complex or integer result has no NaN to compare; everything is compared in the widest type of its kind
+    wide = torch.complex128 if actual.is_complex() else torch.float64 if actual.is_floating_point() else torch.int64
+    got, wanted = actual.detach().cpu().to(wide), expected.detach().cpu().to(wide)
+    absolute = tolerance.absolute
+    allowed = absolute.cpu() if isinstance(absolute, Tensor) else torch.tensor(absolute, dtype=torch.float64)
+    distance = (got - wanted).abs()
+    same = (got == wanted) | (got.isnan() & wanted.isnan())
+    wrong = ~(same | (distance <= allowed))
+    if not wrong.any():
+        return
+    first = tuple(int(i) for i in wrong.nonzero()[0])
+    here = allowed.expand(wrong.shape)[first].item()
+    lines = [
+        f"{what} differs {f'at index {list(first)}' if first else 'in value'}",
+        f"  got        {got[first].item()!r}",
+        f"  expected   {wanted[first].item()!r}",
+        f"  tolerance  {here:.3g}: {tolerance.because}" if here else f"  tolerance  {tolerance.because}",
+    ]
+    if wrong.numel() > 1:
+        worst = distance.nan_to_num(torch.inf).masked_fill(~wrong, -1).flatten().argmax()
+        at = [int(i) for i in torch.unravel_index(worst, wrong.shape)]
+        lines.append(f"  {int(wrong.sum())} of {wrong.numel()} numbers differ, most at index {at}")
+    if wrong.numel() <= 64 and wrong.dim():
+        lines += ["  got all of", f"{actual.detach()}", "  expected all of", f"{expected.detach()}"]
+    pytest.fail("\n".join(lines))
+
+
+def assert_printed(actual: Any, printed: str, what: str = "the result") -> None:
+    """A number that a tutorial prints: equal to half a unit of the last digit that is printed.
+
+    Args:
+        actual: A tensor of one number.
+        printed: Its digits, as "0.6667".
+        what: What is compared, for the message.
+    """
+    __tracebackhide__ = True
+    digits = len(printed.partition(".")[2])
+    tolerance = Tolerance(0.5 * 10**-digits, f"half a unit of the last of the {digits} printed decimals")
+    assert_close(actual, float(printed), tolerance, what)
+
+
+@contextmanager
+def rejects(naming: str) -> Iterator[None]:
+    """What happens inside must raise an error whose text names what is wrong.
+
+    Args:
+        naming: A regular expression that must be found in the text, in whatever case.
+    """
+    __tracebackhide__ = True
+    try:
+        yield
+    except REJECTIONS as error:
+        if not re.search(naming, str(error), re.IGNORECASE):
+            pytest.fail(
+                f"the error must name /{naming}/, so that one knows what to mend\n  got {type(error).__name__}: {error}"
+            )
+    except Exception as error:
+        wanted = ", ".join(kind.__name__ for kind in REJECTIONS)
+        pytest.fail(f"must be rejected by one of {wanted}\n  got {type(error).__name__}: {error}")
+    else:
+        pytest.fail(f"was accepted, but must be rejected with an error that names /{naming}/")
+
+
+def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: bool = True) -> None:
+    """The gradients are those of difference quotients, and the gradients' gradients too.
+
+    Args:
+        function: Of float64 tensors, to one tensor.
+        inputs: Where it is differentiated; those that need a gradient. Away from kinks: a step of 1e-6 must not cross
+            one.
+        twice: Whether second derivatives are compared too, along one direction in all inputs and the upstream gradient.
+    """
+    __tracebackhide__ = True
+    wanted = [x for x in inputs if x.requires_grad]
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def weights(like: Tensor) -> Tensor:
+        drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
+        return drawn.to(like.device)
+
+    upstream = weights(function(*inputs).detach()).requires_grad_()
+    directions = [weights(x) for x in wanted]
+
+    def slope(*values: Tensor) -> Tensor:
+        """How fast the weighted output changes along the directions: its gradient is made of second derivatives."""
+        *points, weight = values
+        gradients = torch.autograd.grad(
+            function(*points), [p for p in points if p.requires_grad], weight, create_graph=True
+        )
+        return torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
+
+    checks: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [("gradient", function, inputs)]
+    if twice:
+        checks.append(("second gradient", slope, (*inputs, upstream)))
+    for name, checked, points in checks:
+        try:
+            torch.autograd.gradcheck(checked, points)
+        except (RuntimeError, AssertionError) as error:
+            pytest.fail(f"the {name} is not that of difference quotients (float64, steps of 1e-6)\n{error}")

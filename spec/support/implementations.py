@@ -1,0 +1,207 @@
+"""What can be put on trial: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
+
+An implementation is a set of components under their PyTorch names. A component is called as the implementation's own;
+it only remembers how, so that a failure can show the calls to repeat.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import reference
+from spec.support.reproduction import Trace
+
+COMPONENTS = (
+    # 08-10
+    *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
+    *("adaptive_avg_pool2d", "AdaptiveAvgPool2d", "conv2d_output_size", "pool2d_output_size", "same_padding"),
+    # 11
+    *("relu", "ReLU", "leaky_relu", "LeakyReLU", "sigmoid", "Sigmoid", "tanh", "Tanh"),
+    *("softmax", "Softmax", "log_softmax", "LogSoftmax"),
+    # 12
+    *("linear", "Linear", "flatten", "Flatten", "dropout", "Dropout", "batch_norm", "BatchNorm2d"),
+    *("layer_norm", "LayerNorm", "embedding", "Embedding", "RNN", "LSTM", "GRU"),
+    *("scaled_dot_product_attention", "MultiheadAttention", "TransformerEncoderLayer"),
+    # 13
+    *("Sequential", "Ocean"),
+    # 14
+    *("l1_loss", "L1Loss", "mse_loss", "MSELoss", "nll_loss", "NLLLoss", "cross_entropy", "CrossEntropyLoss"),
+    # 15
+    *("SGD", "Adam", "AdamW"),
+)
+"""Every name that can be on trial."""
+
+_TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
+
+
+class ImplementationError(Exception):
+    """An implementation that cannot be put on trial; one line for people."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What is on trial.
+
+    Attributes:
+        name: As it was asked for.
+        id: What stands in the brackets of a test's name.
+        version: Of what it comes from, for the header.
+        components: What it defines of `COMPONENTS`.
+        imports: The line of Python that brings a component.
+    """
+
+    name: str
+    id: str
+    version: str
+    components: Mapping[str, Any]
+    imports: Mapping[str, str]
+
+    def component(self, name: str, trace: Trace) -> "Component":
+        """One of its components, ready to be called."""
+        return Component(name, self.components[name], self.imports[name], trace)
+
+
+class Component:
+    """A component on trial; whatever is asked of it is asked of the implementation's own."""
+
+    def __init__(self, name: str, target: Any, import_line: str, trace: Trace) -> None:
+        self.target = target
+        self._name, self._import_line, self._trace = name, import_line, trace
+        self.__doc__ = target.__doc__
+        self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it, and remember how."""
+        self._trace.call(self._name, self._import_line, self.__signature__, args, kwargs)
+        result = self.target(*args, **kwargs)
+        if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph
+            self._trace.watch(result)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+    def __repr__(self) -> str:
+        return f"<{self._name} on trial>"
+
+
+def load(name: str) -> Implementation:
+    """The implementation called `name`.
+
+    Args:
+        name: `reference`, `torch`, `torch-compile`, the path of a Python file, a dotted module, or `module:namespace`.
+
+    Raises:
+        ImplementationError: nothing of that name can be imported.
+    """
+    if name in ("torch", "torch-compile"):
+        homes = {component: home for component in COMPONENTS if (home := _torch_home(component))}
+        found = {component: getattr(sys.modules[home], component) for component, home in homes.items()}
+        imports = {component: f"from {home} import {component}" for component, home in homes.items()}
+        if name == "torch-compile":
+            found = {component: _compiled(target) for component, target in found.items()}
+        return Implementation(name, name, torch.__version__, found, imports)
+    if name.endswith(".py"):
+        path = Path(name)
+        namespace = _import_file(path)
+        found = {component: value for component, value in _defined(namespace).items() if component in COMPONENTS}
+        imports = dict.fromkeys(found, f"from {path.stem} import *  # {path.name}, in its own folder")
+        return Implementation(name, path.stem, "", found, imports)
+    module, _, attribute = name.partition(":")
+    namespace = _import_module(module)
+    if attribute:
+        if not hasattr(namespace, attribute):
+            raise ImplementationError(f"--impl {name}: module {module} has no {attribute}")
+        namespace = getattr(namespace, attribute)
+    found = {component: getattr(namespace, component) for component in COMPONENTS if hasattr(namespace, component)}
+    version = str(getattr(namespace, "__version__", ""))
+    if attribute:
+        imports = {c: f"from {module} import {attribute}; {c} = {attribute}.{c}" for c in found}
+    else:
+        imports = {component: f"from {module} import {component}" for component in found}
+    return Implementation(name, name, version, found, imports)
+
+
+def _torch_home(component: str) -> str | None:
+    return next((home for home in _TORCH_HOMES if hasattr(importlib.import_module(home), component)), None)
+
+
+def _compiled(target: Any) -> Any:
+    """A function compiled, or a class whose instances are; without falling back to what is not compiled."""
+    if not inspect.isclass(target):
+        return wraps(target)(torch.compile(target, fullgraph=True))
+
+    @wraps(target, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = target(*args, **kwargs)
+        if isinstance(made, nn.Module):
+            made.compile(fullgraph=True)
+        else:
+            made.step = torch.compile(made.step)
+        return made
+
+    return make
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ImplementationError(f"--impl {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"on_trial.{path.stem}", path)
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # so that it can import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ImplementationError(f"--impl {path}: importing it raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ImplementationError(
+                f"--impl {name}: there is no such module; known are reference, torch, torch-compile, "
+                "a dotted module and the path of a .py file"
+            ) from error
+        raise ImplementationError(f"--impl {name}: importing it raised ModuleNotFoundError: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ImplementationError(f"--impl {name}: importing it raised {type(error).__name__}: {error}") from error
+
+
+def _defined(module: ModuleType) -> dict[str, Any]:
+    """What a file offers: what its `__all__` names, or else what it has, but for what it imports from PyTorch.
+
+    A learner who builds on `from torch.nn import Linear` does not want PyTorch's `Linear` judged as his own.
+    """
+    if hasattr(module, "__all__"):
+        return {name: getattr(module, name) for name in module.__all__ if hasattr(module, name)}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not (getattr(value, "__module__", None) or "torch").startswith("torch")
+    }
+
+
+def _signature(target: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(target)
+    except (ValueError, TypeError):  # written in C
+        return None

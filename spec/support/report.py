@@ -1,0 +1,63 @@
+"""The report of a trial: what was judged of each implementation, what is absent, and whether anything was judged."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OUTCOMES = ("passed", "failed", "error", "skipped", "absent", "xfailed", "xpassed")
+
+
+@dataclass
+class Trial:
+    """What a run found out about one implementation.
+
+    Attributes:
+        outcomes: How many tests ended how, over all components.
+        components: The same for each component that a test names.
+        absent: The components that tests name and the implementation lacks.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    components: dict[str, Counter[str]] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+
+    @property
+    def judged(self) -> int:
+        """Tests that ran."""
+        return self.outcomes.total() - self.outcomes["absent"] - self.outcomes["skipped"]
+
+
+def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) -> dict[str, Trial]:
+    """Sort the reports of a run by implementation; one that no test named has an empty trial."""
+    trials = {name: Trial() for name in implementations}
+    for outcome in OUTCOMES:
+        for report in stats.get(outcome, ()):
+            properties = dict(getattr(report, "user_properties", ()))
+            if (name := properties.get("implementation")) not in trials:
+                continue
+            trial = trials[name]
+            trial.outcomes[outcome] += 1
+            absent = properties.get("absent", [])
+            trial.absent.update(absent)
+            for component in absent or properties["components"]:
+                trial.components.setdefault(component, Counter())[outcome] += 1
+    return trials
+
+
+def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
+    """The report as text: a line for each implementation, one for each component that failed (or for every one)."""
+    found = []
+    for name, trial in trials.items():
+        judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
+        found.append(f"{name}: {len(judged)} components on trial, {_counts(trial.outcomes) or 'no test'}")
+        for component, counts in sorted(judged.items()):
+            if every_component or counts["failed"] or counts["error"]:
+                found.append(f"    {component:<30} {_counts(counts)}")
+        if trial.absent:
+            found.append(f"    absent: {', '.join(sorted(trial.absent))}")
+    return found
+
+
+def _counts(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])

@@ -1,0 +1,86 @@
+"""What Hypothesis draws for every chapter: shapes, dtypes, tensors of any layout."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spec.support.reproduction import Trace
+
+TRACE = Trace()
+"""The calls of the example that runs; every example begins with an empty one."""
+
+DTYPES: list[torch.dtype] = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+"""The floating-point types that are tried; `--dtype` chooses among them."""
+
+
+def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Hypothesis's `given`; a failure shows the calls of the failing example only."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @wraps(test)
+        def example(*args: Any, **kwargs: Any) -> None:
+            TRACE.clear()
+            test(*args, **kwargs)
+
+        return hypothesis.given(*strategies, **named)(example)
+
+    return decorate
+
+
+def dtypes() -> st.SearchStrategy[torch.dtype]:
+    """A floating-point type that the run asks for."""
+    return st.deferred(lambda: st.sampled_from(DTYPES))
+
+
+seeds = st.integers(0, 2**16)
+"""Draws numbers that a test needs but does not depend on; shrinks to 0."""
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return numbers.to(dtype).to(torch.get_default_device())
+
+
+def whole(*shape: int, seed: int, dtype: torch.dtype = torch.float64, largest: int = 3) -> Tensor:
+    """Whole numbers from -largest to largest.
+
+    Sums of their products are whole too and far below 2¹¹, so that every floating-point type but bfloat16 holds them
+    exactly: what is computed with them has no rounding to allow for.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randint(-largest, largest + 1, shape, generator=generator, device="cpu")
+    return numbers.to(dtype).to(torch.get_default_device())
+
+
+def laid_out(x: Tensor, layout: int) -> Tensor:
+    """The same numbers in another order in memory: as they are, transposed, with gaps, or channels last."""
+    if layout == 1 and x.dim() >= 2:
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == 2 and x.dim() >= 1:
+        gaps = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+        gaps[..., ::2] = x
+        return gaps[..., ::2]
+    if layout == 3 and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+layouts = st.integers(0, 3)
+"""For `laid_out`."""
+
+
+def spread(*shape: int, seed: int, gap: float = 0.1) -> Tensor:
+    """Float64 numbers of which no two are closer than `gap`, nor any closer to 0 than half of it: away from kinks."""
+    count = math.prod(shape)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(count, generator=generator, device="cpu").to(torch.float64)
+    numbers = ((order - count // 2) + 0.5) * gap
+    return numbers.reshape(shape).to(torch.get_default_device())

@@ -1,0 +1,49 @@
+"""Chapter 07: the skeleton of a network, `nn.Module`. It is what implementations build on, so nobody is on trial."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spec.support.assertions import assert_equal
+from spec.support.clauses import clause
+
+
+class PlusOne(nn.Module):
+    """The chapter's network."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + 1
+
+
+@clause("07.module.plus_one")
+def test_the_network_of_the_chapter_adds_one() -> None:
+    # chapter 07, line 395: output = ocean(torch.tensor(1.0))
+    assert_equal(PlusOne()(torch.tensor(1.0)), torch.tensor(2.0))
+
+
+@clause("07.module.forward")
+def test_calling_a_network_runs_forward() -> None:
+    class Recorder(nn.Module):
+        def forward(self, *inputs: object, **options: object) -> object:
+            return inputs, options
+
+    assert Recorder()(1, 2, three=3) == ((1, 2), {"three": 3})
+
+
+@clause("07.module.forward")
+def test_without_forward_a_call_fails_and_says_so() -> None:
+    class Boneless(nn.Module):
+        pass
+
+    with pytest.raises(NotImplementedError, match="forward"):
+        Boneless()(1)
+
+
+@clause("07.module.init")
+def test_without_super_init_a_layer_cannot_be_stored() -> None:
+    class Hasty(nn.Module):
+        def __init__(self) -> None:
+            self.layer = nn.Linear(1, 1)
+
+    with pytest.raises(AttributeError, match=r"before Module.__init__\(\) call"):
+        Hasty()
