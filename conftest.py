@@ -27,7 +27,10 @@ hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, dera
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
 hypothesis.settings.register_profile("gpu", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile(  # only whether a wrong implementation is caught, not how simply
-    "faults", parent=hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.generate], report_multiple_bugs=False
+    "faults",
+    parent=hypothesis.settings.get_profile("ci"),
+    phases=[hypothesis.Phase.generate],
+    report_multiple_bugs=False,
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

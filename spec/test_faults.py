@@ -1,4 +1,4 @@
-"""The specification catches what is wrong: each fault at the test that is meant for it, with the reason in the message."""
+"""The specification catches what is wrong: each fault at the test meant for it, with the reason in the message."""
 
 import multiprocessing
 import os

@@ -1,7 +1,7 @@
 """Wrong implementations that the specification must catch, each at the test that is meant for it.
 
-A fault is a class that defines a component, or two, as somebody who misunderstood might. It can be put on trial like any
-implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` judges them all.
+A fault is a class that defines a component, or two, as somebody who misunderstood might. It can be put on trial like
+any implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` judges them all.
 """
 
 import importlib

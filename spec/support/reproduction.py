@@ -41,18 +41,18 @@ class Trace:
         self._depth = 0
 
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
-        """Note a call of a component."""
-        if self._depth == 0:
+        """Note a call of a component; a graph that is being traced shall not hold the copies."""
+        if self._depth == 0 and not torch.jit.is_tracing():
             self.calls.append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
 
     def watch(self, layer: nn.Module) -> None:
         """From now on note the calls of a layer that was made by the last call."""
-        if self._depth:
+        if self._depth or torch.jit.is_tracing():
             return
         self.made[id(layer)] = self.calls.pop()
 
         def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._depth == 0 and id(layer) in self.made:
+            if self._depth == 0 and id(layer) in self.made and not torch.jit.is_tracing():
                 made = self.made[id(layer)]
                 signature = inspect.signature(layer.forward)
                 self.calls.append(Call(made.name, made.import_line, signature, _copied(args), _copied(kwargs), layer))

@@ -1,0 +1,359 @@
+"""Chapter 13: a network of layers one after the other, `Sequential`, and the one that the tutorial builds, `Ocean`."""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from spec.support.assertions import assert_equal, rejects
+from spec.support.clauses import clause
+from spec.support.strategies import given, whole
+
+Layer = Callable[..., Any]
+
+# chapter 13, line 918: what print(ocean) shows
+PRINTED = """\
+Ocean(
+  (model1): Sequential(
+    (0): Conv2d(3, 32, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))
+    (1): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
+    (2): Conv2d(32, 32, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))
+    (3): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
+    (4): Conv2d(32, 64, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))
+    (5): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
+    (6): Flatten(start_dim=1, end_dim=-1)
+    (7): Linear(in_features=1024, out_features=64, bias=True)
+    (8): Linear(in_features=64, out_features=10, bias=True)
+  )
+)"""
+
+# chapter 13, line 839: the sizes in the picture, layer by layer
+SHAPES = [(32, 32, 32), (32, 16, 16), (32, 16, 16), (32, 8, 8), (64, 8, 8), (64, 4, 4), (1024,), (64,), (10,)]
+
+
+class Network(nn.Module):
+    """The chapter's listing, lines 897 to 915, made of the layers on trial."""
+
+    def __init__(self, Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
+        super().__init__()
+        self.model1 = Sequential(
+            Conv2d(3, 32, kernel_size=5, padding=2),
+            MaxPool2d(kernel_size=2),
+            Conv2d(32, 32, kernel_size=5, padding=2),
+            MaxPool2d(kernel_size=2),
+            Conv2d(32, 64, kernel_size=5, padding=2),
+            MaxPool2d(kernel_size=2),
+            Flatten(),
+            Linear(1024, 64),
+            Linear(64, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model1(x)
+
+
+Network.__name__ = "Ocean"  # as it prints
+
+
+@pytest.fixture
+def network(Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> Network:
+    return Network(Sequential, Conv2d, MaxPool2d, Flatten, Linear)
+
+
+# The values
+
+
+@clause("13.network.printed")
+def test_it_prints_as_documented(network: Network) -> None:
+    assert str(network) == PRINTED
+
+
+@clause("13.network.shapes", "13.network.output")
+def test_the_shape_after_each_layer_is_the_documented_one(network: Network) -> None:
+    # chapter 13, lines 839, 885 and 922
+    values, found = torch.ones(64, 3, 32, 32), []
+    for layer in network.model1:
+        values = layer(values)
+        found.append(tuple(values.shape))
+    assert found == [(64, *shape) for shape in SHAPES]
+
+
+@clause("13.network.1024")
+def test_the_first_linear_layer_takes_64_times_4_times_4_numbers(network: Network) -> None:
+    # chapter 13, line 865
+    assert network.model1[7].in_features == 64 * 4 * 4 == 1024
+
+
+@clause("13.network.1024")
+def test_pictures_of_another_size_do_not_fit_the_first_linear_layer(network: Network) -> None:
+    with rejects(naming="1024"):
+        network(torch.ones(1, 3, 64, 64))
+
+
+@clause("13.network.32_kernels")
+def test_32_kernels_of_3_by_5_by_5_make_32_maps_of_32_by_32(Conv2d: Layer) -> None:
+    # chapter 13, line 842
+    layer = Conv2d(3, 32, 5, padding=2)
+    assert layer.weight.shape == (32, 3, 5, 5)
+    assert layer(torch.ones(3, 32, 32)).shape == (32, 32, 32)
+
+
+@clause("13.network.32_kernels")
+def test_without_the_padding_they_make_maps_of_28_by_28(Conv2d: Layer) -> None:
+    assert Conv2d(3, 32, 5)(torch.ones(3, 32, 32)).shape == (32, 28, 28)
+
+
+@clause("13.network.graph")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # an implementation may look at shapes
+def test_the_graph_on_the_board_has_the_nine_layers(network: Network, tmp_path: Path) -> None:
+    # chapter 13, line 925
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_graph(network, torch.ones(1, 3, 32, 32))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    graph = events.Graph()
+    assert isinstance(graph, GraphDef)
+    names = {part for node in graph.node for part in node.name.split("/")}
+    layers = ("Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Flatten", "Linear", "Linear")
+    assert {f"{layer}[{i}]" for i, layer in enumerate(layers)} <= names
+
+
+# The claims
+
+
+@clause("13.conv2d.channels")
+@pytest.mark.parametrize("kernels", [1, 32, 64])
+def test_the_number_of_kernels_is_the_number_of_channels(Conv2d: Layer, kernels: int) -> None:
+    assert Conv2d(3, kernels, 5)(torch.ones(1, 3, 32, 32)).shape[1] == kernels
+
+
+@clause("13.conv2d.out_channels")
+def test_the_parameter_is_called_out_channels(Conv2d: Layer) -> None:
+    assert Conv2d(in_channels=3, out_channels=7, kernel_size=1).out_channels == 7
+
+
+@clause("13.conv2d.out_channels")
+def test_there_is_no_parameter_out_channel_and_no_layer_nn_conv2d(Conv2d: Layer) -> None:
+    with rejects(naming="out_channel"):
+        Conv2d(in_channels=3, out_channel=7, kernel_size=1)
+    assert not hasattr(nn, "conv2d")
+
+
+@clause("13.max_pool2d.channels")
+@pytest.mark.parametrize("channels", [3, 32, 64])
+def test_pooling_keeps_the_channels(MaxPool2d: Layer, channels: int) -> None:
+    assert MaxPool2d(2)(torch.ones(1, channels, 32, 32)).shape == (1, channels, 16, 16)
+
+
+@clause("13.conv2d.stride")
+def test_a_convolution_steps_by_one_unless_told(Conv2d: Layer) -> None:
+    assert Conv2d(3, 32, 5).stride == (1, 1)
+
+
+@clause("13.conv2d.stride")
+def test_a_pooling_steps_by_its_window_unless_told(MaxPool2d: Layer) -> None:
+    assert MaxPool2d(2).stride == 2
+
+
+@clause("13.network.not_a_vgg")
+def test_the_network_has_145578_parameters(network: Network) -> None:
+    # by hand: weights and biases of 3→32, 32→32 and 32→64 5×5 convolutions, 1024→64 and 64→10 linear layers
+    by_hand = (3 * 25 + 1) * 32 + (32 * 25 + 1) * 32 + (32 * 25 + 1) * 64 + 1025 * 64 + 65 * 10
+    assert by_hand == 145_578
+    assert sum(parameter.numel() for parameter in network.parameters()) == 145_578
+
+
+@clause("13.network.not_a_vgg")
+def test_the_network_is_not_a_vgg(network: Network) -> None:
+    with torch.device("meta"):
+        vgg = torchvision.models.vgg16(init_weights=False)
+    # a VGG has 3×3 kernels and a ReLU after each; this network has neither
+    assert {layer.kernel_size for layer in vgg.features if isinstance(layer, nn.Conv2d)} == {(3, 3)}
+    assert any(isinstance(layer, nn.ReLU) for layer in vgg.modules())
+    assert {layer.kernel_size for layer in network.model1 if type(layer).__name__ == "Conv2d"} == {(5, 5)}
+    assert not any(type(layer).__name__ == "ReLU" for layer in network.modules())
+    assert sum(parameter.numel() for parameter in vgg.parameters()) == 138_357_544
+
+
+@clause("13.listing.without_sequential")
+def test_the_listing_without_sequential_fails_three_times(network: Network) -> None:
+    # line 854: class Ocean(nn.modules), which is a module of Python, not the class nn.Module
+    with pytest.raises(TypeError, match=r"module\(\) takes at most 2 arguments"):
+
+        class Ocean(nn.modules):  # type: ignore[misc]
+            pass
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+
+            def forward(self: Any, x: Tensor) -> Tensor:
+                return x
+
+            self.nested = forward.__name__
+
+    # line 868: forward is defined inside __init__, so the class has none
+    with pytest.raises(NotImplementedError, match="forward"):
+        Nested()(torch.ones(1))
+    # line 880: ocean = Ocean makes no network; the input is taken for an argument of __init__
+    with pytest.raises(TypeError, match="positional argument"):
+        Nested(torch.ones(64, 3, 32, 32))  # type: ignore[call-arg]
+    # and nothing else is wrong: with these mended it is the network of the chapter
+    assert network(torch.ones(2, 3, 32, 32)).shape == (2, 10)
+
+
+# Sequential
+
+
+class Affine(nn.Module):
+    """a · x + b: two of them do not commute, so their order shows."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(float(a))), b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a * x + self.b
+
+
+affines = st.lists(st.tuples(st.integers(-2, 2), st.integers(-3, 3)), max_size=4)
+
+
+@clause("13.sequential.composition")
+@given(pairs=affines)
+def test_it_is_the_composition_in_the_order_given(Sequential: Layer, pairs: list[tuple[int, int]]) -> None:
+    expected = x = whole(3, seed=1, dtype=torch.float32)
+    for a, b in pairs:
+        expected = a * expected + b
+    assert_equal(Sequential(*(Affine(a, b) for a, b in pairs))(x).detach(), expected)
+
+
+@clause("13.sequential.composition")
+def test_without_layers_it_gives_its_input_back(Sequential: Layer) -> None:
+    x = torch.ones(2)
+    assert Sequential()(x) is x
+
+
+@clause("13.sequential.list")
+@given(pairs=affines, more=affines, start=st.integers(-5, 5), stop=st.integers(-5, 5))
+def test_it_behaves_like_the_list_of_its_layers(
+    Sequential: Layer, pairs: list[tuple[int, int]], more: list[tuple[int, int]], start: int, stop: int
+) -> None:
+    layers, others = [Affine(a, b) for a, b in pairs], [Affine(a, b) for a, b in more]
+    whole_network = Sequential(*layers)
+    assert list(whole_network) == layers
+    assert len(whole_network) == len(layers)
+    assert list(whole_network[start:stop]) == layers[start:stop]
+    assert [whole_network[i] for i in range(-len(layers), len(layers))] == layers + layers
+    assert list(whole_network + Sequential(*others)) == layers + others
+    assert list(whole_network * 2) == layers * 2
+    assert list(whole_network.extend(others)) == layers + others
+
+
+@clause("13.sequential.list")
+def test_layers_can_be_put_in_replaced_and_taken_out(Sequential: Layer) -> None:
+    a, b, c, d = (Affine(i, 0) for i in range(4))
+    layers = Sequential(a, b).append(c)
+    assert list(layers) == [a, b, c]
+    layers.insert(1, d)
+    assert list(layers) == [a, d, b, c]
+    layers[0] = c
+    del layers[1]
+    assert layers.pop(-1) is c
+    assert list(layers) == [c, b]
+    assert list(layers.state_dict()) == ["0.a", "1.a"]
+
+
+@clause("13.sequential.names")
+def test_layers_are_called_by_number_or_by_the_names_of_a_mapping(Sequential: Layer) -> None:
+    a, b = Affine(1, 0), Affine(2, 0)
+    assert list(Sequential(a, b).state_dict()) == ["0.a", "1.a"]
+    named = Sequential(OrderedDict(first=a, second=b))
+    assert list(named.state_dict()) == ["first.a", "second.a"]
+    assert named.second is named[1] is b
+    assert str(Sequential(OrderedDict(only=nn.Identity()))) == "Sequential(\n  (only): Identity()\n)"
+
+
+@clause("13.sequential.names")
+def test_the_networks_state_travels_both_ways(network: Network) -> None:
+    pytorchs = Network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
+    assert list(network.state_dict()) == list(pytorchs.state_dict())
+    network.load_state_dict(pytorchs.state_dict())
+    for name, value in pytorchs.state_dict().items():
+        assert_equal(network.state_dict()[name], value, name)
+    pytorchs.load_state_dict(network.state_dict())
+
+
+@clause("13.sequential.rejects")
+@pytest.mark.parametrize("index", [2, -3])
+def test_a_layer_that_is_not_there_is_rejected(Sequential: Layer, index: int) -> None:
+    with rejects(naming="out of range"):
+        Sequential(Affine(1, 0), Affine(2, 0))[index]
+
+
+@clause("13.sequential.rejects")
+@pytest.mark.parametrize(
+    "value", [len, 1, "layer", torch.ones(1)], ids=["a function", "a number", "a word", "a tensor"]
+)
+def test_what_is_no_module_is_rejected(Sequential: Layer, value: object) -> None:
+    with rejects(naming="Module"):
+        Sequential(Affine(1, 0), value)
+
+
+# Ocean: the network as a component of its own
+
+
+@clause("13.ocean.network")
+def test_ocean_is_the_network_of_the_chapter(Ocean: Layer) -> None:
+    ocean = Ocean()
+    assert str(ocean) == PRINTED
+    assert ocean(torch.ones(64, 3, 32, 32)).shape == (64, 10)
+
+
+@clause("13.ocean.classes")
+def test_another_number_of_classes_changes_the_last_layer_only(Ocean: Layer) -> None:
+    three = {name: tuple(value.shape) for name, value in Ocean(classes=3).state_dict().items()}
+    ten = {name: tuple(value.shape) for name, value in Ocean().state_dict().items()}
+    assert three == ten | {"model1.8.weight": (3, 64), "model1.8.bias": (3,)}
+
+
+@clause("13.ocean.classes")
+@pytest.mark.parametrize("classes", [0, -1, 2.5, "ten"])
+def test_an_impossible_number_of_classes_is_rejected(Ocean: Layer, classes: object) -> None:
+    with rejects(naming="classes must be a positive integer"):
+        Ocean(classes=classes)
+
+
+@clause("13.ocean.layers")
+def test_its_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
+    class Layers:
+        """PyTorch's, but every one that is made is noted."""
+
+        made: list[str] = []  # noqa: RUF012
+
+        def __getattr__(self, name: str) -> Any:
+            def make(*args: Any, **options: Any) -> nn.Module:
+                self.made.append(name)
+                return getattr(nn, name)(*args, **options)
+
+            return make
+
+    Ocean(layers=Layers())
+    pairs = ["Conv2d", "MaxPool2d"] * 3
+    assert sorted(Layers.made) == sorted([*pairs, "Flatten", "Linear", "Linear", "Sequential"])
+
+
+@clause("13.ocean.layers")
+def test_its_layers_are_pytorchs_unless_told(Ocean: Layer) -> None:
+    assert inspect.signature(Ocean).parameters["layers"].default is nn
+    assert {type(layer).__module__.partition(".")[0] for layer in Ocean().model1} == {"torch"}
