@@ -28,11 +28,7 @@ def relu(input: Shaped[Tensor, "..."], inplace: bool = False) -> Shaped[Tensor, 
     _check_tensor("relu", input)
     if input.dtype == torch.bool or input.is_complex():
         raise TypeError(f"relu: input must be real numbers, got {input.dtype}")
-    bits = getattr(torch, f"int{8 * input.element_size()}")
-    mask = torch.le(input.detach(), 0, out=torch.empty_like(input, dtype=bits)).sub_(
-        1
-    )  # 0 or −1, of which all bits are 1
-    return _result(_Gate.apply(input, mask), input, inplace)
+    return _result(_Positive.apply(input), input, inplace)
 
 
 def leaky_relu(
@@ -237,21 +233,21 @@ class LogSoftmax(nn.Module):
         return f"dim={self.dim}"
 
 
-class _Gate(torch.autograd.Function):
-    """`values` where all bits of `mask` are 1, and 0 where they are 0, even for ∞ and NaN, which no factor makes 0."""
+class _Positive(torch.autograd.Function):
+    """max(0, x); the derivative at 0 is 0, where that of `clamp` would be 1."""
 
     @staticmethod
-    def forward(values: Tensor, mask: Tensor) -> Tensor:
-        return (values.view(mask.dtype) & mask).view(values.dtype)
+    def forward(input: Tensor) -> Tensor:
+        return input.clamp(min=0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+        ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (mask,) = ctx.saved_tensors
-        return _Gate.apply(*grads, mask), None
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,), (output,) = grads, ctx.saved_tensors
+        return grad.masked_fill(output.detach() <= 0, 0)
 
 
 class _Sigmoid(torch.autograd.Function):

@@ -62,19 +62,19 @@ def conv2d(
         TypeError: an argument of the wrong type, or tensors of different dtypes.
     """
     _check_tensors(input, weight, bias, groups)
-    height, width = input.shape[-2:]
-    output_size = conv2d_output_size((height, width), tuple(weight.shape[2:]), stride, padding, dilation)
+    height, width, *kernel_size = map(int, (*input.shape[-2:], *weight.shape[2:]))  # a tracer's sizes are tensors
+    output_size = conv2d_output_size((height, width), kernel_size, stride, padding, dilation)
     if 0 in (height, width) and 0 not in input.shape[:-2]:
         raise ValueError(f"conv2d: input of shape {tuple(input.shape)} has no pixels, but pictures and channels")
     images = input if input.dim() == 4 else input[None]
     windows = _Windows(
-        in_channels=images.shape[1],
+        in_channels=int(images.shape[1]),
         in_size=(height, width),
-        out_channels=weight.shape[0],
+        out_channels=int(weight.shape[0]),
         out_size=output_size,
-        kernel_size=(weight.shape[2], weight.shape[3]),
+        kernel_size=(kernel_size[0], kernel_size[1]),
         stride=as_pair("conv2d: stride", stride),
-        padding=_sides(padding, tuple(weight.shape[2:]), dilation),
+        padding=_sides(padding, kernel_size, dilation),
         dilation=as_pair("conv2d: dilation", dilation),
         groups=groups,
     )

@@ -1,0 +1,522 @@
+"""Chapter 10: pooling, `max_pool2d`, `avg_pool2d`, `adaptive_avg_pool2d`, their layers and `pool2d_output_size`."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
+from spec.support.clauses import clause
+from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
+
+Pool = Callable[..., Any]
+Layer = Callable[..., nn.Module]
+Pair = tuple[int, int]
+
+# chapter 08, lines 428 to 432: the picture that chapter 10 pools
+INPUT = [[1, 2, 0, 3, 1], [0, 1, 2, 3, 1], [1, 2, 1, 0, 0], [5, 2, 3, 1, 1], [2, 1, 0, 1, 1]]
+
+
+def picture(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(INPUT, dtype=dtype).reshape(1, 1, 5, 5)
+
+
+# The values
+
+
+@clause("10.max_pool2d.picture")
+@pytest.mark.parametrize(("ceil_mode", "expected"), [(True, [[[[2, 3], [5, 1]]]]), (False, [[[[2]]]])])
+def test_ceil_mode_keeps_the_windows_that_reach_out(max_pool2d: Pool, ceil_mode: bool, expected: list[Any]) -> None:
+    # chapter 10, line 566: the picture shows the maxima with and without ceil_mode
+    assert_equal(max_pool2d(picture(), 3, ceil_mode=ceil_mode), expected)
+
+
+@clause("10.MaxPool2d.batch")
+@pytest.mark.parametrize(("ceil_mode", "size"), [(False, 10), (True, 11)])
+def test_a_batch_of_32_by_32_becomes_10_by_10_or_11_by_11(MaxPool2d: Layer, ceil_mode: bool, size: int) -> None:  # noqa: N803
+    # chapter 10, line 591: MaxPool2d(kernel_size=3, ceil_mode=False)
+    layer = MaxPool2d(kernel_size=3, ceil_mode=ceil_mode)
+    assert layer(torch.rand(64, 3, 32, 32)).shape == (64, 3, size, size)
+
+
+@clause("10.MaxPool2d.listing")
+def test_the_network_of_the_chapter_pools_every_batch(MaxPool2d: Layer) -> None:  # noqa: N803
+    class Ocean(nn.Module):  # chapter 10, lines 588 to 595
+        def __init__(self) -> None:
+            super().__init__()
+            self.maxpool1 = MaxPool2d(kernel_size=3, ceil_mode=False)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.maxpool1(input)
+
+    # 10,000 pictures in batches of 64 leave 16 for the last
+    for count in (64, 16):
+        pictures = torch.rand(count, 3, 32, 32)
+        tiles = pictures[..., :30, :30].unflatten(-1, (10, 3)).unflatten(-3, (10, 3))
+        assert_equal(Ocean()(pictures), tiles.amax((-3, -1)))
+
+
+# The claims
+
+
+@clause("10.MaxPool2d.no_parameters")
+def test_the_layer_has_no_parameters_and_changes_no_number_of_them(MaxPool2d: Layer) -> None:  # noqa: N803
+    before = nn.Linear(3 * 32 * 32, 10)
+    network = nn.Sequential(MaxPool2d(3), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in before.parameters()) == 30730
+
+
+@clause("10.MaxPool2d.no_parameters")
+def test_it_shrinks_what_a_linear_layer_after_it_sees(MaxPool2d: Layer) -> None:  # noqa: N803
+    features = MaxPool2d(3)(torch.rand(1, 3, 32, 32)).numel()
+    assert (3 * 32 * 32, features) == (3072, 300)
+    assert sum(p.numel() for p in nn.Linear(features, 10).parameters()) == 3010
+
+
+@clause("10.MaxPool2d.ceil_mode")
+def test_by_default_a_window_that_reaches_out_is_left_out(MaxPool2d: Layer) -> None:  # noqa: N803
+    # the inventory's snippet for line 570
+    numbers = torch.arange(25.0).reshape(1, 1, 5, 5)
+    assert MaxPool2d(3).ceil_mode is False
+    assert_equal(MaxPool2d(3)(numbers), [[[[12]]]])
+    assert_equal(MaxPool2d(3, ceil_mode=True)(numbers), [[[[12, 14], [22, 24]]]])
+
+
+@clause("10.max_pool2d.integers")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int8], ids=str)
+def test_whole_numbers_can_be_pooled_too(max_pool2d: Pool, dtype: torch.dtype) -> None:
+    output = max_pool2d(picture(dtype), 3, ceil_mode=True)
+    assert_equal(output, torch.tensor([[[[2, 3], [5, 1]]]], dtype=dtype))
+
+
+@clause("10.max_pool2d.unbatched")
+def test_a_picture_without_a_batch_can_be_pooled_too(max_pool2d: Pool) -> None:
+    assert_equal(max_pool2d(picture()[0], 3), [[[2]]])
+
+
+@clause("10.max_pool2d.unbatched")
+@pytest.mark.parametrize("shape", [(5, 5), (1, 1, 1, 5, 5)], ids=["2 dimensions", "5 dimensions"])
+def test_other_numbers_of_dimensions_are_rejected(max_pool2d: Pool, shape: tuple[int, ...]) -> None:
+    with rejects(naming=r"3D or 4D|got the shape"):
+        max_pool2d(torch.ones(shape), 3)
+
+
+@clause("10.max_pool2d.not_blurred")
+@given(seed=seeds)
+def test_every_number_of_the_output_is_one_of_the_picture(max_pool2d: Pool, seed: int) -> None:
+    x = normal(1, 1, 6, 6, seed=seed)
+    output = max_pool2d(x, 3)
+    assert set(output.flatten().tolist()) <= set(x.flatten().tolist())
+    assert output.numel() * 9 == x.numel()
+    assert output.mean() >= x.mean()
+
+
+@clause("10.max_pool2d.not_blurred")
+def test_an_edge_stays_sharp_where_a_mean_would_blur_it(max_pool2d: Pool, avg_pool2d: Pool) -> None:
+    black_and_white = torch.zeros(1, 1, 6, 6)
+    black_and_white[..., 4:] = 1
+    assert_equal(max_pool2d(black_and_white, 3), [[[[0, 1], [0, 1]]]])
+    grey = avg_pool2d(black_and_white, 3)[..., 1]
+    assert ((grey > 0) & (grey < 1)).all()
+
+
+# The properties
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pooling that is possible: the picture's shape, the windows, and a seed for the numbers."""
+
+    batch: int
+    channels: int
+    size: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    ceil_mode: bool
+    seed: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that every pooling has."""
+        return {
+            "kernel_size": self.kernel, "stride": self.stride, "padding": self.padding, "ceil_mode": self.ceil_mode
+        }  # fmt: skip
+
+    @property
+    def max_options(self) -> dict[str, Any]:
+        return self.options | {"dilation": self.dilation}
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.channels, *self.size)
+
+    def windows(self, axis: int) -> list[list[int]]:
+        """The rows (axis 0) or columns (axis 1) under each window; those below 0 or from `size` on are outside.
+
+        Windows begin at the border's first pixel and every stride from there. Without `ceil_mode` one that reaches
+        beyond the border is left out; with it, one is kept if it begins inside the picture (or the border before it)
+        and if the window before it leaves something over.
+        """
+        size, padding, gap = self.size[axis], self.padding[axis], self.dilation[axis]
+        found: list[list[int]] = []
+        for start in range(-padding, size, self.stride[axis]):
+            window = [start + gap * i for i in range(self.kernel[axis])]
+            last = size + padding - 1  # of the border
+            over = not found or found[-1][-1] < last
+            if window[-1] <= last or (self.ceil_mode and over):
+                found.append(window)
+        return found
+
+    @property
+    def out_size(self) -> Pair:
+        return len(self.windows(0)), len(self.windows(1))
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, dilated: bool = False) -> Case:
+    pair = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
+    kernel, stride = pair(1, 4), pair(1, 4)
+    padding = draw(st.tuples(st.integers(0, kernel[0] // 2), st.integers(0, kernel[1] // 2)))
+    dilation = pair(1, 3) if dilated else (1, 1)
+    ceil_mode = draw(st.booleans())
+    extent = [gap * (k - 1) + 1 for gap, k in zip(dilation, kernel, strict=True)]
+    # with ceil_mode the first window may itself reach out, by less than a step
+    least = [
+        max(1, e - 2 * p - (s - 1 if ceil_mode else 0)) for e, p, s in zip(extent, padding, stride, strict=True)
+    ]  # fmt: skip
+    case = Case(
+        batch=draw(st.integers(1, 2)),
+        channels=draw(st.integers(1, 2)),
+        size=(least[0] + draw(st.integers(0, 4)), least[1] + draw(st.integers(0, 4))),
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=ceil_mode,
+        seed=draw(seeds),
+    )
+    # A dilated window may have all its pixels in the border: PyTorch then returns a place outside the picture.
+    hypothesis.assume(
+        all(any(0 <= i < case.size[axis] for i in window) for axis in (0, 1) for window in case.windows(axis))
+    )
+    return case
+
+
+def each_window(case: Case, x: Tensor, of_window: Callable[[list[list[float]], list[int], list[int]], Any]) -> Any:
+    """What `of_window` makes of a picture and a window's rows and columns, for each picture and window, nested."""
+    return [
+        [[[of_window(pixels, rows, columns) for columns in case.windows(1)] for rows in case.windows(0)] for pixels in n]
+        for n in x.tolist()
+    ]
+
+
+def first_maximum(pixels: list[list[float]], rows: list[int], columns: list[int]) -> tuple[float, int]:
+    """The largest number of a window, and the place of the first that is so large."""
+    height, width = len(pixels), len(pixels[0])
+    inside = [(y, x) for y, x in product(rows, columns) if 0 <= y < height and 0 <= x < width]
+    row, column = max(inside, key=lambda place: pixels[place[0]][place[1]])  # Python's max is the first
+    return pixels[row][column], row * width + column
+
+
+@clause("10.max_pool2d.definition", "10.max_pool2d.dtypes")
+@given(case=cases(dilated=True), dtype=dtypes())
+def test_it_is_the_largest_number_of_each_window(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+    x = normal(*case.shape, seed=case.seed, dtype=dtype)
+    output = max_pool2d(x, **case.max_options)
+    assert output.dtype == dtype
+    assert_equal(output, each_window(case, x, lambda *window: first_maximum(*window)[0]))
+
+
+@clause("10.max_pool2d.indices")
+@given(case=cases(dilated=True), dtype=dtypes())
+def test_indices_point_at_the_first_of_the_largest(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+    x = whole(*case.shape, seed=case.seed, dtype=dtype, largest=1)  # many are equal
+    output, indices = max_pool2d(x, **case.max_options, return_indices=True)
+    expected = each_window(case, x, lambda *window: first_maximum(*window)[1])
+    assert_equal(indices, torch.tensor(expected), "the indices")
+    assert_equal(output, x.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices), "the maxima")
+    assert_equal(max_pool2d(x, **case.max_options), output, "the maxima without indices")
+
+
+@clause("10.max_pool2d.padding")
+@given(case=cases(dilated=True))
+def test_padding_never_wins(max_pool2d: Pool, case: Case) -> None:
+    below_zero = -1 - whole(*case.shape, seed=case.seed).abs()
+    assert (max_pool2d(below_zero, **case.max_options) < 0).all()
+    nothing = torch.full(case.shape, -torch.inf)
+    output, indices = max_pool2d(nothing, **case.max_options, return_indices=True)
+    assert (output == -torch.inf).all()
+    assert ((indices >= 0) & (indices < case.size[0] * case.size[1])).all()
+
+
+@clause("10.max_pool2d.monotone")
+@given(case=cases(dilated=True), up=st.integers(-3, 3))
+def test_brighter_pictures_give_brighter_maxima(max_pool2d: Pool, case: Case, up: int) -> None:
+    x = whole(*case.shape, seed=case.seed)
+    brighter = x + whole(*case.shape, seed=case.seed + 1).abs()
+    output = max_pool2d(x, **case.max_options)
+    assert (max_pool2d(brighter, **case.max_options) >= output).all()
+    assert_equal(max_pool2d(x + up, **case.max_options), output + up, f"the maxima of a picture that is {up} brighter")
+
+
+@clause("10.max_pool2d.output_size", "10.pool2d_output_size.formula")
+@given(case=cases(dilated=True))
+def test_the_size_is_that_of_the_formula(max_pool2d: Pool, case: Case) -> None:
+    expected = tuple(formula(case, axis) for axis in (0, 1))
+    assert max_pool2d(torch.ones(case.shape), **case.max_options).shape[-2:] == expected == case.out_size
+
+
+def formula(case: Case, axis: int) -> int:
+    """The formula of PyTorch's documentation (chapter 10, line 562), and its rule for `ceil_mode`."""
+    size, kernel, stride = case.size[axis], case.kernel[axis], case.stride[axis]
+    exact = (size + 2 * case.padding[axis] - case.dilation[axis] * (kernel - 1) - 1) / stride + 1
+    if not case.ceil_mode:
+        return math.floor(exact)
+    count = math.ceil(exact)
+    starts_inside = (count - 1) * stride < size + case.padding[axis]
+    return count if starts_inside else count - 1
+
+
+@clause("10.pool2d_output_size.formula")
+@given(case=cases(dilated=True))
+def test_the_output_size_is_known_beforehand(pool2d_output_size: Callable[..., Pair], case: Case) -> None:
+    assert pool2d_output_size(case.size, **case.max_options) == case.out_size
+
+
+@clause("10.pool2d_output_size.defaults")
+def test_the_documented_sizes_are_known_beforehand(pool2d_output_size: Callable[..., Pair]) -> None:
+    # chapter 10, line 591
+    assert pool2d_output_size(32, 3) == (10, 10)
+    assert pool2d_output_size(32, 3, ceil_mode=True) == (11, 11)
+    assert pool2d_output_size((32, 5), (3, 2), stride=None, padding=(1, 0)) == (11, 2)
+
+
+@clause("10.avg_pool2d.definition", "10.avg_pool2d.dtypes")
+@given(
+    case=cases(),
+    dtype=dtypes(),
+    count_include_pad=st.booleans(),
+    divisor_override=st.sampled_from([None, None, 1, 3, -2]),
+)
+def test_it_is_the_mean_of_each_window(
+    avg_pool2d: Pool, case: Case, dtype: torch.dtype, count_include_pad: bool, divisor_override: int | None
+) -> None:
+    def mean(pixels: list[list[float]], rows: list[int], columns: list[int]) -> float:
+        height, width = case.size
+        border = case.padding if count_include_pad else (0, 0)
+        inside = [pixels[y][x] for y, x in product(rows, columns) if 0 <= y < height and 0 <= x < width]
+        counted = sum(
+            -border[0] <= y < height + border[0] and -border[1] <= x < width + border[1]
+            for y, x in product(rows, columns)
+        )
+        return sum(inside) / (divisor_override or counted)
+
+    options = case.options | {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    x = normal(*case.shape, seed=case.seed, dtype=dtype)
+    output = avg_pool2d(x, **options)
+    assert output.dtype == dtype
+    of_absolutes = torch.tensor(each_window(case, x.abs(), mean), dtype=torch.float64).abs()
+    tolerance = rounding(dtype, case.kernel[0] * case.kernel[1] + 1, of_absolutes)  # additions, and the division
+    assert_close(output, each_window(case, x, mean), tolerance)
+
+
+@clause("10.avg_pool2d.sum")
+@given(case=cases(), dtype=dtypes())
+def test_with_a_divisor_of_1_it_is_the_sum_of_each_window(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+    # whole numbers: at most 4 · 4 · 3, which every dtype holds
+    x = whole(*case.shape, seed=case.seed, dtype=dtype)
+    expected = each_window(
+        case, x, lambda pixels, rows, columns: sum(sum(row[max(0, columns[0]) : columns[-1] + 1])
+                                                   for row in pixels[max(0, rows[0]) : rows[-1] + 1])
+    )  # fmt: skip
+    assert_equal(avg_pool2d(x, **case.options, divisor_override=1), expected)
+
+
+@clause("10.avg_pool2d.count_include_pad")
+@given(case=cases())
+def test_without_counting_the_border_a_grey_picture_stays_as_grey(avg_pool2d: Pool, case: Case) -> None:
+    grey = torch.full(case.shape, 0.5)
+    output = avg_pool2d(grey, **case.options, count_include_pad=False)
+    assert_equal(output, torch.full((case.batch, case.channels, *case.out_size), 0.5))
+
+
+@clause("10.avg_pool2d.count_include_pad")
+def test_by_default_the_border_counts_and_what_reaches_beyond_it_does_not(avg_pool2d: Pool) -> None:
+    white = torch.ones(1, 1, 2, 4)
+    # of the 3 · 3 pixels at the corners of the picture with its border 4 are white, in the middle 6
+    assert_equal(avg_pool2d(white * 9, 3, stride=1, padding=1), [[[[4, 6, 6, 4], [4, 6, 6, 4]]]])
+    # the second window of ceil_mode begins in column 2 and reaches beyond the border: 2 rows and 2 columns, all white
+    assert_equal(avg_pool2d(white, (2, 3), stride=2, ceil_mode=True), [[[[1, 1]]]])
+
+
+@clause("10.avg_pool2d.integers")
+def test_the_mean_of_whole_numbers_is_cut_off(avg_pool2d: Pool) -> None:
+    # 8 / 4 and 7 / 4, and below zero -7 / 4
+    numbers = torch.tensor([[[1, 2, 1, 2, -1, -2], [3, 2, 2, 2, -2, -2]]])
+    assert_equal(avg_pool2d(numbers, 2), torch.tensor([[[2, 1, -1]]]))
+
+
+@dataclass(frozen=True)
+class AdaptiveCase:
+    """An adaptive pooling: the picture's shape and how many windows are wanted."""
+
+    shape: tuple[int, int, int, int]
+    output_size: tuple[int | None, int | None]
+    seed: int
+
+    @property
+    def wanted(self) -> list[int]:
+        return [size if n is None else n for n, size in zip(self.output_size, self.shape[-2:], strict=True)]
+
+
+adaptive_cases = st.builds(
+    AdaptiveCase,
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 7), st.integers(1, 7)),
+    output_size=st.tuples(st.none() | st.integers(1, 9), st.none() | st.integers(1, 9)),
+    seed=seeds,
+)
+
+
+def window_means(case: AdaptiveCase, x: Tensor) -> Any:
+    """Window y of n begins at the y-th n-th of the picture, rounded down, and ends at the next, rounded up."""
+
+    def spans(length: int, n: int) -> list[range]:
+        return [range(math.floor(i * length / n), math.ceil((i + 1) * length / n)) for i in range(n)]
+
+    (height, width), (down, right) = case.shape[-2:], case.wanted
+    return [
+        [
+            [
+                [sum(c[y][x] for y in rows for x in columns) / (len(rows) * len(columns)) for columns in spans(width, right)]
+                for rows in spans(height, down)
+            ]
+            for c in n
+        ]
+        for n in x.tolist()
+    ]  # fmt: skip
+
+
+@clause("10.adaptive_avg_pool2d.definition", "10.adaptive_avg_pool2d.dtypes")
+@given(case=adaptive_cases, dtype=dtypes())
+def test_it_is_the_mean_of_as_many_windows_as_are_wanted(
+    adaptive_avg_pool2d: Pool, case: AdaptiveCase, dtype: torch.dtype
+) -> None:
+    x = normal(*case.shape, seed=case.seed, dtype=dtype)
+    output = adaptive_avg_pool2d(x, case.output_size)
+    assert output.dtype == dtype
+    of_absolutes = torch.tensor(window_means(case, x.abs()), dtype=torch.float64)
+    tolerance = rounding(dtype, case.shape[-2] * case.shape[-1] + 2, of_absolutes)  # additions, at most two divisions
+    assert_close(output, window_means(case, x), tolerance)
+
+
+@clause("10.adaptive_avg_pool2d.identity")
+@given(case=adaptive_cases, times=st.integers(1, 3))
+def test_wanting_the_size_it_has_gives_the_picture_back(
+    adaptive_avg_pool2d: Pool, case: AdaptiveCase, times: int
+) -> None:
+    x = whole(*case.shape, seed=case.seed)
+    height, width = case.shape[-2:]
+    assert_equal(adaptive_avg_pool2d(x, (height, width)), x)
+    assert_equal(adaptive_avg_pool2d(x, (None, None)), x)
+    enlarged = x.repeat_interleave(times, -2).repeat_interleave(times, -1)
+    assert_equal(adaptive_avg_pool2d(x, (times * height, times * width)), enlarged, "more windows than pixels")
+
+
+@clause("10.adaptive_avg_pool2d.any_size")
+@given(seed=seeds, size=st.tuples(st.integers(1, 12), st.integers(1, 12)))
+def test_every_picture_becomes_the_wanted_size(adaptive_avg_pool2d: Pool, seed: int, size: Pair) -> None:
+    assert adaptive_avg_pool2d(whole(1, 2, *size, seed=seed), 3).shape == (1, 2, 3, 3)
+    grey = torch.full((1, 1, *size), 0.5)
+    assert_equal(adaptive_avg_pool2d(grey, (2, 3)), torch.full((1, 1, 2, 3), 0.5))
+
+
+@clause("10.pooling.layouts")
+@given(case=cases(dilated=True), layout=layouts)
+def test_the_memory_layout_does_not_matter_to_the_maximum(max_pool2d: Pool, case: Case, layout: int) -> None:
+    x = whole(*case.shape, seed=case.seed, largest=1)
+    again = laid_out(x, layout)
+    for part, wanted in zip(
+        max_pool2d(again, **case.max_options, return_indices=True),
+        max_pool2d(x, **case.max_options, return_indices=True),
+        strict=True,
+    ):
+        assert_equal(part, wanted)
+    assert_equal(again, x, "the input afterwards")
+
+
+@clause("10.pooling.layouts")
+@given(case=cases(), layout=layouts)
+def test_the_memory_layout_does_not_matter_to_the_mean(avg_pool2d: Pool, case: Case, layout: int) -> None:
+    x = whole(*case.shape, seed=case.seed)
+    again = laid_out(x, layout)
+    options = case.options | {"divisor_override": 4}  # a power of two: nothing is rounded
+    assert_equal(avg_pool2d(again, **options), avg_pool2d(x, **options))
+    assert_equal(again, x, "the input afterwards")
+
+
+@clause("10.pooling.layouts")
+@given(seed=seeds, layout=layouts)
+def test_the_memory_layout_does_not_matter_to_the_adaptive_mean(
+    adaptive_avg_pool2d: Pool, seed: int, layout: int
+) -> None:
+    x = whole(2, 3, 4, 8, seed=seed)
+    again = laid_out(x, layout)
+    assert_equal(adaptive_avg_pool2d(again, (2, 4)), x.unflatten(-1, (4, 2)).unflatten(-3, (2, 2)).mean((-3, -1)))
+    assert_equal(again, x, "the input afterwards")
+
+
+def covered(case: Case, row: int, column: int) -> Tensor:
+    """Which windows cover that pixel."""
+    rows, columns = ([at in window for window in case.windows(axis)] for axis, at in enumerate((row, column)))
+    return torch.tensor(rows)[:, None] & torch.tensor(columns)
+
+
+@clause("10.pooling.nonfinite")
+@given(case=cases(dilated=True), value=st.sampled_from([torch.nan, torch.inf]))
+def test_nan_and_infinity_win_in_the_windows_that_cover_them(max_pool2d: Pool, case: Case, value: float) -> None:
+    x = whole(*case.shape, seed=case.seed)
+    row, column = case.size[0] // 2, case.size[1] // 2
+    x[..., row, column] = value
+    output, indices = max_pool2d(x, **case.max_options, return_indices=True)
+    reached = covered(case, row, column).expand_as(output)
+    assert_equal(~output.isfinite(), reached, "whether the maximum is not finite")
+    assert_equal(output[reached], torch.full_like(output[reached], value), "the maxima of windows that cover it")
+    assert (indices[reached] == row * case.size[1] + column).all()
+
+
+@clause("10.pooling.nonfinite")
+@given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_what_is_not_finite_reaches_the_means_of_windows_that_cover_it(
+    avg_pool2d: Pool, case: Case, value: float
+) -> None:
+    x = whole(*case.shape, seed=case.seed)
+    row, column = case.size[0] // 2, case.size[1] // 2
+    x[..., row, column] = value
+    output = avg_pool2d(x, **case.options)
+    reached = covered(case, row, column).expand_as(output)
+    assert_equal(~output.isfinite(), reached, "whether the mean is not finite")
+    assert_equal(output[reached], torch.full_like(output[reached], value), "the means of windows that cover it")
+
+
+@clause("10.pooling.nonfinite")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_reaches_the_adaptive_means_that_cover_it(adaptive_avg_pool2d: Pool, value: float) -> None:
+    x = torch.zeros(1, 1, 5, 5)
+    x[..., 2, 0] = value  # rows 0 to 2 and 2 to 4 overlap there
+    assert_equal(adaptive_avg_pool2d(x, 2), [[[[value, 0.0], [value, 0.0]]]])
+
+
+@clause("10.pooling.empty")
+@pytest.mark.parametrize("unbatched", [False, True], ids=["no pictures", "one picture without a batch"])
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
+def test_placeholder(name: str, unbatched: bool) -> None:
+    raise NotImplementedError
