@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
+import reference
 from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, cifar10_pair
 from reference.data.image_tree import ImageTree
@@ -45,6 +46,8 @@ from reference.tracking import Tracker, draw_confusion, draw_predictions, forget
 from reference.training import Evaluation, Observer, Progress, fit
 
 SAMPLE_PICTURES = 64
+LAYERS: dict[str, Any] = {"torch": nn, "reference": reference}
+"""The namespace that each `--impl` takes its layers and its loss from."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class Settings:
     log_every: int = 100
     """Steps from one train_loss to the next."""
 
+    impl: Literal["torch", "reference"] = "torch"
+    """Whose layers and loss are trained: PyTorch's, or the reference's from first principles; they start from the same
+    weights."""
     seed: int = 0
     """Of the initial weights and of the orders."""
     deterministic: bool = False
@@ -172,7 +178,8 @@ def train(settings: Settings) -> int:
     with locked(folder, new=settings.resume is None):
         remove_temporaries(folder)
         seed_everything(settings.seed, deterministic=settings.deterministic)
-        network = Ocean(classes=len(train_set.classes))
+        layers = LAYERS[settings.impl]
+        network = Ocean(classes=len(train_set.classes), layers=layers)
         network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
         optimizer = SGD(
             network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
@@ -190,7 +197,10 @@ def train(settings: Settings) -> int:
         config = {"settings": asdict(known), "data": data, "device": str(device), "versions": versions()}
         write_json(folder / "config.json", config)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        say(f"{type(network).__name__}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
+        whose = "the reference's layers" if settings.impl == "reference" else "PyTorch's layers"
+        say(
+            f"{type(network).__name__} of {whose}: {parameters:,} parameters, on {describe_device(device)}, in {folder}"
+        )
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
@@ -198,7 +208,7 @@ def train(settings: Settings) -> int:
             try:
                 fit(
                     network,
-                    nn.CrossEntropyLoss(),
+                    layers.CrossEntropyLoss(),
                     optimizer,
                     train_loader,
                     test_loader,

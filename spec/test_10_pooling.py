@@ -214,7 +214,10 @@ def cases(draw: st.DrawFn, *, dilated: bool = False) -> Case:
 def each_window(case: Case, x: Tensor, of_window: Callable[[list[list[float]], list[int], list[int]], Any]) -> Any:
     """What `of_window` makes of a picture and a window's rows and columns, for each picture and window, nested."""
     return [
-        [[[of_window(pixels, rows, columns) for columns in case.windows(1)] for rows in case.windows(0)] for pixels in n]
+        [
+            [[of_window(pixels, rows, columns) for columns in case.windows(1)] for rows in case.windows(0)]
+            for pixels in n
+        ]
         for n in x.tolist()
     ]
 
@@ -516,7 +519,344 @@ def test_what_is_not_finite_reaches_the_adaptive_means_that_cover_it(adaptive_av
 
 
 @clause("10.pooling.empty")
-@pytest.mark.parametrize("unbatched", [False, True], ids=["no pictures", "one picture without a batch"])
-@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
-def test_placeholder(name: str, unbatched: bool) -> None:
-    raise NotImplementedError
+def test_maxima_of_no_pictures_and_of_one_without_a_batch(max_pool2d: Pool) -> None:
+    for part in max_pool2d(torch.ones(0, 3, 5, 4), 2, return_indices=True):
+        assert part.shape == (0, 3, 2, 2)
+    of_one, of_batch = (max_pool2d(x, 3, 1, 1, return_indices=True) for x in (picture()[0], picture()))
+    for one, batch in zip(of_one, of_batch, strict=True):
+        assert_equal(one, batch[0])
+
+
+@clause("10.pooling.empty")
+def test_means_of_no_pictures_and_of_one_without_a_batch(avg_pool2d: Pool) -> None:
+    assert avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
+    assert_equal(avg_pool2d(picture()[0], 3, 1, 1), avg_pool2d(picture(), 3, 1, 1)[0])
+
+
+@clause("10.pooling.empty")
+def test_adaptive_means_of_no_pictures_of_no_windows_and_of_one_without_a_batch(adaptive_avg_pool2d: Pool) -> None:
+    assert adaptive_avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
+    assert adaptive_avg_pool2d(torch.ones(1, 3, 5, 4), (0, 2)).shape == (1, 3, 0, 2)
+    assert_equal(adaptive_avg_pool2d(picture()[0], (2, 3)), adaptive_avg_pool2d(picture(), (2, 3))[0])
+
+
+# The gradients
+
+
+@clause("10.max_pool2d.gradients")
+@given(case=cases(dilated=True), dtype=dtypes())
+def test_the_gradient_goes_to_the_first_of_the_largest(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+    # whole numbers: a pixel is the largest of at most 16 windows, each of which passes it at most 3
+    x = whole(*case.shape, seed=case.seed, dtype=dtype, largest=1).requires_grad_()
+    output = max_pool2d(x, **case.max_options)
+    upstream = whole(*output.shape, seed=case.seed + 1, dtype=dtype)
+    places = torch.tensor(each_window(case, x, lambda *window: first_maximum(*window)[1])).flatten(-2)
+    expected = torch.zeros_like(x).flatten(-2).scatter_add(-1, places, upstream.flatten(-2)).view_as(x)
+    assert_equal(torch.autograd.grad(output, x, upstream)[0], expected, "the gradient of the input")
+
+
+@clause("10.avg_pool2d.gradients")
+@given(case=cases(), dtype=dtypes())
+def test_the_gradient_of_the_mean_is_its_adjoint(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+    """It is linear, so ⟨upstream, avg_pool2d(x)⟩ = ⟨x's gradient, x⟩; quarters of whole numbers are not rounded."""
+    x = whole(*case.shape, seed=case.seed, dtype=dtype).requires_grad_()
+    output = avg_pool2d(x, **case.options, divisor_override=4)
+    upstream = whole(*output.shape, seed=case.seed + 1, dtype=dtype)
+    (of_x,) = torch.autograd.grad(output, x, upstream)
+    total = (upstream.double() * output.double()).sum()
+    assert_equal((of_x.double() * x.double()).sum(), total, "⟨gradient of the input, input⟩")
+
+
+@clause("10.max_pool2d.gradients")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 1}, {"padding": (1, 0)}, {"stride": 1, "dilation": (1, 2)}, {"stride": 3, "ceil_mode": True}],
+    ids=str,
+)
+def test_the_maximum_is_differentiable_twice(max_pool2d: Pool, options: dict[str, Any]) -> None:
+    # the square makes the second derivative other than 0
+    x = spread(1, 2, 4, 4, seed=0).requires_grad_()
+    assert_differentiable(lambda x: max_pool2d(x * x * x.sign(), 2, **options), x)
+
+
+@clause("10.avg_pool2d.gradients")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 1, "padding": 1},
+        {"padding": (1, 0), "count_include_pad": False},
+        {"stride": (3, 1), "ceil_mode": True},
+        {"divisor_override": 3},
+    ],
+    ids=str,
+)
+def test_the_mean_is_differentiable_twice(avg_pool2d: Pool, options: dict[str, Any]) -> None:
+    assert_differentiable(lambda x: avg_pool2d(x * x, 2, **options), spread(1, 2, 3, 4, seed=0).requires_grad_())
+
+
+@clause("10.adaptive_avg_pool2d.gradients")
+@pytest.mark.parametrize("output_size", [1, (2, 3), (5, None)], ids=str)
+def test_the_adaptive_mean_is_differentiable_twice(adaptive_avg_pool2d: Pool, output_size: Any) -> None:
+    x = spread(1, 2, 3, 4, seed=0).requires_grad_()
+    assert_differentiable(lambda x: adaptive_avg_pool2d(x * x, output_size), x)
+
+
+# The layers
+
+
+@clause("10.MaxPool2d.layer")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 1, "padding": (1, 0)},
+        {"stride": (1, 2), "dilation": (1, 2), "ceil_mode": True},
+        {"return_indices": True},
+    ],
+    ids=str,
+)
+def test_max_pool2d_as_a_layer(MaxPool2d: Layer, max_pool2d: Pool, options: dict[str, Any]) -> None:  # noqa: N803
+    x = normal(2, 3, 5, 6, seed=0)
+    layer, expected = MaxPool2d(2, **options), max_pool2d(x, 2, **options)
+    for output in (layer(x), layer.eval()(x)):
+        if not options.get("return_indices"):
+            output, expected = [output], [expected]
+        for part, wanted in zip(output, expected, strict=True):
+            assert_equal(part, wanted)
+
+
+@clause("10.AvgPool2d.layer")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 1, "padding": (1, 0)},
+        {"padding": 1, "count_include_pad": False},
+        {"stride": (3, 1), "ceil_mode": True},
+        {"divisor_override": 3},
+    ],
+    ids=str,
+)
+def test_avg_pool2d_as_a_layer(AvgPool2d: Layer, avg_pool2d: Pool, options: dict[str, Any]) -> None:  # noqa: N803
+    x = normal(2, 3, 5, 6, seed=0)
+    layer, expected = AvgPool2d(2, **options), avg_pool2d(x, 2, **options)
+    assert_equal(layer(x), expected)
+    assert_equal(layer.eval()(x), expected)
+
+
+@clause("10.AdaptiveAvgPool2d.layer")
+@pytest.mark.parametrize("output_size", [1, 3, (2, None), [7, 2]], ids=str)
+def test_adaptive_avg_pool2d_as_a_layer(
+    AdaptiveAvgPool2d: Layer,  # noqa: N803
+    adaptive_avg_pool2d: Pool,
+    output_size: Any,
+) -> None:
+    x = normal(2, 3, 5, 6, seed=0)
+    layer, expected = AdaptiveAvgPool2d(output_size), adaptive_avg_pool2d(x, output_size)
+    assert_equal(layer(x), expected)
+    assert_equal(layer.eval()(x), expected)
+
+
+@clause("10.MaxPool2d.layer")
+def test_the_defaults_of_max_pooling(MaxPool2d: Layer) -> None:  # noqa: N803
+    # chapter 10, line 558: the picture of the parameters
+    layer = MaxPool2d(3)
+    assert {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "return_indices", "ceil_mode")} == {
+        "stride": 3, "padding": 0, "dilation": 1, "return_indices": False, "ceil_mode": False
+    }  # fmt: skip
+
+
+@clause("10.MaxPool2d.layer")
+def test_in_the_layer_return_indices_comes_before_ceil_mode(MaxPool2d: Layer) -> None:  # noqa: N803
+    output, indices = MaxPool2d(3, None, 0, 1, True)(picture())
+    assert_equal(output, [[[[2]]]])
+    assert_equal(indices, torch.tensor([[[[1]]]]))  # the first 2 of the window
+
+
+@clause("10.MaxPool2d.layer")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((3,), "MaxPool2d(kernel_size=3, stride=3, padding=0, dilation=1, ceil_mode=False)"),
+        (
+            ((2, 3), (1, 2), 1, 2, True, True),
+            "MaxPool2d(kernel_size=(2, 3), stride=(1, 2), padding=1, dilation=2, ceil_mode=True)",
+        ),
+    ],
+    ids=["of defaults", "of everything"],
+)
+def test_max_pooling_prints_as(MaxPool2d: Layer, arguments: tuple[Any, ...], text: str) -> None:  # noqa: N803
+    assert repr(MaxPool2d(*arguments)) == text
+
+
+@clause("10.AvgPool2d.layer")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((3,), "AvgPool2d(kernel_size=3, stride=3, padding=0)"),
+        (((2, 3), 1, (1, 0), True, False, 5), "AvgPool2d(kernel_size=(2, 3), stride=1, padding=(1, 0))"),
+    ],
+    ids=["of defaults", "of everything"],
+)
+def test_average_pooling_prints_as(AvgPool2d: Layer, arguments: tuple[Any, ...], text: str) -> None:  # noqa: N803
+    assert repr(AvgPool2d(*arguments)) == text
+
+
+@clause("10.AdaptiveAvgPool2d.layer")
+@pytest.mark.parametrize("output_size", [2, (2, None)], ids=str)
+def test_adaptive_pooling_prints_as(AdaptiveAvgPool2d: Layer, output_size: Any) -> None:  # noqa: N803
+    assert repr(AdaptiveAvgPool2d(output_size)) == f"AdaptiveAvgPool2d(output_size={output_size})"
+
+
+@clause("10.MaxPool2d.no_parameters")
+def test_a_layer_of_maxima_has_no_state(MaxPool2d: Layer) -> None:  # noqa: N803
+    assert_no_state(MaxPool2d(3), nn.MaxPool2d(3))
+
+
+@clause("10.AvgPool2d.layer")
+def test_a_layer_of_means_has_no_state(AvgPool2d: Layer) -> None:  # noqa: N803
+    assert_no_state(AvgPool2d(3), nn.AvgPool2d(3))
+
+
+@clause("10.AdaptiveAvgPool2d.layer")
+def test_a_layer_of_adaptive_means_has_no_state(AdaptiveAvgPool2d: Layer) -> None:  # noqa: N803
+    assert_no_state(AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(3))
+
+
+def assert_no_state(layer: nn.Module, of_torch: nn.Module) -> None:
+    """No parameters, no buffers; the state dict travels to PyTorch's layer and back."""
+    __tracebackhide__ = True
+    assert not list(layer.parameters()) and not list(layer.buffers())
+    of_torch.load_state_dict(layer.state_dict())
+    layer.load_state_dict(of_torch.state_dict())
+
+
+# What must be rejected
+
+WINDOWS = [
+    pytest.param({"kernel_size": -1}, r"kernel", id="a negative window"),
+    pytest.param({"kernel_size": 0}, r"kernel", id="a window of nothing"),
+    pytest.param({"kernel_size": (2, 2, 2)}, r"kernel_size", id="a window of three dimensions"),
+    pytest.param({"kernel_size": 2.5}, r"kernel_size", id="a window of two and a half"),
+    pytest.param({"kernel_size": 6}, r"kernel_size=6|output size is too small", id="a window larger than the picture"),
+    pytest.param({"kernel_size": (2, 6)}, r"kernel_size=.*6|output size is too small", id="a window wider than it"),
+    pytest.param({"kernel_size": 6, "ceil_mode": True}, r"kernel_size=6|output size", id="one larger by a step"),
+    pytest.param({"stride": 0}, r"stride", id="no step"),
+    pytest.param({"stride": -1}, r"stride", id="a step backwards"),
+    pytest.param({"stride": (1, 1, 1)}, r"stride", id="three steps"),
+    pytest.param({"stride": 1.5}, r"stride", id="half a step"),
+    pytest.param({"padding": -1}, r"pad", id="a negative border"),
+    pytest.param({"padding": 2}, r"pad.* at most half of", id="a border of more than half the window"),
+    pytest.param({"padding": (2, 1)}, r"pad.* at most half of", id="an upper border of more than half the window"),
+    pytest.param({"padding": 0.5}, r"padding", id="half a pixel of border"),
+    pytest.param({"ceil_mode": "yes"}, r"ceil_mode", id="a ceil_mode that is no bool"),
+]
+
+SHAPES = [
+    pytest.param((5, 5), r"dim|got the shape", id="2 dimensions"),
+    pytest.param((1, 1, 3, 5, 5), r"3D or 4D|got the shape", id="5 dimensions"),
+    pytest.param((1, 0, 5, 5), r"batch.*\b1, 0, 5, 5", id="no channels"),
+    pytest.param((1, 3, 0, 5), r"batch.*\b1, 3, 0, 5", id="no rows"),
+    pytest.param((3, 5, 0), r"batch.*\b3, 5, 0", id="no columns"),
+]
+
+
+@clause("10.max_pool2d.rejects")
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        *WINDOWS,
+        pytest.param({"dilation": 0}, "dilation", id="no dilation"),
+        pytest.param({"dilation": (1, 1, 1)}, "dilation", id="three dilations"),
+        pytest.param({"dilation": 3}, "dilation=3|output size is too small", id="holes larger than the picture"),
+    ],
+)
+def test_no_maximum_of(max_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
+    with rejects(naming=naming):
+        max_pool2d(torch.ones(1, 3, 5, 5), **({"kernel_size": 3, "stride": 1} | options))
+
+
+@clause("10.avg_pool2d.rejects")
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        *WINDOWS,
+        pytest.param({"divisor_override": 0}, "divisor", id="a divisor of 0"),
+        pytest.param({"divisor_override": 1.5}, "divisor_override", id="a divisor that is no whole number"),
+    ],
+)
+def test_no_mean_of(avg_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
+    with rejects(naming=naming):
+        avg_pool2d(torch.ones(1, 3, 5, 5), **({"kernel_size": 3, "stride": 1} | options))
+
+
+@clause("10.pool2d_output_size.rejects")
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        *WINDOWS,
+        pytest.param({"dilation": 0}, "dilation", id="no dilation"),
+        pytest.param({"input_size": (5, 5, 5)}, "input_size", id="a picture of three dimensions"),
+        pytest.param({"input_size": -1}, "input_size", id="a negative picture"),
+    ],
+)
+def test_no_size_of(pool2d_output_size: Pool, options: dict[str, Any], naming: str) -> None:
+    with rejects(naming=naming):
+        pool2d_output_size(**({"input_size": 5, "kernel_size": 3, "stride": 1} | options))
+
+
+@clause("10.max_pool2d.rejects")
+@pytest.mark.parametrize(("shape", "naming"), SHAPES)
+def test_no_maximum_of_a_picture_of(max_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+    with rejects(naming=naming):
+        max_pool2d(torch.ones(shape), 1)
+
+
+@clause("10.avg_pool2d.rejects")
+@pytest.mark.parametrize(("shape", "naming"), SHAPES)
+def test_no_mean_of_a_picture_of(avg_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+    with rejects(naming=naming):
+        avg_pool2d(torch.ones(shape), 1)
+
+
+@clause("10.max_pool2d.rejects")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
+def test_no_maximum_of_numbers_without_an_order(max_pool2d: Pool, dtype: torch.dtype) -> None:
+    with rejects(naming="bool|complex"):
+        max_pool2d(torch.ones(1, 1, 5, 5, dtype=dtype), 3)
+
+
+@clause("10.avg_pool2d.rejects")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32], ids=str)
+def test_no_mean_of_small_integers(avg_pool2d: Pool, dtype: torch.dtype) -> None:
+    with rejects(naming="bool|byte|int"):
+        avg_pool2d(torch.ones(1, 1, 5, 5, dtype=dtype), 3)
+
+
+@clause("10.adaptive_avg_pool2d.rejects")
+@pytest.mark.parametrize(
+    ("output_size", "naming"),
+    [(-1, "output_size.*-1"), ((1, -1), "output_size.*-1"), ((1, 1, 1), "output_size"), ((2,), "output_size")],
+    ids=str,
+)
+def test_no_adaptive_mean_of_size(adaptive_avg_pool2d: Pool, output_size: Any, naming: str) -> None:
+    with rejects(naming=naming):
+        adaptive_avg_pool2d(torch.ones(1, 3, 5, 5), output_size)
+
+
+@clause("10.adaptive_avg_pool2d.rejects")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "naming"),
+    [
+        pytest.param((5, 5), torch.float32, r"3D or 4D|got the shape", id="2 dimensions"),
+        pytest.param((1, 1, 3, 5, 5), torch.float32, r"3D or 4D|got the shape", id="5 dimensions"),
+        pytest.param((1, 3, 0, 5), torch.float32, r"\b1, 3, 0, 5\b", id="no rows"),
+        pytest.param((1, 3, 5, 5), torch.int64, r"adaptive_avg_pool2d.*(int64|long)", id="whole numbers"),
+    ],
+)
+def test_no_adaptive_mean_of_a_picture_of(
+    adaptive_avg_pool2d: Pool, shape: Sequence[int], dtype: torch.dtype, naming: str
+) -> None:
+    with rejects(naming=naming):
+        adaptive_avg_pool2d(torch.ones(shape, dtype=dtype), 2)

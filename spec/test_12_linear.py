@@ -1,0 +1,464 @@
+"""Chapter 12: the linear layer, `linear` and `Linear`, and `flatten` and `Flatten` before it."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
+from spec.support.clauses import clause
+from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
+
+Function = Callable[..., Tensor]
+Layer = Callable[..., Any]
+Shape = tuple[int, ...]
+
+
+def batches(drop_last: bool = False) -> Iterator[Tensor]:
+    """The shapes of the chapter's loader: the test set has 10,000 pictures, and 10000 = 156 · 64 + 16."""
+    pictures = torch.zeros(64, 3, 32, 32)
+    for numbers in BatchSampler(SequentialSampler(range(10_000)), 64, drop_last):
+        yield pictures[: len(numbers)]
+
+
+# The values
+
+
+@clause("12.linear.features")
+def test_64_pictures_in_a_row_are_196608_numbers(Linear: Layer) -> None:
+    # chapter 12, line 757: Linear(196608, 10)
+    layer = Linear(64 * 3 * 32 * 32, 10)
+    assert layer.weight.shape == torch.Size([10, 196608])
+    # chapter 12, line 768
+    row = torch.reshape(next(batches()), (1, 1, 1, -1))
+    assert row.shape == torch.Size([1, 1, 1, 196608])
+    assert layer(row).shape == torch.Size([1, 1, 1, 10])
+
+
+@clause("12.linear.last_batch")
+def test_the_last_batch_of_16_pictures_does_not_fit(Linear: Layer) -> None:
+    layer = Linear(196608, 10)
+    *_, last = batches()
+    assert last.shape == torch.Size([16, 3, 32, 32])
+    row = torch.reshape(last, (1, 1, 1, -1))
+    assert row.shape == torch.Size([1, 1, 1, 49152])
+    # chapter 12, line 763: the listing ends in an error, which names both numbers
+    with rejects(naming=r"49152.*196608"):
+        layer(row)
+
+
+@clause("12.linear.last_batch")
+def test_the_error_of_the_listing_is_a_runtime_error_of_pytorch() -> None:
+    # chapter 12, line 763, in the words of PyTorch
+    text = "mat1 and mat2 shapes cannot be multiplied (1x49152 and 196608x10)"
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        nn.Linear(196608, 10)(torch.zeros(1, 1, 1, 49152))
+
+
+@clause("12.flatten.printed")
+def test_the_flattened_batches_print_the_documented_lines(
+    flatten: Function, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for imgs in batches():
+        print(imgs.shape)
+        print(flatten(imgs).shape)
+    lines = capsys.readouterr().out.splitlines()
+    # chapter 12, lines 814 to 819
+    assert lines[:6] == ["torch.Size([64, 3, 32, 32])", "torch.Size([196608])"] * 3
+    # chapter 12, lines 821 to 823
+    assert lines[-3:] == ["torch.Size([196608])", "torch.Size([16, 3, 32, 32])", "torch.Size([49152])"]
+    assert len(lines) == 2 * 157
+
+
+# The claims
+
+
+@clause("12.linear.last_batch")
+def test_every_batch_before_the_last_fits_and_drop_last_leaves_only_those() -> None:
+    sizes = [batch.numel() for batch in batches()]
+    assert sizes == [196608] * 156 + [49152]
+    assert [batch.numel() for batch in batches(drop_last=True)] == [196608] * 156
+
+
+@clause("12.linear.last_dimension")
+def test_only_the_last_dimension_must_have_the_features(Linear: Layer) -> None:
+    layer = Linear(32, 10)
+    for shape in [(32,), (64, 32), (64, 3, 32, 32)]:
+        assert layer(torch.zeros(shape)).shape == (*shape[:-1], 10)
+
+
+@clause("12.linear.last_dimension", "12.flatten.batch")
+def test_a_batch_need_not_be_made_one_dimensional(Linear: Layer, Flatten: Layer) -> None:
+    # chapter 12, lines 746 and 789, say that it must
+    rows = Flatten()(next(batches()))
+    assert rows.shape == (64, 3072)
+    assert Linear(3072, 10)(rows).shape == (64, 10)
+
+
+@clause("12.flatten.batch")
+def test_flattening_everything_gives_one_answer_for_64_pictures(Linear: Layer, flatten: Function) -> None:
+    assert Linear(196608, 10)(flatten(next(batches()))).shape == (10,)
+
+
+@clause("12.flatten.batch")
+def test_flattening_from_dimension_1_keeps_the_pictures_apart(flatten: Function) -> None:
+    pictures = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    assert_equal(flatten(pictures, 1), [list(range(12)), list(range(12, 24))])
+    assert_equal(flatten(pictures), list(range(24)))
+
+
+@clause("12.flatten.order")
+def test_flatten_lays_the_numbers_out_in_reading_order(flatten: Function) -> None:
+    assert_equal(flatten(torch.tensor([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])), [1, 2, 3, 4, 5, 6, 7, 8])
+
+
+@clause("12.linear.not_visualised")
+def test_the_listing_shows_no_picture_and_writes_no_file(
+    Linear: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # chapter 12, lines 745 and 788, say that the result is visualised
+    monkeypatch.chdir(tmp_path)
+    output = Linear(196608, 10)(torch.reshape(next(batches()), (1, 1, 1, -1)))
+    print(output.shape)
+    assert capsys.readouterr().out == "torch.Size([1, 1, 1, 10])\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@clause("12.linear.models")
+def test_torchvision_offers_networks_for_pictures() -> None:
+    assert "vgg16" in torchvision.models.list_models()
+    with torch.device("meta"):  # shapes without numbers: VGG16 has 138 million of them
+        assert torchvision.models.vgg16()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+
+
+# The properties of linear
+
+leading = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+features = st.integers(0, 5)
+
+
+def linear_by_definition(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """Each output, one product after the other, in Python's own numbers."""
+    rows, weights = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).tolist(), w.tolist()
+    offsets = [0.0] * len(weights) if bias is None else bias.tolist()
+    outputs = [
+        [sum((a * b for a, b in zip(row, ws, strict=True)), start) for ws, start in zip(weights, offsets, strict=True)]
+        for row in rows
+    ]
+    return torch.tensor(outputs, dtype=torch.float64).reshape(*x.shape[:-1], len(weights))
+
+
+@clause("12.linear.definition", "12.linear.dtypes")
+@given(leading=leading, n=features, m=features, biased=st.booleans(), seed=seeds, dtype=dtypes())
+def test_it_is_the_sum_of_the_products(
+    linear: Function, leading: Shape, n: int, m: int, biased: bool, seed: int, dtype: torch.dtype
+) -> None:
+    # whole numbers: at most 5 products of at most 9, and 3, which even bfloat16 holds
+    x, w = whole(*leading, n, seed=seed, dtype=dtype), whole(m, n, seed=seed + 1, dtype=dtype)
+    bias = whole(m, seed=seed + 2, dtype=dtype) if biased else None
+    assert_equal(linear(x, w, bias), linear_by_definition(x, w, bias).to(dtype))
+
+
+@clause("12.linear.dtypes")
+@given(leading=leading, n=st.integers(1, 40), m=features, biased=st.booleans(), seed=seeds, dtype=dtypes())
+def test_it_rounds_no_more_than_a_sum_does(
+    linear: Function, leading: Shape, n: int, m: int, biased: bool, seed: int, dtype: torch.dtype
+) -> None:
+    x, w = normal(*leading, n, seed=seed, dtype=dtype), normal(m, n, seed=seed + 1, dtype=dtype)
+    bias = normal(m, seed=seed + 2, dtype=dtype) if biased else None
+    absolute = linear_by_definition(x.abs(), w.abs(), None if bias is None else bias.abs())
+    expected = linear_by_definition(x, w, bias).to(dtype)
+    assert_close(linear(x, w, bias), expected, rounding(dtype, n + 1, absolute))
+
+
+@clause("12.linear.single_output")
+@given(leading=leading, n=features, seed=seeds)
+def test_a_weight_of_one_dimension_is_one_output_without_its_dimension(
+    linear: Function, leading: Shape, n: int, seed: int
+) -> None:
+    x, w = whole(*leading, n, seed=seed), whole(n, seed=seed + 1)
+    assert_equal(linear(x, w), linear(x, w[None])[..., 0])
+
+
+@clause("12.linear.layouts")
+@given(leading=leading, seed=seeds, layout=st.tuples(layouts, layouts))
+def test_the_memory_layout_does_not_matter_to_linear(
+    linear: Function, leading: Shape, seed: int, layout: tuple[int, int]
+) -> None:
+    x, w, bias = whole(*leading, 4, seed=seed), whole(3, 4, seed=seed + 1), whole(3, seed=seed + 2)
+    x_again, w_again = laid_out(x, layout[0]), laid_out(w, layout[1])
+    assert_equal(linear(x_again, w_again, bias), linear(x, w, bias))
+    assert_equal(x_again, x, "the input afterwards")
+    assert_equal(w_again, w, "the weight afterwards")
+
+
+@clause("12.linear.nonfinite")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite_reaches_the_outputs_of_its_row(linear: Function, value: float) -> None:
+    x, w = whole(2, 3, 4, seed=0), whole(5, 4, seed=1).abs() + 1  # no zero, which would make NaN of an infinity
+    expected = linear(x, w)
+    x[1, 2, 0], expected[1, 2] = value, value
+    assert_equal(linear(x, w), expected)
+
+
+@clause("12.linear.gradients")
+@given(leading=leading, n=features, m=features, seed=seeds)
+def test_the_gradients_are_the_adjoints_of_linear(linear: Function, leading: Shape, n: int, m: int, seed: int) -> None:
+    """⟨upstream, linear(x, w)⟩ = ⟨x's gradient, x⟩ = ⟨w's gradient, w⟩, and the bias's is the upstream's sum."""
+    shapes = [(*leading, n), (m, n), (m,)]
+    x, w, bias = (whole(*shape, seed=seed + i).requires_grad_() for i, shape in enumerate(shapes))
+    upstream = whole(*leading, m, seed=seed + 3)
+    of_x, of_w, of_bias = torch.autograd.grad(linear(x, w, bias), (x, w, bias), upstream)
+    total = (upstream * linear(x, w)).sum()
+    assert_equal((of_x * x).sum(), total, "⟨gradient of the input, input⟩")
+    assert_equal((of_w * w).sum(), total, "⟨gradient of the weight, weight⟩")
+    assert_equal(of_bias, upstream.sum(tuple(range(len(leading)))) if leading else upstream, "the bias's gradient")
+
+
+@clause("12.linear.gradients")
+@pytest.mark.parametrize("leading", [(), (2,), (2, 2)], ids=["one sample", "a batch", "two leading dimensions"])
+def test_linear_is_differentiable_twice(linear: Function, leading: Shape) -> None:
+    inputs = [spread(*leading, 3, seed=0), spread(2, 3, seed=1), spread(2, seed=2)]
+    assert_differentiable(linear, *(t.requires_grad_() for t in inputs))
+
+
+# The layer Linear
+
+
+@clause("12.linear.layer")
+@given(leading=leading, n=features.filter(bool), m=features.filter(bool), biased=st.booleans(), seed=seeds)
+def test_the_layer_is_linear_with_its_own_weight_and_bias(
+    Linear: Layer, leading: Shape, n: int, m: int, biased: bool, seed: int
+) -> None:
+    layer = Linear(n, m, bias=biased, dtype=torch.float64)
+    with torch.no_grad():
+        for number, parameter in enumerate(layer.parameters()):
+            parameter.copy_(whole(*parameter.shape, seed=seed + number))
+    x = whole(*leading, n, seed=seed + 2)
+    assert_equal(layer(x), linear_by_definition(x, layer.weight, layer.bias))
+    assert_equal(layer.eval()(x), linear_by_definition(x, layer.weight, layer.bias), "the result in evaluation")
+
+
+@clause("12.linear.layer")
+@pytest.mark.parametrize(
+    ("options", "printed"),
+    [
+        ({}, "Linear(in_features=3, out_features=2, bias=True)"),
+        ({"bias": False}, "Linear(in_features=3, out_features=2, bias=False)"),
+    ],
+    ids=["with a bias, the default", "without a bias"],
+)
+def test_a_linear_layer_prints_its_sizes(Linear: Layer, options: dict[str, Any], printed: str) -> None:
+    assert str(Linear(3, 2, **options)) == printed
+
+
+@clause("12.linear.state")
+@pytest.mark.parametrize("bias", [True, False], ids=["with a bias", "without"])
+def test_its_state_travels_both_ways(Linear: Layer, bias: bool) -> None:
+    ours, pytorchs = Linear(3, 2, bias=bias), nn.Linear(3, 2, bias=bias)
+    shapes = {"weight": (2, 3)} | ({"bias": (2,)} if bias else {})
+    assert {name: tuple(value.shape) for name, value in ours.state_dict().items()} == shapes
+    pytorchs.load_state_dict(ours.state_dict())
+    assert_equal(pytorchs.weight, ours.weight, "the weight that was carried over")
+    again = Linear(3, 2, bias=bias)
+    again.load_state_dict(pytorchs.state_dict())
+    x = whole(4, 3, seed=0, dtype=torch.float32)
+    assert_equal(again(x), ours(x), "the result with the state that came back")
+    assert ours.bias is not None if bias else ours.bias is None
+
+
+@clause("12.linear.start")
+@pytest.mark.parametrize("in_features", [16, 100], ids=["of 16 features", "of 100 features"])
+def test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features(Linear: Layer, in_features: int) -> None:
+    layer = Linear(in_features, 500)
+    bound = 1 / math.sqrt(in_features)
+    for parameter in (layer.weight, layer.bias):
+        # of 500 numbers none above 0.9 of the bound, or none below: 2 · 0.95^500 = 1e-11
+        assert -bound <= parameter.min() < -0.9 * bound
+        assert 0.9 * bound < parameter.max() <= bound
+        assert parameter.requires_grad
+
+
+@clause("12.linear.start")
+def test_the_same_seed_gives_the_numbers_of_pytorchs_layer(Linear: Layer) -> None:
+    torch.manual_seed(1)
+    ours = Linear(5, 4)
+    torch.manual_seed(1)
+    pytorchs = nn.Linear(5, 4)
+    assert_equal(ours.weight, pytorchs.weight, "the weight")
+    assert_equal(ours.bias, pytorchs.bias, "the bias")
+
+
+# The properties of flatten
+
+shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
+
+
+@st.composite
+def flattenings(draw: st.DrawFn) -> tuple[Shape, int, int]:
+    """A shape and two of its dimensions in order, each counted from the front or from the end."""
+    shape = draw(shapes)
+    dims = max(1, len(shape))
+    start = draw(st.integers(0, dims - 1))
+    end = draw(st.integers(start, dims - 1))
+    return shape, start - draw(st.sampled_from([0, dims])), end - draw(st.sampled_from([0, dims]))
+
+
+@clause("12.flatten.order", "12.flatten.layouts")
+@given(case=flattenings(), dtype=st.sampled_from([torch.int64, torch.float32, torch.bfloat16]), layout=layouts)
+def test_it_preserves_the_order_and_the_count(
+    flatten: Function, case: tuple[Shape, int, int], dtype: torch.dtype, layout: int
+) -> None:
+    shape, start, end = case
+    # numbered in reading order, by counting through the positions
+    x = torch.zeros(shape, dtype=dtype)
+    for number, position in enumerate(product(*map(range, shape))):
+        x[position] = number
+    dims = max(1, len(shape))
+    first, last = start % dims, end % dims
+    merged = (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+    output = flatten(laid_out(x, layout), start, end)
+    assert_equal(output, torch.arange(x.numel(), dtype=dtype).reshape(merged))
+
+
+@clause("12.flatten.scalar")
+@pytest.mark.parametrize("dims", [(), (0,), (0, 0), (-1, 0), (-1, -1)], ids=str)
+def test_a_number_without_dimensions_becomes_one_with_one(flatten: Function, dims: tuple[int, ...]) -> None:
+    assert_equal(flatten(torch.tensor(7), *dims), [7])
+
+
+@clause("12.flatten.gradients")
+def test_the_gradient_has_the_shape_of_the_input(flatten: Function) -> None:
+    x = whole(2, 3, 4, seed=0).requires_grad_()
+    upstream = whole(2, 12, seed=1)
+    (gradient,) = torch.autograd.grad(flatten(x, 1), x, upstream)
+    expected = [[upstream[i, 4 * j : 4 * j + 4].tolist() for j in range(3)] for i in range(2)]
+    assert_equal(gradient, expected, "the gradient")
+
+
+@clause("12.flatten.gradients")
+@pytest.mark.parametrize("dims", [(), (1,), (0, 1)], ids=["everything", "from 1", "from 0 to 1"])
+def test_flatten_is_differentiable_twice(flatten: Function, dims: tuple[int, ...]) -> None:
+    # of the square, so that there is a second derivative to get wrong
+    assert_differentiable(lambda x: flatten(x, *dims).square(), spread(2, 2, 2, seed=0).requires_grad_())
+
+
+# The layer Flatten
+
+
+@clause("12.flatten.layer")
+def test_the_layer_keeps_the_batch(Flatten: Layer) -> None:
+    x = torch.arange(64 * 64 * 4 * 4).reshape(64, 64, 4, 4)
+    assert_equal(Flatten()(x), torch.arange(64 * 1024).reshape(64, 1024))
+
+
+@clause("12.flatten.layer")
+@given(case=flattenings(), seed=seeds)
+def test_the_layer_flattens_the_dimensions_it_was_made_for(
+    Flatten: Layer, flatten: Function, case: tuple[Shape, int, int], seed: int
+) -> None:
+    shape, start, end = case
+    x = whole(*shape, seed=seed)
+    assert_equal(Flatten(start, end)(x), flatten(x, start, end))
+
+
+@clause("12.flatten.layer")
+def test_it_prints_its_dimensions_and_has_no_state(Flatten: Layer) -> None:
+    assert str(Flatten()) == "Flatten(start_dim=1, end_dim=-1)"
+    assert str(Flatten(0, 2)) == "Flatten(start_dim=0, end_dim=2)"
+    assert dict(Flatten().state_dict()) == {}
+
+
+# What must be rejected
+
+
+@clause("12.linear.rejects")
+@pytest.mark.parametrize(
+    ("input", "weight", "bias", "naming"),
+    [
+        pytest.param((2, 3), (4, 5), (4,), r"\(2x3 and 5x4\)|3 features.*needs 5", id="an input of other features"),
+        pytest.param((), (4, 3), (4,), r"at least 1D|input must be \[\.\.\., in_features\]", id="a single number"),
+        pytest.param((2, 3), (), None, r"0D|weight \[out_features, in_features\]", id="a single number as weight"),
+        pytest.param((2, 3), (4, 3, 1), None, r"<= 2 dimensions|weight \[out", id="a weight of three dimensions"),
+        pytest.param((2, 3), (4, 3), (3,), r"bias|expanded size of the tensor \(4\)", id="a bias for other outputs"),
+        pytest.param((2, 3), (4, 3), (5, 2, 4), r"bias|expand", id="a bias of more dimensions than the output"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_rejected(
+    linear: Function, input: Shape, weight: Shape, bias: Shape | None, naming: str
+) -> None:
+    with rejects(naming=naming):
+        linear(torch.ones(input), torch.ones(weight), None if bias is None else torch.ones(bias))
+
+
+@clause("12.linear.rejects")
+@pytest.mark.parametrize("changed", [0, 1, 2], ids=["the input", "the weight", "the bias"])
+def test_tensors_of_different_dtypes_are_rejected(linear: Function, changed: int) -> None:
+    tensors = [torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)]
+    tensors[changed] = tensors[changed].double()
+    with rejects(naming="dtype"):
+        linear(*tensors)
+
+
+@clause("12.linear.rejects")
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        pytest.param(([1.0, 2.0, 3.0], torch.ones(4, 3)), "input", id="a list as input"),
+        pytest.param((torch.ones(2, 3), [[1.0, 2.0, 3.0]]), "weight", id="a list as weight"),
+    ],
+)
+def test_what_is_no_tensor_is_rejected(linear: Function, arguments: tuple[Any, ...], naming: str) -> None:
+    with rejects(naming=naming):
+        linear(*arguments)
+
+
+@clause("12.linear.rejects")
+@pytest.mark.parametrize(
+    ("sizes", "naming"),
+    [
+        pytest.param((-1, 3), "in_features|negative dimension", id="a negative number of inputs"),
+        pytest.param((3, -1), "out_features|negative dimension", id="a negative number of outputs"),
+        pytest.param((3.5, 3), "in_features|'size'", id="half an input"),
+        pytest.param((3, 3.5), "out_features|'size'", id="half an output"),
+    ],
+)
+def test_a_layer_of_impossible_sizes_is_rejected(Linear: Layer, sizes: tuple[Any, Any], naming: str) -> None:
+    with rejects(naming=naming):
+        Linear(*sizes)
+
+
+@clause("12.flatten.rejects")
+@pytest.mark.parametrize(
+    ("shape", "dims", "naming"),
+    [
+        pytest.param((2, 3, 4), (2, 1), "start_dim.*after end_dim", id="the start after the end"),
+        pytest.param((2, 3, 4), (3,), "dim.*3, 2.*got 3|start_dim.*got 3", id="a start that is not there"),
+        pytest.param((2, 3, 4), (-4,), "dim.*-3, 2.*got -4|start_dim.*got -4", id="a start before the first"),
+        pytest.param((2, 3, 4), (0, 3), "dim.*-3, 2.*got 3|end_dim.*got 3", id="an end that is not there"),
+        pytest.param((2, 3, 4), (0, -4), "dim.*-3, 2.*got -4|end_dim.*got -4", id="an end before the first"),
+        pytest.param((), (1,), "dim.*-1, 0.*got 1|start_dim.*got 1", id="a second dimension of a single number"),
+        pytest.param((2, 3), (0.5,), "start_dim", id="half a dimension as the start"),
+        pytest.param((2, 3), (0, 1.0), "end_dim", id="a fraction as the end"),
+    ],
+)
+def test_dimensions_that_are_not_there_are_rejected(
+    flatten: Function, shape: Shape, dims: tuple[Any, ...], naming: str
+) -> None:
+    with rejects(naming=naming):
+        flatten(torch.ones(shape), *dims)
+
+
+@clause("12.flatten.rejects")
+def test_the_layer_needs_a_batch(Flatten: Layer) -> None:
+    with rejects(naming="dim.*got 1"):
+        Flatten()(torch.ones(5))
