@@ -53,6 +53,8 @@ from reference.nn.recurrent import GRU, LSTM, RNN
 from reference.optim import SGD, Adam, AdamW
 from reference.training import evaluate, fit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CIFAR10",
     "GRU",

@@ -18,7 +18,12 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["reference.run", "reference.inference", "torch.utils.tensorboard"])
+_context.set_forkserver_preload(
+    [
+        *("reference.run", "reference.inference", "torch.utils.tensorboard"),
+        *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Command:
     """A running script.
 
     Args:
-        script: its file name under scripts/.
+        script: its file name under scripts/, or the name of a module that `python -m` runs.
         arguments: the words after it.
         folder: the working folder; stdout and stderr are kept there too.
         prepare: called in the new process before the script (to lower a limit, say); must be importable.
@@ -45,7 +50,7 @@ class Command:
     ) -> None:
         self.output = folder / f".{time.monotonic_ns()}"
         words = [str(argument) for argument in arguments]
-        self.process = _context.Process(target=_run, args=(SCRIPTS / script, words, folder, self.output, prepare))
+        self.process = _context.Process(target=_run, args=(script, words, folder, self.output, prepare))
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:
@@ -77,17 +82,20 @@ class Command:
 
 
 def run(script: str, *arguments: object, folder: Path, prepare: Callable[[], None] | None = None) -> Result:
-    """Run a script to its end."""
+    """Run a script or module to its end."""
     return Command(script, *arguments, folder=folder, prepare=prepare).wait()
 
 
-def _run(script: Path, words: list[str], folder: Path, output: Path, prepare: Callable[[], None] | None) -> None:
+def _run(script: str, words: list[str], folder: Path, output: Path, prepare: Callable[[], None] | None) -> None:
     os.chdir(folder)
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, descriptor)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.argv = [script.name, *words]
+    sys.argv = [script, *words]
     if prepare is not None:
         prepare()
-    runpy.run_path(str(script), run_name="__main__")
+    if script.endswith(".py"):
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    else:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)

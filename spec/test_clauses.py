@@ -1,0 +1,116 @@
+"""The specification holds itself to its own rules: every clause has a test, every test on trial a clause."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from spec.support.clauses import CLAUSES, KINDS, VERDICTS, Clause, clause, read
+from spec.support.implementations import COMPONENTS
+
+SPEC = Path(__file__).parent
+CHAPTERS = ("07", "08", "09", "10", "11", "12", "13", "14", "15")
+"""The chapters whose tests all carry clauses."""
+
+
+def _tests() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
+    """Every test of the specification by `file::name`, with the ids of its clauses."""
+    found = {}
+    for path in sorted(SPEC.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+                ids = [
+                    argument.value
+                    for call in calls
+                    if isinstance(call.func, ast.Name) and call.func.id == "clause"
+                    for argument in call.args
+                    if isinstance(argument, ast.Constant)
+                ]
+                found[f"{path.name}::{node.name}"] = (node, ids)
+    return found
+
+
+TESTS = _tests()
+
+
+@pytest.mark.parametrize("chapter", [*CHAPTERS, "18"])
+def test_every_clause_has_a_test(chapter: str) -> None:
+    tested = {name for _, ids in TESTS.values() for name in ids}
+    assert sorted(name for name, entry in CLAUSES.items() if entry.chapter == chapter and name not in tested) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_test_has_a_clause(chapter: str) -> None:
+    own = {name: ids for name, (_, ids) in TESTS.items() if name.startswith(f"test_{chapter}_")}
+    assert own
+    assert [name for name, ids in own.items() if not ids] == []
+
+
+def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
+    on_trial = {name: ids for name, (node, ids) in TESTS.items() if {a.arg for a in node.args.args} & {*COMPONENTS}}
+    assert len(on_trial) > 100
+    assert [name for name, ids in on_trial.items() if not ids] == []
+
+
+def test_every_component_is_on_trial() -> None:
+    asked_for = {argument.arg for node, _ in TESTS.values() for argument in node.args.args}
+    assert [name for name in COMPONENTS if name not in asked_for] == []
+
+
+def test_no_two_tests_of_a_file_have_the_same_name() -> None:
+    for path in SPEC.glob("test_*.py"):
+        names = [
+            node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+        ]
+        assert len(names) == len(set(names)), path.name
+
+
+@pytest.mark.parametrize("entry", CLAUSES.values(), ids=lambda entry: entry.id)
+def test_a_clause_is_complete(entry: Clause) -> None:
+    chapter, *rest = entry.id.split(".")
+    assert len(chapter) == 2
+    assert chapter.isdigit()
+    assert len(rest) == 2, "chapter.component.name"
+    assert entry.kind in KINDS
+    if entry.kind == "rule":
+        assert not entry.verdict, "the tutorial does not say it, so there is no verdict"
+        assert not entry.lines
+    else:
+        assert entry.verdict in VERDICTS
+        assert entry.lines
+        assert list(entry.lines) == sorted(set(entry.lines))
+    assert entry.statement.endswith(".")
+    assert entry.statement_zh.endswith("。")
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in entry.statement_zh), "Chinese"
+
+
+def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:
+    chapters = [entry.chapter for entry in CLAUSES.values()]
+    assert chapters == sorted(chapters)
+
+
+def test_no_two_clauses_say_the_same() -> None:
+    for language in ("statement", "statement_zh"):
+        said = [getattr(entry, language) for entry in CLAUSES.values()]
+        assert len(said) == len(set(said)), sorted(text for text in set(said) if said.count(text) > 1)
+
+
+def test_an_unknown_clause_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'08.conv2d.strid1' is not in clauses.toml; near are \['08.conv2d.stride1'"):
+        clause("08.conv2d.strid1")
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ('kind = "rule"\nen = "a"', "has no zh"),
+        ('kind = "rule"\nen = "a"\nzh = "b"\nverdikt = "holds"', r"unknown keys \['verdikt'\]"),
+    ],
+    ids=["a missing part", "an unknown part"],
+)
+def test_a_clause_of_other_parts_is_refused(tmp_path: Path, entry: str, says: str) -> None:
+    path = tmp_path / "clauses.toml"
+    path.write_text(f'["08.x.y"]\n{entry}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        read(path)

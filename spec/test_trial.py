@@ -1,0 +1,239 @@
+"""The trial itself: what is judged, what is absent, what a failure teaches, and what is refused."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spec.support.command import Result, run
+from spec.support.implementations import ImplementationError, load
+
+ROOT = Path(__file__).parents[1]
+
+RIGHT = """
+from torch.nn import Linear, functional
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+"""
+STRIDE_IGNORED = RIGHT.replace("bias, stride,", "bias, 1,")
+SLOW = pytest.mark.slow
+
+
+def trial(folder: Path, *arguments: str, chapter: str = "08_convolution", mine: str | None = None) -> Result:
+    """`pytest spec/test_<chapter>.py --impl mine.py …` with that file."""
+    if mine is not None:
+        (folder / "mine.py").write_text(mine, encoding="utf-8")
+        arguments = ("--impl", "mine.py", *arguments)
+    where = (str(ROOT / f"spec/test_{chapter}.py"), "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
+    options = ("--hypothesis-profile", "faults", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0")
+    # the process is forked from one that has imported jaxtyping and Hypothesis already, which are plugins too
+    options += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+    return run("pytest", *where, *options, *arguments, folder=folder)
+
+
+# What is on trial
+
+
+def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
+    result = trial(tmp_path, mine=RIGHT, chapter="09_convolution_layer")
+    assert result.status == 5, result.out  # nothing of chapter 09 needs conv2d alone
+    result = trial(tmp_path, mine=RIGHT)
+    assert result.status == 0, result.out
+    assert re.search(r"mine: 1 components on trial, \d+ passed\n    conv2d +\d+ passed\n", result.out)
+    assert "Linear" not in result.out  # imported from PyTorch: not the learner's work
+
+
+@pytest.mark.parametrize("mine", ["", "import torch\n"], ids=["nothing", "an import"])
+def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, mine: str) -> None:
+    result = trial(tmp_path, mine=mine)
+    assert result.status == 5, result.out
+    assert "empty run: nothing of mine was judged" in result.out
+    assert "passed" not in result.out
+
+
+def test_what_is_absent_is_counted_and_never_passed(tmp_path: Path) -> None:
+    result = trial(tmp_path, "--impl", "torch", "-k", "documented or same_padding", chapter="09_convolution_layer")
+    assert result.status == 0, result.out
+    assert re.search(r"torch: 1 components on trial, 1 passed, 8 absent\n", result.out), result.out
+    assert "absent: conv2d_output_size, same_padding" in result.out
+    assert re.search(r"1 passed, \d+ deselected, 8 absent", result.out)
+
+
+def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
+    arguments = ("--impl-complete", "-k", "documented or same_padding")
+    result = trial(tmp_path, "--impl", "torch", *arguments, chapter="09_convolution_layer")
+    assert result.status == 1, result.out
+    assert "absent: torch does not define conv2d_output_size" in result.out
+    assert "8 errors" in result.out
+
+
+def test_tests_that_judge_nobody_are_left_out_when_somebody_else_is_named(tmp_path: Path) -> None:
+    result = trial(tmp_path, mine=RIGHT, chapter="07_module")
+    assert result.status == 5, result.out
+    assert "4 deselected" in result.out
+
+
+def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
+    names = "torch.nn.functional,spec.faults.convolution:KernelIsFlipped"
+    result = trial(tmp_path, "--impl", names, "-k", "stride_1")
+    assert result.status == 1, result.out
+    assert re.search(r"torch.nn.functional: 1 components on trial, 1 passed\n", result.out)
+    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components on trial, 1 failed\n", result.out)
+
+
+def test_the_header_names_what_the_outcome_depends_on(tmp_path: Path) -> None:
+    result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
+    assert re.search(r"on trial: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
+    assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
+
+
+@pytest.mark.slow
+def test_several_processes_report_what_one_does(tmp_path: Path) -> None:
+    alone, together = (trial(tmp_path, "-n", number, mine=STRIDE_IGNORED) for number in ("0", "2"))
+    report = re.compile(r"mine: 1 components on trial, .*\n.*\n")
+    assert alone.status == together.status == 1
+    assert report.findall(alone.out) == report.findall(together.out) != []
+
+
+@pytest.mark.slow
+def test_pytorch_compiled_can_be_on_trial(tmp_path: Path) -> None:
+    result = trial(tmp_path, "--impl", "torch-compile", "-k", "documented or shifted or bias_is_added")
+    assert result.status == 0, result.out
+    assert re.search(r"torch-compile: 1 components on trial, 4 passed\n", result.out)
+
+
+# What a failure teaches
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What is printed of three tests that a wrong conv2d fails."""
+    folder = tmp_path_factory.mktemp("failures")
+    mine = RIGHT.replace("return ", "stride = 1 if stride == 2 else stride\n    return 1.5 * ")
+    result = trial(folder, "-k", "rounds_no_more or test_stride", "--dtype", "float32", mine=mine)
+    assert result.status == 1, result.out
+    return folder, result.out
+
+
+def part(text: str, test: str) -> str:
+    """The failure of one test."""
+    found = re.search(rf"\n_+ {test}\[mine\] _+\n(.*?)\n(?:_+ test_|=+ )", text, re.DOTALL)
+    assert found, text
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the result differs at index [0, 0, 0, 0]",
+        "got        15.0",
+        "expected   10.0",
+        "tolerance  none: no step of this computation rounds",
+        "9 of 9 numbers differ, most at index [0, 0, 1, 0]",
+        "chapter 08, clause 08.conv2d.stride1, tutorial line 442, 445, 446, 447",
+        "The 5×5 input and the 3×3 kernel give the documented 3×3 matrix",
+        "5×5 输入与 3×3 卷积核在步长 1",
+    ],
+)
+def test_a_failure_says_where_what_how_exactly_and_why(failures: tuple[Path, str], text: str) -> None:
+    assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
+
+
+def test_a_wrong_shape_is_said_before_wrong_numbers(failures: tuple[Path, str]) -> None:
+    said = part(failures[1], "test_stride_is_the_step")
+    assert "the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]" in said
+
+
+def test_a_tolerance_comes_with_its_derivation(failures: tuple[Path, str]) -> None:
+    said = part(failures[1], "test_it_rounds_no_more_than_a_sum_does")
+    assert re.search(r"tolerance  \S+: \d+ roundings to float32 \(eps 1.19e-07\) of numbers of up to \S+\n", said)
+
+
+def test_the_last_calls_can_be_pasted_into_python(failures: tuple[Path, str]) -> None:
+    folder, text = failures
+    pasted = part(text, "test_stride_1_gives_the_documented_matrix").partition("to paste into Python ")[2]
+    code = pasted.partition("\n")[2]
+    assert "conv2d(input, weight, stride=1)" in code
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    assert "[15.0000, 18.0000, 18.0000]" in again.stdout
+
+
+# Known failures
+
+
+def known(folder: Path, text: str, *arguments: str, mine: str = STRIDE_IGNORED) -> Result:
+    (folder / "known.toml").write_text(text, encoding="utf-8")
+    return trial(folder, "--known-failures", "known.toml", *arguments, "-k", "test_stride_is_the_step", mine=mine)
+
+
+NAME = "spec/test_08_convolution.py::test_stride_is_the_step[mine]"
+
+
+def test_a_known_failure_is_expected_with_its_reason(tmp_path: Path) -> None:
+    result = known(tmp_path, f'"{NAME}" = "no strides yet"\n')
+    assert result.status == 0, result.out
+    assert "1 xfailed" in result.out
+    assert "no strides yet" in result.out
+
+
+@pytest.mark.parametrize(
+    ("text", "mine", "says", "status"),
+    [
+        pytest.param(f'"{NAME}" = "x"', RIGHT, "XPASS(strict)", 1, id="one that passes"),
+        pytest.param('"spec/test_08_convolution.py::test_x[mine]" = "x"', RIGHT, "matches no test", 4, id="no test"),
+        pytest.param('"spec/test_99.py::test_x[mine]" = "x"', RIGHT, "matches no test", 4, id="no file", marks=SLOW),
+        pytest.param(f'"{NAME}" = ""', RIGHT, "needs a reason in words, got ''", 4, id="no reason", marks=SLOW),
+        pytest.param(f'"{NAME}" = "x"', "", "is absent, it cannot fail", 4, id="one that is absent", marks=SLOW),
+        pytest.param("what?", RIGHT, "--known-failures known.toml: ", 4, id="no TOML", marks=SLOW),
+    ],
+)
+def test_a_known_failure_that_is_none_fails_the_run(
+    tmp_path: Path, text: str, mine: str, says: str, status: int
+) -> None:
+    result = known(tmp_path, text, mine=mine)
+    assert result.status == status, result.out
+    assert says in result.out + result.err
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere.py", "there is no such file"),
+        ("no.such.module", "there is no such module; known are reference, torch, torch-compile, a dotted module and "),
+        ("broken.py", "importing it raised SyntaxError: invalid syntax"),
+        ("leaving.py", "importing it raised SystemExit: 3"),
+        ("asking.py", "importing it raised ModuleNotFoundError: No module named 'no_such'"),
+        ("spec.faults:Nothing", "module spec.faults has no Nothing"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    for file, text in (("broken", "def conv2d(:"), ("leaving", "raise SystemExit(3)"), ("asking", "import no_such")):
+        (tmp_path / f"{file}.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImplementationError, match=re.escape(f"--impl {name}: {says}")):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("--impl", "nowhere.py"), "--impl nowhere.py: there is no such file", id="no file"),
+        pytest.param(("--impl", "torch,torch"), "needs different names, got 'torch,torch'", id="twice", marks=SLOW),
+        pytest.param(("--dtype", "float8"), "--dtype must be among float64, float32, float16,", id="dtype", marks=SLOW),
+        pytest.param(("--device", "abacus"), "--device abacus: ", id="device", marks=SLOW),
+        pytest.param(("--known-failures", "no.toml"), "--known-failures no.toml: ", id="known", marks=SLOW),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    result = trial(tmp_path, *arguments)
+    assert result.status == 4, result.out
+    assert says in result.err
+    assert "Traceback" not in result.err
