@@ -380,6 +380,7 @@ def test_pictures_are_told_by_the_extension(name: str, expected: bool) -> None:
     assert is_picture_name(name) is expected
 
 
+@pytest.mark.slow
 def test_importing_does_not_load_every_plugin() -> None:
     code = "import reference.data.pictures, sys; print('PIL.FliImagePlugin' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -504,6 +505,7 @@ def test_it_travels_to_worker_processes(root: Path) -> None:
     assert [tuple(item) for item in loader] == heights(both)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted in /proc")
 def test_ten_thousand_items_leave_no_file_open(root: Path) -> None:
     both, before = LabeledFolder(root, "ants") + LabeledFolder(root, "bees"), len(os.listdir("/proc/self/fd"))

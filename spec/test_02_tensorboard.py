@@ -109,6 +109,7 @@ def get(address: str, seconds: float = 90) -> Any:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_real_tensorboard_server_shows_the_run(run_folder: Path) -> None:
     expected = {tag: read(run_folder).Scalars(tag) for tag in ("train_loss", "test_accuracy")}
     with server(run_folder.parent) as address:

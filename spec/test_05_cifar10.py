@@ -1102,6 +1102,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]  # the first holds the lock while the second starts
     processes = [start(server.url, tmp_path / "file", MD5) for _ in range(2)]
@@ -1118,6 +1119,7 @@ def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
     assert sum(server.sent) == len(CONTENT)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_part_that_can_be_continued(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]
     process = start(server.url, tmp_path / "file", MD5)

@@ -560,6 +560,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
     assert len(entries(user_cache)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
 def test_a_read_only_tree_can_be_read(root: Path) -> None:
     """Read as another user if this one may write everywhere."""
@@ -642,6 +643,7 @@ def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_pictures(r
     assert (tmp_path / "decoded").read_text() == "x" * 12
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_path: Path, reads: list[str]) -> None:
     for arguments, moment in (
         ((tmp_path / "decoding",), tmp_path / "decoding"),
@@ -660,6 +662,7 @@ def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_pat
     assert len(entries(root)) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
     run = start(root, tmp_path / "decoding")
     wait_for(tmp_path / "decoding")

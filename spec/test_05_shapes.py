@@ -114,6 +114,7 @@ def test_the_default_pictures_are_the_recorded_ones(train: Shapes, test: Shapes)
     assert digest(test.images) == TEST_DIGEST
 
 
+@pytest.mark.slow
 def test_another_process_with_other_settings_draws_the_same() -> None:
     program = """
 import hashlib, torch
@@ -270,6 +271,7 @@ def colour_histogram(shapes: Shapes) -> Tensor:
     return torch.from_numpy(counts).flatten(1) / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [pixels, brightness])
 def test_a_linear_model_does_not_pass_60_percent(
     train: Shapes, test: Shapes, features: Callable[[Shapes], Tensor]

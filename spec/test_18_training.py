@@ -281,6 +281,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
         assert logged[tag] == [(epoch, torch.tensor(line[name]).item()) for epoch, line in enumerate(lines)], tag
 
 
+@pytest.mark.slow
 def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--quiet")
     assert result.status == 0
@@ -299,6 +300,7 @@ def test_without_data_the_embedded_shapes_are_used_and_one_line_says_how_to_get_
     assert folder.name.startswith("shapes-")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         assert train(tmp_path, *TINY, "--epochs", 1, "--shuffle", "--output", name, "--seed", seed).status == 0
@@ -306,6 +308,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
     for name, words in [("plain", []), ("deterministic", ["--deterministic"])]:
         assert train(tmp_path, *TINY, "--epochs", 1, "--output", name, *words).status == 0
@@ -315,7 +318,10 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ stopping and going on
 
 
-@pytest.mark.parametrize("order", [(), ("--shuffle",)], ids=["in file order", "shuffled"])
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param((), id="in file order", marks=pytest.mark.slow), pytest.param(("--shuffle",), id="shuffled")],
+)
 def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[str, ...]) -> None:
     straight = trained(tmp_path, "--epochs", 4, "--momentum", 0.5, *order)
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
@@ -326,7 +332,11 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C exits 130", "SIGTERM exits 143"]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C exits 130"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM exits 143", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals, status: int
@@ -346,6 +356,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert_same_training(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
     command.wait_for("step 7: ")
@@ -378,6 +389,7 @@ def interrupt_reading() -> None:
     reference.run.load_data = load_data
 
 
+@pytest.mark.slow
 def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stopped(tmp_path: Path) -> None:
     """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
     arguments = (
@@ -419,6 +431,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stoppe
         assert {path.name for path in folder.glob("epoch-*")} == {"epoch-0005.pt", "epoch-0010.pt"}
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 2)
     before = {name: (folder / name).read_bytes() for name in ("last.pt", "best.pt", "metrics.jsonl", "summary.json")}
@@ -483,6 +496,7 @@ def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("--batch-size", 8), ("--seed", 1), ("--shuffle",), ("--learning-rate", 0.1), ("--limit-train", 40)],
@@ -519,6 +533,7 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     assert train(tmp_path, "--resume", "run", "--epochs", done + 1).status == 0  # the lock died with its holder
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
     trained(tmp_path, "--epochs", 2)
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 1), "--epochs 1", "2 epochs already")
@@ -538,6 +553,7 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     good = (folder / "last.pt").read_bytes()
@@ -573,6 +589,7 @@ def tree(folder: Path, *, per_class: int = 6) -> Path:
     return folder / "mine"
 
 
+@pytest.mark.slow
 def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_path: Path) -> None:
     tree(tmp_path)
     result = train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK)
@@ -608,6 +625,7 @@ def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), "last.pt was trained on other data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path, packed: bool) -> None:
     cifar10 = small_cifar10(4)
@@ -656,6 +674,7 @@ class Mirror(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_download_fetches_from_the_mirror_and_trains(tmp_path: Path) -> None:
     (tmp_path / "www").mkdir()
     md5 = write_archive(tmp_path / "www", members(small_cifar10(4).files))

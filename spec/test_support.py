@@ -1,0 +1,285 @@
+"""The helpers that judge are judged: what they let pass, what they refuse, and what they say."""
+
+import math
+import random
+from collections.abc import Callable
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import reference
+from spec.support.assertions import (
+    EXACT,
+    Tolerance,
+    assert_close,
+    assert_differentiable,
+    assert_equal,
+    assert_printed,
+    rejects,
+    rounding,
+)
+from spec.support.implementations import Component, load
+from spec.support.reproduction import Trace, literal
+from spec.support.strategies import laid_out, normal, spread, whole
+
+
+def said(check: Callable[..., Any], *arguments: Any) -> str:
+    """What a check says as it fails."""
+    with pytest.raises(pytest.fail.Exception) as failure:
+        check(*arguments)
+    return str(failure.value)
+
+
+# assert_equal, assert_close, assert_printed
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (torch.tensor([1.0, nan, inf, -inf, 0.0]), torch.tensor([1.0, nan, inf, -inf, -0.0])),
+        (torch.tensor([[1, 2]]), [[1, 2]]),
+        (torch.tensor(True), True),
+        (torch.tensor(1 + 2j), 1 + 2j),
+        (torch.ones(0, 3), torch.ones(0, 3)),
+    ],
+    ids=["what is not finite", "integers", "truth", "complex numbers", "nothing"],
+)
+def test_what_is_equal_passes(actual: Tensor, expected: Any) -> None:
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "says"),
+    [
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), "has dtype torch.float32, expected torch.float64"),
+        (torch.ones(2), torch.ones(1, 2), "has shape [2], expected [1, 2]"),
+        (torch.ones(2), [[1.0, 1.0]], "has shape [2], expected [1, 2]"),
+        (1.0, 1.0, "must be a tensor, got float: 1.0"),
+        (torch.tensor([1.0, nan]), [1.0, 2.0], "differs at index [1]"),
+        (torch.tensor([1.0, 2.0]), [1.0, nan], "differs at index [1]"),
+        (torch.tensor([inf]), [-inf], "differs at index [0]"),
+        (torch.tensor([inf]), [1e30], "differs at index [0]"),
+        (torch.tensor(2**53 + 1), torch.tensor(2**53), "differs in value"),
+        (torch.tensor([1.0, 1 + 2**-23]), [1.0, 1.0], "tolerance  none: no step of this computation rounds"),
+    ],
+    ids=[
+        *("dtype", "shape", "shape of a list", "a number", "NaN for 2", "2 for NaN", "the other infinity"),
+        *("infinity for 1e30", "an integer that float64 rounds away", "the last bit"),
+    ],
+)
+def test_what_differs_is_said(actual: Any, expected: Any, says: str) -> None:
+    assert says in said(assert_equal, actual, expected)
+
+
+def test_the_first_and_the_farthest_difference_are_named() -> None:
+    actual = torch.tensor([[1.0, 2.5], [3.0, 9.0]])
+    text = said(assert_close, actual, [[1.0, 2.0], [3.0, 4.0]], Tolerance(0.25, "a quarter"), "the sum")
+    assert text.startswith("the sum differs at index [0, 1]\n  got        2.5\n  expected   2.0\n")
+    assert "  tolerance  0.25: a quarter\n  2 of 4 numbers differ, most at index [1, 1]\n" in text
+
+
+def test_a_tolerance_may_differ_from_number_to_number() -> None:
+    tolerance = Tolerance(torch.tensor([0.0, 1.0]), "as wide as it is")
+    assert_close(torch.tensor([1.0, 3.0]), [1.0, 2.0], tolerance)
+    assert "index [0]" in said(assert_close, torch.tensor([2.0, 3.0]), [1.0, 2.0], tolerance)
+
+
+def test_a_tolerance_never_lets_an_infinity_or_a_nan_pass() -> None:
+    wide = Tolerance(inf, "anything")
+    assert "index [0]" in said(assert_close, torch.tensor([nan]), [1.0], wide)
+    assert "index [0]" in said(assert_close, torch.tensor([inf]), [nan], wide)
+
+
+@pytest.mark.parametrize(("number", "right"), [(0.66665, True), (0.66674, True), (0.6668, False), (0.6666, False)])
+def test_a_printed_number_is_right_to_half_of_its_last_digit(number: float, right: bool) -> None:
+    if right:
+        assert_printed(torch.tensor(number, dtype=torch.float64), "0.6667")
+    else:
+        text = said(assert_printed, torch.tensor(number, dtype=torch.float64), "0.6667")
+        assert "half a unit of the last of the 4 printed decimals" in text
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_no_order_of_adding_up_exceeds_the_tolerance_of_rounding(numbers: list[float], order: random.Random) -> None:
+    order.shuffle(numbers)
+    total = np.float32(0)
+    for number in numbers:
+        total += np.float32(number)
+    tolerance = rounding(torch.float32, len(numbers), sum(map(abs, numbers)))
+    assert_close(torch.tensor(total), torch.tensor(math.fsum(numbers), dtype=torch.float32), tolerance)
+
+
+def test_the_tolerance_of_rounding_is_what_it_says() -> None:
+    tolerance = rounding(torch.float16, 3, 8.0)
+    assert tolerance.absolute == (3 + 1) * 2**-10 * 8.0
+    assert tolerance.because == "4 roundings to float16 (eps 0.000977) of numbers of up to 8"
+    assert EXACT.absolute == 0
+
+
+# rejects
+
+
+def test_an_error_that_names_it_passes() -> None:
+    with rejects(naming="stride"):
+        raise ValueError("Stride must be positive")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            ValueError("it is wrong"),
+            "must name /stride/, so that one knows what to mend\n  got ValueError: it is wrong",
+        ),
+        (AttributeError("stride"), "must be rejected by one of ValueError, TypeError, RuntimeError"),
+        (None, "was accepted, but must be rejected with an error that names /stride/"),
+    ],
+    ids=["another name", "an accident", "no error"],
+)
+def test_what_is_no_rejection_is_said(error: Exception | None, says: str) -> None:
+    def happens() -> None:
+        with rejects(naming="stride"):
+            if error is not None:
+                raise error
+
+    assert says in said(happens)
+
+
+# assert_differentiable
+
+
+class _Wrong(torch.autograd.Function):
+    """x³, with a derivative that is right once, twice, or not at all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, orders: int) -> Tensor:
+        ctx.orders = orders
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if ctx.orders == 0:
+            return grads[0] * 2 * x, None
+        return grads[0] * 3 * (x**2 if ctx.orders == 2 else (x.detach() * x)), None
+
+
+@pytest.mark.parametrize(("orders", "says"), [(0, "the gradient is not"), (1, "the second gradient is not"), (2, None)])
+def test_wrong_derivatives_are_found(orders: int, says: str | None) -> None:
+    def cube(x: Tensor) -> Tensor:
+        return _Wrong.apply(x, orders)  # type: ignore[return-value]
+
+    x = spread(3, seed=0).requires_grad_()
+    if says is None:
+        assert_differentiable(cube, x)
+    else:
+        assert says in said(assert_differentiable, cube, x)
+    if orders == 1:
+        assert_differentiable(cube, x, twice=False)
+
+
+# What can be pasted
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 1, 2)], ids=str)
+def test_a_tensor_as_text_is_the_tensor_to_the_last_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    value = torch.randn(shape).mul(3).to(dtype)
+    again = eval(literal(value), {"torch": torch})
+    assert_equal(again, value)
+
+
+def test_text_keeps_infinities_the_layout_and_whether_a_gradient_is_needed() -> None:
+    value = torch.tensor([[nan, inf], [-inf, 0.1]]).requires_grad_()
+    again = eval(literal(value), {"torch": torch, "inf": inf, "nan": nan})
+    assert_equal(again, value.detach())
+    assert again.requires_grad
+    picture = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert eval(literal(picture), {"torch": torch}).is_contiguous(memory_format=torch.channels_last)
+
+
+def on_trial(name: str, trace: Trace) -> Component:
+    return load("reference").component(name, trace)
+
+
+def test_a_layer_is_shown_as_it_was_made_with_its_numbers() -> None:
+    trace = Trace()
+    layer = on_trial("Linear", trace)(2, 1)
+    output = layer(torch.tensor([1.0, 2.0])).detach()
+    shown: dict[str, Any] = {}
+    exec(trace.text().replace("print(", "result = ("), shown)
+    assert "from reference import Linear" in trace.text()
+    assert_equal(shown["result"].detach(), output)
+
+
+def test_arguments_are_shown_as_they_were_before_the_call() -> None:
+    trace = Trace()
+    on_trial("relu", trace)(torch.tensor([-1.0]), inplace=True)
+    assert "input = torch.tensor([-1.0], dtype=torch.float32)\nprint(relu(input, inplace=True))" in trace.text()
+
+
+def test_what_a_layer_calls_inside_is_not_shown() -> None:
+    trace = Trace()
+    sequential, linear = on_trial("Sequential", trace), on_trial("Linear", trace)
+    network = sequential(linear(2, 3), linear(3, 1))
+    network(torch.ones(2))
+    assert "layer_2 = Linear(2, 3)\n" in trace.text()
+    assert "layer = Sequential(layer_2, layer_3)\n" in trace.text()
+    assert trace.text().count("print(") == 1
+
+
+def test_only_the_last_calls_are_shown() -> None:
+    trace = Trace()
+    relu = on_trial("relu", trace)
+    for number in range(9):
+        relu(torch.tensor([float(number)]))
+    assert trace.text().count("print(") == 4
+    assert "8.0" in trace.text()
+    trace.clear()
+    assert trace.text() == ""
+
+
+# What is drawn
+
+
+def test_drawn_numbers_are_the_same_again_and_what_they_promise() -> None:
+    assert torch.equal(normal(5, seed=3), normal(5, seed=3))
+    assert not torch.equal(normal(5, seed=3), normal(5, seed=4))
+    integers = whole(500, seed=0, largest=2)
+    assert set(integers.tolist()) == {-2, -1, 0, 1, 2}
+    numbers = spread(4, 5, seed=0).flatten().sort().values
+    assert numbers.diff().min() > 0.099
+    assert numbers.abs().min() > 0.049
+
+
+@pytest.mark.parametrize("layout", range(4))
+def test_another_layout_holds_the_same_numbers(layout: int) -> None:
+    x = torch.randn(2, 3, 4, 5)
+    assert_equal(laid_out(x, layout), x)
+    assert laid_out(x, layout).is_contiguous() == (layout == 0)
+
+
+# The random state
+
+
+def test_a_test_begins_with_the_same_random_numbers_and_may_spend_them() -> None:
+    assert torch.initial_seed() == 0
+    torch.manual_seed(99)
+
+
+def test_what_another_test_drew_is_forgotten() -> None:
+    assert torch.initial_seed() == 0
+    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
+
+
+def test_the_reference_gives_its_version() -> None:
+    assert load("reference").version == reference.__version__
