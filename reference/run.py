@@ -197,10 +197,8 @@ def train(settings: Settings) -> int:
         config = {"settings": asdict(known), "data": data, "device": str(device), "versions": versions()}
         write_json(folder / "config.json", config)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        whose = "the reference's layers" if settings.impl == "reference" else "PyTorch's layers"
-        say(
-            f"{type(network).__name__} of {whose}: {parameters:,} parameters, on {describe_device(device)}, in {folder}"
-        )
+        whose = " of the reference's layers" if settings.impl == "reference" else ""
+        say(f"{type(network).__name__}{whose}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 

@@ -634,6 +634,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_pictures(root: Path, tmp_path: Path) -> None:
     runs = [start(root, tmp_path / "decoded") for _ in range(2)]
     outputs = [run.communicate(timeout=120) for run in runs]

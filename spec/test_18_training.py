@@ -281,6 +281,21 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
         assert logged[tag] == [(epoch, torch.tensor(line[name]).item()) for epoch, line in enumerate(lines)], tag
 
 
+def test_impl_reference_trains_from_first_principles_and_goes_on_so(tmp_path: Path) -> None:
+    result = train(tmp_path, *TINY, "--impl", "reference", "--epochs", 1, "--output", "run")
+    assert result.status == 0, result.err
+    assert "Ocean of the reference's layers: 145,578 parameters" in result.out
+    result = train(tmp_path, "--resume", "run", "--epochs", 2)
+    assert result.status == 0, result.err
+    assert "Ocean of the reference's layers" in result.out
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [STEPS, 2 * STEPS]
+    # the same training by PyTorch's layers: rounding differs, the losses to four digits do not
+    (tmp_path / "pytorch").mkdir()
+    pytorchs = trained(tmp_path / "pytorch", "--epochs", 2)
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(pytorchs), strict=True):
+        assert f"{ours['train_loss']:.4f}" == f"{theirs['train_loss']:.4f}"
+
+
 @pytest.mark.slow
 def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--quiet")
@@ -522,6 +537,7 @@ def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_p
     assert (folder / "last.pt").read_bytes() == content[: len(content) // 2]
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
     command.wait_for("step 7: ")
@@ -617,6 +633,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK), "four", "no pictures")
 
 
+@pytest.mark.slow
 def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
     tree(tmp_path)
