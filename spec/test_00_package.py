@@ -33,11 +33,18 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
     for script in re.findall(r"scripts/\w+\.py", text):
         assert (ROOT / script).is_file(), script
     sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
-    for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - {
-        "logdir",
-        "help",
-    }:  # tensorboard's, everybody's
+    others = {"logdir", "help", "hypothesis-profile"}  # TensorBoard's, everybody's, Hypothesis's
+    trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py")))
+    for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - others - trial:
         assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
+
+
+def test_the_readme_s_profiles_exist() -> None:
+    named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
+    assert named == {"dev", "ci", "thorough"}
+    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("conftest.py")))
+    assert 'register_profile("ci", max_examples=100' in readme("conftest.py")
+    assert 'register_profile("thorough", max_examples=2000' in readme("conftest.py")
 
 
 def test_the_readme_s_links_lead_somewhere() -> None:
