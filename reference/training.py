@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -58,6 +58,7 @@ class Evaluation:
     predictions: Int[Tensor, "n"]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What `fit` needs of an optimizer: `torch.optim`'s and `reference.optim`'s both have it."""
 

@@ -330,7 +330,7 @@ def test_another_number_of_classes_changes_the_last_layer_only(Ocean: Layer) -> 
 @clause("13.ocean.classes")
 @pytest.mark.parametrize("classes", [0, -1, 2.5, "ten"])
 def test_an_impossible_number_of_classes_is_rejected(Ocean: Layer, classes: object) -> None:
-    with rejects(naming="classes must be a positive integer"):
+    with rejects(naming="classes"):
         Ocean(classes=classes)
 
 

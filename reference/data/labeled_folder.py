@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from operator import index as as_integer
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -14,6 +14,7 @@ from reference.data.pictures import is_picture_name, open_picture, printable
 from reference.errors import InputError
 
 
+@runtime_checkable
 class MapDataset(Protocol):
     """What `+` joins: anything with a length and items by number."""
 
