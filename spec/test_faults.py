@@ -52,7 +52,9 @@ def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), suppress(SystemExit):
         sys.stderr = nowhere
         arguments = [f"spec/{file}", "--impl", names, "--hypothesis-profile", "faults", "-p", "no:randomly"]
-        pytest.main([*arguments, "-p", "no:xdist", "-p", "no:cacheprovider"], plugins=[plugin])
+        # plugins that another test file has made the fork server import are no news
+        arguments += ["-p", "no:xdist", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        pytest.main(arguments, plugins=[plugin])
     answer.send(plugin.failures)
 
 

@@ -1,12 +1,15 @@
 """Chapters 08 and 09: convolutions that are wrong."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spec.faults import Fault
+
+Pair = tuple[int, int]
 
 
 class KernelIsFlipped(Fault):
@@ -46,3 +49,181 @@ class HalfPrecisionAddsUpInHalfPrecision(Fault):
         output = F.conv2d(input, weight, *args, **options)
         scale = 2.0 ** (torch.frexp(output.double())[1] + 3) * torch.finfo(output.dtype).eps
         return ((output.double() / scale).round() * scale).to(output.dtype) if output.is_floating_point() else output
+
+
+class StartsFromNormalNumbers(Fault):
+    """Weights that no bound holds."""
+
+    caught_by = "test_09_convolution_layer.py::test_a_new_layer_starts_within_the_root_of_its_inputs"
+    says = r"assert .*max.* <= "
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.weight)
+            assert self.bias is not None
+            nn.init.normal_(self.bias)
+
+
+class BorderIsAlwaysZero(Fault):
+    """`padding_mode` is stored and forgotten."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_layer_is_the_convolution_with_its_own_kernels_and_border"
+    says = r"differs at index(.|\n)*its border is zeros, mirrored, repeated or taken from the opposite side"
+    conv2d = staticmethod(F.conv2d)
+
+    class Conv2d(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class OneKernelForAllOutputs(Fault):
+    """As many kernels as input channels, instead of one for each output."""
+
+    caught_by = "test_09_convolution_layer.py::test_one_channel_in_and_two_out_need_two_kernels"
+    says = r"There is one kernel for each output channel"
+
+    class Conv2d(nn.Conv2d):
+        def __init__(self, in_channels: int, out_channels: int, *args: Any, **options: Any) -> None:
+            super().__init__(in_channels, in_channels, *args, **options)
+
+
+class PrintsItsPaddingAlways(Fault):
+    """The printed layer is not the documented text."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_network_prints_as_documented"
+    says = r"padding=\(0, 0\)"
+
+    class Conv2d(nn.Conv2d):
+        def extra_repr(self) -> str:
+            text = super().extra_repr()
+            return text if "padding" in text else f"{text}, padding=(0, 0)"
+
+
+def _size(
+    input_size: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, side: Callable[..., int]
+) -> Pair:
+    """What `side` makes of each side's figures."""
+    pairs = [
+        value if isinstance(value, tuple) else (value,) * 2 for value in (input_size, kernel_size, stride, dilation)
+    ]
+    borders = (0, 0) if isinstance(padding, str) else padding if isinstance(padding, tuple) else (padding, padding)
+    height, width = (
+        side(size, kernel, step, border, gap)
+        for (size, kernel, step, gap), border in zip(zip(*pairs, strict=True), borders, strict=True)
+    )
+    return height, width
+
+
+class SizeIsRoundedUp(Fault):
+    """A window that does not fit is counted."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_formula_counts_the_windows"
+    says = r"assert \(.*\) == \("
+
+    @staticmethod
+    def conv2d_output_size(
+        input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    ) -> Pair:
+        def side(size: int, kernel: int, step: int, border: int, gap: int) -> int:
+            return -(-(size + 2 * border - gap * (kernel - 1) - 1) // step) + 1
+
+        return _size(input_size, kernel_size, stride, padding, dilation, side)
+
+
+class DilationIsForgotten(Fault):
+    """The formula without dilation."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_formula_counts_the_windows"
+    says = r"the number of windows that fit"
+
+    @staticmethod
+    def conv2d_output_size(
+        input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    ) -> Pair:
+        def side(size: int, kernel: int, step: int, border: int, gap: int) -> int:
+            return (size + 2 * border - kernel) // step + 1
+
+        return _size(input_size, kernel_size, stride, padding, dilation, side)
+
+
+class PaddingIsOnOneSide(Fault):
+    """The border is added once, not on both sides."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_documented_sizes"
+    says = r"assert \(4, 4\) == \(5, 5\)"
+
+    @staticmethod
+    def conv2d_output_size(
+        input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    ) -> Pair:
+        def side(size: int, kernel: int, step: int, border: int, gap: int) -> int:
+            return (size + border - gap * (kernel - 1) - 1) // step + 1
+
+        return _size(input_size, kernel_size, stride, padding, dilation, side)
+
+
+class ImpossibleSizesAreComputed(Fault):
+    """A kernel that does not fit gives a size of zero or less."""
+
+    caught_by = "test_09_convolution_layer.py::test_impossible_sizes_are_rejected"
+    says = r"was accepted, but must be rejected with an error that names /kernel"
+
+    @staticmethod
+    def conv2d_output_size(
+        input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    ) -> Pair:
+        def side(size: int, kernel: int, step: int, border: int, gap: int) -> int:
+            return (size + 2 * border - gap * (kernel - 1) - 1) // step + 1
+
+        return _size(input_size, kernel_size, stride, padding, dilation, side)
+
+
+def _sides(kernel_size: Any, dilation: Any, halves: Callable[[int, int], Pair]) -> tuple[Pair, ...]:
+    """What `halves` makes of each side's kernel and dilation."""
+    kernels = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+    dilations = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+    return tuple(halves(kernel, gap) for kernel, gap in zip(kernels, dilations, strict=True))
+
+
+class OddZeroComesFirst(Fault):
+    """An even kernel's odd zero on top and on the left."""
+
+    caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
+    says = r"the odd one goes to the end"
+
+    @staticmethod
+    def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:
+        return _sides(kernel_size, dilation, lambda k, d: (d * (k - 1) - d * (k - 1) // 2, d * (k - 1) // 2))
+
+
+class EveryKernelIsOdd(Fault):
+    """(kernel − 1) / 2 on both sides, whatever the kernel."""
+
+    caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
+    says = r"assert .* == 9"
+
+    @staticmethod
+    def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:
+        return _sides(kernel_size, dilation, lambda k, d: (d * (k - 1) // 2, d * (k - 1) // 2))
+
+
+class PaddingIsAlwaysOne(Fault):
+    """What chapter 08 says of every kernel."""
+
+    caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
+    says = r"assert .* == 9"
+
+    @staticmethod
+    def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:
+        return (1, 1), (1, 1)
+
+
+class NoKernelHasAPadding(Fault):
+    """A kernel of nothing is not rejected."""
+
+    caught_by = "test_09_convolution_layer.py::test_same_padding_of_nothing_is_rejected"
+    says = r"was accepted, but must be rejected with an error that names /kernel_size/"
+
+    @staticmethod
+    def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:
+        return _sides(kernel_size, dilation, lambda k, d: (d * (k - 1) // 2, -(-d * (k - 1) // 2)))

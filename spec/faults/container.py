@@ -1,0 +1,105 @@
+"""Chapter 13: containers and networks that are wrong."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from reference.models import Ocean as RightOcean
+from spec.faults import Fault
+
+
+class LastLayerFirst(Fault):
+    """The layers are applied as the composition f₁(f₂(x)) is read, from the right."""
+
+    caught_by = "test_13_container.py::test_it_is_the_composition_in_the_order_given"
+    says = r"differs at index(.|\n)*Sequential applies its layers in the order given"
+
+    class Sequential(nn.Sequential):
+        def forward(self, input: Any) -> Any:
+            for layer in reversed(list(self)):
+                input = layer(input)
+            return input
+
+
+class SlicesAreLists(Fault):
+    """A slice forgets the last layer, as a range that excludes its end once too often."""
+
+    caught_by = "test_13_container.py::test_it_behaves_like_the_list_of_its_layers"
+    says = r"Sequential behaves like the list of its layers"
+
+    class Sequential(nn.Sequential):
+        def __getitem__(self, index: Any) -> Any:
+            if isinstance(index, slice):
+                return nn.Sequential(*list(self)[index][:-1])
+            return super().__getitem__(index)
+
+
+class NamesAreLost(Fault):
+    """The names of an OrderedDict are replaced by numbers."""
+
+    caught_by = "test_13_container.py::test_layers_are_called_by_number_or_by_the_names_of_a_mapping"
+    says = r"'0.a', '1.a'.*first.a|first.a"
+
+    class Sequential(nn.Sequential):
+        def __init__(self, *layers: Any) -> None:
+            super().__init__(*(layers[0].values() if layers and isinstance(layers[0], dict) else layers))
+
+
+class AnythingIsALayer(Fault):
+    """What is no module is left out silently."""
+
+    caught_by = "test_13_container.py::test_what_is_no_module_is_rejected"
+    says = r"was accepted, but must be rejected with an error that names /Module/"
+
+    class Sequential(nn.Sequential):
+        def __init__(self, *layers: Any) -> None:
+            super().__init__(*(layer for layer in layers if isinstance(layer, nn.Module)))
+
+
+class LossListingsNetwork(Fault):
+    """Chapter 14's listing: its last layer gives 64 scores."""
+
+    caught_by = "test_13_container.py::test_ocean_is_the_network_of_the_chapter"
+    says = r"_features=64, bias=True"
+
+    class Ocean(RightOcean):
+        def __init__(self, classes: int = 10, layers: Any = nn) -> None:
+            super().__init__(classes, layers)
+            self.model1[8] = layers.Linear(64, 64)
+
+
+class ClassesAreIgnored(Fault):
+    """Ten scores, however many classes."""
+
+    caught_by = "test_13_container.py::test_another_number_of_classes_changes_the_last_layer_only"
+    says = r"model1.8"
+
+    class Ocean(RightOcean):
+        def __init__(self, classes: int = 10, layers: Any = nn) -> None:
+            super().__init__(10, layers)
+
+
+class LayersAreAlwaysPytorchs(Fault):
+    """The namespace is accepted and not used."""
+
+    caught_by = "test_13_container.py::test_its_layers_come_from_the_given_namespace"
+    says = r"is built from any namespace of layers"
+
+    class Ocean(RightOcean):
+        def __init__(self, classes: int = 10, layers: Any = nn) -> None:
+            super().__init__(classes)
+
+
+class ScoresAreProbabilities(Fault):
+    """A softmax at the end, which cross entropy applies once more."""
+
+    caught_by = "test_13_container.py::test_ocean_is_the_network_of_the_chapter"
+    says = r"\(9\): Softmax"
+
+    class Ocean(RightOcean):
+        def __init__(self, classes: int = 10, layers: Any = nn) -> None:
+            super().__init__(classes, layers)
+            self.model1.append(nn.Softmax(dim=1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model1(images)
