@@ -280,7 +280,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         _check_not_negative(type(self).__name__, lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(isinstance(beta, float) and 0 <= beta < 1 for beta in betas):
+        if len(betas) != 2 or not all(isinstance(beta, float) and 0 <= beta < 1 for beta in betas):
             raise ValueError(f"{type(self).__name__}: betas are two floats, at least 0 and below 1, got {betas}")
         settings = {
             "lr": lr,

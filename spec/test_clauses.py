@@ -1,6 +1,8 @@
 """The specification holds itself to its own rules: every clause has a test, every test on trial a clause."""
 
 import ast
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,18 +84,20 @@ def test_a_clause_is_complete(entry: Clause) -> None:
         assert list(entry.lines) == sorted(set(entry.lines))
     assert entry.statement.endswith(".")
     assert entry.statement_zh.endswith("。")
-    assert any("\u4e00" <= letter <= "\u9fff" for letter in entry.statement_zh), "Chinese"
 
 
 def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:
-    chapters = [entry.chapter for entry in CLAUSES.values()]
-    assert chapters == sorted(chapters)
+    ids = list(CLAUSES)
+    assert [later for earlier, later in pairwise(ids) if later[:2] < earlier[:2]] == []
 
 
-def test_no_two_clauses_say_the_same() -> None:
-    for language in ("statement", "statement_zh"):
-        said = [getattr(entry, language) for entry in CLAUSES.values()]
-        assert len(said) == len(set(said)), sorted(text for text in set(said) if said.count(text) > 1)
+def test_no_two_clauses_of_a_component_say_the_same() -> None:
+    said = [
+        (entry.id.rpartition(".")[0], text)
+        for entry in CLAUSES.values()
+        for text in (entry.statement, entry.statement_zh)
+    ]
+    assert [text for text, times in Counter(said).items() if times > 1] == []
 
 
 def test_an_unknown_clause_is_refused_with_the_nearest() -> None:

@@ -353,8 +353,8 @@ def _along(name: str, input: Tensor, dim: int | None, dtype: torch.dtype | None)
     dims = max(1, input.dim())
     if not -dims <= dim < dims:
         raise ValueError(f"{name}: dim must be from {-dims} to {dims - 1} for input {tuple(input.shape)}, got {dim}")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name}: dtype must be a torch.dtype, got {dtype!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"{name}: dtype must be a floating-point torch.dtype, got {dtype!r}")
     converted = input if dtype is None else input.to(dtype)
     _check_floating(name, converted)
     return converted, dim

@@ -1,0 +1,233 @@
+"""Chapter 12: attention that is wrong."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+# scaled_dot_product_attention
+
+
+class TheScaleIsForgotten(Fault):
+    """softmax(q kᵀ) v."""
+
+    caught_by = "test_12_attention.py::test_the_default_scale_is_one_by_the_root_of_the_features"
+    says = r"the result differs at index \[0, 0\]\nE? *got        0\.98"
+
+    @staticmethod
+    def scaled_dot_product_attention(*args: Any, scale: float | None = None, **options: Any) -> Tensor:
+        return F.scaled_dot_product_attention(*args, scale=1.0 if scale is None else scale, **options)
+
+
+class TrueIsHidden(Fault):
+    """The bool mask as MultiheadAttention has it."""
+
+    caught_by = "test_12_attention.py::test_keys_that_are_masked_might_as_well_not_be_there"
+    says = "with a bool mask differs"
+
+    @staticmethod
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any
+    ) -> Tensor:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **options)
+
+
+class TheLastQuerySeesTheLastKey(Fault):
+    """The causal mask aligned at the end, as in generation from a cache."""
+
+    caught_by = "test_12_attention.py::test_causal_lets_query_i_see_the_keys_0_to_i"
+    says = r"the result differs at index \[0, 0\]"
+
+    @staticmethod
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, is_causal: bool = False, **options: Any
+    ) -> Tensor:
+        if is_causal:
+            shape = query.shape[-2], key.shape[-2]
+            seen = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
+            return F.scaled_dot_product_attention(query, key, value, seen, **options)
+        return F.scaled_dot_product_attention(query, key, value, *args, **options)
+
+
+class NothingSeenIsEverythingSeen(Fault):
+    """-1e9 instead of -inf: a query without keys gets the mean of all values."""
+
+    caught_by = "test_12_attention.py::test_a_query_that_may_see_nothing_gets_zeros"
+    says = "the output of the second query differs"
+
+    @staticmethod
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any
+    ) -> Tensor:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -1e9)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **options)
+
+
+class LargeLogitsOverflow(Fault):
+    """The softmax without its shift."""
+
+    caught_by = "test_12_attention.py::test_large_logits_choose_the_value_of_the_largest"
+    says = "the result differs(.|\n)*got        nan"
+
+    @staticmethod
+    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        shares = (query @ key.mT / math.sqrt(query.shape[-1])).exp()
+        return shares / shares.sum(-1, keepdim=True) @ value
+
+
+class HeadsOfAGroupAreNotNeighbours(Fault):
+    """Head h of the query looks at head h modulo the number of key heads."""
+
+    caught_by = "test_12_attention.py::test_it_is_the_weighted_mean_of_the_definition"
+    says = "the result differs"
+
+    @staticmethod
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **options: Any
+    ) -> Tensor:
+        if enable_gqa:
+            key, value = (torch.cat([x] * (query.shape[-3] // x.shape[-3]), -3) for x in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, *args, **options)
+
+
+# MultiheadAttention
+
+
+def with_other_parameters(layer: nn.Module, state: dict[str, Tensor], forward: Any, *args: Any, **options: Any) -> Any:
+    """What the layer would give if these were its parameters."""
+    own = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.load_state_dict(state)
+    result = forward(*args, **options)
+    layer.load_state_dict(own)
+    return result
+
+
+class HeadsAreInterleaved(Fault):
+    """Head h has every h-th feature instead of a block of them."""
+
+    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    says = "the (result|weights) differs"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            order = torch.arange(self.embed_dim).reshape(self.head_dim, self.num_heads).T.flatten()
+            three = torch.cat([order, order + self.embed_dim, order + 2 * self.embed_dim])
+            state = dict(self.state_dict())
+            for name, value in state.items():
+                if name.startswith("in_proj"):
+                    state[name] = value[three]
+                elif name[2:] == "proj_weight":
+                    state[name] = value[order]
+            state["out_proj.weight"] = state["out_proj.weight"][:, order]
+            return with_other_parameters(self, state, super().forward, *args, **options)
+
+
+class EachHeadIsScaledByAllFeatures(Fault):
+    """1/√embed_dim instead of 1/√head_dim."""
+
+    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    says = "the (result|weights) differs"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            state = {name: value.clone() for name, value in self.state_dict().items()}
+            for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight"):
+                if name in state:
+                    state[name][: self.embed_dim] /= math.sqrt(self.num_heads)
+            return with_other_parameters(self, state, super().forward, *args, **options)
+
+
+class PaddingIsWhatIsThere(Fault):
+    """key_padding_mask is True where a key is."""
+
+    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    says = "the (result|weights) differs"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
+            mask = options.get("key_padding_mask")
+            if mask is not None and mask.dtype == torch.bool:
+                options["key_padding_mask"] = ~mask
+            return super().forward(query, key, value, *args, **options)
+
+
+class WeightsAreSummedOverTheHeads(Fault):
+    """The weights that are returned add up to the number of heads."""
+
+    caught_by = "test_12_attention.py::test_dropout_drops_weights_in_training_only"
+    says = r"the weights in evaluation differs(.|\n)*got        0\.2"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def forward(self, *args: Any, average_attn_weights: bool = True, **options: Any) -> Any:
+            output, weights = super().forward(*args, average_attn_weights=False, **options)
+            if weights is not None and average_attn_weights:
+                weights = weights.sum(-3)
+            return output, weights
+
+
+class ProjectionsStartApart(Fault):
+    """Xavier's bound for each of the three projections instead of for all in one."""
+
+    caught_by = "test_12_attention.py::test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0"
+    says = "in_proj_weight is drawn as one"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def _reset_parameters(self) -> None:
+            super()._reset_parameters()
+            if self.in_proj_weight is not None:
+                for part in self.in_proj_weight.chunk(3):
+                    nn.init.xavier_uniform_(part)
+
+
+# TransformerEncoderLayer
+
+
+class NormsComeLast(Fault):
+    """norm_first is taken and forgotten."""
+
+    caught_by = "test_12_attention.py::test_dropout_1_leaves_the_residual"
+    says = r"the result differs(.|\n)*norm_first=True"
+
+    class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+        def __init__(self, *args: Any, norm_first: bool = False, **options: Any) -> None:
+            super().__init__(*args, **options)
+
+
+class TheNetworkHasNoResidual(Fault):
+    """norm2(network(x)) instead of norm2(x + network(x))."""
+
+    caught_by = "test_12_attention.py::test_it_calls_its_own_submodules"
+    says = "the result differs"
+
+    class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+        def _ff_block(self, x: Tensor) -> Tensor:
+            return super()._ff_block(x) - x
+
+
+class GeluIsApproximate(Fault):
+    """The tanh formula for gelu, off by some 1e-4."""
+
+    caught_by = "test_12_attention.py::test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm"
+    says = r"the result differs(.|\n)*activation='gelu'"
+
+    class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+        def __init__(self, *args: Any, activation: Any = "relu", **options: Any) -> None:
+            super().__init__(*args, activation=nn.GELU("tanh") if activation == "gelu" else activation, **options)
+
+
+class TheMaskIsForgotten(Fault):
+    """src_mask does not reach the attention."""
+
+    caught_by = "test_12_attention.py::test_is_causal_stands_for_the_causal_mask_of_the_source"
+    says = "the first output, which sees nothing else differs"
+
+    class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+        def _sa_block(self, x: Tensor, attn_mask: Any, *args: Any, **options: Any) -> Tensor:
+            return super()._sa_block(x, None, *args, **options | {"is_causal": False})

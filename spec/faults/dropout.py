@@ -1,0 +1,140 @@
+"""Chapter 12, other layers: dropouts that are wrong."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+
+class PIsWhatStays(Fault):
+    """p as the probability to keep a number."""
+
+    caught_by = "test_12_dropout.py::test_the_fraction_p_of_the_numbers_becomes_0"
+    says = r"the fraction of zeros differs in value(.|\n)*once in 1e\+09 times"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, 1 - p, training, inplace)
+
+
+class NothingIsRescaled(Fault):
+    """What stays is not divided by 1 - p."""
+
+    caught_by = "test_12_dropout.py::test_the_expectation_of_the_output_is_the_input"
+    says = r"the mean over 40,000 outputs, over the input differs(.|\n)*expected   1\.0"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, training, inplace) * (1 - p)
+
+
+class EvaluationIsRescaled(Fault):
+    """In evaluation everything is multiplied by 1 - p, as the first paper has it."""
+
+    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    says = r"the result differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p) if training else input * (1 - p)
+
+
+class WholeChannelsAreDropped(Fault):
+    """One number decides about a whole channel, as in `dropout2d`."""
+
+    caught_by = "test_12_dropout.py::test_each_number_is_dropped_independently_of_its_neighbours"
+    says = r"the fraction of neighbours that are both dropped differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout2d(input, p, training, inplace)
+
+
+class TheMaskIsAlwaysTheSame(Fault):
+    """A generator of its own, which begins anew at each call."""
+
+    caught_by = "test_12_dropout.py::test_two_calls_drop_independently"
+    says = r"the fraction dropped twice differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        mask = torch.rand(input.shape, generator=torch.Generator().manual_seed(0)) >= p
+        return input * mask / (1 - p)
+
+
+class TheGradientIsNotMasked(Fault):
+    """What is dropped still gets a gradient."""
+
+    caught_by = "test_12_dropout.py::test_the_gradient_goes_through_the_same_mask"
+    says = r"the gradient differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return input + (F.dropout(input, p, training) - input).detach()
+
+
+class EverythingDroppedIsNan(Fault):
+    """0 / 0 where p is 1."""
+
+    caught_by = "test_12_dropout.py::test_p_0_drops_nothing_and_p_1_everything"
+    says = r"got        nan(.|\n)*expected   0\.0"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return input * (torch.rand(input.shape) >= p).to(input.dtype) / (torch.tensor(1 - p, dtype=input.dtype))
+
+
+class InplaceIsIgnored(Fault):
+    """The output is another tensor."""
+
+    caught_by = "test_12_dropout.py::test_inplace_writes_the_output_into_the_input"
+    says = r"assert .*any"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, training)
+
+
+class LayerAlwaysDrops(Fault):
+    """The layer does not look at `training`."""
+
+    caught_by = "test_12_dropout.py::test_the_layer_drops_in_training_and_nothing_in_evaluation"
+    says = r"the result in evaluation differs"
+
+    class Dropout(nn.Dropout):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.dropout(input, self.p)
+
+
+class LayerForgetsP(Fault):
+    """The layer drops a half, whatever it was made for."""
+
+    caught_by = "test_12_dropout.py::test_the_layer_drops_the_fraction_p_after_train_again"
+    says = r"the fraction of zeros differs in value"
+
+    class Dropout(nn.Dropout):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.dropout(input, training=self.training)
+
+
+class LayerNeverWritesInPlace(Fault):
+    """`inplace` is printed, but not used."""
+
+    caught_by = "test_12_dropout.py::test_the_layer_writes_into_its_input_only_if_asked"
+    says = r"the input afterwards differs"
+
+    class Dropout(nn.Dropout):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.dropout(input, self.p, self.training)
+
+
+class LayerTakesAPercentage(Fault):
+    """p is not checked; more than 1 is taken for percent."""
+
+    caught_by = "test_12_dropout.py::test_the_layer_rejects_what_is_no_probability"
+    says = r"was accepted, but must be rejected"
+
+    class Dropout(nn.Dropout):
+        def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+            super().__init__(abs(p) if abs(p) <= 1 else p / 100, inplace)

@@ -1,0 +1,165 @@
+"""Chapter 12, other layers: embeddings that are wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+
+class WordsAreCounted(Fault):
+    """Words are numbered from 1."""
+
+    caught_by = "test_12_embedding.py::test_each_number_becomes_the_row_of_that_number"
+    says = r"the result differs at index \[0, 0\](.|\n)*expected   20\.0"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.embedding((input - 1) % weight.shape[0], weight, *args, **options)
+
+
+class NegativeWordsCountFromTheEnd(Fault):
+    """Indexing as Python does it."""
+
+    caught_by = "test_12_embedding.py::test_a_row_that_is_not_there_is_rejected"
+    says = r"was accepted, but must be rejected"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, max_norm: float | None = None) -> Tensor:
+        return weight[input]
+
+
+class PaddingIsZero(Fault):
+    """The padding is looked up as zeros, whatever the table holds."""
+
+    caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
+    says = r"the result differs"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+        output = F.embedding(input, weight)
+        if padding_idx is None:
+            return output
+        return output.masked_fill((input == padding_idx % weight.shape[0])[..., None], 0)
+
+
+class PaddingLearns(Fault):
+    """The padding gets its gradient like other rows."""
+
+    caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
+    says = r"the gradient differs"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+        return F.embedding(input, weight)
+
+
+class RepeatedWordsOverwriteTheirGradient(Fault):
+    """Of several occurrences only the last counts: `gradient[words] = upstream`."""
+
+    caught_by = "test_12_embedding.py::test_the_gradient_of_a_row_is_the_sum_over_its_occurrences"
+    says = r"the gradient differs"
+
+    class _LookUp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, words: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(words)
+            ctx.shape = weight.shape
+            return weight[words]
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+            (words,) = ctx.saved_tensors
+            gradient = upstream.new_zeros(ctx.shape)
+            gradient[words] = upstream
+            return None, gradient
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor) -> Tensor:
+        return RepeatedWordsOverwriteTheirGradient._LookUp.apply(input, weight)
+
+
+class AllRowsAreShortened(Fault):
+    """max_norm is applied to the whole table."""
+
+    caught_by = "test_12_embedding.py::test_rows_that_are_short_or_not_looked_up_keep_every_bit"
+    says = r"the rows that are short, or not looked up differs"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, max_norm: float) -> Tensor:
+        weight.copy_(torch.renorm(weight, 2, 0, max_norm))
+        return F.embedding(input, weight)
+
+
+class TheTableIsNotShortened(Fault):
+    """max_norm shortens what is looked up, and not the table."""
+
+    caught_by = "test_12_embedding.py::test_max_norm_shortens_the_rows_that_are_looked_up_in_place"
+    says = r"the table afterwards differs"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        return F.embedding(input, weight.clone(), **options)
+
+
+class FrequencyIsThatOfTheTable(Fault):
+    """Divided by the number of rows, instead of by the number of occurrences."""
+
+    caught_by = "test_12_embedding.py::test_scale_grad_by_freq_divides_by_the_number_of_occurrences"
+    says = r"the gradient differs"
+
+    @staticmethod
+    def embedding(input: Tensor, weight: Tensor, scale_grad_by_freq: bool = False) -> Tensor:
+        output = F.embedding(input, weight)
+        if scale_grad_by_freq and output.requires_grad:
+            output.register_hook(lambda gradient: gradient / weight.shape[0])
+        return output
+
+
+class PaddingStartsAtRandom(Fault):
+    """The padding is drawn like other rows."""
+
+    caught_by = "test_12_embedding.py::test_the_row_padding_idx_begins_with_zeros"
+    says = r"whether a row is zero differs"
+
+    class Embedding(nn.Embedding):
+        def _fill_padding_idx_with_zero(self) -> None:
+            pass
+
+
+class StartsUniform(Fault):
+    """A new table is drawn as a linear layer's weight is."""
+
+    caught_by = "test_12_embedding.py::test_a_new_table_is_standard_normal"
+    says = r"the fraction of numbers below -0\.67449 differs"
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None:
+            nn.init.uniform_(self.weight, -1, 1)
+
+
+class PretrainedIsNotFrozen(Fault):
+    """`from_pretrained` trains on unless told otherwise."""
+
+    caught_by = "test_12_embedding.py::test_a_pretrained_table_is_taken_as_it_is"
+    says = r"requires_grad"
+
+    class Embedding(nn.Embedding):
+        @classmethod
+        def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **options: Any) -> nn.Embedding:
+            return super().from_pretrained(embeddings, freeze, **options)
+
+
+class LayerForgetsItsOptions(Fault):
+    """The layer looks up, and no more."""
+
+    caught_by = "test_12_embedding.py::test_the_layer_is_embedding_with_its_own_options"
+    says = r"differs at index"
+
+    embedding = staticmethod(F.embedding)
+
+    class Embedding(nn.Embedding):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.embedding(input, self.weight)

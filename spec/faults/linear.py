@@ -1,0 +1,176 @@
+"""Chapter 12: linear layers and flattenings that are wrong."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+
+class BiasIsForgotten(Fault):
+    """`bias` is accepted and not used."""
+
+    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(input, weight)
+
+
+class LeadingDimensionsAreMerged(Fault):
+    """Everything but the last dimension becomes one batch, and stays so."""
+
+    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    says = r"has shape \[\d+, \d+\], expected \[.*\]"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+        return F.linear(rows, weight, bias)
+
+
+class HalfPrecisionBecomesFloat(Fault):
+    """The sum is computed in float32 and stays there."""
+
+    caught_by = "test_12_linear.py::test_it_rounds_no_more_than_a_sum_does"
+    says = r"has dtype torch\.float32, expected torch\.(b?float16|float64)"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(input.float(), weight.float(), None if bias is None else bias.float())
+
+
+class WeightIsInputsByOutputs(Fault):
+    """The weight is kept as it is multiplied, without the transposition."""
+
+    caught_by = "test_12_linear.py::test_64_pictures_in_a_row_are_196608_numbers"
+    says = r"torch\.Size\(\[196608, 10\]\)"
+
+    class Linear(nn.Linear):
+        def __init__(self, in_features: int, out_features: int, *args: Any, **options: Any) -> None:
+            super().__init__(in_features, out_features, *args, **options)
+            self.weight = nn.Parameter(self.weight.detach().T.contiguous())
+
+        def forward(self, input: Tensor) -> Tensor:
+            return F.linear(input, self.weight.T, self.bias)
+
+
+class EverythingIsFlattenedFirst(Fault):
+    """The layer takes care of the flattening, as the tutorial says is needed."""
+
+    caught_by = "test_12_linear.py::test_only_the_last_dimension_must_have_the_features"
+    says = r"shapes cannot be multiplied"
+
+    class Linear(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.flatten())
+
+
+class StartsFromTheNormalDistribution(Fault):
+    """The weight has the right spread, and the wrong distribution."""
+
+    caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features"
+    says = r"assert .* <= "
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            for parameter in self.parameters():
+                nn.init.normal_(parameter, std=1 / math.sqrt(3 * self.in_features))
+
+
+class NoBiasIsABiasOfZeros(Fault):
+    """`bias=False` begins with zeros, which are then learned."""
+
+    caught_by = "test_12_linear.py::test_its_state_travels_both_ways"
+    says = r"'bias': \(2,\)"
+
+    class Linear(nn.Linear):
+        def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
+            super().__init__(in_features, out_features, **options)
+            if not bias:
+                nn.init.zeros_(self.bias)
+
+
+class TheBatchStays(Fault):
+    """`flatten` begins at dimension 1, as the layer does."""
+
+    caught_by = "test_12_linear.py::test_the_flattened_batches_print_the_documented_lines"
+    says = r"torch\.Size\(\[64, 3072\]\)"
+
+    @staticmethod
+    def flatten(input: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:
+        return torch.flatten(input, start_dim, end_dim)
+
+
+class EndIsNotIncluded(Fault):
+    """`end_dim` is where a slice of Python would end."""
+
+    caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
+    says = r"has shape \[.*\], expected \[.*\]"
+
+    @staticmethod
+    def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        first, last = start_dim % max(1, input.dim()), end_dim % max(1, input.dim())
+        return torch.flatten(input, first, max(first, last - 1))
+
+
+class InOrderOfTheMemory(Fault):
+    """The numbers as they lie in memory, whatever the strides say."""
+
+    caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        shape = torch.flatten(input, start_dim, end_dim).shape
+        # channels last are read in the order in which they lie
+        order = sorted(range(input.dim()), key=lambda dim: -input.stride(dim))
+        return input.permute(order).reshape(shape)
+
+
+class ScalarsStayScalars(Fault):
+    """What has no dimensions is left alone."""
+
+    caught_by = "test_12_linear.py::test_a_number_without_dimensions_becomes_one_with_one"
+    says = r"has shape \[\], expected \[1\]"
+
+    @staticmethod
+    def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        return torch.flatten(input, start_dim, end_dim) if input.dim() else input
+
+
+class FlattenMergesTheBatch(Fault):
+    """The layer flattens everything unless told otherwise, as the function does."""
+
+    caught_by = "test_12_linear.py::test_the_layer_keeps_the_batch"
+    says = r"has shape \[65536\], expected \[64, 1024\]"
+
+    class Flatten(nn.Flatten):
+        def __init__(self, start_dim: int = 0, end_dim: int = -1) -> None:
+            super().__init__(start_dim, end_dim)
+
+
+class FlattenForgetsTheEnd(Fault):
+    """`end_dim` is printed, but not used."""
+
+    caught_by = "test_12_linear.py::test_the_layer_flattens_the_dimensions_it_was_made_for"
+    says = r"has shape \[.*\], expected \[.*\]"
+
+    class Flatten(nn.Flatten):
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.flatten(input, self.start_dim)
+
+
+class FlattenMakesABatchOfOne(Fault):
+    """A sample without a batch becomes a batch of one instead of an error."""
+
+    caught_by = "test_12_linear.py::test_the_layer_needs_a_batch"
+    says = r"was accepted, but must be rejected"
+
+    class Flatten(nn.Flatten):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input if input.dim() > 1 else input[None])

@@ -1,0 +1,380 @@
+"""Chapter 14: losses that are wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+
+
+# l1_loss
+
+
+class DifferencesCancel(Fault):
+    """The absolute value is taken of the mean, not of each difference."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_is_the_absolute_difference"
+    says = r"each loss differs"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Any = None) -> Tensor:
+        return reduced(input - target, reduction).abs() if reduction != "none" else input - target
+
+
+class L1LossSumsByDefault(Fault):
+    """As the chapter's mean squared error does."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_is_printed_as_0_6667"
+    says = r"got        2.0\n.*expected   0.6667"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "sum", **options: Any) -> Tensor:
+        return F.l1_loss(input, target, reduction=reduction, **options)
+
+
+class L1LossIsRoundedAtTheTarget(Fault):
+    """√(d² + ε), which is smooth, instead of |d|."""
+
+    caught_by = "test_14_loss.py::test_the_gradient_of_the_l1_loss_is_the_sign_of_the_difference"
+    says = r"the sum's gradient of the input differs"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Any = None) -> Tensor:
+        return reduced(((input - target).square() + 1e-6).sqrt(), reduction)
+
+
+class L1WeightsDoNotCountInTheMean(Fault):
+    """The weighted losses are divided by their number."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_takes_a_weight_for_each_element"
+    says = r"their mean differs"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Any = None) -> Tensor:
+        losses = F.l1_loss(input, target, reduction="none")
+        return reduced(losses if weight is None else losses * weight, reduction)
+
+
+# L1Loss
+
+
+class L1LayerForgetsItsReduction(Fault):
+    """The constructor takes it and forward does not use it."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
+    says = r"got        0.66\d+\n.*expected   2.0"
+
+    class L1Loss(nn.L1Loss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.l1_loss(input, target)
+
+
+class L1LayerSquares(Fault):
+    """Copied from the layer below."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
+    says = r"got        1.33\d+\n.*expected   0.66"
+
+    class L1Loss(nn.L1Loss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.mse_loss(input, target, reduction=self.reduction)
+
+
+class L1LayerPrintsItsReduction(Fault):
+    """PyTorch's losses print no arguments."""
+
+    caught_by = "test_14_loss.py::test_the_l1_layer_is_called_that_and_keeps_nothing"
+    says = r"L1Loss\(reduction='mean'\)"
+
+    class L1Loss(nn.L1Loss):
+        def extra_repr(self) -> str:
+            return f"reduction={self.reduction!r}"
+
+
+# mse_loss
+
+
+class MeanSquaredErrorIsHalved(Fault):
+    """As in textbooks, so that the gradient has no 2."""
+
+    caught_by = "test_14_loss.py::test_the_sum_of_squared_errors_is_printed_as_4"
+    says = r"got        2.0\n.*expected   4.0"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return F.mse_loss(input, target, **options) / 2
+
+
+class MeanIsOverTheBatchOnly(Fault):
+    """The squares of a picture are added up, and divided by the number of pictures."""
+
+    caught_by = "test_14_loss.py::test_the_mse_loss_is_the_squared_difference"
+    says = r"their mean differs"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Any = None) -> Tensor:
+        losses = (input - target).square()
+        return (
+            losses.sum() / (len(losses) if losses.dim() else 1) if reduction == "mean" else reduced(losses, reduction)
+        )
+
+
+class MeanSquaredErrorIsTheRoot(Fault):
+    """The root of the mean, which has the unit of the input."""
+
+    caught_by = "test_14_loss.py::test_4_is_the_sum_and_the_mean_is_a_third_of_it"
+    says = r"got        1.15\d+\n.*expected   1.333\d+"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", **options: Any) -> Tensor:
+        loss = F.mse_loss(input, target, reduction=reduction, **options)
+        return loss.sqrt() if reduction == "mean" else loss
+
+
+class MeanSquaredErrorBroadcastsInSilence(Fault):
+    """[batch, 1] and [batch] give [batch, batch], and nobody is told."""
+
+    caught_by = "test_14_loss.py::test_the_mse_loss_broadcasts_with_a_warning"
+    says = r"DID NOT WARN"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Any = None) -> Tensor:
+        return reduced((input - target).square(), reduction)
+
+
+# MSELoss
+
+
+class MSELayerSumsByDefault(Fault):
+    """As the chapter's comment suggests: 4 as the mean squared error."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
+    says = r"got        4.0\n.*expected   1.33"
+
+    class MSELoss(nn.MSELoss):
+        def __init__(self, *, reduction: str = "sum") -> None:
+            super().__init__(reduction=reduction)
+
+
+class MSELayerAlwaysReduces(Fault):
+    """There is no "none"."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
+    says = r"has shape \[\], expected \[3\]"
+
+    class MSELoss(nn.MSELoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            losses = (input - target).square()
+            return losses.sum() if self.reduction == "sum" else losses.mean()
+
+
+class MSELayerKeepsItsReductionInTheState(Fault):
+    """A setting as a buffer."""
+
+    caught_by = "test_14_loss.py::test_the_mse_layer_is_called_that_and_keeps_nothing"
+    says = r"scale"
+
+    class MSELoss(nn.MSELoss):
+        def __init__(self, *, reduction: str = "mean") -> None:
+            super().__init__(reduction=reduction)
+            self.register_buffer("scale", torch.ones(()))
+
+
+# nll_loss
+
+
+class WeightedMeanDividesByTheCount(Fault):
+    """Not by the sum of the weights."""
+
+    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    says = r"got        3.0\n.*expected   2.0"
+
+    @staticmethod
+    def nll_loss(
+        input: Tensor, target: Tensor, weight: Any = None, *, reduction: str = "mean", **options: Any
+    ) -> Tensor:
+        return reduced(F.nll_loss(input, target, weight, reduction="none", **options), reduction)
+
+
+class NegativeLogLikelihoodIsPositive(Fault):
+    """The minus is forgotten."""
+
+    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    says = r"got        -2.5\n.*expected   2.5"
+
+    @staticmethod
+    def nll_loss(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        return -F.nll_loss(input, target, *args, **options)
+
+
+class ClassesAreTheLastDimension(Fault):
+    """Right for [batch, classes] only, not for [batch, classes, positions]."""
+
+    caught_by = "test_14_loss.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
+    says = r"shape|size|out of bounds|Target"
+
+    @staticmethod
+    def nll_loss(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.nll_loss(input.reshape(-1, input.shape[-1]), target.flatten(), *args, **options)
+
+
+class IgnoredPlacesAreMultipliedBy0(Fault):
+    """0 · NaN is NaN."""
+
+    caught_by = "test_14_loss.py::test_what_is_not_finite_counts_in_the_nll_loss_only_as_the_target"
+    says = r"got        nan\n.*expected   0.0"
+
+    @staticmethod
+    def nll_loss(
+        input: Tensor, target: Tensor, weight: Any = None, *, ignore_index: int = -100, reduction: str = "mean"
+    ) -> Tensor:
+        kept = (target != ignore_index).to(input.dtype)
+        labels = target.masked_fill(target == ignore_index, 0)
+        return reduced(F.nll_loss(input, labels, weight, reduction="none") * kept, reduction)
+
+
+# NLLLoss
+
+
+class NLLLayerTrainsItsWeight(Fault):
+    """A parameter instead of a buffer."""
+
+    caught_by = "test_14_loss.py::test_the_nll_layer_keeps_its_weight"
+    says = r"Parameter containing"
+
+    class NLLLoss(nn.NLLLoss):
+        def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
+            super().__init__(**options)
+            self.weight = None if weight is None else nn.Parameter(weight)
+
+
+class NLLLayerForgetsWhatIsIgnored(Fault):
+    """forward does not pass ignore_index on."""
+
+    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    says = r"got        2.5\n.*expected   1.0"
+
+    class NLLLoss(nn.NLLLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.nll_loss(input, target, self.weight, reduction=self.reduction)
+
+
+class NLLLayerWeighsInTrainingOnly(Fault):
+    """An evaluation without the weights of the classes."""
+
+    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    says = r"got        2.5\n.*expected   2.0"
+
+    class NLLLoss(nn.NLLLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            weight = self.weight if self.training else None
+            return F.nll_loss(input, target, weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+# cross_entropy
+
+
+class SoftmaxIsAppliedTwice(Fault):
+    """As if the network did not give logits but probabilities."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"got        1.1000\d+\n.*expected   1.1018\d+"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.cross_entropy(input.softmax(0 if input.dim() == 1 else 1), target, *args, **options)
+
+
+class ExponentialsOverflow(Fault):
+    """The softmax without its largest logit taken off."""
+
+    caught_by = "test_14_loss.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss"
+    says = r"got        (nan|inf)"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        scores = input.exp()
+        return F.nll_loss((scores / scores.sum(1, keepdim=True)).log(), target, *args, **options)
+
+
+class SmoothingSparesTheTarget(Fault):
+    """ε is shared among the other classes only, ε / (classes - 1) each."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_computes"
+    says = r"got        1.3\d+\n.*expected   1.15"
+
+    @staticmethod
+    def cross_entropy(
+        input: Tensor, target: Tensor, *args: Any, label_smoothing: float = 0.0, **options: Any
+    ) -> Tensor:
+        classes = input.shape[1]
+        share = label_smoothing * classes / (classes - 1)
+        return F.cross_entropy(input, target, *args, label_smoothing=share, **options) if share <= 1 else input.sum()
+
+
+class ProbabilitiesAreRoundedToTheirLargest(Fault):
+    """A target of probabilities is turned into class numbers."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_of_probabilities_is_that_of_the_definition"
+    says = r"differs"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        target = target.argmax(0 if input.dim() == 1 else 1) if target.is_floating_point() else target
+        return F.cross_entropy(input, target, *args, **options)
+
+
+class GradientIsDetached(Fault):
+    """The normalizing sum counts as a constant, so the gradient is only - one-hot."""
+
+    caught_by = "test_14_loss.py::test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot"
+    says = r"the gradient differs"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        classes = 0 if input.dim() == 1 else 1
+        return F.nll_loss(input - input.detach().logsumexp(classes, keepdim=True), target, *args, **options)
+
+
+# CrossEntropyLoss
+
+
+class CrossEntropyLayerExpectsLogProbabilities(Fault):
+    """NLLLoss under another name."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_prints_1_1019"
+    says = r"got        -0.2\d*\n.*expected   1.1018\d+"
+
+    class CrossEntropyLoss(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class CrossEntropyLayerForgetsSmoothing(Fault):
+    """forward does not pass label_smoothing on."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_computes"
+    says = r"got        1.03\d+\n.*expected   1.15"
+
+    class CrossEntropyLoss(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class CrossEntropyLayerForgetsItsWeight(Fault):
+    """The weight is a plain attribute, so it is neither saved nor moved."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_keeps_its_weight"
+    says = r"\[\] == \['weight'\]"
+
+    class CrossEntropyLoss(nn.CrossEntropyLoss):
+        def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
+            super().__init__(**options)
+            del self.weight
+            self.weight = weight

@@ -1,0 +1,230 @@
+"""Chapter 12, other layers: normalizations that are wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spec.faults import Fault
+
+
+class VarianceIsUnbiased(Fault):
+    """n - 1 instead of n, as `torch.var` does unless told otherwise."""
+
+    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    says = r"differs at index \[0, 0, 0\](.|\n)*expected   -0\.5"
+
+    @staticmethod
+    def batch_norm(
+        input: Tensor, running_mean: Any, running_var: Any, *rest: Any, training: bool = False, eps: float = 1e-5
+    ) -> Tensor:
+        over = [dim for dim in range(input.dim()) if dim != 1]
+        return (input - input.mean(over, keepdim=True)) / (input.var(over, keepdim=True) + eps).sqrt()
+
+
+class RunningVarianceIsBiased(Fault):
+    """What is remembered is the variance that normalizes."""
+
+    caught_by = (
+        "test_12_normalization.py::test_the_running_statistics_take_in_the_mean_and_the_unbiased_variance"
+    )  # fmt: skip
+    says = r"the running variance differs"
+
+    @staticmethod
+    def batch_norm(
+        input: Tensor, running_mean: Tensor, running_var: Tensor, training: bool = False, momentum: float = 0.1
+    ) -> Tensor:
+        over = [dim for dim in range(input.dim()) if dim != 1]
+        biased = input.double().var(over, correction=0)
+        updated = ((1 - momentum) * running_var + momentum * biased).to(running_var.dtype)
+        output = F.batch_norm(input, running_mean, running_var, training=training, momentum=momentum)
+        running_var.copy_(updated)
+        return output
+
+
+class MomentumIsTheShareOfTheOld(Fault):
+    """Momentum as optimizers have it."""
+
+    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    says = r"the running mean differs(.|\n)*expected   9\.6"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Tensor, running_var: Tensor, *, training: bool) -> Tensor:
+        return F.batch_norm(input, running_mean, running_var, training=training, momentum=0.9)
+
+
+class StatisticsAreTakenPerSample(Fault):
+    """Each picture by itself: instance normalization."""
+
+    caught_by = "test_12_normalization.py::test_each_channel_is_normalized_by_its_own_mean_and_biased_variance"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def batch_norm(
+        input: Tensor, mean: Any, var: Any, weight: Tensor | None, bias: Tensor | None, training: bool, eps: float
+    ) -> Tensor:
+        return F.group_norm(input, input.shape[1], weight, bias, eps)
+
+
+class EvaluationUsesTheBatch(Fault):
+    """The running statistics are kept and never used."""
+
+    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def batch_norm(
+        input: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, training: bool, eps: float
+    ) -> Tensor:
+        return F.batch_norm(input, None, None, weight, bias, training=True, eps=eps or 1e-5)
+
+
+class VarianceIsADifferenceOfMeans(Fault):
+    """E[x²] - E[x]², of which nothing is left where x is large."""
+
+    caught_by = "test_12_normalization.py::test_small_differences_between_large_numbers_are_not_lost"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: None, running_var: None, *, training: bool, eps: float) -> Tensor:
+        over = [dim for dim in range(input.dim()) if dim != 1]
+        mean = input.mean(over, keepdim=True)
+        var = input.square().mean(over, keepdim=True) - mean.square()
+        return (input - mean) / (var + eps).sqrt()
+
+
+class LayerNeverEvaluates(Fault):
+    """The layer passes on `training=True`."""
+
+    caught_by = "test_12_normalization.py::test_the_layer_learns_in_training_and_applies_in_evaluation"
+    says = r"the result of pass \d differs"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            mean, var = (None, None) if not self.training else (self.running_mean, self.running_var)
+            if self.training:
+                return super().forward(input)
+            return F.batch_norm(input, mean, var, self.weight, self.bias, True, eps=self.eps)
+
+
+class NoMomentumIsATenth(Fault):
+    """None stands for the default."""
+
+    caught_by = "test_12_normalization.py::test_momentum_none_averages_all_batches_equally"
+    says = r"the running mean differs(.|\n)*expected   7\.0"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
+            super().__init__(num_features, eps, 0.1 if momentum is None else momentum, **options)
+
+
+class StatisticsAreLearned(Fault):
+    """The running statistics are parameters, which an optimizer would change."""
+
+    caught_by = "test_12_normalization.py::test_the_state_of_batch_norm_starts_neutral_and_travels_both_ways"
+    says = r"running_mean"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if self.running_mean is not None:
+                mean = self.running_mean
+                del self.running_mean
+                self.running_mean = nn.Parameter(mean, requires_grad=False)
+
+
+class ASingleValueIsNormalizedToZero(Fault):
+    """A variance of nothing is taken for 0."""
+
+    caught_by = "test_12_normalization.py::test_a_single_value_per_channel_is_refused_in_training_only"
+    says = r"was accepted, but must be rejected"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            single = self.training and input[:, 0].numel() == 1
+            return torch.zeros_like(input) if single else super().forward(input)
+
+
+class SamplesAreNormalizedOverTheBatch(Fault):
+    """The first dimension is averaged over as well."""
+
+    caught_by = "test_12_normalization.py::test_two_values_of_a_sample_become_plus_and_minus_a_half"
+    says = r"the result differs at index \[0, 0\](.|\n)*expected   -0\.5"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+        return F.layer_norm(input, input.shape, eps=eps)
+
+
+class EpsIsAddedToTheDeviation(Fault):
+    """Outside of the root."""
+
+    caught_by = "test_12_normalization.py::test_by_default_eps_is_a_hundred_thousandth"
+    says = r"expected   -0\.3015"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+        mean = input.mean(-1, keepdim=True)
+        return (input - mean) / (input.std(-1, correction=0, keepdim=True) + eps)
+
+
+class HalfPrecisionSquaresOverflow(Fault):
+    """Everything is computed in the dtype of the input."""
+
+    caught_by = "test_12_normalization.py::test_a_sample_whose_squares_float16_cannot_hold_is_normalized"
+    says = r"got        0\.0(.|\n)*expected   1\.0"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+        deviation = input - input.mean(-1, keepdim=True)
+        return deviation / (deviation.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+class OnlyTheLastDimensionIsNormalized(Fault):
+    """The others of `normalized_shape` are taken for a batch."""
+
+    caught_by = "test_12_normalization.py::test_each_sample_is_normalized_by_its_own_mean_and_biased_variance"
+    says = r"the result differs at index"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+        output = F.layer_norm(input, normalized_shape[-1:], eps=eps)
+        output = output if weight is None else (output * weight).to(input.dtype)
+        return output if bias is None else (output + bias).to(input.dtype)
+
+
+class LayerForgetsItsBias(Fault):
+    """The bias is there, but not added."""
+
+    caught_by = "test_12_normalization.py::test_the_layer_is_layer_norm_with_its_own_weight_and_bias"
+    says = r"the result differs at index"
+
+    class LayerNorm(nn.LayerNorm):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.layer_norm(input, self.normalized_shape, self.weight, None, self.eps)
+
+
+class LayerHasOneWeight(Fault):
+    """One factor for all, instead of one for each place."""
+
+    caught_by = "test_12_normalization.py::test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways"
+    says = r"weight has shape \[1\], expected \[2, 3\]"
+
+    class LayerNorm(nn.LayerNorm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if self.weight is not None:
+                self.weight = nn.Parameter(torch.ones(1))
+
+
+class NothingLearnedIsStillWritten(Fault):
+    """`elementwise_affine=False` freezes the parameters instead of leaving them out."""
+
+    caught_by = "test_12_normalization.py::test_a_layer_norm_layer_prints_what_it_is"
+    says = r"elementwise_affine=(True|False)"
+
+    class LayerNorm(nn.LayerNorm):
+        def __init__(self, shape: Any, eps: float = 1e-5, elementwise_affine: bool = True, **options: Any) -> None:
+            super().__init__(shape, eps, **options)
+            self.requires_grad_(elementwise_affine)

@@ -1,0 +1,269 @@
+"""Chapter 15: optimizers that are wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+
+from spec.faults import Fault
+
+# SGD
+
+
+class VelocityIsAnAverage(Fault):
+    """(1 - momentum) · gradient enters the velocity, as in Adam."""
+
+    caught_by = "test_15_optim.py::test_under_a_constant_gradient_the_velocity_grows_to_a_limit"
+    says = r"the last step differs(.|\n)*expected   1.5"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0, **options: Any) -> None:
+            super().__init__(params, lr, momentum, dampening=momentum, **options)
+
+
+class VelocitySharesTheFirstGradient(Fault):
+    """Not a copy: what happens to the gradient happens to the velocity."""
+
+    caught_by = "test_15_optim.py::test_the_velocity_is_no_part_of_the_gradient"
+    says = r"got        -1.0\n.*expected   -1.5"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            first = [p for group in self.param_groups for p in group["params"] if p not in self.state]
+            result = super().step(closure)
+            for parameter in first:
+                if parameter.grad is not None and "momentum_buffer" in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = parameter.grad
+            return result
+
+
+class SGDAscends(Fault):
+    """The gradient is added."""
+
+    caught_by = "test_15_optim.py::test_sgd_steps_against_the_gradient"
+    says = r"got        1.02\n.*expected   0.98"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, *args: Any, maximize: bool = False, **options: Any) -> None:
+            super().__init__(params, *args, maximize=not maximize, **options)
+
+
+class WeightDecayIsDecoupledInSGD(Fault):
+    """The weights shrink beside the momentum, not through it."""
+
+    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    says = r"the parameter differs"
+
+    class SGD(optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            decays = [group["weight_decay"] for group in self.param_groups]
+            for group in self.param_groups:
+                group["weight_decay"] = 0
+            result = super().step(closure)
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+            return result
+
+
+class WeightDecayIsWrittenIntoTheGradient(Fault):
+    """In place, so that the gradient grows with every step that is not preceded by a backward."""
+
+    caught_by = "test_15_optim.py::test_step_leaves_the_gradients_as_they_were"
+    says = r"the gradient after the step differs"
+
+    class SGD(optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter, alpha=group["weight_decay"])
+            return super().step(closure)
+
+
+class GradientsBecomeZeros(Fault):
+    """What zero_grad did before PyTorch 2."""
+
+    caught_by = "test_15_optim.py::test_zero_grad_forgets_the_gradients_which_are_then_none"
+    says = r"the gradient must be None, not zeros"
+
+    class SGD(optim.SGD):
+        def zero_grad(self, set_to_none: bool = False) -> None:
+            super().zero_grad(set_to_none)
+
+
+class NesterovIsPlainMomentum(Fault):
+    """The setting is taken and not used."""
+
+    caught_by = "test_15_optim.py::test_sgd_is_its_rule_number_by_number"
+    says = r"the parameter after step 0 differs"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, *args: Any, nesterov: bool = False, **options: Any) -> None:
+            super().__init__(params, *args, **options)
+
+
+class MissingGradientsAreZero(Fault):
+    """A parameter without a gradient is decayed and goes on by its momentum."""
+
+    caught_by = "test_15_optim.py::test_a_parameter_without_a_gradient_is_left_alone"
+    says = r"got        0.\d+\n.*expected   1.0"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+            return super().step(closure)
+
+
+# Adam
+
+
+class BiasIsNotCorrected(Fault):
+    """m and v begin at 0, and nothing makes up for it."""
+
+    caught_by = "test_15_optim.py::test_the_first_step_of_adam_is_lr_whatever_the_size_of_the_gradient"
+    says = r"the parameter differs"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                beta1, beta2 = group["betas"]
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        m, v = self._averages(parameter)
+                        m.lerp_(parameter.grad, 1 - beta1)
+                        v.lerp_(parameter.grad.square(), 1 - beta2)
+                        parameter -= group["lr"] * m / (v.sqrt() + group["eps"])
+
+        def _averages(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+            state = self.state[parameter]
+            if not state:
+                state["m"], state["v"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            return state["m"], state["v"]
+
+
+class EpsIsUnderTheRoot(Fault):
+    """√(v + eps) instead of √v + eps."""
+
+    caught_by = "test_15_optim.py::test_under_a_constant_gradient_every_step_of_adam_is_the_same"
+    says = r"the parameter differs"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                beta1, beta2 = group["betas"]
+                for parameter in group["params"]:
+                    state = self.state[parameter]
+                    if not state:
+                        state |= {"t": 0, "m": torch.zeros_like(parameter), "v": torch.zeros_like(parameter)}
+                    state["t"] += 1
+                    state["m"].lerp_(parameter.grad, 1 - beta1)
+                    state["v"].lerp_(parameter.grad.square(), 1 - beta2)
+                    m, v = state["m"] / (1 - beta1 ** state["t"]), state["v"] / (1 - beta2 ** state["t"])
+                    parameter -= group["lr"] * m / (v + group["eps"]).sqrt()
+
+
+class AdamDecaysDecoupled(Fault):
+    """AdamW under the name of Adam."""
+
+    caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adam_steps_by_lr_whatever_the_weight_decay"
+    says = r"expected   2.5"
+
+    class Adam(optim.Adam):
+        def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+            super().__init__(params, *args, **options, decoupled_weight_decay=True)
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["eps"] = max(group["eps"], 1e-30)  # 0 / 0 without a gradient
+            return super().step(closure)
+
+
+class AmsgradIsIgnored(Fault):
+    """v may fall."""
+
+    caught_by = "test_15_optim.py::test_amsgrad_divides_by_the_largest_v"
+    says = r"the parameter after a gradient of 1 differs"
+
+    class Adam(optim.Adam):
+        def __init__(self, params: Any, *args: Any, amsgrad: bool = False, **options: Any) -> None:
+            super().__init__(params, *args, **options)
+
+
+class StepsAreCountedTogether(Fault):
+    """One step count for all, so that a parameter that was left out is corrected as if it had not been."""
+
+    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    says = r"the parameter after step \d differs"
+
+    class Adam(optim.Adam):
+        count = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.count += 1
+            for state in self.state.values():
+                state["step"].fill_(self.count - 1)
+            return super().step(closure)
+
+
+# AdamW
+
+
+class AdamWIsAdam(Fault):
+    """The decay is part of the gradient."""
+
+    caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adamw_only_shrinks_the_weights"
+    says = r"the parameter differs"
+
+    class AdamW(optim.Adam):
+        pass
+
+
+class DecayIsNotTimesTheLearningRate(Fault):
+    """The weights shrink by 1 - weight_decay, as the paper has it without a schedule."""
+
+    caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adamw_only_shrinks_the_weights"
+    says = r"the parameter differs"
+
+    class AdamW(optim.AdamW):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        decay = group["weight_decay"]
+                        parameter.mul_((1 - decay) / (1 - group["lr"] * decay))
+            return super().step(closure)
+
+
+class AdamWDoesNotDecayByDefault(Fault):
+    """The default of Adam."""
+
+    caught_by = "test_15_optim.py::test_it_begins_with_the_defaults"
+    says = r"'weight_decay': 0[^.]"
+
+    class AdamW(optim.AdamW):
+        def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0, **options: Any) -> None:
+            super().__init__(params, lr, weight_decay=weight_decay, **options)
+
+
+class StateForgetsTheSteps(Fault):
+    """A loaded optimizer counts from 0 again."""
+
+    caught_by = "test_15_optim.py::test_a_state_dict_goes_on_where_it_was_taken"
+    says = r"the parameter differs"
+
+    class AdamW(optim.AdamW):
+        def load_state_dict(self, state_dict: Any) -> None:
+            super().load_state_dict(state_dict)
+            for state in self.state.values():
+                state["step"].zero_()
