@@ -22,6 +22,9 @@ import reference
 from spec.support.reproduction import Trace
 
 COMPONENTS = (
+    # 01, 03-06
+    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),
+    *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     # 08-10
     *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
     *("adaptive_avg_pool2d", "AdaptiveAvgPool2d", "conv2d_output_size", "pool2d_output_size", "same_padding"),
@@ -41,7 +44,25 @@ COMPONENTS = (
 )
 """Every name that can be on trial."""
 
-_TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
+_TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch", "torch.utils.data")
+_TORCHVISION = {
+    "CIFAR10": "torchvision.datasets",
+    **dict.fromkeys(
+        ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
+    ),
+}
+"""What is PyTorch's too, but in a package that takes a second to import: only when it is on trial."""
+
+
+@dataclass(frozen=True)
+class _Deferred:
+    """A component that is imported when it is asked for."""
+
+    home: str
+    name: str
+
+    def get(self) -> Any:
+        return getattr(importlib.import_module(self.home), self.name)
 
 
 class ImplementationError(Exception):
@@ -68,7 +89,8 @@ class Implementation:
 
     def component(self, name: str, trace: Trace) -> "Component":
         """One of its components, ready to be called."""
-        return Component(name, self.components[name], self.imports[name], trace)
+        target = self.components[name]
+        return Component(name, target.get() if isinstance(target, _Deferred) else target, self.imports[name], trace)
 
 
 class Component:
@@ -105,12 +127,7 @@ def load(name: str) -> Implementation:
         ImplementationError: nothing of that name can be imported.
     """
     if name in ("torch", "torch-compile"):
-        homes = {component: home for component in COMPONENTS if (home := _torch_home(component))}
-        found = {component: getattr(sys.modules[home], component) for component, home in homes.items()}
-        imports = {component: f"from {home} import {component}" for component, home in homes.items()}
-        if name == "torch-compile":
-            found = {component: _compiled(target) for component, target in found.items()}
-        return Implementation(name, name, torch.__version__, found, imports)
+        return _pytorch(name)
     if name.endswith(".py"):
         path = Path(name)
         namespace = _import_file(path)
@@ -132,8 +149,16 @@ def load(name: str) -> Implementation:
     return Implementation(name, name, version, found, imports)
 
 
-def _torch_home(component: str) -> str | None:
-    return next((home for home in _TORCH_HOMES if hasattr(importlib.import_module(home), component)), None)
+def _pytorch(name: str) -> Implementation:
+    homes = {
+        c: home for c in COMPONENTS for home in reversed(_TORCH_HOMES) if hasattr(importlib.import_module(home), c)
+    }
+    homes |= _TORCHVISION
+    found: dict[str, Any] = {component: _Deferred(home, component) for component, home in homes.items()}
+    if name == "torch-compile":
+        found = {c: _compiled(deferred.get()) for c, deferred in found.items() if deferred.home in _TORCH_HOMES[:4]}
+    imports = {component: f"from {home} import {component}" for component, home in homes.items()}
+    return Implementation(name, name, torch.__version__, found, imports)
 
 
 def _compiled(target: Any) -> Any:
