@@ -6,7 +6,7 @@ from reference.data.image_tree import ImageTree
 from reference.data.labeled_folder import LabeledFolder
 from reference.data.loader import DataLoader
 from reference.data.shapes import Shapes
-from reference.data.transforms import ToTensor
+from reference.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
 from reference.inference import predict
 from reference.models import Ocean
 from reference.nn.activation import (
@@ -66,6 +66,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
+    "Compose",
     "Conv2d",
     "CrossEntropyLoss",
     "DataLoader",
@@ -83,8 +84,12 @@ __all__ = [
     "MaxPool2d",
     "MultiheadAttention",
     "NLLLoss",
+    "Normalize",
     "Ocean",
+    "RandomCrop",
+    "RandomHorizontalFlip",
     "ReLU",
+    "Resize",
     "Sequential",
     "Shapes",
     "Sigmoid",

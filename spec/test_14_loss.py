@@ -624,6 +624,24 @@ def test_the_cross_entropy_takes_class_numbers_in_one_byte(cross_entropy: Loss) 
     assert_close(output, LN2, rounding(torch.float32, 2 * 2 + 2))
 
 
+@clause("14.loss.ignore_index")
+@pytest.mark.parametrize("label", [-99, -101, 99, 100])
+def test_the_nll_loss_ignores_by_default_minus_100_and_nothing_else(nll_loss: Loss, label: int) -> None:
+    scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    assert_equal(nll_loss(scores, torch.tensor([0, -100])), 1.0)
+    with rejects(naming="target"):
+        nll_loss(scores, torch.tensor([0, label]))
+
+
+@clause("14.loss.ignore_index")
+@pytest.mark.parametrize("label", [-99, -101, 99, 100])
+def test_the_cross_entropy_ignores_by_default_minus_100_and_nothing_else(cross_entropy: Loss, label: int) -> None:
+    output = cross_entropy(torch.zeros(2, 2), torch.tensor([0, -100]), reduction="none")
+    assert_close(output, [LN2, 0.0], rounding(torch.float32, 2 * 2 + 2))
+    with rejects(naming="target"):
+        cross_entropy(torch.zeros(2, 2), torch.tensor([0, label]))
+
+
 EMPTY = pytest.mark.parametrize(("reduction", "expected"), [("mean", math.nan), ("sum", 0.0)])
 
 
@@ -933,10 +951,11 @@ UNFIT = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
 ELEMENTWISE_REJECTS = pytest.mark.parametrize(
     ("target", "options", "naming"),
     [
-        pytest.param((2,), {}, "target has shape|match the size", id="a target that does not broadcast"),
-        pytest.param((3,), {"reduction": "average"}, "reduction", id="an unknown reduction"),
-        pytest.param((3,), {"reduction": "Mean"}, "reduction", id="a reduction in capitals"),
-        pytest.param((3,), {"weight": torch.ones(2)}, "weight", id="weights for other elements"),
+        pytest.param(torch.ones(2), {}, "target has shape|match the size", id="a target that does not broadcast"),
+        pytest.param(torch.ones(3).long(), {}, "Long|int64", id="whole numbers, which have no mean"),
+        pytest.param(torch.ones(3), {"reduction": "average"}, "reduction", id="an unknown reduction"),
+        pytest.param(torch.ones(3), {"reduction": "Mean"}, "reduction", id="a reduction in capitals"),
+        pytest.param(torch.ones(3), {"weight": torch.ones(2)}, "weight", id="weights for other elements"),
     ],
 )
 
@@ -944,17 +963,17 @@ ELEMENTWISE_REJECTS = pytest.mark.parametrize(
 @clause("14.loss.rejects")
 @UNFIT
 @ELEMENTWISE_REJECTS
-def test_the_l1_loss_rejects(l1_loss: Loss, target: Shape, options: dict[str, Any], naming: str) -> None:
+def test_the_l1_loss_rejects(l1_loss: Loss, target: Tensor, options: dict[str, Any], naming: str) -> None:
     with rejects(naming=naming):
-        l1_loss(torch.ones(3), torch.ones(target), **options)
+        l1_loss(torch.ones(3, dtype=target.dtype), target, **options)
 
 
 @clause("14.loss.rejects")
 @UNFIT
 @ELEMENTWISE_REJECTS
-def test_the_mse_loss_rejects(mse_loss: Loss, target: Shape, options: dict[str, Any], naming: str) -> None:
+def test_the_mse_loss_rejects(mse_loss: Loss, target: Tensor, options: dict[str, Any], naming: str) -> None:
     with rejects(naming=naming):
-        mse_loss(torch.ones(3), torch.ones(target), **options)
+        mse_loss(torch.ones(3, dtype=target.dtype), target, **options)
 
 
 DOUBLE = torch.ones(4, dtype=torch.float64)
@@ -993,6 +1012,18 @@ def test_the_nll_loss_rejects(nll_loss: Loss, input: Shape, target: Any, options
 def test_the_nll_loss_rejects_a_single_score(nll_loss: Loss) -> None:
     with rejects(naming="dimension"):
         nll_loss(torch.tensor(-1.0), torch.tensor(0))
+
+
+@clause("14.loss.rejects")
+def test_the_nll_loss_rejects_scores_that_are_whole_numbers(nll_loss: Loss) -> None:
+    with rejects(naming="Long|int64"):
+        nll_loss(torch.ones(2, 3).long(), torch.tensor([0, 1]))
+
+
+@clause("14.loss.rejects")
+def test_the_cross_entropy_rejects_logits_that_are_whole_numbers(cross_entropy: Loss) -> None:
+    with rejects(naming="Long|int64"):
+        cross_entropy(torch.ones(2, 3).long(), torch.tensor([0, 1]))
 
 
 @clause("14.loss.rejects")

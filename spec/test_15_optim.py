@@ -155,7 +155,9 @@ class PlainSGD:
 # powers of 1/2, so that nothing is rounded
 SGD_SETTINGS = [
     {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": decay, "nesterov": nesterov}
-    for lr, momentum, dampening, decay, nesterov in product((0.5, 0.25), (0, 0.5, 1), (0, 0.5), (0, 0.5), (False, True))
+    for lr, momentum, dampening, decay, nesterov in product(
+        (0.5, 0.25), (0, 0.5, 1), (0, 0.5), (0, 0.5, 1), (False, True)
+    )
     if not (nesterov and (momentum == 0 or dampening != 0))
 ]
 
@@ -300,7 +302,7 @@ class PlainAdam:
 ADAM_SETTINGS = [
     {"betas": betas, "eps": eps, "weight_decay": decay, "amsgrad": amsgrad, "maximize": maximize, "lr": lr}
     for betas, eps, decay, amsgrad, maximize, lr in product(
-        ((0.9, 0.999), (0.5, 0.75), (0.0, 0.5)), (1e-8, 0.25), (0, 0.25), (False, True), (False, True), (0.125, 0.01)
+        ((0.9, 0.999), (0.5, 0.75), (0.0, 0.5)), (1e-8, 0.25), (0, 0.25, 1), (False, True), (False, True), (0.125, 0.01)
     )
 ]
 
@@ -575,9 +577,10 @@ class Rules:
         assert_equal(x, [before], "the parameter after a step with lr = 0")
 
     @clause("15.optimizer.settings")
-    def test_a_learning_rate_may_be_a_tensor(self, optimizer: Optimizer) -> None:
+    @pytest.mark.parametrize("shape", [(), (1,)], ids=["without dimensions", "with one"])
+    def test_a_learning_rate_may_be_a_tensor_of_one_number(self, optimizer: Optimizer, shape: tuple[int, ...]) -> None:
         x, y = parameter(1, 2), parameter(1, 2)
-        for p, lr in ((x, 0.5), (y, torch.tensor(0.5, dtype=torch.float64))):
+        for p, lr in ((x, 0.5), (y, torch.full(shape, 0.5, dtype=torch.float64))):
             step(optimizer([p], lr=lr), p, [3.0, -1.0])
         assert_close(x, y.detach(), rounding(torch.float64, 24, 4.0), "the parameter")
 
@@ -628,6 +631,18 @@ class Rules:
             step(first, x, gradient)
             step(second, y, gradient)
             assert_equal(y, x.detach(), "the parameter")
+
+    @clause("15.optimizer.state")
+    def test_a_loaded_state_has_the_dtype_of_the_parameter_but_the_steps_are_counted_exactly(
+        self, optimizer: Optimizer
+    ) -> None:
+        x, y = parameter(1, -2), parameter(1, -2, dtype=torch.bfloat16)
+        first, second = optimizer([x], lr=0.5, **self.remembers), optimizer([y], lr=0.5)
+        step(first, x, [1.0, 2.0])
+        second.load_state_dict(deepcopy(first.state_dict()))
+        step(second, y, [1.0, 2.0])
+        expected = {name: torch.float32 if name == "step" else torch.bfloat16 for name in self.state}
+        assert {name: value.dtype for name, value in second.state[y].items()} == expected
 
     @clause("15.optimizer.state")
     @pytest.mark.parametrize("there", [True, False], ids=["to PyTorch's optimizer", "from PyTorch's optimizer"])
@@ -769,6 +784,13 @@ class AdamRules(Rules):
     def test_adam_and_adamw_reject(self, optimizer: Optimizer, settings: dict[str, Any], naming: str) -> None:
         with rejects(naming=naming):
             optimizer([parameter(1)], lr=0.5, **settings)
+
+    @clause("15.optimizer.state")
+    def test_without_amsgrad_the_largest_v_is_not_remembered(self, optimizer: Optimizer) -> None:
+        x = parameter(1)
+        made = optimizer([x])
+        step(made, x, [1.0])
+        assert made.state_dict()["state"][0].keys() == self.state - {"max_exp_avg_sq"}
 
 
 class TestAdam(AdamRules):

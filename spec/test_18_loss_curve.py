@@ -15,6 +15,7 @@ from spec.support.clauses import clause
 
 Make = Callable[..., Any]
 BATCH, LEARNING_RATE = 64, 0.01  # chapter 18
+STEPS = 200
 # The longest sum of the network's forward and backward: a kernel's gradient over all pictures and pixels of a batch.
 LONGEST_SUM = BATCH * 32 * 32
 
@@ -71,7 +72,7 @@ def pytorchs_losses(steps: int) -> tuple[Tensor, Tensor]:
 
 
 @clause("18.curve.agrees")
-@pytest.mark.parametrize("steps", [5, pytest.param(200, marks=pytest.mark.slow)], ids="{} steps".format)
+@pytest.mark.slow
 def test_the_losses_are_pytorchs_up_to_rounding(
     Sequential: Make,
     Conv2d: Make,
@@ -80,7 +81,6 @@ def test_the_losses_are_pytorchs_up_to_rounding(
     Linear: Make,
     CrossEntropyLoss: Make,
     SGD: Make,
-    steps: int,
 ) -> None:
     """A sum of n products, in whatever order, is the exact sum of products that are each off by at most n · eps.
 
@@ -89,8 +89,8 @@ def test_the_losses_are_pytorchs_up_to_rounding(
     farthest of these up to there.
     """
     layers = network(Sequential, Conv2d, MaxPool2d, Flatten, Linear)
-    found = losses(layers, CrossEntropyLoss(), SGD, steps, torch.float32)
-    exact, wobbling = pytorchs_losses(steps)
+    found = losses(layers, CrossEntropyLoss(), SGD, STEPS, torch.float32)
+    exact, wobbling = pytorchs_losses(STEPS)
     farthest = (wobbling - exact).abs().cummax(0).values
     because = f"how far weights that are off by {LONGEST_SUM} · eps lead a float64 training away, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")

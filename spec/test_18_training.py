@@ -281,6 +281,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
         assert logged[tag] == [(epoch, torch.tensor(line[name]).item()) for epoch, line in enumerate(lines)], tag
 
 
+@pytest.mark.slow
 def test_impl_reference_trains_from_first_principles_and_goes_on_so(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--impl", "reference", "--epochs", 1, "--output", "run")
     assert result.status == 0, result.err
@@ -333,9 +334,10 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ stopping and going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
-    [pytest.param((), id="in file order", marks=pytest.mark.slow), pytest.param(("--shuffle",), id="shuffled")],
+    [pytest.param((), id="in file order"), pytest.param(("--shuffle",), id="shuffled")],
 )
 def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[str, ...]) -> None:
     straight = trained(tmp_path, "--epochs", 4, "--momentum", 0.5, *order)
@@ -346,11 +348,12 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
     assert_same_training(straight, tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [
         pytest.param(signal.SIGINT, 130, id="Ctrl-C exits 130"),
-        pytest.param(signal.SIGTERM, 143, id="SIGTERM exits 143", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM exits 143"),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
@@ -529,6 +532,7 @@ def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> N
     assert_refused(train(tmp_path, "--resume", "run"), "config.json is damaged")
 
 
+@pytest.mark.slow
 def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     content = (folder / "last.pt").read_bytes()
@@ -555,6 +559,7 @@ def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 1), "--epochs 1", "2 epochs already")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_said_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     good = (folder / "last.pt").read_bytes()
@@ -616,6 +621,7 @@ def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_pa
     assert content["state_dict"]["model1.8.weight"].shape == (3, 64)
 
 
+@pytest.mark.slow
 def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
     (tree(tmp_path) / "train" / "two" / "3.png").write_text("no picture")
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)

@@ -165,6 +165,7 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> Non
     assert result.err == "error: none.pt cannot be read: No such file or directory\n"
 
 
+@pytest.mark.slow
 def test_the_script_answers_for_a_trained_run(tmp_path: Path) -> None:
     """From training to an answer: a network trained on ten pictures knows them by heart."""
     words = ("--dataset", "shapes", "--limit-train", 10, "--limit-test", 10, "--batch-size", 5, "--quiet")

@@ -62,6 +62,7 @@ def test_what_is_absent_is_counted_and_never_passed(tmp_path: Path) -> None:
     assert re.search(r"1 passed, \d+ deselected, 8 absent", result.out)
 
 
+@pytest.mark.slow
 def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
     arguments = ("--impl-complete", "-k", "documented or same_padding")
     result = trial(tmp_path, "--impl", "torch", *arguments, chapter="09_convolution_layer")
@@ -70,12 +71,14 @@ def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
     assert "8 errors" in result.out
 
 
+@pytest.mark.slow
 def test_tests_that_judge_nobody_are_left_out_when_somebody_else_is_named(tmp_path: Path) -> None:
     result = trial(tmp_path, mine=RIGHT, chapter="07_module")
     assert result.status == 5, result.out
     assert "4 deselected" in result.out
 
 
+@pytest.mark.slow
 def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
     names = "torch.nn.functional,spec.faults.convolution:KernelIsFlipped"
     result = trial(tmp_path, "--impl", names, "-k", "stride_1")
@@ -84,6 +87,7 @@ def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
     assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components on trial, 1 failed\n", result.out)
 
 
+@pytest.mark.slow
 def test_the_header_names_what_the_outcome_depends_on(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
     assert re.search(r"on trial: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
@@ -179,15 +183,16 @@ def test_a_known_failure_is_expected_with_its_reason(tmp_path: Path) -> None:
     assert "no strides yet" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "mine", "says", "status"),
     [
         pytest.param(f'"{NAME}" = "x"', RIGHT, "XPASS(strict)", 1, id="one that passes"),
         pytest.param('"spec/test_08_convolution.py::test_x[mine]" = "x"', RIGHT, "matches no test", 4, id="no test"),
-        pytest.param('"spec/test_99.py::test_x[mine]" = "x"', RIGHT, "matches no test", 4, id="no file", marks=SLOW),
-        pytest.param(f'"{NAME}" = ""', RIGHT, "needs a reason in words, got ''", 4, id="no reason", marks=SLOW),
-        pytest.param(f'"{NAME}" = "x"', "", "is absent, it cannot fail", 4, id="one that is absent", marks=SLOW),
-        pytest.param("what?", RIGHT, "--known-failures known.toml: ", 4, id="no TOML", marks=SLOW),
+        pytest.param('"spec/test_99.py::test_x[mine]" = "x"', RIGHT, "matches no test", 4, id="no file"),
+        pytest.param(f'"{NAME}" = ""', RIGHT, "needs a reason in words, got ''", 4, id="no reason"),
+        pytest.param(f'"{NAME}" = "x"', "", "is absent, it cannot fail", 4, id="one that is absent"),
+        pytest.param("what?", RIGHT, "--known-failures known.toml: ", 4, id="no TOML"),
     ],
 )
 def test_a_known_failure_that_is_none_fails_the_run(

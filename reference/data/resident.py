@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from reference.data.loader import DataLoader, shuffled_order
+from reference.data.loader import DataLoader, check_batch_size, draw_seed, draw_unused_order, shuffled_order
 
 
 class Resident:
@@ -69,6 +69,7 @@ class ResidentLoader(DataLoader):
     """
 
     dataset: Resident
+    batch_size: int  # never None: a picture alone is not cut out
 
     def __init__(
         self,
@@ -80,14 +81,19 @@ class ResidentLoader(DataLoader):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(dataset, batch_size, shuffle, drop_last=drop_last, generator=generator)
+        super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
         self.device = torch.device(device)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
         images, targets = self.dataset.images, self.dataset.targets
-        order = shuffled_order(len(targets), self.generator) if self.shuffle else None
+        order = None
+        if self.shuffle:
+            draw_seed(self.generator)  # as `DataLoader` does
+            order = shuffled_order(len(targets), self.generator)
         for number in range(len(self)):
             rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
             batch = (images[rows], targets[rows]) if order is None else (images[order[rows]], targets[order[rows]])
             pictures, labels = (part.to(self.device, non_blocking=True) for part in batch)
             yield pictures.to(torch.float32).div_(255), labels
+        if order is not None:
+            draw_unused_order(len(targets), self.generator)

@@ -1,27 +1,426 @@
-"""Chapters 03 and 04: from a picture to a tensor."""
+"""Chapters 03 and 04: from a picture to the tensor that a network takes.
+
+A transform is made once and then called with one picture after the other. A picture is a PIL picture or a tensor
+`[…, channels, height, width]`; what comes out is of the same kind, but for `ToTensor`.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from reference.data.resampling import resize_tensor
+
+Picture: TypeAlias = Image.Image | Tensor
+"""A PIL picture, or a tensor `[…, height, width]`."""
+
+Size: TypeAlias = int | Sequence[int]
+"""One number, or a pair (height, width)."""
+
+_BYTES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_SHORTS = "I;16" if sys.byteorder == "little" else "I;16B"
+_MODES: dict[str, Any] = dict.fromkeys(_BYTES, np.uint8) | {_SHORTS: np.int16, "I": np.int32, "F": np.float32}
+"""The numbers that a PIL mode's pixels are made of."""
+
+PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
+"""What a border may be made of, see `RandomCrop`."""
+
+
+class Compose:
+    """Transforms one after the other: `Compose([f, g])(x) = g(f(x))`.
+
+    Args:
+        transforms: callables of one argument, in the order of their calls; none at all changes nothing.
+
+    Raises:
+        TypeError: `transforms` is no sequence, or one of them cannot be called.
+    """
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        if not isinstance(transforms, Iterable) or isinstance(transforms, Iterator):
+            raise TypeError(f"Compose: transforms must be a list of transforms, got {type(transforms).__name__}")
+        for number, transform in enumerate(transforms):
+            if not callable(transform):
+                raise TypeError(f"Compose: transforms[{number}] is not callable: {transform!r}")
+        self.transforms = transforms
+
+    def __call__(self, picture: Any) -> Any:
+        for transform in self.transforms:
+            picture = transform(picture)
+        return picture
+
+    def __repr__(self) -> str:
+        return "\n".join(["Compose(", *(f"    {transform}" for transform in self.transforms), ")"])
 
 
 class ToTensor:
-    """An 8-bit RGB or grey picture as a float32 tensor `[channels, height, width]`, each byte divided by 255.
+    """A picture as a tensor `[channels, height, width]`; bytes become floats from 0 to 1.
+
+        output[c, y, x] = picture[y, x, c] / 255
+
+    Only bytes are scaled: the PIL modes 1 (black is 0, white 1), L, LA, P (its palette's indices), PA, RGB, RGBA, RGBX,
+    CMYK, YCbCr, HSV and LAB, and arrays of uint8. They become PyTorch's default dtype, float32 unless it was changed.
+    Other numbers stay what they are: I is int32, F float32, and I;16 int16, in which values from 32768 on are negative.
+    An array is `[height, width, channels]` or `[height, width]` and keeps its dtype unless it is uint8.
+
+    The result is a copy: to change it leaves the picture alone.
 
     Raises:
-        TypeError: what came is not a Pillow picture.
-        ValueError: the picture's mode is neither RGB nor L; the text names it.
+        TypeError: what came is neither a PIL picture nor a numpy array; or its numbers are nothing that a tensor holds.
+        ValueError: an array of other than 2 or 3 dimensions, or a mode that is not listed above.
     """
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "channels height width"]:
-        if not isinstance(picture, Image.Image):
-            raise TypeError(f"ToTensor: picture must be a PIL image, got {type(picture).__name__}")
-        if picture.mode not in ("RGB", "L"):
-            raise ValueError(f"ToTensor: picture has mode {picture.mode}; convert it to RGB or L first")
-        pixels = torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, -1)
-        return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    def __call__(self, picture: Image.Image | np.ndarray) -> Shaped[Tensor, "channels height width"]:
+        if isinstance(picture, Image.Image):
+            if picture.mode not in _MODES:
+                raise ValueError(f"ToTensor: picture has mode {picture.mode}; convert it to RGB or L first")
+            array = np.array(picture, _MODES[picture.mode])
+            if picture.mode == "1":
+                array *= 255
+        elif isinstance(picture, np.ndarray):
+            if picture.ndim not in (2, 3):
+                raise ValueError(f"ToTensor: an array must have 2 or 3 dimensions, got the shape {picture.shape}")
+            array = picture.copy()  # also because a tensor has no negative strides, as a mirrored array does
+        else:
+            raise TypeError(f"ToTensor: picture must be a PIL image or a numpy array, got {type(picture).__name__}")
+        pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+        return pixels.to(torch.get_default_dtype()).div(255) if pixels.dtype == torch.uint8 else pixels
 
     def __repr__(self) -> str:
         return "ToTensor()"
+
+
+class Normalize(nn.Module):
+    """Shift and scale each channel:
+
+        output[c] = (input[c] − mean[c]) / std[c]
+
+    With the mean and the standard deviation of the channel's values (not the variance: their square), the result has
+    mean 0 and standard deviation 1.
+
+    Args:
+        mean: a number for each channel, or one for all.
+        std: likewise; not 0.
+        inplace: write into the input instead of a new tensor.
+
+    Raises:
+        TypeError: the input is no tensor of floats.
+        ValueError: it has fewer than 3 dimensions, or not as many channels as `mean` and `std` have numbers; or `std`
+            is 0 in the input's dtype.
+    """
+
+    def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
+        super().__init__()
+        self.mean = mean
+        self.std = std
+        self.inplace = inplace
+
+    def forward(
+        self, tensor: Float[Tensor, "*batch channels height width"]
+    ) -> Float[Tensor, "*batch channels height width"]:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"Normalize: the input must be a tensor, got {type(tensor).__name__}; ToTensor makes one")
+        if not tensor.is_floating_point():
+            raise TypeError(f"Normalize: the input must be a float tensor, got {tensor.dtype}; ToTensor scales bytes")
+        if tensor.dim() < 3:
+            raise ValueError(f"Normalize: the input must be [..., C, H, W], got the shape {tuple(tensor.shape)}")
+        mean, std = self._for_each_channel("mean", tensor), self._for_each_channel("std", tensor)
+        if (std == 0).any():
+            raise ValueError(f"Normalize: std must not be zero, got {self.std} in {tensor.dtype}")
+        return tensor.sub_(mean).div_(std) if self.inplace else (tensor - mean) / std
+
+    def _for_each_channel(self, name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """`mean` or `std`, to be broadcast over the pixels."""
+        numbers = torch.as_tensor(getattr(self, name), dtype=tensor.dtype, device=tensor.device)
+        if numbers.dim() == 1:
+            numbers = numbers.reshape(-1, 1, 1)
+        channels = tensor.shape[-3]
+        if numbers.numel() not in (1, channels):
+            raise ValueError(f"Normalize: {name} has {numbers.numel()} values, but the picture has {channels} channels")
+        return numbers
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std})"
+
+
+class Resize(nn.Module):
+    """A picture in another size, stretched if need be.
+
+    One number sets the shorter side and keeps the proportions: it makes no square.
+
+        (height, width) → (size, ⌊size · width / height⌋)        if height ≤ width
+
+    PIL pictures are resized by Pillow, tensors as `resize_tensor` says; the dtype or mode stays. A picture that has the
+    size already is returned itself.
+
+    Args:
+        size: of the shorter side, or a pair (height, width), in pixels.
+        interpolation: `PIL.Image.Resampling.BILINEAR`, `BICUBIC` or `NEAREST`, or torchvision's `InterpolationMode`;
+            for PIL pictures Pillow's others too. Nearest is not the same for both: a tensor takes the pixel
+            ⌊o · old / new⌋, Pillow the one under the new pixel's centre.
+        max_size: the longer side may have no more; a longer one becomes `max_size`, and the shorter side shrinks with
+            it. Only for a single `size`.
+        antialias: whether tensors that shrink take the mean of all their pixels. PIL pictures always do.
+
+    Raises:
+        TypeError: `size` is no integer nor a sequence of integers; what came is no picture.
+        ValueError: `size`, `interpolation` or `max_size` is none of the above, or leaves no pixel.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        interpolation: Any = Image.Resampling.BILINEAR,
+        max_size: int | None = None,
+        antialias: bool | None = True,
+    ) -> None:
+        super().__init__()
+        sides = _as_sizes("Resize", size)
+        if max_size is not None and len(sides) == 2:
+            raise ValueError(f"Resize: max_size is for one number as size only, got size={size}, max_size={max_size}")
+        if max_size is not None and max_size <= sides[0]:
+            raise ValueError(f"Resize: max_size must be larger than size, got max_size={max_size}, size={size}")
+        self.size = size
+        self.max_size = max_size
+        self.interpolation = _as_resampling(interpolation)
+        self.antialias = antialias
+
+    def forward(self, picture: Picture) -> Picture:
+        old = _height_and_width("Resize", picture)
+        new = self._new_size(*old)
+        if new == old:
+            return picture
+        if not isinstance(picture, Image.Image):
+            return resize_tensor(picture, new, self.interpolation, bool(self.antialias))
+        if self.antialias is False:
+            warnings.warn("Resize: antialias=False is ignored, Pillow always antialiases", stacklevel=2)
+        return picture.resize((new[1], new[0]), self.interpolation)
+
+    def _new_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the result."""
+        sides = _as_sizes("Resize", self.size)
+        if len(sides) == 2:
+            return sides[0], sides[1]
+        if 0 in (height, width):
+            raise ValueError(f"Resize: a picture of {height}×{width} pixels has no shorter side; sizes start at 1")
+        short, long = sides[0], int(sides[0] * max(height, width) / min(height, width))
+        if self.max_size is not None and long > self.max_size:
+            short, long = int(self.max_size * short / long), self.max_size
+        if short < 1:
+            raise ValueError(f"Resize: max_size={self.max_size} leaves no pixel of the size {height}×{width}")
+        return (short, long) if height < width else (long, short)
+
+    def __repr__(self) -> str:
+        name = self.interpolation.name.lower()
+        return f"Resize(size={self.size}, interpolation={name}, max_size={self.max_size}, antialias={self.antialias})"
+
+
+class RandomCrop(nn.Module):
+    """A window of the picture, at a place that each call draws anew.
+
+    All (height − size[0] + 1) · (width − size[1] + 1) places are equally likely. The row is drawn first, then the
+    column, each with `torch.randint`; where the window is the whole picture nothing is drawn.
+
+    Args:
+        size: of the window: (height, width), or one number for a square.
+        padding: a border to add first: one number of pixels for all sides, two (left and right, top and bottom), or
+            four (left, top, right, bottom).
+        pad_if_needed: where the picture is still too small, add what is missing on both sides.
+        fill: the border's value: a number, or for PIL pictures one for each channel.
+        padding_mode: what the border is: "constant" is `fill`; "edge" repeats the last pixel, "reflect" mirrors the
+            picture without its last pixel (`c b | a b c | b a`), "symmetric" with it (`b a | a b c | c b`).
+
+    Raises:
+        TypeError: `size` or `padding` is no integer nor a sequence of integers; `fill` is no number, or what came is no
+            picture.
+        ValueError: `size`, `padding` or `padding_mode` is none of the above; the window is larger than the picture.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        padding: int | Sequence[int] | None = None,
+        pad_if_needed: bool = False,
+        fill: Any = 0,
+        padding_mode: str = "constant",
+    ) -> None:
+        super().__init__()
+        sides = _as_sizes("RandomCrop", size)
+        self.size = (sides[0], sides[-1])
+        self.padding = padding
+        self.borders = _as_borders(padding)
+        self.pad_if_needed = pad_if_needed
+        self.fill = fill
+        if padding_mode not in PADDING_MODES:
+            known = ", ".join(PADDING_MODES)
+            raise ValueError(f"RandomCrop: padding_mode must be one of {known}, got {padding_mode!r}")
+        self.padding_mode = padding_mode
+
+    def forward(self, picture: Picture) -> Picture:
+        _height_and_width("RandomCrop", picture)
+        picture = self._pad(picture, self.borders)
+        height, width = _height_and_width("RandomCrop", picture)
+        if self.pad_if_needed:
+            missing = max(self.size[1] - width, 0), max(self.size[0] - height, 0)
+            picture = self._pad(picture, _Borders(*missing, *missing))
+            height, width = _height_and_width("RandomCrop", picture)
+        rows, columns = self.size
+        if rows > height or columns > width:
+            raise ValueError(f"RandomCrop: crop size {self.size} is larger than the picture, {height}×{width}")
+        top = left = 0
+        if (rows, columns) != (height, width):
+            top = int(torch.randint(height - rows + 1, (1,)))
+            left = int(torch.randint(width - columns + 1, (1,)))
+        if isinstance(picture, Image.Image):
+            return picture.crop((left, top, left + columns, top + rows))
+        return picture[..., top : top + rows, left : left + columns]
+
+    def _pad(self, picture: Picture, borders: "_Borders") -> Picture:
+        if not any(borders):
+            return picture
+        if self.padding_mode == "constant":
+            return _framed(picture, borders, self.fill)
+        return _continued(picture, borders, self.padding_mode)
+
+    def __repr__(self) -> str:
+        return f"RandomCrop(size={self.size}, padding={self.padding})"
+
+
+class RandomHorizontalFlip(nn.Module):
+    """Left and right exchanged, or the picture itself: each call draws which.
+
+        output[…, y, x] = input[…, y, width − 1 − x]        if u < p, with u uniform in [0, 1)
+
+    Args:
+        p: how likely it is flipped.
+
+    Raises:
+        TypeError: what came is no picture.
+        ValueError: `p` is outside [0, 1].
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"RandomHorizontalFlip: p must be a probability from 0 to 1, got {p}")
+        self.p = p
+
+    def forward(self, picture: Picture) -> Picture:
+        _height_and_width("RandomHorizontalFlip", picture)
+        if torch.rand(1) >= self.p:
+            return picture
+        if isinstance(picture, Image.Image):
+            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return picture.flip(-1)
+
+    def __repr__(self) -> str:
+        return f"RandomHorizontalFlip(p={self.p})"
+
+
+class _Borders(NamedTuple):
+    """How many pixels are added on each side."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def _as_borders(padding: int | Sequence[int] | None) -> _Borders:
+    """`RandomCrop`'s padding for each side."""
+    if padding is None:
+        return _Borders(0, 0, 0, 0)
+    numbers = (padding,) if isinstance(padding, int) else padding
+    if not isinstance(numbers, Sequence) or not all(isinstance(number, int) for number in numbers):
+        raise TypeError(f"RandomCrop: padding must be an integer or a sequence of integers, got {padding!r}")
+    if len(numbers) not in (1, 2, 4) or min(numbers) < 0:
+        raise ValueError(f"RandomCrop: padding must be 1, 2 or 4 numbers of pixels, got {padding!r}")
+    return _Borders(*(tuple(numbers) * 4)[:4])
+
+
+def _as_sizes(transform: str, size: Size) -> tuple[int, ...]:
+    """One side or two, each at least 1."""
+    sides = (size,) if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
+        raise TypeError(f"{transform}: size must be an integer or a pair (height, width), got {size!r}")
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"{transform}: size must be 1 or 2 numbers of pixels, at least 1, got {size!r}")
+    return tuple(sides)
+
+
+def _as_resampling(interpolation: Any) -> Image.Resampling:
+    """Pillow's constant; torchvision's have Pillow's names as values."""
+    value = getattr(interpolation, "value", interpolation)
+    try:
+        return Image.Resampling[value.upper()] if isinstance(value, str) else Image.Resampling(value)
+    except (KeyError, ValueError):
+        names = ", ".join(constant.name for constant in Image.Resampling)
+        raise ValueError(f"Resize: interpolation must be one of Pillow's {names}, got {interpolation!r}") from None
+
+
+def _height_and_width(transform: str, picture: Any) -> tuple[int, int]:
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    if isinstance(picture, Tensor) and picture.dim() >= 2:
+        return picture.shape[-2], picture.shape[-1]
+    got = f"the shape {tuple(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
+    raise TypeError(f"{transform}: needs a PIL image or a tensor image [..., height, width], got {got}")
+
+
+def _framed(picture: Picture, borders: _Borders, fill: Any) -> Picture:
+    """The picture with a border of `fill`."""
+    left, top, right, bottom = borders
+    height, width = _height_and_width("RandomCrop", picture)
+    if isinstance(picture, Tensor):
+        if not isinstance(fill, int | float):
+            raise TypeError(f"RandomCrop: fill must be one number for a tensor, got {fill!r}")
+        framed = picture.new_full((*picture.shape[:-2], height + top + bottom, width + left + right), fill)
+        framed[..., top : top + height, left : left + width] = picture
+        return framed
+    bands = len(picture.getbands())
+    values = [fill] * bands if isinstance(fill, int | float) else list(fill) * (bands if len(fill) == 1 else 1)
+    if len(values) != bands:
+        raise ValueError(f"RandomCrop: fill must be one number or {bands}, as the picture's channels, got {fill!r}")
+    colour = tuple(value if picture.mode == "F" else int(value) for value in values)
+    size = (width + left + right, height + top + bottom)
+    image = Image.new(picture.mode, size, colour if bands > 1 else colour[0])
+    image.paste(picture, (left, top))
+    return _with_palette_of(picture, image)
+
+
+def _continued(picture: Picture, borders: _Borders, padding_mode: str) -> Picture:
+    """The picture with a border that is made of its own pixels."""
+    height, width = _height_and_width("RandomCrop", picture)
+    rows = _continued_places(height, borders.top, borders.bottom, padding_mode)
+    columns = _continued_places(width, borders.left, borders.right, padding_mode)
+    if isinstance(picture, Tensor):
+        rows, columns = rows.to(picture.device), columns.to(picture.device)
+        return picture[..., rows[:, None], columns]
+    places = np.ix_(rows.numpy(), columns.numpy())
+    bands = [Image.fromarray(np.asarray(band)[places]) for band in picture.split()]
+    image = Image.merge(picture.mode, bands) if len(bands) > 1 else bands[0]
+    return _with_palette_of(picture, image)
+
+
+def _continued_places(size: int, before: int, after: int, padding_mode: str) -> Tensor:
+    """Which pixel of a side stands at each place of the padded side."""
+    places = torch.arange(-before, size + after, device="cpu")
+    if padding_mode == "edge":
+        return places.clamp(0, size - 1)
+    # there and back again: a b c b | a b c b … without the last pixel twice, a b c c b a | … with it
+    way = torch.arange(size, device="cpu")
+    back = way.flip(0) if padding_mode == "symmetric" else way[1:-1].flip(0)
+    period = torch.cat([way, back])
+    return period[places % len(period)]
+
+
+def _with_palette_of(picture: Image.Image, image: Image.Image) -> Image.Image:
+    if (palette := picture.getpalette()) is not None:
+        image.putpalette(palette)
+    return image

@@ -1,0 +1,130 @@
+"""Chapter 04: how `Resize` computes the pixels of a tensor: weighted means of neighbours, along one side at a time."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from PIL.Image import Resampling
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How much a pixel weighs at a distance.
+
+    Attributes:
+        weight: of the distance in pixels, and of whether it antialiases.
+        reach: from which distance on the weight is 0.
+    """
+
+    weight: Callable[[Float[Tensor, "..."], bool], Float[Tensor, "..."]]
+    reach: int
+
+
+def _triangle(distance: Float[Tensor, "..."], antialias: bool) -> Float[Tensor, "..."]:
+    """1 at the pixel itself, falling straight to 0 at its neighbours."""
+    return (1 - distance).clamp(min=0)
+
+
+def _cubic(distance: Float[Tensor, "..."], antialias: bool) -> Float[Tensor, "..."]:
+    """Keys' piecewise cubic: it falls below 0 between the distances 1 and 2, by the slope `a` at 1.
+
+    Pillow and antialiasing take a = −1/2; PyTorch without antialiasing takes −3/4.
+    """
+    a = -0.5 if antialias else -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * a
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+
+
+KERNELS = {Resampling.BILINEAR: Kernel(_triangle, 1), Resampling.BICUBIC: Kernel(_cubic, 2)}
+"""The interpolations that take weighted means; `NEAREST` copies pixels."""
+
+
+def resize_tensor(
+    pixels: Shaped[Tensor, "*batch height width"], size: tuple[int, int], interpolation: Resampling, antialias: bool
+) -> Shaped[Tensor, "*batch new_height new_width"]:
+    """The picture resized, in its own dtype.
+
+    A pixel is a square of side 1, and both pictures cover the same area: the centre of new pixel o lies at
+
+        centre(o) = (o + ½) · size / new_size − ½
+
+    in the old picture, where pixel i lies at i. It becomes the mean of the old pixels around it with the weights
+    kernel(|i − centre(o)|), along the rows and then along the columns. What lies outside the picture is a copy of the
+    edge. With `antialias`, the kernel of a side that shrinks is stretched by size / new_size, so that every old pixel
+    counts, and what lies outside does not. `NEAREST` takes the pixel floor(o · size / new_size) and has no weights.
+
+    Args:
+        pixels: any numbers; what is neither float32 nor float64 is computed in float32, and whole numbers are rounded
+            (a half to the even neighbour) and, if they are bytes, kept within 0 to 255.
+        size: (height, width) of the result, in pixels, at least 1.
+        interpolation: `BILINEAR`, `BICUBIC` or `NEAREST`.
+        antialias: see above; without it a picture that shrinks loses most of its pixels.
+
+    Raises:
+        ValueError: another interpolation, or a picture without pixels.
+    """
+    if 0 in pixels.shape[-2:]:
+        raise ValueError(f"Resize: a picture of shape {tuple(pixels.shape)} has no pixels; sizes must be at least 1")
+    if interpolation == Resampling.NEAREST:
+        rows, columns = (
+            torch.arange(new, device=pixels.device) * old // new
+            for old, new in zip(pixels.shape[-2:], size, strict=True)
+        )
+        return pixels[..., rows[:, None], columns]
+    if interpolation not in KERNELS:
+        raise ValueError(
+            f"Resize: interpolation of a tensor must be bilinear, bicubic or nearest, got {interpolation.name.lower()}"
+        )
+    kernel = KERNELS[interpolation]
+    numbers = pixels if pixels.dtype in (torch.float32, torch.float64) else pixels.to(torch.float32)
+    numbers = _resize_last(numbers, size[1], kernel, antialias)
+    numbers = _resize_last(numbers.mT, size[0], kernel, antialias).mT
+    if not pixels.is_floating_point():
+        numbers = numbers.round()
+    if pixels.dtype == torch.uint8:
+        numbers = numbers.clamp(0, 255)
+    return numbers.to(pixels.dtype, memory_format=torch.contiguous_format)
+
+
+def _resize_last(
+    numbers: Float[Tensor, "*batch old"], new: int, kernel: Kernel, antialias: bool
+) -> Float[Tensor, "*batch new"]:
+    """The last dimension resized: one old pixel of each window after the other."""
+    if numbers.shape[-1] == new:
+        return numbers
+    places, weights = window_weights(numbers.shape[-1], new, kernel, antialias)
+    places = places.to(numbers.device)
+    weights = weights.to(numbers)
+    output = numbers.new_zeros(())
+    for place, weight in zip(places, weights, strict=True):
+        output = output + numbers.index_select(-1, place) * weight
+    return output
+
+
+def window_weights(
+    size: int, new: int, kernel: Kernel, antialias: bool
+) -> tuple[Int[Tensor, "window new"], Float[Tensor, "window new"]]:
+    """Which old pixels make each new one, and how much each weighs: the formula of `resize_tensor`, in float64.
+
+    Args:
+        size: of the old side.
+        new: size of the new side.
+        kernel: the weights.
+        antialias: whether a shrinking side stretches the kernel.
+
+    Returns:
+        Indices of old pixels and their weights. Every new pixel has as many; a column of weights adds up to 1.
+    """
+    centres = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * size / new - 0.5
+    stretch = max(size / new, 1.0) if antialias else 1.0
+    reach = kernel.reach * stretch
+    first = torch.floor(centres - reach) + 1
+    places = first + torch.arange(math.ceil(2 * reach), device="cpu")[:, None]
+    weights = kernel.weight((places - centres).abs() / stretch, antialias)
+    if antialias:
+        weights = torch.where((places >= 0) & (places < size), weights, 0.0)
+    return places.clamp(0, size - 1).to(torch.int64), weights / weights.sum(0)
