@@ -294,12 +294,11 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.packed")
-    @given(case=cases(), dtype=dtypes(), lengths=st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    def test_a_packed_sequence_is_each_sequence_alone(
-        kind: Kind, case: Case, dtype: torch.dtype, lengths: tuple[int, int]
-    ) -> None:
+    @given(case=cases(batch_first=False), lengths=st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    def test_a_packed_sequence_is_each_sequence_alone(kind: Kind, case: Case, lengths: tuple[int, int]) -> None:
         case = replace(case, batch=len(lengths), time=max(lengths))
-        layer, x, initial = kind.layer(case, dtype=dtype), case.sequence(dtype), kind.initial(case, dtype)
+        layer, x = kind.layer(case, dtype=torch.float64), case.sequence(torch.float64)
+        initial = kind.initial(case, torch.float64)
         packed = pack_sequence([x[:length, i] for i, length in enumerate(lengths)], enforce_sorted=False)
         output, final = layer(packed, kind.given(initial))
         assert isinstance(output, PackedSequence)
@@ -307,10 +306,10 @@ class Recurrent:
         outputs, _ = pad_packed_sequence(output)
         for i, length in enumerate(lengths):
             alone = [state[:, i : i + 1] for state in initial]
-            expected, expected_final = by_definition(kind, case, layer, x[:length, i : i + 1], alone)
-            assert_as(outputs[:length, i : i + 1], expected, f"the output of sequence {i}")
-            for name, state, wanted in zip(("h_n", "c_n"), kind.as_list(final), expected_final, strict=False):
-                assert_as(state[:, i : i + 1], wanted, f"{name} of sequence {i}")
+            expected, expected_final = layer(x[:length, i : i + 1], kind.given(alone))
+            assert_close(outputs[:length, i : i + 1], expected.detach(), TWO_RUNS, f"the output of sequence {i}")
+            for state, wanted in zip(kind.as_list(final), kind.as_list(expected_final), strict=True):
+                assert_close(state[:, i : i + 1], wanted.detach(), TWO_RUNS, f"the last state of sequence {i}")
 
     @staticmethod
     @clause("12.recurrent.nonfinite")

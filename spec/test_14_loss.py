@@ -1041,8 +1041,9 @@ def test_the_cross_entropy_rejects(
     [
         pytest.param(torch.ones(3, 5), {}, "target", id="probabilities of other classes"),
         pytest.param(torch.ones(3, 4).long(), {}, "probabilities", id="probabilities that are whole numbers"),
-        pytest.param(torch.ones(3, 4), {"ignore_index": 2}, "ignore_index", id="an ignored class among probabilities"),
+        pytest.param(torch.ones(3, 4), {"ignore_index": 0}, "ignore_index", id="an ignored class among probabilities"),
         pytest.param(torch.ones(3, 4), {"weight": torch.ones(3)}, "weight", id="weights for three of four classes"),
+        pytest.param(torch.ones(3, 4), {"reduction": "average"}, "reduction", id="an unknown reduction"),
         pytest.param(torch.ones(3, 4), {"label_smoothing": 1.5}, "label_smoothing", id="more smoothing than all"),
     ],
 )

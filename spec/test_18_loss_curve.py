@@ -73,6 +73,7 @@ def pytorchs_losses(steps: int) -> tuple[Tensor, Tensor]:
 
 @clause("18.curve.agrees")
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # four trainings of 200 steps, two of them in float64
 def test_the_losses_are_pytorchs_up_to_rounding(
     Sequential: Make,
     Conv2d: Make,

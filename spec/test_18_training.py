@@ -146,7 +146,10 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
     assert progress.history[0]["train_loss"] == pytest.approx(first, rel=12 * torch.finfo(torch.float64).eps)
 
 
-@pytest.mark.parametrize("shuffle", [False, True], ids=["in file order", "shuffled"])
+@pytest.mark.parametrize(
+    "shuffle",
+    [pytest.param(False, id="in file order", marks=pytest.mark.slow), pytest.param(True, id="shuffled")],
+)
 @pytest.mark.parametrize("stop_after", range(1, 11))
 def test_fit_goes_on_wherever_it_was_stopped(stop_after: int, shuffle: bool) -> None:
     """Ten places in two epochs: after each of the three steps and in each of the two evaluated batches."""
