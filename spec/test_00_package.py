@@ -7,9 +7,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_importing_the_reference_leaves_out_what_only_some_runs_need() -> None:
     heavy = ("torchvision", "tensorboard", "jinja2", "tyro", "torch._dynamo")
     code = f"import sys, reference; print([name for name in {heavy!r} if name in sys.modules])"

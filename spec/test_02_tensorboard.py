@@ -45,6 +45,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> None:
     events = read(run_folder)
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -52,6 +53,7 @@ def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> Non
     assert steps == {"train_loss": [3, 6, 9], "test_loss": [0, 1], "test_loss_mean": [0, 1], "test_accuracy": [0, 1]}
 
 
+@pytest.mark.slow
 def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
     names = {part for node in read(run_folder).Graph().node for part in node.name.split("/")}
     # chapter 13, line 925
@@ -61,6 +63,7 @@ def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_pictures_are_there_for_every_epoch(run_folder: Path) -> None:
     events = read(run_folder)
     for tag in ("predictions", "confusion"):

@@ -175,6 +175,7 @@ def test_batches_that_python_3_wrote_are_read_too(
     assert dataset.classes == CLASSES
 
 
+@pytest.mark.slow
 def test_a_batch_of_the_official_size_is_within_the_limits(tmp_path: Path) -> None:
     large = small_cifar10(n=10_000, batches=("test_batch",))
     size = len(large.files["test_batch"])
@@ -516,6 +517,7 @@ NESTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", NESTED)
 def test_no_depth_of_nesting_brings_the_reader_down(content: str, small: SmallCifar10, tmp_path: Path) -> None:
     program, message = NESTED[content]
@@ -631,6 +633,7 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
     return bytes(mutant)
 
 
+@pytest.mark.slow
 # Python's decoder of text warns of an unknown escape in a damaged name.
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
@@ -653,6 +656,7 @@ def test_a_damaged_batch_is_read_or_refused_and_nothing_else(name: str, tmp_path
     assert min(outcomes.values()) > 50, "both happen: some bytes are pixels or letters, others are instructions"
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_is_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
     generator = random.Random(5)
     content = cifar_archives.tar(members(small_cifar10(n=1).files))

@@ -183,6 +183,7 @@ def test_the_trap_would_snap(tmp_path: Path) -> None:
     assert (tmp_path / "victim").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_says_in_one_line_that_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     hostile(kind, tmp_path)

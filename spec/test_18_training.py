@@ -309,6 +309,7 @@ def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
     assert result.out.startswith("test accuracy ")
 
 
+@pytest.mark.slow
 def test_without_data_the_embedded_shapes_are_used_and_one_line_says_how_to_get_cifar10(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY[2:], "--epochs", 1)
     assert result.status == 0, result.err

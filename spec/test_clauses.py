@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ CHAPTERS = ("07", "08", "09", "10", "11", "12", "13", "14", "15")
 """The chapters whose tests all carry clauses."""
 
 
-def _tests() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
+@cache
+def specified() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
     """Every test of the specification by `file::name`, with the ids of its clauses."""
     found = {}
     for path in sorted(SPEC.glob("test_*.py")):
@@ -33,30 +35,29 @@ def _tests() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
     return found
 
 
-TESTS = _tests()
-
-
 @pytest.mark.parametrize("chapter", [*CHAPTERS, "18"])
 def test_every_clause_has_a_test(chapter: str) -> None:
-    tested = {name for _, ids in TESTS.values() for name in ids}
+    tested = {name for _, ids in specified().values() for name in ids}
     assert sorted(name for name, entry in CLAUSES.items() if entry.chapter == chapter and name not in tested) == []
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_test_has_a_clause(chapter: str) -> None:
-    own = {name: ids for name, (_, ids) in TESTS.items() if name.startswith(f"test_{chapter}_")}
+    own = {name: ids for name, (_, ids) in specified().items() if name.startswith(f"test_{chapter}_")}
     assert own
     assert [name for name, ids in own.items() if not ids] == []
 
 
 def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
-    on_trial = {name: ids for name, (node, ids) in TESTS.items() if {a.arg for a in node.args.args} & {*COMPONENTS}}
+    on_trial = {
+        name: ids for name, (node, ids) in specified().items() if {a.arg for a in node.args.args} & {*COMPONENTS}
+    }
     assert len(on_trial) > 100
     assert [name for name, ids in on_trial.items() if not ids] == []
 
 
 def test_every_component_is_on_trial() -> None:
-    asked_for = {argument.arg for node, _ in TESTS.values() for argument in node.args.args}
+    asked_for = {argument.arg for node, _ in specified().values() for argument in node.args.args}
     assert [name for name in COMPONENTS if name not in asked_for] == []
 
 
