@@ -133,7 +133,7 @@ class ShorterSequencesReadTheirPadding(Fault):
     """The final states of packed sequences are those after the longest."""
 
     caught_by = "test_12_recurrent.py::test_a_packed_sequence_is_each_sequence_alone"
-    says = r"[hc]_n of sequence \d differs"
+    says = r"the last state of sequence \d differs"
 
     class LSTM(nn.LSTM):
         def forward(self, input: Any, hx: Any = None) -> Any:

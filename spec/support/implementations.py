@@ -156,6 +156,8 @@ def _pytorch(name: str) -> Implementation:
     homes |= _TORCHVISION
     found: dict[str, Any] = {component: _Deferred(home, component) for component, home in homes.items()}
     if name == "torch-compile":
+        # properties try many shapes, and each may need code of its own
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         found = {c: _compiled(deferred.get()) for c, deferred in found.items() if deferred.home in _TORCH_HOMES[:4]}
     imports = {component: f"from {home} import {component}" for component, home in homes.items()}
     return Implementation(name, name, torch.__version__, found, imports)
