@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--dtype must be among {', '.join(known)}, got {', '.join(unknown)}")
         DTYPES[:] = [known[name] for name in chosen.split(",")]
     try:
-        device = torch.device(config.getoption("--device"))
+        device = torch.device(str(config.getoption("--device")))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise pytest.UsageError(f"--device {config.getoption('--device')}: {str(error).splitlines()[0]}") from None
@@ -236,7 +236,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not named and not any(trial.outcomes for trial in trials.values()):
         return
     terminalreporter.section("trial")
-    for line in trial_report.lines(trials, every_component=named or config.getoption("verbose") > 0):
+    for line in trial_report.lines(trials, every_component=named or (config.getoption("verbose") or 0) > 0):
         terminalreporter.write_line(line)
     for name, trial in trials.items():
         if not trial.judged and (named or trial.outcomes["absent"]):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from reference.data.workers import fetch_in_workers
@@ -100,9 +99,12 @@ class DataLoader:
         return order if self.batch_size is None else cut(order, self.batch_size, self.drop_last)
 
     def _shuffled(self) -> Iterator[int]:
-        n = len(self.dataset)
-        yield from shuffled_order(n, self.generator).tolist()
-        draw_unused_order(n, self.generator)
+        """A random order of 0 … n-1, drawn as `torch.utils.data.DataLoader` draws it."""
+        n, generator = len(self.dataset), self.generator
+        if generator is None:
+            generator = torch.Generator().manual_seed(draw_seed(None))
+        yield from torch.randperm(n, generator=generator).tolist()
+        torch.randperm(n, generator=generator)  # of this one it takes nothing: the remainder of n / n
 
 
 def _fetch(take: Callable[[Any, Any], Any], dataset: Any, collate_fn: Callable[[Any], Any], indices: Any) -> Any:
@@ -202,22 +204,3 @@ def check_batch_size(batch_size: int) -> int:
 def draw_seed(generator: torch.Generator | None) -> int:
     """A random seed; `torch.utils.data.DataLoader` draws one at the start of each epoch, used or not."""
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-
-
-def shuffled_order(n: int, generator: torch.Generator | None) -> Int[Tensor, "n"]:
-    """A random order of 0 … n-1, drawn as `torch.utils.data.DataLoader` draws it: the same seed gives the same order.
-
-    Without a generator that loader takes one number from the global one, to seed one of its own.
-    """
-    if generator is None:
-        generator = torch.Generator().manual_seed(draw_seed(None))
-    return torch.randperm(n, generator=generator)
-
-
-def draw_unused_order(n: int, generator: torch.Generator | None) -> None:
-    """Leave the generator where PyTorch's loader leaves it at the end of an epoch.
-
-    It draws a second order when the first is used up, of which it takes nothing (the remainder of n / n).
-    """
-    if generator is not None:
-        torch.randperm(n, generator=generator)

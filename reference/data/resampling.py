@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -10,8 +10,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """How much a pixel weighs at a distance.
 
     Attributes:

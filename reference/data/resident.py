@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from reference.data.loader import DataLoader, check_batch_size, draw_seed, draw_unused_order, shuffled_order
+from reference.data.loader import DataLoader, check_batch_size, draw_seed
 
 
 class Resident:
@@ -86,14 +86,9 @@ class ResidentLoader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
         images, targets = self.dataset.images, self.dataset.targets
-        order = None
         if self.shuffle:
             draw_seed(self.generator)  # as `DataLoader` does
-            order = shuffled_order(len(targets), self.generator)
-        for number in range(len(self)):
-            rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            batch = (images[rows], targets[rows]) if order is None else (images[order[rows]], targets[order[rows]])
-            pictures, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        for numbers in self._batches():
+            rows = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
+            pictures, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
             yield pictures.to(torch.float32).div_(255), labels
-        if order is not None:
-            draw_unused_order(len(targets), self.generator)

@@ -6,7 +6,7 @@ A transform is made once and then called with one picture after the other. A pic
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,7 +42,7 @@ class Compose:
         TypeError: `transforms` is no sequence, or one of them cannot be called.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+    def __init__(self, transforms: Iterable[Any]) -> None:
         if not isinstance(transforms, Iterable) or isinstance(transforms, Iterator):
             raise TypeError(f"Compose: transforms must be a list of transforms, got {type(transforms).__name__}")
         for number, transform in enumerate(transforms):
@@ -121,9 +121,7 @@ class Normalize(nn.Module):
         self.std = std
         self.inplace = inplace
 
-    def forward(
-        self, tensor: Float[Tensor, "*batch channels height width"]
-    ) -> Float[Tensor, "*batch channels height width"]:
+    def forward(self, tensor: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch channels height width"]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"Normalize: the input must be a tensor, got {type(tensor).__name__}; ToTensor makes one")
         if not tensor.is_floating_point():
@@ -305,7 +303,7 @@ class RandomHorizontalFlip(nn.Module):
         ValueError: `p` is outside [0, 1].
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float | int = 0.5) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"RandomHorizontalFlip: p must be a probability from 0 to 1, got {p}")

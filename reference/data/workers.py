@@ -100,10 +100,9 @@ class _Worker:
 
     def stop(self) -> None:
         self.pipe.close()
-        if self.process.pid is not None:  # it was started
+        if self.process in multiprocessing.active_children():  # it was started, by this process and not before a fork
             self.process.terminate()
             self.process.join()
-        self.process.close()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from spec.support.reproduction import Trace
 
 COMPONENTS = (
     # 01, 03-06
-    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),
+    *("LabeledFolder", "DataLoader"),
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     # 08-10
     *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
@@ -45,12 +45,9 @@ COMPONENTS = (
 """Every name that can be on trial."""
 
 _TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch", "torch.utils.data")
-_TORCHVISION = {
-    "CIFAR10": "torchvision.datasets",
-    **dict.fromkeys(
-        ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
-    ),
-}
+_TORCHVISION = dict.fromkeys(
+    ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
+)
 """What is PyTorch's too, but in a package that takes a second to import: only when it is on trial."""
 
 

@@ -1,0 +1,180 @@
+"""Chapter 01: labelled folders of pictures that are wrong."""
+
+import os
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset
+
+from spec.faults import Fault
+
+
+class _Folder(Dataset[Any]):
+    """The tutorial's data set, put right; each fault changes one thing."""
+
+    def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
+        self.label: Any = label_dir
+        self.folder = os.path.join(root_dir, label_dir)
+        self.names = self.order([name for name in os.listdir(self.folder) if self.is_item(name)])
+        self.transform = transform
+
+    def is_item(self, name: str) -> bool:
+        is_file = os.path.isfile(os.path.join(self.folder, name))
+        return is_file and name.endswith((".png", ".jpg")) and not name.startswith(".")
+
+    def order(self, names: list[str]) -> list[str]:
+        return sorted(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def open(self, name: str) -> Any:
+        with Image.open(os.path.join(self.folder, name)) as picture:
+            return picture.convert("RGB")
+
+    def __getitem__(self, index: int) -> Any:
+        picture = self.open(self.names[index])
+        return picture if self.transform is None else self.transform(picture), self.label
+
+
+class OrderIsThatOfTheFileSystem(Fault):
+    """What `listdir` gives, which differs from one system to the next."""
+
+    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    says = r"The order is that of the file names"
+
+    class LabeledFolder(_Folder):
+        def order(self, names: list[str]) -> list[str]:
+            return names
+
+
+class CapitalsAreSmallLetters(Fault):
+    """Sorted as a person would: C.png after b.png."""
+
+    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    says = r"code point by code point"
+
+    class LabeledFolder(_Folder):
+        def order(self, names: list[str]) -> list[str]:
+            return sorted(names, key=str.lower)
+
+
+class LabelIsANumber(Fault):
+    """The label is the place of the folder among its neighbours."""
+
+    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    says = r"\(7, 0\)"
+
+    class LabeledFolder(_Folder):
+        def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
+            super().__init__(root_dir, label_dir, transform)
+            self.label = sorted(os.listdir(root_dir)).index(label_dir)
+
+
+class HiddenFilesAreRead(Fault):
+    """A name that begins with a dot is taken for a picture."""
+
+    caught_by = "test_01_dataset.py::test_what_is_no_picture_is_left_out"
+    says = r"Hidden files, files that are no pictures and sub-folders are left out"
+
+    class LabeledFolder(_Folder):
+        def is_item(self, name: str) -> bool:
+            return name.endswith((".png", ".jpg")) and os.path.isfile(os.path.join(self.folder, name))
+
+
+class EverythingIsAPicture(Fault):
+    """Every entry of the folder is counted, as in the tutorial."""
+
+    caught_by = "test_01_dataset.py::test_what_is_no_picture_is_left_out"
+    says = r"assert 10 == 6"
+
+    class LabeledFolder(_Folder):
+        def is_item(self, name: str) -> bool:
+            return True
+
+
+class FilesStayOpen(Fault):
+    """`Image.open` reads only the head of a file, and keeps it open until somebody wants the pixels."""
+
+    caught_by = "test_01_dataset.py::test_an_item_that_is_kept_keeps_no_file_open"
+    says = r"A file is closed when its picture is read"
+
+    class LabeledFolder(_Folder):
+        def open(self, name: str) -> Any:
+            return Image.open(os.path.join(self.folder, name))
+
+
+class FolderBelongsToAllDataSets(Fault):
+    """A "global variable": the last data set's label is everybody's."""
+
+    caught_by = "test_01_dataset.py::test_two_data_sets_hold_two_folders_and_no_global_variable"
+    says = r"\('bees', 'bees', 'bees'\)"
+
+    class LabeledFolder(_Folder):
+        def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
+            super().__init__(root_dir, label_dir, transform)
+            type(self).shared = label_dir
+
+        shared = ""
+
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0], self.shared
+
+
+class IndicesGoRound(Fault):
+    """An index beyond the end begins again at the beginning."""
+
+    caught_by = "test_01_dataset.py::test_an_index_out_of_range_is_rejected"
+    says = r"DID NOT RAISE"
+
+    class LabeledFolder(_Folder):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index % len(self))
+
+
+class NegativeIndicesAreRejected(Fault):
+    """Only what counts from the beginning is an index."""
+
+    caught_by = "test_01_dataset.py::test_negative_indices_count_from_the_end"
+    says = r"IndexError: no negative numbers"
+
+    class LabeledFolder(_Folder):
+        def __getitem__(self, index: int) -> Any:
+            if index < 0:
+                raise IndexError("no negative numbers")
+            return super().__getitem__(index)
+
+
+class PlusPutsTheOtherFirst(Fault):
+    """The items of the right-hand data set come first."""
+
+    caught_by = "test_01_dataset.py::test_plus_puts_one_data_set_after_the_other_and_associates"
+    says = r"\+ puts the items of one data set after those of the other"
+
+    class LabeledFolder(_Folder):
+        def __add__(self, other: Any) -> Any:
+            return ConcatDataset([other, self])
+
+
+class TransformGetsTheItem(Fault):
+    """The transform is given picture and label."""
+
+    caught_by = "test_01_dataset.py::test_the_transform_is_applied_to_the_picture_only"
+    says = r"'tuple' object has no attribute 'size'"
+
+    class LabeledFolder(_Folder):
+        def __getitem__(self, index: int) -> Any:
+            item = self.open(self.names[index]), self.label
+            return item if self.transform is None else self.transform(item)
+
+
+class CannotTravel(Fault):
+    """It holds a function without a name."""
+
+    caught_by = "test_01_dataset.py::test_it_can_be_pickled"
+    says = r"Can't (pickle|get) local object"
+
+    class LabeledFolder(_Folder):
+        def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
+            super().__init__(root_dir, label_dir, transform)
+            self.change = lambda picture: picture

@@ -1,0 +1,277 @@
+"""Chapter 06: loaders that are wrong."""
+
+# ruff: noqa: N802  -- a function that stands in for a class has the class's name
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils import data
+from torch.utils.data import default_collate
+
+from spec.faults import Fault
+
+
+class ShufflesOnce(Fault):
+    """The order is drawn when the loader is made."""
+
+    caught_by = "test_06_dataloader.py::test_shuffle_draws_a_new_order_each_epoch"
+    says = r"assert \[.*\] != \["
+
+    @staticmethod
+    def DataLoader(dataset: Any, *args: Any, shuffle: bool = False, **options: Any) -> Any:
+        if shuffle:
+            options["sampler"] = torch.randperm(len(dataset), generator=options.get("generator")).tolist()
+        return data.DataLoader(dataset, *args, **options)
+
+
+class NeverShuffles(Fault):
+    """`shuffle` is stored and forgotten."""
+
+    caught_by = "test_06_dataloader.py::test_the_global_seed_0_shuffles_8_items_like_this"
+    says = r"assert \[0, 1, 2, 3, 4, 5, .*\] == \[2, 0, 5, 3, 1, 4"
+
+    @staticmethod
+    def DataLoader(dataset: Any, batch_size: Any = 1, shuffle: Any = None, *args: Any, **options: Any) -> Any:
+        return data.DataLoader(dataset, batch_size, False, *args, **options)
+
+
+class DrawsWithReplacement(Fault):
+    """Each place in the order is drawn anew."""
+
+    caught_by = "test_06_dataloader.py::test_each_item_comes_once_except_those_an_incomplete_batch_drops"
+    says = r"assert \d+ == \d+(.|\n)*An epoch brings each item exactly once"
+
+    @staticmethod
+    def DataLoader(dataset: Any, batch_size: Any = 1, shuffle: Any = None, **options: Any) -> Any:
+        if shuffle:
+            options["sampler"] = data.RandomSampler(dataset, replacement=True, generator=options.get("generator"))
+        return data.DataLoader(dataset, batch_size, **options)
+
+
+class KeepsTheRest(Fault):
+    """`drop_last` is ignored."""
+
+    caught_by = "test_06_dataloader.py::test_drop_last_leaves_out_an_incomplete_batch_and_no_complete_one"
+    says = r"assert \[\[0, 1, 2\], \[3, 4, 5\], \[6\]\] == "
+
+    @staticmethod
+    def DataLoader(*args: Any, drop_last: bool = False, **options: Any) -> Any:
+        return data.DataLoader(*args, **options)
+
+
+class AlwaysDropsTheRest(Fault):
+    """A last batch that is not full never comes."""
+
+    caught_by = "test_06_dataloader.py::test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16"
+    says = r"assert 156 == 157"
+
+    @staticmethod
+    def DataLoader(*args: Any, **options: Any) -> Any:
+        return data.DataLoader(*args, **options | {"drop_last": True})
+
+
+class DropsTheLastBatchAlways(Fault):
+    """`drop_last` taken by its word: the last batch is left out, full or not."""
+
+    caught_by = "test_06_dataloader.py::test_drop_last_leaves_out_an_incomplete_batch_and_no_complete_one"
+    says = r"assert \[\[0, 1, 2\]\] == \[\[0, 1, 2\], \[3, 4, 5\]\]"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            batches = list(super().__iter__())
+            full = len(batches) * (self.batch_size or 1) == len(self.dataset)  # type: ignore[arg-type]
+            return iter(batches[:-1] if self.drop_last and full else batches)
+
+
+class FillsUpTheLastBatch(Fault):
+    """The last batch is padded with items from the beginning."""
+
+    caught_by = "test_06_dataloader.py::test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16"
+    says = r"assert 64 == 16"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                missing = (self.batch_size or 1) - len(batch)
+                yield torch.cat([batch, torch.arange(missing)]) if missing else batch
+
+
+class CountsWholeBatchesOnly(Fault):
+    """`len` rounds n / batch_size down, although the rest comes."""
+
+    caught_by = "test_06_dataloader.py::test_the_50000_training_pictures_make_782_steps_and_not_781_and_a_quarter"
+    says = r"assert 781 == 782"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __len__(self) -> int:
+            return math.floor(len(self.dataset) / self.batch_size)  # type: ignore[arg-type, operator]
+
+
+class ShufflesWithPythonsRandomNumbers(Fault):
+    """An order that no generator of PyTorch's decides."""
+
+    caught_by = "test_06_dataloader.py::test_the_generator_decides_the_orders_after_an_early_break_too"
+    says = r"The generator decides the orders"
+
+    class Order:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(random.sample(range(self.n), self.n))
+
+    @classmethod
+    def DataLoader(cls, dataset: Any, batch_size: Any = 1, shuffle: Any = None, **options: Any) -> Any:
+        if shuffle:
+            options["sampler"] = cls.Order(len(dataset))
+        return data.DataLoader(dataset, batch_size, **options)
+
+
+class SamplerIsSorted(Fault):
+    """A sampler chooses the items, but not their order."""
+
+    caught_by = "test_06_dataloader.py::test_a_sampler_decides_which_items_come_and_in_which_order"
+    says = r"A sampler decides which items come, in which order"
+
+    @staticmethod
+    def DataLoader(*args: Any, sampler: Any = None, **options: Any) -> Any:
+        return data.DataLoader(*args, sampler=None if sampler is None else sorted(sampler), **options)
+
+
+class BatchSamplerIsCutAnew(Fault):
+    """What a batch_sampler yields is put together and cut into batches of two."""
+
+    caught_by = "test_06_dataloader.py::test_a_batch_sampler_decides_each_batch"
+    says = r"A batch_sampler decides the indices of each batch"
+
+    @staticmethod
+    def DataLoader(*args: Any, batch_sampler: Any = None, **options: Any) -> Any:
+        if batch_sampler is None:
+            return data.DataLoader(*args, **options)
+        return data.DataLoader(*args, 2, sampler=[index for batch in batch_sampler for index in batch], **options)
+
+
+class NoneMeansBatchesOfOne(Fault):
+    """`batch_size=None` gives single items a batch dimension."""
+
+    caught_by = "test_06_dataloader.py::test_a_batch_size_of_none_gives_single_items"
+    says = r"gives the items one by one, without a batch dimension"
+
+    @staticmethod
+    def DataLoader(dataset: Any, batch_size: Any = 1, **options: Any) -> Any:
+        return data.DataLoader(dataset, batch_size or 1, **options)
+
+
+class FloatsAreFloat32(Fault):
+    """Python's floats lose half of their digits."""
+
+    caught_by = "test_06_dataloader.py::test_numbers_and_tensors_become_one_tensor"
+    says = r"has dtype torch.float32, expected torch.float64"
+
+    @staticmethod
+    def DataLoader(*args: Any, **options: Any) -> Any:
+        def collate(items: list[Any]) -> Any:
+            return torch.tensor(items) if isinstance(items[0], float) else default_collate(items)
+
+        return data.DataLoader(*args, **{"collate_fn": collate} | options)
+
+
+class AppendsAlongTheFirstDimension(Fault):
+    """Tensors are put behind one another instead of on top."""
+
+    caught_by = "test_06_dataloader.py::test_numbers_and_tensors_become_one_tensor"
+    says = r"has shape \[4, 3\], expected \[2, 2, 3\]"
+
+    @staticmethod
+    def DataLoader(*args: Any, **options: Any) -> Any:
+        def collate(items: list[Any]) -> Any:
+            is_tensor = isinstance(items[0], torch.Tensor) and items[0].dim() > 0
+            return torch.cat(items) if is_tensor else default_collate(items)
+
+        return data.DataLoader(*args, **{"collate_fn": collate} | options)
+
+
+class CollateFnGetsTheBatch(Fault):
+    """`collate_fn` is called with what the default makes, not with the items."""
+
+    caught_by = "test_06_dataloader.py::test_collate_fn_makes_the_batch_of_the_list_of_its_items"
+    says = r"collate_fn is given the list of a batch's items"
+
+    @staticmethod
+    def DataLoader(*args: Any, collate_fn: Any = None, **options: Any) -> Any:
+        if collate_fn is None:
+            return data.DataLoader(*args, **options)
+        return data.DataLoader(*args, collate_fn=lambda items: collate_fn(default_collate(items)), **options)
+
+
+class BatchesComeAsTheyAreMade(Fault):
+    """The worker that is first is served first."""
+
+    caught_by = "test_06_dataloader.py::test_two_workers_give_the_batches_of_none_in_the_same_order"
+    says = r"Workers change nothing in the batches or their order"
+
+    @staticmethod
+    def DataLoader(*args: Any, **options: Any) -> Any:
+        return data.DataLoader(*args, in_order=False, **options)
+
+
+class WorkersStay(Fault):
+    """The iteration is kept, and with it its processes."""
+
+    caught_by = "test_06_dataloader.py::test_no_process_is_left_behind"
+    says = r"assert \[\d+, \d+\] == \[\]"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            kept.append(super().__iter__())
+            return kept[-1]
+
+
+kept: list[Any] = []
+
+
+class ErrorsLoseTheirCause(Fault):
+    """Whatever a worker raises, the consumer hears that a worker failed."""
+
+    caught_by = "test_06_dataloader.py::test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause"
+    says = r"RuntimeError: a worker failed"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            try:
+                yield from super().__iter__()
+            except ValueError:
+                raise RuntimeError("a worker failed") from None
+
+
+def _same_seed(_: int) -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+class WorkersDrawTheSame(Fault):
+    """Every worker begins with the same random numbers."""
+
+    caught_by = "test_06_dataloader.py::test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator"
+    says = r"assert \(0, 0\) == "
+
+    @staticmethod
+    def DataLoader(*args: Any, **options: Any) -> Any:
+        return data.DataLoader(*args, worker_init_fn=_same_seed, **options)
+
+
+class AnyBatchSizeIsTaken(Fault):
+    """A batch size below 1 is taken for 1."""
+
+    caught_by = "test_06_dataloader.py::test_an_impossible_batch_size_is_rejected"
+    says = r"was accepted, but must be rejected with an error that names /batch_size"
+
+    @staticmethod
+    def DataLoader(dataset: Any, batch_size: Any = 1, *args: Any, **options: Any) -> Any:
+        return data.DataLoader(dataset, max(1, int(batch_size)), *args, **options)

@@ -1,0 +1,377 @@
+"""Chapters 03 and 04: transforms that are wrong."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reference.data import transforms as right
+from spec.faults import Fault
+
+TO_TENSOR = "test_03_transforms.py::"
+IN_USE = "test_04_transforms_in_use.py::"
+
+
+class DividesBy256(Fault):
+    """As many values as a byte has, instead of the largest of them."""
+
+    caught_by = f"{TO_TENSOR}test_black_is_0_and_white_is_1"
+    says = r"got        0\.99609375\n.*expected   1\.0"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, picture: Any) -> Tensor:
+            return super().__call__(picture) * 255 / 256
+
+
+class MultipliesInsteadOfDividing(Fault):
+    """The rounded 1 / 255 rounds twice."""
+
+    caught_by = f"{TO_TENSOR}test_each_of_the_256_bytes_is_divided_not_multiplied"
+    says = r"126 of 256 numbers differ"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, picture: Any) -> Tensor:
+            tensor = super().__call__(picture)
+            return (tensor * 255).round() * (1 / 255)
+
+
+class ChannelsComeLast(Fault):
+    """As Pillow and numpy have them."""
+
+    caught_by = f"{TO_TENSOR}test_a_transform_is_made_first_and_called_then"
+    says = r"torch\.Size\(\[2, 3, 3\]\) == \(3, 2, 3\)"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, picture: Any) -> Tensor:
+            return super().__call__(picture).permute(1, 2, 0)
+
+
+class ScalesFloatsToo(Fault):
+    """Numbers that are from 0 to 1 already are divided by 255."""
+
+    caught_by = f"{TO_TENSOR}test_an_array_is_rows_columns_and_channels_and_only_bytes_are_scaled"
+    says = r"the result (has dtype|differs)"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, picture: Any) -> Tensor:
+            tensor = super().__call__(picture)
+            return tensor if getattr(picture, "dtype", np.uint8) == np.uint8 else tensor / 255
+
+
+class TakesTheColoursOfAPalette(Fault):
+    """What one would wish, but not what the pixels of mode P are."""
+
+    caught_by = f"{TO_TENSOR}test_of_a_picture_with_a_palette_it_takes_the_indices_not_the_colours"
+    says = r"has shape \[3, 1, 2\], expected \[1, 1, 2\]"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, picture: Any) -> Tensor:
+            return super().__call__(picture.convert("RGB") if picture.mode == "P" else picture)
+
+
+class DividesByTheVariance(Fault):
+    """What the tutorial says in plain words."""
+
+    caught_by = f"{IN_USE}test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
+    says = r"got        8\.0\n.*expected   4\.0"
+
+    class Normalize(right.Normalize):
+        def forward(self, tensor: Tensor) -> Tensor:
+            variance = [deviation**2 for deviation in self.std]
+            return right.Normalize(self.mean, variance, self.inplace)(tensor)
+
+
+class NormalizesAllChannelsAsTheFirst(Fault):
+    """One mean and one deviation for the whole picture."""
+
+    caught_by = f"{IN_USE}test_normalize_is_the_formula_channel_by_channel"
+    says = r"the result differs"
+
+    class Normalize(right.Normalize):
+        def forward(self, tensor: Tensor) -> Tensor:
+            return right.Normalize(self.mean[0], self.std[0], self.inplace)(tensor)
+
+
+class NormalizesInPlaceAlways(Fault):
+    """The input is gone."""
+
+    caught_by = f"{IN_USE}test_normalize_is_the_formula_channel_by_channel"
+    says = r"the input afterwards differs|assert .* is .* == False|result is given_pixels"
+
+    class Normalize(right.Normalize):
+        def forward(self, tensor: Tensor) -> Tensor:
+            return right.Normalize(self.mean, self.std, inplace=True)(tensor)
+
+
+class DividesBeforeItSubtracts(Fault):
+    """input / std − mean."""
+
+    caught_by = f"{IN_USE}test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
+    says = r"got        5\.0\n.*expected   4\.0"
+
+    class Normalize(right.Normalize):
+        def forward(self, tensor: Tensor) -> Tensor:
+            return right.Normalize(0.0, self.std)(tensor) - torch.tensor(self.mean).reshape(-1, 1, 1)
+
+
+def _with_size(size: Callable[[Any], Any]) -> type:
+    """`Resize` that understands its size otherwise."""
+
+    class Resize(right.Resize):
+        def __init__(self, requested: Any, *args: Any, **options: Any) -> None:
+            super().__init__(size(requested), *args, **options)
+
+    return Resize
+
+
+class OneNumberMakesASquare(Fault):
+    """What the tutorial's comment says."""
+
+    caught_by = f"{IN_USE}test_one_number_makes_no_square"
+    says = r"\(256, 256\) == \(384, 256\)"
+    Resize = _with_size(lambda size: (size, size) if isinstance(size, int) else size)
+
+
+class ResizesWidthFirst(Fault):
+    """(width, height), as Pillow has it."""
+
+    caught_by = f"{IN_USE}test_a_pair_is_height_and_width"
+    says = r"assert \(\d, \d\) == \(\d, \d\)"
+    Resize = _with_size(lambda size: size if isinstance(size, int) else tuple(size)[::-1])
+
+
+class OneNumberIsTheLongerSide(Fault):
+    """The other side is kept too small."""
+
+    caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
+    says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
+
+    class Resize(right.Resize):
+        def _new_size(self, height: int, width: int) -> tuple[int, int]:
+            if isinstance(self.size, Sequence) and len(self.size) == 2:
+                return super()._new_size(height, width)
+            size = self.size if isinstance(self.size, int) else self.size[0]
+            return max(1, size * height // max(height, width)), max(1, size * width // max(height, width))
+
+
+class RoundsTheLongerSide(Fault):
+    """To the nearest pixel instead of down."""
+
+    caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
+    says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
+
+    class Resize(right.Resize):
+        def _new_size(self, height: int, width: int) -> tuple[int, int]:
+            if isinstance(self.size, Sequence) and len(self.size) == 2:
+                return super()._new_size(height, width)
+            size = self.size if isinstance(self.size, int) else self.size[0]
+            return round(size * height / min(height, width)), round(size * width / min(height, width))
+
+
+class ForgetsToAntialiasTensors(Fault):
+    """A tensor that shrinks is sampled at a few points."""
+
+    caught_by = f"{IN_USE}test_a_resized_tensor_is_the_weighted_means_of_the_definition"
+    says = r"the result differs"
+
+    class Resize(right.Resize):
+        def forward(self, picture: Any) -> Any:
+            self.antialias = None
+            return super().forward(picture)
+
+
+class CornersAreAligned(Fault):
+    """The corner pixels' centres lie on one another, instead of the pictures' corners."""
+
+    caught_by = f"{IN_USE}test_a_resized_tensor_is_the_weighted_means_of_the_definition"
+    says = r"the result differs"
+
+    class Resize(right.Resize):
+        def forward(self, picture: Any) -> Any:
+            if not isinstance(picture, Tensor):
+                return super().forward(picture)
+            batch = picture.reshape(-1, 1, *picture.shape[-2:]).to(torch.float32)
+            new = self._new_size(*picture.shape[-2:])
+            resized = torch.nn.functional.interpolate(batch, size=new, mode="bilinear", align_corners=True)
+            return resized.reshape(*picture.shape[:-2], *new).to(picture.dtype)
+
+
+class PicturesAreResizedToTheNearest(Fault):
+    """Pillow's own default is another interpolation."""
+
+    caught_by = f"{IN_USE}test_a_resized_picture_is_the_antialiased_definition_rounded_twice"
+    says = r"half a unit along the rows"
+
+    class Resize(right.Resize):
+        def forward(self, picture: Any) -> Any:
+            new = self._new_size(picture.height, picture.width)
+            return picture.resize(new[::-1], Image.Resampling.NEAREST)
+
+
+class BytesAreCutOff(Fault):
+    """3.9 becomes 3."""
+
+    caught_by = f"{IN_USE}test_resized_bytes_are_the_nearest_whole_numbers"
+    says = r"half a unit, and what float32 adds"
+
+    class Resize(right.Resize):
+        def forward(self, picture: Any) -> Any:
+            return super().forward(picture.to(torch.float32)).to(picture.dtype)
+
+
+class CropsTheMiddle(Fault):
+    """Nothing is random."""
+
+    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    says = r"assert \[1\] == \[0, 1, 2, 4, 5, 6\]"
+
+    class RandomCrop(right.RandomCrop):
+        def forward(self, picture: Any) -> Any:
+            height, width = picture.shape[-2:]
+            top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+
+
+class NeverCropsTheLastColumn(Fault):
+    """`randint` excludes its end."""
+
+    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    says = r"assert \[0, 1\] == \[0, 1, 2, 4, 5, 6\]"
+
+    class RandomCrop(right.RandomCrop):
+        def forward(self, picture: Any) -> Any:
+            height, width = picture.shape[-2:]
+            top = int(torch.randint(max(1, height - self.size[0]), (1,)))
+            left = int(torch.randint(max(1, width - self.size[1]), (1,)))
+            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+
+
+class RoundsAUniformPlace(Fault):
+    """The first and the last place come half as often."""
+
+    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    says = r"assert \[.*\d.*\] == \[\]"
+
+    class RandomCrop(right.RandomCrop):
+        def forward(self, picture: Any) -> Any:
+            height, width = picture.shape[-2:]
+            top = round(torch.rand(1).item() * (height - self.size[0]))
+            left = round(torch.rand(1).item() * (width - self.size[1]))
+            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+
+
+class CropsWidthFirst(Fault):
+    """(width, height) as Pillow has it."""
+
+    caught_by = f"{IN_USE}test_512_is_the_largest_crop_of_the_photograph"
+    says = r"crop size \(768, 512\) is larger"
+
+    class RandomCrop(right.RandomCrop):
+        def __init__(self, size: Any, *args: Any, **options: Any) -> None:
+            super().__init__(size if isinstance(size, int) else size[::-1], *args, **options)
+
+
+class CropsBeyondThePicture(Fault):
+    """What is too large is filled with black instead of being rejected."""
+
+    caught_by = f"{IN_USE}test_random_crop_rejects"
+    says = r"was accepted, but must be rejected"
+
+    class RandomCrop(right.RandomCrop):
+        def __init__(self, size: Any, *args: Any, **options: Any) -> None:
+            super().__init__(size, *args, **options)
+            self.pad_if_needed = True
+
+
+class ReflectsTheLastPixelTwice(Fault):
+    """ "reflect" as "symmetric"."""
+
+    caught_by = f"{IN_USE}test_every_crop_is_the_drawn_window_of_the_padded_picture"
+    says = r"the result differs"
+
+    class RandomCrop(right.RandomCrop):
+        def __init__(self, *args: Any, padding_mode: str = "constant", **options: Any) -> None:
+            super().__init__(*args, padding_mode=padding_mode.replace("reflect", "symmetric"), **options)
+
+
+class FlipsUpsideDown(Fault):
+    """The rows are exchanged."""
+
+    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_picture"
+    says = r"assert \[\["
+
+    class RandomHorizontalFlip(right.RandomHorizontalFlip):
+        def forward(self, picture: Any) -> Any:
+            if isinstance(picture, Tensor):
+                return picture.flip(-2)
+            return picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+
+
+class FlipsNever(Fault):
+    """`p` is kept and forgotten."""
+
+    caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
+    says = r"assert .* <= "
+
+    class RandomHorizontalFlip(right.RandomHorizontalFlip):
+        def forward(self, picture: Any) -> Any:
+            return picture
+
+
+class FlipsWhereItShouldNot(Fault):
+    """1 − p instead of p."""
+
+    caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
+    says = r"assert .* <= "
+
+    class RandomHorizontalFlip(right.RandomHorizontalFlip):
+        def forward(self, picture: Any) -> Any:
+            return right.RandomHorizontalFlip(1 - self.p)(picture)
+
+
+class FlipsTheChannels(Fault):
+    """The first dimension of a tensor, which is the last of an array."""
+
+    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_picture"
+    says = r"the result differs"
+
+    class RandomHorizontalFlip(right.RandomHorizontalFlip):
+        def forward(self, picture: Any) -> Any:
+            return picture.flip(-3) if isinstance(picture, Tensor) else super().forward(picture)
+
+
+class ComposesFromTheRight(Fault):
+    """As mathematics writes it: f ∘ g calls g first."""
+
+    caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
+    says = r"assert 31 == 40"
+
+    class Compose(right.Compose):
+        def __call__(self, picture: Any) -> Any:
+            return right.Compose(self.transforms[::-1])(picture)
+
+
+class ComposesOnlyTheLast(Fault):
+    """Every transform gets the picture as it was."""
+
+    caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
+    says = r"assert 30 == 40"
+
+    class Compose(right.Compose):
+        def __call__(self, picture: Any) -> Any:
+            results = [transform(picture) for transform in self.transforms]
+            return results[-1] if results else picture
+
+
+class ComposePrintsOneLine(Fault):
+    """The list as Python prints it."""
+
+    caught_by = f"{IN_USE}test_compose_prints_one_transform_a_line"
+    says = r"assert 'Compose\(\[resize"
+
+    class Compose(right.Compose):
+        def __repr__(self) -> str:
+            return f"Compose({self.transforms})"

@@ -1,0 +1,37 @@
+"""Pictures of random pixels in every mode of Pillow that the specification speaks of."""
+
+import numpy as np
+from PIL import Image
+
+BYTE_MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK")
+"""Modes whose pixels are bytes, one for each channel."""
+
+MODES = ("1", *BYTE_MODES, "I;16", "I", "F")
+"""All modes: bits, bytes, 16-bit and 32-bit integers, and floats."""
+
+
+def random_picture(mode: str, width: int, height: int, seed: int) -> Image.Image:
+    """A picture whose pixels are uniform over what the mode holds; in I;16 up to 32767."""
+    generator = np.random.default_rng(seed)
+    shape = (height, width)
+    if mode in ("1", "L", "P"):
+        grey = Image.fromarray(generator.integers(0, 256, shape, np.uint8))
+        if mode == "P":
+            grey.putpalette(generator.integers(0, 256, 768, np.uint8).tobytes())
+        return grey.convert("1") if mode == "1" else grey
+    if mode in ("I;16", "I", "F"):
+        dtype, largest = {"I;16": (np.uint16, 2**15), "I": (np.int32, 2**31), "F": (np.int32, 2**24)}[mode]
+        return Image.fromarray(
+            generator.integers(0, largest, shape, dtype).astype(np.float32 if mode == "F" else dtype)
+        )
+    bands = [Image.fromarray(generator.integers(0, 256, shape, np.uint8)) for _ in mode]
+    return Image.merge(mode, bands)
+
+
+def pixels_of(picture: Image.Image) -> list[list[list[float]]]:
+    """The numbers of a picture, `[channel][row][column]`, as Pillow's `getpixel` gives them."""
+    rows = [[picture.getpixel((x, y)) for x in range(picture.width)] for y in range(picture.height)]
+    channels = len(picture.getbands())
+    return [
+        [[pixel[c] if isinstance(pixel, tuple) else pixel for pixel in row] for row in rows] for c in range(channels)
+    ]

@@ -1,0 +1,251 @@
+"""Chapter 03: why a network takes tensors, and how `ToTensor` makes one of a picture."""
+
+import importlib.util
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from spec.support.assertions import assert_equal, rejects
+from spec.support.clauses import clause
+from spec.support.pictures import BYTE_MODES, MODES, pixels_of, random_picture
+from spec.support.strategies import given, seeds
+
+Transform = Callable[..., Any]
+
+sides = st.integers(1, 5)
+
+
+# The claims
+
+
+@clause("03.tensor.attributes")
+def test_a_tensor_has_what_training_needs_and_an_array_does_not(ToTensor: Transform) -> None:
+    tensor = ToTensor()(random_picture("RGB", 3, 2, seed=0))
+    # chapter 03, lines 141 to 144
+    assert (tensor.grad, str(tensor.device), tensor.is_cuda, tensor.requires_grad) == (None, "cpu", False, False)
+    assert [name for name in ("grad", "is_cuda", "requires_grad") if hasattr(np.zeros(3), name)] == []
+
+
+@clause("03.tensor.is_cuda")
+def test_the_attribute_is_called_is_cuda(ToTensor: Transform) -> None:
+    tensor = ToTensor()(random_picture("L", 1, 1, seed=0))
+    assert hasattr(tensor, "is_cuda")
+    assert not hasattr(tensor, "is CUDA")
+
+
+@clause("03.tensor.requires_grad")
+def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() -> None:
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.sum().backward()
+    assert_equal(x.grad, [2, 2])
+    assert y.requires_grad
+    assert not y.retains_grad  # "keep the gradient" is another method's business: retain_grad()
+
+
+@clause("03.tensor.grad")
+def test_the_gradient_cannot_be_set_to_0_but_to_none_and_to_zeros(ToTensor: Transform) -> None:
+    tensor = ToTensor()(random_picture("RGB", 4, 4, seed=0))
+    with rejects(naming="grad"):
+        tensor.grad = 0
+    tensor.grad = None
+    tensor.grad = torch.zeros_like(tensor)
+    assert_equal(tensor.grad, tensor * 0)
+
+
+@clause("03.tensor.requires_grad_assigned")
+def test_requires_grad_can_be_assigned_to_leaves_only(ToTensor: Transform) -> None:
+    tensor = ToTensor()(random_picture("RGB", 1, 1, seed=0))
+    tensor.requires_grad = True
+    with rejects(naming="leaf"):
+        (tensor * 2).requires_grad = False
+    tensor.requires_grad = False
+    assert not tensor.requires_grad
+
+
+@clause("03.transforms.package")
+def test_torchvision_s_transforms_are_a_package_with_a_module_of_that_name() -> None:
+    package = importlib.util.find_spec("torchvision.transforms")
+    module = importlib.util.find_spec("torchvision.transforms.transforms")
+    assert package is not None
+    assert module is not None
+    assert package.submodule_search_locations  # so it is a folder, not a file
+    assert Path(str(module.origin)).name == "transforms.py"
+    names = vars(importlib.import_module("torchvision.transforms"))
+    # chapter 03, line 155: the tutorial writes "tosensor compose normalize"
+    assert {"ToTensor", "Compose", "Normalize"} <= names.keys()
+    assert {"tosensor", "compose", "normalize"} & names.keys() == set()
+
+
+@clause("03.transforms.tool")
+def test_a_transform_is_made_first_and_called_then(ToTensor: Transform) -> None:
+    picture = random_picture("RGB", 3, 2, seed=0)
+    tool = ToTensor()
+    result = tool(picture)
+    assert result.shape == (3, 2, 3)
+    assert_equal(tool(picture), result)
+    with rejects(naming="arguments?"):
+        ToTensor(picture)
+
+
+@clause("03.board.tensor")
+def test_a_tensor_goes_to_the_board_as_it_is_and_shows_the_picture(ToTensor: Transform, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    picture = random_picture("RGB", 5, 3, seed=0)
+    # chapter 03, lines 171 to 174
+    writer = SummaryWriter(tmp_path)
+    writer.add_image("tensor img", ToTensor()(picture), 1)
+    writer.close()
+    (shown,) = EventAccumulator(str(tmp_path)).Reload().Images("tensor img")
+    assert (shown.step, shown.height, shown.width) == (1, 3, 5)
+    assert Image.open(io.BytesIO(shown.encoded_image_string)).tobytes() == picture.tobytes()
+
+
+# The properties
+
+
+@clause("03.totensor.definition", "03.totensor.modes")
+@given(mode=st.sampled_from(("1", *BYTE_MODES)), width=sides, height=sides, seed=seeds)
+def test_bytes_become_channels_first_and_are_divided_by_255(
+    ToTensor: Transform, mode: str, width: int, height: int, seed: int
+) -> None:
+    picture = random_picture(mode, width, height, seed)
+    # in float64, then rounded once: the same number as one correctly rounded division in float32
+    expected = torch.tensor(pixels_of(picture), dtype=torch.float64, device="cpu") / 255
+    assert_equal(ToTensor()(picture), expected.to(torch.float32))
+
+
+@clause("03.totensor.other_numbers", "03.totensor.modes")
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("I;16", torch.int16), ("I", torch.int32), ("F", torch.float32)], ids=["I;16", "I", "F"]
+)
+def test_other_modes_keep_their_numbers(ToTensor: Transform, mode: str, dtype: torch.dtype) -> None:
+    for seed in range(20):
+        picture = random_picture(mode, 1 + seed % 5, 1 + seed // 5, seed)
+        assert_equal(ToTensor()(picture), torch.tensor(pixels_of(picture), dtype=dtype, device="cpu"))
+
+
+@clause("03.totensor.sixteen_bits")
+def test_16_bits_are_taken_for_signed_numbers(ToTensor: Transform) -> None:
+    picture = Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))
+    assert_equal(ToTensor()(picture), torch.tensor([[[0, 32767, -32768, -1]]], dtype=torch.int16, device="cpu"))
+
+
+@clause("03.totensor.palette")
+def test_of_a_picture_with_a_palette_it_takes_the_indices_not_the_colours(ToTensor: Transform) -> None:
+    picture = Image.fromarray(np.array([[1, 0]], np.uint8))
+    picture.putpalette([10, 20, 30, 255, 255, 255])
+    assert picture.mode == "P"
+    assert_equal(ToTensor()(picture), torch.tensor([[[1 / 255, 0]]], device="cpu"))
+    assert_equal(ToTensor()(picture.convert("RGB"))[:, 0, 0], torch.tensor([1.0, 1, 1], device="cpu"))
+
+
+@clause("03.totensor.exact")
+def test_each_of_the_256_bytes_is_divided_not_multiplied(ToTensor: Transform) -> None:
+    every = ToTensor()(Image.fromarray(np.arange(256, dtype=np.uint8)[None])).flatten()
+    assert_equal(every, torch.tensor([byte / 255 for byte in range(256)], device="cpu"))
+    # multiplied with the rounded 1 / 255, 126 of them would be another number
+    assert int((every != torch.arange(256, device="cpu") * (1 / 255)).sum()) == 126
+    assert_equal(every * 255, torch.arange(256.0, device="cpu"))
+
+
+@clause("03.totensor.range")
+@pytest.mark.parametrize(("value", "becomes"), [(0, 0.0), (255, 1.0)], ids=["black is 0", "white is 1"])
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_black_is_0_and_white_is_1(ToTensor: Transform, mode: str, value: int, becomes: float) -> None:
+    picture = Image.new(mode, (2, 1), (value,) * 3 if mode == "RGB" else value)
+    channels = len(picture.getbands())
+    assert_equal(ToTensor()(picture), torch.full((channels, 1, 2), becomes, device="cpu"))
+
+
+@clause("03.totensor.arrays")
+@given(
+    channels=st.sampled_from([None, 1, 2, 3, 4, 5]),
+    dtype=st.sampled_from([np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64, np.bool_]),
+    height=sides,
+    width=sides,
+    transposed=st.booleans(),
+    seed=seeds,
+)
+def test_an_array_is_rows_columns_and_channels_and_only_bytes_are_scaled(
+    ToTensor: Transform, channels: int | None, dtype: Any, height: int, width: int, transposed: bool, seed: int
+) -> None:
+    shape = (height, width) if channels is None else (height, width, channels)
+    array = np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
+    if transposed:
+        array = np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1)  # the same numbers, columns first in memory
+    result = ToTensor()(array)
+    numbers = [
+        [[array[y, x] if channels is None else array[y, x, c] for x in range(width)] for y in range(height)]
+        for c in range(channels or 1)
+    ]
+    expected = torch.from_numpy(np.array(numbers, dtype))
+    if dtype is np.uint8:
+        expected = (expected.to(torch.float64) / 255).to(torch.float32)
+    assert_equal(result, expected)
+    assert result.is_contiguous()
+
+
+@clause("03.totensor.default_dtype")
+def test_bytes_become_the_default_dtype(ToTensor: Transform) -> None:
+    usual = torch.get_default_dtype()
+    assert ToTensor()(Image.new("L", (1, 1))).dtype == torch.float32
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert_equal(ToTensor()(Image.new("L", (1, 1), 80)), torch.tensor([[[80 / 255]]], device="cpu"))
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@clause("03.totensor.round_trip")
+@pytest.mark.parametrize("mode", BYTE_MODES)
+def test_there_and_back_again_is_the_picture_to_the_last_bit(ToTensor: Transform, mode: str) -> None:
+    picture = random_picture(mode, 40, 30, seed=0)
+    tensor = ToTensor()(picture)
+    back = [Image.fromarray((band * 255).to(torch.uint8).numpy()) for band in tensor]
+    assert [band.tobytes() for band in back] == [band.tobytes() for band in picture.split()]
+
+
+@clause("03.totensor.copy")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_tensor_is_a_copy(ToTensor: Transform, mode: str) -> None:
+    picture = random_picture(mode, 4, 3, seed=1)
+    before = picture.tobytes()
+    ToTensor()(picture).zero_()
+    assert picture.tobytes() == before
+
+
+@clause("03.totensor.repr")
+def test_it_prints_its_name(ToTensor: Transform) -> None:
+    assert repr(ToTensor()) == "ToTensor()"
+
+
+# What must be rejected
+
+
+@clause("03.totensor.rejects")
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(3, 2, 2), [[0, 1]], "picture.png", None],
+    ids=["a tensor", "a list", "a file's name", "nothing"],
+)
+def test_what_is_neither_a_picture_nor_an_array_is_rejected(ToTensor: Transform, value: Tensor | list | None) -> None:
+    with rejects(naming=r"\bpic(ture)?\b"):
+        ToTensor()(value)
+
+
+@clause("03.totensor.rejects")
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2, 3)], ids=["1 dimension", "4 dimensions"])
+def test_arrays_of_other_than_2_or_3_dimensions_are_rejected(ToTensor: Transform, shape: tuple[int, ...]) -> None:
+    with rejects(naming="dimension"):
+        ToTensor()(np.zeros(shape, np.uint8))

@@ -1,0 +1,915 @@
+"""Chapter 04: `Normalize`, `Resize`, `RandomCrop`, `RandomHorizontalFlip`, and `Compose`, which chains them."""
+
+import importlib.util
+import io
+import math
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from spec.support.assertions import (
+    Tolerance,
+    assert_close,
+    assert_differentiable,
+    assert_equal,
+    assert_printed,
+    rejects,
+    rounding,
+)
+from spec.support.clauses import clause
+from spec.support.pictures import MODES, pixels_of, random_picture
+from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, whole
+
+Transform = Callable[..., Any]
+Pair = tuple[int, int]
+
+sides = st.integers(1, 6)
+Resampling = Image.Resampling
+
+
+@cache
+def photograph() -> Image.Image:
+    """As large as the tutorial's photograph, 768×512, and with its first byte: slopes in three directions."""
+    y, x = np.mgrid[:512, :768]
+    picture = np.stack([(80 + x) % 256, (x + y) % 256, (3 * y) % 256], axis=-1).astype(np.uint8)
+    return Image.fromarray(picture)
+
+
+def numbered(height: int, width: int) -> Tensor:
+    """A picture of one channel in which every pixel is another number."""
+    return torch.arange(height * width).reshape(1, height, width)
+
+
+# The values
+
+
+@clause("04.picture.printed")
+def test_the_photograph_prints_its_class_mode_and_size(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "0013035.jpg")
+    with Image.open(tmp_path / "0013035.jpg") as picture:
+        # chapter 04, line 231; the size is (width, height)
+        assert repr(picture).startswith("<PIL.JpegImagePlugin.JpegImageFile image mode=RGB size=768x512 at 0x")
+
+
+@clause("04.normalize.pixel")
+def test_the_first_pixel_is_the_documented_one_before_and_after(ToTensor: Transform, Normalize: Transform) -> None:
+    tensor = ToTensor()(photograph())
+    # chapter 04, lines 210 to 212
+    normalized = Normalize([1, 3, 5], [0.5, 0.5, 0.5])(tensor)
+    assert_printed(tensor[0][0][0], "0.3137")
+    assert_printed(normalized[0][0][0], "-1.3725")
+    # 2x − 2, 2x − 6 and 2x − 10 for x from 0 to 1
+    assert_equal(normalized.amin((1, 2)), torch.tensor([-2.0, -6, -10], device="cpu"))
+    assert_equal(normalized.amax((1, 2)), torch.tensor([0.0, -4, -8], device="cpu"))
+
+
+@clause("04.resize.pair_of_512")
+def test_a_pair_of_512_makes_a_square_of_the_photograph(ToTensor: Transform, Resize: Transform) -> None:
+    resized = Resize((512, 512))(photograph())
+    # chapter 04, lines 244 to 249
+    assert resized.size == (512, 512)
+    assert ToTensor()(resized).shape == (3, 512, 512)
+
+
+@clause("04.resize.one_512")
+def test_one_512_leaves_the_photograph_as_it_is(ToTensor: Transform, Resize: Transform, Compose: Transform) -> None:
+    tensor = Compose([Resize(512), ToTensor()])(photograph())
+    # chapter 04, lines 252 to 254
+    assert tensor.shape == (3, 512, 768)
+    assert_equal(tensor, ToTensor()(photograph()))
+
+
+@clause("04.crop.ten", "04.crop.random")
+def test_ten_crops_of_512_differ_in_their_column_only(
+    ToTensor: Transform, RandomCrop: Transform, Compose: Transform
+) -> None:
+    crop = Compose([RandomCrop(512), ToTensor()])
+    # chapter 04, lines 259 to 263
+    crops = [crop(photograph()) for _ in range(10)]
+    assert {tuple(tensor.shape) for tensor in crops} == {(3, 512, 512)}
+    # red grows by one from column to column: where each begins, modulo 256
+    assert len({float(tensor[0, 0, 0]) for tensor in crops}) > 1
+    assert {float(tensor[2, 0, 0]) for tensor in crops} == {0.0}  # blue is 0 in the first row only
+
+
+@clause("04.crop.largest")
+def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> None:
+    assert RandomCrop((512, 768))(photograph()).size == (768, 512)
+    with rejects(naming=r"crop size \(513, 513\) is larger"):
+        RandomCrop(513)(photograph())
+
+
+# The claims
+
+
+@clause("04.transforms.machine")
+def test_a_transform_of_a_picture_needs_no_accelerator(ToTensor: Transform, Normalize: Transform) -> None:
+    assert str(Normalize(0.5, 0.5)(ToTensor()(photograph())).device) == "cpu"
+
+
+@clause("04.board.distutils")
+def test_the_board_needs_no_distutils_any_more() -> None:
+    spec = importlib.util.find_spec("torch.utils.tensorboard")
+    assert spec is not None
+    (folder,) = spec.submodule_search_locations or ()
+    texts = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.py")]
+    assert any("SummaryWriter" in text for text in texts)
+    assert [text for text in texts if "distutils" in text] == []
+
+
+@clause("04.transforms.kinds")
+def test_a_picture_comes_as_a_pil_picture_a_tensor_or_an_array(
+    ToTensor: Transform, Resize: Transform, RandomCrop: Transform, RandomHorizontalFlip: Transform
+) -> None:
+    picture = random_picture("RGB", 4, 3, seed=0)
+    array = np.array(picture)
+    assert_equal(ToTensor()(array), ToTensor()(picture))
+    for transform in (Resize((2, 2)), RandomCrop(2), RandomHorizontalFlip(1)):
+        assert isinstance(transform(picture), Image.Image)
+        assert isinstance(transform(ToTensor()(picture)), Tensor)
+        with rejects(naming="ndarray|'picture'"):  # an array goes through ToTensor first
+            transform(array)
+
+
+@clause("04.normalize.formula")
+def test_normalize_divides_by_the_standard_deviation_not_by_the_variance(Normalize: Transform) -> None:
+    result = Normalize([1.0], [0.5])(torch.full((1, 1, 1), 3.0))
+    # chapter 04, line 206, is right: (3 − 1) / 0.5; lines 207 and 218 are not: (3 − 1) / 0.5²
+    assert_equal(result, [[[4.0]]])
+    assert result.item() != (3 - 1) / 0.5**2
+
+
+@clause("04.normalize.formula")
+def test_with_their_own_mean_and_standard_deviation_the_pixels_are_centred_and_of_unit_spread(
+    Normalize: Transform,
+) -> None:
+    pixels = normal(2, 8, 8, seed=1) * 3 + 7
+    mean, deviation = pixels.mean((1, 2)), pixels.std((1, 2))
+    result = Normalize(mean.tolist(), deviation.tolist())(pixels)
+    assert_close(result.mean((1, 2)), [0.0, 0.0], rounding(torch.float64, 64 + 2, 20.0))
+    assert_close(result.std((1, 2)), [1.0, 1.0], rounding(torch.float64, 64 + 2, 20.0))
+
+
+@clause("04.normalize.board")
+def test_the_normalized_picture_is_black_on_the_board(
+    ToTensor: Transform, Normalize: Transform, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    picture = random_picture("RGB", 5, 3, seed=0)
+    with SummaryWriter(tmp_path) as writer:
+        # chapter 04, line 213
+        writer.add_image("Normalize", Normalize([1, 3, 5], [0.5, 0.5, 0.5])(ToTensor()(picture)), 1)
+    (shown,) = EventAccumulator(str(tmp_path)).Reload().Images("Normalize")
+    assert set(Image.open(io.BytesIO(shown.encoded_image_string)).tobytes()) == {0}
+
+
+@clause("04.crop.name")
+def test_the_class_is_called_random_crop(RandomCrop: Transform) -> None:
+    # chapter 04, lines 221, 224 and 258 write RanodmCrop
+    assert RandomCrop.__name__ == "RandomCrop"
+    assert not hasattr(importlib.import_module("torchvision.transforms"), "RanodmCrop")
+
+
+@clause("04.resize.stretches")
+def test_a_pair_stretches(Resize: Transform) -> None:
+    disc = Image.new("L", (40, 20))
+    disc.paste(255, (10, 0, 30, 20))  # a square of 20×20
+    left, top, right, bottom = Resize((20, 20), Resampling.NEAREST)(disc).getbbox()
+    assert (right - left, bottom - top) == (10, 20)
+
+
+@clause("04.resize.pair")
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 7), (9, 2)])
+def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
+    resize = Resize((height, width))
+    assert resize(random_picture("RGB", 5, 4, seed=0)).size == (width, height)  # PIL: width first
+    assert resize(torch.zeros(3, 4, 5)).shape == (3, height, width)
+
+
+@clause("04.resize.shorter_side")
+def test_one_number_makes_no_square(Resize: Transform) -> None:
+    # chapter 04, line 241, says it does; line 251 says what is true
+    assert Resize(256)(photograph()).size == (384, 256)
+    assert Resize(10)(torch.rand(3, 20, 40)).shape == (3, 10, 20)
+
+
+@clause("04.resize.shorter_side", "04.resize.proportions")
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 12))
+def test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions(
+    Resize: Transform, height: int, width: int, size: int
+) -> None:
+    longer = size * max(height, width) // min(height, width)
+    expected = (size, longer) if height <= width else (longer, size)
+    assert Resize(size)(torch.zeros(1, height, width)).shape == (1, *expected)
+    assert Resize([size])(Image.new("L", (width, height))).size == expected[::-1]
+
+
+@clause("04.resize.proportions")
+def test_one_number_keeps_the_photograph_s_proportions(Resize: Transform) -> None:
+    assert Resize(100)(photograph()).size == (150, 100)  # 768 / 512 = 150 / 100
+
+
+@clause("04.resize.type")
+@pytest.mark.parametrize("mode", MODES)
+def test_resize_keeps_the_mode_of_a_picture(Resize: Transform, mode: str) -> None:
+    resized = Resize((2, 3))(random_picture(mode, 5, 4, seed=0))
+    assert isinstance(resized, Image.Image)
+    assert (resized.mode, resized.size) == (mode, (3, 2))
+
+
+@clause("04.resize.type")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
+def test_resize_keeps_the_dtype_of_a_tensor(Resize: Transform, dtype: torch.dtype, antialias: bool) -> None:
+    # a picture of one value keeps it
+    expected = torch.full((3, 2, 3), 9, dtype=dtype)
+    resized = Resize((2, 3), antialias=antialias)(torch.full((3, 4, 6), 9, dtype=dtype))
+    assert_close(resized, expected, rounding(torch.float32, 16, 9.0))
+
+
+# The properties: Normalize
+
+
+@clause("04.normalize.definition")
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3)),
+    batch=st.booleans(),
+    one_for_all=st.booleans(),
+    inplace=st.booleans(),
+    dtype=dtypes(),
+    layout=layouts,
+    seed=seeds,
+)
+def test_normalize_is_the_formula_channel_by_channel(
+    Normalize: Transform, shape: tuple[int, ...], batch: bool, one_for_all: bool, inplace: bool,
+    dtype: torch.dtype, layout: int, seed: int,
+) -> None:  # fmt: skip
+    # whole numbers and a power of 2 below: no step rounds
+    pixels = whole(*shape[not batch :], seed=seed, dtype=dtype)
+    channels = pixels.shape[-3]
+    mean = whole(1 if one_for_all else channels, seed=seed + 1).tolist()
+    std = [2.0 ** ((seed + c) % 3 - 1) * (-1) ** c for c in range(1 if one_for_all else channels)]
+    expected = torch.stack(
+        [(band - mean[c % len(mean)]) / std[c % len(std)] for c, band in enumerate(pixels.unbind(-3))], dim=-3
+    )
+    given_pixels = laid_out(pixels.clone(), layout)
+    result = Normalize(mean, std, inplace)(given_pixels)
+    assert_equal(result, expected)
+    assert_equal(given_pixels, expected if inplace else pixels, "the input afterwards")
+    assert (result is given_pixels) == inplace
+
+
+@clause("04.normalize.definition")
+@given(dtype=dtypes(), seed=seeds)
+def test_normalize_rounds_twice_and_no_more(Normalize: Transform, dtype: torch.dtype, seed: int) -> None:
+    pixels = normal(3, 2, 2, seed=seed, dtype=dtype)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    rounded = [torch.tensor(numbers, dtype=dtype).double().reshape(3, 1, 1) for numbers in (mean, std)]
+    exact = (pixels.double() - rounded[0]) / rounded[1]
+    assert_close(Normalize(mean, std)(pixels), exact.to(dtype), rounding(dtype, 2, exact.abs()))
+
+
+@clause("04.normalize.inverse")
+@given(mean=st.floats(-2, 2), std=st.floats(0.25, 4), seed=seeds)
+def test_normalize_can_be_undone_by_normalize(Normalize: Transform, mean: float, std: float, seed: int) -> None:
+    pixels = normal(2, 3, 3, seed=seed)
+    there = Normalize([mean] * 2, [std] * 2)(pixels)
+    back = Normalize([-mean / std] * 2, [1 / std] * 2)(there)
+    # two roundings each way, of the numbers and of −mean / std and 1 / std, scaled back by std
+    largest = pixels.abs() + 2 * abs(mean)
+    assert_close(back, pixels, rounding(torch.float64, 6, largest))
+
+
+@clause("04.normalize.non_finite")
+def test_normalize_leaves_nan_and_infinities_in_their_places(Normalize: Transform) -> None:
+    pixels = torch.tensor([[[math.nan, math.inf, -math.inf, 1.0]]])
+    assert_equal(Normalize([3], [2])(pixels), [[[math.nan, math.inf, -math.inf, -1.0]]])
+
+
+@clause("04.normalize.gradients")
+def test_normalize_is_differentiable(Normalize: Transform) -> None:
+    assert_differentiable(Normalize([1, 2], [0.5, 4]), normal(2, 2, 2, seed=0).requires_grad_())
+
+
+# The properties: Resize
+
+
+def bilinear_weights(old: int, new: int, antialias: bool) -> list[list[Fraction]]:
+    """How much each old pixel weighs in each new one, exactly, from the definition: a triangle over the centre."""
+    half = Fraction(1, 2)
+    rows = []
+    for o in range(new):
+        centre = (o + half) * old / new
+        reach = max(Fraction(old, new), Fraction(1)) if antialias else Fraction(1)
+        row = [Fraction(0)] * old
+        for i in range(-old, 2 * old):
+            if antialias and not 0 <= i < old:
+                continue
+            row[min(max(i, 0), old - 1)] += max(Fraction(0), 1 - abs(i + half - centre) / reach)
+        rows.append([weight / sum(row) for weight in row])
+    return rows
+
+
+def bilinear(pixels: list[list[list[float]]], size: Pair, antialias: bool) -> Tensor:
+    """Every new pixel as a weighted mean of the old ones; the weights are exact, one rounding to float64 for each."""
+    vertical = bilinear_weights(len(pixels[0]), size[0], antialias)
+    horizontal = bilinear_weights(len(pixels[0][0]), size[1], antialias)
+    numbers = [
+        [
+            [
+                float(sum(w * sum(v * int(p) for v, p in zip(across, line, strict=True) if v)
+                          for w, line in zip(down, band, strict=True) if w))
+                for across in horizontal
+            ]
+            for down in vertical
+        ]
+        for band in pixels
+    ]  # fmt: skip
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def resize_rounding(dtype: torch.dtype, size: Pair, antialias: bool) -> Tolerance:
+    """Two sums over a window, with weights from centres that are rounded at the size of the side."""
+    window = 2 * max(size) if antialias else 2
+    return rounding(dtype, 2 * (window + 4 * max(size)), 255.0)
+
+
+# PyTorch 2.14.1 on the CPU: with antialias, a tensor resized to a width of 1 repeats its first row in all rows.
+resized_sides = st.tuples(st.integers(1, 6), st.integers(2, 6))
+
+
+@clause("04.resize.bilinear", "04.resize.antialias")
+@given(
+    old=st.tuples(sides, sides),
+    new=resized_sides,
+    antialias=st.booleans(),
+    batch=st.booleans(),
+    dtype=dtypes(),
+    layout=layouts,
+    seed=seeds,
+)
+def test_a_resized_tensor_is_the_weighted_means_of_the_definition(
+    Resize: Transform, old: Pair, new: Pair, antialias: bool, batch: bool, dtype: torch.dtype, layout: int, seed: int
+) -> None:
+    pixels = whole(1, *old, seed=seed, dtype=dtype, largest=255)
+    before = laid_out(pixels[None] if batch else pixels, layout)
+    result = Resize(new, antialias=antialias)(before)
+    expected = bilinear(pixels.tolist(), new, antialias)
+    computed = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    tolerance = resize_rounding(computed, old, antialias).absolute
+    if dtype != computed:  # and then rounded once
+        tolerance = tolerance + torch.finfo(dtype).eps * 255.0
+    assert_close(
+        result, (expected[None] if batch else expected).to(dtype), Tolerance(tolerance, "sums of a window of pixels")
+    )
+    assert_equal(before, pixels[None] if batch else pixels, "the input afterwards")
+
+
+@clause("04.resize.bytes")
+@given(old=st.tuples(sides, sides), new=resized_sides, antialias=st.booleans(), seed=seeds)
+def test_resized_bytes_are_the_nearest_whole_numbers(
+    Resize: Transform, old: Pair, new: Pair, antialias: bool, seed: int
+) -> None:
+    pixels = whole(1, *old, seed=seed, largest=255).abs().to(torch.uint8)
+    exact = bilinear(pixels.tolist(), new, antialias)
+    result = Resize(new, antialias=antialias)(pixels)
+    assert result.dtype == torch.uint8
+    assert_close(result.double(), exact, Tolerance(0.501, "half a unit, and what float32 adds to 255"))
+
+
+@clause("04.resize.pillow")
+@given(
+    mode=st.sampled_from(MODES),
+    old=st.tuples(sides, sides),
+    new=st.tuples(sides, sides),
+    interpolation=st.sampled_from([Resampling.NEAREST, Resampling.BILINEAR, Resampling.BICUBIC]),
+    seed=seeds,
+)
+def test_a_resized_picture_is_pillow_s_to_the_last_bit(
+    Resize: Transform, mode: str, old: Pair, new: Pair, interpolation: Any, seed: int
+) -> None:
+    picture = random_picture(mode, *old, seed)
+    before = picture.tobytes()
+    resized = Resize(new[::-1], interpolation=interpolation)(picture)
+    assert resized.tobytes() == picture.resize(new, interpolation).tobytes()
+    assert picture.tobytes() == before
+
+
+@clause("04.resize.pillow", "04.resize.antialias")
+@given(mode=st.sampled_from(["L", "RGB"]), old=st.tuples(sides, sides), new=st.tuples(sides, sides), seed=seeds)
+def test_a_resized_picture_is_the_antialiased_definition_rounded_twice(
+    Resize: Transform, mode: str, old: Pair, new: Pair, seed: int
+) -> None:
+    picture = random_picture(mode, *old, seed)
+    result = torch.tensor(pixels_of(Resize(new)(picture)), dtype=torch.float64)
+    twice = Tolerance(1.001, "half a unit along the rows, half along the columns, and 22 bits of each weight")
+    assert_close(result, bilinear(pixels_of(picture), new, antialias=True), twice)
+
+
+@clause("04.resize.antialias")
+def test_without_antialias_a_tensor_that_shrinks_loses_pixels(Resize: Transform) -> None:
+    stripes = torch.tensor([0.0, 0, 0, 255] * 2).expand(1, 2, 8)
+    # the centres of the two new pixels lie between the old ones 1 and 2, and 5 and 6
+    assert_equal(Resize((2, 2), antialias=False)(stripes), [[[0.0, 0.0]] * 2])
+    # of the first six they weigh 5, 7, 7, 5, 3 and 1 of 28
+    expected = bilinear(stripes.tolist(), (2, 2), antialias=True)
+    assert float(expected[0, 0, 0]) == pytest.approx(255 * 5 / 28)
+    assert_close(Resize((2, 2))(stripes), expected.float(), resize_rounding(torch.float32, (2, 8), True))
+
+
+@clause("04.resize.antialias")
+def test_pictures_are_antialiased_whatever_one_asks_for(Resize: Transform) -> None:
+    picture = random_picture("RGB", 6, 6, seed=0)
+    with pytest.warns(UserWarning, match=r"(?i)anti-?alias.*ignored"):
+        resized = Resize((2, 2), antialias=False)(picture)
+    assert resized.tobytes() == Resize((2, 2))(picture).tobytes()
+
+
+@clause("04.resize.nearest")
+@given(old=st.tuples(sides, sides), new=st.tuples(sides, sides), dtype=dtypes(), seed=seeds)
+def test_nearest_copies_the_pixel_at_the_rounded_down_place(
+    Resize: Transform, old: Pair, new: Pair, dtype: torch.dtype, seed: int
+) -> None:
+    pixels = whole(2, *old, seed=seed, dtype=dtype)
+    rows = [o * old[0] // new[0] for o in range(new[0])]
+    columns = [o * old[1] // new[1] for o in range(new[1])]
+    assert_equal(Resize(new, Resampling.NEAREST)(pixels), pixels[:, rows][:, :, columns])
+
+
+@clause("04.resize.nearest")
+def test_nearest_takes_another_pixel_of_a_picture_than_of_a_tensor(Resize: Transform) -> None:
+    line = torch.tensor([[[10, 20, 30, 40]]], dtype=torch.uint8)
+    halve = Resize((1, 2), Resampling.NEAREST)
+    assert_equal(halve(line), [[[10, 30]]])
+    assert halve(Image.fromarray(line[0].cpu().numpy())).tobytes() == bytes([20, 40])  # under the centres
+
+
+@clause("04.resize.bicubic")
+@pytest.mark.parametrize("antialias", [True, False], ids=["slope -1/2", "slope -3/4"])
+def test_bicubic_is_the_piecewise_cubic_of_the_distance(Resize: Transform, antialias: bool) -> None:
+    line = torch.tensor([[[0.0, 0, 0, 16, 0, 0, 0]] * 2])
+    wide = Resize((2, 21), Resampling.BICUBIC, antialias=antialias)(line)
+    # a new pixel at the distance t of the bright one has 16 · kernel(t); t = 1/3, 2/3, 4/3, 5/3 …
+    a = -0.5 if antialias else -0.75
+    near = lambda t: (a + 2) * t**3 - (a + 3) * t**2 + 1  # noqa: E731
+    far = lambda t: a * (t**3 - 5 * t**2 + 8 * t - 4)  # noqa: E731
+    side = [far(5 / 3), far(4 / 3), 0, near(2 / 3), near(1 / 3)]
+    expected = torch.tensor([0, 0, 0, 0, 0, *side, 1, *side[::-1], 0, 0, 0, 0, 0]) * 16
+    assert_close(wide[0, 1], expected, rounding(torch.float32, 60, 16.0))
+
+
+@clause("04.resize.bicubic")
+def test_bicubic_bytes_do_not_leave_0_to_255(Resize: Transform) -> None:
+    edge = torch.tensor([0, 0, 0, 255, 255, 255], dtype=torch.uint8).expand(1, 2, 6)
+    shown = Resize((2, 18), Resampling.BICUBIC)(edge)
+    assert shown.dtype == torch.uint8
+    assert_equal(shown[0, 0], sorted(shown[0, 0].tolist()))  # an overflow would leave dark pixels among the light
+
+
+@clause("04.resize.max_size")
+@pytest.mark.parametrize(
+    ("height", "width", "size", "max_size", "becomes"),
+    [(100, 400, 50, 150, (37, 150)), (400, 100, 50, 150, (150, 37)), (100, 400, 50, 250, (50, 200))],
+    ids=["a wide one", "a high one", "one that is small enough"],
+)
+def test_the_longer_side_is_at_most_max_size(
+    Resize: Transform, height: int, width: int, size: int, max_size: int, becomes: Pair
+) -> None:
+    resize = Resize(size, max_size=max_size)
+    assert resize(torch.zeros(1, height, width)).shape == (1, *becomes)
+    assert resize(Image.new("L", (width, height))).size == becomes[::-1]
+
+
+@clause("04.resize.identity")
+def test_a_picture_of_the_right_size_is_returned_itself(Resize: Transform) -> None:
+    picture, tensor = random_picture("RGB", 4, 3, seed=0), torch.rand(3, 3, 4)
+    for resize in (Resize(3), Resize((3, 4))):
+        assert resize(picture) is picture
+        assert resize(tensor) is tensor
+
+
+@clause("04.resize.non_finite")
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
+def test_nan_spreads_no_further_than_the_window(Resize: Transform, antialias: bool) -> None:
+    pixels = torch.zeros(1, 2, 8)
+    pixels[..., 7] = math.nan
+    assert_equal(Resize((2, 4), antialias=antialias)(pixels).isnan()[0, 0], [False, False, False, True])
+
+
+@clause("04.resize.empty_batch")
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
+def test_a_batch_of_no_pictures_gives_a_batch_of_none(Resize: Transform, antialias: bool) -> None:
+    assert Resize((2, 3), antialias=antialias)(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 2, 3)
+
+
+@clause("04.resize.gradients")
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
+@pytest.mark.parametrize("size", [(2, 2), (4, 5)], ids=["shrinking", "growing"])
+def test_resize_is_differentiable(Resize: Transform, size: Pair, antialias: bool) -> None:
+    assert_differentiable(Resize(size, antialias=antialias), normal(1, 3, 3, seed=0).requires_grad_())
+
+
+# The properties: RandomCrop
+
+
+@st.composite
+def crops(draw: st.DrawFn) -> tuple[int, int, Pair, Any]:
+    """Height and width of a picture, a window that fits into it when it is padded, and the padding."""
+    height, width = draw(st.integers(3, 6)), draw(st.integers(3, 6))
+    padding = draw(
+        st.sampled_from([None, 0, 1, 2]) | st.tuples(*[st.integers(0, 2)] * 2) | st.tuples(*[st.integers(0, 2)] * 4)
+    )
+    left, top, right, bottom = borders(padding)
+    size = draw(st.integers(1, height + top + bottom)), draw(st.integers(1, width + left + right))
+    return height, width, size, padding
+
+
+def borders(padding: Any) -> tuple[int, ...]:
+    """Left, top, right, bottom."""
+    if padding is None or isinstance(padding, int):
+        return (padding or 0,) * 4
+    return padding if len(padding) == 4 else padding * 2
+
+
+def padded(pixels: np.ndarray, padding: Any, padding_mode: str, fill: int) -> np.ndarray:
+    """Rows and columns (and channels) with a border, by numpy."""
+    left, top, right, bottom = borders(padding)
+    width = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
+    return np.pad(pixels, width, padding_mode, **({"constant_values": fill} if padding_mode == "constant" else {}))  # type: ignore[call-overload]
+
+
+@clause("04.crop.window", "04.crop.padding", "04.crop.draws")
+@given(
+    case=crops(),
+    padding_mode=st.sampled_from(["constant", "edge", "reflect", "symmetric"]),
+    kind=st.sampled_from(["tensor", "batch", "grey picture", "colours"]),
+    seed=seeds,
+)
+def test_every_crop_is_the_drawn_window_of_the_padded_picture(
+    RandomCrop: Transform, case: tuple[int, int, Pair, Any], padding_mode: str, kind: str, seed: int
+) -> None:
+    height, width, size, padding = case
+    array = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    array = np.stack([array, array + 1, array + 2], -1) if kind == "colours" else array
+    whole_picture = padded(array, padding, padding_mode, 200)
+    # the row is drawn first, then the column; where there is no choice of either, nothing is drawn
+    torch.manual_seed(seed)
+    top = left = 0
+    if whole_picture.shape[:2] != size:
+        top = int(torch.randint(0, whole_picture.shape[0] - size[0] + 1, (1,)))
+        left = int(torch.randint(0, whole_picture.shape[1] - size[1] + 1, (1,)))
+    next_number = torch.rand(1)
+    expected = torch.from_numpy(whole_picture[top : top + size[0], left : left + size[1]].copy())
+    torch.manual_seed(seed)
+    crop = RandomCrop(size, padding, fill=200, padding_mode=padding_mode)
+    if kind in ("tensor", "batch"):
+        pixels = torch.tensor(array).expand(*([2] if kind == "batch" else []), 3, height, width)
+        assert_equal(crop(pixels), expected.expand(*pixels.shape[:-2], *size))
+    else:
+        assert_equal(torch.from_numpy(np.array(crop(Image.fromarray(array)))), expected)
+    assert_equal(torch.rand(1), next_number, "the next random number")
+
+
+@clause("04.crop.random", "04.crop.uniform")
+def test_all_places_are_equally_likely(RandomCrop: Transform) -> None:
+    pixels, crop, draws = numbered(3, 4), RandomCrop(2), 2000
+    counts = Counter(int(crop(pixels)[0, 0, 0]) for _ in range(draws))
+    corners = [0, 1, 2, 4, 5, 6]  # the first pixel of each of the 2 · 3 windows
+    assert sorted(counts) == corners
+    # Hoeffding: one of the 6 shares is off by more than this with a probability of less than 12 · exp(−2 n t²) = 10⁻⁹
+    t = math.sqrt(math.log(12 / 1e-9) / (2 * draws))
+    assert [corner for corner in corners if abs(counts[corner] / draws - 1 / 6) > t] == []
+
+
+@clause("04.crop.pad_if_needed")
+@pytest.mark.parametrize("size", [(2, 5), (5, 2), (5, 6)], ids=["too narrow", "too low", "too narrow and too low"])
+def test_what_is_missing_is_added_on_both_sides_if_asked_for(RandomCrop: Transform, size: Pair) -> None:
+    pixels = numbered(3, 3) + 1
+    high, wide = (max(side - 3, 0) for side in size)
+    by_hand = torch.zeros(1, 3 + 2 * high, 3 + 2 * wide, dtype=torch.int64)
+    by_hand[:, high : high + 3, wide : wide + 3] = pixels
+    for seed in range(10):
+        torch.manual_seed(seed)
+        expected = RandomCrop(size)(by_hand)
+        torch.manual_seed(seed)
+        assert_equal(RandomCrop(size, pad_if_needed=True)(pixels), expected)
+
+
+@clause("04.crop.padding")
+def test_the_fill_is_one_number_or_one_for_each_channel_of_a_picture(RandomCrop: Transform) -> None:
+    picture = random_picture("RGB", 2, 2, seed=0)
+    assert RandomCrop(4, 1, fill=7)(picture).getpixel((0, 0)) == (7, 7, 7)
+    assert RandomCrop(4, 1, fill=(7, 8, 9))(picture).getpixel((0, 3)) == (7, 8, 9)
+
+
+@clause("04.crop.modes")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_crop_keeps_the_mode_and_the_colours(RandomCrop: Transform, mode: str) -> None:
+    picture = random_picture(mode, 4, 3, seed=0)
+    cropped = RandomCrop((5, 6), padding=1)(picture)
+    assert cropped.mode == mode
+    inner = cropped.crop((1, 1, 5, 4))
+    assert inner.tobytes() == picture.tobytes()
+    assert inner.getpalette() == picture.getpalette()
+
+
+@clause("04.crop.gradients")
+def test_a_crop_is_differentiable(RandomCrop: Transform) -> None:
+    crop = RandomCrop(3, padding=1)
+
+    def first_crop(pixels: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return crop(pixels)
+
+    assert_differentiable(first_crop, normal(1, 3, 3, seed=0).requires_grad_())
+
+
+# The properties: RandomHorizontalFlip
+
+
+@clause("04.flip.definition")
+@given(mode=st.sampled_from(MODES), height=sides, width=sides, batch=st.booleans(), layout=layouts, seed=seeds)
+def test_a_flip_exchanges_left_and_right_and_twice_is_the_picture(
+    RandomHorizontalFlip: Transform, mode: str, height: int, width: int, batch: bool, layout: int, seed: int
+) -> None:
+    flip = RandomHorizontalFlip(p=1)
+    picture = random_picture(mode, width, height, seed)
+    flipped = flip(picture)
+    assert (flipped.mode, flipped.size) == (mode, picture.size)
+    assert pixels_of(flipped) == [[line[::-1] for line in band] for band in pixels_of(picture)]
+    assert flip(flipped).tobytes() == picture.tobytes()
+    tensor = whole(*([2] if batch else []), 3, height, width, seed=seed)
+    given_tensor = laid_out(tensor, layout)
+    result = flip(given_tensor)
+    assert_equal(result, tensor[..., list(range(width))[::-1]])
+    assert_equal(flip(result), tensor)
+    assert_equal(given_tensor, tensor, "the input afterwards")
+
+
+@clause("04.flip.draws")
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_it_flips_where_the_next_uniform_number_is_below_p(RandomHorizontalFlip: Transform, p: float) -> None:
+    flip, pixels = RandomHorizontalFlip(p), torch.tensor([[[0, 1]]])
+    torch.manual_seed(7)
+    expected = [bool(torch.rand(1) < p) for _ in range(40)]
+    torch.manual_seed(7)
+    assert [bool(flip(pixels)[0, 0, 0]) for _ in range(40)] == expected
+    assert len(set(expected)) == 2
+
+
+@clause("04.flip.probability")
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+def test_it_flips_as_often_as_p_says(RandomHorizontalFlip: Transform, p: float) -> None:
+    pixels, draws = torch.tensor([[[0, 1]]]), 400 if 0 < p < 1 else 50
+    flip = RandomHorizontalFlip() if p == 0.5 else RandomHorizontalFlip(p)
+    share = sum(bool(flip(pixels)[0, 0, 0]) for _ in range(draws)) / draws
+    # Hoeffding: off by more than this with a probability of less than 2 · exp(−2 n t²) = 10⁻⁹
+    t = math.sqrt(math.log(2 / 1e-9) / (2 * draws)) if 0 < p < 1 else 0.0
+    assert abs(share - p) <= t
+
+
+@clause("04.flip.gradients")
+def test_a_flip_is_differentiable(RandomHorizontalFlip: Transform) -> None:
+    assert_differentiable(RandomHorizontalFlip(1), normal(1, 2, 3, seed=0).requires_grad_())
+
+
+# Compose
+
+
+@clause("04.compose.order")
+def test_compose_calls_one_after_the_other_from_the_left(Compose: Transform) -> None:
+    assert Compose([lambda x: x + 1, lambda x: x * 10])(3) == 40
+    assert Compose([str, len, lambda n: [n]])(12345) == [5]
+
+
+@clause("04.compose.empty")
+def test_compose_of_nothing_changes_nothing(Compose: Transform) -> None:
+    picture = random_picture("RGB", 2, 2, seed=0)
+    assert Compose([])(picture) is picture
+
+
+@clause("04.compose.order")
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_compose_of_composes_is_one_compose(Compose: Transform, cut: int) -> None:
+    steps = [lambda x: x + 2, lambda x: 10 * x, lambda x: -x]
+    assert Compose(steps)(3) == -50
+    assert Compose([Compose(steps[:cut]), Compose(steps[cut:])])(3) == -50
+
+
+# What they print
+
+
+@clause("04.transforms.repr")
+def test_compose_prints_one_transform_a_line(Compose: Transform) -> None:
+    class Step:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, x: Any) -> Any:
+            return x
+
+        def __repr__(self) -> str:
+            return self.name
+
+    assert repr(Compose([Step("resize"), Step("crop")])) == "Compose(\n    resize\n    crop\n)"
+    assert repr(Compose([])) == "Compose(\n)"
+
+
+@clause("04.transforms.repr")
+def test_normalize_prints_its_parameters(Normalize: Transform) -> None:
+    assert repr(Normalize([1, 3, 5], [0.5, 0.5, 0.5])) == "Normalize(mean=[1, 3, 5], std=[0.5, 0.5, 0.5])"
+
+
+@clause("04.transforms.repr")
+def test_resize_prints_its_parameters(Resize: Transform) -> None:
+    assert repr(Resize(512)) == "Resize(size=512, interpolation=bilinear, max_size=None, antialias=True)"
+    printed = "Resize(size=(2, 3), interpolation=bicubic, max_size=None, antialias=False)"
+    assert repr(Resize((2, 3), Resampling.BICUBIC, antialias=False)) == printed
+
+
+@clause("04.transforms.repr")
+def test_random_crop_prints_its_size_as_a_pair(RandomCrop: Transform) -> None:
+    assert repr(RandomCrop(512)) == "RandomCrop(size=(512, 512), padding=None)"
+    assert repr(RandomCrop((2, 3), 4)) == "RandomCrop(size=(2, 3), padding=4)"
+
+
+@clause("04.transforms.repr")
+def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Transform) -> None:
+    assert repr(RandomHorizontalFlip()) == "RandomHorizontalFlip(p=0.5)"
+
+
+# What must be rejected
+
+
+@clause("04.normalize.rejects")
+@pytest.mark.parametrize(
+    ("mean", "std", "pixels", "naming"),
+    [
+        ([0.5], [0.5], torch.zeros(1, 2, 2, dtype=torch.uint8), "float tensor"),
+        ([0.5], [0.5], torch.zeros(2, 2), r"\.\.\., C, H, W"),
+        ([0.5], [0.0], torch.zeros(1, 2, 2), "std .*zero"),
+        ([0.5], [1e-9], torch.zeros(1, 2, 2, dtype=torch.float16), "std .*zero"),
+        ([0.5] * 2, [1] * 2, torch.zeros(3, 2, 2), "mean has 2 values|must match the size of tensor b"),
+        ([0.5], [1] * 2, torch.zeros(3, 2, 2), "std has 2 values|must match the size of tensor b"),
+        ([0.5] * 3, [1] * 3, torch.zeros(1, 2, 2), "mean has 3 values|doesn't match the broadcast shape"),
+        ([0.5], [0.5], Image.new("L", (2, 2)), "tensor.*Image"),
+    ],
+    ids=[
+        "bytes", "no channels", "no deviation", "none in half precision", "too few means", "too few deviations",
+        "too many of both", "a picture",
+    ],
+)  # fmt: skip
+def test_normalize_rejects(Normalize: Transform, mean: Any, std: Any, pixels: Any, naming: str) -> None:
+    with rejects(naming=naming):
+        Normalize(mean, std)(pixels)
+
+
+@clause("04.resize.rejects")
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        ({"size": 2.5}, r"\bsize\b"),
+        ({"size": (1, 2, 3)}, r"\bsize\b"),
+        ({"size": ()}, r"\bsize\b"),
+        ({"size": 0}, r"\bsizes?\b|height and width"),
+        ({"size": (2, 0)}, r"\bsizes?\b|height and width"),
+        ({"size": -3}, r"\bsizes?\b|height and width"),
+        ({"size": (2, 2), "max_size": 5}, "max_size"),
+        ({"size": 3, "max_size": 3}, "max_size"),
+        ({"size": 3, "interpolation": 0.5}, "interpolation"),
+    ],
+    ids=[
+        "a fraction", "three numbers", "no number", "zero", "a zero width", "a negative size",
+        "a largest size with a pair", "a largest size that is none", "an unknown interpolation",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of a picture", "of a tensor"])
+def test_resize_rejects(Resize: Transform, options: dict[str, Any], naming: str, picture: Any) -> None:
+    with rejects(naming=naming):
+        Resize(**options)(picture)
+
+
+@clause("04.resize.rejects")
+def test_resize_of_a_tensor_rejects_pillow_s_other_interpolations(Resize: Transform) -> None:
+    with rejects(naming="lanczos"):
+        Resize(3, Resampling.LANCZOS)(torch.zeros(1, 4, 4))
+
+
+@clause("04.transforms.rejects")
+@pytest.mark.parametrize("value", [torch.zeros(3), "picture.png"], ids=["a tensor of 1 dimension", "a file's name"])
+def test_what_is_no_picture_is_rejected(
+    Resize: Transform, RandomCrop: Transform, RandomHorizontalFlip: Transform, value: Any
+) -> None:
+    for transform in (Resize(2), RandomCrop(2), RandomHorizontalFlip(1)):
+        with rejects(naming=r"not a torch image|tensor image|'str'|'picture'"):
+            transform(value)
+
+
+@clause("04.crop.rejects")
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        ({"size": 5}, r"crop size \(5, 5\) is larger"),
+        ({"size": (4, 5)}, r"crop size \(4, 5\) is larger"),
+        ({"size": (5, 4)}, r"crop size \(5, 4\) is larger"),
+        ({"size": (6, 7), "padding": 1}, r"crop size \(6, 7\) is larger"),
+        ({"size": (1, 2, 3)}, r"\bsize\b"),
+        ({"size": 2, "padding": (1, 2, 3)}, r"\bpadding\b"),
+        ({"size": 2, "padding": 1, "padding_mode": "mirror"}, "padding.mode"),
+        ({"size": 2, "padding": "1"}, r"\bpadding\b"),
+    ],
+    ids=[
+        "a larger square", "a wider one", "a higher one", "one that is larger than the padded picture", "three numbers",
+        "three paddings", "an unknown border", "a padding in words",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of a picture", "of a tensor"])
+def test_random_crop_rejects(RandomCrop: Transform, options: dict[str, Any], naming: str, picture: Any) -> None:
+    with rejects(naming=naming):
+        RandomCrop(**options)(picture)
+
+
+@clause("04.crop.rejects")
+def test_a_fill_of_several_numbers_is_for_pictures_only(RandomCrop: Transform) -> None:
+    with rejects(naming=r"\bfill\b"):
+        RandomCrop(2, 1, fill=(1, 2, 3))(torch.zeros(3, 4, 4))
+
+
+@clause("04.compose.rejects")
+def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTensor: Transform) -> None:
+    with rejects(naming=r"not iterable|\btransforms\b"):
+        Compose(ToTensor())(Image.new("L", (1, 1)))
+    with rejects(naming="not callable"):
+        Compose([3])(Image.new("L", (1, 1)))
+
+
+# PyTorch's own
+
+
+def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
+    """The very same results, of the same random numbers, as torchvision's, on so many random pictures.
+
+    Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied with 1 / 255 instead of being divided.
+    """
+    theirs = vars(importlib.import_module(home))
+    v2 = home.endswith("v2")
+    steps = [theirs["ToImage"](), theirs["ToDtype"](torch.float32, scale=True)] if v2 else [theirs["ToTensor"]()]
+    to_tensor = theirs["Compose"](steps)
+    for seed in range(count):
+        numbers = np.random.default_rng(seed)
+        height, width, new_height, new_width = (int(n) for n in numbers.integers(3, 12, 4))
+        # smaller than both sides: v2 draws no number for a side that has no choice
+        window = (int(numbers.integers(1, height)), int(numbers.integers(1, width)))
+        padding = [None, 1, (2, 1), (0, 1, 2, 2)][seed % 4]
+        padding_mode = ["constant", "edge", "reflect", "symmetric"][seed // 4 % 4]
+        picture = random_picture(["L", "RGB", "RGBA", "LA"][seed // 16 % 4], width, height, seed)
+        tensor = own["ToTensor"]()(picture)
+        assert_close(tensor, to_tensor(picture).as_subclass(Tensor), rounding(torch.float32, int(v2)))
+        results = []
+        for make in (own, theirs):
+            torch.manual_seed(seed)
+            crop = make["RandomCrop"](window, padding, padding_mode=padding_mode)
+            chain = make["Compose"]([crop, make["RandomHorizontalFlip"](0.4)])
+            resize = make["Resize"]((new_height, new_width), antialias=None if seed % 3 else True)
+            normalize = make["Normalize"]([0.4] * len(tensor), [0.3] * len(tensor))
+            exact = torch.cat([part.flatten() for part in (chain(tensor), normalize(tensor), torch.rand(1))])
+            results.append((exact, chain(picture).tobytes() + resize(picture).tobytes(), resize(tensor)))
+        assert_equal(results[0][0], results[1][0], "crop, flip, normalized picture and next random number")
+        assert results[0][1] == results[1][1]
+        assert_close(results[0][2], results[1][2], resize_rounding(torch.float32, (height, width), True))
+
+
+HOMES = pytest.mark.parametrize("home", ["torchvision.transforms", "torchvision.transforms.v2"], ids=["v1", "v2"])
+
+
+@clause("04.transforms.torchvision")
+@HOMES
+def test_they_agree_with_torchvision_on_100_pictures(
+    home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
+    RandomCrop: Transform, RandomHorizontalFlip: Transform,
+) -> None:  # fmt: skip
+    own = {"Compose": Compose, "ToTensor": ToTensor, "Normalize": Normalize, "Resize": Resize}
+    assert_agreement(home, own | {"RandomCrop": RandomCrop, "RandomHorizontalFlip": RandomHorizontalFlip}, 100)
+
+
+@pytest.mark.slow
+@clause("04.transforms.torchvision")
+@HOMES
+def test_they_agree_with_torchvision_on_3000_pictures(
+    home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
+    RandomCrop: Transform, RandomHorizontalFlip: Transform,
+) -> None:  # fmt: skip
+    own = {"Compose": Compose, "ToTensor": ToTensor, "Normalize": Normalize, "Resize": Resize}
+    assert_agreement(home, own | {"RandomCrop": RandomCrop, "RandomHorizontalFlip": RandomHorizontalFlip}, 3000)
