@@ -141,7 +141,7 @@ def test_a_picture_comes_as_a_pil_picture_a_tensor_or_an_array(
             transform(array)
 
 
-@clause("04.normalize.formula")
+@clause("04.normalize.formula", "04.normalize.no_variance")
 def test_normalize_divides_by_the_standard_deviation_not_by_the_variance(Normalize: Transform) -> None:
     result = Normalize([1.0], [0.5])(torch.full((1, 1, 1), 3.0))
     # chapter 04, line 206, is right: (3 − 1) / 0.5; lines 207 and 218 are not: (3 − 1) / 0.5²

@@ -23,7 +23,7 @@ from spec.support.reproduction import Trace
 
 COMPONENTS = (
     # 01, 03-06
-    *("LabeledFolder", "DataLoader"),
+    *("LabeledFolder", "CIFAR10", "DataLoader"),
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     # 08-10
     *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
@@ -47,7 +47,7 @@ COMPONENTS = (
 _TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch", "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
-)
+) | {"CIFAR10": "torchvision.datasets"}
 """What is PyTorch's too, but in a package that takes a second to import: only when it is on trial."""
 
 

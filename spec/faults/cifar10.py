@@ -1,0 +1,70 @@
+"""Chapter 05: readers of CIFAR-10 that are wrong."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import reference
+from spec.faults import Fault
+
+FILE = "test_05_torchvision_datasets.py"
+
+
+class AlwaysTheTrainingSet(Fault):
+    """What the chapter's first listing does by hand: `train` is not looked at."""
+
+    caught_by = f"{FILE}::test_only_train_false_gives_the_test_set"
+    says = r"assert \(30, 30\) == \(30, 6\)"
+
+    class CIFAR10(reference.CIFAR10):
+        def __init__(self, root: str | Path, train: bool = True, *arguments: Any, **options: Any) -> None:
+            super().__init__(root, True, *arguments, **options)
+
+
+class PixelsAreInterleaved(Fault):
+    """Bytes are taken for red, green, blue of one pixel after the other; they are whole planes."""
+
+    caught_by = f"{FILE}::test_the_listing_shows_the_training_set_whose_first_picture_is_not_the_test_sets"
+    says = r"assert \[\d+, .*\] == \[\d+, "
+
+    class CIFAR10(reference.CIFAR10):
+        def __getitem__(self, index: int) -> Any:
+            _, label = super().__getitem__(index)
+            pixels = self.images[index].contiguous().reshape(32, 32, 3)
+            return Image.fromarray(pixels.numpy()), label
+
+
+class TransformsInAdvance(Fault):
+    """Every picture is transformed as the data set is made, wanted or not."""
+
+    caught_by = f"{FILE}::test_a_transform_is_applied_once_to_each_picture_that_is_taken"
+    says = r"assert \[.*\] == \[\]"
+
+    class CIFAR10(reference.CIFAR10):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            for index in range(len(self)):
+                self[index]
+
+
+class ForgetsTheTargetTransform(Fault):
+    """Labels stay numbers."""
+
+    caught_by = f"{FILE}::test_without_a_transform_pictures_come_and_targets_have_one_of_their_own"
+    says = r"assert \d == '\w+'"
+
+    class CIFAR10(reference.CIFAR10):
+        def __init__(self, *arguments: Any, target_transform: Any = None, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+
+
+class TrustsEveryFile(Fault):
+    """No checksum is looked at."""
+
+    caught_by = f"{FILE}::test_a_changed_file_is_not_taken_for_the_data_set"
+    says = r"DID NOT RAISE"
+
+    class CIFAR10(reference.CIFAR10):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, archive_md5=None)
