@@ -14,10 +14,10 @@ def agree(component: str, calls: int, first: int = 0) -> None:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_random_calls_agree_with_pytorch(component: str) -> None:
-    agree(component, 10)
+    agree(component, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_many_random_calls_agree_with_pytorch(component: str) -> None:
-    agree(component, 400, first=10)
+    agree(component, 400, first=4)
