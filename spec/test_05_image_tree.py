@@ -597,7 +597,8 @@ print(len(ImageTree(sys.argv[1])))
 # ---------------------------------------------------------------------------------------------- runs side by side
 
 SLOW_RUN = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 from reference.data import image_tree
 root, mark = map(pathlib.Path, sys.argv[1:3])
 real = image_tree.decode_picture

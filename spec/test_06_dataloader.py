@@ -608,8 +608,9 @@ def test_a_data_set_travels_to_a_new_process(DataLoader: Loader) -> None:
 
 
 CONSUMER = """
-import os, time
+import os, signal, time
 {import_line}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 
 class Processes:
     def __len__(self):
