@@ -53,6 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load what is on trial; what cannot be loaded ends the run at once, in one line."""
+    if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker["workercount"]))
     config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test holds to")
     names = [name for name in (config.getoption("--impl") or "reference,torch").split(",") if name]
     try:

@@ -92,6 +92,7 @@ def _run(script: str, words: list[str], folder: Path, output: Path, prepare: Cal
         handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, descriptor)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal; a background job is born deaf to it
     sys.argv = [script, *words]
     if prepare is not None:
         prepare()
