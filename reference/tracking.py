@@ -67,7 +67,12 @@ def forget_after(folder: Path, *, step: int, epoch: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    files = sorted(folder.glob(EVENT_FILES))
+    def started(file: Path) -> float:
+        """When its first event was written: of files of one second the names do not tell the order."""
+        first = next(iter(RawEventFileLoader(str(file)).Load()), None)
+        return Event.FromString(first).wall_time if first is not None else float("inf")
+
+    files = sorted(folder.glob(EVENT_FILES), key=started)
     if not files:
         return
     # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
