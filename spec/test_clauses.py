@@ -108,7 +108,7 @@ def problems_of(entry: Clause) -> Iterator[str]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_with_a_clause_is_found(entry: Clause, problem: str) -> None:
-    assert any(said.startswith(problem) or problem in said for said in problems_of(entry))
+    assert any(problem in said for said in problems_of(entry))
 
 
 def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:

@@ -44,7 +44,8 @@ COMPONENTS = (
 )
 """Every name that can be on trial."""
 
-_TORCH_HOMES = ("torch.nn", "torch.nn.functional", "torch.optim", "torch", "torch.utils.data")
+_COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
+_TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
 ) | {"CIFAR10": "torchvision.datasets"}
@@ -155,7 +156,7 @@ def _pytorch(name: str) -> Implementation:
     if name == "torch-compile":
         # properties try many shapes, and each may need code of its own
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-        found = {c: _compiled(deferred.get()) for c, deferred in found.items() if deferred.home in _TORCH_HOMES[:4]}
+        found = {c: _compiled(deferred.get()) for c, deferred in found.items() if deferred.home in _COMPILABLE}
     imports = {component: f"from {home} import {component}" for component, home in homes.items()}
     return Implementation(name, name, torch.__version__, found, imports)
 
