@@ -4,7 +4,7 @@ import os
 import platform
 import random
 import tomllib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from spec.support.strategies import DTYPES, TRACE
 IMPLEMENTATIONS = pytest.StashKey[list[Implementation]]()
 ABSENT = pytest.StashKey[list[str]]()
 
-# Time says nothing on a busy machine; a hang is pytest-timeout's business.
-hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
-hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None)
-hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
-hypothesis.settings.register_profile("gpu", max_examples=25, deadline=None, derandomize=True, database=None)
+_common = hypothesis.settings(
+    deadline=None,  # time says nothing on a busy machine; a hang is pytest-timeout's business
+    # a class of tests that others inherit runs the same test on several objects, none of which keeps anything
+    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+)
+hypothesis.settings.register_profile("dev", _common, max_examples=25)
+hypothesis.settings.register_profile("ci", _common, max_examples=100, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", _common, max_examples=2000)
+hypothesis.settings.register_profile("gpu", _common, max_examples=25, derandomize=True, database=None)
 hypothesis.settings.register_profile(  # only whether a wrong implementation is caught, not how simply
     "faults",
     parent=hypothesis.settings.get_profile("ci"),
@@ -120,7 +124,9 @@ for _name in COMPONENTS:
 def _randomness() -> Iterator[None]:
     """Every test begins with the same random numbers, and leaves those of the others alone."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.accelerator.is_available():  # without one, each torch.manual_seed keeps a stack trace for its first use
+        torch.manual_seed(0)
     TRACE.clear()
     yield
     TRACE.clear()
@@ -138,7 +144,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Note what each test judges and lacks; apply the known failures; leave out what judges nobody that was named."""
     named = config.getoption("--impl")
     chosen, left_out = [], []
-    for item in items:
+    for item in _neighbours(items):
         if (implementation := _trial_of(item)) is None:
             (chosen if not named or "reference" in named.split(",") else left_out).append(item)
             continue
@@ -151,9 +157,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = chosen
+    items[:] = chosen
     if (path := config.getoption("--known-failures")) is not None:
         _apply_known_failures(Path(path), items, whole=not any("::" in str(argument) for argument in config.args))
+
+
+def _neighbours(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The same order, but the runs of a property follow each other, whoever is judged: they share their examples."""
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        function = getattr(item, "function", None)
+        groups.setdefault(function if hasattr(function, "hypothesis") else item, []).append(item)
+    return [item for group in groups.values() for item in group]
 
 
 def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,9 @@ def test_the_readme_s_profiles_exist() -> None:
     named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
     assert named == {"dev", "ci", "thorough"}
     assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("conftest.py")))
-    assert 'register_profile("ci", max_examples=100' in readme("conftest.py")
-    assert 'register_profile("thorough", max_examples=2000' in readme("conftest.py")
+    assert hypothesis.settings.get_profile("ci").max_examples == 100
+    assert hypothesis.settings.get_profile("ci").derandomize
+    assert hypothesis.settings.get_profile("thorough").max_examples == 2000
 
 
 def test_the_readme_s_links_lead_somewhere() -> None:

@@ -739,13 +739,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {"Content-Length": str(len(content) - start), **marks}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start:][: answer.cut]
+        server.sent.append(len(body))  # before the client can know, so that the order is that of the requests
         self.send_response(206 if start else 200)
         for name, value in (headers | answer.headers).items():
             self.send_header(name, value)
         self.end_headers()
-        body = content[start:][: answer.cut]
         self.wfile.write(body)
-        server.sent.append(len(body))
         if answer.stall:
             self.wfile.flush()
             server.stalled.set()

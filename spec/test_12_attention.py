@@ -805,11 +805,13 @@ ENCODER = rounding(torch.float64, 200, 20 * 6 * 6)
 def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
     TransformerEncoderLayer: Layer, case: Encoder, watched: bool
 ) -> None:
-    # A layer that is watched has hooks, with which PyTorch does not take its kernel for evaluation. That kernel hides
-    # whatever is not 0 in a float mask, instead of adding it: left out here.
+    # A layer with hooks is one for which PyTorch does not take its kernel for evaluation. That kernel hides whatever is
+    # not 0 in a float mask, instead of adding it: left out here.
     hooked = watched or case.attention.attn == "float"
     make = TransformerEncoderLayer if hooked else TransformerEncoderLayer.target  # type: ignore[attr-defined]
     layer, src = case.layer(make), case.attention.inputs()[0]
+    if hooked:
+        layer.register_forward_hook(lambda *_: None)
     batch_first = case.attention.batch_first
     with torch.set_grad_enabled(case.attention.recording):
         output = layer(outside(src, batch_first), **case.masks())

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from math import inf, nan
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from spec.support.assertions import (
 )
 from spec.support.implementations import Component, load
 from spec.support.reproduction import Trace, literal
-from spec.support.strategies import laid_out, normal, spread, whole
+from spec.support.strategies import TRACE, given, laid_out, normal, spread, whole
 
 
 def said(check: Callable[..., Any], *arguments: Any) -> str:
@@ -105,7 +105,7 @@ def test_a_printed_number_is_right_to_half_of_its_last_digit(number: float, righ
         assert "half a unit of the last of the 4 printed decimals" in text
 
 
-@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30), st.randoms(use_true_random=False))
+@hypothesis.given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30), st.randoms(use_true_random=False))
 def test_no_order_of_adding_up_exceeds_the_tolerance_of_rounding(numbers: list[float], order: random.Random) -> None:
     order.shuffle(numbers)
     total = np.float32(0)
@@ -266,6 +266,66 @@ def test_another_layout_holds_the_same_numbers(layout: int) -> None:
     x = torch.randn(2, 3, 4, 5)
     assert_equal(laid_out(x, layout), x)
     assert laid_out(x, layout).is_contiguous() == (layout == 0)
+
+
+# Properties
+
+
+def test_every_implementation_is_judged_by_the_same_examples() -> None:
+    seen: dict[str, list[Any]] = {"first": [], "second": []}
+
+    @given(x=st.integers(), items=st.lists(st.integers(), max_size=3))
+    def judge(who: str, x: int, items: list[int]) -> None:
+        seen[who].append((x, tuple(items)))
+        items.clear()  # what one does to an example must not reach the other
+
+    judge("first")
+    judge("second")
+    assert seen["first"] == seen["second"]
+    assert len(seen["first"]) == hypothesis.settings.default.max_examples
+    assert len(set(seen["first"])) > 10
+    assert any(items for _, items in seen["first"])
+
+
+@pytest.mark.parametrize("before", ["nobody", "right"])
+def test_the_simplest_failure_is_shown_with_its_own_calls(before: str) -> None:
+    @given(x=st.integers(0, 1000))
+    def judge(conv2d: Callable[[int], int], x: int) -> None:
+        assert conv2d(x) == x, f"wrong at {x}"
+
+    def component(function: Callable[[int], int]) -> Component:
+        return Component("conv2d", function, "from mine import conv2d", TRACE)
+
+    if before == "right":
+        judge(component(lambda x: x))
+    with pytest.raises(AssertionError, match="wrong at 7"):
+        judge(component(lambda x: x if x < 7 else -x))
+    assert TRACE.text().endswith("from mine import conv2d\nprint(conv2d(7))")
+
+
+def test_a_failure_that_comes_and_goes_is_a_failure() -> None:
+    calls = []
+
+    @given(x=st.integers(0, 1000))
+    def judge(who: str, x: int) -> None:
+        calls.append(x)
+        assert who == "first" or len(calls) != hypothesis.settings.default.max_examples + 5, "only once"
+
+    judge(who="first")
+    with pytest.raises(AssertionError, match="only once"):
+        judge(who="second")
+
+
+def test_what_draws_while_it_runs_is_searched_anew() -> None:
+    drawn: list[tuple[str, int]] = []
+
+    @given(data=st.data())
+    def judge(who: str, data: st.DataObject) -> None:
+        drawn.append((who, data.draw(st.integers(0, 9))))
+
+    judge("first")
+    judge("second")
+    assert {number for who, number in drawn if who == "second"} == set(range(10))
 
 
 # The random state

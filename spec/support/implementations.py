@@ -102,6 +102,8 @@ class Component:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and remember how."""
+        if not self._trace.on:
+            return self.target(*args, **kwargs)
         self._trace.call(self._name, self._import_line, self.__signature__, args, kwargs)
         result = self.target(*args, **kwargs)
         if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph

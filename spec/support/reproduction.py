@@ -30,6 +30,7 @@ class Trace:
     """The last calls of the components on trial. What a component calls inside is not noted."""
 
     def __init__(self) -> None:
+        self.on = True  # off while nobody would read it: noting costs copies
         self.calls: deque[Call] = deque(maxlen=LAST)
         self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
         self._depth = 0

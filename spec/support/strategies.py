@@ -1,13 +1,17 @@
 """What Hypothesis draws for every chapter: shapes, dtypes, tensors of any layout."""
 
+import inspect
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import wraps
 from typing import Any
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 from torch import Tensor
 
 from spec.support.reproduction import Trace
@@ -20,17 +24,70 @@ DTYPES: list[torch.dtype] = [torch.float64, torch.float32, torch.float16, torch.
 
 
 def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Hypothesis's `given`; a failure shows the calls of the failing example only."""
+    """Hypothesis's `given`, with two additions.
+
+    All implementations are judged by the same examples: the first one that passes leaves them for the others, which
+    costs half of what drawing them again would. An implementation that fails one of them gets a search of its own,
+    since that finds the simplest.
+
+    Nearly all examples pass, so calls are not noted; an example that fails is run again to show them.
+    """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        @wraps(test)
-        def example(*args: Any, **kwargs: Any) -> None:
-            TRACE.clear()
-            test(*args, **kwargs)
+        rightmost = list(inspect.signature(test).parameters)[-len(strategies) :]
+        drawn_by_name = dict(zip(rightmost, strategies, strict=False)) | named
+        found: list[dict[str, Any]] = []  # by the search that runs
+        examples: list[dict[str, Any]] = []  # of a search that found no failure
 
-        return hypothesis.given(*strategies, **named)(example)
+        @wraps(test)
+        def example(*fixtures: Any, **arguments: Any) -> None:
+            __tracebackhide__ = True
+            if any(isinstance(value, DataObject) for value in arguments.values()):  # it draws more while it runs
+                TRACE.clear()
+                test(*fixtures, **arguments)
+                return
+            drawn = {name: deepcopy(arguments[name]) for name in drawn_by_name}
+            random_state = torch.get_rng_state()
+            failure = _failure_of(test, *fixtures, **arguments)
+            if failure is not None:
+                torch.set_rng_state(random_state)
+                TRACE.clear()
+                test(*fixtures, **arguments | drawn)
+                raise failure
+            found.append(drawn)
+
+        search = hypothesis.given(**drawn_by_name)(example)
+
+        @wraps(search)
+        def judged(*fixtures: Any, **arguments: Any) -> None:
+            __tracebackhide__ = True
+            failures = (_failure_of(test, *fixtures, **arguments, **deepcopy(drawn)) for drawn in examples)
+            failure = next((failure for failure in failures if failure is not None), None)
+            if failure is None and examples:
+                return
+            found.clear()
+            # else the name of the implementation would be part of what the examples are derived from
+            search.hypothesis.inner_test._hypothesis_internal_add_digest = b""  # type: ignore[attr-defined]
+            search(*fixtures, **arguments)
+            if failure is not None:
+                raise failure
+            examples[:] = found
+
+        return judged
 
     return decorate
+
+
+def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> BaseException | None:
+    """Run a test without noting its calls; what it raised, if it failed."""
+    TRACE.on = False
+    try:
+        test(*fixtures, **arguments)
+    except (Exception, pytest.fail.Exception) as error:
+        return error
+    finally:
+        TRACE.on = True
+    return None
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
