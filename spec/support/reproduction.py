@@ -3,6 +3,7 @@
 import inspect
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ class Trace:
     """The last calls of the components on trial. What a component calls inside is not noted."""
 
     def __init__(self) -> None:
-        self.on = True  # off while nobody would read it: noting costs copies
+        self.on = True
         self.calls: deque[Call] = deque(maxlen=LAST)
         self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
         self._depth = 0
@@ -40,6 +41,15 @@ class Trace:
         self.calls.clear()
         self.made.clear()
         self._depth = 0
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Note nothing for a while: noting costs copies."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
 
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
         """Note a call of a component; a graph that is being traced shall not hold the copies."""
@@ -53,7 +63,7 @@ class Trace:
         self.made[id(layer)] = self.calls.pop()
 
         def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._depth == 0 and id(layer) in self.made and not torch.jit.is_tracing():
+            if self.on and self._depth == 0 and id(layer) in self.made and not torch.jit.is_tracing():
                 made = self.made[id(layer)]
                 signature = inspect.signature(layer.forward)
                 self.calls.append(Call(made.name, made.import_line, signature, _copied(args), _copied(kwargs), layer))

@@ -80,13 +80,11 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
 
 def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> BaseException | None:
     """Run a test without noting its calls; what it raised, if it failed."""
-    TRACE.on = False
-    try:
-        test(*fixtures, **arguments)
-    except (Exception, pytest.fail.Exception) as error:
-        return error
-    finally:
-        TRACE.on = True
+    with TRACE.off():
+        try:
+            test(*fixtures, **arguments)
+        except (Exception, pytest.fail.Exception) as error:
+            return error
     return None
 
 
