@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 import torch
@@ -133,7 +134,9 @@ def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(member.url, str(path), begins or None, progress)
     except (OSError, RuntimeError, ValueError) as error:  # no connection, a full disk; another SHA-256; no address
-        reason = " ".join(str(getattr(error, "reason", error)).split())
+        if isinstance(error, HTTPError):
+            error.close()
+        reason = " ".join(str(error.reason if type(error) is URLError else error).split())
         size = member.meta.get("_file_size")
         told = [f"{size:.0f} MB"] if size else []
         told += [f"its SHA-256 begins with {begins}"] if begins else []
