@@ -884,45 +884,25 @@ def test_the_reference_takes_pretrained_as_torchvision_does(publisher: Publisher
         reference.vgg16(pretrained=True, weights="DEFAULT")
 
 
-LISTING = """\
-train_data = torchvision.datasets.CIFAR10("test/dataset", train=True, transform=torchvision.transforms.ToTensor(),
-                                          download=True)
-vgg16_not_pretrain = torchvision.models.vgg16(pretrained=False)
-vgg16_pretrained = torchvision.models.vgg16(pretrained=True)
-vgg16_pretrained.add_module("7", nn.Linear(1000, 10))
-print(vgg16_pretrained)
-vgg16_not_pretrain.classifier[6] = nn.Linear(4096, 10)
-print(vgg16_not_pretrain)
-"""
-"""Chapter 16, lines 1176 to 1188, without its comments and blank lines."""
-
-
 @clause("16.listing.train_data", "16.listing.pretrained")
 @pytest.mark.filterwarnings("ignore:.*deprecated since 0.13:UserWarning")
 def test_the_listing_prints_both_networks_and_shows_them_no_picture(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a data set and weights that need no network; the two printings are the documented ones."""
-    used = []
-
-    class CIFAR10:
-        def __init__(self, root: str, **options: Any) -> None:
-            used.append(root)
-
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError(f"the data set is used: {name}")
-
-    def load(network: nn.Module, *_: Any, **__: Any) -> None:
-        assert not used[1:]
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
-    monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **_: tiny_state())
-    monkeypatch.setattr(torchvision.models.VGG, "load_state_dict", load)
-    monkeypatch.setattr(torchvision.models.VGG, "forward", lambda *_: pytest.fail("a picture goes through a network"))
+    """Its steps, lines 1176 to 1188, with weights that need no network; the two printings are the documented ones."""
+    shown = []
+    monkeypatch.setattr(
+        VGG16_Weights, "get_state_dict", lambda *_, **__: on_meta(torchvision.models.vgg16).state_dict()
+    )
+    monkeypatch.setattr(torchvision.models.VGG, "forward", lambda _, images: shown.append(images))
     with torch.device("meta"):
-        exec(LISTING, {"torchvision": torchvision, "nn": nn})
-    assert used == ["test/dataset"]
+        networks = [torchvision.models.vgg16(pretrained=pretrained) for pretrained in (False, True)]
+        networks[1].add_module("7", nn.Linear(1000, 10))
+        print(networks[1])
+        networks[0].classifier[6] = nn.Linear(4096, 10)
+        print(networks[0])
     assert capsys.readouterr().out == f"{PRINTED}\n{PRINTED_REPLACED}\n)\n"
+    assert shown == []
 
 
 # ImageNet
