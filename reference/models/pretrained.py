@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -133,7 +134,7 @@ def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(member.url, str(path), begins or None, progress)
-    except (OSError, RuntimeError, ValueError) as error:  # no connection, a full disk; another SHA-256; no address
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # a full disk, no connection, another SHA-256
         if isinstance(error, HTTPError):
             error.close()
         reason = " ".join(str(error.reason if type(error) is URLError else error).split())

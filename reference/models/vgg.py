@@ -23,6 +23,9 @@ Network = TypeVar("Network", bound=nn.Module)
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """The output channels of the 3×3 convolutions; each stage ends with a pooling that halves height and width."""
 
+SMALLEST = 2 ** len(STAGES)
+"""The height and width, in pixels, of which the poolings leave something."""
+
 
 class VGG(nn.Module):
     """Convolutions, each followed by ReLU, in stages; then three linear layers.
@@ -77,7 +80,14 @@ class VGG(nn.Module):
                 layer.bias.zero_()
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        """The scores of `images`."""
+        """The scores of `images`.
+
+        Raises:
+            ValueError: a picture is smaller than 32×32 pixels.
+        """
+        height, width = images.shape[-2:]
+        if height < SMALLEST or width < SMALLEST:
+            raise ValueError(f"VGG: images must have at least {SMALLEST}×{SMALLEST} pixels, got {height}×{width}")
         maps = self.avgpool(self.features(images))
         return self.classifier(flatten(maps, 1))
 

@@ -145,7 +145,7 @@ class HashIsNotChecked(Fault):
     """Whatever arrives is kept and loaded."""
 
     caught_by = f"{TEST}a_file_with_another_hash_is_refused_and_nothing_is_left"
-    says = r"was accepted, but must be rejected with an error that names /hash value/"
+    says = r"was accepted, but must be rejected with an error that names /hash value"
 
     @staticmethod
     def vgg16(*, weights: Any = None, progress: bool = True, **options: Any) -> nn.Module:
