@@ -138,7 +138,7 @@ def test_the_graph_on_the_board_has_the_nine_layers(network: Network, tmp_path: 
 
 @clause("13.network.graph_chain")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_on_the_board_each_layer_feeds_the_next(network: Network, tmp_path: Path) -> None:
+def test_the_graph_on_the_board_leads_from_each_layer_to_the_next(network: Network, tmp_path: Path) -> None:
     # chapter 13, lines 931 and 935: input, Ocean, output; zoomed into Sequential, nine nodes in a row
     nodes = graph_of(network, tmp_path).node
     inside = {node.name: next((part for part in node.name.split("/") if part in LAYERS), "") for node in nodes}
@@ -303,7 +303,7 @@ LINES = PRINTED.splitlines()[2:-2]
 
 @clause("13.listing.sequential", "13.network.graph_warning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_the_listing_with_sequential_runs_to_its_end(
+def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
     network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # lines 917 to 926

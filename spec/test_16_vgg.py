@@ -620,6 +620,18 @@ def test_trained_weights_are_fetched_once_and_loaded(
     assert capsys.readouterr().err == ""
 
 
+@clause("16.weights.enum", "16.vgg16.seed")
+@pytest.mark.slow
+def test_what_is_drawn_after_trained_weights_is_what_torchvision_draws(published: str) -> None:
+    """So that a new last layer starts from the same numbers."""
+    found = []
+    for make in (reference.vgg16, torchvision.models.vgg16):
+        torch.manual_seed(5)
+        make(weights=VGG16_Weights.DEFAULT, progress=False)
+        found.append(torch.rand(3).tolist())
+    assert found[0] == found[1]
+
+
 @clause("16.weights.enum")
 @pytest.mark.parametrize(
     "weights",
