@@ -8,7 +8,7 @@ from reference.data.loader import DataLoader
 from reference.data.shapes import Shapes
 from reference.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
 from reference.inference import predict
-from reference.models import Ocean
+from reference.models import Ocean, append_classifier, replace_classifier, vgg16
 from reference.nn.activation import (
     LeakyReLU,
     LogSoftmax,
@@ -98,6 +98,7 @@ __all__ = [
     "ToTensor",
     "TransformerEncoderLayer",
     "adaptive_avg_pool2d",
+    "append_classifier",
     "avg_pool2d",
     "batch_norm",
     "conv2d",
@@ -120,10 +121,12 @@ __all__ = [
     "pool2d_output_size",
     "predict",
     "relu",
+    "replace_classifier",
     "same_padding",
     "save_checkpoint",
     "scaled_dot_product_attention",
     "sigmoid",
     "softmax",
     "tanh",
+    "vgg16",
 ]

@@ -3,7 +3,9 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -113,19 +115,46 @@ def test_without_the_padding_they_make_maps_of_28_by_28(Conv2d: Layer) -> None:
     assert Conv2d(3, 32, 5)(torch.ones(3, 32, 32)).shape == (32, 28, 28)
 
 
+def graph_of(network: nn.Module, folder: Path) -> GraphDef:
+    """What add_graph writes, by TensorBoard's own reader."""
+    with SummaryWriter(folder) as writer:
+        writer.add_graph(network, torch.ones(1, 3, 32, 32))  # chapter 13, line 925
+    graph = EventAccumulator(str(folder)).Reload().Graph()
+    assert isinstance(graph, GraphDef)
+    return graph
+
+
+KINDS = ("Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Flatten", "Linear", "Linear")
+LAYERS = [f"{kind}[{i}]" for i, kind in enumerate(KINDS)]
+
+
 @clause("13.network.graph")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # an implementation may look at shapes
 def test_the_graph_on_the_board_has_the_nine_layers(network: Network, tmp_path: Path) -> None:
     # chapter 13, line 925
-    with SummaryWriter(tmp_path) as writer:
-        writer.add_graph(network, torch.ones(1, 3, 32, 32))
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    graph = events.Graph()
-    assert isinstance(graph, GraphDef)
-    names = {part for node in graph.node for part in node.name.split("/")}
-    layers = ("Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Flatten", "Linear", "Linear")
-    assert {f"{layer}[{i}]" for i, layer in enumerate(layers)} <= names
+    names = {part for node in graph_of(network, tmp_path).node for part in node.name.split("/")}
+    assert {*LAYERS} <= names
+
+
+@clause("13.network.graph_chain")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_graph_on_the_board_leads_from_each_layer_to_the_next(network: Network, tmp_path: Path) -> None:
+    # chapter 13, lines 931 and 935: input, Ocean, output; zoomed into Sequential, nine nodes in a row
+    nodes = graph_of(network, tmp_path).node
+    inside = {node.name: next((part for part in node.name.split("/") if part in LAYERS), "") for node in nodes}
+    inside |= {node.name: node.name.split("/")[0] for node in nodes if node.name.startswith(("input/", "output/"))}
+    numbers = ("prim::Constant", "prim::GetAttr", "prim::ListConstruct")  # settings, which layers share, and weights
+    settings = {node.name for node in nodes if node.op in numbers}
+    feeds = {(inside.get(source, ""), inside[node.name]) for node in nodes for source in {*node.input} - settings}
+    feeds = {(source, target) for source, target in feeds if source and target and source != target}
+    assert feeds == {*pairwise(["input", *LAYERS, "output"])}
+
+
+@clause("13.network.graph_warning")
+def test_drawing_the_graph_warns_that_the_tracer_is_deprecated(tmp_path: Path) -> None:
+    # chapter 13, line 925
+    with pytest.warns((FutureWarning, DeprecationWarning), match=r"torch\.jit\.trace` is deprecated"):
+        graph_of(Network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear), tmp_path)
 
 
 # The claims
@@ -185,31 +214,104 @@ def test_the_network_is_not_a_vgg(network: Network) -> None:
     assert sum(parameter.numel() for parameter in vgg.parameters()) == 138_357_544
 
 
-@clause("13.listing.without_sequential")
-def test_the_listing_without_sequential_fails_three_times(network: Network) -> None:
-    # line 854: class Ocean(nn.modules), which is a module of Python, not the class nn.Module
-    with pytest.raises(TypeError, match=r"module\(\) takes at most 2 arguments"):
+# The listings
+
+
+class WithoutSequential(nn.Module):
+    """The chapter's first listing, lines 854 to 878, mended, of the layers on trial."""
+
+    def __init__(self, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(in_channels=3, out_channels=32, kernel_size=5, stride=1, padding=2)
+        self.maxpool1 = MaxPool2d(kernel_size=2)
+        self.conv2 = Conv2d(in_channels=32, out_channels=32, kernel_size=5, stride=1, padding=2)
+        self.maxpool2 = MaxPool2d(kernel_size=2)
+        self.conv3 = Conv2d(in_channels=32, out_channels=64, kernel_size=5, stride=1, padding=2)
+        self.maxpool3 = MaxPool2d(kernel_size=2)
+        self.flatten = Flatten()
+        self.linear1 = Linear(in_features=1024, out_features=64)
+        self.linear2 = Linear(in_features=64, out_features=10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool1(self.conv1(x))
+        x = self.maxpool2(self.conv2(x))
+        x = self.maxpool3(self.conv3(x))
+        return self.linear2(self.linear1(self.flatten(x)))
+
+
+@clause("13.listing.base")
+def test_nn_modules_is_no_class_to_inherit_from() -> None:
+    # line 854
+    assert isinstance(nn.modules, ModuleType)
+    assert isinstance(nn.Module, type)
+    with pytest.raises(TypeError, match=r"module\(\) takes at most 2 arguments \(3 given\)"):
 
         class Ocean(nn.modules):  # type: ignore[misc]
             pass
 
-    class Nested(nn.Module):
+
+@clause("13.listing.class_called")
+def test_a_class_is_no_network() -> None:
+    # lines 880, 881 and 884: ocean = Ocean; print(ocean); ocean(input)
+    class Ocean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
 
+    assert str(Ocean).startswith("<class '")
+    with pytest.raises(TypeError, match=r"__init__\(\) takes 1 positional argument but 2 were given"):
+        Ocean(torch.ones(64, 3, 32, 32))  # type: ignore[call-arg]
+
+
+@clause("13.listing.nested_forward")
+def test_a_forward_inside_init_is_gone_when_init_returns() -> None:
+    # line 868
+    class Ocean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+
             def forward(self: Any, x: Tensor) -> Tensor:
-                return x
+                return self.linear(x)
 
-            self.nested = forward.__name__
+    ocean = Ocean()  # nothing is wrong yet: it has its layer, and prints
+    assert str(ocean) == "Ocean(\n  (linear): Linear(in_features=2, out_features=3, bias=True)\n)"
+    assert "forward" not in vars(Ocean)
+    with pytest.raises(NotImplementedError, match=r'Module \[Ocean\] is missing the required "forward" function'):
+        ocean(torch.ones(2))
 
-    # line 868: forward is defined inside __init__, so the class has none
-    with pytest.raises(NotImplementedError, match="forward"):
-        Nested()(torch.ones(1))
-    # line 880: ocean = Ocean makes no network; the input is taken for an argument of __init__
-    with pytest.raises(TypeError, match="positional argument"):
-        Nested(torch.ones(64, 3, 32, 32))  # type: ignore[call-arg]
-    # and nothing else is wrong: with these mended it is the network of the chapter
-    assert network(torch.ones(2, 3, 32, 32)).shape == (2, 10)
+
+@clause("13.listing.without_sequential", "13.network.output")
+def test_with_the_three_mended_it_is_the_network_of_the_chapter(
+    network: Network, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer
+) -> None:
+    # lines 847 to 885
+    ocean = WithoutSequential(Conv2d, MaxPool2d, Flatten, Linear)
+    names = ["conv1", "maxpool1", "conv2", "maxpool2", "conv3", "maxpool3", "flatten", "linear1", "linear2"]
+    lines = [line.replace(f"({i})", f"({name})")[2:] for i, (name, line) in enumerate(zip(names, LINES, strict=True))]
+    assert str(ocean) == "\n".join(["Ocean(", *lines, ")"])
+    assert ocean(torch.ones(64, 3, 32, 32)).shape == (64, 10)
+    state = network.state_dict()
+    ocean.load_state_dict(dict(zip(ocean.state_dict(), state.values(), strict=True)))
+    images = torch.rand(2, 3, 32, 32)
+    assert_equal(ocean(images).detach(), network(images).detach())
+
+
+WithoutSequential.__name__ = "Ocean"
+LINES = PRINTED.splitlines()[2:-2]
+"""The nine layers, as they print inside the Sequential."""
+
+
+@clause("13.listing.sequential", "13.network.graph_warning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
+    network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # lines 917 to 926
+    print(network)
+    print(network(torch.ones((64, 3, 32, 32))).shape)
+    graph_of(network, tmp_path / "maxlogs")
+    assert capsys.readouterr().out == f"{PRINTED}\ntorch.Size([64, 10])\n"
+    assert [path.name.startswith("events.out.tfevents.") for path in (tmp_path / "maxlogs").iterdir()] == [True]
 
 
 # Sequential

@@ -27,6 +27,7 @@ from reference.errors import TrainingError
 from reference.models import Ocean
 from reference.training import Observer, Progress, evaluate, fit
 from spec.support.cifar_archives import member, members, small_cifar10, write_archive, write_folder, write_packed
+from spec.support.clauses import clause
 from spec.support.command import Command, Result, run
 
 TINY = ("--dataset", "shapes", "--limit-train", 80, "--limit-test", 24, "--batch-size", 16, "--num-threads", 1)
@@ -130,6 +131,7 @@ def fit_shapes(network: nn.Module, *, epochs: int, shuffle: bool, progress: Prog
     )
 
 
+@clause("18.fit.steps")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in file order", "shuffled"])
 def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> None:
     expected, losses = tutorial_loop(Shapes(size=40), epochs=2, shuffle=shuffle, seed=7)
@@ -146,6 +148,7 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
     assert progress.history[0]["train_loss"] == pytest.approx(first, rel=12 * torch.finfo(torch.float64).eps)
 
 
+@clause("18.fit.stop_anywhere")
 @pytest.mark.parametrize(
     "shuffle",
     [pytest.param(False, id="in file order", marks=pytest.mark.slow), pytest.param(True, id="shuffled")],
@@ -184,6 +187,7 @@ class Fixed(nn.Module):
         return images
 
 
+@clause("18.evaluate.definition", "18.loss.sum_of_batch_means")
 def test_evaluate_counts_and_averages_by_its_definitions() -> None:
     scores = [[0.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 1.0], [0.5, 0.0]]
     targets = [1, 1, 0, 1, 0]
@@ -201,11 +205,13 @@ def test_evaluate_counts_and_averages_by_its_definitions() -> None:
     assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one picture of class 1 was taken for class 0
 
 
+@clause("18.fit.no_batches")
 def test_evaluate_without_a_batch_is_rejected() -> None:
     with pytest.raises(ValueError, match="no batches"):
         evaluate(Ocean(), nn.CrossEntropyLoss(), [])
 
 
+@clause("18.fit.no_batches")
 def test_fit_without_a_batch_is_rejected() -> None:
     network = Ocean()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
@@ -213,6 +219,7 @@ def test_fit_without_a_batch_is_rejected() -> None:
         fit(network, nn.CrossEntropyLoss(), optimizer, [], [], epochs=1)
 
 
+@clause("18.fit.not_finite")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(value: float) -> None:
     calls = iter([1.0, 1.0, value, 1.0])
@@ -226,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(value: 
         fit(network, loss_function, torch.optim.SGD(network.parameters(), lr=0.01), loader, loader, epochs=1)
 
 
+@clause("18.fit.not_finite")
 def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
     network = Ocean()
     losses = iter([1.0, math.nan])
@@ -238,6 +246,7 @@ def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
 # ------------------------------------------------------------------------------------------------ the run folder
 
 
+@clause("18.run.folder")
 def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", "--epochs", 3, "--keep-every", 2, "--log-every", 4, "--seed", 5)
     assert result.status == 0, result.err
@@ -286,6 +295,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
         assert logged[tag] == [(epoch, torch.tensor(line[name]).item()) for epoch, line in enumerate(lines)], tag
 
 
+@clause("18.run.reference_layers")
 @pytest.mark.slow
 def test_impl_reference_trains_from_first_principles_and_goes_on_so(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--impl", "reference", "--epochs", 1, "--output", "run")
@@ -302,6 +312,7 @@ def test_impl_reference_trains_from_first_principles_and_goes_on_so(tmp_path: Pa
         assert f"{ours['train_loss']:.4f}" == f"{theirs['train_loss']:.4f}"
 
 
+@clause("18.run.quiet")
 @pytest.mark.slow
 def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--quiet")
@@ -311,6 +322,7 @@ def test_quiet_prints_only_the_outcome(tmp_path: Path) -> None:
     assert result.out.startswith("test accuracy ")
 
 
+@clause("18.run.without_data")
 @pytest.mark.slow
 def test_without_data_the_embedded_shapes_are_used_and_one_line_says_how_to_get_cifar10(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY[2:], "--epochs", 1)
@@ -322,6 +334,7 @@ def test_without_data_the_embedded_shapes_are_used_and_one_line_says_how_to_get_
     assert folder.name.startswith("shapes-")
 
 
+@clause("18.run.seed")
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
@@ -330,6 +343,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
+@clause("18.run.seed")
 @pytest.mark.slow
 def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
     for name, words in [("plain", []), ("deterministic", ["--deterministic"])]:
@@ -340,6 +354,7 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ stopping and going on
 
 
+@clause("18.run.resume")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
@@ -354,6 +369,7 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
     assert_same_training(straight, tmp_path / "parts")
 
 
+@clause("18.run.signals", "18.run.resume")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
@@ -380,6 +396,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert_same_training(tmp_path / "run", tmp_path / "straight")
 
 
+@clause("18.run.signals")
 @pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
@@ -396,6 +413,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
     assert load_checkpoint(tmp_path / "run" / "last.pt")["training"]["progress"]["step"] >= STEPS
 
 
+@clause("18.run.signals")
 def test_ctrl_c_while_the_data_is_read_leaves_quietly(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", prepare=interrupt_reading)
     assert result.status == 130
@@ -413,6 +431,7 @@ def interrupt_reading() -> None:
     reference.run.load_data = load_data
 
 
+@clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
 def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stopped(tmp_path: Path) -> None:
     """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
@@ -455,6 +474,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stoppe
         assert {path.name for path in folder.glob("epoch-*")} == {"epoch-0005.pt", "epoch-0010.pt"}
 
 
+@clause("18.run.resume")
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 2)
@@ -476,6 +496,7 @@ def assert_refused(result: Result, *words: str) -> None:
         assert word in result.err
 
 
+@clause("18.run.refused")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -514,12 +535,14 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[objec
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
+@clause("18.run.refused")
 def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--dataset", "cifar10", "--data-root", "nothing"), "nothing", "--download")
     assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "nothing"), "nothing")
     assert not (tmp_path / "runs").exists()
 
 
+@clause("18.run.resume_refused")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
@@ -531,6 +554,7 @@ def test_going_on_with_another_recipe_is_refused(tmp_path: Path, words: tuple[ob
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2, *words), str(words[0]), "cannot change")
 
 
+@clause("18.run.resume_refused")
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {}}', '{"settings": {"data_root": 3}}'])
 def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
@@ -538,6 +562,7 @@ def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> N
     assert_refused(train(tmp_path, "--resume", "run"), "config.json is damaged")
 
 
+@clause("18.run.resume_refused")
 @pytest.mark.slow
 def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
@@ -547,6 +572,7 @@ def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_p
     assert (folder / "last.pt").read_bytes() == content[: len(content) // 2]
 
 
+@clause("18.run.lock")
 @pytest.mark.slow
 def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
@@ -559,12 +585,14 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     assert train(tmp_path, "--resume", "run", "--epochs", done + 1).status == 0  # the lock died with its holder
 
 
+@clause("18.run.resume_refused")
 @pytest.mark.slow
 def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
     trained(tmp_path, "--epochs", 2)
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 1), "--epochs 1", "2 epochs already")
 
 
+@clause("18.fit.not_finite", "18.run.refused")
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_said_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
@@ -580,6 +608,7 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
+@clause("18.run.full_disk")
 @pytest.mark.slow
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
@@ -592,6 +621,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_pat
     assert train(tmp_path, "--resume", "run", "--epochs", 2).status == 0
 
 
+@clause("18.run.help")
 def test_help_names_every_setting(tmp_path: Path) -> None:
     result = train(tmp_path, "--help")
     assert result.status == 0
@@ -616,6 +646,7 @@ def tree(folder: Path, *, per_class: int = 6) -> Path:
     return folder / "mine"
 
 
+@clause("18.data.tree")
 @pytest.mark.slow
 def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_path: Path) -> None:
     tree(tmp_path)
@@ -627,6 +658,7 @@ def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_pa
     assert content["state_dict"]["model1.8.weight"].shape == (3, 64)
 
 
+@clause("18.data.broken")
 @pytest.mark.slow
 def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
     (tree(tmp_path) / "train" / "two" / "3.png").write_text("no picture")
@@ -639,12 +671,14 @@ def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -
     assert "images: 17 training and 18 test pictures" in result.out
 
 
+@clause("18.data.tree")
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (tree(tmp_path) / "test" / "four").mkdir()
     (tmp_path / "mine" / "train" / "four").mkdir()
     assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK), "four", "no pictures")
 
 
+@clause("18.run.resume_refused")
 @pytest.mark.slow
 def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
@@ -654,6 +688,7 @@ def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), "last.pt was trained on other data")
 
 
+@clause("18.data.cifar10")
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path, packed: bool) -> None:
@@ -671,6 +706,7 @@ def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path
     assert load_checkpoint(tmp_path / "run" / "last.pt")["class_names"][3] == "cat"
 
 
+@clause("18.data.archives")
 def test_archives_that_cannot_be_trusted_are_refused_in_one_line(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
@@ -703,6 +739,7 @@ class Mirror(SimpleHTTPRequestHandler):
         pass
 
 
+@clause("18.data.cifar10")
 @pytest.mark.slow
 def test_download_fetches_from_the_mirror_and_trains(tmp_path: Path) -> None:
     (tmp_path / "www").mkdir()

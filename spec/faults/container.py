@@ -56,6 +56,35 @@ class AnythingIsALayer(Fault):
             super().__init__(*(layer for layer in layers if isinstance(layer, nn.Module)))
 
 
+class LayersAreForwardedNotCalled(Fault):
+    """`layer.forward(x)` instead of `layer(x)`: hooks are left out, and the board cannot name the layers."""
+
+    caught_by = "test_13_container.py::test_the_graph_on_the_board_has_the_nine_layers"
+    says = r"Conv2d\[0\]"
+    Conv2d, MaxPool2d, Flatten, Linear = nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear
+
+    class Sequential(nn.Sequential):
+        def forward(self, input: Any) -> Any:
+            for layer in self:
+                input = layer.forward(input)
+            return input
+
+
+class EqualShapesAreAddedUp(Fault):
+    """A short cut around every layer that keeps the shape."""
+
+    caught_by = "test_13_container.py::test_the_graph_on_the_board_leads_from_each_layer_to_the_next"
+    says = r"Extra items in the right set:(.|\n)*\('Conv2d\[2\]', 'MaxPool2d\[3\]'\)"
+    Conv2d, MaxPool2d, Flatten, Linear = nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear
+
+    class Sequential(nn.Sequential):
+        def forward(self, input: Any) -> Any:
+            for layer in self:
+                output = layer(input)
+                input = output + input if output.shape == input.shape else output
+            return input
+
+
 class LossListingsNetwork(Fault):
     """Chapter 14's listing: its last layer gives 64 scores."""
 

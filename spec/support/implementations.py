@@ -41,6 +41,8 @@ COMPONENTS = (
     *("l1_loss", "L1Loss", "mse_loss", "MSELoss", "nll_loss", "NLLLoss", "cross_entropy", "CrossEntropyLoss"),
     # 15
     *("SGD", "Adam", "AdamW"),
+    # 16
+    *("vgg16", "append_classifier", "replace_classifier"),
 )
 """Every name that can be on trial."""
 
@@ -48,7 +50,7 @@ _COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
 _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
-) | {"CIFAR10": "torchvision.datasets"}
+) | {"CIFAR10": "torchvision.datasets", "vgg16": "torchvision.models"}
 """What is PyTorch's too, but in a package that takes a second to import: only when it is on trial."""
 
 

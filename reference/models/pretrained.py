@@ -1,0 +1,163 @@
+"""Chapter 16: trained weights, fetched once from where torchvision says they are, or read from a file."""
+
+import hashlib
+import importlib
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from reference.errors import InputError
+
+SUFFIXES = (".pth", ".pt")
+
+
+def read_weights(weights: Any, listing: str, progress: bool) -> tuple[str, dict[str, Any]]:
+    """A state dict, and what it is called in messages.
+
+    Args:
+        weights: a member of the listing, its name, or the path of a file.
+        listing: the name of the enumeration in `torchvision.models`, such as "VGG16_Weights".
+        progress: show a bar while it is fetched.
+
+    Raises:
+        InputError: the file is missing, damaged or no state dict; or it cannot be fetched, or torchvision knows none of
+            that name.
+        TypeError: `weights` is none of the three.
+    """
+    if isinstance(weights, os.PathLike) or (isinstance(weights, str) and _is_path(weights)):
+        path = Path(weights)
+        return str(path), read_state(path)
+    member = _member(weights, listing)
+    name = Path(urlparse(member.url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    begins = _digest_in(name)
+    if not path.exists():
+        _fetch(member, path, begins, progress)
+    elif not sha256_of(path).startswith(begins):
+        raise InputError(
+            f"{path} is damaged: its SHA-256 does not begin with {begins}; remove it, and it is fetched anew"
+        )
+    return str(path), read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The dictionary in a file of `torch.save`, on the CPU; no code of the file is run.
+
+    Raises:
+        InputError: the file is missing, damaged, asks for code to be run, or holds something else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it is going to refuse
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} was not read, because it holds more than tensors, or is damaged, and reading it could run code; "
+            "what is needed is what torch.save(network.state_dict(), path) writes"
+        ) from error
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise InputError(f"{path} is damaged or cut off: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def check_state(source: str, state: Mapping[str, Any], expected: Mapping[str, Tensor], network: str) -> None:
+    """Hold a state dict against that of a network: the same keys, shapes, and types that fit without rounding.
+
+    Args:
+        source: where it comes from, for the message.
+        state: what was read.
+        expected: the network's own, whose numbers do not matter.
+        network: what the network is, for the message.
+
+    Raises:
+        InputError: they differ; the text names the first entry that does.
+    """
+    problem = next((said for key in (*expected, *state) if (said := _problem(key, state, expected))), None)
+    if problem is not None:
+        raise InputError(f"{source} does not hold the weights of a {network}: {problem}")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(SUFFIXES) or os.sep in text or "/" in text
+
+
+def _member(weights: Any, listing: str) -> Any:
+    """A member of torchvision's enumeration, by itself or its name."""
+    try:
+        known = getattr(importlib.import_module("torchvision.models"), listing)
+    except ImportError as error:
+        raise InputError(
+            f"weights={weights!r} needs torchvision, which is not installed: python -m pip install torchvision; "
+            "or give the path of a file"
+        ) from error
+    if isinstance(weights, known):
+        return weights
+    if not isinstance(weights, str):
+        raise TypeError(f"weights must be None, a {listing}, its name or a path, got {weights!r}")
+    names = list(known.__members__)
+    if (name := weights.removeprefix(f"{listing}.")) not in names:
+        raise InputError(
+            f"weights={weights!r} is unknown; there is {', '.join(names)}, and the path of a file, which ends in "
+            f"{' or '.join(SUFFIXES)}"
+        )
+    return known[name]
+
+
+def _digest_in(name: str) -> str:
+    """How the SHA-256 of a file begins, by the last word of its name: `vgg16-397923af.pth`."""
+    found = re.search(r"-([0-9a-f]{8,})\.", name)
+    return found[1] if found else ""
+
+
+def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
+    """Bring the file of a member to `path`, whole and with the right SHA-256, or leave nothing there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(member.url, str(path), begins or None, progress)
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # a full disk, no connection, another SHA-256
+        if isinstance(error, HTTPError):
+            error.close()
+        reason = " ".join(str(error.reason if type(error) is URLError else error).split())
+        size = member.meta.get("_file_size")
+        told = [f"{size:.0f} MB"] if size else []
+        told += [f"its SHA-256 begins with {begins}"] if begins else []
+        raise InputError(
+            f"{member} could not be fetched ({reason}): fetch {member.url} ({', '.join(told)}) and put it at {path}, "
+            "or give the path of the file as weights="
+        ) from error
+
+
+def _problem(key: Any, state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with one entry, if anything is."""
+    if key not in expected:
+        return f"{key!r} does not belong there"
+    if key not in state:
+        return f"{key!r} is missing"
+    found, ours = state[key], expected[key]
+    if not isinstance(found, Tensor):
+        return f"{key} is no tensor but a {type(found).__name__}"
+    if found.shape != ours.shape:
+        return f"{key} has the shape {tuple(found.shape)}, not {tuple(ours.shape)}"
+    if not found.is_floating_point() or torch.promote_types(found.dtype, ours.dtype) != ours.dtype:
+        return f"{key} is {found.dtype}, which {ours.dtype} does not hold without rounding"
+    return None

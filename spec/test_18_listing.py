@@ -1,0 +1,351 @@
+"""Chapter 18: what the tutorial's `model.py` and `train.py` print, save and log, and what they say of themselves."""
+
+import io
+import math
+import pickle
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader as PytorchDataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from spec.support.assertions import Tolerance, assert_close, rounding
+from spec.support.cifar_archives import FOLDER, TRAIN, meta, python2_pickle, write_folder
+from spec.support.clauses import clause
+
+Make = Callable[..., Any]
+TRAIN_SIZE, TEST_SIZE, BATCH, EPOCHS = 50_000, 10_000, 64, 10  # chapter 18, lines 1474, 1494 and 1515
+
+MODEL = """\
+import torch
+from torch import nn
+from torch.nn import Conv2d, Flatten, Linear, MaxPool2d, Sequential
+
+
+class Ocean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        pairs = [Conv2d(3, 32, 5, padding=2), Conv2d(32, 32, 5, padding=2), Conv2d(32, 64, 5, padding=2)]
+        layers = [layer for convolution in pairs for layer in (convolution, MaxPool2d(2))]
+        self.model1 = Sequential(*layers, Flatten(), Linear(1024, 64), Linear(64, 10))
+
+    def forward(self, x):
+        return self.model1(x)
+
+
+if __name__ == "__main__":
+    print(Ocean()(torch.ones(64, 3, 32, 32)).shape)
+"""
+"""A `model.py` as the chapter's, lines 1415 to 1446: the network, and a test of itself for whoever runs the file."""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`import model`, as train.py does it."""
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    import model
+
+    yield model
+    sys.modules.pop("model", None)
+
+
+# model.py
+
+
+@clause("18.network.output")
+def test_64_pictures_get_ten_scores_each(Ocean: Make) -> None:
+    # chapter 18, line 1446
+    assert Ocean()(torch.ones(64, 3, 32, 32)).shape == (64, 10)
+
+
+@clause("18.listing.model")
+def test_who_runs_model_py_sees_a_shape_and_who_imports_it_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # chapter 18, lines 1442 to 1446
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "model.py"), run_name="model")
+    assert capsys.readouterr().out == ""
+    runpy.run_path(str(tmp_path / "model.py"), run_name="__main__")
+    assert capsys.readouterr().out == "torch.Size([64, 10])\n"
+
+
+@clause("18.listing.star_import")
+def test_train_py_has_the_name_torch_only_from_model_py(model: ModuleType) -> None:
+    # chapter 18, lines 1455 and 1486: torch.optim.SGD in a file that does not import torch
+    names: dict[str, Any] = {}
+    exec("from model import *\nlearns = torch.optim.SGD", names)
+    assert names["learns"] is torch.optim.SGD
+    assert names["Ocean"] is model.Ocean
+    with pytest.raises(NameError, match="'torch' is not defined"):
+        exec("from model import Ocean\nlearns = torch.optim.SGD", {})
+
+
+@clause("18.listing.star_import")
+def test_without_model_py_beside_it_train_py_does_not_start() -> None:
+    with pytest.raises(ModuleNotFoundError, match="No module named 'model'"):
+        exec("from model import *", {})
+
+
+@clause("18.listing.whole_module")
+def test_a_saved_network_is_opened_only_by_who_trusts_it_and_has_the_class(model: ModuleType, tmp_path: Path) -> None:
+    # chapter 18, line 1539: torch.save(ocean, …) writes the place of the class, model.Ocean, not the class
+    path = tmp_path / "ocean_0.pth"
+    ocean = model.Ocean()
+    torch.save(ocean, path)
+    with pytest.raises(pickle.UnpicklingError, match=r"model\.Ocean"):
+        torch.load(path)  # weights_only=True since PyTorch 2.6
+    opened = torch.load(path, weights_only=False)
+    assert type(opened) is model.Ocean
+    assert str(opened) == str(ocean)
+    del sys.modules["model"]
+    (tmp_path / "model.py").unlink()
+    sys.path_importer_cache.pop(str(tmp_path), None)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'model'"):
+        torch.load(path, weights_only=False)
+
+
+# The data
+
+
+@clause("18.print.format")
+@pytest.mark.parametrize("count", [10, TRAIN_SIZE])
+def test_a_length_is_put_where_the_braces_are(count: int) -> None:
+    # chapter 18, lines 1468 and 1469
+    assert "训练数据集的长度为：{}".format(count) == f"训练数据集的长度为：{count}"  # noqa: UP032
+    assert "训练数据集的长度为：{}".format(10) == "训练数据集的长度为：10"  # noqa: UP032
+
+
+@clause("18.data.lengths")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
+def test_five_files_of_10000_are_50000_pictures_and_one_is_the_test_set(
+    CIFAR10: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # chapter 18, lines 1469 and 1470
+    batch = python2_pickle({"labels": [i % 10 for i in range(10_000)], "data": np.zeros((10_000, 3072), np.uint8)})
+    files = {"batches.meta": python2_pickle(meta())} | dict.fromkeys((*TRAIN, "test_batch"), batch)
+    write_folder(tmp_path, files)
+    accept_any_checksum(monkeypatch)
+    assert (tmp_path / FOLDER).is_dir()
+    assert [len(CIFAR10(tmp_path, train=train)) for train in (True, False)] == [TRAIN_SIZE, TEST_SIZE]
+
+
+def accept_any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are not the official ones."""
+    import torchvision.datasets.cifar
+
+    import reference.data.cifar10
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    monkeypatch.setattr(reference.data.cifar10, "OFFICIAL_FILES_MD5", {})
+
+
+@clause("18.loader.steps")
+def test_a_pass_over_50000_pictures_takes_782_steps(DataLoader: Make) -> None:
+    # chapter 18, line 1515
+    assert TRAIN_SIZE / BATCH == 781.25
+    assert len(DataLoader(range(TRAIN_SIZE), batch_size=BATCH)) == 782
+    assert len(DataLoader(range(TRAIN_SIZE), batch_size=BATCH, drop_last=True)) == 781
+    *_, last = DataLoader(range(TRAIN_SIZE), batch_size=BATCH)
+    assert len(last) == TRAIN_SIZE % BATCH == 16
+
+
+@clause("18.optimizer.learning_rate")
+def test_1e_2_is_one_hundredth(SGD: Make) -> None:
+    # chapter 18, lines 1484 to 1486
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = SGD([weight], lr=1e-2)
+    assert optimizer.param_groups[0]["lr"] == 0.01 == 1e-2
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert_close(weight.detach(), [-0.01], rounding(torch.float64, 1, 0.01))
+
+
+# train.py
+
+
+@dataclass
+class Outcome:
+    """What a run of the chapter's train.py leaves."""
+
+    out: str
+    steps: int
+    size: int  # how many pictures it was trained on
+    folder: Path
+
+
+def program(
+    network: nn.Module,
+    train_loader: Iterable[Any],
+    test_loader: Iterable[Any],
+    test_size: int,
+    folder: Path,
+    epochs: int = EPOCHS,
+) -> int:
+    """The chapter's loop, lines 1480 to 1542, with a network and loaders that are given; returns the steps it took."""
+    loss_function = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
+    steps = tests = 0
+    with SummaryWriter(folder / "logs_train") as writer:
+        for epoch in range(epochs):
+            print(f"-------第 {epoch + 1} 轮训练开始-------")
+            network.train()
+            for images, targets in train_loader:
+                loss = loss_function(network(images), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                steps += 1
+                if steps % 100 == 0:
+                    print(f"训练次数：{steps}, Loss: {loss.item()}")
+                    writer.add_scalar("train_loss", loss.item(), steps)
+            network.eval()
+            loss_sum, right = 0, 0
+            with torch.no_grad():
+                for images, targets in test_loader:
+                    outputs = network(images)
+                    loss_sum += loss_function(outputs, targets).item()
+                    right += (outputs.argmax(1) == targets).sum()
+            print(f"整体测试集上的Loss: {loss_sum}")
+            print(f"整体测试集上的正确率: {right / test_size}")
+            writer.add_scalar("test_loss", loss_sum, tests)
+            writer.add_scalar("test_accuracy", right / test_size, tests)
+            tests += 1
+            torch.save(network, folder / f"ocean_{epoch}.pth")
+            print("模型已保存")
+    return steps
+
+
+def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """As many batches as a loader makes of `size` items; each item is one number, so that ten epochs take a second."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(size, 1, generator=generator)
+    targets = torch.randint(0, 10, (size,), generator=generator)
+    return list(zip(numbers.split(BATCH), targets.split(BATCH), strict=True))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(TRAIN_SIZE // 10, id="a tenth of the pictures"),
+        pytest.param(TRAIN_SIZE, id="as many pictures", marks=pytest.mark.slow),
+    ],
+)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Ten epochs of as many steps as the chapter's, or of a tenth of them, with a network of twenty numbers."""
+    folder, out = tmp_path_factory.mktemp("train"), io.StringIO()
+    train, test = batches(request.param, 1), batches(request.param // 5, 2)
+    with redirect_stdout(out), torch.random.fork_rng():
+        torch.manual_seed(0)
+        steps = program(nn.Linear(1, 10), train, test, request.param // 5, folder)
+    return Outcome(out.getvalue(), steps, request.param, folder)
+
+
+NUMBER = r"\d+\.\d+(?:e-\d+)?"
+
+
+@clause("18.listing.train", "18.listing.counter", "18.training.long")
+def test_the_steps_of_ten_epochs_are_counted_through(outcome: Outcome) -> None:
+    # chapter 18, lines 1411, 1490 and 1514
+    assert outcome.steps == {5_000: 790, 50_000: 7820}[outcome.size] == 10 * math.ceil(outcome.size / BATCH)
+
+
+@clause("18.listing.lines")
+def test_every_hundredth_step_is_a_line(outcome: Outcome) -> None:
+    # chapter 18, line 1517
+    lines = re.findall(rf"^训练次数：(\d+), Loss: {NUMBER}$", outcome.out, re.MULTILINE)
+    assert list(map(int, lines)) == list(range(100, outcome.steps + 1, 100))
+    assert len(lines) == {5_000: 7, 50_000: 78}[outcome.size]
+
+
+@clause("18.listing.epochs")
+def test_every_epoch_begins_with_its_number(outcome: Outcome) -> None:
+    # chapter 18, line 1500
+    lines = [line for line in outcome.out.splitlines() if "轮训练开始" in line]
+    assert lines == [f"-------第 {i} 轮训练开始-------" for i in range(1, 11)]
+    assert outcome.out.startswith("-------第 1 轮训练开始-------\n")
+
+
+@clause("18.listing.closing_lines", "18.accuracy.whole")
+def test_every_epoch_ends_with_three_lines(outcome: Outcome) -> None:
+    # chapter 18, lines 1533, 1534 and 1540: the accuracy is a tensor, and is printed as a plain number
+    three = rf"整体测试集上的Loss: {NUMBER}\n整体测试集上的正确率: 0\.\d+\n模型已保存\n(?=-------|\Z)"
+    assert len(re.findall(three, outcome.out)) == 10
+    assert len(outcome.out.splitlines()) == 10 + outcome.steps // 100 + 30
+
+
+@clause("18.listing.checkpoints")
+def test_every_epoch_leaves_a_file(outcome: Outcome) -> None:
+    # chapter 18, lines 1494 and 1539
+    files = {path.name for path in outcome.folder.glob("*.pth")}
+    assert files == {f"ocean_{i}.pth" for i in range(10)}
+
+
+@clause("18.listing.tags")
+def test_the_board_gets_train_loss_every_100_steps_and_the_tests_by_epoch(outcome: Outcome) -> None:
+    # chapter 18, lines 1518, 1535, 1536, 1551, 1555 and 1559
+    events = EventAccumulator(str(outcome.folder / "logs_train"), size_guidance={"scalars": 0}).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps == {
+        "train_loss": list(range(100, outcome.steps + 1, 100)),
+        "test_loss": list(range(10)),
+        "test_accuracy": list(range(10)),
+    }
+
+
+@clause("18.loss.sum_of_batch_means", "18.accuracy.whole")
+def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
+    CrossEntropyLoss: Make, DataLoader: Make
+) -> None:
+    # chapter 18, lines 1529, 1533 and 1534
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(TEST_SIZE, 10, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 10, (TEST_SIZE,), generator=generator)
+    loss_function = CrossEntropyLoss()
+    parts = list(zip(scores.split(BATCH), targets.split(BATCH), strict=True))
+    assert len(parts) == len(DataLoader(range(TEST_SIZE), batch_size=BATCH)) == 157
+    printed = sum(loss_function(part, wanted).item() for part, wanted in parts)
+    # by hand, picture by picture: the logarithm of the sum of the exponentials, less the right score
+    losses = scores.exp().sum(1).log() - scores[range(TEST_SIZE), targets]
+    on_the_whole = losses.mean().item()
+    expected = sum(part.mean().item() for part in losses.split(BATCH))
+    # some thirty roundings a picture, and the sums of 64 and of 157 numbers of up to the printed one
+    error = (30 + 64 + 157) * torch.finfo(torch.float64).eps * printed
+    assert abs(printed - expected) <= error
+    assert 150 < printed / on_the_whole < 164  # about 157 times what it is called
+    assert abs(printed / 157 - on_the_whole) > error  # nor is it so exactly: the last 16 pictures weigh as much as 64
+    right = sum((part.argmax(1) == wanted).sum() for part, wanted in parts)
+    accuracy = right / TEST_SIZE
+    by_hand = sum(row.index(max(row)) == target for row, target in zip(scores.tolist(), targets.tolist(), strict=True))
+    assert_close(accuracy, torch.tensor(by_hand / TEST_SIZE), Tolerance(0.0, "both round one quotient to float32"))
+    assert f"{accuracy}" == f"{accuracy.item()}"  # a tensor of one number prints as the number
+
+
+@clause("18.listing.train")
+def test_train_py_runs_to_its_end_with_the_tutorials_network(
+    model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On few pictures, in batches of 64 of which the last has 16, as with all of them."""
+    generator = torch.Generator().manual_seed(4)
+    data = [(torch.rand(3, 32, 32, generator=generator), i % 10) for i in range(80)]
+    loader = PytorchDataLoader(data, batch_size=BATCH)
+    assert [len(targets) for _, targets in loader] == [64, 16]
+    assert program(model.Ocean(), loader, loader, len(data), tmp_path, epochs=2) == 4
+    assert capsys.readouterr().out.count("模型已保存") == 2
+    opened = torch.load(tmp_path / "ocean_1.pth", weights_only=False)
+    assert not opened.training  # it is saved after its test, as it was then
