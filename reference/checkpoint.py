@@ -43,7 +43,7 @@ ENTRIES = {
     "training": dict,
 }
 
-PLAIN = (type(None), bool, int, float, str, bytes)
+PLAIN = (type(None), bool, int, float, str)
 CONTAINERS = (dict, OrderedDict, list, tuple)
 GLOBALS = (
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|torch(\.storage)? \w+Storage|"
@@ -241,8 +241,10 @@ def check_content(content: dict[str, Any]) -> None:
                 f"{key} is {theirs.dtype} {tuple(theirs.shape)}, but {name} for {classes} classes needs "
                 f"{ours.dtype} {tuple(ours.shape)}"
             )
-        if theirs.is_meta or not theirs.isfinite().all():
-            raise ValueError(f"{key} {'has no numbers' if theirs.is_meta else 'has numbers that are not finite'}")
+        if theirs.is_meta:
+            raise ValueError(f"{key} has no numbers, it is on the meta device")
+        if not all(bound.isfinite() for bound in theirs.aminmax()):
+            raise ValueError(f"{key} has numbers that are not finite")
 
 
 def check_plain(value: Any, where: str) -> None:
@@ -254,6 +256,8 @@ def check_plain(value: Any, where: str) -> None:
     elif type(value) in CONTAINERS:
         for number, inner in enumerate(value):
             check_plain(inner, f"{where}[{number}]")
+    elif isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_quantized or value.is_meta):
+        raise ValueError(f"{where} is a {'meta' if value.is_meta else value.layout} tensor, which is no plain data")
     elif type(value) not in (*PLAIN, Tensor, nn.Parameter):
         raise ValueError(f"{where} is a {type(value).__module__}.{type(value).__name__}, which is no plain data")
 
