@@ -4,14 +4,12 @@ import io
 import os
 import pickle
 import random
-import resource
 import signal
 import time
 import tracemalloc
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +29,7 @@ from reference.inference import predict
 from reference.models import Ocean
 from spec.support.clauses import clause
 from spec.support.command import Command, run
+from spec.support.limits import room_for
 from spec.support.strategies import given, normal
 
 NAMES = Shapes.classes
@@ -163,17 +162,6 @@ def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, mo
         saved(tmp_path, metrics={"test_accuracy": 1.0})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["net.pt"]
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @clause("17.checkpoint.atomic")

@@ -9,11 +9,8 @@ import copy
 import io
 import os
 import pickle
-import resource
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 from spec.support.assertions import assert_equal
 from spec.support.clauses import clause
 from spec.support.command import Result, run
+from spec.support.limits import room_for
 from spec.support.strategies import given, normal, seeds
 
 REFUSED = "Weights only load failed"
@@ -672,7 +670,7 @@ def saved_on(device: str, content: Any) -> bytes:
         return saved(content)
 
 
-@clause("17.saving.device")
+@clause("17.saving.device", "20.recipe.map_location")
 def test_a_file_from_a_gpu_does_not_load_where_there_is_none() -> None:
     file = saved_on("cuda:0", torch.ones(2))
     if torch.cuda.is_available():
@@ -686,7 +684,7 @@ def test_a_file_from_a_gpu_does_not_load_where_there_is_none() -> None:
     )
 
 
-@clause("17.saving.device")
+@clause("17.saving.device", "20.recipe.map_location")
 @pytest.mark.parametrize(
     "map_location",
     ["cpu", torch.device("cpu"), {"cuda:0": "cpu"}, lambda storage, location: storage],
@@ -783,17 +781,6 @@ def test_a_save_that_fails_has_destroyed_the_file_that_was_there(tmp_path: Path)
         torch.save({"network": small().state_dict(), "schedule": lambda step: 0.1}, path)
     with pytest.raises(RuntimeError, match="PytorchStreamReader failed"):
         torch.load(path)
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @clause("17.saving.not_atomic")

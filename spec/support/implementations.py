@@ -41,6 +41,8 @@ COMPONENTS = (
     *("l1_loss", "L1Loss", "mse_loss", "MSELoss", "nll_loss", "NLLLoss", "cross_entropy", "CrossEntropyLoss"),
     # 15
     *("SGD", "Adam", "AdamW"),
+    # 20
+    "predict",
 )
 """Every name that can be on trial."""
 
