@@ -13,7 +13,7 @@ import tyro
 from reference.checkpoint import build_network, load_checkpoint
 from reference.data.pictures import printable
 from reference.device import choose_device
-from reference.errors import exit_with
+from reference.errors import InputError, exit_with
 from reference.inference import Prediction, predict
 
 
@@ -42,6 +42,8 @@ class Question:
 
 def main() -> int:
     question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+    if not question.pictures:
+        raise InputError("PICTURE is missing: name at least one picture or folder")
     content = load_checkpoint(question.checkpoint)
     height, width = content["preprocessing"]["size"]
     network = build_network(content).to(choose_device(question.device))
@@ -89,7 +91,7 @@ def show_json(answers: Iterator[Prediction]) -> bool:
         text = json.dumps(element, indent=2, ensure_ascii=not encodable(str(answer.picture))).replace("\n", "\n  ")
         print(f"{before}  {text}", end="", flush=True)
         before = ",\n"
-    print("\n]" if before == ",\n" else "[]")
+    print("\n]")
     return failed
 
 

@@ -627,6 +627,8 @@ def test_weights_that_are_views_are_saved_without_what_they_are_views_of(tmp_pat
 def test_the_order_in_memory_comes_back_too(tmp_path: Path) -> None:
     """Training lays pictures and kernels out channels last; a resumed one computes with the same layout."""
     network = Ocean().to(memory_format=torch.channels_last)
+    twice = torch.zeros(64, 3, 5, 5).to(memory_format=torch.channels_last)
+    network.model1[0].weight.data = twice[:32]  # a view: what is copied keeps its order too
     save_checkpoint(tmp_path / "net.pt", network, NAMES)
     found = load_checkpoint(tmp_path / "net.pt")["state_dict"]
     assert {name: value.stride() for name, value in found.items()} == {

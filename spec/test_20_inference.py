@@ -832,15 +832,24 @@ def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tu
         assert [answer["picture"] for answer in json.loads(result.out)][-2:] == ["猫.png", "\udcff.png"]
 
 
+def program(stdout: str, *words: str) -> str:
+    """A program that runs the script with another standard output."""
+    script = str(Path(__file__).parents[1] / "scripts" / "predict.py")
+    return (
+        f"import runpy, sys\nsys.stdout = {stdout}\nsys.argv = {['predict.py', *words]!r}\n"
+        f"runpy.run_path({script!r}, run_name='__main__')\n"
+    )
+
+
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, words: tuple[str, ...]) -> None:
+    """Also where a system prints only what fills a buffer, as into a file."""
     os.mkfifo(folder / "later.png")
-    command = Command(
-        *("predict.py", "0.png", "later.png", "1.png", "--batch-size", 1, "--checkpoint", "net.pt", *words),
-        folder=folder,
-    )
-    command.wait_for("0.png")
+    asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
+    (folder / "buffered.py").write_text(program("open(1, 'w', 65536, closefd=False)", *asked))
+    command = Command(str(folder / "buffered.py"), folder=folder)
+    command.wait_for('"error": null\n  }' if words else "0.png")
     (folder / "later.png").write_bytes(b"no picture")  # who reads it waits until now
     result = command.wait()
     assert result.status == 2
@@ -876,12 +885,8 @@ def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
 def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
     """`predict.py … | head -1` ends without a word."""
     os.mkfifo(folder / "pipe")
-    program = "import sys; sys.stdout = open('pipe', 'w', buffering=1)\n"
-    program += (
-        f"import runpy; sys.argv = {['predict.py', *['0.png'] * 9, '--batch-size', '1', '--checkpoint', 'net.pt']!r}\n"
-    )
-    program += f"runpy.run_path({str(Path(__file__).parents[1] / 'scripts' / 'predict.py')!r}, run_name='__main__')\n"
-    (folder / "piped.py").write_text(program)
+    words = (*["0.png"] * 9, "--batch-size", "1", "--checkpoint", "net.pt")
+    (folder / "piped.py").write_text(program("open('pipe', 'w', buffering=1)", *words))
     command = Command(str(folder / "piped.py"), folder=folder)
     with open(folder / "pipe") as reader:
         assert reader.readline().startswith("0.png: ")
@@ -894,6 +899,13 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> Non
     result = ask(folder, "0.png", "--checkpoint", "none.pt")
     assert (result.status, result.out) == (2, "")
     assert result.err == "error: none.pt cannot be read: No such file or directory\n"
+
+
+@clause("20.script.errors")
+def test_no_picture_at_all_is_said_in_one_line(folder: Path) -> None:
+    result = ask(folder, "--checkpoint", "net.pt", "--json")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "error: PICTURE is missing: name at least one picture or folder\n"
 
 
 @clause("20.script.errors")
