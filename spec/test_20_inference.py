@@ -9,6 +9,7 @@ import pickle
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -832,6 +833,17 @@ def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tu
         assert [answer["picture"] for answer in json.loads(result.out)][-2:] == ["猫.png", "\udcff.png"]
 
 
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """A file whose reader waits for its content as long as this lasts; then it ends, without any."""
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR)  # for reading too: so it does not wait for the reader itself
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def program(stdout: str, *words: str) -> str:
     """A program that runs the script with another standard output."""
     script = str(Path(__file__).parents[1] / "scripts" / "predict.py")
@@ -845,12 +857,11 @@ def program(stdout: str, *words: str) -> str:
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, words: tuple[str, ...]) -> None:
     """Also where a system prints only what fills a buffer, as into a file."""
-    os.mkfifo(folder / "later.png")
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
     (folder / "buffered.py").write_text(program("open(1, 'w', 65536, closefd=False)", *asked))
-    command = Command(str(folder / "buffered.py"), folder=folder)
-    command.wait_for('"error": null\n  }' if words else "0.png")
-    (folder / "later.png").write_bytes(b"no picture")  # who reads it waits until now
+    with waiting(folder / "later.png"):
+        command = Command(str(folder / "buffered.py"), folder=folder)
+        command.wait_for('"error": null\n  }' if words else "0.png")
     result = command.wait()
     assert result.status == 2
     assert result.err.startswith("error: later.png: not a readable picture")
@@ -919,11 +930,12 @@ def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[obje
 
 @clause("20.script.errors")
 def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
-    os.mkfifo(folder / "never.png")
-    command = Command("predict.py", "0.png", "never.png", "--batch-size", 1, "--checkpoint", "net.pt", folder=folder)
-    command.wait_for("0.png")
-    command.send(signal.SIGINT)
-    result = command.wait()
+    with waiting(folder / "never.png"):
+        words = ("0.png", "never.png", "--batch-size", 1, "--checkpoint", "net.pt")
+        command = Command("predict.py", *words, folder=folder)
+        command.wait_for("0.png")
+        command.send(signal.SIGINT)
+        result = command.wait()
     assert (result.status, result.err) == (130, "interrupted\n")
 
 
