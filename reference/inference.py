@@ -5,16 +5,20 @@ gradients. The softmax of the scores sums to one and orders the classes; that 80
 right is not promised.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from reference.data.pictures import open_picture
+from reference.data.labeled_folder import list_pictures
+from reference.data.pictures import open_picture, printable
 from reference.errors import InputError
 
 
@@ -23,10 +27,10 @@ class Prediction:
     """The answer for one picture.
 
     Attributes:
-        picture: the file.
+        picture: the file; or the folder, if no picture could be found in it.
         classes: (name, probability) from the most to the least probable, as many as were asked for; empty after an
             error.
-        error: why the picture could not be read, or None.
+        error: why there is no answer, or None.
     """
 
     picture: Path
@@ -36,8 +40,8 @@ class Prediction:
 
 def predict(
     network: nn.Module,
-    class_names: list[str],
-    pictures: Iterable[Path | str],
+    class_names: Sequence[str],
+    pictures: Path | str | Iterable[Path | str],
     *,
     top_k: int = 3,
     batch_size: int = 64,
@@ -46,41 +50,117 @@ def predict(
     """Say what is on each picture, in their order, `batch_size` at a time; only one batch is in memory.
 
     Args:
-        network: gives `len(class_names)` scores a picture; it is put into evaluation mode.
+        network: gives `len(class_names)` scores a picture. It answers in evaluation mode, and between two answers every
+            layer is in the mode in which it was given.
         class_names: in the order of the scores, as a checkpoint holds them.
-        pictures: files of any kind that Pillow reads, of any size up to 20,000×20,000 pixels.
+        pictures: files of any kind that Pillow reads, of any size up to 20,000×20,000 pixels; a folder stands for the
+            pictures in it and in its sub-folders (`pictures_in`). They are asked for batch by batch.
         top_k: how many classes to name; all of them if there are fewer.
         batch_size: pictures computed together; it does not change the answers beyond rounding.
         size: height and width the network was trained on.
 
     Yields:
-        One `Prediction` a picture; a picture that cannot be read has an `error` instead of classes and does not end the
-        rest.
+        One `Prediction` a picture; a picture that cannot be read, a folder without pictures, and a picture for which
+        the network has no finite scores have an `error` instead of classes and do not end the rest.
 
     Raises:
-        InputError: `top_k` or `batch_size` is not positive.
+        InputError: at once: `top_k` or `batch_size` is not positive.
+        ValueError: with the first answer: the network gives another number of scores than there are class names.
     """
     if top_k < 1 or batch_size < 1:
         raise InputError(f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}")
-    device = next(network.parameters()).device
-    network.eval()
-    waiting = (Path(picture) for picture in pictures)
-    while group := list(islice(waiting, batch_size)):
-        pixels, errors = [], {}
-        for path in group:
+    if isinstance(pictures, str | os.PathLike):
+        pictures = [pictures]
+    return _answers(network, list(class_names), pictures_in(pictures), top_k, batch_size, size)
+
+
+def _answers(
+    network: nn.Module,
+    class_names: list[str],
+    found: Iterator[tuple[Path, str | None]],
+    top_k: int,
+    batch_size: int,
+    size: tuple[int, int],
+) -> Iterator[Prediction]:
+    while group := list(islice(found, batch_size)):
+        readable, pixels, errors = [], [], {}
+        for place, (path, error) in enumerate(group):
             try:
+                if error is not None:
+                    raise InputError(error)
                 pixels.append(torch.from_numpy(np.array(open_picture(path, size))))
-            except InputError as error:
-                errors[path] = str(error)
-        answers: Iterator[list[tuple[str, float]]] = iter(())
+                readable.append(place)
+            except InputError as reason:
+                errors[place] = str(reason)
+        answers = {}
         if pixels:
-            images = torch.stack(pixels).permute(0, 3, 1, 2).to(device).to(torch.float32) / 255
-            with torch.no_grad():
-                probabilities = network(images).softmax(dim=1).cpu()
+            probabilities = _probabilities(network, torch.stack(pixels), len(class_names))
             best = probabilities.topk(min(top_k, len(class_names)), dim=1)
-            answers = (
-                [(class_names[number], share) for number, share in zip(numbers, shares, strict=True)]
-                for numbers, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            )
-        for path in group:
-            yield Prediction(path, [], errors[path]) if path in errors else Prediction(path, next(answers))
+            for place, numbers, shares in zip(readable, best.indices.tolist(), best.values.tolist(), strict=True):
+                answers[place] = [(class_names[number], share) for number, share in zip(numbers, shares, strict=True)]
+                if shares[0] != shares[0]:  # the softmax of infinite or missing scores is not a number
+                    answers[place] = []
+                    errors[place] = f"{printable(group[place][0])}: the network's scores for it are not finite"
+        for place, (path, _) in enumerate(group):
+            yield Prediction(path, answers.get(place, []), errors.get(place))
+
+
+def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "pictures classes"]:
+    """The softmax of the scores for `pixels` [pictures, height, width, 3] of 0 to 255, in float64 on the CPU."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    images = pixels.permute(0, 3, 1, 2).to(like.device).to(like.dtype) / 255
+    with torch.no_grad(), evaluating(network):
+        scores = network(images)
+    if scores.shape != (len(pixels), classes):
+        raise ValueError(
+            f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} pictures; "
+            f"{classes} class names need {[len(pixels), classes]}"
+        )
+    return scores.cpu().double().softmax(dim=1)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every layer is in the mode in which it was before."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def pictures_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
+    """The files that `paths` stand for, one by one: each with None, or with why there is none.
+
+    What is not a folder stands for itself, whatever its name. A folder stands for the pictures in it, then for those in
+    its sub-folders, each time in the order of the names, code point by code point; hidden ones (`.…`), files that are
+    no pictures by their extension, and links to folders, which could lead in a circle, are left out. A folder that
+    cannot be read, and one of `paths` without a single picture, is an error of its own.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path, None
+            continue
+        empty = True
+        for found in _walk(path):
+            empty = False
+            yield found
+        if empty:
+            yield path, f"{printable(path)}: there are no pictures in this folder (such as .jpg or .png)"
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    waiting = [folder]  # a stack: the names of the folders that are still to be read, not those of their files
+    while waiting:
+        folder = waiting.pop()
+        try:
+            pictures = [entry.name for entry in list_pictures(folder)]
+            with os.scandir(folder) as entries:
+                inner = [e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+        except OSError as error:
+            yield folder, f"{printable(folder)}: this folder cannot be read ({error.strerror or error})"
+            continue
+        yield from ((folder / name, None) for name in pictures)
+        waiting += [folder / name for name in sorted(inner, reverse=True)]

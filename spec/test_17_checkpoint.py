@@ -1,28 +1,85 @@
 """Chapter 17: checkpoints: what is saved comes back, what is no checkpoint is refused, nothing in a file is run."""
 
+import io
 import os
 import pickle
+import random
+import signal
+import time
+import tracemalloc
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import reference
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
+from reference.inference import predict
 from reference.models import Ocean
-from spec.support.command import run
+from spec.support.clauses import clause
+from spec.support.command import Command, run
+from spec.support.limits import room_for
+from spec.support.strategies import given, normal
 
 NAMES = Shapes.classes
 
 
-def saved(folder: Path, **options: Any) -> Path:
+@cache
+def ocean() -> Ocean:
+    """The same network each time; not to be changed."""
+    state = torch.get_rng_state()
     torch.manual_seed(0)
-    save_checkpoint(folder / "net.pt", Ocean(), NAMES, **options)
+    network = Ocean()
+    torch.set_rng_state(state)
+    return network
+
+
+@cache
+def whole_file() -> bytes:
+    """A checkpoint of it."""
+    with TemporaryDirectory() as folder:
+        return saved(Path(folder)).read_bytes()
+
+
+@cache
+def whole_content() -> dict[str, Any]:
+    """What is in it; not to be changed."""
+    return torch.load(io.BytesIO(whole_file()))
+
+
+def saved(folder: Path, **options: Any) -> Path:
+    save_checkpoint(folder / "net.pt", ocean(), NAMES, **options)
     return folder / "net.pt"
+
+
+def written(folder: Path, content: bytes) -> Path:
+    (folder / "net.pt").write_bytes(content)
+    return folder / "net.pt"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether plain data are equal, with the same types in the same places, tensors to the bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        bits = [x.reshape(-1).view(torch.uint8) for x in (one, other)]
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -33,18 +90,47 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return path
 
 
+@clause("17.checkpoint.round_trip")
 def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
     training = {"optimizer": {"momentum": torch.arange(3.0)}, "progress": {"step": 7}}
     content = load_checkpoint(saved(tmp_path, metrics={"test_accuracy": 0.5}, training=training))
     assert content["class_names"] == list(NAMES)
+    assert content["network"] == {"name": "Ocean", "classes": 10}
+    assert content["preprocessing"] == {"size": [32, 32], "mode": "RGB", "scale": 255}
     assert content["metrics"] == {"test_accuracy": 0.5}
-    assert content["training"]["progress"] == {"step": 7}
-    assert content["training"]["optimizer"]["momentum"].tolist() == [0, 1, 2]
-    torch.manual_seed(0)
-    for name, tensor in Ocean().state_dict().items():
-        assert torch.equal(build_network(content).state_dict()[name], tensor), name
+    assert same(content["training"], training)
+    assert same(dict(build_network(content).state_dict()), dict(ocean().state_dict()))
 
 
+numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+dtypes_of_tensors = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.uint16])
+tensors = st.builds(lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 5), dtypes_of_tensors)
+plain = st.recursive(
+    numbers | tensors,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=10,
+)
+
+
+@clause("17.checkpoint.round_trip")
+@given(
+    metrics=st.dictionaries(st.text(max_size=3), plain, max_size=2),
+    training=st.dictionaries(st.text(), plain, max_size=2),
+)
+def test_whatever_is_accepted_comes_back_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is tried
+        content = load_checkpoint(saved(Path(folder), metrics=metrics, training=training))
+    assert same(content["metrics"], metrics)
+    assert same(content["training"], training)
+
+
+@clause("17.checkpoint.plain_data")
 def test_a_checkpoint_is_plain_data_for_pytorch_itself(tmp_path: Path) -> None:
     content = torch.load(saved(tmp_path), weights_only=True)
     assert list(content) == [
@@ -52,6 +138,18 @@ def test_a_checkpoint_is_plain_data_for_pytorch_itself(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@clause("17.checkpoint.enough")
+def test_a_checkpoint_alone_is_enough_to_predict(tmp_path: Path) -> None:
+    Shapes(size=1)[0][0].save(tmp_path / "it.png")
+    content = load_checkpoint(saved(tmp_path))
+    network, names = build_network(content), content["class_names"]
+    assert list(predict(network, names, tmp_path / "it.png")) == list(predict(ocean(), NAMES, tmp_path / "it.png"))
+
+
+# All of it, or nothing
+
+
+@clause("17.checkpoint.atomic")
 def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
@@ -66,19 +164,109 @@ def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, mo
     assert os.listdir(tmp_path) == ["net.pt"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_checkpoint_that_is_cut_off_is_refused(tmp_path: Path, share: float) -> None:
+@clause("17.checkpoint.atomic")
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(tmp_path: Path, share: float) -> None:
     path = saved(tmp_path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=r"net\.pt"):
-        load_checkpoint(path)
+    before = path.read_bytes()
+    with room_for(int(share * len(before))), pytest.raises(OSError, match=r"net\.pt could not be written: "):
+        saved(tmp_path, metrics={"test_accuracy": 1.0})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["net.pt"]
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from reference.checkpoint import save_checkpoint
+from reference.models import Ocean
+network, number = Ocean(), 0
+while True:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(number)
+    save_checkpoint(Path("net.pt"), network, ["a"] * 10, metrics={"number": number})
+    print("saved", flush=True)
+    number += 1
+"""
+
+
+@clause("17.checkpoint.atomic")
+def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
+    (tmp_path / "saver.py").write_text(SAVER)
+    command = Command(str(tmp_path / "saver.py"), folder=tmp_path)
+    command.wait_for("saved")
+    moments = random.Random(0)
+    for _ in range(5):  # whenever one looks, it is whole and of one moment
+        time.sleep(moments.uniform(0, 0.01))
+        content = load_checkpoint(tmp_path / "net.pt")
+        found = {value.unique().item() for value in content["state_dict"].values()}
+        assert found == {content["metrics"]["number"]}
+    command.send(signal.SIGKILL)
+    assert command.wait().status == -signal.SIGKILL
+    load_checkpoint(tmp_path / "net.pt")
+
+
+# Verified as it is read
+
+
+@clause("17.checkpoint.whole")
+@given(length=st.integers(0, 10**6))
+def test_a_checkpoint_that_is_cut_off_is_refused(length: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = written(Path(folder), whole_file()[: length % len(whole_file())])
+        with pytest.raises(InputError, match=r"net\.pt (is damaged or cut off|is not a checkpoint): "):
+            load_checkpoint(path)
+
+
+@clause("17.checkpoint.whole")
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7), from_end=st.booleans())
+def test_a_changed_bit_is_noticed_wherever_it_changes_anything(place: int, bit: int, from_end: bool) -> None:
+    """Most places are weights, in which `torch.load` notices nothing; half of the trials are in the last 2000 bytes,
+    where the archive has its table."""
+    content = bytearray(whole_file())
+    place = len(content) - 1 - place % 2000 if from_end else place % len(content)
+    content[place] ^= 1 << bit
+    with TemporaryDirectory() as folder:
+        path = written(Path(folder), bytes(content))
+        try:
+            found = load_checkpoint(path)
+        except InputError:
+            return
+    assert same(found, whole_content())
+
+
+@clause("17.checkpoint.whole")
+def test_a_changed_bit_in_the_weights_is_named(tmp_path: Path) -> None:
+    content = bytearray(whole_file())
+    weights = ocean().model1[7].weight.detach().numpy().tobytes()
+    content[whole_file().index(weights) + 1000] ^= 1
+    with pytest.raises(
+        InputError, match=r"net\.pt is damaged or cut off: the checksum of its record \S*data/6 is wrong"
+    ):
+        load_checkpoint(written(tmp_path, bytes(content)))
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a state dict alone": (lambda content: content["state_dict"], "not an Ocean Spec checkpoint"),
     "a tensor": (lambda content: torch.zeros(3), "not an Ocean Spec checkpoint"),
     "a list": (lambda content: [1, 2], "not an Ocean Spec checkpoint"),
+    "a format that is a tensor": (
+        lambda content: content.update(format=torch.zeros(3)), "not an Ocean Spec checkpoint",
+    ),
+    "a version that is a tensor": (lambda content: content.update(version=torch.ones(3)), "version tensor"),
+    "a network that is a list": (lambda content: content["network"].update(name=["Ocean"]), r"the network \['Ocean'\]"),
+    "a number of classes that is true": (
+        lambda content: content.update(class_names=["a"], network={"name": "Ocean", "classes": True}),
+        "1 class names for True classes",
+    ),
+    "a preprocessing of tensors": (
+        lambda content: content["preprocessing"].update(size=torch.ones(2)), "wants the preprocessing",
+    ),
+    "a weight that is infinite": (
+        lambda content: content["state_dict"].update({"model1.0.bias": torch.full((32,), torch.inf)}),
+        r"model1\.0\.bias has numbers that are not finite",
+    ),
     "a newer version": (lambda content: content.update(version=99), "version 99.*reads version 1"),
     "another network": (lambda content: content["network"].update(name="Lake"), "the network 'Lake'.*knows Ocean"),
     "fewer names than classes": (
@@ -110,6 +298,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }  # fmt: skip
 
 
+@clause("17.checkpoint.sound")
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_not_a_sound_checkpoint_is_refused_by_name(tmp_path: Path, what: str) -> None:
     change, message = WRONG[what]
@@ -118,6 +307,7 @@ def test_what_is_not_a_sound_checkpoint_is_refused_by_name(tmp_path: Path, what:
     assert "net.pt" in str(caught.value)
 
 
+@clause("17.checkpoint.sound")
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100)])
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pt").write_bytes(content)
@@ -125,6 +315,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes
         load_checkpoint(tmp_path / "net.pt")
 
 
+@clause("17.checkpoint.sound")
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pt cannot be read: No such file"):
         load_checkpoint(tmp_path / "none.pt")
@@ -169,6 +360,7 @@ KINDS = (
 )
 
 
+@clause("17.checkpoint.no_code")
 @pytest.mark.parametrize("kind", KINDS)
 def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     path = hostile(kind, tmp_path)
@@ -177,12 +369,34 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "victim").exists()
 
 
+@clause("17.checkpoint.no_code")
+@pytest.mark.parametrize(
+    ("content", "asks"),
+    [
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        ({"accuracy": np.float64(1)}, "numpy._core.multiarray.scalar"),
+        (
+            {"room": bytearray(3)},
+            "__builtin__.bytearray",
+        ),  # PyTorch's reader would make one of any length that is asked for
+        ({"sparse": torch.eye(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
+    ],
+    ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
+)
+def test_what_a_refused_file_asks_for_is_said(tmp_path: Path, content: Any, asks: str) -> None:
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=rf"net\.pt was refused: it holds more than plain data \(it asks for {asks}\)"):
+        load_checkpoint(tmp_path / "net.pt")
+
+
+@clause("17.checkpoint.no_code")
 def test_the_trap_would_snap(tmp_path: Path) -> None:
     """The test above can fail: Python's own reader runs it."""
     pickle.loads(pickle.dumps(Trap(tmp_path / "victim")))
     assert (tmp_path / "victim").exists()
 
 
+@clause("17.checkpoint.no_code")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_says_in_one_line_that_a_file_is_refused(tmp_path: Path, kind: str) -> None:
@@ -192,3 +406,231 @@ def test_predict_says_in_one_line_that_a_file_is_refused(tmp_path: Path, kind: s
     assert len(result.err.splitlines()) == 1
     assert result.err.startswith("error: net.pt ")
     assert not (tmp_path / "victim").exists()
+
+
+# Memory in proportion to the file
+
+
+def repacked(
+    change: Callable[[str, bytes], bytes] = lambda name, data: data, compression: int = zipfile.ZIP_STORED
+) -> bytes:
+    """The checkpoint with its records written anew."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole_file())) as old, zipfile.ZipFile(file, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return file.getvalue()
+
+
+@clause("17.checkpoint.bounded")
+def test_records_written_anew_are_read(tmp_path: Path) -> None:
+    """The tests below can fail for no other reason than the one they are about."""
+    assert same(load_checkpoint(written(tmp_path, repacked())), whole_content())
+
+
+@clause("17.checkpoint.bounded")
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 KB of zeros that would become 40 MB: `torch.load` unpacks them, and as many gigabytes as one likes."""
+    bomb = repacked(lambda name, data: bytes(40_000_000) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
+    assert len(bomb) < len(whole_file()) + 100_000
+    path = written(tmp_path, bomb)
+    monkeypatch.delattr(torch, "load")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="its records are compressed"):
+            load_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@clause("17.checkpoint.bounded")
+def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path: Path) -> None:
+    """Of the first weight the pickle says that its memory holds 1,073,744,224 numbers, where there are 2,400."""
+
+    def claim(name: str, data: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return data
+        few, many = b"M" + (2400).to_bytes(2, "little"), b"J" + (2400 + 2**30).to_bytes(4, "little")
+        assert few in data
+        return data.replace(few, many, 1)
+
+    with pytest.raises(InputError, match=r"net\.pt is damaged or cut off: record size \(9600 bytes\) does not match"):
+        load_checkpoint(written(tmp_path, repacked(claim)))
+
+
+@clause("17.checkpoint.bounded")
+def test_records_that_overlap_are_refused(tmp_path: Path) -> None:
+    """A table that says that each record reaches to the end of the file: n records, n times the file."""
+    content = bytearray(whole_file())
+    first = content.index(b"PK\x01\x02")
+    for entry in range(first, len(content) - 4):
+        if content[entry : entry + 4] == b"PK\x01\x02":
+            content[entry + 20 : entry + 28] = 2 * (first // 2).to_bytes(4, "little")
+    with pytest.raises(InputError, match="its records are larger than the file"):
+        load_checkpoint(written(tmp_path, bytes(content)))
+
+
+@clause("17.checkpoint.bounded")
+def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
+    """One reader takes the first, another one the last."""
+    file = io.BytesIO(whole_file())
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(archive.namelist()[0], b"")
+    with pytest.raises(InputError, match="two of its records have the same name"):
+        load_checkpoint(written(tmp_path, file.getvalue()))
+
+
+@clause("17.checkpoint.bounded")
+@pytest.mark.parametrize("entry", ["format", "version", "preprocessing", "network"])
+def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str) -> None:
+    """Sixty lists, each twice in the next one: a short file whose text would have 2⁶⁰ brackets."""
+    lists: list[Any] = []
+    for _ in range(60):
+        lists = [lists, lists]
+    value = {"preprocessing": {"size": lists}, "network": {"name": lists}}.get(entry, lists)
+    with pytest.raises(InputError, match=r"net\.pt"):
+        load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
+
+
+# Nothing is written that could not be read
+
+
+class Own(nn.Module):
+    """Not one of the project's."""
+
+
+def spoilt(change: Callable[[Ocean], Any]) -> Ocean:
+    network = Ocean()
+    with torch.no_grad():
+        change(network)
+    return network
+
+
+UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
+    "a network of another class": (Own, NAMES, {}, r"the network is a \S*Own; only reference.models"),
+    "another class of the same name": (
+        lambda: type("Ocean", (Ocean,), {})(), NAMES, {}, r"only reference.models.ocean.Ocean can be built again",
+    ),
+    "no network": (lambda: None, NAMES, {}, "the network is a builtins.NoneType"),
+    "fewer names than scores": (
+        Ocean, NAMES[:9], {}, r"model1\.8\.weight is torch.float32 \(10, 64\), but Ocean for 9 classes needs",
+    ),
+    "more names than scores": (Ocean, [*NAMES, "one more"], {}, "Ocean for 11 classes needs"),
+    "no names": (Ocean, (), {}, "class_names must be a list of names"),
+    "names that are numbers": (Ocean, range(10), {}, "'class_names' is missing or not a list"),
+    "one word for names": (Ocean, "abcdefghij", {}, "'class_names' is missing or not a list"),
+    "weights that are not numbers": (
+        lambda: spoilt(lambda network: network.model1[7].bias.fill_(torch.nan)), NAMES, {},
+        r"model1\.7\.bias has numbers that are not finite",
+    ),
+    "weights of another precision": (
+        lambda: Ocean().double(), NAMES, {}, r"model1\.0\.weight is torch.float64 \(32, 3, 5, 5\), but Ocean",
+    ),
+    "weights without numbers": (lambda: Ocean().to("meta"), NAMES, {}, r"model1\.0\.weight has no numbers"),
+    "one layer more": (
+        lambda: spoilt(lambda network: network.model1.append(nn.Linear(10, 10))), NAMES, {},
+        r"'model1\.9\.weight' does not belong there",
+    ),
+    "metrics of NumPy": (
+        Ocean, NAMES, {"metrics": {"accuracy": np.float64(0.5)}}, r"metrics\['accuracy'\] is a numpy.float64,",
+    ),
+    "a path in the training": (
+        Ocean, NAMES, {"training": {"data": [{"root": Path("x")}]}}, r"training\['data'\]\[0\]\['root'\] is a pathlib",
+    ),
+    "a sparse tensor in the training": (
+        Ocean, NAMES, {"training": {"mean": torch.eye(2).to_sparse()}}, r"training\['mean'\] is a torch.sparse_coo",
+    ),
+}  # fmt: skip
+
+
+@clause("17.checkpoint.refuses_to_write")
+@pytest.mark.parametrize("what", UNSAVABLE)
+@pytest.mark.parametrize("older", [True, False], ids=["over an older one", "for the first time"])
+def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
+    network, names, options, message = UNSAVABLE[what]
+    before = written(tmp_path, whole_file()).read_bytes() if older else None
+    with pytest.raises(InputError, match=rf"net\.pt is not written: .*{message}"):
+        save_checkpoint(tmp_path / "net.pt", network(), names, **options)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if older else [])
+
+
+# As little as the network is
+
+
+class Around(nn.Module):
+    """What `torch.compile` puts around a network, without the seconds that importing the compiler takes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = network
+
+
+def with_a_part_inside(network: Ocean) -> Ocean:
+    network.model1[7] = Around(network.model1[7])
+    return network
+
+
+AROUND: dict[str, Callable[[Ocean], nn.Module]] = {
+    "compiled": Around,
+    "parallel": nn.DataParallel,
+    "compiled and parallel": lambda network: nn.DataParallel(Around(network)),
+    "parallel and compiled": lambda network: Around(nn.DataParallel(network)),
+    "partly compiled": with_a_part_inside,
+}
+
+
+@clause("17.checkpoint.prefixes")
+@pytest.mark.parametrize("how", AROUND)
+def test_a_compiled_or_parallel_network_is_saved_as_the_network_it_is(tmp_path: Path, how: str) -> None:
+    network = Ocean()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    save_checkpoint(tmp_path / "net.pt", AROUND[how](network), NAMES)
+    assert same(load_checkpoint(tmp_path / "net.pt")["state_dict"], before)
+
+
+@clause("17.checkpoint.prefixes")
+@pytest.mark.slow
+def test_a_network_that_pytorch_has_compiled_is_saved_as_the_network_it_is(tmp_path: Path) -> None:
+    network = Ocean()
+    expected = dict(network.state_dict())
+    for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):
+        save_checkpoint(tmp_path / "net.pt", compiled, NAMES)
+        assert same(load_checkpoint(tmp_path / "net.pt")["state_dict"], expected)
+    network.model1[7] = torch.compile(network.model1[7])
+    assert "model1.7._orig_mod.weight" in network.state_dict()
+    save_checkpoint(tmp_path / "net.pt", network, NAMES)
+    assert same(load_checkpoint(tmp_path / "net.pt")["state_dict"], expected)
+
+
+@clause("17.checkpoint.prefixes")
+def test_a_network_of_the_references_layers_is_loaded_into_one_of_pytorchs(tmp_path: Path) -> None:
+    network = Ocean(layers=reference)
+    save_checkpoint(tmp_path / "net.pt", network, NAMES)
+    assert same(dict(build_network(load_checkpoint(tmp_path / "net.pt")).state_dict()), dict(network.state_dict()))
+
+
+@clause("17.checkpoint.compact")
+def test_weights_that_are_views_are_saved_without_what_they_are_views_of(tmp_path: Path) -> None:
+    """As when all parameters lie in one long vector."""
+    network = Ocean()
+    vector = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    vector = torch.cat([vector, normal(10**6, seed=0, dtype=torch.float32)])
+    torch.nn.utils.vector_to_parameters(vector[:145_578], network.parameters())
+    assert network.model1[0].weight.untyped_storage().nbytes() > 4_000_000
+    save_checkpoint(tmp_path / "net.pt", network, NAMES)
+    assert (tmp_path / "net.pt").stat().st_size < 4 * 145_578 + 10_000
+    assert same(load_checkpoint(tmp_path / "net.pt")["state_dict"], dict(network.state_dict()))
+
+
+@clause("17.checkpoint.compact")
+def test_the_order_in_memory_comes_back_too(tmp_path: Path) -> None:
+    """Training lays pictures and kernels out channels last; a resumed one computes with the same layout."""
+    network = Ocean().to(memory_format=torch.channels_last)
+    twice = torch.zeros(64, 3, 5, 5).to(memory_format=torch.channels_last)
+    network.model1[0].weight.data = twice[:32]  # a view: what is copied keeps its order too
+    save_checkpoint(tmp_path / "net.pt", network, NAMES)
+    found = load_checkpoint(tmp_path / "net.pt")["state_dict"]
+    assert {name: value.stride() for name, value in found.items()} == {
+        name: value.stride() for name, value in network.state_dict().items()
+    }

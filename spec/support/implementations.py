@@ -43,6 +43,8 @@ COMPONENTS = (
     *("SGD", "Adam", "AdamW"),
     # 16
     *("vgg16", "append_classifier", "replace_classifier"),
+    # 20
+    "predict",
 )
 """Every name that can be on trial."""
 

@@ -1,0 +1,448 @@
+"""Chapter 20: answers about pictures that are wrong, each for want of one step of the recipe."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from spec.faults import Fault
+
+
+@dataclass
+class Answer:
+    picture: Path
+    classes: list[tuple[str, float]]
+    error: str | None = None
+
+
+class _Recipe:
+    """The recipe, put right; each fault changes one step."""
+
+    def files(self, pictures: Any) -> Iterator[Path]:
+        for path in map(Path, [pictures] if isinstance(pictures, str | os.PathLike) else pictures):
+            yield from self.folder(path) if path.is_dir() else [path]
+
+    def folder(self, path: Path) -> list[Path]:
+        inner = sorted(path.iterdir(), key=lambda entry: entry.name)
+        shown = [entry for entry in inner if not entry.name.startswith(".")]
+        folders = [entry for entry in shown if entry.is_dir() and not entry.is_symlink()]
+        pictures = [entry for entry in shown if entry.suffix.lower() in (".png", ".jpg")]
+        return pictures + [picture for folder in folders for picture in self.folder(folder)]
+
+    def read(self, path: Path, size: tuple[int, int]) -> Tensor:
+        with Image.open(path) as picture:
+            pixels = np.array(self.resized(self.converted(picture), size))
+        return self.scaled(torch.from_numpy(pixels).permute(2, 0, 1))
+
+    def converted(self, picture: Image.Image) -> Image.Image:
+        return picture.convert("RGB")
+
+    def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        return pixels.float() / 255
+
+    def scores(self, network: nn.Module, images: Tensor) -> Tensor:
+        modes = {module: module.training for module in network.modules()}
+        network.eval()
+        scores = self.judged(network, images)
+        for module, mode in modes.items():
+            module.training = mode
+        return scores
+
+    def judged(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(images)
+
+    def shares(self, scores: Tensor) -> Tensor:
+        return scores.double().softmax(dim=1)
+
+    def named(self, names: list[str], shares: list[float], top_k: int) -> list[tuple[str, float]]:
+        return sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1])[:top_k]
+
+    def __call__(
+        self,
+        network: nn.Module,
+        class_names: Any,
+        pictures: Iterable[Any],
+        *,
+        top_k: int = 3,
+        batch_size: int = 64,
+        size: tuple[int, int] = (32, 32),
+    ) -> Iterator[Answer]:
+        if top_k < 1 or batch_size < 1:
+            raise ValueError("top_k and batch_size must be at least 1")
+        return self.answers(network, list(class_names), pictures, top_k, batch_size, size)
+
+    def answers(
+        self, network: nn.Module, names: list[str], pictures: Any, top_k: int, batch_size: int, size: tuple[int, int]
+    ) -> Iterator[Answer]:
+        files = self.files(pictures)
+        while group := list(islice(files, batch_size)):
+            errors, images = {}, []
+            for place, path in enumerate(group):
+                try:
+                    images.append(self.read(path, size))
+                except OSError as error:
+                    errors[place] = f"{path}: {error}"
+            rows: Iterator[list[float]] = iter(())
+            if images:
+                dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+                scores = self.scores(network, torch.stack(images).to(dtype))
+                if scores.shape[1] != len(names):
+                    raise ValueError(f"{scores.shape[1]} scores, but {len(names)} class names")
+                rows = iter(self.shares(scores).tolist())
+            for place, path in enumerate(group):
+                if place in errors:
+                    yield Answer(path, [], errors[place])
+                else:
+                    yield Answer(path, self.named(names, next(rows), top_k))
+
+
+def _test(name: str) -> str:
+    return f"test_20_inference.py::{name}"
+
+
+def _called(recipe: type[_Recipe]) -> Any:
+    return staticmethod(recipe())
+
+
+class PixelsAreNotScaled(Fault):
+    """Floats from 0 to 255, which the network takes without a word."""
+
+    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    says = r"class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def scaled(self, pixels: Tensor) -> Tensor:
+            return pixels.double()
+
+    predict = _called(_Wrong)
+
+
+class PicturesAreNotConverted(Fault):
+    """As they come out of the file: grey ones have one channel."""
+
+    caught_by = _test("test_pictures_of_every_mode_get_an_answer")
+    says = r"axes|channels|shape|expected|must match"
+
+    class _Wrong(_Recipe):
+        def converted(self, picture: Image.Image) -> Image.Image:
+            return picture
+
+    predict = _called(_Wrong)
+
+
+class TheSmallerSideBecomes32(Fault):
+    """Resize(32) instead of Resize((32, 32)), and the middle is cut out."""
+
+    caught_by = _test("test_pictures_are_converted_resized_and_scaled_as_in_the_recipe")
+    says = r"class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+            factor = max(size[1] / picture.width, size[0] / picture.height)
+            larger = picture.resize(
+                (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BILINEAR
+            )
+            left, top = (larger.width - size[1]) // 2, (larger.height - size[0]) // 2
+            return larger.crop((left, top, left + size[1], top + size[0]))
+
+    predict = _called(_Wrong)
+
+
+class HeightAndWidthAreExchanged(Fault):
+    """Pillow's sizes are (width, height)."""
+
+    caught_by = _test("test_another_size_may_be_asked_for")
+    says = r"\(2, 3, 16, 8\)"
+
+    class _Wrong(_Recipe):
+        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+            return picture.resize(size, Image.Resampling.BILINEAR)
+
+    predict = _called(_Wrong)
+
+
+class ReshapeInsteadOfPermute(Fault):
+    """The channels are brought to the front by counting, not by turning."""
+
+    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    says = r"class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def scaled(self, pixels: Tensor) -> Tensor:
+            return pixels.permute(1, 2, 0).reshape(pixels.shape).float() / 255
+
+    predict = _called(_Wrong)
+
+
+class TrainingModeIsKept(Fault):
+    """No eval()."""
+
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    says = r"'class a' == 'class b'"
+
+    class _Wrong(_Recipe):
+        def scores(self, network: nn.Module, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return network(images)
+
+    predict = _called(_Wrong)
+
+
+class EvaluationModeStays(Fault):
+    """eval(), and nobody puts it back: the training that goes on has no dropout any more."""
+
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    says = r"assert \[False, False, False\] == \[True"
+
+    class _Wrong(_Recipe):
+        def scores(self, network: nn.Module, images: Tensor) -> Tensor:
+            network.eval()
+            with torch.no_grad():
+                return network(images)
+
+    predict = _called(_Wrong)
+
+
+class FrozenLayersAreThawed(Fault):
+    """train() afterwards, also of a batch norm that was in evaluation mode."""
+
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    says = r"assert \[True, True, True\] == \[True, False, True\]"
+
+    class _Wrong(_Recipe):
+        def scores(self, network: nn.Module, images: Tensor) -> Tensor:
+            before = network.training
+            network.eval()
+            with torch.no_grad():
+                scores = network(images)
+            network.train(before)
+            return scores
+
+    predict = _called(_Wrong)
+
+
+class GraphsAreKept(Fault):
+    """No no_grad()."""
+
+    caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
+    says = r"\[True, True\] == \[False, False\]"
+
+    class _Wrong(_Recipe):
+        def judged(self, network: nn.Module, images: Tensor) -> Tensor:
+            return network(images).detach()
+
+    predict = _called(_Wrong)
+
+
+class GradientsStayOff(Fault):
+    """The caller's gradients are switched off while he has an answer in his hand."""
+
+    caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
+    says = r"is_grad_enabled"
+
+    class _Wrong(_Recipe):
+        def answers(self, *args: Any) -> Iterator[Answer]:
+            with torch.no_grad():
+                yield from super().answers(*args)
+
+    predict = _called(_Wrong)
+
+
+class SoftmaxIsOverTheBatch(Fault):
+    """dim=0: the probabilities of a class sum to one over the pictures."""
+
+    caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
+    says = r"class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def shares(self, scores: Tensor) -> Tensor:
+            return scores.double().softmax(dim=0)
+
+    predict = _called(_Wrong)
+
+
+class ScoresAreShares(Fault):
+    """Scores divided by their sum: no softmax."""
+
+    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    says = r"class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def shares(self, scores: Tensor) -> Tensor:
+            return scores / scores.sum(dim=1, keepdim=True)
+
+    predict = _called(_Wrong)
+
+
+class NamesAreSorted(Fault):
+    """In the alphabet's order, whatever the order of the scores."""
+
+    caught_by = _test("test_a_network_whose_highest_score_is_the_fifth_says_dog")
+    says = r"=="
+
+    class _Wrong(_Recipe):
+        def named(self, names: list[str], shares: list[float], top_k: int) -> list[tuple[str, float]]:
+            return super().named(sorted(names, reverse=True), shares, top_k)
+
+    predict = _called(_Wrong)
+
+
+class LeastProbableFirst(Fault):
+    """Sorted the other way round."""
+
+    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    says = r"the most probable class must come first"
+
+    class _Wrong(_Recipe):
+        def named(self, names: list[str], shares: list[float], top_k: int) -> list[tuple[str, float]]:
+            return sorted(super().named(names, shares, len(names)), key=lambda pair: pair[1])[:top_k]
+
+    predict = _called(_Wrong)
+
+
+class TooFewNamesAreTaken(Fault):
+    """The scores that have no name are left out."""
+
+    caught_by = _test("test_another_number_of_names_than_scores_is_rejected")
+    says = r"was accepted"
+
+    class _Wrong(_Recipe):
+        def scores(self, network: nn.Module, images: Tensor) -> Tensor:
+            return super().scores(network, images)[:, : self.count]
+
+        def answers(self, network: nn.Module, names: list[str], *args: Any) -> Iterator[Answer]:
+            self.count = len(names)
+            yield from super().answers(network, names[:10], *args)
+
+    predict = _called(_Wrong)
+
+
+class EverythingIsReadFirst(Fault):
+    """A list of all pictures, then batches."""
+
+    caught_by = _test("test_pictures_are_asked_for_a_batch_at_a_time_for_ever_if_need_be")
+    says = r"asked for more than a batch"
+
+    class _Wrong(_Recipe):
+        def files(self, pictures: Any) -> Iterator[Path]:
+            return iter(list(super().files(islice(pictures, 100))))
+
+    predict = _called(_Wrong)
+
+
+class EverythingIsRemembered(Fault):
+    """The pixels of all pictures, for whoever may want them."""
+
+    caught_by = _test("test_what_was_answered_is_forgotten")
+    says = r"get_traced_memory"
+
+    class _Wrong(_Recipe):
+        def answers(self, *args: Any) -> Iterator[Answer]:
+            self.memory: list[Any] = []
+            yield from super().answers(*args)
+            self.memory.clear()
+
+        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+            resized = super().resized(picture, size)
+            self.memory.append(np.array(resized))
+            return resized
+
+    predict = _called(_Wrong)
+
+
+class ABrokenPictureEndsIt(Fault):
+    """What Pillow raises is passed on."""
+
+    caught_by = _test("test_a_picture_that_cannot_be_read_does_not_end_the_others")
+    says = r"UnidentifiedImageError|cannot identify"
+
+    class _Wrong(_Recipe):
+        def read(self, path: Path, size: tuple[int, int]) -> Tensor:
+            try:
+                return super().read(path, size)
+            except OSError as error:
+                raise RuntimeError(str(error)) from error
+
+    predict = _called(_Wrong)
+
+
+class AnswersMoveUp(Fault):
+    """After a broken picture the next one gets its answer, and so on."""
+
+    caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
+    says = r"absent\.png|class \w on \w+\.png"
+
+    class _Wrong(_Recipe):
+        def answers(self, *args: Any) -> Iterator[Answer]:
+            answers = list(super().answers(*args))
+            good = iter([answer.classes for answer in answers if answer.error is None])
+            for answer in answers:
+                yield Answer(answer.picture, next(good, []), None)
+
+    predict = _called(_Wrong)
+
+
+class NotANumberIsAnAnswer(Fault):
+    """NaN as a probability."""
+
+    caught_by = _test("test_scores_that_are_no_numbers_are_an_error_not_an_answer")
+    says = r"\[False, False, False\] == \[True, True, False\]"
+    predict = _called(_Recipe)
+
+
+class FoldersAreNotEntered(Fault):
+    """Only the pictures in the folder itself."""
+
+    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    says = r"2023"
+
+    class _Wrong(_Recipe):
+        def folder(self, path: Path) -> list[Path]:
+            return [picture for picture in super().folder(path) if picture.parent == path]
+
+    predict = _called(_Wrong)
+
+
+class CapitalsAreSmallLetters(Fault):
+    """b before B."""
+
+    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    says = r"B\.JPG"
+
+    class _Wrong(_Recipe):
+        def folder(self, path: Path) -> list[Path]:
+            return sorted(super().folder(path), key=lambda picture: picture.as_posix().lower())
+
+    predict = _called(_Wrong)
+
+
+class HiddenPicturesAreAnswered(Fault):
+    """Thumbnails too."""
+
+    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    says = r"hidden|thumbnails"
+
+    class _Wrong(_Recipe):
+        def folder(self, path: Path) -> list[Path]:
+            return sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in (".png", ".jpg"))
+
+    predict = _called(_Wrong)
+
+
+class EmptyFoldersAreSilent(Fault):
+    """No pictures, no answer."""
+
+    caught_by = _test("test_a_folder_without_pictures_is_an_error_that_does_not_end_the_rest")
+    says = r"empty|assert"
+    predict = _called(_Recipe)
