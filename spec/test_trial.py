@@ -63,6 +63,16 @@ def test_what_is_absent_is_counted_and_never_passed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("named", "status"), [((), 0), (("--impl", "torch"), 5)], ids=["nobody named", "named"])
+def test_a_chapter_of_which_pytorch_has_nothing_is_an_empty_run_if_it_was_named(
+    tmp_path: Path, named: tuple[str, ...], status: int
+) -> None:
+    result = trial(tmp_path, *named, "-k", "test_impossible", chapter="20_inference")
+    assert result.status == status, result.out
+    assert ("empty run: nothing of torch was judged" in result.out) == (status == 5)
+
+
+@pytest.mark.slow
 def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
     arguments = ("--impl-complete", "-k", "documented or same_padding")
     result = trial(tmp_path, "--impl", "torch", *arguments, chapter="09_convolution_layer")
