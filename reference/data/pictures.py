@@ -153,9 +153,9 @@ def _levels(bands: Iterator[Image.Image]) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     for band in bands:
         if band.mode.startswith("I;16"):
-            return 0, 65535
+            return 0.0, 65535.0
         values = np.asarray(band, np.float64)
         values = values[np.isfinite(values)]
         low, high = min(low, values.min(initial=np.inf)), max(high, values.max(initial=-np.inf))
-    fitting = (top for top in (1, 255, 65535) if low >= 0 and high <= top)
-    return next(((0, top) for top in fitting), (low, high)) if low <= high else (0, 1)
+    fitting = (top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top)
+    return next(((0.0, top) for top in fitting), (float(low), float(high))) if low <= high else (0.0, 1.0)
