@@ -82,6 +82,8 @@ class LegacyCheckpoint:
         Raises:
             InputError: there is no network, it gives no scores for such pictures, or not as many as there are names.
         """
+        if min(size) < 1:
+            raise InputError(f"size must be at least 1, got {size[0]}×{size[1]}")
         if self.network is None:
             raise InputError(f"{self.path} cannot predict: {' '.join(self.notes)}")
         if not any(True for _ in self.network.parameters()):

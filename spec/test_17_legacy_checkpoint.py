@@ -23,6 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import reference
+from reference.checkpoint import save_checkpoint
 from spec.support.assertions import assert_equal
 from spec.support.clauses import clause
 from spec.support.command import run
@@ -331,8 +333,6 @@ def test_reading_leaves_the_random_numbers_alone(read_legacy_checkpoint: Read, t
 
 @clause("17.legacy.layers")
 def test_the_layers_may_come_from_another_namespace(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    import reference
-
     path = save(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), tmp_path / "net.pth")
     found = read_legacy_checkpoint(path, layers=reference)
     assert [type(layer) for layer in found.network] == [reference.Linear, reference.ReLU]
@@ -347,8 +347,6 @@ def test_the_layers_may_come_from_another_namespace(read_legacy_checkpoint: Read
 
 @clause("17.legacy.layers")
 def test_networks_of_the_reference_s_layers_are_known_too(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    import reference
-
     network = reference.Sequential(reference.Conv2d(1, 2, 3), reference.Flatten(), reference.Linear(8, 2))
     found = read_legacy_checkpoint(save(network, tmp_path / "net.pth"))
     assert found.tree == repr(network)
@@ -1166,7 +1164,8 @@ def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
 
 @clause("17.legacy.script")
 def test_class_names_without_legacy_are_refused(folder: Path) -> None:
-    result = run("predict.py", "0.png", "--checkpoint", "old.pth", "--class-names", "a", folder=folder)
+    save_checkpoint(folder / "ours.pt", reference.Ocean(), tuple("abcdefghij"))
+    result = run("predict.py", "0.png", "--checkpoint", "ours.pt", "--class-names", "a", folder=folder)
     assert result.status == 2
     assert "--class-names and --size need --legacy" in result.err
 
