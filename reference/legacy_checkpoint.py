@@ -211,7 +211,7 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> int:
     """How many scores a picture gets, from a run on the meta device, which computes shapes only.
 
     Raises:
-        InputError: the network gives none, or some layer gives so many numbers that nobody could mean it.
+        InputError: the network gives none, or more than `ENTRIES`, or some layer gives more than `LARGEST` numbers.
     """
     parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in parts.items()}
@@ -223,6 +223,6 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> int:
         reason = one_line(str(error).partition("\n")[0])
         failed = f"its network fails on a picture of {size[0]}×{size[1]}"
         raise InputError(f"{path} cannot predict: {failed} ({reason})") from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or not output.numel():
+    if not isinstance(output, Tensor) or output.dim() != 2 or not 0 < output.numel() <= ENTRIES:
         raise InputError(f"{path} cannot predict: its network does not give a row of scores for a picture")
     return output.shape[1]

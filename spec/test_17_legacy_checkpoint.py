@@ -432,6 +432,39 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
 
 
 @clause("17.legacy.pytorch_1")
+def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    """A BatchNorm2d that counts no batches (before 0.4.1), and attention whose Linear had another name (before 1.9)."""
+    norm = nn.BatchNorm2d(2).eval()
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    writer = Writer("1.5")
+    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+    buffers = {"running_mean": norm.running_mean, "running_var": norm.running_var}
+    settings = {name: getattr(norm, name) for name in names}
+    content = writer.module("torch.nn.modules.batchnorm.BatchNorm2d", norm._parameters, buffers, **settings)
+    found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(writer.sequential(content))))
+    assert list(found.state_dict) == ["0.weight", "0.bias", "0.running_mean", "0.running_var"]
+    x = torch.rand(1, 2, 3, 3)
+    with torch.no_grad():
+        assert_equal(found.network.eval()(x), norm(x), "the output")
+    attention = nn.MultiheadAttention(4, 2).eval()
+    writer = Writer("1.5")
+    names = ("embed_dim", "kdim", "vdim", "_qkv_same_embed_dim", "num_heads", "dropout", "head_dim", "add_zero_attn")
+    content = writer.module(
+        "torch.nn.modules.activation.MultiheadAttention",
+        {"in_proj_weight": attention.in_proj_weight, "in_proj_bias": attention.in_proj_bias},
+        children={"out_proj": writer.linear(attention.out_proj, "torch.nn.modules.linear._LinearWithBias")},
+        **{name: getattr(attention, name) for name in names},
+        bias_k=None,
+        bias_v=None,
+    )
+    found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(content)))
+    assert "(out_proj): _LinearWithBias(in_features=4, out_features=4, bias=True)" in found.tree
+    x = torch.rand(3, 1, 4)
+    with torch.no_grad():
+        assert_equal(found.network.eval()(x, x, x)[0], attention(x, x, x)[0], "the output")
+
+
+@clause("17.legacy.pytorch_1")
 def test_numbers_in_the_other_byte_order_are_turned_round(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     values = [
         torch.tensor([1.5, -2.25, math.inf]),
@@ -1180,10 +1213,12 @@ def test_class_names_without_legacy_are_refused(folder: Path) -> None:
         (lambda: nn.Sequential(nn.Conv2d(3, 1, 1, padding=10**6), nn.Flatten()), "numbers for one picture"),
         (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(10**5), nn.Conv2d(3, 1, 1)), "numbers for one picture"),
         (lambda: nn.Sequential(nn.Upsample(scale_factor=1e5), nn.Conv2d(3, 1, 1)), "numbers for one picture|fails"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 300, 1), nn.AdaptiveAvgPool2d(20), nn.Flatten()), "row of scores"),
         (lambda: nn.LSTM(3, 2), "fails|row"),
         (lambda: nn.ModuleList([nn.Linear(1, 1)]), "cannot predict"),
     ],
     ids=["no parameters", "another size", "a map", "an endless border", "an endless average", "an endless picture",
+         "endless scores",
          "a sequence", "no forward"],
 )  # fmt: skip
 def test_a_network_that_cannot_classify_pictures_is_refused(

@@ -137,7 +137,8 @@ class TorchMachine(PickleMachine):
 
     def check_truth_values(self) -> None:
         """Once all numbers are there: what is neither 0 nor 1 is no truth value, whatever would become of it."""
-        if any((buffer > 1).any() for buffer, kind in self.storages.values() if kind.dtype == torch.bool):
+        truths = [buffer for buffer, kind in self.storages.values() if kind.dtype == torch.bool and len(buffer)]
+        if any(buffer.max() > 1 for buffer in truths):
             raise ValueError("a truth value is neither true nor false")
 
 
