@@ -6,7 +6,7 @@ back. A working network can where each `forward` is known: of PyTorch's own laye
 nothing else, which is taken to be applied; and of VGG and AlexNet. Of any other it is said which one is not known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
-from reference.models import Ocean
+from reference.models import Ocean, vgg16
 from reference.torch_file.calls import BOUND_METHOD
 from reference.torch_file.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
 from reference.torch_file.layers import Builder, CannotRunError, Printer
 from reference.torch_file.modules import ENTRIES, KEY, Budget, as_module, is_module
 from reference.torch_file.pickle_machine import Record
 
-LARGEST = 1 << 24  # numbers of one layer's output for one picture: 64 MiB
+LARGEST = 1 << 25  # numbers that one operation may make for one picture: 128 MiB
 
-STATE_DICTS = {"model1.8.weight": Ocean}
+STATE_DICTS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "model1.8.weight": ("Ocean", Ocean),
+    "classifier.6.weight": ("VGG16", lambda classes: vgg16(num_classes=classes, init_weights=False)),
+}
 """Networks that a state dict alone is enough for, by the tensor whose rows are their classes."""
 
 
@@ -180,30 +183,31 @@ def known_network(state: dict[str, Tensor], notes: list[str]) -> nn.Module | Non
     """The network that a state dict fits, key by key and shape by shape, if it is one of `STATE_DICTS`."""
     shapes = {key: tensor.shape for key, tensor in state.items() if tensor.is_floating_point()}
     for prefix in PREFIXES:
-        for key, kind in STATE_DICTS.items():
+        for key, (name, made) in STATE_DICTS.items():
             last = shapes.get(prefix + key, ())
             if len(last) != 2 or last[0] < 1:
                 continue
             with torch.device("meta"):
-                network = kind(last[0])
+                network = made(last[0])
             if len(shapes) == len(state) and shapes == {
                 prefix + name: own.shape for name, own in network.state_dict().items()
             }:
-                network.load_state_dict({name.removeprefix(prefix): t for name, t in state.items()}, assign=True)
-                notes.append(f"Its keys and shapes are those of {kind.__name__} for {last[0]} classes.")
+                network.load_state_dict({own.removeprefix(prefix): t for own, t in state.items()}, assign=True)
+                notes.append(f"Its keys and shapes are those of {name} for {last[0]} classes.")
                 return network
     notes.append("There is no working network: a state dict holds numbers only, and its network is none known here.")
     return None
 
 
 class Bounded(TorchDispatchMode):
-    """No result of an operation may have more than `LARGEST` numbers."""
+    """No operation may make more than `LARGEST` numbers; views of what is there are free."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.numel() > LARGEST:
-                raise ValueError(f"one of its layers gives {leaf.numel():,} numbers for one picture")
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and made.numel() > LARGEST and made.untyped_storage()._cdata not in given:
+                raise ValueError(f"one of its layers makes {made.numel():,} numbers of one picture")
         return result
 
 
@@ -211,7 +215,7 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> int:
     """How many scores a picture gets, from a run on the meta device, which computes shapes only.
 
     Raises:
-        InputError: the network gives none, or more than `ENTRIES`, or some layer gives more than `LARGEST` numbers.
+        InputError: the network gives none, or more than `ENTRIES`, or some layer makes more than `LARGEST` numbers.
     """
     parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in parts.items()}

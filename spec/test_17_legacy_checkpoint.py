@@ -221,6 +221,20 @@ def test_the_tutorial_s_files_of_vgg16_open(read_legacy_checkpoint: Read, tmp_pa
     assert any("without parentheses" in note for note in found.notes) is call
 
 
+@pytest.mark.slow
+@clause("17.legacy.state_dict_alone")
+def test_a_state_dict_of_vgg16_is_enough(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    import torchvision
+
+    network = torchvision.models.vgg16(weights=None, num_classes=3)
+    found = read_legacy_checkpoint(save(network.state_dict(), tmp_path / "net.pth"))
+    assert repr(found.network) == repr(network)
+    for key, tensor in network.state_dict().items():
+        assert_equal(found.network.state_dict()[key], tensor, key)
+    _, names = found.classifier(size=(224, 224))
+    assert len(names) == 3
+
+
 @clause("17.legacy.vgg")
 def test_what_is_beside_vgg_s_own_parts_is_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     def writer(extra: bool) -> bytes:
@@ -1262,9 +1276,9 @@ def test_class_names_without_legacy_are_refused(folder: Path) -> None:
         (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(100, 2)), "fails on a picture of 32×32"),
         (lambda: nn.Sequential(nn.Conv2d(3, 1, 1)), "row of scores"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 1, 1, padding=10**6), nn.Flatten()), "numbers for one picture"),
-        (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(10**5), nn.Conv2d(3, 1, 1)), "numbers for one picture"),
-        (lambda: nn.Sequential(nn.Upsample(scale_factor=1e5), nn.Conv2d(3, 1, 1)), "numbers for one picture|fails"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 1, 1, padding=10**6), nn.Flatten()), "numbers of one picture"),
+        (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(10**5), nn.Conv2d(3, 1, 1)), "numbers of one picture"),
+        (lambda: nn.Sequential(nn.Upsample(scale_factor=1e5), nn.Conv2d(3, 1, 1)), "numbers of one picture|fails"),
         (lambda: nn.Sequential(nn.Conv2d(3, 300, 1), nn.AdaptiveAvgPool2d(20), nn.Flatten()), "row of scores"),
         (lambda: nn.LSTM(3, 2), "fails|row"),
         (lambda: nn.ModuleList([nn.Linear(1, 1)]), "cannot predict"),
