@@ -62,6 +62,8 @@ def main() -> int:
             return 0
         height = width = 32 if question.size is None else question.size
         network, class_names = found.classifier(question.class_names, (height, width))
+        for note in found.notes:  # what is taken for granted
+            print(f"note: {note}", file=sys.stderr)
     else:
         if not question.pictures:
             raise InputError("PICTURE is missing: name at least one picture or folder")

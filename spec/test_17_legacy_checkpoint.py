@@ -1253,6 +1253,7 @@ def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
     result = run("predict.py", *words, folder=folder)
     assert result.status == 0, result.err
     assert result.out == f"1.png: class {best} {shares[best]:.1%}\n"
+    assert result.err.startswith("note: model.Ocean is taken to do nothing but apply its only part, 'model1'")
     names = [f"name{number}" for number in range(10)]
     result = run("predict.py", *words, "--class-names", *names, folder=folder)
     assert result.out == f"1.png: name{best} {shares[best]:.1%}\n"
