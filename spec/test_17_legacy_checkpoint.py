@@ -669,7 +669,7 @@ def test_what_is_no_file_is_refused_without_waiting(read_legacy_checkpoint: Read
 def test_a_file_that_is_cut_off_anywhere_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, version: str) -> None:
     writer = Writer(version)
     whole = writer.file([writer.tensor(torch.arange(5.0)), writer.tensor(torch.arange(3))])
-    for length in range(len(whole)):
+    for length in {*range(0, len(whole), 7), len(whole) - 1}:
         with refused():
             read_legacy_checkpoint(written(tmp_path / "net.pth", whole[:length]))
     read_legacy_checkpoint(written(tmp_path / "net.pth", whole))
