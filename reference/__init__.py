@@ -8,6 +8,7 @@ from reference.data.loader import DataLoader
 from reference.data.shapes import Shapes
 from reference.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
 from reference.inference import predict
+from reference.legacy_checkpoint import read_legacy_checkpoint
 from reference.models import Ocean, append_classifier, replace_classifier, vgg16
 from reference.nn.activation import (
     LeakyReLU,
@@ -120,6 +121,7 @@ __all__ = [
     "nll_loss",
     "pool2d_output_size",
     "predict",
+    "read_legacy_checkpoint",
     "relu",
     "replace_classifier",
     "same_padding",

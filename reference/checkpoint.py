@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from reference.errors import InputError
 from reference.files import atomic_write
+from reference.legacy_checkpoint import what_it_is
 from reference.models import Ocean
 
 FORMAT = "ocean-spec checkpoint"
@@ -139,7 +140,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     content = read_plain_file(path)
     if not isinstance(content, dict) or brief(content.get("format")) != brief(FORMAT):
-        raise InputError(f"{path} is not an Ocean Spec checkpoint: it lacks the entry format = {FORMAT!r}")
+        lacks = f"it lacks the entry format = {FORMAT!r}"
+        raise InputError(f"{path} is not an Ocean Spec checkpoint: {lacks}; {what_it_is(path)}")
     if brief(content.get("version")) != brief(VERSION):
         version = brief(content.get("version"))
         raise InputError(f"{path} has checkpoint version {version}, this program reads version {VERSION}: update it")
@@ -159,7 +161,7 @@ def read_plain_file(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
-                raise InputError(f"{path} is not a checkpoint: it does not begin as a file of torch.save does")
+                raise InputError(f"{path} is not a checkpoint: {what_it_is(path)}")
             check_archive(file)
             file.seek(0)
             with warnings.catch_warnings():
@@ -171,8 +173,8 @@ def read_plain_file(path: Path) -> Any:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except ForeignDataError as error:
         raise InputError(
-            f"{path} was refused: it holds more than plain data ({error}), and reading that could run code (a whole "
-            "network saved by torch.save(network)? Only files that train_full.py wrote are read)"
+            f"{path} was refused: it holds more than plain data ({error}), and reading that could run code; "
+            f"{what_it_is(path)}"
         ) from error
     except Exception as error:  # whatever a damaged archive makes the reader raise
         reason = str(error).strip().splitlines()[:1]

@@ -1,4 +1,7 @@
-"""Say what is on a picture: `python scripts/predict.py PICTURE… --checkpoint FILE`, see `--help`."""
+"""Say what is on a picture: `python scripts/predict.py PICTURE… --checkpoint FILE`, see `--help`.
+
+With `--legacy` FILE is any file of `torch.save`; without a picture the script says what is in it.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ from reference.data.pictures import printable
 from reference.device import choose_device
 from reference.errors import InputError, exit_with
 from reference.inference import Prediction, predict
+from reference.legacy_checkpoint import read_legacy_checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,15 @@ class Question:
     hidden ones."""
     checkpoint: Path
     """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it."""
+    legacy: bool = False
+    """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
+    in it is run. Without a picture: say what it holds."""
+    class_names: tuple[str, ...] = ()
+    """With --legacy, the name of each class in the order of the scores: such a file holds none. Without names classes
+    are numbered."""
+    size: int | None = None
+    """With --legacy, the side to which pictures are resized: 32, the tutorial's, if not given; VGG16 was trained on
+    224."""
     top_k: int = 3
     """How many classes to name for a picture."""
     batch_size: int = 64
@@ -42,14 +55,26 @@ class Question:
 
 def main() -> int:
     question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
-    if not question.pictures:
-        raise InputError("PICTURE is missing: name at least one picture or folder")
-    content = load_checkpoint(question.checkpoint)
-    height, width = content["preprocessing"]["size"]
-    network = build_network(content).to(choose_device(question.device))
+    if question.legacy:
+        found = read_legacy_checkpoint(question.checkpoint)
+        if not question.pictures:
+            print(found.describe())
+            return 0
+        height = width = 32 if question.size is None else question.size
+        network, class_names = found.classifier(question.class_names, (height, width))
+        for note in found.notes:  # what is taken for granted
+            print(f"note: {note}", file=sys.stderr)
+    else:
+        if not question.pictures:
+            raise InputError("PICTURE is missing: name at least one picture or folder")
+        content = load_checkpoint(question.checkpoint)
+        if question.class_names or question.size is not None:
+            raise InputError("--class-names and --size need --legacy: this checkpoint holds both")
+        height, width = content["preprocessing"]["size"]
+        network, class_names = build_network(content), content["class_names"]
     answers = predict(
-        network,
-        content["class_names"],
+        network.to(choose_device(question.device)),
+        class_names,
         question.pictures,
         top_k=question.top_k,
         batch_size=question.batch_size,

@@ -43,6 +43,8 @@ COMPONENTS = (
     *("SGD", "Adam", "AdamW"),
     # 16
     *("vgg16", "append_classifier", "replace_classifier"),
+    # 17
+    "read_legacy_checkpoint",
     # 20
     "predict",
 )

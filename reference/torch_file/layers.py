@@ -1,0 +1,319 @@
+"""Modules of which the file tells only the class and the attributes, made to work where their `forward` is known."""
+
+import warnings
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference.nn import (
+    activation,
+    attention,
+    container,
+    convolution,
+    dropout,
+    embedding,
+    linear,
+    normalization,
+    pooling,
+    recurrent,
+)
+from reference.torch_file.modules import Budget, Module
+from reference.torch_file.pickle_machine import Name
+
+# PyTorch's layers, and which of their attributes they are made from
+
+LINEAR = {"NonDynamicallyQuantizableLinear": "Linear", "_LinearWithBias": "Linear"}
+"""Names of the Linear inside of MultiheadAttention, by the version of PyTorch."""
+
+CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+NORMALIZATION = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+
+LAYERS: dict[str, tuple[str, ...]] = {
+    **{f"Conv{n}d": CONVOLUTION for n in (1, 2, 3)},
+    **{f"ConvTranspose{n}d": (*CONVOLUTION, "output_padding") for n in (1, 2, 3)},
+    **{f"BatchNorm{n}d": NORMALIZATION for n in (1, 2, 3)},
+    **{f"InstanceNorm{n}d": NORMALIZATION for n in (1, 2, 3)},
+    **{f"MaxPool{n}d": MAX_POOL for n in (1, 2, 3)},
+    "AvgPool1d": AVG_POOL[:-1],
+    "AvgPool2d": AVG_POOL,
+    "AvgPool3d": AVG_POOL,
+    **{f"AdaptiveAvgPool{n}d": ("output_size",) for n in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{n}d": ("output_size", "return_indices") for n in (1, 2, 3)},
+    **dict.fromkeys(("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"), ("p", "inplace")),
+    **dict.fromkeys(("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid"), ("inplace",)),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Softsign", "LogSigmoid", "Softmax2d", "Identity"), ()),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Softmin"), ("dim",)),
+    **dict.fromkeys(("ELU", "CELU"), ("alpha", "inplace")),
+    "LeakyReLU": ("negative_slope", "inplace"),
+    "Hardtanh": ("min_val", "max_val", "inplace"),
+    "Softplus": ("beta", "threshold"),
+    "GELU": ("approximate",),
+    "PReLU": ("num_parameters",),
+    **dict.fromkeys(("Linear", *LINEAR), ("in_features", "out_features")),
+    "Bilinear": ("in1_features", "in2_features", "out_features"),
+    "Flatten": ("start_dim", "end_dim"),
+    "Unflatten": ("dim", "unflattened_size"),
+    "LayerNorm": ("normalized_shape", "eps", "elementwise_affine"),
+    "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
+    "LocalResponseNorm": ("size", "alpha", "beta", "k"),
+    "Embedding": (
+        *("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+    ),
+    "RNN": (*RECURRENT, "nonlinearity"),
+    "LSTM": (*RECURRENT, "proj_size"),
+    "GRU": RECURRENT,
+    "Upsample": ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+    "PixelShuffle": ("upscale_factor",),
+    "ZeroPad2d": ("padding",),
+    "ConstantPad2d": ("padding", "value"),
+    "ReflectionPad2d": ("padding",),
+    "ReplicationPad2d": ("padding",),
+    "MultiheadAttention": ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", "batch_first"),
+}
+"""The layers that can be made, each with the attributes that are its arguments; a file may lack newer ones."""
+
+BIAS = (*(f"Conv{n}d" for n in (1, 2, 3)), *(f"ConvTranspose{n}d" for n in (1, 2, 3)), "Linear", "Bilinear", *LINEAR)
+"""Layers that do not keep `bias` as an attribute, but have one or not."""
+
+CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
+ATTENTION = ("MultiheadAttention", "TransformerEncoderLayer")
+
+HOMES = (
+    *(torch.nn, torch.nn.modules.linear),
+    *(activation, attention, container, convolution, dropout, embedding, linear, normalization, pooling, recurrent),
+)
+STANDARD: dict[Name, str] = {
+    **{
+        Name(getattr(home, name).__module__, name): name
+        for home in HOMES
+        for name in (*LAYERS, *CONTAINERS, *ATTENTION)
+        if hasattr(home, name)
+    },
+    Name("torch.nn.modules.linear", "_LinearWithBias"): "_LinearWithBias",
+}
+"""The layers and containers of PyTorch and of the reference, by the names of their classes."""
+
+CHAINS: dict[Name, tuple[str | None, ...]] = {
+    Name("torchvision.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),  # avgpool since 0.3
+    Name("reference.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),
+    Name("torchvision.models.alexnet", "AlexNet"): ("features", "avgpool", None, "classifier"),
+    Name("torch.nn.parallel.data_parallel", "DataParallel"): ("module",),
+}
+"""Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
+
+
+class CannotRunError(Exception):
+    """Why a network cannot be made to work, as the end of a sentence."""
+
+
+def make_layer(module: Module, layers: Any) -> nn.Module:
+    """A layer of PyTorch's, from its attributes, without numbers: on the meta device, where no claim costs memory.
+
+    Args:
+        module: one whose class is in `STANDARD`, and no container.
+        layers: the namespace it is taken from.
+
+    Raises:
+        CannotRunError: its attributes are not those of such a layer.
+    """
+    name = STANDARD[module.kind]
+    options = encoder_options(module) if name == "TransformerEncoderLayer" else layer_options(name, module)
+    name = LINEAR.get(name, name)
+    if not hasattr(layers, name):
+        raise CannotRunError(f"there is no {name} among the layers given")
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(layers, name)(**options)
+    except Exception as error:  # whatever a layer raises for arguments that make no sense
+        reason = str(error).partition("\n")[0][:200]
+        raise CannotRunError(f"a {name} has attributes that it cannot have ({reason})") from error
+
+
+def layer_options(name: str, module: Module) -> dict[str, Any]:
+    """The arguments that a layer was made with, as far as its attributes and parameters tell."""
+    attributes, parameters = module.attributes, module.parameters
+    options = {word: plain(attributes[word]) for word in LAYERS[name] if word in attributes}
+    if name in BIAS:
+        options["bias"] = parameters.get("bias") is not None
+    elif parameters.get("weight") is not None and parameters.get("bias", 0) is None:
+        options["bias"] = False  # of normalizations, lately
+    if name == "MultiheadAttention":
+        options["bias"] = parameters.get("in_proj_bias") is not None
+        options["add_bias_kv"] = parameters.get("bias_k") is not None
+    if name == "RNN":
+        options["nonlinearity"] = "relu" if attributes.get("mode") == "RNN_RELU" else "tanh"
+    if name in ("RNN", "LSTM", "GRU"):
+        count = options.get("num_layers")
+        if type(count) is not int or count > len(parameters):
+            raise CannotRunError(f"a {name} of {count} layers has {len(parameters)} parameters")
+    return options
+
+
+def encoder_options(module: Module) -> dict[str, Any]:
+    """The arguments that a TransformerEncoderLayer was made with: most of them are known to its parts only."""
+    attention, first, norm, drop = (module.children.get(name) for name in ("self_attn", "linear1", "norm1", "dropout"))
+    activation = module.attributes.get("activation", Name("torch.nn.functional", "relu"))
+    if attention is None or first is None or norm is None or drop is None:
+        raise CannotRunError("a TransformerEncoderLayer lacks a part")
+    if not isinstance(activation, Name) or activation.name not in ("relu", "gelu"):
+        raise CannotRunError("a TransformerEncoderLayer has an activation of its own")
+    return {
+        "d_model": plain(attention.attributes.get("embed_dim")),
+        "nhead": plain(attention.attributes.get("num_heads")),
+        "dim_feedforward": plain(first.attributes.get("out_features")),
+        "dropout": plain(drop.attributes.get("p")),
+        "activation": activation.name,
+        "layer_norm_eps": plain(norm.attributes.get("eps")),
+        "batch_first": plain(attention.attributes.get("batch_first", False)),
+        "norm_first": plain(module.attributes.get("norm_first", False)),
+        "bias": first.parameters.get("bias") is not None,
+    }
+
+
+def plain(value: Any, *, inside: bool = False) -> Any:
+    """A setting: a number, a short word, None, or a few of them."""
+    if value is None or type(value) in (bool, float):
+        return value
+    if (type(value) is int and abs(value) < 1 << 62) or (type(value) is str and len(value) <= 20):
+        return value
+    if isinstance(value, tuple | list) and len(value) <= 8 and not inside:
+        return type(value)(plain(part, inside=True) for part in value)
+    raise CannotRunError("a layer has an attribute that is no setting")
+
+
+class Printer:
+    """What stands between the parentheses of a printed layer; nothing for a class that is not known."""
+
+    def __init__(self) -> None:
+        self.budget = Budget()
+        self.known: dict[int, str] = {}
+
+    def __call__(self, module: Module) -> str:
+        if id(module) not in self.known:
+            self.known[id(module)] = ""
+            if STANDARD.get(module.kind, "Sequential") not in CONTAINERS:
+                self.budget.spend(1 + len(module.parameters))
+                with suppress(CannotRunError):
+                    self.known[id(module)] = make_layer(module, nn).extra_repr()
+        return self.known[id(module)]
+
+
+class Chain(nn.Module):
+    """An object of a class that the file only names: its parts, and which of them are applied in turn."""
+
+    def __init__(self, title: str, parts: dict[str, nn.Module], steps: tuple[str | None, ...]) -> None:
+        super().__init__()
+        self._title, self._steps = title, steps
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, input: Tensor) -> Tensor:
+        for step in self._steps:
+            input = input.flatten(1) if step is None else self._modules[step](input)  # pyright: ignore[reportOptionalCall]
+        return input
+
+    def _get_name(self) -> str:
+        return self._title
+
+
+class Builder:
+    """Makes modules work; a module in several places becomes one module again.
+
+    Args:
+        layers: the namespace of the layers.
+        notes: gets a sentence for what is taken for granted.
+    """
+
+    def __init__(self, layers: Any, notes: list[str]) -> None:
+        self.layers, self.notes = layers, notes
+        self.budget = Budget()
+        self.made: dict[int, nn.Module] = {}
+
+    def network(self, root: Module, tree: str) -> nn.Module:
+        """The network whose printed text is `tree`.
+
+        Raises:
+            CannotRunError: a `forward` is not known, or it would not be the same network.
+        """
+        network = self.build(root)
+        if repr(network) != tree.replace("_LinearWithBias(", "NonDynamicallyQuantizableLinear("):
+            raise CannotRunError("its layers have parts that such layers do not have")
+        return network
+
+    def build(self, module: Module) -> nn.Module:
+        if id(module) not in self.made:
+            self.budget.spend(1 + len(module.parameters))
+            composed = STANDARD.get(module.kind, "Sequential") in CONTAINERS
+            made = self.composed(module) if composed else make_layer(module, self.layers)
+            fill(made, module)
+            self.made[id(module)] = made
+        return self.made[id(module)]
+
+    def composed(self, module: Module) -> nn.Module:
+        """A module whose parts are modules of their own."""
+        steps = self.steps(module)
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        for name, child in module.children.items():
+            if child is None:
+                raise CannotRunError(f"the part {name!r} of {module.title} is None")
+            parts[name] = self.build(child)
+        try:
+            return self.layers.Sequential(parts) if steps is None else Chain(module.title, parts, steps)
+        except (KeyError, TypeError) as error:
+            raise CannotRunError(f"a part of {module.title} has a name that no part can have") from error
+
+    def steps(self, module: Module) -> tuple[str | None, ...] | None:
+        """The parts that a module applies in turn; None if it is a Sequential."""
+        kind, children = module.kind, module.children
+        if STANDARD.get(kind) == "Sequential":
+            return None
+        chain = CHAINS.get(kind)
+        if chain is not None and {chain[0], chain[-1]} <= children.keys():
+            for unused in children.keys() - {*chain}:
+                self.notes.append(f"The part {unused!r} of {module.title} is never run.")
+            return tuple(step for step in chain if step is None or step in children)
+        own = [name for name in module.attributes if not name.startswith("_") and name != "training"]
+        if kind in STANDARD or len(children) != 1 or module.parameters or module.buffers or own:
+            raise CannotRunError(f"what {kind} does with its parts is code, and its code is not run")
+        (only,) = children
+        self.notes.append(f"{kind} is taken to do nothing but apply its only part, {only!r}; its code was not run.")
+        return (only,)
+
+
+def fill(layer: nn.Module, module: Module) -> None:
+    """Give a layer, and the parts that it has made itself, the parameters and buffers of the file.
+
+    Raises:
+        CannotRunError: they are not those that such a layer has.
+    """
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        if module.attributes.get(hooks):
+            raise CannotRunError(f"a {module.title} has hooks, which are code")
+    left = {name for name, tensor in (module.parameters | module.buffers).items() if tensor is not None}
+    for own_tensors, tensors in ((layer._parameters, module.parameters), (layer._buffers, module.buffers)):
+        for name, own in [(name, own) for name, own in own_tensors.items() if own is not None]:
+            found = tensors.get(name)
+            if found is None and name == "num_batches_tracked":
+                found = torch.zeros((), dtype=torch.int64, device="cpu")  # counted since PyTorch 0.4.1
+            if found is None or found.shape != own.shape:
+                raise CannotRunError(f"the {name} of a {module.title} is not what its attributes say")
+            if isinstance(own, nn.Parameter) and not isinstance(found, nn.Parameter):
+                found = nn.Parameter(found, requires_grad=found.requires_grad)
+            setattr(layer, name, found)
+            left.discard(name)
+    if left:
+        raise CannotRunError(f"a {module.title} has a {min(left)}, which such layers do not have")
+    layer.training = module.attributes.get("training") is not False
+    if STANDARD.get(module.kind) in ATTENTION:
+        for name, part in layer.named_children():
+            child = module.children.get(name)
+            if child is None:
+                raise CannotRunError(f"a {module.title} lacks its part {name!r}")
+            fill(part, child)

@@ -1,0 +1,372 @@
+"""Chapter 17: the machine that a pickle is a program for, without the instructions that run anything.
+
+A pickle builds lists, dictionaries, strings and numbers on a stack. For objects it has three instructions more: one
+names a class or function (GLOBAL), one calls it (REDUCE), one hands an object its state (BUILD). Python's own reader
+does as it is told, imports what is named and calls it. This machine keeps names as names and objects as records of
+what the file says about them. It imports nothing, looks no attribute up by a name from the file, and calls nothing but
+what a subclass has written out for itself in `call`.
+"""
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+INSTRUCTIONS = 1_000_000
+"""At most so many in one file; a whole network has some 150 a layer."""
+
+NAME = 200  # characters of a class's or function's name
+LONG = 16  # bytes of a whole number
+KEY = 1 << 60  # below it no two whole numbers hash alike, so nobody can make a dictionary slow
+
+ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"))
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+class Stream(Protocol):
+    """What pickles are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def readline(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that a file speaks of: only its name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object of a class that is only a name: what the file says about it, and nothing that could act.
+
+    Attributes:
+        kind: its class.
+        arguments: what it would have been made from.
+        state: what it would have been handed to restore itself, mostly its attributes.
+        items, entries: of an object that is a list or a dictionary besides.
+    """
+
+    kind: Name
+    arguments: tuple[Any, ...] = field(default=(), repr=False)  # a file may nest them without end
+    state: Any = field(default=None, repr=False)
+    items: list[Any] | None = field(default=None, repr=False)
+    entries: dict[Any, Any] | None = field(default=None, repr=False)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Its attributes by name; empty if its state is something else."""
+        return self.state if type(self.state) in (dict, OrderedDict) else {}
+
+
+# Instructions: a byte, and what follows it
+
+
+def number(layout: str) -> Callable[[Stream], Any]:
+    """Reads a number of that layout, as `struct` calls it."""
+    compiled = struct.Struct(layout)
+    return lambda stream: compiled.unpack(stream.read(compiled.size))[0]
+
+
+def sized(layout: str, decode: Callable[[bytes], Any]) -> Callable[[Stream], Any]:
+    """Reads a length of that layout, and so many bytes as there are, which must be all."""
+    length = number(layout)
+
+    def read(stream: Stream) -> Any:
+        wanted = length(stream)
+        data = stream.read(wanted) if wanted >= 0 else b""
+        if len(data) != wanted:
+            raise ValueError(f"it is cut off: {wanted:,} bytes are to follow")
+        return decode(data)
+
+    return read
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def latin(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def whole_number(data: bytes) -> int:
+    if len(data) > LONG:
+        raise ValueError(f"a whole number has {len(data):,} bytes")
+    return int.from_bytes(data, "little", signed=True)
+
+
+def line(stream: Stream) -> str:
+    """The rest of a line of at most `NAME` bytes."""
+    data = stream.readline(NAME + 1)
+    if not data.endswith(b"\n"):
+        raise ValueError(f"it has a line of more than {NAME} bytes")
+    return text(data[:-1])
+
+
+def decimal(stream: Stream) -> int:
+    """A whole number in digits, as Python 2 wrote those of more than 32 bits; or a truth value."""
+    digits = line(stream)
+    return digits == "01" if digits in ("00", "01") else int(digits)
+
+
+def constant(value: Any) -> Callable[[Stream], Any]:
+    return lambda stream: value
+
+
+INSTRUCTION: dict[bytes, tuple[str, Callable[[Stream], Any] | None]] = {
+    b"N": ("LITERAL", constant(None)),
+    b"\x88": ("LITERAL", constant(True)),
+    b"\x89": ("LITERAL", constant(False)),
+    b"K": ("LITERAL", number("<B")),
+    b"M": ("LITERAL", number("<H")),
+    b"J": ("LITERAL", number("<i")),
+    b"I": ("LITERAL", decimal),
+    b"\x8a": ("LITERAL", sized("<B", whole_number)),
+    b"\x8b": ("LITERAL", sized("<i", whole_number)),
+    b"G": ("LITERAL", number(">d")),
+    b"\x8c": ("LITERAL", sized("<B", text)),
+    b"X": ("LITERAL", sized("<I", text)),
+    b"\x8d": ("LITERAL", sized("<Q", text)),
+    b"U": ("LITERAL", sized("<B", latin)),  # Python 2
+    b"T": ("LITERAL", sized("<i", latin)),
+    b"C": ("LITERAL", sized("<B", bytes)),
+    b"B": ("LITERAL", sized("<I", bytes)),
+    b"\x8e": ("LITERAL", sized("<Q", bytes)),
+    b"\x96": ("LITERAL", sized("<Q", bytearray)),
+    b"q": ("PUT", number("<B")),
+    b"r": ("PUT", number("<I")),
+    b"h": ("GET", number("<B")),
+    b"j": ("GET", number("<I")),
+    b"\x94": ("MEMOIZE", None),
+    b"(": ("MARK", None),
+    b")": ("TUPLE0", None),
+    b"\x85": ("TUPLE1", None),
+    b"\x86": ("TUPLE2", None),
+    b"\x87": ("TUPLE3", None),
+    b"t": ("TUPLE", None),
+    b"]": ("EMPTY_LIST", None),
+    b"l": ("LIST", None),
+    b"a": ("APPEND", None),
+    b"e": ("APPENDS", None),
+    b"}": ("EMPTY_DICT", None),
+    b"d": ("DICT", None),
+    b"s": ("SETITEM", None),
+    b"u": ("SETITEMS", None),
+    b"\x8f": ("EMPTY_SET", None),
+    b"\x90": ("ADDITEMS", None),
+    b"\x91": ("FROZENSET", None),
+    b"c": ("GLOBAL", lambda stream: (line(stream), line(stream))),
+    b"\x93": ("STACK_GLOBAL", None),
+    b"R": ("REDUCE", None),
+    b"\x81": ("NEWOBJ", None),
+    b"b": ("BUILD", None),
+    b"Q": ("BINPERSID", None),
+    b"0": ("POP", None),  # with the next two: how a tuple that contains itself is written
+    b"1": ("POP_MARK", None),
+    b"2": ("DUP", None),
+    b"\x80": ("PROTO", number("<B")),
+    b"\x95": ("FRAME", number("<Q")),
+    b".": ("STOP", None),
+}
+"""What the machine understands: by its byte, what is done, and what reads the argument that follows."""
+
+REFUSED = {
+    b"i": "INST",
+    b"o": "OBJ",
+    b"\x92": "NEWOBJ_EX",
+    b"\x82": "EXT1",
+    b"\x83": "EXT2",
+    b"\x84": "EXT4",
+    b"P": "PERSID",
+    b"\x97": "NEXT_BUFFER",
+    b"\x98": "READONLY_BUFFER",
+}
+"""Other instructions that Python knows; besides these, some of protocol 0, which `torch.save` never wrote."""
+
+
+def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
+    """The instructions that follow, by name, each with its argument."""
+    while code := stream.read(1):
+        if code not in INSTRUCTION:
+            raise ValueError(f"it has the instruction {REFUSED.get(code, code)}, which is not needed for data")
+        name, argument = INSTRUCTION[code]
+        yield name, argument and argument(stream)
+
+
+class PickleMachine:
+    """Reads one pickle after the other; all of them together may have `INSTRUCTIONS`."""
+
+    def __init__(self) -> None:
+        self.left = INSTRUCTIONS
+
+    def call(self, function: object, arguments: tuple[Any, ...]) -> object:
+        """What REDUCE leaves on the stack. A subclass says which calls it understands; this one understands none."""
+        raise ValueError(f"it asks for a call of {function if isinstance(function, Name) else 'what is no function'}")
+
+    def persistent(self, identity: object) -> object:
+        """What a reference to something outside of the pickle stands for."""
+        raise ValueError("it refers to something outside of itself")
+
+    def named(self, name: Name) -> object:
+        """What GLOBAL leaves on the stack."""
+        return name
+
+    def spend(self, count: int) -> None:
+        """Count instructions, and what is copied in the course of one."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"it has more than {INSTRUCTIONS:,} instructions")
+
+    def read(self, stream: Stream) -> Any:
+        """The value of the pickle that begins here; the stream is left behind its end.
+
+        Raises:
+            ValueError: it asks for what is not understood, or for too much; the text says what.
+            Exception: any other one that makes no sense of what the file says (an empty stack, a list as a key).
+        """
+        stack: list[Any] = []
+        below: list[list[Any]] = []  # for each mark, the stack below it
+        memo: dict[Any, Any] = {}
+        for name, argument in instructions(stream):
+            self.spend(1)
+            items: list[Any] = []
+            if name in ABOVE_MARK:
+                items, stack = stack, below.pop()
+            match name:
+                case "LITERAL":
+                    stack.append(argument)
+                case "PUT":
+                    memo[argument] = stack[-1]
+                case "GET":
+                    stack.append(memo[argument])
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "MARK":
+                    below.append(stack)
+                    stack = []
+                case "TUPLE0" | "TUPLE":
+                    stack.append(tuple(items))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    size = int(name[-1])
+                    items = stack[-size:]
+                    del stack[-size:]
+                    stack.append(tuple(items))
+                case "EMPTY_LIST" | "LIST":
+                    stack.append(items)
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "DICT":
+                    stack.append(put_into({}, items))
+                case "EMPTY_SET":
+                    stack.append(set())
+                case "FROZENSET":
+                    stack.append(frozenset(map(checked_key, items)))
+                case "APPEND":
+                    item = stack.pop()
+                    add_to(stack[-1], [item])
+                case "APPENDS":
+                    add_to(stack[-1], items)
+                case "SETITEM":
+                    items = stack[-2:]
+                    del stack[-2:]
+                    put_into(stack[-1], items)
+                case "SETITEMS":
+                    put_into(stack[-1], items)
+                case "ADDITEMS":
+                    set.update(stack[-1], map(checked_key, items))
+                case "GLOBAL":
+                    stack.append(self.named(as_name(*argument)))
+                case "STACK_GLOBAL":
+                    word = stack.pop()
+                    stack.append(self.named(as_name(stack.pop(), word)))
+                case "REDUCE":
+                    arguments = checked_tuple(stack.pop())
+                    stack.append(self.call(stack.pop(), arguments))
+                case "NEWOBJ":
+                    arguments = checked_tuple(stack.pop())
+                    stack.append(new(stack.pop(), arguments))
+                case "BUILD":
+                    state = stack.pop()
+                    build(stack[-1], state)
+                case "BINPERSID":
+                    stack.append(self.persistent(stack.pop()))
+                case "POP":
+                    if stack:
+                        stack.pop()
+                    else:
+                        stack = below.pop()
+                case "DUP":
+                    stack.append(stack[-1])
+                case "PROTO" | "FRAME" | "POP_MARK":
+                    pass
+                case "STOP":
+                    return stack.pop()
+        raise ValueError("it has no end")
+
+
+def checked_tuple(value: Any) -> tuple[Any, ...]:
+    if type(value) is not tuple:
+        raise ValueError("the arguments of a call are no tuple")
+    return value
+
+
+def checked_key(value: Any) -> Any:
+    """Something a dictionary finds without comparing it to many others, and without running anything to compare."""
+    if value is None or isinstance(value, str | bytes | Name | Record) or (isinstance(value, int) and abs(value) < KEY):
+        return value
+    if isinstance(value, tuple | list | dict | set | frozenset | int | float | complex | bytearray):
+        raise ValueError(f"a dictionary has a {type(value).__name__} for a key")
+    return value  # what a subclass has made: it is told apart by identity
+
+
+def add_to(target: Any, items: list[Any]) -> None:
+    """Append to a list, or to an object that is one besides."""
+    if isinstance(target, Record):
+        target.items = target.items or []
+        target.items.extend(items)
+    else:
+        list.extend(target, items)  # a TypeError if it is anything but a list
+
+
+def put_into(target: Any, items: list[Any]) -> Any:
+    """Add key, value, key, value … to a dictionary, or to an object that is one besides."""
+    if isinstance(target, Record):
+        target.entries = {} if target.entries is None else target.entries
+        return put_into(target.entries, items)
+    if type(target) not in (dict, OrderedDict):
+        raise ValueError(f"it sets an entry of a {type(target).__name__}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[checked_key(key)] = value
+    return target
+
+
+def as_name(module: object, name: object) -> Name:
+    """A name under its Python 3 module; ValueError if it is no short printable text."""
+    for text in (module, name):
+        if not isinstance(text, str) or not 0 < len(text) <= NAME or not text.isprintable():
+            raise ValueError("the name of a class or function is not a short printable text")
+    return Name(PYTHON_2.get(str(module), str(module)), str(name))
+
+
+def new(kind: object, arguments: tuple[Any, ...]) -> Record:
+    """An object of a class, not made."""
+    if not isinstance(kind, Name):
+        raise ValueError("it makes an object of something that is no class")
+    return Record(kind, arguments)
+
+
+def build(target: Any, state: Any) -> None:
+    """Hand an object its state: once, and only to a record, or a state dict its note of versions."""
+    if isinstance(target, Record) and target.state is None:
+        target.state = state
+    elif type(target) is OrderedDict and type(state) is dict and list(state) == ["_metadata"]:
+        target._metadata = state["_metadata"]  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        raise ValueError(f"it sets the state of a {type(target).__name__}")
