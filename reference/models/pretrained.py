@@ -65,8 +65,8 @@ def read_state(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} was not read, because it holds more than tensors, or is damaged, and reading it could run code; "
-            "what is needed is what torch.save(network.state_dict(), path) writes (reference.read_legacy_checkpoint takes "
-            "a state dict out of a whole network)"
+            "what is needed is what torch.save(network.state_dict(), path) writes (out of a whole network "
+            "reference.read_legacy_checkpoint takes it)"
         ) from error
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise InputError(f"{path} is damaged or cut off: {' '.join(str(error).split())[:200]}") from error
