@@ -1,8 +1,10 @@
 """Chapter 02: what a run writes for TensorBoard, read back with TensorBoard's own reader and from a real server."""
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +21,11 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from reference.models import Ocean
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
+from spec.support.clauses import clause
 from spec.support.command import run
 
 
@@ -30,8 +34,6 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def pixels(image: Any) -> Image.Image:
-    import io
-
     return Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
 
 
@@ -46,6 +48,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@clause("02.run.tags")
 def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> None:
     events = read(run_folder)
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -54,6 +57,7 @@ def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> Non
 
 
 @pytest.mark.slow
+@clause("02.add_graph.layers")
 def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
     names = {part for node in read(run_folder).Graph().node for part in node.name.split("/")}
     # chapter 13, line 925
@@ -64,6 +68,7 @@ def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@clause("02.run.pictures")
 def test_the_pictures_are_there_for_every_epoch(run_folder: Path) -> None:
     events = read(run_folder)
     for tag in ("predictions", "confusion"):
@@ -113,6 +118,7 @@ def get(address: str, seconds: float = 90) -> Any:
 
 
 @pytest.mark.slow
+@clause("02.server.http")
 def test_a_real_tensorboard_server_shows_the_run(run_folder: Path) -> None:
     expected = {tag: read(run_folder).Scalars(tag) for tag in ("train_loss", "test_accuracy")}
     with server(run_folder.parent) as address:
@@ -128,9 +134,64 @@ def test_a_real_tensorboard_server_shows_the_run(run_folder: Path) -> None:
         assert b"TensorBoard" in get(address)
 
 
+@pytest.mark.slow
+@clause("02.server.http")
+def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> None:
+    # chapter 02, lines 92, 93 and 104; line 128's picture, of 2×3 pixels
+    with SummaryWriter(str(tmp_path)) as writer:
+        for i in range(100):
+            writer.add_scalar("y=2x", 2 * i, i)
+        writer.add_image("img test", torch.zeros(2, 3, 3, dtype=torch.uint8), 1, dataformats="HWC")
+    with server(tmp_path) as address:
+        assert json.loads(get(f"{address}/data/plugin/scalars/tags")).keys() == {"."}
+        query = urlencode({"run": ".", "tag": "y=2x"})
+        rows = json.loads(get(f"{address}/data/plugin/scalars/scalars?{query}"))
+        assert [(step, value) for _, step, value in rows] == [(i, 2.0 * i) for i in range(100)]
+        query = urlencode({"run": ".", "tag": "img test", "sample": 0})
+        (image,) = json.loads(get(f"{address}/data/plugin/images/images?{query}"))
+        content = get(f"{address}/data/plugin/images/individualImage?{image['query']}")
+        assert (image["step"], Image.open(io.BytesIO(content)).size) == (1, (3, 2))
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def page(address: str, profile: Path) -> str:
+    """The page that a browser without a window makes of the address, as HTML, when nothing more is loading."""
+    assert BROWSER is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"]
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    options += [f"--user-data-dir={profile}", "--window-size=1600,1200", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, address], capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium: `apt-get install chromium` brings one")
+@clause("02.server.page")
+@pytest.mark.parametrize("logged", [True, False], ids=["what was logged", "nothing where nothing was"])
+def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
+    # chapter 02, lines 93, 104, 128 and the pictures of lines 111 and 132
+    if logged:
+        with SummaryWriter(str(tmp_path / "logs" / "a run")) as writer:
+            for i in range(100):
+                writer.add_scalar("y=2x", 2 * i, i)
+            writer.add_image("img test", torch.zeros(2, 3, 3, dtype=torch.uint8), 1, dataformats="HWC")
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    with server(tmp_path / "logs") as address:
+        get(f"{address}/data/plugin/scalars/tags" if logged else address)
+        html = page(address, tmp_path / "profile")
+    assert "<title>TensorBoard</title>" in html
+    assert {text: text in html for text in ("y=2x", "img test", "a run")} == dict.fromkeys(
+        ("y=2x", "img test", "a run"), logged
+    )
+    assert ("No dashboards are active" in html) is not logged
+
+
 # ------------------------------------------------------------------------------------------------ the parts
 
 
+@clause("02.add_image.formats")
 def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
     picture = Image.effect_noise((7, 5), 80).convert("RGB")
     tracker = Tracker(tmp_path)
@@ -141,6 +202,7 @@ def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
     assert pixels(image).tobytes() == picture.tobytes()
 
 
+@clause("02.writer.flush")
 def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     tracker.scalars(1, a=0.5)
@@ -149,6 +211,7 @@ def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
     tracker.close()
 
 
+@clause("02.add_graph.layers")
 def test_the_graph_leaves_the_network_s_mode_alone(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     for training in (True, False):
@@ -177,12 +240,14 @@ def rows(folder: Path) -> dict[str, list[int]]:
     return scalars | {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
 
 
+@clause("02.run.forgets")
 def test_forgetting_cuts_every_tag_back_to_the_checkpoint(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 10), range(3))
     forget_after(tmp_path, step=6, epoch=2)
     assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5, 6], "test_loss": [0, 1], "confusion": [0, 1]}
 
 
+@clause("02.run.forgets")
 def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 4), range(1))
     logged(tmp_path, range(4, 10), range(1, 3))
@@ -191,6 +256,7 @@ def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) 
     assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5], "test_loss": [0, 1], "confusion": [0, 1]}
 
 
+@clause("02.run.forgets")
 def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 10), range(0))
     (file,) = tmp_path.iterdir()
@@ -200,11 +266,13 @@ def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(t
     assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5, 6, 7, 8]}
 
 
+@clause("02.run.forgets")
 def test_forgetting_nothing_in_an_empty_folder(tmp_path: Path) -> None:
     forget_after(tmp_path, step=0, epoch=0)
     assert list(tmp_path.iterdir()) == []
 
 
+@clause("02.drawing.predictions")
 def test_the_grid_shows_each_picture_and_says_in_colour_whether_it_was_right() -> None:
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[1] = 200
@@ -229,6 +297,7 @@ def reddish(picture: Image.Image) -> bool:
     return any(red > green for _, (red, green, _) in picture.getcolors(10_000))
 
 
+@clause("02.drawing.confusion")
 def test_the_confusion_matrix_is_darkest_where_the_share_is_largest() -> None:
     sheet = draw_confusion(torch.tensor([[9, 1], [0, 0]]), ("cat", "dog"), cell=44)
     brightness = [
@@ -239,6 +308,7 @@ def test_the_confusion_matrix_is_darkest_where_the_share_is_largest() -> None:
     )  # a class without pictures is white
 
 
+@clause("02.drawing.names")
 def test_names_in_any_script_can_be_drawn() -> None:
     names = ("猫", "собака", "🐸" * 30)
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)

@@ -49,6 +49,7 @@ from spec.support.cifar_archives import (
     write_folder,
     write_packed,
 )
+from spec.support.clauses import clause
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # The format
 
 
+@clause("05.cifar10.format")
 def test_the_maker_of_small_files_writes_the_official_names_file_byte_for_byte() -> None:
     # 158 bytes, and the MD5 that torchvision/datasets/cifar.py gives for batches.meta.
     content = python2_pickle(meta())
@@ -77,6 +79,7 @@ def test_the_maker_of_small_files_writes_the_official_names_file_byte_for_byte()
     assert hashlib.md5(content).hexdigest() == "5ff9c542aee3614f3951f8cda6e48888" == OFFICIAL_FILES_MD5["batches.meta"]
 
 
+@clause("05.cifar10.checksum")
 def test_the_official_sums_are_those_that_torchvision_knows() -> None:
     official = torchvision.datasets.CIFAR10
     batches = dict(official.train_list + official.test_list)
@@ -85,6 +88,7 @@ def test_the_official_sums_are_those_that_torchvision_knows() -> None:
     assert (official.filename, official.base_folder) == (ARCHIVE, FOLDER)
 
 
+@clause("05.cifar10.format")
 @pytest.mark.parametrize("where", ["unpacked folder", "packed archive", "the folder itself", "the archive itself"])
 def test_pictures_labels_and_names_come_in_the_order_of_the_official_files(
     where: str, small: SmallCifar10, tmp_path: Path
@@ -110,6 +114,7 @@ def test_pictures_labels_and_names_come_in_the_order_of_the_official_files(
     assert snapshot(tmp_path) == before, "reading writes nothing"
 
 
+@clause("05.cifar10.pair")
 def test_a_pair_is_the_two_sets_from_one_pass(
     small: SmallCifar10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +132,7 @@ def test_a_pair_is_the_two_sets_from_one_pass(
         assert one[0][1] == other[0][1]
 
 
+@clause("05.cifar10.transform")
 def test_an_item_is_a_picture_and_a_number_through_their_transforms(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, small.files)
     image, label = CIFAR10(tmp_path, archive_md5=None)[0]
@@ -138,6 +144,7 @@ def test_an_item_is_a_picture_and_a_number_through_their_transforms(small: Small
     assert dataset[-1] == ((32, 32), CLASSES[small.labels["test_batch"][-1]])
 
 
+@clause("05.cifar10.format")
 # NumPy 2 warns that Python 2's pickles write align=0 where it wants False, and use the old name numpy.core.
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("train", [True, False])
@@ -155,6 +162,7 @@ def test_torchvision_reads_the_same_from_the_same_folder(
     assert all(ours[i][0].tobytes() == theirs[i][0].tobytes() for i in range(len(ours)))
 
 
+@clause("05.cifar10.format")
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("keys", [str, str.encode], ids=["string keys", "bytes keys"])
 @pytest.mark.parametrize("memory", ["writable", "read-only"])
@@ -176,6 +184,7 @@ def test_batches_that_python_3_wrote_are_read_too(
 
 
 @pytest.mark.slow
+@clause("05.cifar10.format")
 def test_a_batch_of_the_official_size_is_within_the_limits(tmp_path: Path) -> None:
     large = small_cifar10(n=10_000, batches=("test_batch",))
     size = len(large.files["test_batch"])
@@ -210,6 +219,7 @@ def measured_refusal(root: Path) -> tuple[str, int]:
         tracemalloc.stop()
 
 
+@clause("05.cifar10.missing")
 def test_no_data_names_the_folder_what_was_looked_for_and_the_remedy(tmp_path: Path) -> None:
     assert refusal(tmp_path, archive_md5=OFFICIAL_MD5) == (
         f"no CIFAR-10 in {tmp_path}: neither the folder {FOLDER} nor the archive {ARCHIVE} is there; "
@@ -218,6 +228,7 @@ def test_no_data_names_the_folder_what_was_looked_for_and_the_remedy(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@clause("05.cifar10.checksum")
 def test_an_archive_of_another_checksum_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     got = write_packed(tmp_path, b"no archive at all")
     assert refusal(tmp_path, archive_md5=OFFICIAL_MD5) == (
@@ -226,6 +237,7 @@ def test_an_archive_of_another_checksum_is_refused_before_it_is_opened(tmp_path:
     assert "truncated or damaged" in refusal(tmp_path, archive_md5=got)
 
 
+@clause("05.cifar10.checksum")
 def test_an_unpacked_file_of_another_checksum_is_refused_with_the_official_sums(
     small: SmallCifar10, tmp_path: Path
 ) -> None:
@@ -239,6 +251,7 @@ def test_an_unpacked_file_of_another_checksum_is_refused_with_the_official_sums(
     assert len(CIFAR10(tmp_path, archive_md5="0" * 32)) == 30, "another archive's sum says nothing about unpacked files"
 
 
+@clause("05.cifar10.missing")
 def test_a_missing_or_oversized_unpacked_file_is_named(small: SmallCifar10, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, small.files)
     with (folder / "test_batch").open("ab") as file:
@@ -250,6 +263,7 @@ def test_a_missing_or_oversized_unpacked_file_is_named(small: SmallCifar10, tmp_
     )
 
 
+@clause("05.archive.damage")
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999, -1, -8])
 def test_an_archive_that_is_cut_off_anywhere_is_refused(kept: float, small: SmallCifar10, tmp_path: Path) -> None:
     whole = gzip.compress(cifar_archives.tar(members(small.files)), compresslevel=1)
@@ -259,6 +273,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(kept: float, small: Smal
     assert text.endswith("): delete it and use --download")
 
 
+@clause("05.archive.damage")
 @pytest.mark.parametrize(
     "content",
     [b"", b"plain text", gzip.compress(b""), gzip.compress(b"text that is no tar archive " * 99), b"\x1f\x8b" * 99],
@@ -269,12 +284,14 @@ def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE}: truncated or damaged (")
 
 
+@clause("05.archive.damage")
 def test_an_archive_cut_off_before_it_was_packed_lacks_a_member(small: SmallCifar10, tmp_path: Path) -> None:
     content = cifar_archives.tar(members({name: small.files[name] for name in ("data_batch_4", "test_batch")}))
     write_packed(tmp_path, gzip.compress(content))
     assert refusal(tmp_path) == f"{tmp_path / ARCHIVE}: holds no {FOLDER}/batches.meta: delete it and use --download"
 
 
+@clause("05.archive.damage")
 def test_a_flipped_bit_in_the_archive_is_noticed_by_gzips_own_sum(small: SmallCifar10, tmp_path: Path) -> None:
     content = bytearray(gzip.compress(cifar_archives.tar(members(small.files)), compresslevel=0))
     content[len(content) // 2] ^= 1  # stored, not compressed: without the sum this would be a wrong pixel
@@ -299,6 +316,7 @@ SUSPICIOUS = {
 }
 
 
+@clause("05.archive.members")
 @pytest.mark.parametrize(("suspicious", "problem"), SUSPICIOUS.values(), ids=SUSPICIOUS)
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_an_archive_with_a_suspicious_member_is_refused(
@@ -312,18 +330,21 @@ def test_an_archive_with_a_suspicious_member_is_refused(
     assert snapshot(tmp_path) == before
 
 
+@clause("05.archive.members")
 def test_a_member_that_is_there_twice_is_refused(small: SmallCifar10, tmp_path: Path) -> None:
     again = (member(f"./{FOLDER}/test_batch"), small.files["test_batch"])
     write_archive(tmp_path, [*members(small.files), again])
     assert refusal(tmp_path) == (f"{tmp_path / ARCHIVE}: holds {FOLDER}/test_batch twice: delete it and use --download")
 
 
+@clause("05.archive.members")
 def test_a_folder_in_the_place_of_a_batch_is_no_batch(small: SmallCifar10, tmp_path: Path) -> None:
     parts = members({name: content for name, content in small.files.items() if name != "test_batch"})
     write_archive(tmp_path, [*parts, (member(f"{FOLDER}/test_batch", tarfile.DIRTYPE), b"")])
     assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE / 'test_batch'}: not a file of CIFAR-10 (")
 
 
+@clause("05.cifar10.format")
 def test_an_archive_packed_again_by_others_is_read(small: SmallCifar10, tmp_path: Path) -> None:
     parts = members(small.files)
     for info, _ in parts:
@@ -363,6 +384,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, how often
 }
 
 
+@clause("05.archive.damage")
 def test_an_extended_header_without_sense_is_damage(tmp_path: Path) -> None:
     record = b"9" * 5000 + b" a=b\n"  # a length of more digits than Python turns into a number
     content = header("x", len(record), tarfile.XHDTYPE) + record.ljust(5120, b"\0") + header("readme.html", 0)
@@ -370,6 +392,7 @@ def test_an_extended_header_without_sense_is_damage(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE}: truncated or damaged (")
 
 
+@clause("05.archive.limits")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_an_archive_cannot_take_more_memory_than_its_members_may(bomb: str, tmp_path: Path) -> None:
     piece, count, message = BOMBS[bomb]
@@ -379,6 +402,7 @@ def test_an_archive_cannot_take_more_memory_than_its_members_may(bomb: str, tmp_
     assert peak < 16 * MIB, "contents are skipped in small pieces, and headers end at 64 KiB"
 
 
+@clause("05.archive.limits")
 @pytest.mark.parametrize(
     "piece", [header("m", MIB) + bytes(MIB), header("m", 0) * 20], ids=["of 1 MiB each", "empty ones"]
 )
@@ -442,6 +466,7 @@ def programs(victim: str) -> dict[str, bytes]:
 PROGRAMS = tuple(programs("FILE"))
 
 
+@clause("05.batch.no_execution")
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_nothing_in_a_pickle_is_executed(program: str, name: str, small: SmallCifar10, tmp_path: Path) -> None:
@@ -453,6 +478,7 @@ def test_nothing_in_a_pickle_is_executed(program: str, name: str, small: SmallCi
     assert not victim.exists()
 
 
+@clause("05.batch.no_execution")
 @pytest.mark.parametrize("program", ["os.system", "builtins.eval", "builtins.exec in protocol 0", "INST", "OBJ"])
 def test_these_programs_do_run_in_pythons_own_reader(program: str, tmp_path: Path) -> None:
     with contextlib.suppress(Exception):
@@ -460,6 +486,7 @@ def test_these_programs_do_run_in_pythons_own_reader(program: str, tmp_path: Pat
     assert (tmp_path / "victim").exists()
 
 
+@clause("05.batch.no_execution")
 def test_a_name_that_no_batch_needs_is_said(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": pickle.dumps(Runs(eval, "1"))})
     assert "(it asks for 'builtins.eval', which no batch of pictures needs)" in refusal(tmp_path)
@@ -497,6 +524,7 @@ HOSTILE = {
 }
 
 
+@clause("05.batch.content")
 @pytest.mark.parametrize("content", HOSTILE)
 def test_a_batch_that_is_none_is_refused_in_little_memory(content: str, small: SmallCifar10, tmp_path: Path) -> None:
     program, message = HOSTILE[content]
@@ -518,6 +546,7 @@ NESTED = {
 
 
 @pytest.mark.slow
+@clause("05.batch.content")
 @pytest.mark.parametrize("content", NESTED)
 def test_no_depth_of_nesting_brings_the_reader_down(content: str, small: SmallCifar10, tmp_path: Path) -> None:
     program, message = NESTED[content]
@@ -554,6 +583,7 @@ CONTENTS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
+@clause("05.batch.content")
 @pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_a_batch_of_other_content_is_refused(content: str, protocol: int, small: SmallCifar10, tmp_path: Path) -> None:
@@ -562,6 +592,7 @@ def test_a_batch_of_other_content_is_refused(content: str, protocol: int, small:
     assert f"test_batch: not a file of CIFAR-10 ({message}" in refusal(tmp_path)
 
 
+@clause("05.batch.content")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -588,6 +619,7 @@ def test_a_genuine_batch_with_one_wrong_word_is_refused(
     assert message in refusal(tmp_path)
 
 
+@clause("05.batch.content")
 @pytest.mark.parametrize(
     "names",
     [None, "airplane", [], ["cat", 3], ["cat", "cat"], ["cat", None], ["c" * 101], ["cat\x1b[2J"], {"cat": 1}],
@@ -598,12 +630,14 @@ def test_class_names_that_are_none_are_refused(names: object, small: SmallCifar1
     assert "batches.meta: not a file of CIFAR-10 (" in refusal(tmp_path)
 
 
+@clause("05.batch.content")
 def test_labels_must_have_a_name(small: SmallCifar10, tmp_path: Path) -> None:
     largest = max(small.labels["test_batch"])
     write_folder(tmp_path, {**small.files, "batches.meta": python2_pickle(meta(CLASSES[:largest]))})
     assert f"a label is not a whole number from 0 to {largest - 1}" in refusal(tmp_path)
 
 
+@clause("05.archive.damage")
 def test_an_error_inside_an_archive_names_archive_and_member(small: SmallCifar10, tmp_path: Path) -> None:
     md5 = write_archive(tmp_path, members({**small.files, "data_batch_3": pickle.dumps(Runs(eval, "1"))}))
     text = refusal(tmp_path, train=True, archive_md5=md5)
@@ -634,6 +668,7 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
 
 
 @pytest.mark.slow
+@clause("05.batch.content")
 # Python's decoder of text warns of an unknown escape in a damaged name.
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
@@ -657,6 +692,7 @@ def test_a_damaged_batch_is_read_or_refused_and_nothing_else(name: str, tmp_path
 
 
 @pytest.mark.slow
+@clause("05.archive.damage")
 def test_a_damaged_archive_is_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
     generator = random.Random(5)
     content = cifar_archives.tar(members(small_cifar10(n=1).files))
@@ -789,6 +825,7 @@ def failure(urls: list[str], destination: Path, md5: str | None = MD5) -> str:
     return str(caught.value)
 
 
+@clause("05.download.whole")
 def test_a_download_is_whole_and_leaves_only_an_empty_lock_beside_it(server: Server, tmp_path: Path) -> None:
     destination = tmp_path / "new" / "folder" / "file"
     assert download([server.url], destination, MD5, progress=False) == destination
@@ -798,6 +835,7 @@ def test_a_download_is_whole_and_leaves_only_an_empty_lock_beside_it(server: Ser
     assert server.requests == [(f"/{ARCHIVE}", None, None)]
 
 
+@clause("05.download.bar")
 def test_the_bar_counts_bytes_and_can_be_silenced(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -813,6 +851,7 @@ def test_the_bar_counts_bytes_and_can_be_silenced(
     assert capsys.readouterr() == ("", "")
 
 
+@clause("05.download.whole")
 @pytest.mark.parametrize("md5", [MD5, None], ids=["the right file", "any file where none is asked for"])
 def test_a_file_that_is_there_is_not_downloaded_again(md5: str | None, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
@@ -821,6 +860,7 @@ def test_a_file_that_is_there_is_not_downloaded_again(md5: str | None, server: S
     assert left_behind(tmp_path) == {"file"}
 
 
+@clause("05.download.whole")
 def test_a_wrong_file_stays_until_the_right_one_has_arrived(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"something else")
     server.answers = [Answer(status=404)]
@@ -830,6 +870,7 @@ def test_a_wrong_file_stays_until_the_right_one_has_arrived(server: Server, tmp_
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@clause("05.download.resumed")
 @pytest.mark.parametrize(
     "marks", [{"ETag": '"v1"'}, {"Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"}], ids=["ETag", "Last-Modified"]
 )
@@ -847,6 +888,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(marks: dict[str, str], s
     assert server.sent == [400_000, 500_000, 100_000]
 
 
+@clause("05.download.resumed")
 def test_a_later_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=1000)] * downloading.ATTEMPTS
     text = failure([server.url], tmp_path / "file")
@@ -861,6 +903,7 @@ def test_a_later_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_pat
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@clause("05.download.resumed")
 def test_a_server_that_falls_silent_is_a_broken_connection(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -901,6 +944,7 @@ NOT_CONTINUED = {
 }
 
 
+@clause("05.download.same_file")
 @pytest.mark.parametrize("case", NOT_CONTINUED)
 def test_what_may_not_belong_together_is_not_put_together(case: str, server: Server, tmp_path: Path) -> None:
     server.answers = list(NOT_CONTINUED[case])
@@ -910,12 +954,14 @@ def test_what_may_not_belong_together_is_not_put_together(case: str, server: Ser
     assert left_behind(tmp_path) == {"file", "file.lock"}
 
 
+@clause("05.download.resumed")
 def test_a_whole_file_sent_for_a_part_is_taken_as_it_comes(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000), Answer(ranges=False)]
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert server.sent == [400_000, 1_000_000]
 
 
+@clause("05.download.same_file")
 def test_no_part_is_continued_without_a_mark(server: Server, tmp_path: Path) -> None:
     server.marks = {"ETag": 'W/"weak"'}
     server.answers = [Answer(cut=400_000)]
@@ -923,6 +969,7 @@ def test_no_part_is_continued_without_a_mark(server: Server, tmp_path: Path) -> 
     assert [request[1:] for request in server.requests] == [(None, None), (None, None)]
 
 
+@clause("05.download.same_file")
 def test_a_part_from_one_mirror_is_not_continued_from_another(server: Server, tmp_path: Path) -> None:
     with serving(OTHER) as first:
         first.answers = [Answer(cut=400_000), *[Answer(status=503)] * downloading.ATTEMPTS]
@@ -931,6 +978,7 @@ def test_a_part_from_one_mirror_is_not_continued_from_another(server: Server, tm
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@clause("05.download.same_file")
 @pytest.mark.parametrize("sidecar", ["", '["http://', "[1, 2]", "7", '{"a": 1}', '["x", "y", "z"]', "\udcff"])
 def test_a_part_with_a_broken_memory_starts_again(sidecar: str, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(OTHER[:1000])
@@ -940,6 +988,7 @@ def test_a_part_with_a_broken_memory_starts_again(sidecar: str, server: Server, 
     assert server.requests == [(f"/{ARCHIVE}", None, None)]
 
 
+@clause("05.download.whole")
 def test_a_whole_part_that_was_never_verified_costs_no_byte(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
     (tmp_path / "file.part.json").write_text(json.dumps([server.url, '"version 1"', len(CONTENT)]))
@@ -948,24 +997,28 @@ def test_a_whole_part_that_was_never_verified_costs_no_byte(server: Server, tmp_
     assert server.requests == []
 
 
+@clause("05.download.mirrors")
 def test_a_mirror_without_the_file_is_followed_by_the_next(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(status=404)]
     download([server.url, server.url + "?second"], tmp_path / "file", MD5, progress=False)
     assert [request[0] for request in server.requests] == [f"/{ARCHIVE}", f"/{ARCHIVE}?second"]
 
 
+@clause("05.download.mirrors")
 def test_a_mirror_in_trouble_is_asked_again(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(status=500), Answer(status=503)]
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert len(server.requests) == 3
 
 
+@clause("05.download.mirrors")
 def test_a_mirror_with_another_file_is_followed_by_the_next(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(OTHER)]
     download([server.url, server.url + "?second"], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@clause("05.download.mirrors")
 def test_when_all_mirrors_fail_each_reason_is_said(server: Server, tmp_path: Path) -> None:
     wrong = hashlib.md5(OTHER).hexdigest()
     server.answers = [Answer(OTHER), Answer(status=404), *[Answer(status=503)] * downloading.ATTEMPTS]
@@ -983,6 +1036,7 @@ def test_when_all_mirrors_fail_each_reason_is_said(server: Server, tmp_path: Pat
     assert failure([], tmp_path / "file") == "cannot download file: no address given"
 
 
+@clause("05.download.mirrors")
 @pytest.mark.parametrize(
     ("length", "reason"),
     [
@@ -998,6 +1052,7 @@ def test_a_server_that_lies_about_the_length_fails(length: str, reason: str, ser
     assert not (tmp_path / "file").exists()
 
 
+@clause("05.download.addresses")
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "data:,x", "/etc/passwd", "http:/x", ""])
 def test_only_addresses_of_http_and_https_are_asked(url: str, server: Server, tmp_path: Path) -> None:
     assert failure([server.url, url], tmp_path / "file") == (
@@ -1007,6 +1062,7 @@ def test_only_addresses_of_http_and_https_are_asked(url: str, server: Server, tm
     assert left_behind(tmp_path) == set()
 
 
+@clause("05.download.addresses")
 @pytest.mark.parametrize(
     "url", ["http://", "http://[::1", "http://127.0.0.1:port/", "http://127.0.0.1/a b", "http://\u0100/\u0100"]
 )
@@ -1014,6 +1070,7 @@ def test_an_address_that_cannot_be_one_is_a_reason_like_others(url: str, server:
     assert failure([url], tmp_path / "file").startswith(f"cannot download file: {url}: no connection (")
 
 
+@clause("05.download.addresses")
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/file"])
 def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path, server: Server) -> None:
     class Redirect(http.server.BaseHTTPRequestHandler):
@@ -1040,6 +1097,7 @@ def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path,
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@clause("05.download.whole")
 def test_a_full_disk_is_said_with_the_files_name_and_what_has_arrived_is_kept(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1068,6 +1126,7 @@ def test_a_full_disk_is_said_with_the_files_name_and_what_has_arrived_is_kept(
     assert server.sent[-1] == len(CONTENT) - len(kept)
 
 
+@clause("05.download.resumed")
 def test_an_interrupt_leaves_a_part_that_can_be_continued(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1107,6 +1166,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@clause("05.download.whole")
 def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]  # the first holds the lock while the second starts
     processes = [start(server.url, tmp_path / "file", MD5) for _ in range(2)]
@@ -1124,6 +1184,7 @@ def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@clause("05.download.resumed")
 def test_a_killed_process_leaves_a_part_that_can_be_continued(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]
     process = start(server.url, tmp_path / "file", MD5)
@@ -1143,6 +1204,7 @@ def test_a_killed_process_leaves_a_part_that_can_be_continued(server: Server, tm
 # Both
 
 
+@clause("05.cifar10.download")
 def test_download_fetches_the_archive_and_reads_it(small: SmallCifar10, server: Server, tmp_path: Path) -> None:
     md5 = write_archive(tmp_path / "there", members(small.files))
     server.content = (tmp_path / "there" / ARCHIVE).read_bytes()
@@ -1158,18 +1220,21 @@ def test_download_fetches_the_archive_and_reads_it(small: SmallCifar10, server: 
     assert len(server.requests) == 2
 
 
+@clause("05.cifar10.download")
 def test_download_leaves_an_unpacked_folder_alone(small: SmallCifar10, server: Server, tmp_path: Path) -> None:
     write_folder(tmp_path, small.files)
     assert len(CIFAR10(tmp_path, download=True, mirrors=[server.url], archive_md5=None)) == 30
     assert server.requests == []
 
 
+@clause("05.cifar10.download")
 def test_download_never_replaces_a_file_that_was_named_as_the_archive(server: Server, tmp_path: Path) -> None:
     (tmp_path / "thesis").write_bytes(b"years of work")
     assert "wrong checksum" in refusal(tmp_path / "thesis", download=True, mirrors=[server.url], archive_md5=MD5)
     assert (tmp_path / "thesis").read_bytes() == b"years of work"
 
 
+@clause("05.cifar10.download")
 def test_a_failed_download_says_why(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(status=404)]
     text = refusal(tmp_path, download=True, mirrors=[server.url], archive_md5=MD5)

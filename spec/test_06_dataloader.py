@@ -516,6 +516,57 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
     assert shown(helped) == shown(alone)
 
 
+ORDERS: dict[str, Callable[[torch.Generator | None], dict[str, Any]]] = {
+    "in order": lambda _: {},
+    "shuffled": lambda _: {"shuffle": True},
+    "a list of indices": lambda _: {"sampler": [9, 1, 1, 0, 4, 6, 7]},
+    "a sampler that draws": lambda generator: {
+        "sampler": torch.utils.data.RandomSampler(range(10), generator=generator)
+    },
+    "a list of batches": lambda _: {"batch_sampler": [[1], [5, 3], [0, 9, 9], [2]]},
+    "batches of a sampler that draws": lambda generator: {
+        "batch_sampler": torch.utils.data.BatchSampler(
+            torch.utils.data.RandomSampler(range(10), generator=generator), 4, drop_last=False
+        )
+    },
+}
+SIZES: list[dict[str, Any]] = [
+    *({"batch_size": size, "drop_last": drop_last} for size in (1, 3, 5, 100) for drop_last in (False, True)),
+    {"batch_size": None},
+]
+
+
+def told(items: Any) -> tuple[str, Any]:
+    """A `collate_fn` for batches and single items."""
+    return "told", items
+
+
+@clause("06.workers.same_batches", "06.loader.order_from_seed")
+@with_workers
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("collate_fn", [None, told], ids=["collated", "its own way"])
+@pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_combination_of_options_gives_the_batches_of_pytorch_s_loader(
+    DataLoader: Loader, order: str, with_generator: bool, collate_fn: Any, num_workers: int, subtests: pytest.Subtests
+) -> None:
+    """Two epochs each; PyTorch's loader takes all items itself."""
+
+    def epochs(loader: Loader, workers: int, sizes: dict[str, Any]) -> tuple[Any, ...]:
+        torch.manual_seed(3)
+        generator = seeded(5) if with_generator else None
+        options = ORDERS[order](generator) | sizes
+        made = loader(Numbers(10), num_workers=workers, collate_fn=collate_fn, generator=generator, **options)
+        found = [shown(made) for _ in range(2)]
+        length = len(made)
+        left = torch.get_rng_state() if generator is None else generator.get_state()
+        return length, found, left.tolist()
+
+    for sizes in [{}] if "batches" in order else SIZES:
+        with subtests.test(**sizes):
+            assert epochs(DataLoader, num_workers, sizes) == epochs(torch.utils.data.DataLoader, 0, sizes)
+
+
 @clause("06.workers.same_batches")
 @with_workers
 def test_the_work_is_done_by_two_other_processes(DataLoader: Loader) -> None:
@@ -773,6 +824,27 @@ def test_both_loaders_of_the_reference_yield_what_pytorch_s_loader_yields(
             for (images, targets), (their_images, their_targets) in zip(found, expected, strict=True):
                 assert_equal(images, their_images)
                 assert_equal(targets, their_targets)
+
+
+@clause("06.resident.same_batches")
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled with the same seed"])
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [64, 64, 16]), (True, [64, 64])])
+def test_144_pictures_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_them(
+    shuffle: bool, drop_last: bool, sizes: list[int]
+) -> None:
+    """The fast path and PyTorch's own, of 32×32 pixels, bit for bit; the last batch of 16 too."""
+    dataset = Numbered(144)
+    dataset.images = torch.randint(256, (144, 3, 32, 32), dtype=torch.uint8, generator=seeded(1))
+    dataset.transform = torchvision.transforms.ToTensor()
+    options: dict[str, Any] = {"batch_size": 64, "shuffle": shuffle, "drop_last": drop_last}
+    ours = ResidentLoader(dataset, generator=seeded(5), **options)
+    theirs = torch.utils.data.DataLoader(dataset, generator=seeded(5), **options)
+    for _ in range(2):
+        found = list(ours)
+        assert [len(images) for images, _ in found] == sizes
+        for (images, targets), (their_images, their_targets) in zip(found, theirs, strict=True):
+            assert_equal(images, their_images)
+            assert_equal(targets, their_targets)
 
 
 @clause("06.resident.each_once")

@@ -14,7 +14,27 @@ from spec.support.clauses import CLAUSES, KINDS, VERDICTS, Clause, clause, read
 from spec.support.implementations import COMPONENTS
 
 SPEC = Path(__file__).parent
-CHAPTERS = ("01", "03", "04", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16", "17", "18", "20")
+CHAPTERS = (
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "07",
+    "08",
+    "09",
+    "10",
+    "11",
+    "12",
+    "13",
+    "14",
+    "15",
+    "16",
+    "17",
+    "18",
+    "20",
+)
 """The chapters whose tests all carry clauses."""
 
 
@@ -37,7 +57,7 @@ def specified() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("chapter", [*CHAPTERS, "02", "05"])
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_clause_has_a_test(chapter: str) -> None:
     tested = {name for _, ids in specified().values() for name in ids}
     assert sorted(name for name, entry in CLAUSES.items() if entry.chapter == chapter and name not in tested) == []

@@ -23,7 +23,7 @@ from spec.support.reproduction import Trace
 
 COMPONENTS = (
     # 01, 03-06
-    *("LabeledFolder", "CIFAR10", "DataLoader"),
+    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     # 08-10
     *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
@@ -55,7 +55,11 @@ _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
 ) | {"CIFAR10": "torchvision.datasets", "vgg16": "torchvision.models"}
-"""What is PyTorch's too, but in a package that takes a second to import: only when it is on trial."""
+"""What is PyTorch's too, but in a package that takes a second to import: only when it is on trial.
+
+`ImageTree` is not among it: torchvision's ImageFolder opens one folder of classes, in the order of the names, and
+resizes nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault("on_trial", ModuleType("on_trial"))  # pickle imports the parent of what it names
     sys.modules[spec.name] = module
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # so that it can import its neighbours

@@ -1,0 +1,228 @@
+"""Chapter 05: trees of pictures that are wrong."""
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spec.faults import Fault
+
+FILE = "test_05_image_tree.py"
+
+
+class _Tree:
+    """A tree of pictures put right, without a cache; each fault changes one thing."""
+
+    def __init__(
+        self,
+        root: Any,
+        train: bool = True,
+        transform: Any = None,
+        target_transform: Any = None,
+        *,
+        size: Any = (32, 32),
+        skip_broken: bool = False,
+    ) -> None:
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"size must be (height, width), got {size!r}")
+        self.transform, self.target_transform, self.size = transform, target_transform, size
+        self.folder = Path(root) / ("train" if train else "test")
+        self.classes = self.folders(Path(root) / "train")
+        found = {name: self.pictures(name) for name in self.folders(self.folder)}
+        for name, paths in found.items():
+            if name not in self.classes or not paths:
+                raise ValueError(f"{self.folder / name}: no pictures, or no such class in train")
+        if not found:
+            raise ValueError(f"{self.folder}: no class folders")
+        paths = self.order(found)
+        pixels = {}
+        self.skipped = []
+        for path in paths:
+            try:
+                pixels[path] = self.decode(self.folder / path)
+            except Exception as error:
+                if not self.leave_out(skip_broken):
+                    raise ValueError(f"{self.folder / path}: {error}") from error
+                self.skipped.append(path)
+        self.skipped.sort()
+        self.paths = [path for path in paths if path in pixels]
+        for name in found:
+            if not any(path.startswith(f"{name}/") for path in self.paths):
+                raise ValueError(f"every picture of class {name} is broken")
+        self.targets = torch.tensor([self.number(path) for path in self.paths])
+        self.images = torch.from_numpy(np.stack([pixels[path] for path in self.paths]))
+
+    def folders(self, folder: Path) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+
+    def pictures(self, name: str) -> list[str]:
+        inside = (self.folder / name).iterdir()
+        files = [path.name for path in inside if (path.is_file() or path.is_symlink()) and path.name[0] != "."]
+        return [f"{name}/{file}" for file in files if file.lower().endswith((".png", ".bmp", ".jpg"))]
+
+    def order(self, found: dict[str, list[str]]) -> list[str]:
+        places = []
+        for paths in found.values():
+            digests = {path: blake2b(os.fsencode(path)).digest() for path in paths}
+            for rank, path in enumerate(sorted(paths, key=digests.__getitem__)):
+                places.append(((2 * rank + 1) / len(paths), digests[path][32:], path))
+        return [path for *_, path in sorted(places)]
+
+    def decode(self, path: Path) -> np.ndarray:
+        with Image.open(path) as picture:
+            return np.asarray(self.resize(picture.convert("RGB"))).transpose(2, 0, 1)
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        return picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
+
+    def leave_out(self, skip_broken: bool) -> bool:
+        return skip_broken
+
+    def number(self, path: str) -> int:
+        return self.classes.index(path.partition("/")[0])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        picture: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+        target: Any = int(self.targets[index])
+        return (
+            picture if self.transform is None else self.transform(picture),
+            target if self.target_transform is None else self.target_transform(target),
+        )
+
+
+class ClassAfterClass(Fault):
+    """As the files lie on the disk: a recipe that does not shuffle learns the last class."""
+
+    caught_by = f"{FILE}::test_every_stretch_holds_the_classes_in_their_proportions"
+    says = r"\(\d+, 'ant'\)"
+
+    class ImageTree(_Tree):
+        def order(self, found: dict[str, list[str]]) -> list[str]:
+            return [path for name in sorted(found) for path in sorted(found[name])]
+
+
+class ClassesTakeTurns(Fault):
+    """Ant, bee, cat, ant, bee, cat: a pattern that every batch repeats."""
+
+    caught_by = f"{FILE}::test_the_classes_do_not_simply_take_turns"
+    says = r"assert 1 == 6"
+
+    class ImageTree(_Tree):
+        def order(self, found: dict[str, list[str]]) -> list[str]:
+            return [path for block in zip(*map(sorted, found.values()), strict=True) for path in block]
+
+
+class OrderIsThatOfTheWholePath(Fault):
+    """The digest is taken of the whole path: the same tree in another place is another data set."""
+
+    caught_by = f"{FILE}::test_the_order_depends_neither_on_place_nor_on_other_classes"
+    says = r"The order of the items depends on the names"
+
+    class ImageTree(_Tree):
+        def order(self, found: dict[str, list[str]]) -> list[str]:
+            paths = [path for inside in found.values() for path in inside]
+            return sorted(paths, key=lambda path: blake2b(os.fsencode(self.folder / path)).digest())
+
+
+class WidthFirst(Fault):
+    """`size` is taken for (width, height), as Pillow has it."""
+
+    caught_by = f"{FILE}::test_items_pass_through_the_transforms"
+    says = r"\(4, 6\)"
+
+    class ImageTree(_Tree):
+        def resize(self, picture: Image.Image) -> Image.Image:
+            return picture.resize(self.size, Image.Resampling.BILINEAR)
+
+
+class NearestPixel(Fault):
+    """Made smaller by leaving pixels out."""
+
+    caught_by = f"{FILE}::test_pictures_of_any_size_become_one_size_by_pillows_bilinear"
+    says = r"assert False"
+
+    class ImageTree(_Tree):
+        def resize(self, picture: Image.Image) -> Image.Image:
+            return picture.resize(self.size[::-1], Image.Resampling.NEAREST)
+
+
+class NumbersOfWhatIsThere(Fault):
+    """The test half numbers its own folders: a class that it lacks moves all others."""
+
+    caught_by = f"{FILE}::test_the_test_half_may_lack_a_class_and_keeps_the_numbers"
+    says = r"\[0, 0, 1, 1\] == \[1, 1, 2, 2\]"
+
+    class ImageTree(_Tree):
+        def number(self, path: str) -> int:
+            return self.folders(self.folder).index(path.partition("/")[0])
+
+
+class GoesDeeper(Fault):
+    """Pictures in folders inside the class folders are taken, too."""
+
+    caught_by = f"{FILE}::test_what_is_no_picture_or_lies_deeper_is_left_out"
+    says = r"\(14, "
+
+    class ImageTree(_Tree):
+        def pictures(self, name: str) -> list[str]:
+            inside = (path for path in (self.folder / name).rglob("[!.]*.png") if path.is_file())
+            return [str(path.relative_to(self.folder)) for path in inside]
+
+
+class CapitalsAreNoPictures(Fault):
+    """Only .png, not .PNG."""
+
+    caught_by = f"{FILE}::test_any_file_name_will_do"
+    says = r"'ant/UPPER\.PNG' is not in list"
+
+    class ImageTree(_Tree):
+        def pictures(self, name: str) -> list[str]:
+            return [path for path in super().pictures(name) if path.endswith((".png", ".bmp"))]
+
+
+class BrokenPicturesAreLeftOutSilently(Fault):
+    """Nobody learns that a picture is missing."""
+
+    caught_by = f"{FILE}::test_a_broken_picture_is_named"
+    says = r"DID NOT RAISE"
+
+    class ImageTree(_Tree):
+        def leave_out(self, skip_broken: bool) -> bool:
+            return True
+
+
+class RemembersByNameAndTime(Fault):
+    """Its cache believes the time that a file was last changed, which anybody can set."""
+
+    caught_by = f"{FILE}::test_a_stale_entry_is_never_used"
+    says = r"assert False"
+
+    class ImageTree(_Tree):
+        known: ClassVar[dict[Any, np.ndarray]] = {}
+
+        def decode(self, path: Path) -> np.ndarray:
+            key = path, path.stat().st_size, path.stat().st_mtime_ns, self.size
+            if key not in self.known:
+                self.known[key] = super().decode(path)
+            return self.known[key]
+
+
+class TensorIsThatOfEverybody(Fault):
+    """Decoded once and handed out to all: who changes it changes it for the others."""
+
+    caught_by = f"{FILE}::test_changing_the_tensor_does_not_change_the_cache"
+    says = r"assert False"
+
+    class ImageTree(_Tree):
+        shared: ClassVar[dict[Any, torch.Tensor]] = {}
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.images = self.shared.setdefault(self.folder, self.images)
