@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from spec.support import report as trial_report
+from spec.support import simulated_device
 from spec.support.clauses import CLAUSES
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.strategies import DTYPES, TRACE
@@ -73,6 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if unknown := [name for name in chosen.split(",") if name not in known]:
             raise pytest.UsageError(f"--dtype must be among {', '.join(known)}, got {', '.join(unknown)}")
         DTYPES[:] = [known[name] for name in chosen.split(",")]
+    if config.getoption("--device") == simulated_device.NAME:
+        simulated_device.register()
     try:
         device = torch.device(str(config.getoption("--device")))
         torch.zeros(1, device=device)
