@@ -91,7 +91,9 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     wide = torch.complex128 if actual.is_complex() else torch.float64 if actual.is_floating_point() else torch.int64
     got, wanted = actual.detach().cpu().to(wide), expected.detach().cpu().to(wide)
     absolute = tolerance.absolute
-    allowed = absolute.cpu() if isinstance(absolute, Tensor) else torch.tensor(absolute, dtype=torch.float64, device="cpu")
+    allowed = (
+        absolute.cpu() if isinstance(absolute, Tensor) else torch.tensor(absolute, dtype=torch.float64, device="cpu")
+    )
     distance = (got - wanted).abs()
     same = (got == wanted) | (got.isnan() & wanted.isnan())
     wrong = ~(same | (distance <= allowed))

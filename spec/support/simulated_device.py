@@ -1,8 +1,8 @@
 """A second device without a card: it computes real numbers, and refuses what a card refuses.
 
-Its tensors are wrappers around tensors of the CPU. Whatever is done to them arrives at `__torch_dispatch__`, which looks
-at the devices, unwraps, computes on the CPU and wraps again; above it PyTorch's autograd, modules and optimizers run as
-they do for any device. As on a card:
+Its tensors are wrappers around tensors of the CPU. Whatever is done to them arrives at `__torch_dispatch__`, which
+looks at the devices, unwraps, computes on the CPU and wraps again; above it PyTorch's autograd, modules and optimizers
+run as they do for any device. As on a card:
 
 - An operation takes tensors of one device. The exceptions are CUDA's: a CPU tensor without dimensions may take part in
   arithmetic, CPU tensors may index, and copies go anywhere.
@@ -14,11 +14,10 @@ they do for any device. As on a card:
 What it does not have: streams, events, asynchrony, its own memory, its own rounding, a second card, generators made by
 `torch.Generator(device)`.
 
-The autograd engine counts the devices at a process's first backward: `register` must come before it. Tests therefore run
-in a process of their own (`on_simulated_device`), or the whole of pytest does (`--device simulated`).
+The autograd engine counts the devices at a process's first backward: `register` must come before it. Tests therefore
+run in a process of their own (`on_simulated_device`), or the whole of pytest does (`--device simulated`).
 """
 
-import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
+
+from spec.support.command import FORKS
 
 NAME = "simulated"
 
@@ -96,7 +97,9 @@ class SimulatedTensor(Tensor):
             return result.clone() if any(result is raw for raw in map(_raw, args)) else result
         if func in _LENGTHS_ON_THE_HOST:
             return SimulatedTensor(result[0]), result[1]
-        return tree_map_only(Tensor, lambda raw: wrappers[id(raw)] if id(raw) in wrappers else SimulatedTensor(raw), result)
+        return tree_map_only(
+            Tensor, lambda raw: wrappers[id(raw)] if id(raw) in wrappers else SimulatedTensor(raw), result
+        )
 
     def __repr__(self, **_: Any) -> str:
         history = f", grad_fn=<{type(self.grad_fn).__name__}>" if self.grad_fn else ", requires_grad=True"
@@ -377,8 +380,6 @@ def waits() -> Iterator[list[str]]:
 
 # Tests in processes of their own.
 
-_context = multiprocessing.get_context("forkserver")
-
 
 def on_simulated_device(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test in a fresh process that has the device; what it raises fails the test here, in the same words."""
@@ -386,8 +387,8 @@ def on_simulated_device(test: Callable[..., None]) -> Callable[..., None]:
     @wraps(test)
     def outside(**arguments: Any) -> None:
         __tracebackhide__ = True
-        ours, theirs = _context.Pipe(duplex=False)
-        process = _context.Process(target=_inside, args=(theirs, test.__module__, test.__qualname__, arguments))
+        ours, theirs = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=_inside, args=(theirs, test.__module__, test.__qualname__, arguments))
         process.start()
         theirs.close()
         try:
