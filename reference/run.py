@@ -37,7 +37,7 @@ from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, 
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
-from reference.device import choose_device, describe_device, seed_everything, versions
+from reference.device import choose_device, describe_device, out_of_memory, seed_everything, versions
 from reference.errors import InputError, TrainingError
 from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
@@ -218,6 +218,13 @@ def train(settings: Settings) -> int:
                 raise TrainingError(
                     f"{error}: stopped. {folder / 'last.pt'} still holds the last good state; "
                     f"try a --learning-rate below {settings.learning_rate:g}"
+                ) from error
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise InputError(
+                    f"{device} has not enough memory for this training; {folder / 'last.pt'} is as it was. "
+                    f"Try a --batch-size below {settings.batch_size}, or another --device"
                 ) from error
             if progress.epoch < settings.epochs:
                 run.save()

@@ -6,6 +6,9 @@ stands in `test_19_convergence.py`.
 
 import io
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from inspect import getsource
@@ -648,3 +651,20 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
             loss.backward()
             loss.item()  # as the tutorial's listing would, did it not ask for each hundredth step only
     assert noted == ["aten._local_scalar_dense.default"] * 3
+
+
+# The tests that need a card
+
+
+@clause("19.rehearsal.skips")
+@pytest.mark.slow
+@pytest.mark.skipif(choose_device("auto").type != "cpu", reason="what a machine without a card says")
+def test_without_a_card_each_test_that_needs_one_is_skipped_with_one_reason_and_counted() -> None:
+    words = ("spec/test_19_convergence.py", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *words]
+    found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    (skipped,) = re.findall(r"^SKIPPED \[(\d+)\] conftest\.py:\d+: there is no accelerator here;", found.stdout, re.M)
+    assert int(skipped) >= 10
+    assert f"{skipped} skipped" in found.stdout.splitlines()[-1]
+    assert "passed" not in found.stdout.splitlines()[-1]
