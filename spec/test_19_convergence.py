@@ -52,7 +52,13 @@ def start() -> nn.Module:
 
 
 def trained(
-    layers: nn.Module, device: torch.device, steps: int, dtype: torch.dtype | None = None, *, scale: bool = False
+    layers: nn.Module,
+    device: torch.device,
+    steps: int,
+    dtype: torch.dtype | None = None,
+    *,
+    scale: bool = False,
+    largest: list[Tensor] | None = None,
 ) -> Tensor:
     """The loss before each step of a training on the device; under autocast if a dtype is given."""
     layers.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,7 +68,10 @@ def trained(
     for images, targets in batches(steps):
         casting = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
         with casting:
-            value = loss(layers(images.to(device)), targets.to(device))
+            scores = layers(images.to(device))
+            value = loss(scores, targets.to(device))
+        if largest is not None:
+            largest.append(scores.detach().abs().max())
         optimizer.zero_grad()
         scaler.scale(value).backward()
         scaler.step(optimizer)
@@ -92,13 +101,14 @@ def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
     steps = REHEARSED_STEPS if rehearsal else STEPS
     precise("tf32" if precision == "tf32" else "ieee")
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    found = trained(start(), card, steps, dtype, scale=precision == "float16")
+    largest: list[Tensor] = []
+    found = trained(start(), card, steps, dtype, scale=precision == "float16", largest=largest)
     exact, _ = pytorchs_losses(steps)
     share = ROUNDED[precision] + LONGEST_SUM * torch.finfo(torch.float32).eps
     wobbling = losses(start(), nn.CrossEntropyLoss(), torch.optim.SGD, steps, torch.float64, share)
     farthest = (wobbling - exact).abs().cummax(0).values
-    if dtype is not None:  # the loss itself is a mean of numbers that were rounded to the dtype: scores up to 8
-        farthest = farthest + 8 * torch.finfo(dtype).eps
+    if dtype is not None:  # scores are off by half a unit of the last bit, a loss by at most twice its largest score's
+        farthest = farthest + torch.finfo(dtype).eps * torch.stack(largest).cpu().double()
     because = f"how far weights that are off by {share:.2g} of themselves lead a float64 training away, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")
 
@@ -212,8 +222,9 @@ def test_the_network_learns_shapes(card: torch.device, rehearsal: bool) -> None:
 @clause("19.training.converges")
 @pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="real pictures only with OCEAN_DATA")
 def test_the_network_learns_real_pictures(card: torch.device, rehearsal: bool, tmp_path: Path) -> None:
-    # README: the tutorial's ten epochs on 50,000 pictures reached 0.5572 ± 0.0078 (seeds 0 to 4) on the CPU; six
-    # deviations below.
+    # README: the tutorial's ten epochs on 50,000 pictures reached 0.5572 ± 0.0078 (seeds 0 to 4) on the CPU.
+    # Two epochs with momentum 0.9 on 4,000 of them, judged on 1,000: 0.312 ± 0.013 (seeds 0 to 3). Six deviations
+    # below.
     root = os.environ["OCEAN_DATA"]
     words: tuple[object, ...] = ("--dataset", "images", "--data-root", root, "--output", tmp_path / "run", "--quiet")
     if rehearsal:
@@ -225,7 +236,7 @@ def test_the_network_learns_real_pictures(card: torch.device, rehearsal: bool, t
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     falling = [line["train_loss"] for line in lines]
     assert falling[0] > falling[-1]
-    assert summary["test_accuracy"] > (0.2 if rehearsal else 0.5572 - 6 * 0.0078)
+    assert summary["test_accuracy"] > (0.312 - 6 * 0.013 if rehearsal else 0.5572 - 6 * 0.0078)
 
 
 # Around the training
@@ -314,7 +325,14 @@ def asks_for_too_much() -> None:
 def test_the_specification_runs_on_the_card(card: torch.device, rehearsal: bool) -> None:
     device = "simulated" if rehearsal else f"{card.type}:{card.index or 0}"
     root = Path(__file__).parents[1]
-    words = ("spec/test_08_convolution.py", "spec/test_14_loss.py", "-k", "documented or rejected", "-p", "no:cacheprovider")
+    words = (
+        "spec/test_08_convolution.py",
+        "spec/test_14_loss.py",
+        "-k",
+        "documented or rejected",
+        "-p",
+        "no:cacheprovider",
+    )
     command = [sys.executable, "-m", "pytest", *words, "--impl", "reference,torch", "--device", device, "-n", "0"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
