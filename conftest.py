@@ -122,7 +122,7 @@ def accelerator() -> torch.device | None:
 @pytest.fixture(scope="session")
 def rehearsal(request: pytest.FixtureRequest) -> bool:
     """Whether the CPU plays the card: then everything is smaller."""
-    return request.config.getoption("--gpu-rehearsal")
+    return bool(request.config.getoption("--gpu-rehearsal"))
 
 
 @pytest.fixture(scope="session")
