@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import reference
+from reference import checkpoint
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
@@ -386,7 +387,7 @@ SLIPS = (
     ),
     ("reference.training", "targets = targets.to(device)\n", "targets = targets.cpu()\n", "whole"),
     ("reference.training", "torch.stack(losses).cpu().double()", "torch.stack(losses).double()", "whole"),
-    ("reference.inference", ".to(device).to(torch.float32)", ".to(torch.float32)", "whole"),
+    ("reference.inference", ".to(like.device).to(like.dtype)", ".to(like.dtype)", "whole"),
     ("reference.checkpoint", 'map_location="cpu", ', "", "whole"),
     ("reference.nn.pooling", "dtype=torch.int32, device=device)", "dtype=torch.int32)", "AvgPool2d"),
     ("reference.nn.pooling", "torch.arange(n, device=input.device)", "torch.arange(n)", "AdaptiveAvgPool2d"),
@@ -497,6 +498,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "TransformerEncoderLayer": (_layer("TransformerEncoderLayer", 4, 2, 8, dropout=0.0), (SEQUENCE,)),
     "Sequential": (lambda device, x: _sequential(device, x), (ROWS,)),
     "Ocean": (_layer("Ocean", layers=reference), (_numbers(2, 3, 32, 32),)),
+    "append_classifier": (lambda device, x: _edited("append_classifier")(device, x), (ROWS,)),
+    "replace_classifier": (lambda device, x: _edited("replace_classifier")(device, x), (ROWS,)),
     "l1_loss": (_function("l1_loss"), (ROWS, ROWS + 1)),
     "L1Loss": (_layer("L1Loss", reduction="none"), (ROWS, ROWS + 1)),
     "mse_loss": (_function("mse_loss"), (ROWS, ROWS + 1)),
@@ -515,7 +518,25 @@ ON_THE_HOST = {
     *("LabeledFolder", "CIFAR10", "DataLoader"),  # pictures and batches begin on the host
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     *("conv2d_output_size", "pool2d_output_size", "same_padding"),  # of numbers, not of tensors
+    "vgg16",  # half a gigabyte of layers that all have their own cases
+    "predict",  # the whole training below asks it
 }
+
+
+def _edited(name: str) -> Callable[..., Any]:
+    """A classifier that already is on the device gets another layer."""
+
+    def case(device: str, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(0)
+        network = nn.Module()
+        network.classifier = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4)).to(device)
+        torch.manual_seed(0)
+        getattr(reference, name)(network, 2)
+        for parameter in network.parameters():  # what was drawn on the device differs from what was drawn here
+            nn.init.constant_(parameter, 0.1)
+        return network.classifier(x), list(network.parameters())
+
+    return case
 
 
 def _sequential(device: str, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -576,6 +597,7 @@ def test_dropout_draws_on_the_device() -> None:
 
 def _whole_training(folder: Path) -> Any:
     """Fit, evaluate, save, load where there is no card, go on, predict; on the device."""
+    checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a card's tensors have no class of their own
     train_set, test_set = Shapes(train=True, size=48), Shapes(train=False, size=20)
     network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)
     optimizer = reference.SGD(network.parameters(), 0.01, momentum=0.9)
