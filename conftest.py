@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from spec.support import report as trial_report
+from spec.support import simulated_device
 from spec.support.clauses import CLAUSES
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.strategies import DTYPES, TRACE
@@ -49,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--impl-complete", action="store_true", help="a component that is absent fails")
     group.addoption("--device", default="cpu", help="where the tensors of the trial are (default: cpu)")
+    group.addoption("--gpu-rehearsal", action="store_true", help="the tests marked gpu, on the CPU, at reduced size")
     group.addoption("--dtype", metavar="NAME[,NAME]", help="floating-point types of the properties (default: all four)")
     group.addoption(
         "--known-failures", metavar="FILE", help='TOML: "test id" = "reason"; each must match a test, and it must fail'
@@ -73,6 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if unknown := [name for name in chosen.split(",") if name not in known]:
             raise pytest.UsageError(f"--dtype must be among {', '.join(known)}, got {', '.join(unknown)}")
         DTYPES[:] = [known[name] for name in chosen.split(",")]
+    if config.getoption("--device") == simulated_device.NAME:
+        simulated_device.register()
     try:
         device = torch.device(str(config.getoption("--device")))
         torch.zeros(1, device=device)
@@ -106,6 +110,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def implementation(request: pytest.FixtureRequest) -> Implementation:
     """The implementation on trial."""
     return request.param
+
+
+def accelerator() -> torch.device | None:
+    """The card of this machine, if it has one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps") if torch.backends.mps.is_available() else None
+
+
+@pytest.fixture(scope="session")
+def rehearsal(request: pytest.FixtureRequest) -> bool:
+    """Whether the CPU plays the card: then everything is smaller."""
+    return bool(request.config.getoption("--gpu-rehearsal"))
+
+
+@pytest.fixture(scope="session")
+def card(rehearsal: bool) -> torch.device:
+    """Where a test marked gpu computes; without a card it is skipped before it asks."""
+    return torch.device("cpu") if rehearsal else accelerator() or torch.device("cpu")
 
 
 def _component_fixture(name: str) -> Callable[..., Any]:
@@ -198,7 +221,9 @@ def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test of what the implementation lacks is not run."""
+    """A test of what the implementation lacks is not run, nor one that needs a card where there is none."""
+    if item.get_closest_marker("gpu") and not item.config.getoption("--gpu-rehearsal") and accelerator() is None:
+        pytest.skip("there is no accelerator here; --gpu-rehearsal runs the same on the CPU, at reduced size")
     if absent := item.stash.get(ABSENT, []):
         implementation = _trial_of(item)
         assert implementation is not None  # only tests on trial lack anything

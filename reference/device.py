@@ -44,6 +44,11 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
         torch.use_deterministic_algorithms(True)  # not called otherwise: it imports the compiler, which takes seconds
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of PyTorch's says that a device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def describe_device(device: torch.device) -> str:
     """The device in a few words: its kind, its name, and for the CPU how many threads compute."""
     if device.type == "cuda":

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -37,7 +37,8 @@ from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, 
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
-from reference.device import choose_device, describe_device, seed_everything, versions
+from reference.device import choose_device, describe_device, out_of_memory, seed_everything, versions
+from reference.distributed import Group, follow
 from reference.errors import InputError, TrainingError
 from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
@@ -168,15 +169,20 @@ def train(settings: Settings) -> int:
     settings.check()
     if settings.resume is not None:
         refuse_changes(settings, stored_settings(settings.resume))
-    say = (lambda *_: None) if settings.quiet else print
-    device = choose_device(settings.device)
+    group = Group()
+    say = (lambda *_: None) if settings.quiet or not group.leads else print
+    device = choose_device(group.device(settings.device))
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     train_set, test_set, data = load_data(settings, say)
     folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
 
-    with locked(folder, new=settings.resume is None):
-        remove_temporaries(folder)
+    with ExitStack() as leaving:
+        group.join(device)
+        leaving.callback(group.leave)
+        folder = group.agree(folder)
+        group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
+        group.led(lambda: remove_temporaries(folder))
         seed_everything(settings.seed, deterministic=settings.deterministic)
         layers = LAYERS[settings.impl]
         network = Ocean(classes=len(train_set.classes), layers=layers)
@@ -188,26 +194,28 @@ def train(settings: Settings) -> int:
         train_loader = ResidentLoader(train_set, settings.batch_size, settings.shuffle, generator=order, device=device)
         test_loader = ResidentLoader(test_set, settings.batch_size, device=device)
         progress = Progress()
-        if (folder / "last.pt").exists():
+        if group.agree((folder / "last.pt").exists()):
             progress = restore(folder / "last.pt", network, optimizer, data, train_set.classes)
         if progress.epoch > settings.epochs:
             raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
         # As it was understood, so that it can be gone on with from any folder.
         known = replace(settings, dataset=data["dataset"], data_root=settings.data_root.resolve(), resume=None)
         config = {"settings": asdict(known), "data": data, "device": str(device), "versions": versions()}
-        write_json(folder / "config.json", config)
+        if group.leads:
+            write_json(folder / "config.json", config)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         whose = " of the reference's layers" if settings.impl == "reference" else ""
         say(f"{type(network).__name__}{whose}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
-        with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress) as run:
+        parts = network, layers.CrossEntropyLoss(), optimizer
+        if not group.leads:
+            return follow(group, parts, (train_loader, test_loader), settings.epochs, progress)
+        with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:
             try:
                 fit(
-                    network,
-                    layers.CrossEntropyLoss(),
-                    optimizer,
+                    *group.together(*parts),
                     train_loader,
                     test_loader,
                     epochs=settings.epochs,
@@ -218,6 +226,14 @@ def train(settings: Settings) -> int:
                 raise TrainingError(
                     f"{error}: stopped. {folder / 'last.pt'} still holds the last good state; "
                     f"try a --learning-rate below {settings.learning_rate:g}"
+                ) from error
+            except RuntimeError as error:
+                group.complain(error, progress)
+                if not out_of_memory(error):
+                    raise
+                raise InputError(
+                    f"{device} has not enough memory for this training; {folder / 'last.pt'} is as it was. "
+                    f"Try a --batch-size below {settings.batch_size}, or another --device"
                 ) from error
             if progress.epoch < settings.epochs:
                 run.save()
@@ -384,6 +400,7 @@ class RunFolder(Observer):
     test_set: Resident
     data: dict[str, Any]
     progress: Progress
+    group: Group = field(default_factory=Group)
     signal: int = 0
     handlers: dict[int, Any] = field(default_factory=dict)
 
@@ -415,6 +432,7 @@ class RunFolder(Observer):
         print("\nfinishing this step and saving; once more to stop at once", file=sys.stderr)
 
     def should_stop(self) -> bool:
+        self.signal = self.group.largest(self.signal)
         return self.signal != 0
 
     def on_epoch_start(self, progress: Progress) -> None:

@@ -220,7 +220,7 @@ def evaluate(
             classes = scores.shape[1]
     if not losses:
         raise ValueError("evaluate: the loader has no batches, and a mean over nothing means nothing")
-    sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64)
+    sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64, device="cpu")
     batch_losses = torch.stack(losses).cpu().double()
     taken_for, truth = torch.cat(predictions).cpu(), torch.cat(labels).cpu()
     confusion = torch.bincount(truth * classes + taken_for, minlength=classes**2).reshape(classes, classes)

@@ -10,9 +10,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from spec.support.clauses import clause
+
 ROOT = Path(__file__).parents[1]
 
 
+@clause("00.package.imports")
 @pytest.mark.slow
 def test_importing_the_reference_leaves_out_what_only_some_runs_need() -> None:
     heavy = ("torchvision", "tensorboard", "jinja2", "tyro", "torch._dynamo")
@@ -25,6 +28,7 @@ def readme(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+@clause("00.package.readme")
 def test_both_readmes_give_the_same_commands() -> None:
     blocks = [re.findall(r"```bash\n(.*?)```", readme(name), re.DOTALL) for name in ("README.md", "README.zh-CN.md")]
     commands = [[line.split("  #")[0].rstrip() for block in part for line in block.splitlines()] for part in blocks]
@@ -32,6 +36,7 @@ def test_both_readmes_give_the_same_commands() -> None:
     assert commands[0][0] == "python -m pip install -e . && python scripts/train_full.py"
 
 
+@clause("00.package.readme")
 def test_every_script_and_flag_in_the_readme_exists() -> None:
     text = readme("README.md")
     for script in re.findall(r"scripts/\w+\.py", text):
@@ -43,6 +48,7 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
         assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
 
 
+@clause("00.package.readme")
 def test_the_readme_s_profiles_exist() -> None:
     named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
     assert named == {"dev", "ci", "thorough"}
@@ -52,12 +58,14 @@ def test_the_readme_s_profiles_exist() -> None:
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000
 
 
+@clause("00.package.readme")
 def test_the_readme_s_links_lead_somewhere() -> None:
     for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", readme(name)):
             assert (ROOT / target).exists(), target
 
 
+@clause("00.package.readme")
 def test_both_readmes_give_the_same_figures() -> None:
     def figures(name: str) -> list[str]:
         """The rows of tables of numbers, and all decimals."""
@@ -66,6 +74,7 @@ def test_both_readmes_give_the_same_figures() -> None:
     assert figures("README.md") == figures("README.zh-CN.md")
 
 
+@clause("00.package.imports")
 def test_the_package_asks_for_what_it_imports() -> None:
     project = tomllib.loads(readme("pyproject.toml"))["project"]
     needed = {re.split(r"[>=\[]", entry)[0] for entry in project["dependencies"]} | {"pillow"}

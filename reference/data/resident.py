@@ -62,7 +62,8 @@ class ResidentLoader(DataLoader):
     Args:
         dataset: what to cut.
         batch_size, shuffle, drop_last, generator: as `DataLoader`'s.
-        device: where the batches are wanted; they travel as uint8 and are scaled there.
+        device: where the batches are wanted. An accelerator gets all pictures once, as uint8, so that no step waits for
+            the host; if its memory is too small, each batch travels by itself. Either way they are scaled there.
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
@@ -83,12 +84,27 @@ class ResidentLoader(DataLoader):
     ) -> None:
         super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
         self.device = torch.device(device)
+        self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the pictures they are of; pictures and labels there
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
-        images, targets = self.dataset.images, self.dataset.targets
+        images, targets = self._resident()
         if self.shuffle:
             draw_seed(self.generator)  # as `DataLoader` does
         for numbers in self._batches():
-            rows = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
+            rows: Any = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
+            if self.shuffle and images.device.type != "cpu":  # a list would be copied, and waited for
+                rows = torch.tensor(numbers, device="cpu").to(images.device, non_blocking=True)
             pictures, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
             yield pictures.to(torch.float32).div_(255), labels
+
+    def _resident(self) -> tuple[UInt8[Tensor, "n channels height width"], Int[Tensor, "n"]]:
+        """All pictures and labels, on the device if they are wanted there and it has room for them."""
+        images, targets = self.dataset.images, self.dataset.targets
+        if self.device.type == "cpu":
+            return images, targets
+        if self._moved is None or self._moved[0] is not images:
+            try:
+                self._moved = images, images.to(self.device), targets.to(self.device)
+            except torch.OutOfMemoryError:
+                self._moved = images, images, targets
+        return self._moved[1:]

@@ -222,6 +222,8 @@ def _negative_log_likelihood(
     name: str, log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> tuple[Float[Tensor, "*target"], Shaped[Tensor, "*target"]]:
     """-weight[target] · log_p[target] and weight[target] of each element, both 0 where target = ignore_index."""
+    if target.device != log_p.device:
+        raise ValueError(f"{name}: target is on {target.device}, but input is on {log_p.device}")
     kept = target != ignore_index
     index = target.to(torch.int64) * kept  # class 0 stands in for what is ignored, which may not be a class
     classes = _class_dim(log_p)

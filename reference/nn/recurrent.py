@@ -196,7 +196,7 @@ class _Recurrent(torch.nn.Module):
         """Run sequences of different lengths, the longest first, of which step t has the first `batch_sizes[t]`."""
         data, batch_sizes, order, back = packed
         self._check_input(data, dimensions=(2,))
-        active = (torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]).to(data.device)
+        active = (torch.arange(int(batch_sizes[0]), device=batch_sizes.device) < batch_sizes[:, None]).to(data.device)
         sequence = _pad(data, active)
 
         initial = self._initial_states(states, sequence, batched=True)

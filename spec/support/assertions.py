@@ -91,7 +91,9 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     wide = torch.complex128 if actual.is_complex() else torch.float64 if actual.is_floating_point() else torch.int64
     got, wanted = actual.detach().cpu().to(wide), expected.detach().cpu().to(wide)
     absolute = tolerance.absolute
-    allowed = absolute.cpu() if isinstance(absolute, Tensor) else torch.tensor(absolute, dtype=torch.float64)
+    allowed = (
+        absolute.cpu() if isinstance(absolute, Tensor) else torch.tensor(absolute, dtype=torch.float64, device="cpu")
+    )
     distance = (got - wanted).abs()
     same = (got == wanted) | (got.isnan() & wanted.isnan())
     wrong = ~(same | (distance <= allowed))
@@ -126,6 +128,11 @@ def assert_printed(actual: Any, printed: str, what: str = "the result") -> None:
     digits = len(printed.partition(".")[2])
     tolerance = Tolerance(0.5 * 10**-digits, f"half a unit of the last of the {digits} printed decimals")
     assert_close(actual, float(printed), tolerance, what)
+
+
+def without_device(printed: str) -> str:
+    """What tensors print, without the device that they name unless they are on the CPU."""
+    return re.sub(r", device='[^']+'", "", printed)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     [
         *("reference.run", "reference.inference", "torch.utils.tensorboard"),
         *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
@@ -50,7 +50,7 @@ class Command:
     ) -> None:
         self.output = folder / f".{time.monotonic_ns()}"
         words = [str(argument) for argument in arguments]
-        self.process = _context.Process(target=_run, args=(script, words, folder, self.output, prepare))
+        self.process = FORKS.Process(target=_run, args=(script, words, folder, self.output, prepare))
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:

@@ -1,0 +1,100 @@
+"""CPU against card: what a training step costs on each, with and without the way to the card, and the memory it takes.
+
+    pytest benchmarks/test_device.py -m gpu                      # on a card
+    pytest benchmarks/test_device.py -m gpu --gpu-rehearsal      # the same on the CPU
+
+Every time ends when the device has done its work. Components one by one, on each device, are in the other files.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from reference.data.shapes import Shapes
+from reference.models import Ocean
+
+pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(min_rounds=7, max_time=1.0)]
+BATCHES = (64, 512, 4096)
+"""The tutorial's batch, and two that keep a card busy."""
+
+
+def training_step(
+    device: torch.device, batch: int, *, resident: bool, dtype: torch.dtype | None
+) -> Callable[[], float]:
+    """One step of the tutorial's recipe, which ends when the device is done.
+
+    `resident`: the batch lies on the device already. Otherwise it comes from the host, as uint8, within the step, and
+    the loss goes back to the host.
+    """
+    torch.manual_seed(0)
+    network = Ocean(10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer, loss = torch.optim.SGD(network.parameters(), 0.01), nn.CrossEntropyLoss()
+    shapes = Shapes(train=True, size=batch)
+    images, targets = shapes.images, shapes.targets
+    if device.type == "cuda":
+        images, targets = images.pin_memory(), targets.pin_memory()
+    if resident:
+        images, targets = images.to(device), targets.to(device)
+
+    def step() -> float:
+        pictures = images.to(device, non_blocking=True).float().div_(255)
+        classes = targets.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            value = loss(network(pictures), classes)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if resident and device.type != "cpu":
+            torch.accelerator.synchronize()
+            return 0.0
+        return value.item()  # waits for the device
+
+    return step
+
+
+@pytest.fixture(params=["cpu", "card"])
+def place(request: pytest.FixtureRequest, card: torch.device) -> torch.device:
+    """The processor, or the card."""
+    return torch.device("cpu") if request.param == "cpu" else card
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "with transfers"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_training_step(
+    benchmark: Any, place: torch.device, rehearsal: bool, batch: int, resident: bool, dtype: torch.dtype | None
+) -> None:
+    if rehearsal and batch > BATCHES[0]:
+        pytest.skip("rehearsed with the tutorial's batch only")
+    benchmark.group = f"training step, {batch} pictures, {'resident' if resident else 'with transfers'}, {dtype}"
+    step = training_step(place, batch, resident=resident, dtype=dtype)
+    step()
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    benchmark(step)
+    benchmark.extra_info.update(pictures=batch, device=str(place), torch=torch.__version__)
+    if place.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(place)
+        benchmark.extra_info["peak_mib"] = round(peak / 2**20, 1)
+        # at least the pictures as floats and the first layer's scores of them are alive at once
+        assert peak > batch * (3 + 32) * 32 * 32 * 4
+
+
+@pytest.mark.parametrize("direction", ["to the card", "to the host"])
+def test_transfer(benchmark: Any, card: torch.device, rehearsal: bool, direction: str) -> None:
+    """All of CIFAR-10's training pictures, 154 MB, one way."""
+    pictures = torch.zeros(500 if rehearsal else 50_000, 3, 32, 32, dtype=torch.uint8)
+    start, target = (pictures, card) if direction == "to the card" else (pictures.to(card), torch.device("cpu"))
+
+    def travel() -> torch.Tensor:
+        arrived = start.to(target, copy=True)
+        if card.type != "cpu":
+            torch.accelerator.synchronize()
+        return arrived
+
+    benchmark.group = "transfer"
+    assert benchmark(travel).device.type == target.type
+    benchmark.extra_info["megabytes"] = pictures.numel() / 1e6

@@ -1,0 +1,230 @@
+"""Chapter 19, several cards: one training by several processes, `torchrun --nproc-per-node=2 scripts/train_full.py`.
+
+Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
+The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the pictures, so all
+processes take the very step that one process would take, up to the rounding of the sums, and stay equal. The state of a
+training therefore does not depend on their number: it can go on with another one.
+
+Layers that look at a whole batch (batch normalization in training) would see their part only and are refused.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from reference.errors import InputError, TrainingError
+from reference.training import Batches, Observer, Optimizer, Progress, fit
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others: one of them may decode a whole data set first."""
+
+
+class Group:
+    """The processes of one training.
+
+    Attributes:
+        rank: the number of this one.
+        size: how many there are; 1 unless `torchrun` started them.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        except ValueError as error:
+            raise InputError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them ({error})") from error
+        self.talk: Any = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the logs and checkpoints and speaks to the terminal."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The name of this process's own device: of several cards the one with its number on this machine."""
+        if self.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
+        return name
+
+    def join(self, device: torch.device) -> None:
+        """Meet the others: over NCCL for gradients on cards, over gloo for everything else."""
+        if self.size == 1:
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        self.talk = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1 and dist.is_initialized():
+            with suppress(RuntimeError):  # they may be gone
+                dist.destroy_process_group()
+
+    def agree(self, value: Any) -> Any:
+        """The value that the leading process has."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self.talk, device=torch.device("cpu"))
+        return told[0]
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers of all processes."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor(number, device="cpu")
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.talk)
+        return int(shared)
+
+    def led(self, action: Callable[[], None]) -> None:
+        """Let the leading process do something that may fail; the others go on only if it did not.
+
+        Raises:
+            Whatever the action raises there; SystemExit here.
+        """
+        trouble = None
+        if self.leads:
+            try:
+                action()
+            except Exception as error:
+                trouble = error
+        if self.agree(trouble is not None):
+            raise trouble or SystemExit(2)
+
+    def complain(self, error: RuntimeError, progress: Progress) -> None:
+        """Raise TrainingError if an error says that another process is gone; what else it says is not our business."""
+        words = ("connection closed", "connection reset", "broken pipe", "timed out", "remote process exited")
+        if self.size > 1 and (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)):
+            raise TrainingError(
+                f"another process of this training is gone: stopped after step {progress.step:,}. The last checkpoint "
+                "is whole; go on with --resume, with as many processes as you like"
+            ) from error
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch: the parts are disjoint, in order, and complete."""
+        return batch.tensor_split(self.size)[self.rank]
+
+    def together(
+        self, network: nn.Module, loss_function: LossFunction, optimizer: Optimizer
+    ) -> tuple[nn.Module, LossFunction, Optimizer]:
+        """Network, loss and optimizer for `fit`, of which each process computes its part; unchanged if it is alone.
+
+        Raises:
+            InputError: the network has a layer that needs the whole batch.
+        """
+        if self.size == 1:
+            return network, loss_function, optimizer
+        for name, layer in network.named_modules():
+            if "BatchNorm" in type(layer).__name__:
+                raise InputError(f"several processes: {name} ({type(layer).__name__}) needs the whole batch; use one")
+        for tensor in network.state_dict().values():  # whatever each has begun with
+            dist.broadcast(tensor, src=0)
+        shared = _Shared(self, network)
+        return shared, _SharedLoss(shared, loss_function), _SharedOptimizer(network, optimizer)
+
+
+class _Shared(nn.Module):
+    """In training: the scores of this process's part. In evaluation: those of the whole batch, gathered."""
+
+    def __init__(self, group: Group, network: nn.Module) -> None:
+        super().__init__()
+        self.group, self.network = group, network
+
+    def forward(self, images: Tensor) -> Tensor:
+        part = self.group.part(images)
+        if self.training:
+            return self.network(part)
+        # an empty part would give no width; its process computes one picture and leaves it out
+        scores = self.network(part if len(part) else images[:1])
+        whole = scores.new_zeros(len(images), *scores.shape[1:])
+        self.group.part(whole).copy_(scores[: len(part)])
+        dist.all_reduce(whole)  # the others' rows are zeros, so this sum rounds nothing
+        return whole
+
+
+class _SharedLoss:
+    """The mean loss of the whole batch, whose gradient is this process's part of the whole gradient."""
+
+    def __init__(self, shared: _Shared, loss_function: LossFunction) -> None:
+        self.shared, self.loss_function = shared, loss_function
+
+    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
+        if not self.shared.training:
+            return self.loss_function(scores, targets)
+        part = self.shared.group.part(targets)
+        # the mean over no pictures is not a number, but the gradient that they add is 0
+        own = self.loss_function(scores, part) * (len(part) / len(targets)) if len(part) else scores.sum() * 0
+        whole = own.detach().clone()
+        dist.all_reduce(whole)
+        return own + (whole - own.detach())
+
+
+class _SharedOptimizer:
+    """Adds up the parts of the gradient before each step."""
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
+        self.parameters, self.optimizer = list(network.parameters()), optimizer
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> Any:
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message instead of one a parameter
+        dist.all_reduce(flat)
+        for parameter, gradient in zip(
+            self.parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
+            parameter.grad = gradient.view_as(parameter)
+        return self.optimizer.step()
+
+
+class Follower(Observer):
+    """What a process that does not lead does while it trains: it writes nothing, and stops when any of them shall."""
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.signal = group, 0
+
+    def on_signal(self, number: int, _: object) -> None:
+        """Note it: all processes end after the same step."""
+        self.signal = number
+
+    def should_stop(self) -> bool:
+        self.signal = self.group.largest(self.signal)
+        return self.signal != 0
+
+
+def follow(
+    group: Group,
+    parts: tuple[nn.Module, LossFunction, Optimizer],
+    loaders: tuple[Batches, Batches],
+    epochs: int,
+    progress: Progress,
+) -> int:
+    """Train along with the leading process.
+
+    Returns:
+        The exit status: 0, or 128 and the number of the signal that stopped them.
+
+    Raises:
+        TrainingError: as `fit`; also if another process is gone.
+    """
+    follower = Follower(group)
+    handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower)
+    except RuntimeError as error:
+        group.complain(error, progress)
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0 if progress.epoch >= epochs else 128 + follower.signal

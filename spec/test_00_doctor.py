@@ -1,0 +1,210 @@
+"""Chapter 00: is a machine, rented or one's own, ready? `scripts/doctor.py`, and what an editor needs to work there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from reference import doctor
+from reference.doctor import Finding, examine
+from spec.support.clauses import clause
+from spec.support.command import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def found(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+@clause("00.doctor.says")
+def test_the_doctor_looks_at_everything_and_gives_a_remedy_for_what_is_not_good(tmp_path: Path) -> None:
+    findings = found(iter(examine(tmp_path)))
+    looked_at = {
+        "Python",
+        "torch",
+        "tensorboard",
+        "threads",
+        "memory",
+        "instructions",
+        "TensorBoard",
+        "disk",
+        "CIFAR-10",
+    }
+    assert looked_at <= {*findings}
+    assert {*findings} & {"card", "cuda:0", "mps"}
+    assert findings["torch"].found == torch.__version__
+    assert findings["instructions"].found.startswith(torch.backends.cpu.get_cpu_capability())
+    assert f"of {os.cpu_count()} cores" in findings["threads"].found
+    for finding in findings.values():
+        assert (finding.remedy == "") == (finding.state == "good"), finding
+
+
+@clause("00.doctor.versions")
+def test_it_asks_for_the_versions_that_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"])  # type: ignore[union-attr]
+    assert asked == doctor.LEAST
+    assert project["requires-python"] == f">={doctor.PYTHON[0]}.{doctor.PYTHON[1]}"
+
+
+@clause("00.doctor.versions")
+@pytest.mark.parametrize(
+    ("version", "state", "remedy"),
+    [
+        (None, "wrong", 'python -m pip install "torch>=2.14.1"'),
+        ("2.2.1+cu121", "wrong", 'python -m pip install --upgrade "torch>=2.14.1"'),
+        ("2.9.0", "wrong", 'python -m pip install --upgrade "torch>=2.14.1"'),
+        ("2.14.1+cu130", "good", ""),
+        ("3.0.0a0", "good", ""),
+    ],
+)
+def test_a_version_is_missing_old_or_good(
+    version: str | None, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda _: version)
+    finding = found(doctor.software())["torch"]
+    assert (finding.state, finding.remedy) == (state, remedy)
+
+
+def cards(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    """Two cards, of which each has so many GiB free."""
+    about = SimpleNamespace(name="Tesla T4", major=7, minor=5)
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda _: about,
+        "mem_get_info": lambda _: (int(free * 2**30), 15 * 2**30),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "Tesla T4, 550.54.15")
+
+
+@clause("00.doctor.cards", "00.machine.provider")
+def test_cards_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, free=14.5)
+    findings = found(doctor.accelerators())
+    assert [*findings] == ["cuda:0", "cuda:1", "driver"]
+    assert findings["cuda:1"] == Finding("cuda:1", "Tesla T4, 14.5 of 15.0 GiB free, capability 7.5")
+    assert findings["driver"].found == "Tesla T4, 550.54.15"
+    cards(monkeypatch, free=0.5)
+    taken = found(doctor.accelerators())["cuda:0"]
+    assert taken.state == "note"
+    assert "nvidia-smi" in taken.remedy
+
+
+@clause("00.doctor.cards", "21.card.available")
+def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_card_at_all_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "Tesla T4, 450.0")
+    (finding,) = doctor.accelerators()
+    assert finding.state == "wrong"
+    assert "cannot use it" in finding.found
+    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "")
+    (finding,) = doctor.accelerators()
+    assert finding.state == "note"
+    assert finding.found.startswith("none: torch.cuda.is_available() is False")
+
+
+@clause("21.card.nvidia_smi")
+def test_nvidia_smi_is_asked_and_its_failure_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.nvidia_smi() == ""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "Tesla T4, 550.54.15"\n')
+    program.chmod(0o755)
+    assert doctor.nvidia_smi() == "Tesla T4, 550.54.15"
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert doctor.nvidia_smi() == ""
+
+
+@clause("00.doctor.data")
+def test_data_is_found_where_a_training_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OCEAN_DATA", raising=False)
+    (finding,) = doctor.data(tmp_path)
+    assert (finding.state, "--download" in finding.remedy) == ("note", True)
+    (tmp_path / "data/cifar-10-batches-py").mkdir(parents=True)
+    (finding,) = doctor.data(tmp_path)
+    assert (finding.state, finding.found) == ("good", "data/cifar-10-batches-py")
+    monkeypatch.setenv("OCEAN_DATA", str(tmp_path))
+    assert found(doctor.data(tmp_path))["OCEAN_DATA"].found.endswith("has no train and no test folder")
+    for half in ("train", "test"):
+        (tmp_path / half).mkdir()
+    assert found(doctor.data(tmp_path))["OCEAN_DATA"].state == "good"
+
+
+@clause("00.doctor.data")
+def test_little_room_and_few_threads_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    (finding,) = doctor.storage(tmp_path)
+    assert (finding.state, finding.what) == ("note", "disk")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
+    assert found(doctor.processor())["threads"].found == "1 of 8 cores"
+    assert "OMP_NUM_THREADS" in found(doctor.processor())["threads"].remedy
+
+
+@clause("00.doctor.status")
+def test_the_script_prints_text_or_json_and_its_status_says_whether_a_training_can_run(tmp_path: Path) -> None:
+    text, listed = (run("doctor.py", *words, folder=tmp_path) for words in ((), ("--json",)))
+    findings = json.loads(listed.out)
+    wrong = [finding for finding in findings if finding["state"] == "wrong"]
+    assert (text.status, listed.status) == (bool(wrong), bool(wrong))
+    assert [*findings[0]] == ["what", "found", "state", "remedy"]
+    for finding in findings:
+        assert any(finding["what"] in line and finding["found"][:20] in line for line in text.out.splitlines()), finding
+    broken = run("doctor.py", folder=tmp_path, prepare=without_tensorboard)
+    assert broken.status == 1
+    assert "!! TensorBoard   ModuleNotFoundError" in broken.out
+    assert "an older setuptools is not needed any more" in broken.out
+
+
+def without_tensorboard() -> None:
+    """As on a machine where TensorBoard is not installed."""
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        del sys.modules[name]
+    sys.modules["tensorboard"] = None  # type: ignore[assignment]
+
+
+@clause("00.remote.ssh")
+def test_an_editor_finds_its_settings_on_the_other_machine() -> None:
+    settings = json.loads((ROOT / ".vscode/settings.json").read_text())
+    assert settings["python.testing.pytestEnabled"]
+    assert settings["python.testing.pytestArgs"][0] == "spec"
+    assert not [value for value in map(str, settings.values()) if value.startswith("/")], "no path of one machine"
+    assert (
+        "ms-vscode-remote.remote-ssh" in json.loads((ROOT / ".vscode/extensions.json").read_text())["recommendations"]
+    )
+
+
+@clause("00.remote.container")
+def test_the_dev_container_installs_the_package_and_asks_the_doctor() -> None:
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "python -m pip install -e '.[test]' && python scripts/doctor.py"
+    assert container["hostRequirements"]["gpu"] == "optional"
+    assert 6006 in container["forwardPorts"]  # TensorBoard's
+    version = tuple(map(int, container["image"].partition(":")[2].partition("-")[0].split(".")))
+    assert version >= doctor.PYTHON
+
+
+@clause("00.remote.collected")
+@pytest.mark.slow
+def test_what_the_editor_runs_collects_the_specification() -> None:
+    words = json.loads((ROOT / ".vscode/settings.json").read_text())["python.testing.pytestArgs"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *words]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stdout[-2000:]
+    assert "spec/test_08_convolution.py" in outcome.stdout

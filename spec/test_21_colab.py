@@ -1,0 +1,108 @@
+"""Chapter 21: the same training on a borrowed machine, in a notebook."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reference.doctor import examine
+from spec.support.clauses import clause
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks/train_on_colab.ipynb"
+
+
+def cells(kind: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@clause("21.listing.imports", "21.listing.session")
+def test_the_cells_of_a_session_share_their_names_and_alone_lack_them() -> None:
+    first, second = "import torch", "print(torch.__version__)"  # chapter 21, lines 2155 and 2159
+    with pytest.raises(NameError, match="torch"):
+        exec(second, {})
+    with pytest.raises(NameError, match="torch"):
+        exec("print(torch.cuda.is_available())", {})  # line 2164
+    session: dict[str, Any] = {}
+    exec(first, session)
+    exec(second, session)
+
+
+@clause("21.version.printed")
+def test_the_version_names_the_release_and_what_it_was_built_for() -> None:
+    printed = "2.2.1+cu121"  # chapter 21, line 2160
+    shape = r"(\d+)\.(\d+)\.(\d+)\w*(\+\w+)?"
+    assert re.fullmatch(shape, printed)
+    assert re.fullmatch(shape, torch.__version__)
+    assert tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) > (2, 2)  # type: ignore[union-attr]
+
+
+@clause("21.card.available")
+def test_the_doctor_finds_a_card_exactly_where_pytorch_can_use_one(tmp_path: Path) -> None:
+    # chapter 21, lines 2165 and 2166: True means that the card can be used
+    findings = {finding.what for finding in examine(tmp_path)}
+    assert ("cuda:0" in findings) == torch.cuda.is_available()
+    if torch.cuda.is_available():
+        assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+@clause("21.steps.colab", "21.timer.end_time")
+def test_a_time_at_each_hundredth_step_is_taken_seven_times_a_pass_and_never_at_its_end() -> None:
+    # chapter 21, line 2277: 781.25 steps; line 2279: the end time is recorded
+    assert 50_000 / 64 == 781.25
+    steps = -(-50_000 // 64)
+    assert steps == 782
+    timed = [step for step in range(1, steps + 1) if step % 100 == 0]
+    assert timed == [100, 200, 300, 400, 500, 600, 700]
+    assert 10 * steps % 100 != 0  # nor is the end of all ten passes
+
+
+@clause("21.epochs.files")
+def test_ten_epochs_leave_ten_files_numbered_from_0() -> None:
+    epoch = 10  # chapter 21, line 2247
+    assert [f"ocean_{i}.pth" for i in range(epoch)][:: epoch - 1] == ["ocean_0.pth", "ocean_9.pth"]
+
+
+@clause("21.listing.timer", "21.card.chosen", "21.speed.providers")
+def test_the_notebook_asks_for_a_card_measures_its_speed_and_runs_without_one() -> None:
+    content = json.loads(NOTEBOOK.read_text())
+    assert content["metadata"]["accelerator"] == "GPU"
+    assert any("GPU" in text for text in cells("markdown"))
+    code = "\n".join(cells("code"))
+    assert "scripts/train_full.py" in code  # which measures images per second of every epoch
+    assert "cuda:0" not in code
+    assert "torch.cuda.is_available()" in code
+
+
+@clause("21.notebook.clean")
+def test_the_notebook_is_kept_without_what_it_printed() -> None:
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+
+
+@clause("21.notebook.runs")
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq", "ignore::DeprecationWarning:jupyter_client")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="the notebook extra is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="the notebook extra is not installed")
+    monkeypatch.setenv("OCEAN_RUN", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    flags = "--dataset shapes --limit-train 640 --limit-test 100 --epochs 2 --num-threads 1 --log-every 10"
+    monkeypatch.setenv("OCEAN_FLAGS", flags)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert torch.__version__ in text
+    assert "ok torch" in text
+    assert re.search(r"test accuracy \d+\.\d\d% after 2 epochs", text)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 4  # the curves, the predictions, the confusion matrix, the answers
+    assert (tmp_path / "colab/summary.json").exists()
