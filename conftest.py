@@ -101,6 +101,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test that asks for a component is run for each implementation."""
     if "implementation" in metafunc.fixturenames:
         implementations = metafunc.config.stash[IMPLEMENTATIONS]
+        if "benchmark" in metafunc.fixturenames and not metafunc.config.getoption("--impl"):
+            implementations = [*implementations, load("torch-compile")]  # what is timed is timed compiled as well
         metafunc.parametrize(
             "implementation", implementations, ids=[i.id for i in implementations], scope="session", indirect=True
         )

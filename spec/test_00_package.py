@@ -1,6 +1,7 @@
 """Chapter 00: what a fresh machine needs: the package, its README's commands, what importing it costs."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import reference
 from spec.support.clauses import clause
 
 ROOT = Path(__file__).parents[1]
@@ -19,9 +21,39 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_importing_the_reference_leaves_out_what_only_some_runs_need() -> None:
     heavy = ("torchvision", "tensorboard", "jinja2", "tyro", "torch._dynamo")
-    code = f"import sys, reference; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys; from reference import *; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout == "[]\n"
+
+
+@clause("00.package.lazy")
+def test_importing_the_reference_brings_nothing_but_itself() -> None:
+    """Names are imported as they are used, so that `import reference` costs next to nothing beyond `import torch`."""
+    code = """
+import sys
+import reference
+own = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "reference"), "torch" in own, "PIL" in own)
+from reference import conv2d
+print(conv2d.__module__, "PIL" in sys.modules, set(reference.__all__) <= set(dir(reference)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout == "['reference'] False False\nreference.nn.convolution False True\n"
+
+
+@clause("00.package.lazy")
+def test_every_public_name_comes_from_where_the_type_checker_sees_it() -> None:
+    tree = ast.parse((ROOT / "reference/__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    del seen["TYPE_CHECKING"], seen["Any"]
+    assert seen == reference._HOME_OF
+    assert sorted(seen) == sorted(reference.__all__)
+    for name, home in seen.items():
+        assert getattr(reference, name) is getattr(importlib.import_module(str(home)), name)
+    with pytest.raises(AttributeError, match="has no attribute 'conv4d'"):
+        _ = reference.conv4d
 
 
 def readme(name: str) -> str:

@@ -1,0 +1,113 @@
+"""Print ratios of pairs, the reference against PyTorch and against bare matrix products, as a Markdown table."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import growth, test_activation, test_convolution, test_loss, test_optim, test_pooling
+from benchmarks.cases import BATCH, Case, Pass, Step, timed
+from benchmarks.pairs import PAIRS, Ratio, compare, table
+from reference.models import Ocean
+from spec.support.implementations import load
+
+LIMITS = {"convolution": 3.0, "pooling": 1.5, "activation": 2.0, "loss": 2.0, "optim": 1.0, "step": 3.0}
+"""How many times PyTorch's time the reference may take, by topic."""
+
+PRODUCTS_LIMIT = 1.5
+"""How many times the time of its matrix products a convolution may take."""
+
+CPU = torch.device("cpu")
+
+
+def products(case: Pass) -> Step:
+    """A convolution's three matrix products on windows that are laid out already; two if it is the first layer."""
+    images, weight, _ = case.inputs()
+    depth, outputs = weight[0].numel(), weight.shape[0]
+    windows = torch.randn(BATCH * images.shape[-2] * images.shape[-1], depth)
+    kernels, upstream = torch.randn(outputs, depth), torch.randn(len(windows), outputs)
+    room = torch.empty_like(upstream), torch.empty_like(kernels), torch.empty_like(windows)
+
+    def step() -> list[Tensor]:
+        torch.mm(windows, kernels.T, out=room[0])
+        torch.mm(upstream.T, windows, out=room[1])
+        if images.requires_grad:
+            torch.mm(upstream, kernels, out=room[2])
+        return list(room)
+
+    return step
+
+
+def training_step(name: str) -> Step:
+    """The tutorial's step on a batch of 64 with an implementation's layers, loss and optimizer."""
+    implementation = load(name)
+    layers = torch.nn if name == "torch" else sys.modules["reference"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = Ocean(layers=torch.nn).state_dict()
+        network = Ocean(layers=layers)
+    network.load_state_dict(weights)
+    optimizer = implementation.components["SGD"]
+    optimizer = (optimizer.get() if hasattr(optimizer, "get") else optimizer)(network.parameters(), lr=1e-6)
+    loss_function = layers.CrossEntropyLoss()
+    images, targets = torch.rand(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
+
+    def step() -> list[Tensor]:
+        loss = loss_function(network(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return [loss.detach()]
+
+    return step
+
+
+def main() -> None:
+    """Measure what the command line asks for and print it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs a ratio, at least 7 (default: {PAIRS})")
+    parser.add_argument("--topic", choices=LIMITS, action="append", help="default: all, and the growth")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also measure the growth and draw it there as SVG")
+    chosen = parser.parse_args()
+    if chosen.pairs < 7:
+        parser.error(f"--pairs must be at least 7, got {chosen.pairs}")
+    topics = chosen.topic or list(LIMITS)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}, float32; "
+        f"load of the machine {os.getloadavg()[0]:.1f}\n"
+    )
+    reference, pytorch = load("reference"), load("torch")
+    rows: list[tuple[str, str, Ratio, float | None]] = []
+    everything = (test_convolution, test_pooling, test_activation, test_loss, test_optim)
+    cases: list[Case] = [case for module in everything for case in module.CASES if case.topic in topics]
+    for case in cases:
+        own = timed(case, reference, CPU)
+        case.check(own())
+        against = timed(case, pytorch, CPU)
+        rows.append((str(case), "PyTorch", compare(own, against, pairs=chosen.pairs), LIMITS[case.topic]))
+        if isinstance(case, Pass) and case.topic == "convolution":
+            rows.append(
+                (str(case), "its matrix products", compare(own, products(case), pairs=chosen.pairs), PRODUCTS_LIMIT)
+            )
+    if "step" in topics:
+        own, against = training_step("reference"), training_step("torch")
+        torch.testing.assert_close(own()[0], against()[0])  # the first step's loss
+        rows.append(("training step", "PyTorch", compare(own, against, pairs=chosen.pairs), LIMITS["step"]))
+    print(table(rows), flush=True)
+    if chosen.plots is not None:
+        chosen.plots.mkdir(parents=True, exist_ok=True)
+        print("\n| time of a convolution against | slope on a log-log plot | wanted |\n|---|---|---|")
+        for axis, points in growth.curves().items():
+            slope = growth.slope(points)
+            print(f"| {axis} | {slope:.2f} | ≤ 1 |")
+            name = "convolution-" + axis.split()[0] + ".svg"
+            (chosen.plots / name).write_text(
+                growth.svg(f"Convolution, slope {slope:.2f}", points, axis), encoding="utf-8"
+            )
+
+
+if __name__ == "__main__":
+    main()

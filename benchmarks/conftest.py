@@ -1,0 +1,90 @@
+"""What the benchmarks share: the devices, the tables, and what a saved run remembers of the machine."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.logger import PytestBenchmarkWarning
+
+from benchmarks.cases import Case, timed
+from spec.support.implementations import Implementation
+
+Measure = Callable[[Case], None]
+
+REMARKS = pytest.StashKey[list[str]]()
+"""What is to be said about the comparison with a saved run."""
+
+COLUMNS = ["min", "median", "iqr", "rounds"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Short tables; and what pytest-benchmark warns about is said in one line, it is no error."""
+    config.stash[REMARKS] = []
+    config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
+
+    def remark(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if not issubclass(category, PytestBenchmarkWarning):
+            show(message, category, *rest, **options)
+        elif (text := str(message)).startswith("Can't compare"):
+            place = text.removeprefix("Can't compare. No benchmark files ").partition(". Can't load")[0]
+            config.stash[REMARKS].append(
+                f"nothing to compare with: no run is saved {place} (--benchmark-autosave saves one)"
+            )
+        elif text.startswith("Benchmark machine_info is different"):
+            config.stash[REMARKS].append("the saved run is of another machine or system: compare ratios, not times")
+        else:
+            config.stash[REMARKS].append(text)
+
+    show = warnings.showwarning
+    warnings.showwarning = remark  # as long as pytest configures, which saves and restores it
+    warnings.simplefilter("always", PytestBenchmarkWarning)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The remarks, if there are any."""
+    for text in config.stash[REMARKS]:
+        terminalreporter.write_line(f"benchmarks: {text}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Forget the clock's speed of the moment, by which a machine would differ from itself."""
+    cpu = machine_info["cpu"]
+    for name in [name for name in cpu if name.startswith("hz_")]:
+        del cpu[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each benchmark runs on the CPU and, where there is one, on the card; or only on the device that is asked for."""
+    if "device" in metafunc.fixturenames:
+        chosen = str(metafunc.config.getoption("--device"))
+        names = [chosen] if chosen != "cpu" else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        params = [
+            pytest.param(torch.device(name), id=name, marks=[pytest.mark.gpu] if name != "cpu" else [])
+            for name in names
+        ]
+        metafunc.parametrize("device", params)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Half a second each, at least seven rounds."""
+    for item in items:
+        if "benchmark" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(min_rounds=7, max_time=0.3))
+
+
+@pytest.fixture
+def measure(benchmark: Any, implementation: Implementation, device: torch.device) -> Measure:
+    """Time one step of a case and assert its result; what can be compared stands in one table."""
+
+    def run(case: Case) -> None:
+        benchmark.group = f"{case.topic}: {case}"
+        benchmark.extra_info.update(torch=torch.__version__, threads=torch.get_num_threads())
+        step = timed(case, implementation, device)
+        case.check(step())  # compiles, too
+        case.check(benchmark(step))
+
+    return run

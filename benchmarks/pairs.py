@@ -1,0 +1,88 @@
+"""Ratios of pairs that are run in turn, A B A B …: what slows the machine down for a while slows both."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PAIRS = 9
+"""How many pairs; the fewest that a figure may rest on are 7."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much longer A takes than B.
+
+    Attributes:
+        ratios: of each pair, time of A / time of B.
+        first: the median time of A, in seconds.
+        second: the median time of B, in seconds.
+    """
+
+    ratios: tuple[float, ...]
+    first: float
+    second: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The first and the third quartile: half of the pairs lie between."""
+        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return low, high
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.spread[0]:.2f} to {self.spread[1]:.2f}, {len(self.ratios)} pairs)"
+
+
+def compare(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    pairs: int = PAIRS,
+    seconds: float = 0.05,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ratio:
+    """Time two functions in turn.
+
+    Args:
+        first: A.
+        second: B.
+        pairs: how many times each, at least 7.
+        seconds: for how long each is repeated, each time; its time is the shortest of the repetitions.
+        clock: what measures, in seconds.
+
+    Raises:
+        ValueError: `pairs` is below 7.
+    """
+    if pairs < 7:
+        raise ValueError(f"compare: pairs must be at least 7, got {pairs}")
+    for function in (first, second):  # whatever happens only once
+        function()
+    times = [(shortest(first, seconds, clock), shortest(second, seconds, clock)) for _ in range(pairs)]
+    return Ratio(
+        tuple(a / b for a, b in times), statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+    )
+
+
+def shortest(function: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The shortest time of a call, of as many as fit into `seconds`, three at least."""
+    times: list[float] = []
+    end = clock() + seconds
+    while clock() < end or len(times) < 3:
+        start = clock()
+        function()
+        times.append(clock() - start)
+    return min(times)
+
+
+def table(rows: list[tuple[str, str, Ratio, float | None]]) -> str:
+    """Rows of (what, against what, ratio, what it should be at most) as Markdown."""
+    lines = ["| what | against | ratio (half of the pairs; pairs) | wanted | ms | ms |", "|---|---|---|---|---|---|"]
+    for what, against, ratio, limit in rows:
+        wanted = "" if limit is None else f"≤ {limit:g}{'' if ratio.median <= limit else ' **missed**'}"
+        times = " | ".join(f"{1e3 * seconds:.3g}" for seconds in (ratio.first, ratio.second))
+        lines.append(f"| {what} | {against} | {ratio} | {wanted} | {times} |")
+    return "\n".join(lines)
