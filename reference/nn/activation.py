@@ -285,7 +285,7 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,), (y,) = grads, ctx.saved_tensors
-        return grad * (y * (1 - y))
+        return torch.addcmul(y, y, y, value=-1).mul_(grad)  # y − y · y
 
 
 class _Tanh(torch.autograd.Function):
@@ -305,7 +305,7 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,), (y,) = grads, ctx.saved_tensors
-        return grad * (1 - y * y)
+        return (y * y).neg_().add_(1).mul_(grad)
 
 
 class _Softmax(torch.autograd.Function):
