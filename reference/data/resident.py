@@ -63,6 +63,7 @@ class ResidentLoader(DataLoader):
         dataset: what to cut.
         batch_size, shuffle, drop_last, generator: as `DataLoader`'s.
         device: where the batches are wanted; they travel as uint8 and are scaled there.
+        vary: called with each batch's pictures, uint8, and `generator`; what it returns takes their place.
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
@@ -80,9 +81,10 @@ class ResidentLoader(DataLoader):
         drop_last: bool = False,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        vary: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     ) -> None:
         super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
-        self.device = torch.device(device)
+        self.device, self.vary = torch.device(device), vary
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
         images, targets = self.dataset.images, self.dataset.targets
@@ -91,4 +93,6 @@ class ResidentLoader(DataLoader):
         for numbers in self._batches():
             rows = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
             pictures, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
+            if self.vary is not None:
+                pictures = self.vary(pictures, self.generator)
             yield pictures.to(torch.float32).div_(255), labels
