@@ -208,8 +208,10 @@ def follow(
     loaders: tuple[Batches, Batches],
     epochs: int,
     progress: Progress,
+    precision: torch.dtype,
+    before_step: Callable[[int], None] | None,
 ) -> int:
-    """Train along with the leading process.
+    """Train along with the leading process; the arguments are `fit`'s.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped them.
@@ -220,7 +222,15 @@ def follow(
     follower = Follower(group)
     handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower)
+        fit(
+            *group.together(*parts),
+            *loaders,
+            epochs=epochs,
+            progress=progress,
+            observer=follower,
+            precision=precision,
+            before_step=before_step,
+        )
     except RuntimeError as error:
         group.complain(error, progress)
         raise
