@@ -515,7 +515,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 """How each component is used once, and on what."""
 
 ON_THE_HOST = {
-    *("LabeledFolder", "CIFAR10", "DataLoader"),  # pictures and batches begin on the host
+    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),  # pictures and batches begin on the host
     "read_legacy_checkpoint",  # files are read to the host
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     *("conv2d_output_size", "pool2d_output_size", "same_padding"),  # of numbers, not of tensors
