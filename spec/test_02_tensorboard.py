@@ -84,10 +84,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(folder: Path, *options: str) -> Iterator[str]:
     """A real TensorBoard on this machine; its address."""
     address = f"http://127.0.0.1:{(port := free_port())}"
-    words = ["--logdir", str(folder), "--port", str(port), "--host", "127.0.0.1", "--load_fast", "false"]
+    words = ["--logdir", str(folder), "--port", str(port), "--host", "127.0.0.1", "--load_fast", "false", *options]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tensorboard.main", *words],
@@ -151,6 +151,26 @@ def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> No
         (image,) = json.loads(get(f"{address}/data/plugin/images/images?{query}"))
         content = get(f"{address}/data/plugin/images/individualImage?{image['query']}")
         assert (image["step"], Image.open(io.BytesIO(content)).size) == (1, (3, 2))
+
+
+@pytest.mark.slow
+@clause("02.writer.two_epochs", "02.server.http")
+def test_a_real_tensorboard_server_has_156_grids_of_each_of_two_epochs(tmp_path: Path) -> None:
+    # chapter 06, lines 352 to 357, with grids of two pictures of one shade each; a server keeps ten unless it is told
+    with SummaryWriter(str(tmp_path)) as writer:
+        for epoch in range(2):
+            for step in range(156):
+                writer.add_images(f"Epoch: {epoch}", torch.full((2, 3, 2, 2), step + 100 * epoch).byte(), step)
+    with server(tmp_path, "--samples_per_plugin", "images=156") as address:
+        assert json.loads(get(f"{address}/data/plugin/images/tags"))["."].keys() == {"Epoch: 0", "Epoch: 1"}
+        for epoch in range(2):
+            query = urlencode({"run": ".", "tag": f"Epoch: {epoch}", "sample": 0})
+            images = json.loads(get(f"{address}/data/plugin/images/images?{query}"))
+            assert [image["step"] for image in images] == list(range(156))
+            for image in (images[0], images[-1]):
+                content = get(f"{address}/data/plugin/images/individualImage?{image['query']}")
+                grid = Image.open(io.BytesIO(content)).convert("RGB").crop((0, 0, 4, 2))
+                assert grid.getcolors() == [(8, (image["step"] + 100 * epoch,) * 3)]
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
