@@ -31,6 +31,25 @@ def choose_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What convolutions and matrix products may be computed in, by name."""
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision called `name`; `auto` is bfloat16 where `device` computes in it by itself, else float32.
+
+    A processor does if it has AVX-512 BF16 or AMX: that doubles its arithmetic. Without them bfloat16 works, slowly.
+    """
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    else:
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
     """Seed every generator that PyTorch, NumPy-free Python and this project draw from.
 

@@ -208,8 +208,9 @@ def follow(
     loaders: tuple[Batches, Batches],
     epochs: int,
     progress: Progress,
+    **how: Any,
 ) -> int:
-    """Train along with the leading process.
+    """Train along with the leading process; `how` is what `fit` is told besides, the same as there.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped them.
@@ -220,7 +221,7 @@ def follow(
     follower = Follower(group)
     handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower)
+        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower, **how)
     except RuntimeError as error:
         group.complain(error, progress)
         raise

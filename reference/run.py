@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -37,12 +37,21 @@ from reference.data.cifar10 import ARCHIVE, FOLDER, OFFICIAL_MD5, OFFICIAL_URL, 
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
-from reference.device import choose_device, describe_device, out_of_memory, seed_everything, versions
+from reference.device import (
+    PRECISIONS,
+    choose_device,
+    choose_precision,
+    describe_device,
+    out_of_memory,
+    seed_everything,
+    versions,
+)
 from reference.distributed import Group, follow
 from reference.errors import InputError, TrainingError
 from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
 from reference.optim import SGD, Optimizer
+from reference.recipes import RECIPES, FallingRate, Muon, Vary, patches
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, fit
 
@@ -76,18 +85,34 @@ class Settings:
     limit_test: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Use only the first N test pictures."""
 
+    recipe: Literal["tutorial", "fast"] = "tutorial"
+    """How to learn: a name for settings, which other flags may change. tutorial: as the tutorial does. fast: to its
+    accuracy in a hundredth of the time, and beyond it (reference/recipes.py)."""
     epochs: int = 10
     """Passes over the training pictures, in all: with --resume those already done count."""
     batch_size: int = 64
     """Pictures a step."""
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """sgd: along the gradient. muon: along the gradient, orthogonalized."""
     learning_rate: float = 0.01
-    """How far a step follows the gradient."""
+    """How far a step goes."""
     momentum: float = 0.0
     """Share of the last step's direction that the next one keeps."""
     weight_decay: float = 0.0
-    """Times the weights, added to the gradient."""
+    """Share of the weights that the learning rate takes away each step (sgd: as part of the gradient)."""
+    schedule: Literal["constant", "falling"] = "constant"
+    """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0."""
+    whiten: bool = False
+    """muon: make the first layer's steps as if its inputs, 5×5 patches of pictures, were uncorrelated; so are its first
+    weights."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
     shuffle: bool = False
     """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
+    mirror: bool = False
+    """Show half of the training pictures, drawn anew each time, left to right."""
+    shift: int = 0
+    """Show each training picture moved by up to so many pixels, drawn anew each time."""
     log_every: int = 100
     """Steps from one train_loss to the next."""
 
@@ -96,6 +121,9 @@ class Settings:
     weights."""
     seed: int = 0
     """Of the initial weights and of the orders."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the layers compute in; weights, loss and optimizer are float32. auto: bfloat16 where the device has it, else
+    (and for --impl reference) float32."""
     deterministic: bool = False
     """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""
     device: str = "auto"
@@ -116,12 +144,19 @@ class Settings:
     def check(self) -> None:
         """Raise InputError for a figure that makes no sense; the text names the flag, what came and what is needed."""
         at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
-        for name, least in (at_least | {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0}).items():
+        at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0, "label_smoothing": 0}
+        for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise InputError(f"{flag(name)} must be at least {least}, got {value}")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
+        if self.label_smoothing > 1:
+            raise InputError(f"--label-smoothing must be at most 1, got {self.label_smoothing}")
+        if self.optimizer == "muon" and self.momentum >= 1:
+            raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
+        if self.optimizer != "muon" and self.whiten:
+            raise InputError(f"--whiten is for --optimizer muon, got --optimizer {self.optimizer}")
         if self.seed >= 2**63:
             raise InputError(f"--seed must be below 2**63, got {self.seed}")
         if self.download and self.dataset not in ("auto", "cifar10"):
@@ -135,6 +170,19 @@ CHANGEABLE = {"epochs", "device", "num_threads", "data_root", "keep_every", "qui
 def flag(name: str) -> str:
     """A setting's name as it is typed."""
     return "--" + name.replace("_", "-")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(kind: type[S]) -> S:
+    """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's."""
+    settings = tyro.cli(tyro.conf.FlagCreatePairsOff[kind])
+    if settings.resume is not None:
+        default = kind(**vars(stored_settings(settings.resume)))
+    else:
+        default = kind(**{"recipe": settings.recipe} | RECIPES[settings.recipe])
+    return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=default)
 
 
 def stored_settings(folder: Path) -> Settings:
@@ -168,10 +216,16 @@ def train(settings: Settings) -> int:
     """
     settings.check()
     if settings.resume is not None:
-        refuse_changes(settings, stored_settings(settings.resume))
+        stored = stored_settings(settings.resume)
+        if settings.precision == "auto":
+            settings = replace(settings, precision=stored.precision)
+        refuse_changes(settings, stored)
     group = Group()
     say = (lambda *_: None) if settings.quiet or not group.leads else print
     device = choose_device(group.device(settings.device))
+    if settings.precision == "auto" and settings.impl == "reference":
+        settings = replace(settings, precision="float32")
+    precision = choose_precision(settings.precision, device)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     train_set, test_set, data = load_data(settings, say)
@@ -187,11 +241,15 @@ def train(settings: Settings) -> int:
         layers = LAYERS[settings.impl]
         network = Ocean(classes=len(train_set.classes), layers=layers)
         network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
-        optimizer = SGD(
-            network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
-        )
         order = torch.Generator().manual_seed(settings.seed)
-        train_loader = ResidentLoader(train_set, settings.batch_size, settings.shuffle, generator=order, device=device)
+        vary = Vary(settings.mirror, settings.shift) if settings.mirror or settings.shift else None
+        train_loader = ResidentLoader(
+            train_set, settings.batch_size, settings.shuffle, generator=order, device=device, vary=vary
+        )
+        optimizer = make_optimizer(settings, network, train_set)
+        schedule = None
+        if settings.schedule == "falling":
+            schedule = FallingRate(optimizer, steps=settings.epochs * len(train_loader))
         test_loader = ResidentLoader(test_set, settings.batch_size, device=device)
         progress = Progress()
         if group.agree((folder / "last.pt").exists()):
@@ -199,19 +257,27 @@ def train(settings: Settings) -> int:
         if progress.epoch > settings.epochs:
             raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
         # As it was understood, so that it can be gone on with from any folder.
-        known = replace(settings, dataset=data["dataset"], data_root=settings.data_root.resolve(), resume=None)
+        known = replace(
+            settings,
+            dataset=data["dataset"],
+            data_root=settings.data_root.resolve(),
+            resume=None,
+            precision=next(name for name, dtype in PRECISIONS.items() if dtype == precision),
+        )
         config = {"settings": asdict(known), "data": data, "device": str(device), "versions": versions()}
         if group.leads:
             write_json(folder / "config.json", config)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         whose = " of the reference's layers" if settings.impl == "reference" else ""
-        say(f"{type(network).__name__}{whose}: {parameters:,} parameters, on {describe_device(device)}, in {folder}")
+        where = f"on {describe_device(device)} in {known.precision}"
+        say(f"{type(network).__name__}{whose}: {parameters:,} parameters, {where}, in {folder}")
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
-        parts = network, layers.CrossEntropyLoss(), optimizer
+        how: dict[str, Any] = {"precision": precision, "before_step": schedule}
+        parts = network, layers.CrossEntropyLoss(label_smoothing=settings.label_smoothing), optimizer
         if not group.leads:
-            return follow(group, parts, (train_loader, test_loader), settings.epochs, progress)
+            return follow(group, parts, (train_loader, test_loader), settings.epochs, progress, **how)
         with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:
             try:
                 fit(
@@ -221,6 +287,7 @@ def train(settings: Settings) -> int:
                     epochs=settings.epochs,
                     progress=progress,
                     observer=run,
+                    **how,
                 )
             except TrainingError as error:
                 raise TrainingError(
@@ -246,6 +313,17 @@ def train(settings: Settings) -> int:
         f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
     )
     return 0
+
+
+def make_optimizer(settings: Settings, network: nn.Module, train_set: Resident) -> Optimizer:
+    """The optimizer that the settings ask for; with `whiten` the first weights are changed to match."""
+    if settings.optimizer == "sgd":
+        return SGD(network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
+    optimizer = Muon(network.parameters(), settings.learning_rate, settings.momentum, settings.weight_decay)
+    if settings.whiten:
+        first = next(network.parameters())
+        optimizer.whiten(first, patches(train_set.images[:2000], first.shape[-1]).to(first.device))
+    return optimizer
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
@@ -353,6 +431,11 @@ def refuse_changes(settings: Settings, stored: Settings) -> None:
     """Raise InputError if going on was asked for with a setting that would make it another training."""
     if settings.output is not None:
         raise InputError(f"--output {settings.output}: a run that is resumed stays in its folder, {settings.resume}")
+    if settings.epochs != stored.epochs and stored.schedule == "falling":
+        raise InputError(
+            f"--epochs {settings.epochs}: this run's learning rate falls to 0 at the end of epoch {stored.epochs}, and "
+            "going on cannot change that"
+        )
     for name, old in asdict(stored).items():
         new = getattr(settings, name)
         if name not in CHANGEABLE and new != old:

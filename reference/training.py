@@ -96,6 +96,8 @@ def fit(
     epochs: int,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    precision: torch.dtype = torch.float32,
+    before_step: Callable[[int], None] | None = None,
 ) -> Progress:
     """Train `network` for `epochs` epochs, evaluating it after each; go on where `progress` says.
 
@@ -108,6 +110,8 @@ def fit(
         epochs: how many epochs there shall be in all, those already done included.
         progress: where an interrupted training stood; it is updated in place. None begins anew.
         observer: told of steps and epochs, and asked whether to stop.
+        precision: what the network computes in; its parameters, the loss and the optimizer stay in float32.
+        before_step: called with the number of each step, from 0, before the optimizer makes it; a schedule, say.
 
     Returns:
         `progress`; unfinished (`progress.epoch < epochs`) if the observer stopped it.
@@ -127,10 +131,12 @@ def fit(
         started, seen_before, pending = time.perf_counter(), progress.seen, []
         network.train()
         for images, targets in islice(train_loader, progress.batch, None):
-            scores = network(images.to(device))
+            scores = compute(network, images.to(device), precision)
             loss = loss_function(scores, targets.to(device))
             optimizer.zero_grad()
             loss.backward()
+            if before_step is not None:
+                before_step(progress.step)
             optimizer.step()
 
             progress.batch += 1
@@ -147,7 +153,9 @@ def fit(
         if progress.seen == 0:
             raise ValueError("fit: train_loader has no batches, there is nothing to learn from")
 
-        evaluation = evaluate(network, loss_function, test_loader, should_stop=observer.should_stop)
+        evaluation = evaluate(
+            network, loss_function, test_loader, should_stop=observer.should_stop, precision=precision
+        )
         if evaluation is None:
             return progress
         if not math.isfinite(evaluation.loss):
@@ -170,6 +178,14 @@ def fit(
         progress.confusion = evaluation.confusion
         observer.on_epoch(progress, evaluation)
     return progress
+
+
+def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
+    """The scores of `images`; a `precision` below float32 is that of convolutions and matrix products, by autocast."""
+    if precision == torch.float32:
+        return network(images)
+    with torch.autocast(images.device.type, dtype=precision):
+        return network(images).float()
 
 
 def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], observer: Observer) -> None:
@@ -196,8 +212,9 @@ def evaluate(
     loader: Batches,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    precision: torch.dtype = torch.float32,
 ) -> Evaluation | None:
-    """Judge `network` on every batch of `loader`, in evaluation mode and without gradients.
+    """Judge `network`, computing in `precision`, on every batch of `loader`, in evaluation mode and without gradients.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.
@@ -213,7 +230,7 @@ def evaluate(
             if should_stop():
                 return None
             targets = targets.to(device)
-            scores = network(images.to(device))
+            scores = compute(network, images.to(device), precision)
             losses.append(loss_function(scores, targets))
             predictions.append(scores.argmax(dim=1))
             labels.append(targets)

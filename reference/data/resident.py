@@ -64,6 +64,7 @@ class ResidentLoader(DataLoader):
         batch_size, shuffle, drop_last, generator: as `DataLoader`'s.
         device: where the batches are wanted. An accelerator gets all pictures once, as uint8, so that no step waits for
             the host; if its memory is too small, each batch travels by itself. Either way they are scaled there.
+        vary: called with each batch's pictures, uint8, and `generator`; what it returns takes their place.
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
@@ -81,9 +82,10 @@ class ResidentLoader(DataLoader):
         drop_last: bool = False,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        vary: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     ) -> None:
         super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
-        self.device = torch.device(device)
+        self.device, self.vary = torch.device(device), vary
         self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the pictures they are of; pictures and labels there
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
@@ -95,6 +97,8 @@ class ResidentLoader(DataLoader):
             if self.shuffle and images.device.type != "cpu":  # a list would be copied, and waited for
                 rows = torch.tensor(numbers, device="cpu").to(images.device, non_blocking=True)
             pictures, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
+            if self.vary is not None:
+                pictures = self.vary(pictures, self.generator)
             yield pictures.to(torch.float32).div_(255), labels
 
     def _resident(self) -> tuple[UInt8[Tensor, "n channels height width"], Int[Tensor, "n"]]:

@@ -1,0 +1,468 @@
+"""Chapter 18, beyond the tutorial: what the training computes in (`--precision`) and how it learns (`--recipe`)."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reference.data.resident import ResidentLoader
+from reference.data.shapes import Shapes
+from reference.device import choose_precision
+from reference.models import Ocean
+from reference.optim import SGD
+from reference.recipes import ABLATION, RECIPES, FallingRate, Muon, Vary, orthogonalize, patches
+from reference.run import Settings, train_seeds
+from reference.training import Observer, Progress, evaluate, fit
+from spec.support.clauses import clause
+from spec.support.command import Command
+from spec.test_18_training import TINY, Recorder, assert_refused, assert_same_training, one_thread, train, trained
+
+__all__ = ["one_thread"]  # a fixture that every test here uses
+
+CPU = torch.device("cpu")
+EPS = torch.finfo(torch.float64).eps
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+@clause("18.precision.chosen")
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+    ids=["AVX-512 BF16", "AMX", "neither", "another kind of processor"],
+)
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("float32", CPU) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+@clause("18.precision.chosen")
+@pytest.mark.parametrize("able", [True, False], ids=["a card with bfloat16", "a card without"])
+def test_auto_asks_the_card_without_emulation(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
+    assert choose_precision("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
+    assert choose_precision("auto", torch.device("mps")) == torch.float32
+
+
+class Watcher(nn.Module):
+    """The tutorial's network, which notes the dtype that its first convolution computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Ocean()
+        self.seen: set[torch.dtype] = set()
+        self.network.model1[0].register_forward_hook(lambda _, __, scores: self.seen.add(scores.dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+@clause("18.precision.layers_only")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_only_the_layers_compute_in_the_precision(precision: torch.dtype) -> None:
+    network, dtypes = Watcher(), set()
+
+    def loss_function(scores: Tensor, targets: Tensor) -> Tensor:
+        dtypes.add(scores.dtype)
+        return nn.functional.cross_entropy(scores, targets)
+
+    optimizer = SGD(network.parameters(), lr=0.01, momentum=0.9)
+    loader = ResidentLoader(Shapes(size=32), 16)
+    fit(network, loss_function, optimizer, loader, loader, epochs=1, precision=precision)
+    assert network.seen == {precision}
+    assert dtypes == {torch.float32}
+    for parameter in network.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert optimizer.state[parameter]["momentum_buffer"].dtype == torch.float32
+    network.seen.clear()
+    evaluate(network, loss_function, loader, precision=precision)
+    assert network.seen == {precision}
+
+
+@clause("18.precision.same_course")
+def test_bfloat16_takes_the_course_of_float32() -> None:
+    courses = []
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        network, course = Ocean(), Recorder()
+        optimizer = SGD(network.parameters(), lr=0.01)
+        loader = ResidentLoader(Shapes(size=256), 32)
+        fit(network, nn.CrossEntropyLoss(), optimizer, loader, loader, epochs=1, observer=course, precision=precision)
+        courses.append(list(course.losses.values()))
+    # A score passes five layers; each rounds its input, weights and output, by half of bfloat16's eps at most. The loss
+    # is a difference of scores, whose sizes are below 2.
+    tolerance = 5 * 3 * torch.finfo(torch.bfloat16).eps / 2 * 2
+    assert courses[1] == pytest.approx(courses[0], abs=tolerance)
+    assert courses[1] != courses[0]
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+
+
+@clause("18.precision.chosen")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_the_precision_is_said_recorded_and_kept(tmp_path: Path, name: str) -> None:
+    result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--precision", name)
+    assert result.status == 0, result.err
+    (line,) = [line for line in result.out.splitlines() if name in line]
+    assert line.startswith("Ocean: ")
+    assert "on cpu" in line
+    assert config(tmp_path / "run")["precision"] == name
+    result = train(tmp_path, "--resume", "run", "--epochs", 2, "--precision", "auto")
+    assert result.status == 0, result.err
+    assert f"in {name}, in run" in result.out
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[name]
+    result = train(tmp_path, "--resume", "run", "--epochs", 3, "--precision", other)
+    assert_refused(result, f"--precision {other}", f"begun with {name}")
+
+
+@clause("18.precision.chosen")
+@pytest.mark.slow
+def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    expected = names[choose_precision("auto", CPU)]
+    assert config(trained(tmp_path, "--epochs", 1, "--device", "cpu"))["precision"] == expected
+    result = train(tmp_path, *TINY, "--epochs", 1, "--impl", "reference", "--output", "own")
+    assert result.status == 0, result.err
+    assert config(tmp_path / "own")["precision"] == "float32"
+
+
+# ------------------------------------------------------------------------------------------------ the recipe's settings
+
+
+@clause("18.recipe.settings")
+@pytest.mark.slow
+def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path) -> None:
+    run = trained(tmp_path, "--epochs", 1, "--recipe", "fast", "--learning-rate", 0.02, "--shift", 1)
+    settings = config(run)
+    expected = RECIPES["fast"] | {"recipe": "fast", "learning_rate": 0.02, "shift": 1}
+    assert {name: settings[name] for name in expected} == expected
+    (tmp_path / "other").mkdir()
+    run = trained(tmp_path / "other", "--epochs", 1)
+    assert config(run)["recipe"] == "tutorial"
+    # chapter 18, lines 1478 to 1518: SGD at 0.01 and nothing else
+    assert (config(run)["optimizer"], config(run)["learning_rate"], config(run)["momentum"]) == ("sgd", 0.01, 0)
+
+
+@clause("18.recipe.refused")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--label-smoothing", 1.5), ("--label-smoothing must be at most 1", "got 1.5")),
+        (("--label-smoothing", -0.1), ("--label-smoothing must be at least 0", "got -0.1")),
+        (("--shift", -1), ("--shift must be at least 0", "got -1")),
+        (("--recipe", "fast", "--momentum", 1), ("--momentum must be below 1 for --optimizer muon", "got 1")),
+        (("--recipe", "fast", "--optimizer", "sgd"), ("--whiten is for --optimizer muon", "got --optimizer sgd")),
+        (("--whiten",), ("--whiten is for --optimizer muon",)),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_settings_that_cannot_work_are_said_in_one_line(
+    tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
+) -> None:
+    assert_refused(train(tmp_path, *TINY, *words, "--output", "run"), *said)
+    assert not (tmp_path / "run").exists()
+
+
+@clause("18.recipe.refused")
+@pytest.mark.parametrize("words", [("--recipe", "slow"), ("--precision", "float8"), ("--optimizer", "lion")])
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, words: tuple[str, str]) -> None:
+    result = train(tmp_path, *TINY, *words)
+    assert result.status == 2
+    known = {"--recipe": ("tutorial", "fast"), "--precision": ("auto", "float32", "bfloat16"), "--optimizer": ("muon",)}
+    for word in known[words[0]]:
+        assert word in result.err
+
+
+@clause("18.recipe.refused")
+@pytest.mark.slow
+def test_going_on_cannot_change_the_recipe_nor_where_its_rate_ends(tmp_path: Path) -> None:
+    trained(tmp_path, "--epochs", 1, "--recipe", "fast")
+    said = "--epochs 2: this run's learning rate falls to 0 at the end of epoch 1"
+    assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), said, "cannot change")
+    for words in (("--recipe", "tutorial"), ("--optimizer", "sgd"), ("--shift", 1)):
+        assert_refused(train(tmp_path, "--resume", "run", *words), words[0], "cannot change")
+
+
+@clause("18.recipe.resume")
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stopped_run_of_the_fast_recipe_ends_as_though_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
+    words = (*TINY, "--recipe", "fast", "--epochs", 6, "--log-every", 1, "--precision", precision)
+    assert train(tmp_path, *words, "--output", "straight").status == 0
+    command = Command("train_full.py", *words, "--output", "parts", folder=tmp_path)
+    command.wait_for("step 12: ")  # in the third epoch of six
+    command.send(2)
+    assert command.wait().status == 130
+    assert train(tmp_path, "--resume", "parts").status == 0
+    assert_same_training(tmp_path / "straight", tmp_path / "parts")
+
+
+def fit_fast(network: nn.Module, progress: Progress, observer: Observer, kept: dict[str, Any] | None = None) -> Muon:
+    """Two epochs of three steps with every ingredient of the recipe; from the optimizer's `kept` state on."""
+    dataset = Shapes(size=40)
+    order = torch.Generator().manual_seed(7)
+    loader = ResidentLoader(dataset, 16, True, generator=order, vary=Vary(mirror=True, shift=2))
+    optimizer = Muon(network.parameters(), lr=0.03, momentum=0.9, weight_decay=0.05)
+    if kept is None:
+        optimizer.whiten(next(network.parameters()), patches(dataset.images, 5))
+    schedule = FallingRate(optimizer, steps=6)
+    if kept is not None:
+        optimizer.load_state_dict(kept)
+    tests = ResidentLoader(Shapes(train=False, size=24), 16)
+    fit(
+        network, nn.CrossEntropyLoss(), optimizer, loader, tests,
+        epochs=2, progress=progress, observer=observer, before_step=schedule,
+    )  # fmt: skip
+    return optimizer
+
+
+@clause("18.recipe.resume")
+@pytest.mark.parametrize(("asked", "step"), [(2, 2), (7, 5)], ids=["in the first epoch", "in the second"])
+def test_fit_goes_on_with_momentum_rate_whitening_and_varied_pictures_as_they_were(asked: int, step: int) -> None:
+    torch.manual_seed(7)
+    straight = Ocean()
+    fit_fast(straight, Progress(), Observer())
+    torch.manual_seed(7)
+    network, progress = Ocean(), Progress()
+    optimizer = fit_fast(network, progress, Recorder(asked))  # asked after each step and each evaluated batch
+    assert progress.step == step
+    fit_fast(network, progress, Observer(), optimizer.state_dict())
+    assert progress.epoch == 2
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, straight.state_dict()[name]), name
+
+
+@clause("18.recipe.ablation")
+@pytest.mark.parametrize("ingredient", ABLATION)
+def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) -> None:
+    fast = Settings(recipe="fast", **RECIPES["fast"])
+    fast.check()
+    without = replace(fast, **ABLATION[ingredient])
+    without.check()
+    assert without != fast
+
+
+@clause("18.recipe.learns")
+@pytest.mark.slow
+@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real pictures")
+def test_one_epoch_of_the_fast_recipe_passes_ten_of_the_tutorial(tmp_path: Path) -> None:
+    words = ("--dataset", "images", "--data-root", os.environ["OCEAN_DATA"], "--quiet", "--num-threads", 1)
+    result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 14_400, "--output", "run")
+    assert result.status == 0, result.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["test_accuracy"] > 0.5585  # chapter 18, line 1570: after ten epochs
+
+
+# ------------------------------------------------------------------------------------------------ Muon
+
+
+def polynomial(s: Tensor, rounds: int = 5) -> Tensor:
+    """What each singular value becomes, by its formula: a·s + b·s³ + c·s⁵, `rounds` times."""
+    for _ in range(rounds):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+def by_decomposition(matrix: Tensor) -> Tensor:
+    """`orthogonalize` from the singular value decomposition, which it does without."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ torch.diag(polynomial(s / s.norm())) @ vh
+
+
+# Each round multiplies an error by at most p'(0) = 3.4445; a matrix of n rows adds n roundings of that size.
+GROWTH = 3.4445**5
+
+
+@clause("18.recipe.muon_step")
+@pytest.mark.parametrize("shape", [(32, 75), (75, 32), (10, 10), (1, 64), (64, 1)], ids=str)
+def test_orthogonalizing_keeps_the_singular_vectors_and_drives_the_values_near_1(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    result = orthogonalize(matrix)
+    tolerance = 16 * max(shape) * GROWTH * EPS
+    torch.testing.assert_close(result, by_decomposition(matrix), rtol=0, atol=tolerance)
+    values = torch.linalg.svdvals(result)
+    # what five rounds make of any s from 0.01 to 1; these matrices have no smaller one
+    assert values.min() > 0.68
+    assert values.max() < 1.14
+
+
+@clause("18.recipe.muon_step")
+def test_orthogonalizing_zeros_leaves_zeros() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(4, 6)), torch.zeros(4, 6))
+
+
+@clause("18.recipe.muon_step")
+@pytest.mark.parametrize(
+    "shape", [(8, 3, 5, 5), (64, 3, 2, 2), (10, 64), (7,)], ids=["a wide kernel", "a tall one", "a matrix", "a bias"]
+)
+def test_muon_steps_by_its_closed_form(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=generator))
+    expected, total = parameter.detach().clone(), torch.zeros(shape, dtype=torch.float64)
+    optimizer = Muon([parameter], lr=0.1, momentum=0.9, weight_decay=0.2)
+    for _ in range(3):
+        gradient = torch.randn(shape, dtype=torch.float64, generator=generator)
+        total = 0.9 * total + gradient
+        matrix = (gradient + 0.9 * total).reshape(shape[0] if len(shape) > 1 else 1, -1)
+        scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        expected = (1 - 0.1 * 0.2) * expected - 0.1 * scale * by_decomposition(matrix).reshape(shape)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert torch.equal(parameter.grad, gradient)
+    torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=3 * 16 * 75 * GROWTH * EPS)
+
+
+@clause("18.recipe.muon_step")
+def test_muon_steps_the_same_whatever_the_memory_format() -> None:
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(2, 8, 3, 5, 5)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        parameter = nn.Parameter(weight.clone(memory_format=memory_format))
+        parameter.grad = gradient.clone(memory_format=memory_format)
+        Muon([parameter], lr=0.1).step()
+        results.append(parameter.detach().contiguous())
+    # the norm may be summed in another order: 600 terms, whose error five rounds multiply
+    torch.testing.assert_close(*results, rtol=0, atol=600 * GROWTH * torch.finfo(torch.float32).eps * 0.1)
+
+
+@clause("18.recipe.muon_whitening")
+def test_a_whitened_layer_steps_as_one_on_uncorrelated_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, dtype=torch.float64, generator=generator)
+    inputs = torch.randn(50, 6, dtype=torch.float64, generator=generator) @ mixing
+    weight = torch.randn(4, 6, dtype=torch.float64, generator=generator)
+    targets = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+
+    ours = nn.Parameter(weight.clone())
+    optimizer = Muon([ours], lr=0.1)
+    optimizer.whiten(ours, inputs)
+
+    # P by its definition, P·P·(C + 0.01·1) = 1, from the singular values instead of the eigenvalues
+    _, s, vh = torch.linalg.svd(inputs, full_matrices=False)
+    whitening = vh.T @ torch.diag((s**2 / 50 + 0.01) ** -0.5) @ vh
+    theirs = nn.Parameter(weight.clone())
+    plain = Muon([theirs], lr=0.1)
+    for _ in range(3):
+        for parameter, seen, stepper in ((ours, inputs, optimizer), (theirs, inputs @ whitening, plain)):
+            stepper.zero_grad()
+            (seen @ parameter.T - targets).square().mean().backward()
+            stepper.step()
+    condition = float(torch.linalg.cond(whitening))
+    expected = theirs.detach() @ whitening
+    torch.testing.assert_close(ours.detach(), expected, rtol=0, atol=3 * 16 * 50 * condition * GROWTH * EPS)
+
+
+@clause("18.recipe.muon_whitening")
+def test_patches_are_what_a_convolution_sees() -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = patches(images, 5)
+    assert rows.shape == (3 * 10 * 10, 75)
+    weight = torch.randn(4, 3, 5, 5)
+    seen = nn.functional.conv2d(images.double() / 255, weight.double(), stride=3)
+    expected = seen.permute(0, 2, 3, 1).reshape(-1, 4)
+    torch.testing.assert_close((rows.double() @ weight.reshape(4, 75).double().T), expected, rtol=0, atol=1e-5)
+
+
+@clause("18.recipe.muon_rejects")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", -0.1), ("lr", float("nan")), ("momentum", 1.0), ("momentum", -0.1), ("weight_decay", -1.0)],
+)
+def test_muon_rejects_a_number_out_of_its_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"Muon: {name} needs to be .*got {value}"):
+        Muon([nn.Parameter(torch.zeros(2))], **{name: value})
+
+
+# ------------------------------------------------------------------------------------------------ rate and pictures
+
+
+@clause("18.recipe.falling_rate")
+def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = SGD([{"params": [first]}, {"params": [second], "lr": 0.5}], lr=1.0)
+    schedule = FallingRate(optimizer, steps=20)
+    rates = []
+    for step in range(20):
+        schedule(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert optimizer.param_groups[1]["lr"] == rates[-1] / 2
+    # two steps up; then 18/18, 17/18, …, 1/18, so that the 21st would have 0
+    expected = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
+    assert rates == pytest.approx(expected, rel=8 * EPS)
+
+
+def moved(image: list[list[int]], down: int, right: int, mirror: bool) -> list[list[int]]:
+    """Plain Python: mirror, then look at the picture from `down` and `right` pixels away, with its border repeated."""
+    rows = [row[::-1] if mirror else row for row in image]
+    height, width = len(rows), len(rows[0])
+    return [
+        [rows[min(max(y + down, 0), height - 1)][min(max(x + right, 0), width - 1)] for x in range(width)]
+        for y in range(height)
+    ]
+
+
+@clause("18.recipe.vary")
+@pytest.mark.parametrize("mirror", [True, False], ids=["mirrored", "not mirrored"])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_varied_picture_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bool, shift: int) -> None:
+    image = torch.arange(30, dtype=torch.uint8).reshape(5, 6)
+    batch = torch.stack([image, image + 100, 255 - image]).expand(600, 3, 5, 6).contiguous()
+    varied = Vary(mirror, shift)(batch, torch.Generator().manual_seed(0))
+    assert varied.dtype == torch.uint8
+    assert varied.shape == batch.shape
+    shifts = range(-shift, shift + 1)
+    possible = {
+        str(moved(image.tolist(), down, right, flip)): flip
+        for down in shifts for right in shifts for flip in ((False, True) if mirror else (False,))
+    }  # fmt: skip
+    seen = [str(picture[0].tolist()) for picture in varied]
+    # the chance that one of at most 50 never comes up in 600 draws is below 50 · 0.98^600 = 3e-4; the seed is fixed
+    assert set(seen) == set(possible)
+    if mirror:
+        share = sum(possible[picture] for picture in seen) / 600
+        assert abs(share - 0.5) < 4 * (0.25 / 600) ** 0.5  # four standard deviations
+    assert torch.equal(varied[:, 1], varied[:, 0] + 100)  # the channels move together
+    assert torch.equal(varied[:, 2], 255 - varied[:, 0])
+
+
+@clause("18.recipe.vary")
+def test_the_draws_are_the_generators() -> None:
+    batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    vary = Vary(mirror=True, shift=2)
+    before = torch.get_rng_state()
+    one, same, other = (vary(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@clause("18.recipe.ablation")
+@pytest.mark.slow
+def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) -> None:
+    settings = Settings(
+        dataset="shapes", limit_train=80, limit_test=24, batch_size=16, num_threads=1, epochs=1, quiet=True,
+        output=tmp_path / "seeds", **{"recipe": "fast"} | RECIPES["fast"],
+    )  # fmt: skip
+    assert len(train_seeds(settings, 2)) == 2
+    assert config(tmp_path / "seeds" / "seed-1")["optimizer"] == "muon"
