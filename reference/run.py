@@ -178,11 +178,10 @@ S = TypeVar("S", bound=Settings)
 def parse(kind: type[S]) -> S:
     """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's."""
     settings = tyro.cli(tyro.conf.FlagCreatePairsOff[kind])
+    values: dict[str, Any] = {"recipe": settings.recipe} | RECIPES[settings.recipe]
     if settings.resume is not None:
-        default = kind(**vars(stored_settings(settings.resume)))
-    else:
-        default = kind(**{"recipe": settings.recipe} | RECIPES[settings.recipe])
-    return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=default)
+        values = vars(stored_settings(settings.resume))
+    return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=kind(**values))
 
 
 def stored_settings(folder: Path) -> Settings:
