@@ -208,10 +208,9 @@ def follow(
     loaders: tuple[Batches, Batches],
     epochs: int,
     progress: Progress,
-    precision: torch.dtype,
-    before_step: Callable[[int], None] | None,
+    **how: Any,
 ) -> int:
-    """Train along with the leading process; the arguments are `fit`'s.
+    """Train along with the leading process; `how` is what `fit` is told besides, the same as there.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped them.
@@ -222,15 +221,7 @@ def follow(
     follower = Follower(group)
     handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        fit(
-            *group.together(*parts),
-            *loaders,
-            epochs=epochs,
-            progress=progress,
-            observer=follower,
-            precision=precision,
-            before_step=before_step,
-        )
+        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower, **how)
     except RuntimeError as error:
         group.complain(error, progress)
         raise

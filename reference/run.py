@@ -273,20 +273,20 @@ def train(settings: Settings) -> int:
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
+        how: dict[str, Any] = {"precision": precision, "before_step": schedule}
         parts = network, layers.CrossEntropyLoss(label_smoothing=settings.label_smoothing), optimizer
-        loaders = train_loader, test_loader
         if not group.leads:
-            return follow(group, parts, loaders, settings.epochs, progress, precision, schedule)
+            return follow(group, parts, (train_loader, test_loader), settings.epochs, progress, **how)
         with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:
             try:
                 fit(
                     *group.together(*parts),
-                    *loaders,
+                    train_loader,
+                    test_loader,
                     epochs=settings.epochs,
                     progress=progress,
                     observer=run,
-                    precision=precision,
-                    before_step=schedule,
+                    **how,
                 )
             except TrainingError as error:
                 raise TrainingError(

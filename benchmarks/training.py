@@ -1,0 +1,251 @@
+"""How fast the tutorial's training is here, as ratios of pairs run in turn: `python benchmarks/training.py [FIGURE …]`.
+
+The baseline is the tutorial's own loop (chapter 18, lines 1499 to 1518): a DataLoader that converts picture by picture,
+PyTorch's layers and SGD in float32, batches of 64. The pictures are those of OCEAN_DATA, else random ones.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.pairs import Ratio, compare, shortest
+from reference.data.image_tree import ImageTree
+from reference.data.resident import Resident, ResidentLoader
+from reference.data.transforms import ToTensor
+from reference.device import choose_precision
+from reference.models import Ocean
+from reference.optim import SGD
+from reference.recipes import RECIPES, FallingRate, Muon, Vary, patches
+from reference.training import compute, evaluate
+
+FLOPS = 3 * 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10) - (
+    2 * 64 * 32 * 32 * 32 * 75
+)
+"""Of a step of 64: forward, gradient of weights, gradient of inputs; the pictures need none of the latter."""
+
+
+class Pictures(Resident):
+    """Pictures in memory, random if no folder is named."""
+
+    classes = tuple("0123456789")
+
+    def __init__(self, train: bool) -> None:
+        root = os.environ.get("OCEAN_DATA")
+        if root is not None:
+            tree = ImageTree(root, train, progress=False)
+            self.images, self.targets, self.classes = tree.images, tree.targets, tree.classes
+        else:
+            count = 50_000 if train else 10_000
+            self.images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+            self.targets = torch.randint(0, 10, (count,))
+
+
+class Converted(Dataset[tuple[Tensor, int]]):
+    """What the tutorial's loader reads: decoded pictures, each through Pillow and ToTensor every time."""
+
+    def __init__(self, pictures: Resident) -> None:
+        self.pixels = pictures.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.targets = pictures.targets.tolist()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.targets[index]
+
+
+def endless(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from loader
+
+
+def tutorial_steps(pictures: Resident, steps: int) -> Callable[[], float]:
+    """A function that makes `steps` steps of the tutorial's loop."""
+    batches = endless(DataLoader(Converted(pictures), batch_size=64))
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 32, 5, 1, 2), nn.MaxPool2d(2), nn.Conv2d(32, 32, 5, 1, 2), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 5, 1, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10)),
+    )
+    loss_function, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.01)
+
+    def run() -> float:
+        loss = torch.zeros(())
+        for images, targets in islice(batches, steps):
+            loss = loss_function(network(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def our_steps(pictures: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
+    """A function that makes `steps` steps as `fit` makes them."""
+    batches = endless(ResidentLoader(pictures, batch))
+    network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    loss_function, optimizer = nn.CrossEntropyLoss(), SGD(network.parameters(), lr=0.01)
+
+    def run() -> float:
+        value = 0.0
+        for images, targets in islice(batches, steps):
+            loss = loss_function(compute(network, images, precision), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            value = loss.item()
+        return value
+
+    return run
+
+
+def steps_per_second() -> None:
+    pictures = Pictures(train=True)
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        ratio = compare(tutorial_steps(pictures, 10), our_steps(pictures, 10, dtype), seconds=0.4)
+        row(f"steps/s, {name}, against the tutorial's loop", ratio, f"{1e2 * ratio.second:.1f} ms a step")
+
+
+def gemm_share() -> None:
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        step = our_steps(Pictures(train=True), 1, dtype)
+        ratio = compare(lambda a=a, b=b: a @ b, step, seconds=0.3)
+        scale = FLOPS / (2 * 2048**3)
+        share = Ratio(tuple(one * scale for one in ratio.ratios), ratio.first, ratio.second)
+        row(f"share of the GEMM rate, {name}", share, f"GEMM {2 * 2048**3 / ratio.first / 1e9:.0f} GFLOP/s")
+
+
+def input_epoch() -> None:
+    pictures = Pictures(train=True)
+    tutorial = endless(DataLoader(Converted(pictures), batch_size=64))
+    ours = endless(ResidentLoader(pictures, 64))
+
+    def take(batches: Iterator[Any]) -> Callable[[], int]:
+        return lambda: sum(len(targets) for _, targets in islice(batches, 40))
+
+    row("input, against DataLoader + ToTensor", compare(take(tutorial), take(ours), seconds=0.1))
+
+
+def cache() -> None:
+    start = time.perf_counter()
+    Pictures(train=True), Pictures(train=False)
+    print(f"| loading both halves, cached if they were | {time.perf_counter() - start:.2f} s | |")
+
+
+def memory() -> None:
+    """Of a process that holds the pictures and trains 100 steps in each precision."""
+    pictures = Pictures(train=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        our_steps(pictures, 100, dtype)()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| peak memory of a process that trains | {peak:.2f} GiB | |")
+
+
+def fast() -> None:
+    """The fast recipe's shortest run, evaluation included, against the ten epochs of the tutorial."""
+    train_set, test_set = Pictures(train=True), Pictures(train=False)
+    precision = choose_precision("auto", torch.device("cpu"))
+    tutorial, settings, ratios, seconds, accuracies = tutorial_steps(train_set, 40), RECIPES["fast"], [], [], []
+    tutorial()
+    for seed in range(10):
+        begun = time.perf_counter()
+        tutorial()
+        ten_epochs = (time.perf_counter() - begun) / 40 * 782 * 10  # its evaluations not even counted
+        start = time.perf_counter()
+        torch.manual_seed(seed)
+        network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizer = Muon(
+            network.parameters(), settings["learning_rate"], settings["momentum"], settings["weight_decay"]
+        )
+        optimizer.whiten(next(network.parameters()), patches(train_set.images[:2000], 5))
+        part = Pictures.__new__(Pictures)
+        part.images, part.targets = train_set.images[:PICTURES], train_set.targets[:PICTURES]
+        loader = ResidentLoader(
+            part,
+            64,
+            True,
+            generator=torch.Generator().manual_seed(seed),
+            vary=Vary(settings["mirror"], settings["shift"]),
+        )
+        schedule = FallingRate(optimizer, len(loader))
+        network.train()
+        for step, (images, targets) in enumerate(loader):
+            loss = nn.functional.cross_entropy(compute(network, images, precision), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            schedule(step)
+            optimizer.step()
+        evaluation = evaluate(network, nn.CrossEntropyLoss(), ResidentLoader(test_set, 64), precision=precision)
+        assert evaluation is not None
+        seconds.append(time.perf_counter() - start)
+        ratios.append(ten_epochs / seconds[-1])
+        accuracies.append(evaluation.accuracy)
+    row(
+        f"recipe fast, {PICTURES:,} pictures, against the tutorial's ten epochs",
+        Ratio(tuple(ratios), statistics.median(ratios) * statistics.median(seconds), statistics.median(seconds)),
+        f"{statistics.median(seconds):.2f} s, accuracy {statistics.mean(accuracies):.4f} ± "
+        f"{statistics.stdev(accuracies):.4f}, least {min(accuracies):.4f}",
+    )
+
+
+PICTURES = 9_600
+"""What the fast recipe learns from in `fast`: 150 steps of 64."""
+
+
+def growth() -> None:
+    """Time a picture against the batch size, and time an epoch's share against its pictures."""
+    pictures = Pictures(train=True)
+    for batch in (16, 32, 64, 128, 256, 512, 1024):
+        seconds = shortest(our_steps(pictures, 1, torch.bfloat16, batch), 0.5)
+        print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs a picture |")
+    for percent in (10, 25, 50, 100):
+        steps = 782 * percent // 100
+        start = time.perf_counter()
+        our_steps(pictures, steps, torch.bfloat16)()
+        print(f"| {percent} % of an epoch | {time.perf_counter() - start:.2f} s | {steps} steps |")
+
+
+def row(what: str, ratio: Ratio, more: str = "") -> None:
+    print(f"| {what} | {ratio} | {more} |", flush=True)
+
+
+FIGURES: dict[str, Callable[[], None]] = {
+    "steps": steps_per_second,
+    "gemm": gemm_share,
+    "input": input_epoch,
+    "cache": cache,
+    "memory": memory,
+    "fast": fast,
+    "growth": growth,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"{', '.join(FIGURES)}; all if none is named")
+    names = parser.parse_args().figures or list(FIGURES)
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        parser.error(f"FIGURE must be one of {', '.join(FIGURES)}, got {unknown[0]}")
+    print(f"on {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("| figure | ratio (half of the pairs; pairs) or value | |\n|---|---|---|", flush=True)
+    for name in names:
+        FIGURES[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
