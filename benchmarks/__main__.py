@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import growth, test_activation, test_convolution, test_loss, test_optim, test_pooling
 from benchmarks.cases import BATCH, Case, Pass, Step, timed
-from benchmarks.pairs import PAIRS, Ratio, compare, table
+from benchmarks.pairs import HEAD, PAIRS, compare, row
 from reference.models import Ocean
 from spec.support.implementations import load
 
@@ -49,11 +50,11 @@ def training_step(name: str) -> Step:
         torch.manual_seed(0)
         weights = Ocean(layers=torch.nn).state_dict()
         network = Ocean(layers=layers)
+        images, targets = torch.rand(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
     network.load_state_dict(weights)
     optimizer = implementation.components["SGD"]
     optimizer = (optimizer.get() if hasattr(optimizer, "get") else optimizer)(network.parameters(), lr=1e-6)
     loss_function = layers.CrossEntropyLoss()
-    images, targets = torch.rand(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
 
     def step() -> list[Tensor]:
         loss = loss_function(network(images), targets)
@@ -71,32 +72,38 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs a ratio, at least 7 (default: {PAIRS})")
     parser.add_argument("--topic", choices=LIMITS, action="append", help="default: all, and the growth")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also measure the growth and draw it there as SVG")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="one thread's time on the processor: for a machine that is shared"
+    )
     chosen = parser.parse_args()
     if chosen.pairs < 7:
         parser.error(f"--pairs must be at least 7, got {chosen.pairs}")
+    clock = time.process_time if chosen.processor_time else time.perf_counter
+    if chosen.processor_time:
+        torch.set_num_threads(1)
     topics = chosen.topic or list(LIMITS)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}, float32; "
         f"load of the machine {os.getloadavg()[0]:.1f}\n"
     )
     reference, pytorch = load("reference"), load("torch")
-    rows: list[tuple[str, str, Ratio, float | None]] = []
+    print(HEAD)
+
+    def report(what: str, against: str, own: Step, other: Step, limit: float) -> None:
+        print(row(what, against, compare(own, other, pairs=chosen.pairs, clock=clock), limit), flush=True)
+
     everything = (test_convolution, test_pooling, test_activation, test_loss, test_optim)
     cases: list[Case] = [case for module in everything for case in module.CASES if case.topic in topics]
     for case in cases:
-        own = timed(case, reference, CPU)
+        own, other = timed(case, reference, CPU), timed(case, pytorch, CPU)
         case.check(own())
-        against = timed(case, pytorch, CPU)
-        rows.append((str(case), "PyTorch", compare(own, against, pairs=chosen.pairs), LIMITS[case.topic]))
+        report(str(case), "PyTorch", own, other, LIMITS[case.topic])
         if isinstance(case, Pass) and case.topic == "convolution":
-            rows.append(
-                (str(case), "its matrix products", compare(own, products(case), pairs=chosen.pairs), PRODUCTS_LIMIT)
-            )
+            report(str(case), "its matrix products", own, products(case), PRODUCTS_LIMIT)
     if "step" in topics:
-        own, against = training_step("reference"), training_step("torch")
-        torch.testing.assert_close(own()[0], against()[0])  # the first step's loss
-        rows.append(("training step", "PyTorch", compare(own, against, pairs=chosen.pairs), LIMITS["step"]))
-    print(table(rows), flush=True)
+        own, other = training_step("reference"), training_step("torch")
+        torch.testing.assert_close(own()[0], other()[0])  # the first step's loss
+        report("training step", "PyTorch", own, other, LIMITS["step"])
     if chosen.plots is not None:
         chosen.plots.mkdir(parents=True, exist_ok=True)
         print("\n| time of a convolution against | slope on a log-log plot | wanted |\n|---|---|---|")

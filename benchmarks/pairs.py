@@ -78,11 +78,12 @@ def shortest(function: Callable[[], object], seconds: float, clock: Callable[[],
     return min(times)
 
 
-def table(rows: list[tuple[str, str, Ratio, float | None]]) -> str:
-    """Rows of (what, against what, ratio, what it should be at most) as Markdown."""
-    lines = ["| what | against | ratio (half of the pairs; pairs) | wanted | ms | ms |", "|---|---|---|---|---|---|"]
-    for what, against, ratio, limit in rows:
-        wanted = "" if limit is None else f"≤ {limit:g}{'' if ratio.median <= limit else ' **missed**'}"
-        times = " | ".join(f"{1e3 * seconds:.3g}" for seconds in (ratio.first, ratio.second))
-        lines.append(f"| {what} | {against} | {ratio} | {wanted} | {times} |")
-    return "\n".join(lines)
+HEAD = "| what | against | ratio (half of the pairs) | wanted | ms | ms |\n|---|---|---|---|---|---|"
+"""The head of a Markdown table of ratios."""
+
+
+def row(what: str, against: str, ratio: Ratio, limit: float) -> str:
+    """A row of the table; `limit` is what the median should be at most."""
+    wanted = f"≤ {limit:g}" + ("" if ratio.median <= limit else ", **missed**")
+    times = " | ".join(f"{1e3 * seconds:.3g}" for seconds in (ratio.first, ratio.second))
+    return f"| {what} | {against} | {ratio} | {wanted} | {times} |"
