@@ -74,8 +74,9 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
     for script in re.findall(r"scripts/\w+\.py", text):
         assert (ROOT / script).is_file(), script
     sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
-    others = {"logdir", "help", "hypothesis-profile"}  # TensorBoard's, everybody's, Hypothesis's
-    trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py")))
+    # TensorBoard's, everybody's, those of pytest's plugins, torchrun's
+    others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node"}
+    trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py") + readme("benchmarks/__main__.py")))
     for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - others - trial:
         assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
 
