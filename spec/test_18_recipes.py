@@ -265,7 +265,7 @@ def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) ->
 @clause("18.recipe.learns")
 @pytest.mark.slow
 @pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real pictures")
-def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_a_part_of_the_pictures_seen_once(tmp_path: Path) -> None:
+def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_14_400_pictures_seen_once(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", os.environ["OCEAN_DATA"], "--quiet", "--num-threads", 1)
     result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 14_400, "--output", "run")
     assert result.status == 0, result.err
