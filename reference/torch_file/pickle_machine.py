@@ -11,7 +11,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 INSTRUCTIONS = 1_000_000
 """At most so many in one file; a whole network has some 150 a layer."""
@@ -24,6 +24,7 @@ ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITE
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What pickles are read from."""
 
