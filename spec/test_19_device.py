@@ -381,8 +381,8 @@ SLIPS = (
     ("reference.training", "targets.to(device))\n            optimizer", "targets)\n            optimizer", "whole"),
     (
         "reference.training",
-        "network(images.to(device))\n            loss =",
-        "network(images)\n            loss =",
+        "compute(network, images.to(device), precision)\n            loss =",
+        "compute(network, images, precision)\n            loss =",
         "whole",
     ),
     ("reference.training", "targets = targets.to(device)\n", "targets = targets.cpu()\n", "whole"),
