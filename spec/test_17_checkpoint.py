@@ -118,6 +118,7 @@ plain = st.recursive(
 
 
 @clause("17.checkpoint.round_trip")
+@pytest.mark.slow
 @given(
     metrics=st.dictionaries(st.text(max_size=3), plain, max_size=2),
     training=st.dictionaries(st.text(), plain, max_size=2),
@@ -192,6 +193,7 @@ while True:
 
 
 @clause("17.checkpoint.atomic")
+@pytest.mark.slow
 def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
     (tmp_path / "saver.py").write_text(SAVER)
     command = Command(str(tmp_path / "saver.py"), folder=tmp_path)

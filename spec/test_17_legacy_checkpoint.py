@@ -1072,6 +1072,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
 
 
 @clause("17.legacy.bounded")
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_does_not_go_off(read_legacy_checkpoint: Read, tmp_path: Path, bomb: str, old: bool) -> None:
@@ -1213,6 +1214,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @clause("17.legacy.script")
+@pytest.mark.slow
 def test_the_script_says_what_a_whole_network_is_and_how_it_is_read(folder: Path) -> None:
     result = run("predict.py", "0.png", "--checkpoint", "old.pth", folder=folder)
     assert result.status == 2
@@ -1242,6 +1244,7 @@ def test_the_script_describes_a_file(folder: Path) -> None:
 
 
 @clause("17.legacy.script")
+@pytest.mark.slow
 def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
     writer = Writer("1.5", "cuda:0")
     _, ocean = old_ocean(writer)

@@ -297,6 +297,7 @@ LOAD = 'ocean = torch.load("ocean_save_method1.pth", weights_only=False)\nprint(
 
 
 @clause("17.saving.class_missing")
+@pytest.mark.slow
 def test_without_the_class_loading_fails_as_documented(folder: Path) -> None:
     # chapter 17, line 1375: AttributeError: Can't get attribute 'Ocean' on <module '__main__' from '/root/…/save.py'>
     program(folder, "load.py", "import torch", LOAD)
@@ -627,6 +628,7 @@ def test_going_on_needs_the_optimizers_state_too(with_optimizer: bool) -> None:
 
 
 @clause("17.saving.prefixes")
+@pytest.mark.slow
 def test_data_parallel_and_compile_put_a_prefix_before_every_name() -> None:
     assert list(nn.DataParallel(nn.Linear(1, 1)).state_dict()) == ["module.weight", "module.bias"]
     compiled = torch.compile(nn.Linear(1, 1))

@@ -267,6 +267,7 @@ def _waiting() -> None:
 
 
 @clause("19.simulated.device")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
     [_arithmetic, _modules_and_optimizers, _randomness, _mixing, _saving, _waiting],
@@ -363,6 +364,7 @@ BUGS = (
 
 
 @clause("19.place.targets", "19.simulated.planted")
+@pytest.mark.slow
 @on_simulated_device
 def test_planted_bugs_of_placement_are_caught() -> None:
     for where in BUGS:
@@ -567,6 +569,7 @@ def _run_case(name: str, device: str) -> list[Tensor]:
 
 
 @clause("19.place.every_component")
+@pytest.mark.slow
 @on_simulated_device
 def test_every_component_computes_on_the_device_what_it_computes_on_the_cpu() -> None:
     assert {*COMPONENTS} - ON_THE_HOST == {*CASES} - {"attention, causal"}
@@ -580,6 +583,7 @@ def test_every_component_computes_on_the_device_what_it_computes_on_the_cpu() ->
 
 
 @clause("19.place.every_component")
+@pytest.mark.slow
 @on_simulated_device
 def test_dropout_draws_on_the_device() -> None:
     x = torch.ones(1000, device=NAME, requires_grad=True)
@@ -625,6 +629,7 @@ def _whole_training(folder: Path) -> Any:
 
 
 @clause("19.training.whole", "19.checkpoint.travels")
+@pytest.mark.slow
 @on_simulated_device
 def test_a_whole_training_runs_on_the_device_and_gives_what_the_cpu_gives(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -641,6 +646,7 @@ def test_a_whole_training_runs_on_the_device_and_gives_what_the_cpu_gives(tmp_pa
 
 
 @clause("19.training.no_waiting")
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in stored order", "shuffled"])
 @on_simulated_device
 def test_no_step_of_a_training_waits_for_the_device(shuffle: bool) -> None:
@@ -665,6 +671,7 @@ def test_no_step_of_a_training_waits_for_the_device(shuffle: bool) -> None:
 
 
 @clause("19.training.no_waiting")
+@pytest.mark.slow
 @on_simulated_device
 def test_a_step_that_reads_its_loss_is_noticed() -> None:
     network = nn.Linear(2, 2).to(NAME)

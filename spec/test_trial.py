@@ -54,6 +54,7 @@ def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, 
     assert "passed" not in result.out
 
 
+@pytest.mark.slow
 def test_what_is_absent_is_counted_and_never_passed(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch", "-k", "documented or same_padding", chapter="09_convolution_layer")
     assert result.status == 0, result.out
@@ -166,6 +167,7 @@ def test_a_tolerance_comes_with_its_derivation(failures: tuple[Path, str]) -> No
     assert re.search(r"tolerance  \S+: \d+ roundings to float32 \(eps 1.19e-07\) of numbers of up to \S+\n", said)
 
 
+@pytest.mark.slow
 def test_the_last_calls_can_be_pasted_into_python(failures: tuple[Path, str]) -> None:
     folder, text = failures
     pasted = part(text, "test_stride_1_gives_the_documented_matrix").partition("to paste into Python ")[2]
