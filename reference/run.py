@@ -105,8 +105,6 @@ class Settings:
     whiten: bool = False
     """muon: make the first layer's steps as if its inputs, 5×5 patches of pictures, were uncorrelated; so are its first
     weights."""
-    label_smoothing: float = 0.0
-    """Share of each target that is spread over all classes."""
     shuffle: bool = False
     """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
     mirror: bool = False
@@ -144,15 +142,13 @@ class Settings:
     def check(self) -> None:
         """Raise InputError for a figure that makes no sense; the text names the flag, what came and what is needed."""
         at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
-        at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0, "label_smoothing": 0}
+        at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise InputError(f"{flag(name)} must be at least {least}, got {value}")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
-        if self.label_smoothing > 1:
-            raise InputError(f"--label-smoothing must be at most 1, got {self.label_smoothing}")
         if self.optimizer == "muon" and self.momentum >= 1:
             raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
         if self.optimizer != "muon" and self.whiten:
@@ -274,7 +270,7 @@ def train(settings: Settings) -> int:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
         how: dict[str, Any] = {"precision": precision, "before_step": schedule}
-        parts = network, layers.CrossEntropyLoss(label_smoothing=settings.label_smoothing), optimizer
+        parts = network, layers.CrossEntropyLoss(), optimizer
         if not group.leads:
             return follow(group, parts, (train_loader, test_loader), settings.epochs, progress, **how)
         with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:

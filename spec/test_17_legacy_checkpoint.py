@@ -437,7 +437,7 @@ def test_files_put_together_by_hand_are_genuine(tmp_path: Path) -> None:
 @clause("17.legacy.pytorch_1")
 def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer("1.5")
-    ocean = Persistent(("module", Global("__main__", "Ocean"), "/home/they/train.py", "class Ocean:\n    pass\n"))
+    ocean = Persistent(("module", Global("__main__", "Ocean"), "their/train.py", "class Ocean:\n    pass\n"))
     content, network = old_ocean(writer, ocean)
     found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(content)))
     assert found.sources == {"__main__.Ocean": "class Ocean:\n    pass\n"}

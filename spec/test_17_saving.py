@@ -299,7 +299,7 @@ LOAD = 'ocean = torch.load("ocean_save_method1.pth", weights_only=False)\nprint(
 @clause("17.saving.class_missing")
 @pytest.mark.slow
 def test_without_the_class_loading_fails_as_documented(folder: Path) -> None:
-    # chapter 17, line 1375: AttributeError: Can't get attribute 'Ocean' on <module '__main__' from '/root/…/save.py'>
+    # chapter 17, line 1375: AttributeError: Can't get attribute 'Ocean' on <module '__main__' from '…/save.py'>
     program(folder, "load.py", "import torch", LOAD)
     result = execute(folder, "load.py")
     path = folder / "load.py"

@@ -167,8 +167,6 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--label-smoothing", 1.5), ("--label-smoothing must be at most 1", "got 1.5")),
-        (("--label-smoothing", -0.1), ("--label-smoothing must be at least 0", "got -0.1")),
         (("--shift", -1), ("--shift must be at least 0", "got -1")),
         (("--recipe", "fast", "--momentum", 1), ("--momentum must be below 1 for --optimizer muon", "got 1")),
         (("--recipe", "fast", "--optimizer", "sgd"), ("--whiten is for --optimizer muon", "got --optimizer sgd")),
