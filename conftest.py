@@ -1,5 +1,6 @@
 """What pytest needs to know about this project before it collects: the options of a trial, its fixtures, its report."""
 
+import gc
 import os
 import platform
 import random
@@ -17,7 +18,7 @@ from spec.support import report as trial_report
 from spec.support import simulated_device
 from spec.support.clauses import CLAUSES
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
-from spec.support.strategies import DTYPES, TRACE
+from spec.support.strategies import DTYPES, TRACE, seed_all
 
 IMPLEMENTATIONS = pytest.StashKey[list[Implementation]]()
 ABSENT = pytest.StashKey[list[str]]()
@@ -149,9 +150,7 @@ for _name in COMPONENTS:
 def _randomness() -> Iterator[None]:
     """Every test begins with the same random numbers, and leaves those of the others alone."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    torch.default_generator.manual_seed(0)
-    if torch.accelerator.is_available():  # without one, each torch.manual_seed keeps a stack trace for its first use
-        torch.manual_seed(0)
+    seed_all(0)
     TRACE.clear()
     yield
     TRACE.clear()
@@ -169,7 +168,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Note what each test judges and lacks; apply the known failures; leave out what judges nobody that was named."""
     named = config.getoption("--impl")
     chosen, left_out = [], []
-    for item in _neighbours(items):
+    for item in _in_order(items):
         if (implementation := _trial_of(item)) is None:
             (chosen if not named or "reference" in named.split(",") else left_out).append(item)
             continue
@@ -187,8 +186,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _apply_known_failures(Path(path), items, whole=not any("::" in str(argument) for argument in config.args))
 
 
-def _neighbours(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The same order, but the runs of a property follow each other, whoever is judged: they share their examples."""
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
+
+
+def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The trial's own tests first: they say what a verdict is worth, and each starts a pytest and waits for it.
+
+    The runs of a property follow each other, whoever is judged: they share their examples.
+    """
+    items = sorted(items, key=lambda item: item.path.name[5].isdigit())
     groups: dict[object, list[pytest.Item]] = {}
     for item in items:
         function = getattr(item, "function", None)
@@ -247,6 +255,8 @@ def pytest_runtest_makereport(
             report.sections.append(("what the specification says", "\n".join(str(CLAUSES[name]) for name in ids)))
         if text := TRACE.text():
             report.sections.append(("the last calls, to paste into Python", text))
+    if report.passed and report.when != "call":  # nobody asks, and each report of a worker is sent and read
+        report.user_properties = []
     return report
 
 

@@ -28,7 +28,7 @@ from spec.support.assertions import (
 )
 from spec.support.clauses import clause
 from spec.support.pictures import MODES, pixels_of, random_picture
-from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, whole
+from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seed_all, seeds, whole
 
 Transform = Callable[..., Any]
 Pair = tuple[int, int]
@@ -565,14 +565,14 @@ def test_every_crop_is_the_drawn_window_of_the_padded_picture(
     array = np.stack([array, array + 1, array + 2], -1) if kind == "colours" else array
     whole_picture = padded(array, padding, padding_mode, 200)
     # the row is drawn first, then the column; where there is no choice of either, nothing is drawn
-    torch.manual_seed(seed)
+    seed_all(seed)
     top = left = 0
     if whole_picture.shape[:2] != size:
         top = int(torch.randint(0, whole_picture.shape[0] - size[0] + 1, (1,)))
         left = int(torch.randint(0, whole_picture.shape[1] - size[1] + 1, (1,)))
     next_number = torch.rand(1)
     expected = torch.from_numpy(whole_picture[top : top + size[0], left : left + size[1]].copy())
-    torch.manual_seed(seed)
+    seed_all(seed)
     crop = RandomCrop(size, padding, fill=200, padding_mode=padding_mode)
     if kind in ("tensor", "batch"):
         pixels = torch.tensor(array).expand(*([2] if kind == "batch" else []), 3, height, width)
@@ -601,9 +601,9 @@ def test_what_is_missing_is_added_on_both_sides_if_asked_for(RandomCrop: Transfo
     by_hand = torch.zeros(1, 3 + 2 * high, 3 + 2 * wide, dtype=torch.int64)
     by_hand[:, high : high + 3, wide : wide + 3] = pixels
     for seed in range(10):
-        torch.manual_seed(seed)
+        seed_all(seed)
         expected = RandomCrop(size)(by_hand)
-        torch.manual_seed(seed)
+        seed_all(seed)
         assert_equal(RandomCrop(size, pad_if_needed=True)(pixels), expected)
 
 
@@ -630,7 +630,7 @@ def test_a_crop_is_differentiable(RandomCrop: Transform) -> None:
     crop = RandomCrop(3, padding=1)
 
     def first_crop(pixels: Tensor) -> Tensor:
-        torch.manual_seed(0)
+        seed_all(0)
         return crop(pixels)
 
     assert_differentiable(first_crop, normal(1, 3, 3, seed=0).requires_grad_())
@@ -662,9 +662,9 @@ def test_a_flip_exchanges_left_and_right_and_twice_is_the_picture(
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
 def test_it_flips_where_the_next_uniform_number_is_below_p(RandomHorizontalFlip: Transform, p: float) -> None:
     flip, pixels = RandomHorizontalFlip(p), torch.tensor([[[0, 1]]])
-    torch.manual_seed(7)
+    seed_all(7)
     expected = [bool(torch.rand(1) < p) for _ in range(40)]
-    torch.manual_seed(7)
+    seed_all(7)
     assert [bool(flip(pixels)[0, 0, 0]) for _ in range(40)] == expected
     assert len(set(expected)) == 2
 
@@ -879,7 +879,7 @@ def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
         assert_close(tensor, to_tensor(picture).as_subclass(Tensor), rounding(torch.float32, int(v2)))
         results = []
         for make in (own, theirs):
-            torch.manual_seed(seed)
+            seed_all(seed)
             crop = make["RandomCrop"](window, padding, padding_mode=padding_mode)
             chain = make["Compose"]([crop, make["RandomHorizontalFlip"](0.4)])
             resize = make["Resize"]((new_height, new_width), antialias=None if seed % 3 else True)

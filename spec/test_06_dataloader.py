@@ -28,7 +28,7 @@ from reference.data.transforms import ToTensor as ReferenceToTensor
 from spec.support.assertions import assert_equal, rejects
 from spec.support.cifar_archives import small_cifar10, write_folder
 from spec.support.clauses import clause
-from spec.support.strategies import given, seeds
+from spec.support.strategies import given, seed_all, seeds
 
 Loader = Callable[..., Any]
 
@@ -328,7 +328,7 @@ def test_the_generator_decides_the_orders_after_an_early_break_too(
 def test_the_global_generator_gives_a_seed_for_the_workers_and_one_for_the_order(
     DataLoader: Loader, n: int, batch_size: int, seed: int
 ) -> None:
-    torch.manual_seed(seed)
+    seed_all(seed)
     loader = DataLoader(Numbers(n), batch_size, shuffle=True)
     found = [flat(loader) for _ in range(2)]
     own = seeded(seed)
@@ -553,7 +553,7 @@ def test_every_combination_of_options_gives_the_batches_of_pytorch_s_loader(
     """Two epochs each; PyTorch's loader takes all items itself."""
 
     def epochs(loader: Loader, workers: int, sizes: dict[str, Any]) -> tuple[Any, ...]:
-        torch.manual_seed(3)
+        seed_all(3)
         generator = seeded(5) if with_generator else None
         options = ORDERS[order](generator) | sizes
         made = loader(Numbers(10), num_workers=workers, collate_fn=collate_fn, generator=generator, **options)

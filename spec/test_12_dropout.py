@@ -24,7 +24,7 @@ from spec.support.assertions import (
     rounding,
 )
 from spec.support.clauses import clause
-from spec.support.strategies import dtypes, given, laid_out, layouts, seeds, spread, whole
+from spec.support.strategies import dtypes, given, laid_out, layouts, seed_all, seeds, spread, whole
 
 Function = Callable[..., Tensor]
 Layer = Callable[..., Any]
@@ -181,7 +181,7 @@ def test_the_gradient_goes_through_the_same_mask(
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_dropout_is_differentiable_twice(dropout: Function, training: bool) -> None:
     def function(x: Tensor) -> Tensor:
-        torch.manual_seed(0)  # the same mask for all difference quotients
+        seed_all(0)  # the same mask for all difference quotients
         return dropout(x, 0.25, training).square()
 
     assert_differentiable(function, spread(2, 4, seed=0).requires_grad_())

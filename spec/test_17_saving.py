@@ -25,7 +25,7 @@ from spec.support.assertions import assert_equal
 from spec.support.clauses import clause
 from spec.support.command import Result, run
 from spec.support.limits import room_for
-from spec.support.strategies import given, normal, seeds
+from spec.support.strategies import given, normal, seed_all, seeds
 
 REFUSED = "Weights only load failed"
 
@@ -373,7 +373,7 @@ def test_a_class_from_a_module_is_asked_of_that_module_wherever_else_it_is(tmp_p
 @given(seed=seeds)
 def test_a_state_dict_needs_neither_class_nor_trust_and_brings_every_bit(seed: int) -> None:
     # chapter 17, lines 1292, 1294, 1316 and 1321
-    torch.manual_seed(seed)
+    seed_all(seed)
     network, again = small(), small()
     parameters = there_and_back(network.state_dict())
     assert sorted(parameters) == ["0.bias", "0.weight", "2.bias", "2.weight"]

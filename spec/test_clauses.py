@@ -19,12 +19,24 @@ CHAPTERS = tuple(f"{number:02}" for number in range(22))
 
 
 @cache
-def specified() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
-    """Every test of the specification by `file::name`, with the ids of its clauses."""
+def functions() -> dict[str, list[ast.FunctionDef]]:
+    """The functions of each file of the specification, by `file`, and of each class in it, by `file::class`."""
     found = {}
     for path in sorted(SPEC.glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        classes = {f"{path.name}::{node.name}": node for node in module.body if isinstance(node, ast.ClassDef)}
+        for home, node in ({path.name: module} | classes).items():
+            found[home] = [function for function in node.body if isinstance(function, ast.FunctionDef)]
+    return found
+
+
+@cache
+def specified() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
+    """Every test of the specification by `file::name` or `file::class::name`, with the ids of its clauses."""
+    found = {}
+    for home, nodes in functions().items():
+        for node in nodes:
+            if node.name.startswith("test_"):
                 calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
                 ids = [
                     argument.value
@@ -33,7 +45,7 @@ def specified() -> dict[str, tuple[ast.FunctionDef, list[str]]]:
                     for argument in call.args
                     if isinstance(argument, ast.Constant)
                 ]
-                found[f"{path.name}::{node.name}"] = (node, ids)
+                found[f"{home}::{node.name}"] = (node, ids)
     return found
 
 
@@ -64,11 +76,9 @@ def test_every_component_is_on_trial() -> None:
 
 
 def test_no_two_tests_of_a_file_have_the_same_name() -> None:
-    for path in SPEC.glob("test_*.py"):
-        names = [
-            node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
-        ]
-        assert len(names) == len(set(names)), path.name
+    for home, nodes in functions().items():
+        names = [node.name for node in nodes]
+        assert len(names) == len(set(names)), home
 
 
 @pytest.mark.parametrize("chapter", sorted({entry.chapter for entry in CLAUSES.values()}))

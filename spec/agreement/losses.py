@@ -22,6 +22,7 @@ from spec.agreement.comparison import (
     differentiate,
     leaf,
 )
+from spec.support.strategies import seed_all
 
 
 def seeded(rng: random.Random) -> torch.Generator:
@@ -461,7 +462,7 @@ def dropout(rng: random.Random) -> Call:
     def make(ns: Namespace) -> Observed:
         a = leaf(x)
         given = place(a) + 0
-        torch.manual_seed(seed)
+        seed_all(seed)
         seen = Observed()
         if as_layer:
             module = ns.Dropout(p, inplace).train(training)
@@ -510,7 +511,7 @@ def embedding(rng: random.Random) -> Call:
 
     def make(ns: Namespace) -> Observed:
         seen = Observed()
-        torch.manual_seed(seed)
+        seed_all(seed)
         if kind == "function":
             w = leaf(weight)
             output = ns.embedding(words, w, **options)

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from spec.agreement.comparison import Call, Draw, Namespace, Observed, differentiate, leaf
+from spec.support.strategies import seed_all
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -179,7 +180,7 @@ def recurrent(rng: random.Random, component: str) -> Call:
     seed = rng.getrandbits(30)
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(seed)
+        seed_all(seed)
         module = getattr(ns, component)(*sizes, **options)
         seen = Observed(exact=module_facts(module))
         seen.exact["all_weights"] = [[tuple(w.shape) for w in part] for part in module.all_weights]
@@ -303,7 +304,7 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
     seed, grad = rng.getrandbits(30), chance(rng, 0.7)
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(seed)
+        seed_all(seed)
         inputs = {"query": leaf(q), "key": leaf(k), "value": leaf(v)}
         if mask_grad and not wrong:
             inputs["attn_mask"] = leaf(mask)
@@ -462,7 +463,7 @@ def multihead_attention(rng: random.Random) -> Call:
     training, grad, seed = chance(rng, 0.5), chance(rng, 0.7), rng.getrandbits(30)
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(seed)
+        seed_all(seed)
         module = ns.MultiheadAttention(width, **options)
         seen = Observed(exact=module_facts(module))
         module.train(training)
@@ -546,7 +547,7 @@ def transformer_encoder_layer(rng: random.Random) -> Call:
     training, grad, seed = chance(rng, 0.5), chance(rng, 0.7), rng.getrandbits(30)
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(seed)
+        seed_all(seed)
         module = ns.TransformerEncoderLayer(d_model, **options)
         seen = Observed(exact=module_facts(module))
         module.train(training)

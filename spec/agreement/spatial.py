@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reference import pool2d_output_size
 from spec.agreement.comparison import Call, Draw, Namespace, Observed, coarsest, differentiate, leaf
+from spec.support.strategies import seed_all
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -143,7 +144,7 @@ def layer_call(text: str, build: Callable[[Namespace], nn.Module], x: Tensor, te
     """A layer: its text, state dict, drawn parameters, and its result with derivatives in input and parameters."""
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(7)
+        seed_all(7)
         layer = build(ns).to(x.dtype if x.is_floating_point() else torch.float32)
         state = {key: value.detach().clone() for key, value in layer.state_dict().items()}
         a = leaf(x)
@@ -433,7 +434,7 @@ def sequential(rng: random.Random) -> Call:
     x = tensor(rng, (2, 3), torch.float64)
 
     def make(ns: Namespace) -> Observed:
-        torch.manual_seed(3)
+        seed_all(3)
         kinds = [
             lambda: ns.Linear(3, 3, dtype=torch.float64),
             ns.ReLU,

@@ -4,6 +4,7 @@ Python's fork server imports once and forks a fresh interpreter for each command
 process sees: its arguments, its working folder, its signals, its exit status.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -20,7 +21,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("reference.run", "reference.inference", "torch.utils.tensorboard"),
+        *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard"),
         *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
     ]
 )
@@ -87,6 +88,7 @@ def run(script: str, *arguments: object, folder: Path, prepare: Callable[[], Non
 
 
 def _run(script: str, words: list[str], folder: Path, output: Path, prepare: Callable[[], None] | None) -> None:
+    gc.freeze()  # a collection would touch, and so copy, every page that is shared with the fork server
     os.chdir(folder)
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

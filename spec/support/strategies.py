@@ -97,6 +97,13 @@ seeds = st.integers(0, 2**16)
 """Draws numbers that a test needs but does not depend on; shrinks to 0."""
 
 
+def seed_all(seed: int) -> None:
+    """`torch.manual_seed`, cheaper: without an accelerator that keeps a stack trace for the day one comes to life."""
+    torch.default_generator.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+
+
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers, the same on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
