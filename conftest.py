@@ -60,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load what is on trial; what cannot be loaded ends the run at once, in one line."""
+    gc.disable()  # until all is collected: importing leaves little behind
     if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker["workercount"]))
     config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test holds to")
@@ -186,9 +187,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _apply_known_failures(Path(path), items, whole=not any("::" in str(argument) for argument in config.args))
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """What was imported and collected stays: the garbage collector need not look through it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
