@@ -1,5 +1,6 @@
 """The helpers that judge are judged: what they let pass, what they refuse, and what they say."""
 
+import inspect
 import math
 import random
 from collections.abc import Callable
@@ -285,6 +286,14 @@ def test_every_implementation_is_judged_by_the_same_examples() -> None:
     assert len(seen["first"]) == hypothesis.settings.default.max_examples
     assert len(set(seen["first"])) > 10
     assert any(items for _, items in seen["first"])
+
+
+def test_a_property_is_collected_by_its_fixtures_and_found_where_it_stands() -> None:
+    def judge(conv2d: Any, x: int) -> None: ...
+
+    collected = given(x=st.integers())(judge)
+    assert [*inspect.signature(collected).parameters] == ["conv2d"]
+    assert inspect.unwrap(collected) is judge
 
 
 @pytest.mark.parametrize("before", ["nobody", "right"])

@@ -73,6 +73,8 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
                 raise failure
             examples[:] = found
 
+        judged.__signature__ = inspect.signature(search)  # type: ignore[attr-defined]
+        judged.__wrapped__ = test  # where an editor finds it
         return judged
 
     return decorate
