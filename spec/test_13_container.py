@@ -1,6 +1,7 @@
 """Chapter 13: a network of layers one after the other, `Sequential`, and the one that the tutorial builds, `Ocean`."""
 
 import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
@@ -128,19 +129,27 @@ KINDS = ("Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "F
 LAYERS = [f"{kind}[{i}]" for i, kind in enumerate(KINDS)]
 
 
+@pytest.fixture(scope="session")
+def graph(
+    Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> GraphDef:  # fmt: skip
+    """The network's."""
+    with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # one may look at shapes
+        return graph_of(Network(Sequential, Conv2d, MaxPool2d, Flatten, Linear), tmp_path_factory.mktemp("graph"))
+
+
 @clause("13.network.graph")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # an implementation may look at shapes
-def test_the_graph_on_the_board_has_the_nine_layers(network: Network, tmp_path: Path) -> None:
+def test_the_graph_on_the_board_has_the_nine_layers(graph: GraphDef) -> None:
     # chapter 13, line 925
-    names = {part for node in graph_of(network, tmp_path).node for part in node.name.split("/")}
+    names = {part for node in graph.node for part in node.name.split("/")}
     assert {*LAYERS} <= names
 
 
 @clause("13.network.graph_chain")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_the_graph_on_the_board_leads_from_each_layer_to_the_next(network: Network, tmp_path: Path) -> None:
+def test_the_graph_on_the_board_leads_from_each_layer_to_the_next(graph: GraphDef) -> None:
     # chapter 13, lines 931 and 935: input, Ocean, output; zoomed into Sequential, nine nodes in a row
-    nodes = graph_of(network, tmp_path).node
+    nodes = graph.node
     inside = {node.name: next((part for part in node.name.split("/") if part in LAYERS), "") for node in nodes}
     inside |= {node.name: node.name.split("/")[0] for node in nodes if node.name.startswith(("input/", "output/"))}
     numbers = ("prim::Constant", "prim::GetAttr", "prim::ListConstruct")  # settings, which layers share, and weights

@@ -97,6 +97,7 @@ def test_only_the_layers_compute_in_the_precision(precision: torch.dtype) -> Non
 
 
 @clause("18.precision.same_course")
+@pytest.mark.slow
 def test_bfloat16_takes_the_course_of_float32() -> None:
     courses = []
     for precision in (torch.float32, torch.bfloat16):
@@ -235,7 +236,10 @@ def fit_fast(network: nn.Module, progress: Progress, observer: Observer, kept: d
 
 
 @clause("18.recipe.resume")
-@pytest.mark.parametrize(("asked", "step"), [(2, 2), (7, 5)], ids=["in the first epoch", "in the second"])
+@pytest.mark.parametrize(
+    ("asked", "step"),
+    [pytest.param(2, 2, id="in the first epoch", marks=pytest.mark.slow), pytest.param(7, 5, id="in the second")],
+)
 def test_fit_goes_on_with_momentum_rate_whitening_and_varied_pictures_as_they_were(asked: int, step: int) -> None:
     torch.manual_seed(7)
     straight = Ocean()
