@@ -171,7 +171,7 @@ class _SharedOptimizer:
     """Adds up the parts of the gradient before each step."""
 
     def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
-        self.parameters, self.optimizer = list(network.parameters()), optimizer
+        self.parameters, self.optimizer = [p for p in network.parameters() if p.requires_grad], optimizer
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -51,7 +52,7 @@ from reference.errors import InputError, TrainingError
 from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
 from reference.optim import SGD, Optimizer
-from reference.recipes import RECIPES, FallingRate, Muon, Vary, patches
+from reference.recipes import RECIPES, FallingRate, Muon, Vary, patches, whiten
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, fit
 
@@ -101,10 +102,10 @@ class Settings:
     weight_decay: float = 0.0
     """Share of the weights that the learning rate takes away each step (sgd: as part of the gradient)."""
     schedule: Literal["constant", "falling"] = "constant"
-    """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0."""
+    """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0. For that
+    --learning-rate is the highest rate of a training of 100 steps; it falls with the cube root of their number."""
     whiten: bool = False
-    """muon: make the first layer's steps as if its inputs, 5×5 patches of pictures, were uncorrelated; so are its first
-    weights."""
+    """Fix the first layer to the whitened principal components of the pictures' 5×5 patches instead of training it."""
     shuffle: bool = False
     """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
     mirror: bool = False
@@ -151,8 +152,6 @@ class Settings:
             raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
         if self.optimizer == "muon" and self.momentum >= 1:
             raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
-        if self.optimizer != "muon" and self.whiten:
-            raise InputError(f"--whiten is for --optimizer muon, got --optimizer {self.optimizer}")
         if self.seed >= 2**63:
             raise InputError(f"--seed must be below 2**63, got {self.seed}")
         if self.download and self.dataset not in ("auto", "cifar10"):
@@ -233,19 +232,7 @@ def train(settings: Settings) -> int:
         group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
         group.led(lambda: remove_temporaries(folder))
         seed_everything(settings.seed, deterministic=settings.deterministic)
-        layers = LAYERS[settings.impl]
-        network = Ocean(classes=len(train_set.classes), layers=layers)
-        network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
-        order = torch.Generator().manual_seed(settings.seed)
-        vary = Vary(settings.mirror, settings.shift) if settings.mirror or settings.shift else None
-        train_loader = ResidentLoader(
-            train_set, settings.batch_size, settings.shuffle, generator=order, device=device, vary=vary
-        )
-        optimizer = make_optimizer(settings, network, train_set)
-        schedule = None
-        if settings.schedule == "falling":
-            schedule = FallingRate(optimizer, steps=settings.epochs * len(train_loader))
-        test_loader = ResidentLoader(test_set, settings.batch_size, device=device)
+        network, optimizer, train_loader, test_loader, schedule = prepare(settings, train_set, test_set, device)
         progress = Progress()
         if group.agree((folder / "last.pt").exists()):
             progress = restore(folder / "last.pt", network, optimizer, data, train_set.classes)
@@ -270,7 +257,7 @@ def train(settings: Settings) -> int:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
         how: dict[str, Any] = {"precision": precision, "before_step": schedule}
-        parts = network, layers.CrossEntropyLoss(), optimizer
+        parts = network, LAYERS[settings.impl].CrossEntropyLoss(), optimizer
         if not group.leads:
             return follow(group, parts, (train_loader, test_loader), settings.epochs, progress, **how)
         with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:
@@ -310,15 +297,31 @@ def train(settings: Settings) -> int:
     return 0
 
 
-def make_optimizer(settings: Settings, network: nn.Module, train_set: Resident) -> Optimizer:
-    """The optimizer that the settings ask for; with `whiten` the first weights are changed to match."""
-    if settings.optimizer == "sgd":
-        return SGD(network.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
-    optimizer = Muon(network.parameters(), settings.learning_rate, settings.momentum, settings.weight_decay)
+def prepare(
+    settings: Settings, train_set: Resident, test_set: Resident, device: torch.device
+) -> tuple[nn.Module, Optimizer, ResidentLoader, ResidentLoader, FallingRate | None]:
+    """Network, optimizer, loaders of training and test pictures, and schedule, as the settings ask for them."""
+    network = Ocean(classes=len(train_set.classes), layers=LAYERS[settings.impl])
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
     if settings.whiten:
-        first = next(network.parameters())
-        optimizer.whiten(first, patches(train_set.images[:2000], first.shape[-1]).to(first.device))
-    return optimizer
+        weight, bias = islice(network.parameters(), 2)
+        whiten(weight, bias, patches(train_set.images[:500], weight.shape[-1]).to(device))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer: Optimizer
+    if settings.optimizer == "sgd":
+        optimizer = SGD(trained, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
+    else:
+        optimizer = Muon(trained, settings.learning_rate, settings.momentum, settings.weight_decay)
+    vary = Vary(settings.mirror, settings.shift) if settings.mirror or settings.shift else None
+    order = torch.Generator().manual_seed(settings.seed)
+    train_loader = ResidentLoader(
+        train_set, settings.batch_size, settings.shuffle, generator=order, device=device, vary=vary
+    )
+    test_loader = ResidentLoader(test_set, settings.batch_size, device=device)
+    schedule = None
+    if settings.schedule == "falling":
+        schedule = FallingRate(optimizer, steps=settings.epochs * len(train_loader))
+    return network, optimizer, train_loader, test_loader, schedule
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,9 @@ from reference.data.resident import Resident
 from reference.errors import InputError
 from reference.files import atomic_write, remove_temporaries
 
-CACHE_FORMAT = 2  # raised when the decoding or the layout of an entry changes
+CACHE_FORMAT = 3  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
+SMALL_FILE = 2**14  # bytes; up to here a picture is decoded in about the time that Python takes for opening it
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
 Decoded = tuple[UInt8[np.ndarray, "n 3 height width"], dict[str, str]]
@@ -111,7 +113,7 @@ class Tree(NamedTuple):
     folder: Path  # root/train or root/test
     classes: tuple[str, ...]
     paths: list[str]  # <class>/<name> in the mixed order
-    stats: list[tuple[int, ...]]  # of each picture, what tells that the file has changed
+    stats: list[tuple[int, ...]]  # of each picture, its bytes and what else tells that the file has changed
     settled: bool  # no file has changed so recently that another change might leave its stats as they are
 
 
@@ -124,7 +126,7 @@ def scan_tree(root: Path, split: str) -> Tree:
     classes, present = class_folders(root / "train"), class_folders(root / split)
     if not present:
         raise InputError(f"{printable(root / split)}: there are no class folders in it; {layout}")
-    found: list[tuple[float, bytes, str, os.DirEntry[str]]] = []
+    found: list[tuple[float, bytes, str, tuple[int, ...]]] = []
     for name in present:
         folder = printable(root / split / name)
         if name not in classes:
@@ -132,15 +134,13 @@ def scan_tree(root: Path, split: str) -> Tree:
         pictures = list_pictures(root / split / name)
         if not pictures:
             raise InputError(f"{folder}: the class folder holds no pictures; add some or remove it")
-        digests = [hashlib.blake2b(os.fsencode(f"{name}/{entry.name}")).digest() for entry in pictures]
+        paths = [f"{name}/{entry.name}" for entry in pictures]
+        digests = [hashlib.blake2b(os.fsencode(path)).digest() for path in paths]
         # One half of the digest orders the class, the other one the pictures of all classes that share a place.
-        mixed = sorted(zip(digests, pictures, strict=True), key=lambda item: item[0][:32])
-        found += [
-            ((2 * rank + 1) / len(mixed), key[32:], f"{name}/{entry.name}", entry)
-            for rank, (key, entry) in enumerate(mixed)
-        ]
-    found.sort(key=lambda item: item[:2])
-    stats = [_stat(entry) for *_, entry in found]
+        mixed = sorted(zip(digests, paths, map(_stat, pictures), strict=True))  # no two paths are the same
+        found += [((2 * rank + 1) / len(mixed), key[32:], path, stat) for rank, (key, path, stat) in enumerate(mixed)]
+    found.sort()
+    stats = [stat for *_, stat in found]
     # As in git: two changes within one tick of the file system's clock leave the same time, so fresh times prove
     # nothing. Windows keeps no time of the last change at all.
     settled = os.name != "nt" and max(stat[-1] for stat in stats) < began - 2_000_000_000
@@ -156,7 +156,7 @@ def class_folders(folder: Path) -> list[str]:
 def _stat(entry: os.DirEntry[str]) -> tuple[int, ...]:
     dangling = entry.is_symlink() and not os.path.exists(entry.path)
     stat = entry.stat(follow_symlinks=not dangling)
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime cannot be set by hand
+    return stat.st_size, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns  # ctime cannot be set by hand
 
 
 def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded:
@@ -188,8 +188,9 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
 def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -> tuple[Decoded, list[str]]:
     """Reads all files, with `decode` also their pixels; beside these, the digest of each file, "" if it was not read.
 
-    Threads do it: decoding runs outside Python's lock, so large pictures keep all cores busy. The digests are of the
-    very bytes that were decoded, so a file that changes meanwhile does no harm.
+    Threads decode the large pictures, outside Python's lock, so that all cores are busy. Of a small one most is Python
+    code, and threads that hand each other the lock take twice as long as one. The digests are of the very bytes that
+    were decoded, so a file that changes meanwhile does no harm.
     """
     count = len(tree.paths)
     pixels = np.empty((count if decode else 0, 3, *size), np.uint8)
@@ -213,10 +214,13 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
                 contents[place] = ""  # the file may be sound
 
     bar, off = f"{'decoding' if decode else 'comparing'} {tree.folder.name}", None if progress else True
-    in_disk_order = sorted(range(count), key=tree.paths.__getitem__)
+    small: list[int] = []
+    large: list[int] = []
+    for place in sorted(range(count), key=tree.paths.__getitem__):  # in the disk's order
+        (small if tree.stats[place][0] <= SMALL_FILE else large).append(place)
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        done = pool.imap_unordered(read, in_disk_order, chunksize=1 + min(count // 500, 15))
-        for _ in tqdm(done, bar, count, unit=" pictures", disable=off):
+        done = pool.imap_unordered(read, large, chunksize=1 + min(len(large) // 500, 15))
+        for _ in tqdm(chain(map(read, small), done), bar, count, unit=" pictures", disable=off):
             pass
     if decode and broken:
         pixels = pixels[[path not in broken for path in tree.paths]]
@@ -229,6 +233,13 @@ def digest(*parts: str | bytes | memoryview) -> str:
     for part in parts:
         state.update(os.fsencode(part) + b"\0" if isinstance(part, str) else part)
     return state.hexdigest()
+
+
+def checksum_of(header: bytes, pixels: memoryview) -> bytes:
+    """What an entry is verified by: the digest of its header and of the digests of its parts, made on all cores."""
+    parts = [pixels[start : start + 2**22] for start in range(0, len(pixels), 2**22)]
+    with ThreadPool(os.cpu_count() or 1) as pool:
+        return digest(header, *pool.map(digest, parts)).encode()
 
 
 @contextmanager
@@ -268,7 +279,7 @@ def _read_entry(folders: Sequence[Path], key: str) -> Decoded | None:
         with suppress(OSError), open(path, "rb") as file:
             checksum, header = file.readline(), file.readline()
             pixels = np.fromfile(file, np.uint8)
-            if checksum == digest(header, pixels.data).encode() + b"\n":
+            if checksum == checksum_of(header, pixels.data) + b"\n":
                 for used in (path, path.with_suffix(".seen")):
                     with suppress(OSError):
                         os.utime(used)
@@ -286,7 +297,7 @@ def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str |
                 remove_temporaries(folder)  # of a run that was killed
                 header, pixels = json.dumps([fresh[0].shape, fresh[1]]).encode() + b"\n", fresh[0].reshape(-1).data
                 with atomic_write(folder / f"{key}.pixels") as file:
-                    for part in (digest(header, pixels).encode() + b"\n", header, pixels):
+                    for part in (checksum_of(header, pixels) + b"\n", header, pixels):
                         file.write(part)
             if stats:
                 with atomic_write(folder / f"{key}.seen") as file:
