@@ -31,6 +31,12 @@ Pair = tuple[int, int]
 WORKSPACE = 2**19
 """How many numbers the laid-out windows of a group of pictures may have (2 MiB in float32)."""
 
+WIDE = 256
+"""From how many pixels on pictures are multiplied one by one: then nothing needs to be put side by side, or back."""
+
+DEEP = 16
+"""From how many products on a single row of the kernel makes a matrix product."""
+
 
 def conv2d(
     input: Shaped[Tensor, "..."],
@@ -77,6 +83,7 @@ def conv2d(
         padding=_sides(padding, kernel_size, dilation),
         dilation=as_pair("conv2d: dilation", dilation),
         groups=groups,
+        rows=kernel_size[0] if images.shape[1] // groups * kernel_size[1] < DEEP else 1,
     )
     output: Tensor = _Output.apply(images, weight, windows)  # pyright: ignore[reportAssignmentType]
     if bias is not None:
@@ -260,13 +267,14 @@ def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 class _Windows(NamedTuple):
     """Where a convolution's windows lie, and how pictures, windows, outputs and kernels become matrices.
 
-    The layouts, for n pictures and c input or o output channels in each of the groups:
-        columns: `[groups, stride, height / stride, n, out_width, kernel_width · c]`, for each row of the padded
-            pictures the pixels that lie under one row of the kernel, row y at `[:, y % stride, y // stride]`: so what
-            lies under row i of the kernel, for all windows and pictures at once, is one block, `rows(columns, i)`.
-        rows: `[groups, out_height · n · out_width, kernel_width · c]`, a view of the columns.
-        matrices: `[kernel_height, groups, o, kernel_width · c]`, the kernels, row by row.
-        pixels: `[groups, o, out_height · n · out_width]`, the output.
+    The layouts, for n pictures and c input or o output channels in each of the groups. Large pictures have matrices of
+    their own: they are n lanes of m = 1 picture; small ones stand side by side in one lane of m = n pictures.
+        columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row of the
+            padded pictures the pixels that lie under `rows` rows of the kernel, row y at `[…, y % stride, y // stride]`:
+            so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
+        block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
+        matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
+        pixels: `[lanes · groups, o, out_height · m · out_width]`, the output.
     """
 
     in_channels: int
@@ -278,23 +286,42 @@ class _Windows(NamedTuple):
     padding: tuple[Pair, Pair]
     dilation: Pair
     groups: int
+    rows: int
+    """How many rows of the kernel are laid out together: 1 or all. Only then do the columns hold each pixel once for
+    each of its rows, but a matrix product over few channels of one row would be too short to be fast."""
 
     @property
     def channels(self) -> Pair:
         """c and o: input and output channels of one group."""
         return self.in_channels // self.groups, self.out_channels // self.groups
 
+    @property
+    def depth(self) -> int:
+        """How many products a matrix product adds up."""
+        return self.channels[0] * self.rows * self.kernel_size[1]
+
+    @property
+    def steps(self) -> Pair:
+        """By how many rows of the padded picture the columns' rows are apart, and in how many phases they stand."""
+        return (1, self.stride[0]) if self.rows == 1 else (self.stride[0], 1)
+
+    def lanes(self, n: int) -> int:
+        """How many lanes `n` pictures have."""
+        return n if math.prod(self.out_size) >= WIDE else 1
+
     def padded_shape(self, n: int) -> tuple[int, ...]:
-        """The shape of `n` padded pictures, `[groups, height, n, width, c]`, the height a multiple of the stride."""
+        """The shape of `n` padded pictures, `[lanes · groups, c, m, height, width]`, the height whole phases."""
         (top, bottom), (left, right) = self.padding
-        height = -(-(top + self.in_size[0] + bottom) // self.stride[0]) * self.stride[0]
-        return self.groups, height, n, left + self.in_size[1] + right, self.channels[0]
+        lanes, phases = self.lanes(n), self.steps[1]
+        height = -(-(top + self.in_size[0] + bottom) // phases) * phases
+        return lanes * self.groups, self.channels[0], n // lanes, height, left + self.in_size[1] + right
 
     def columns_shape(self, n: int) -> tuple[int, ...]:
         """The shape of the columns of `n` pictures."""
-        groups, height, _, _, channels = self.padded_shape(n)
-        step = self.stride[0]
-        return groups, step, height // step, n, self.out_size[1], self.kernel_size[1] * channels
+        blocks, _, m, height, _ = self.padded_shape(n)
+        phases = self.steps[1]
+        heights = height // phases if self.rows == 1 else self.out_size[0]
+        return blocks, self.depth, phases, heights, m, self.out_size[1]
 
     def batches(self, n: int) -> Iterator[slice]:
         """Cut `n` pictures into batches whose columns fit into the workspace."""
@@ -304,70 +331,87 @@ class _Windows(NamedTuple):
     def columns(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Lay out the windows of `images`, `[n, in_channels, height, width]`, as columns."""
         padded = images.new_zeros(self.padded_shape(len(images)), dtype=dtype)
-        self._inside(padded).copy_(_split(images, self.groups).permute(0, 3, 1, 4, 2))
-        step = self.dilation[1]
-        windows = padded.unfold(3, step * (self.kernel_size[1] - 1) + 1, self.stride[1])[..., ::step]
-        columns = windows.transpose(-1, -2).flatten(-2)
-        return columns.unflatten(1, (columns.shape[1] // self.stride[0], self.stride[0])).transpose(1, 2).contiguous()
+        self._inside(padded).copy_(self._split(images))
+        (step, phases), gaps = self.steps, self.dilation
+        windows = padded.unfold(4, gaps[1] * (self.kernel_size[1] - 1) + 1, self.stride[1])[..., :: gaps[1]]
+        windows = windows.unfold(3, gaps[0] * (self.rows - 1) + 1, step)[..., :: gaps[0]]
+        windows = windows.unflatten(3, (windows.shape[3] // phases, phases))
+        return windows.permute(0, 1, 7, 6, 4, 3, 2, 5).flatten(1, 3)
 
     def images(self, columns: Tensor) -> Tensor:
-        """The transpose of `columns`: add up, for each pixel of the pictures, what stands at its places."""
-        windows = columns.transpose(1, 2).flatten(1, 2).unflatten(-1, (self.kernel_size[1], self.channels[0]))
-        padded = columns.new_zeros(self.padded_shape(columns.shape[3]))
-        for j in range(self.kernel_size[1]):
-            start, step = j * self.dilation[1], self.stride[1]
-            padded[:, :, :, start : start + step * (self.out_size[1] - 1) + 1 : step] += windows[..., j, :]
-        return self._inside(padded).permute(2, 0, 4, 1, 3).flatten(1, 2)
+        """The transpose of `columns` with single rows: add up, for each pixel, what stands at its places."""
+        channels, (_, width), (_, gap) = self.channels[0], self.kernel_size, self.dilation
+        windows = columns.unflatten(1, (channels, width)).permute(0, 1, 2, 5, 4, 3, 6)
+        n = len(columns) // self.groups * columns.shape[4]
+        padded = columns.new_zeros(self.padded_shape(n))
+        rows = padded.unflatten(3, windows.shape[4:6])
+        for j in range(width):
+            start, step = j * gap, self.stride[1]
+            rows[..., start : start + step * (self.out_size[1] - 1) + 1 : step] += windows[:, :, j]
+        return self._merge(self._inside(padded))
 
-    def rows(self, columns: Tensor, i: int) -> Tensor:
-        """The pixels under row `i` of the kernel."""
+    def block(self, columns: Tensor, i: int) -> Tensor:
+        """The pixels under the kernel's block `i` of rows."""
         first, phase = divmod(i * self.dilation[0], self.stride[0])
-        return columns[:, phase, first : first + self.out_size[0]].flatten(1, 3)
+        return columns[:, :, phase, first : first + self.out_size[0]].flatten(2)
 
     def pixels(self, output: Tensor, dtype: torch.dtype) -> Tensor:
         """Lay out `output`, `[n, out_channels, out_height, out_width]`, as pixels."""
-        return _split(output, self.groups).permute(0, 2, 3, 1, 4).to(dtype).flatten(2)
+        return self._split(output).transpose(2, 3).to(dtype).flatten(2)
 
     def output(self, pixels: Tensor) -> Tensor:
         """The inverse of `pixels`."""
         height, width = self.out_size
-        split = pixels.unflatten(2, (height, pixels.shape[2] // (height * width), width))
-        return split.permute(3, 0, 1, 2, 4).flatten(1, 2)
+        return self._merge(pixels.unflatten(2, (height, -1, width)).transpose(2, 3))
 
     def matrices(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Lay out the kernels as matrices."""
-        return weight.to(dtype).unflatten(0, (self.groups, self.channels[1])).permute(3, 0, 1, 4, 2).flatten(3)
+        blocks = weight.to(dtype).unflatten(2, (-1, self.rows)).unflatten(0, (self.groups, -1))
+        return blocks.permute(3, 0, 1, 2, 4, 5).flatten(3)
 
     def weight(self, matrices: Tensor) -> Tensor:
         """The inverse of `matrices`."""
-        return matrices.unflatten(3, (self.kernel_size[1], self.channels[0])).permute(1, 2, 4, 0, 3).flatten(0, 1)
+        blocks = matrices.unflatten(3, (self.channels[0], self.rows, self.kernel_size[1]))
+        return blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4).flatten(0, 1)
+
+    def in_lanes(self, matrices: Tensor, n: int) -> Tensor:
+        """The matrices for each lane of `n` pictures, `[kernel_height / rows, lanes · groups, o, depth]`."""
+        return matrices[:, None].expand(-1, self.lanes(n), -1, -1, -1).flatten(1, 2)
+
+    def _split(self, images: Tensor) -> Tensor:
+        """`[n, channels, height, width]` as `[lanes · groups, channels / groups, m, height, width]`, a view."""
+        lanes = self.lanes(len(images))
+        split = images.unflatten(1, (self.groups, -1)).unflatten(0, (lanes, len(images) // lanes))
+        return split.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+
+    def _merge(self, images: Tensor) -> Tensor:
+        """The inverse of `_split`."""
+        return images.unflatten(0, (-1, self.groups)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
 
     def _inside(self, padded: Tensor) -> Tensor:
         """The part of padded pictures that is the pictures themselves."""
         (top, _), (left, _) = self.padding
-        return padded[:, top : top + self.in_size[0], :, left : left + self.in_size[1]]
+        return padded[..., top : top + self.in_size[0], left : left + self.in_size[1]]
 
 
 class _Output(torch.autograd.Function):
-    """The output from input and weight: Σ_i matrix_i · rows_iᵀ."""
+    """The output from input and weight: Σ_i matrix_i · block_i."""
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.windows = windows
         output = input.new_empty(len(input), windows.out_channels, *windows.out_size)
         dtype = _accumulator(input.dtype)
-        matrices = windows.matrices(weight, dtype)
+        kernels = windows.matrices(weight, dtype)
         for batch in windows.batches(len(input)):
             columns = windows.columns(input[batch], dtype)
-            pixels = matrices[0] @ windows.rows(columns, 0).mT
+            matrices = windows.in_lanes(kernels, len(input[batch]))
+            pixels = matrices[0] @ windows.block(columns, 0)
             for i in range(1, len(matrices)):
-                pixels.baddbmm_(matrices[i], windows.rows(columns, i).mT)
+                pixels.baddbmm_(matrices[i], windows.block(columns, i))
             output[batch] = windows.output(pixels)
         return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -381,25 +425,23 @@ class _Output(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """The input's gradient from the output's gradient and weight: rows_i += pixelsᵀ · matrix_i."""
+    """The input's gradient from the output's gradient and weight: block_i += matrix_iᵀ · pixels."""
 
     @staticmethod
-    def forward(output_grad: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
+    def forward(ctx: Any, output_grad: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
+        ctx.save_for_backward(output_grad, weight)
+        ctx.windows = windows
+        windows = windows._replace(rows=1)
         input_grad = output_grad.new_empty(len(output_grad), windows.in_channels, *windows.in_size)
         dtype = _accumulator(output_grad.dtype)
-        matrices = windows.matrices(weight, dtype)
+        kernels = windows.matrices(weight, dtype)
         for batch in windows.batches(len(output_grad)):
             pixels = windows.pixels(output_grad[batch], dtype)
             columns = pixels.new_zeros(windows.columns_shape(len(output_grad[batch])))
-            for i, matrix in enumerate(matrices):
-                windows.rows(columns, i).baddbmm_(pixels.mT, matrix)
+            for i, matrices in enumerate(windows.in_lanes(kernels, len(output_grad[batch]))):
+                windows.block(columns, i).baddbmm_(matrices.mT, pixels)
             input_grad[batch] = windows.images(columns)
         return input_grad
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -413,23 +455,22 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The weight's gradient from input and the output's gradient: matrix_i = pixels · rows_i."""
+    """The weight's gradient from input and the output's gradient: matrix_i += pixels · block_iᵀ."""
 
     @staticmethod
-    def forward(input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
+    def forward(ctx: Any, input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
+        ctx.save_for_backward(input, output_grad)
+        ctx.windows = windows
         dtype = _accumulator(input.dtype)
-        groups, out_channels, depth = windows.groups, windows.channels[1], windows.columns_shape(1)[-1]
-        matrices = input.new_zeros(windows.kernel_size[0], groups, out_channels, depth, dtype=dtype)
+        blocks, groups, (_, out_channels) = windows.kernel_size[0] // windows.rows, windows.groups, windows.channels
+        first = next(windows.batches(len(input)), slice(0, 1))  # no batch has more lanes
+        lanes = windows.lanes(first.stop)
+        matrices = input.new_zeros(blocks, lanes * groups, out_channels, windows.depth, dtype=dtype)
         for batch in windows.batches(len(input)):
             columns, pixels = windows.columns(input[batch], dtype), windows.pixels(output_grad[batch], dtype)
-            for i, matrix in enumerate(matrices):
-                matrix.baddbmm_(pixels, windows.rows(columns, i))
-        return windows.weight(matrices).to(input.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
+            for i in range(blocks):
+                matrices[i, : len(pixels)].baddbmm_(pixels, windows.block(columns, i).mT)
+        return windows.weight(matrices.unflatten(1, (lanes, groups)).sum(1, dtype=dtype)).to(input.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -440,11 +481,6 @@ class _WeightGradient(torch.autograd.Function):
             _Output.apply(input.conj(), *grads, ctx.windows) if wants_output_grad else None,
             None,
         )
-
-
-def _split(images: Tensor, groups: int) -> Tensor:
-    """`[n, channels, height, width]` as `[groups, n, channels / groups, height, width]`, a view."""
-    return images.unflatten(1, (groups, images.shape[1] // groups)).transpose(0, 1)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
