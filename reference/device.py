@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 
 from reference.errors import InputError
 
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What convolutions and matrix products may be computed in, by name."""
 
 
@@ -39,8 +40,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The precision called `name`; `auto` is bfloat16 where `device` computes in it by itself, else float32.
 
     A processor does if it has AVX-512 BF16 or AMX: that doubles its arithmetic. Without them bfloat16 works, slowly.
+    float32 that is asked for is float32 on cards too: TF32 is turned off for the whole process.
     """
     if name != "auto":
+        if name == "float32" and device.type == "cuda":  # else cuDNN computes convolutions in TF32, with 10 bits
+            torch.backends.cuda.matmul.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
         return PRECISIONS[name]
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
@@ -61,6 +66,42 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)  # not called otherwise: it imports the compiler, which takes seconds
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that a training on `device` draws from: the CPU's, and the device's own."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states["device"] = [device.type, torch.get_device_module(device).get_rng_state(*_numbered(device))]
+    return states
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put back what `random_states` gave; the state of a device of another kind is left out."""
+    torch.set_rng_state(states["cpu"])
+    kind, state = states.get("device", (None, None))
+    if kind == device.type:
+        torch.get_device_module(device).set_rng_state(state, *_numbered(device))
+
+
+def _numbered(device: torch.device) -> tuple[torch.device, ...]:
+    """What names the device to its module; there is one MPS only, and it takes no name."""
+    return () if device.type == "mps" else (device,)
+
+
+def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
+    """Compile `network` in place for `device`: it stays the module that it is, only its call changes.
+
+    Args:
+        how: off: not at all. graphs: a card replays the operations of a step as CUDA graphs, recorded in the first
+            steps, instead of being told one after the other; elsewhere they are traced alike and run as they are.
+            full: operations are fused into new kernels, too, which takes long; it needs a C++ compiler for the CPU,
+            Triton for a card. Each shape of a batch is compiled on its own, the last one of an epoch as well.
+    """
+    if how == "graphs":
+        network.compile(dynamic=False, backend="cudagraphs" if device.type == "cuda" else "aot_eager")
+    elif how == "full":
+        network.compile(dynamic=False, mode="reduce-overhead")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -41,6 +41,7 @@ class Group:
         except ValueError as error:
             raise InputError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them ({error})") from error
         self.talk: Any = None
+        self.broken = False  # another process is gone
 
     @property
     def leads(self) -> bool:
@@ -48,10 +49,25 @@ class Group:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The name of this process's own device: of several cards the one with its number on this machine."""
-        if self.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
-            return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
-        return name
+        """The name of this process's own device: of several cards the one with its number on this machine.
+
+        Raises:
+            InputError: there are fewer cards than processes, or one card is asked for by its number.
+        """
+        if self.size == 1:
+            return name
+        if name.startswith("cuda:"):
+            raise InputError(f"--device {name}: several processes need a card each; say --device cuda")
+        if not torch.cuda.is_available() or name not in ("auto", "cuda"):
+            return name
+        number, cards = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        if here > cards:
+            raise InputError(
+                f"{here} processes on this machine, but {cards} cards, and each process needs one: "
+                f"--nproc-per-node={cards}, or --device cpu"
+            )
+        return f"cuda:{number}"
 
     def join(self, device: torch.device) -> None:
         """Meet the others: over NCCL for gradients on cards, over gloo for everything else."""
@@ -63,9 +79,9 @@ class Group:
         self.talk = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
 
     def leave(self) -> None:
-        """Part from the others."""
-        if self.size > 1 and dist.is_initialized():
-            with suppress(RuntimeError):  # they may be gone
+        """Part from the others; if one of them is gone, do not wait: what is under way with it never ends."""
+        if self.size > 1 and dist.is_initialized() and not self.broken:
+            with suppress(RuntimeError):  # they may have left first
                 dist.destroy_process_group()
 
     def agree(self, value: Any) -> Any:
@@ -103,6 +119,7 @@ class Group:
         """Raise TrainingError if an error says that another process is gone; what else it says is not our business."""
         words = ("connection closed", "connection reset", "broken pipe", "timed out", "remote process exited")
         if self.size > 1 and (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)):
+            self.broken = True
             raise TrainingError(
                 f"another process of this training is gone: stopped after step {progress.step:,}. The last checkpoint "
                 "is whole; go on with --resume, with as many processes as you like"

@@ -42,9 +42,12 @@ from reference.device import (
     PRECISIONS,
     choose_device,
     choose_precision,
+    compile_network,
     describe_device,
     out_of_memory,
+    random_states,
     seed_everything,
+    set_random_states,
     versions,
 )
 from reference.distributed import Group, follow
@@ -53,6 +56,7 @@ from reference.files import atomic_write, remove_temporaries
 from reference.models import Ocean
 from reference.optim import SGD, Optimizer
 from reference.recipes import RECIPES, FallingRate, Muon, Vary, patches, whiten
+from reference.scaling import ScaledOptimizer
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, fit
 
@@ -120,9 +124,12 @@ class Settings:
     weights."""
     seed: int = 0
     """Of the initial weights and of the orders."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the layers compute in; weights, loss and optimizer are float32. auto: bfloat16 where the device has it, else
-    (and for --impl reference) float32."""
+    (and for --impl reference) float32. float16: for cards without bfloat16; the loss is scaled."""
+    compile: Literal["off", "graphs", "full"] = "off"
+    """Compile the network by torch.compile. graphs: a card replays the operations of a step as CUDA graphs. full: they
+    are fused as well, which takes long at first."""
     deterministic: bool = False
     """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""
     device: str = "auto"
@@ -133,8 +140,8 @@ class Settings:
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with the run in this folder, with its own settings; --epochs, --device, --num-threads, --data-root,
-    --keep-every and --quiet may be given anew."""
+    """Go on with the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
+    --data-root, --keep-every and --quiet may be given anew."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
     quiet: bool = False
@@ -160,6 +167,7 @@ class Settings:
 
 # What may differ when a run goes on, because it changes where or how long it computes, but not what.
 CHANGEABLE = {"epochs", "device", "num_threads", "data_root", "keep_every", "quiet", "download", "mirrors", "resume"}
+CHANGEABLE |= {"compile"}
 
 
 def flag(name: str) -> str:
@@ -231,11 +239,13 @@ def train(settings: Settings) -> int:
         folder = group.agree(folder)
         group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
         group.led(lambda: remove_temporaries(folder))
+        leaving.enter_context(explained(settings, device, folder / "last.pt"))
         seed_everything(settings.seed, deterministic=settings.deterministic)
         network, optimizer, train_loader, test_loader, schedule = prepare(settings, train_set, test_set, device)
+        scaled = ScaledOptimizer(optimizer, device) if precision == torch.float16 else None
         progress = Progress()
         if group.agree((folder / "last.pt").exists()):
-            progress = restore(folder / "last.pt", network, optimizer, data, train_set.classes)
+            progress = restore(folder / "last.pt", network, optimizer, scaled, data, train_set.classes)
         if progress.epoch > settings.epochs:
             raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
         # As it was understood, so that it can be gone on with from any folder.
@@ -252,15 +262,20 @@ def train(settings: Settings) -> int:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         whose = " of the reference's layers" if settings.impl == "reference" else ""
         where = f"on {describe_device(device)} in {known.precision}"
+        where += "" if settings.compile == "off" else f", compiled ({settings.compile})"
         say(f"{type(network).__name__}{whose}: {parameters:,} parameters, {where}, in {folder}")
         if progress.step:
             say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
 
         how: dict[str, Any] = {"precision": precision, "before_step": schedule}
-        parts = network, LAYERS[settings.impl].CrossEntropyLoss(), optimizer
+        how["loss_scale"] = scaled and scaled.factor
+        parts = network, LAYERS[settings.impl].CrossEntropyLoss(), scaled or optimizer
         if not group.leads:
+            compile_network(network, settings.compile, device)
             return follow(group, parts, (train_loader, test_loader), settings.epochs, progress, **how)
-        with RunFolder(folder, settings, network, optimizer, train_set, test_set, data, progress, group) as run:
+        with RunFolder(folder, settings, network, optimizer, scaled, train_set, test_set, data, progress, group) as run:
+            # now that its graph is drawn: the tracer needs the network as it was
+            compile_network(network, settings.compile, device)
             try:
                 fit(
                     *group.together(*parts),
@@ -278,12 +293,7 @@ def train(settings: Settings) -> int:
                 ) from error
             except RuntimeError as error:
                 group.complain(error, progress)
-                if not out_of_memory(error):
-                    raise
-                raise InputError(
-                    f"{device} has not enough memory for this training; {folder / 'last.pt'} is as it was. "
-                    f"Try a --batch-size below {settings.batch_size}, or another --device"
-                ) from error
+                raise
             if progress.epoch < settings.epochs:
                 run.save()
                 print(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
@@ -295,6 +305,24 @@ def train(settings: Settings) -> int:
         f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
     )
     return 0
+
+
+@contextmanager
+def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[None]:
+    """Raise InputError for what a machine lacks: memory, or a compiler; wherever in the training it shows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            kept = f"; {last} is as it was" if last.exists() else ""
+            raise InputError(
+                f"{device} has not enough memory for this training{kept}. "
+                f"Try a --batch-size below {settings.batch_size}, or another --device"
+            ) from error
+        if settings.compile != "off" and type(error).__module__.startswith("torch._dynamo"):
+            first = next(line for line in str(error).splitlines() if line.strip())
+            raise InputError(f"--compile {settings.compile} does not work here ({first}); leave it out") from error
+        raise
 
 
 def prepare(
@@ -441,7 +469,12 @@ def refuse_changes(settings: Settings, stored: Settings) -> None:
 
 
 def restore(
-    path: Path, network: nn.Module, optimizer: Optimizer, data: dict[str, Any], classes: tuple[str, ...]
+    path: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    scaled: ScaledOptimizer | None,
+    data: dict[str, Any],
+    classes: tuple[str, ...],
 ) -> Progress:
     """Put the state of a checkpoint into network, optimizer and random generators; return where the training stands.
 
@@ -455,9 +488,9 @@ def restore(
     try:
         network.load_state_dict(content["state_dict"])
         optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if scaled is not None:
+            scaled.load_state_dict(state["scale"])
+        set_random_states(state["rng"], next(network.parameters()).device)
         return Progress(**state["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} holds no state to go on from ({error})") from error
@@ -477,6 +510,7 @@ class RunFolder(Observer):
     settings: Settings
     network: nn.Module
     optimizer: Optimizer
+    scaled: ScaledOptimizer | None
     train_set: Resident
     test_set: Resident
     data: dict[str, Any]
@@ -573,10 +607,8 @@ class RunFolder(Observer):
             training={
                 "optimizer": self.optimizer.state_dict(),
                 "progress": asdict(self.progress),
-                "rng": {
-                    "cpu": torch.get_rng_state(),
-                    "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                },
+                "scale": self.scaled and self.scaled.state_dict(),
+                "rng": random_states(next(self.network.parameters()).device),
                 "data": self.data,
             },
         )

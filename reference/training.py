@@ -98,6 +98,7 @@ def fit(
     observer: Observer | None = None,
     precision: torch.dtype = torch.float32,
     before_step: Callable[[int], None] | None = None,
+    loss_scale: Tensor | None = None,
 ) -> Progress:
     """Train `network` for `epochs` epochs, evaluating it after each; go on where `progress` says.
 
@@ -112,6 +113,7 @@ def fit(
         observer: told of steps and epochs, and asked whether to stop.
         precision: what the network computes in; its parameters, the loss and the optimizer stay in float32.
         before_step: called with the number of each step, from 0, before the optimizer makes it; a schedule, say.
+        loss_scale: what the gradients are multiplied by, for an optimizer that divides them again (`scaling.py`).
 
     Returns:
         `progress`; unfinished (`progress.epoch < epochs`) if the observer stopped it.
@@ -131,10 +133,10 @@ def fit(
         started, seen_before, pending = time.perf_counter(), progress.seen, []
         network.train()
         for images, targets in islice(train_loader, progress.batch, None):
+            optimizer.zero_grad()  # first: a compiled network may write gradients where it left the last ones
             scores = compute(network, images.to(device), precision)
             loss = loss_function(scores, targets.to(device))
-            optimizer.zero_grad()
-            loss.backward()
+            loss.backward(loss_scale)
             if before_step is not None:
                 before_step(progress.step)
             optimizer.step()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
-from reference.device import seed_everything
+from reference.device import compile_network, seed_everything
 from reference.models import Ocean
 from reference.training import fit
 from spec.support.assertions import Tolerance, assert_close, assert_equal
@@ -59,20 +60,22 @@ def trained(
     *,
     scale: bool = False,
     largest: list[Tensor] | None = None,
+    compiled: str = "off",
 ) -> Tensor:
     """The loss before each step of a training on the device; under autocast if a dtype is given."""
     layers.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compile_network(layers, compiled, device)
     optimizer, loss = torch.optim.SGD(layers.parameters(), LEARNING_RATE), nn.CrossEntropyLoss().to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=scale)
     found = []
     for images, targets in batches(steps):
+        optimizer.zero_grad()
         casting = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
         with casting:
             scores = layers(images.to(device))
             value = loss(scores, targets.to(device))
         if largest is not None:
             largest.append(scores.detach().abs().max())
-        optimizer.zero_grad()
         scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -111,6 +114,44 @@ def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
         farthest = farthest + torch.finfo(dtype).eps * torch.stack(largest).cpu().double()
     because = f"how far weights that are off by {share:.2g} of themselves lead a float64 training away, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")
+
+
+@clause("19.training.compiled")
+@pytest.mark.parametrize("how", ["graphs", "full"])
+def test_a_compiled_network_takes_the_same_course(card: torch.device, rehearsal: bool, how: str) -> None:
+    """As float32 above. The rehearsal's graphs are traced and run operation by operation."""
+    if card.type == "mps":
+        pytest.skip("torch.compile for MPS is an early prototype")
+    steps = REHEARSED_STEPS if rehearsal else STEPS
+    precise("ieee")
+    torch._dynamo.reset()
+    found = trained(start(), card, steps, compiled=how)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # all batches have one shape
+    exact, wobbling = pytorchs_losses(steps)
+    farthest = (wobbling - exact).abs().cummax(0).values
+    assert_close(found.double(), exact, Tolerance(farthest, "as in chapter 18"), "the loss of each step")
+
+
+@clause("19.training.compiled")
+@pytest.mark.parametrize("how", ["graphs", "full"])
+def test_the_command_trains_a_compiled_network(card: torch.device, rehearsal: bool, how: str, tmp_path: Path) -> None:
+    if (rehearsal and how == "full") or card.type == "mps":
+        pytest.skip("four shapes are compiled: minutes on a busy CPU")
+    words: tuple[object, ...] = ("--dataset", "shapes", "--limit-train", 72, "--limit-test", 24, "--batch-size", 16)
+    words += ("--epochs", 2, "--precision", "float32", "--device", card.type, "--deterministic")
+    losses = {}
+    for name, choice in (("eager", "off"), ("compiled", how)):
+        found = run("train_full.py", *words, "--compile", choice, "--output", tmp_path / name, folder=tmp_path)
+        assert found.status == 0, found.err
+        assert ("compiled" in found.out.splitlines()[1]) == (choice != "off")
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line[key] for line in lines for key in ("train_loss", "test_loss")]
+    if how == "graphs":  # the same kernels
+        assert losses["compiled"] == losses["eager"]
+    else:
+        farthest = (pytorchs_losses(REHEARSED_STEPS)[1] - pytorchs_losses(REHEARSED_STEPS)[0]).abs().max()
+        tolerance = Tolerance(2 * float(farthest), "two trainings of ten steps, each as far off as in chapter 18")
+        assert_close(*(torch.tensor(losses[name]).double() for name in ("compiled", "eager")), tolerance, "a loss")
 
 
 @clause("19.listing.method_one")
@@ -286,39 +327,33 @@ def test_a_checkpoint_of_the_card_opens_on_the_cpu_and_goes_back(card: torch.dev
         assert resumed.state[parameter]["momentum_buffer"].device == parameter.device
 
 
-@clause("19.training.memory")
-def test_a_device_without_memory_ends_the_run_in_one_line(card: torch.device, rehearsal: bool, tmp_path: Path) -> None:
-    device = card.type if card.index is None else f"{card.type}:{card.index}"
-    words = (
-        "--dataset",
-        "shapes",
-        "--limit-train",
-        64,
-        "--limit-test",
-        16,
-        "--epochs",
-        1,
-        "--output",
-        tmp_path / "run",
-    )
-    found = run("train_full.py", *words, "--device", device, folder=tmp_path, prepare=asks_for_too_much)
-    assert found.status == 2
-    error = found.err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {device} has not enough memory for this training; ")
-    assert error.endswith("Try a --batch-size below 64, or another --device")
-    assert load_checkpoint(tmp_path / "run/last.pt")["training"]["progress"]["step"] == 0
-
-
-def asks_for_too_much() -> None:
-    """The network asks its device for 2⁵⁰ bytes."""
+def wants_too_much(where: str) -> None:
+    """The network asks its device for 2⁵⁰ bytes when it is first asked at all, or in a step."""
     forward: Callable[..., Any] = Ocean.forward
 
     def greedy(self: nn.Module, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.training:
+        if where == "at first" or (torch.is_grad_enabled() and self.training and not torch.jit.is_tracing()):
             torch.empty(2**50, dtype=torch.uint8, device=x.device)
         return forward(self, x)
 
     Ocean.forward = greedy
+
+
+@clause("19.training.memory")
+@pytest.mark.parametrize("where", ["at first", "in a step"])
+def test_a_device_without_memory_ends_the_run_in_one_line(card: torch.device, where: str, tmp_path: Path) -> None:
+    device = card.type if card.index is None else f"{card.type}:{card.index}"
+    words: tuple[object, ...] = ("--dataset", "shapes", "--limit-train", 64, "--limit-test", 16, "--epochs", 1)
+    words += ("--device", device, "--output", tmp_path / "run")
+    found = run("train_full.py", *words, folder=tmp_path, prepare=partial(wants_too_much, where))
+    assert found.status == 2
+    error = found.err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {device} has not enough memory for this training")
+    assert error.endswith(". Try a --batch-size below 64, or another --device")
+    last = tmp_path / "run/last.pt"
+    assert last.exists() == (where == "in a step") == (f"; {last} is as it was" in error)
+    if last.exists():
+        assert load_checkpoint(last)["training"]["progress"]["step"] == 0
 
 
 @clause("19.simulated.specification")

@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from inspect import getsource
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import reference
-from reference import checkpoint
+import reference.run
+from reference import checkpoint, scaling
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
-from reference.device import choose_device, describe_device
+from reference.device import choose_device, choose_precision, describe_device, random_states, set_random_states
 from reference.errors import InputError
 from reference.inference import predict
 from reference.models import Ocean
+from reference.run import Settings, explained
+from reference.scaling import ScaledOptimizer
 from reference.training import evaluate, fit
 from spec.support.clauses import clause
 from spec.support.implementations import COMPONENTS
@@ -380,7 +385,7 @@ def test_planted_bugs_of_placement_are_caught() -> None:
 
 # What stands in the reference, and what a slip there would look like: the CPU alone would notice none of them.
 SLIPS = (
-    ("reference.training", "targets.to(device))\n            optimizer", "targets)\n            optimizer", "whole"),
+    ("reference.training", "targets.to(device))\n            loss.b", "targets)\n            loss.b", "whole"),
     (
         "reference.training",
         "compute(network, images.to(device), precision)\n            loss =",
@@ -647,9 +652,10 @@ def test_a_whole_training_runs_on_the_device_and_gives_what_the_cpu_gives(tmp_pa
 
 @clause("19.training.no_waiting")
 @pytest.mark.slow
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "loss scaled"])
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in stored order", "shuffled"])
 @on_simulated_device
-def test_no_step_of_a_training_waits_for_the_device(shuffle: bool) -> None:
+def test_no_step_of_a_training_waits_for_the_device(shuffle: bool, scaled: bool) -> None:
     network = Ocean(10).to(NAME)
     loaders = [
         ResidentLoader(Shapes(train=train, size=size), 4, shuffle and train, device=NAME)
@@ -659,9 +665,13 @@ def test_no_step_of_a_training_waits_for_the_device(shuffle: bool) -> None:
         next(iter(loader))  # all pictures move once
     counts = []
     for size in (5, 10):  # batches an epoch
-        optimizer = reference.SGD(network.parameters(), 0.01)
+        optimizer: Any = reference.SGD(network.parameters(), 0.01, momentum=0.9)
+        how = {}
+        if scaled:
+            optimizer = ScaledOptimizer(optimizer, torch.device(NAME, 0))
+            how = {"loss_scale": optimizer.factor}
         with waits() as noted:
-            fit(network, nn.CrossEntropyLoss(), optimizer, list(loaders[0])[:size], loaders[1], epochs=1)
+            fit(network, nn.CrossEntropyLoss(), optimizer, list(loaders[0])[:size], loaders[1], epochs=1, **how)
         counts.append(noted)
     assert counts[0] == counts[1], "the longer epoch waits no more often than the short one"
     assert len(counts[0]) <= 4  # the losses of the epoch, and what the evaluation found, once each
@@ -681,6 +691,126 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
             loss.backward()
             loss.item()  # as the tutorial's listing would, did it not ask for each hundredth step only
     assert noted == ["aten._local_scalar_dense.default"] * 3
+
+
+@clause("19.training.whole")
+@pytest.mark.slow
+@on_simulated_device
+def test_the_command_trains_on_the_device_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    """All of `train_full.py` but its parser; the graph of TensorBoard's page excepted, which cannot be traced here."""
+    checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)
+    vars(reference.run)["choose_device"] = lambda name: torch.device(NAME, 0)
+    reference.run.Tracker.graph = lambda *_: None
+    size: dict[str, Any] = {"dataset": "shapes", "limit_train": 48, "limit_test": 20, "batch_size": 16}
+    settings = Settings(**size, shuffle=True, momentum=0.9, precision="float32", output=tmp_path / "run", quiet=True)
+    assert reference.run.train(replace(settings, epochs=2, output=tmp_path / "whole")) == 0
+    assert reference.run.train(replace(settings, epochs=1)) == 0
+    kind, _ = torch.load(tmp_path / "run/last.pt", map_location="cpu")["training"]["rng"]["device"]
+    assert kind == NAME
+    assert reference.run.train(replace(settings, epochs=2, output=None, resume=tmp_path / "run")) == 0
+    whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+
+
+@clause("19.checkpoint.travels")
+@pytest.mark.slow
+@on_simulated_device
+def test_the_generator_of_the_device_goes_on_there_and_is_left_alone_elsewhere() -> None:
+    device = torch.device(NAME, 0)
+    states = random_states(device)
+    here, there = torch.rand(4), torch.rand(4, device=device)
+    set_random_states(states, device)
+    assert torch.equal(torch.rand(4), here)
+    assert torch.equal(torch.rand(4, device=device), there)
+    set_random_states(states, torch.device("cpu"))  # without the device: the CPU's part only
+    assert torch.equal(torch.rand(4), here)
+    assert [*random_states(torch.device("cpu"))] == ["cpu"]
+    set_random_states(random_states(torch.device("cpu")), device)  # begun on the CPU
+
+
+# float16
+
+
+@clause("19.training.loss_scale")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps are not finite: the first one, one in the middle, two in a row; three good ones double the factor."""
+    monkeypatch.setattr(scaling, "PATIENCE", 3)
+    bad = {0, 4, 9, 10}
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = ScaledOptimizer(reference.SGD(ours.parameters(), 0.1, momentum), torch.device("cpu"))
+    expected = torch.optim.SGD(theirs.parameters(), 0.1, momentum)
+    scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+    factors = []
+    for step in range(20):
+        if step == 12:  # saved and gone on with
+            kept = optimizer.state_dict()
+            optimizer = ScaledOptimizer(optimizer.optimizer, torch.device("cpu"))
+            optimizer.load_state_dict(kept)
+        x = torch.full((4, 3), float("inf")) if step in bad else torch.randn(4, 3)
+        optimizer.zero_grad()
+        ours(x).square().mean().backward(optimizer.factor)
+        optimizer.step()
+        expected.zero_grad()
+        scaler.scale(theirs(x).square().mean()).backward()
+        scaler.step(expected)
+        scaler.update()
+        factors.append(optimizer.factor.item())
+        assert factors[-1] == scaler.get_scale(), step
+        for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(one, two), step
+    assert {a / b for a, b in pairwise(factors)} == {0.5, 1.0, 2.0}  # all three happened
+
+
+@clause("19.training.loss_scale")
+def test_gradients_too_small_for_float16_survive() -> None:
+    def gradient(scale: Tensor | None) -> Tensor:
+        x = torch.full((1,), 1e-4, dtype=torch.float16)
+        weight = torch.ones(1, requires_grad=True)
+        with torch.autocast("cpu", torch.float16):
+            y = nn.functional.linear(x, weight[None])
+        (y.float() * 1e-4).sum().backward(scale)  # the gradient is 1e-8, below 2**-24
+        assert weight.grad is not None
+        return weight.grad
+
+    assert gradient(None).item() == 0
+    scaled = gradient(torch.tensor(2.0**16)) / 2**16
+    assert abs(scaled.item() / 1e-8 - 1) < 3 * torch.finfo(torch.float16).eps  # x, the gradient of y, their product
+
+
+@clause("19.training.same_result")
+def test_float32_that_is_asked_for_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    for setting in (matmul, convolution):
+        monkeypatch.setattr(setting, "fp32_precision", "tf32")
+    choose_precision("float32", torch.device("cpu"))
+    assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
+    assert choose_precision("float32", torch.device("cuda", 0)) == torch.float32
+    assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+
+
+# What a machine lacks
+
+
+@clause("19.training.compiled")
+@pytest.mark.slow
+def test_a_machine_that_cannot_compile_is_told_so(tmp_path: Path) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("there is no compiler")
+
+    network = nn.Linear(1, 1)
+    network.compile(backend=broken)
+    with (
+        pytest.raises(
+            InputError, match=r"^--compile full does not work here \(.*there is no compiler.*\); leave it out$"
+        ),
+        explained(Settings(compile="full"), torch.device("cpu"), tmp_path / "last.pt"),
+    ):
+        network(torch.ones(1, 1))
+    with pytest.raises(RuntimeError, match="ours"), explained(Settings(), torch.device("cpu"), tmp_path):
+        raise RuntimeError("ours")
 
 
 # The tests that need a card

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import reference
 from reference.checkpoint import load_checkpoint
 from reference.distributed import Group
-from reference.errors import InputError
+from reference.errors import InputError, TrainingError
 from reference.models import Ocean
 from reference.training import Progress, evaluate, fit
 from spec.support.assertions import Tolerance, assert_close
@@ -195,9 +195,13 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it
 
 @clause("19.processes.killed")
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [0, 1], ids=["the one that leads", "one that follows"])
+def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint_stays(
+    victim: int, tmp_path: Path
+) -> None:
+    """Whoever is left says that another one is gone; torchrun adds which one, and by what signal."""
     folder = tmp_path / "run"
-    words = ("--dataset", "shapes", "--limit-train", 2000, "--limit-test", 25, "--batch-size", 16, "--num-threads", 1)
+    words = ("--dataset", "shapes", "--limit-train", 1000, "--limit-test", 25, "--batch-size", 16, "--num-threads", 1)
     job = torchrun(2, *words, "--epochs", 1000, "--output", folder)
     end = time.monotonic() + 100
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
@@ -206,15 +210,50 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
         time.sleep(0.05)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     assert len(children) == 2
-    follower = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    os.kill(int(follower), signal.SIGKILL)
+    name = b"RANK=%d" % victim
+    killed = next(pid for pid in children if name in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    os.kill(int(killed), signal.SIGKILL)
     began = time.monotonic()
     _, err = job.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert job.returncode != 0
-    assert re.search(r"error: another process of this training is gone: stopped after step \d|exitcode *: -9", err), err
+    gone = r"^error: another process of this training is gone: stopped after step [\d,]+\. .* go on with --resume"
+    assert len(re.findall(gone, err, re.MULTILINE)) == 1, err
+    assert re.search(rf"rank *: {victim} .*\n *exitcode *: -9 ", err), err
     assert len(load_checkpoint(folder / "last.pt")["training"]["progress"]["history"]) >= 1
     assert Progress(**load_checkpoint(folder / "last.pt")["training"]["progress"]).epoch >= 1
+
+
+@clause("19.processes.killed")
+def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    left: list[str] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("waited"))
+    group = Group()
+    group.complain(RuntimeError("a defect of ours"), Progress())
+    group.leave()
+    assert left == ["waited"]
+    with pytest.raises(TrainingError, match="another process of this training is gone: stopped after step 1,234"):
+        group.complain(RuntimeError("[gloo/tcp] Connection closed by peer"), Progress(step=1234))
+    group.leave()
+    assert left == ["waited"]
+
+
+@clause("19.processes.cards")
+def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Group().device("cuda") == "cuda"  # alone
+    for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))  # two machines with two cards each
+    assert [Group().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    with pytest.raises(InputError, match="--device cuda:0: several processes need a card each; say --device cuda"):
+        Group().device("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match=r"4 processes on this machine, but 2 cards.*--nproc-per-node=2"):
+        Group().device("auto")
 
 
 @clause("19.processes.errors")

@@ -1,0 +1,72 @@
+"""Chapter 19: training in float16, whose gradients must not vanish: the loss is scaled up, the gradients down again.
+
+Below 2⁻²⁴ float16 has no numbers, and gradients are often smaller. `torch.amp.GradScaler` asks in each step whether the
+gradients are finite, and so waits for the device; here the answer stays on the device: the step is made and, if they
+were not finite, taken back.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.optim import Optimizer
+
+FIRST, GROWTH, BACKOFF, PATIENCE = 2.0**16, 2.0, 0.5, 2000
+"""As GradScaler: the first factor; what it is multiplied by after PATIENCE good steps in a row; and after a bad one."""
+
+
+class ScaledOptimizer:
+    """Steps with gradients that are `factor` times too large; a step whose gradients are not finite is left out.
+
+    Args:
+        optimizer: makes the steps. Its state is made of tensors; what it has not had before a step that is left out
+            becomes zeros.
+        device: of its parameters.
+
+    Attributes:
+        factor: what `loss.backward(factor)` multiplies the gradients by; a tensor of one number, changed in place.
+        good: steps since it was changed.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.factor = torch.tensor(FIRST, device=device)
+        self.good = torch.zeros((), dtype=torch.int64, device=device)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Divide the gradients by `factor`, make the step if they are finite, and choose the next factor."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
+        for parameter in parameters:
+            parameter.grad.div_(self.factor)
+        before = {key: value.clone() for key, value in self._changing(parameters).items()}
+        self.optimizer.step()
+        for key, value in self._changing(parameters).items():
+            value.copy_(torch.where(finite, value, before.get(key, torch.zeros_like(value))))
+        self.good.copy_(torch.where(finite, self.good + 1, 0))
+        grown = self.good == PATIENCE
+        self.factor.mul_(torch.where(finite, torch.where(grown, GROWTH, 1.0), BACKOFF))
+        self.good.masked_fill_(grown, 0)
+
+    def _changing(self, parameters: list[Tensor]) -> dict[tuple[int, str], Tensor]:
+        """All that a step may change, by place."""
+        found = {(number, ""): parameter.detach() for number, parameter in enumerate(parameters)}
+        for number, parameter in enumerate(parameters):
+            state = self.optimizer.state.get(parameter, {})
+            found |= {(number, name): value for name, value in state.items() if isinstance(value, Tensor)}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"factor": self.factor, "good": self.good}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another one stood."""
+        self.factor.copy_(state["factor"])
+        self.good.copy_(state["good"])
