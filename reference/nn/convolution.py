@@ -270,8 +270,9 @@ class _Windows(NamedTuple):
     The layouts, for n pictures and c input or o output channels in each of the groups. Large pictures have matrices of
     their own: they are n lanes of m = 1 picture; small ones stand side by side in one lane of m = n pictures.
         columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row of
-            the padded pictures the pixels that lie under `rows` rows of the kernel, row y at `[…, y % stride, y // stride]`:
-            so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
+            the padded pictures the pixels that lie under `rows` rows of the kernel, row y at
+            `[…, y % stride, y // stride]`: so what lies under the kernel's block i of `rows` rows, for all windows at
+            once, is one block.
         block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
         matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
         pixels: `[lanes · groups, o, out_height · m · out_width]`, the output.
