@@ -334,8 +334,10 @@ def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
         if settings.compile != "off" and isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            first = next(line for line in str(error).splitlines() if line.strip())
-            raise InputError(f"--compile {settings.compile} does not work here ({first}); leave it out") from error
+            reason = " ".join(
+                str(error).strip().split("\n\n")[0].split()
+            )  # what follows is advice to PyTorch's authors
+            raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise
 
 
