@@ -320,8 +320,10 @@ def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
         if settings.compile != "off" and type(error).__module__.startswith("torch._dynamo"):
-            first = next(line for line in str(error).splitlines() if line.strip())
-            raise InputError(f"--compile {settings.compile} does not work here ({first}); leave it out") from error
+            reason = " ".join(str(error).strip().split("
+
+")[0].split())  # what follows is for PyTorch's authors
+            raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise
 
 

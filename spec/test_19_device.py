@@ -781,14 +781,19 @@ def test_gradients_too_small_for_float16_survive() -> None:
 
 
 @clause("19.training.same_result")
-def test_float32_that_is_asked_for_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    for setting in (matmul, convolution):
-        monkeypatch.setattr(setting, "fp32_precision", "tf32")
-    choose_precision("float32", torch.device("cpu"))
-    assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
-    assert choose_precision("float32", torch.device("cuda", 0)) == torch.float32
-    assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+def test_float32_that_is_asked_for_is_no_tf32() -> None:
+    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "tf32"
+        choose_precision("float32", torch.device("cpu"))
+        assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+        assert choose_precision("float32", torch.device("cuda", 0)) == torch.float32
+        assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
+    finally:
+        for setting, was in zip(settings, before, strict=True):
+            setting.fp32_precision = was
 
 
 # What a machine lacks
