@@ -320,9 +320,7 @@ def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
         if settings.compile != "off" and type(error).__module__.startswith("torch._dynamo"):
-            reason = " ".join(str(error).strip().split("
-
-")[0].split())  # what follows is for PyTorch's authors
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for PyTorch's authors
             raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise
 
