@@ -1,5 +1,6 @@
 """Chapters 00, 19 and 21: which device computes, and what a run must record to be repeated."""
 
+import ctypes
 import os
 import platform
 import random
@@ -61,6 +62,18 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)  # not called otherwise: it imports the compiler, which takes seconds
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next step, instead of giving it back to the system.
+
+    Otherwise the large tensors of every step are made of pages that the system clears anew, a sixth of a step's time.
+    Only glibc can be told so; elsewhere nothing happens.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        for option in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(option, 2**30)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

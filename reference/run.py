@@ -43,6 +43,7 @@ from reference.device import (
     choose_device,
     choose_precision,
     describe_device,
+    keep_freed_memory,
     out_of_memory,
     seed_everything,
     versions,
@@ -222,6 +223,7 @@ def train(settings: Settings) -> int:
     precision = choose_precision(settings.precision, device)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    keep_freed_memory()
     train_set, test_set, data = load_data(settings, say)
     folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
 from reference.device import choose_precision
 from reference.distributed import _SharedOptimizer
+from reference.errors import InputError
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import ABLATION, RECIPES, FallingRate, Muon, Vary, orthogonalize, patches, whiten
 from reference.run import Settings, prepare, train_seeds
 from reference.training import Observer, Progress, evaluate, fit
+from scripts.accuracy import measured, welch
 from spec.support.clauses import clause
 from spec.support.command import Command
 from spec.test_18_training import TINY, Recorder, assert_refused, assert_same_training, one_thread, train, trained
@@ -145,6 +150,32 @@ def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--impl", "reference", "--output", "own")
     assert result.status == 0, result.err
     assert config(tmp_path / "own")["precision"] == "float32"
+
+
+PAGES = """
+import resource, sys, torch
+from reference.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**22) for _ in range(4)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@clause("18.precision.memory")
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_large_tensors_are_made_of_pages_that_the_process_has() -> None:
+    def pages(how: str) -> int:
+        words = [sys.executable, "-c", PAGES, how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("keep") < 100
+    assert pages("as it is") > 10 * 100, "this test could not fail: the system needs no telling"
 
 
 # ------------------------------------------------------------------------------------------------ the recipe's settings
@@ -428,7 +459,7 @@ def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
         schedule(step)
         rates.append(optimizer.param_groups[0]["lr"])
         assert optimizer.param_groups[1]["lr"] == rates[-1] / 2
-    # a fifth of 100 steps, so 5^(1/3) times the rate; two steps up, then 18/18, 17/18, …, 1/18, so that the 21st would have 0
+    # a fifth of 100 steps, so 5^(1/3) times the rate; two steps up, then 18/18, 17/18, …, 1/18: the 21st would have 0
     shares = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
     expected = [5 ** (1 / 3) * share for share in shares]
     assert rates == pytest.approx(expected, rel=8 * EPS)
@@ -488,3 +519,35 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) ->
     )  # fmt: skip
     assert len(train_seeds(settings, 2)) == 2
     assert config(tmp_path / "seeds" / "seed-1")["optimizer"] == "muon"
+
+
+# ------------------------------------------------------------------------------------------------ measured
+
+
+@clause("18.recipe.compared")
+@pytest.mark.parametrize(
+    ("first", "second", "t", "freedom", "p"),
+    [
+        # equal variances of two pairs: two degrees of freedom, where p = 1 - |t| / sqrt(2 + t²)
+        ((1.0, 3.0), (4.0, 6.0), -3 / 2**0.5, 2, 1 - (4.5 / 6.5) ** 0.5),
+        # one pair against what does not vary: one degree, Cauchy's distribution, where p = 1 - 2/π · atan(|t|)
+        ((2.0, 4.0), (2.0, 2.0, 2.0), 1, 1, 0.5),
+        ((1.0, 2.0, 3.0), (2.0, 1.0, 3.0), 0, 4, 1),
+    ],
+    ids=["two degrees", "one degree", "equal means"],
+)
+def test_welchs_test_by_the_cases_that_have_a_formula(
+    first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
+) -> None:
+    # 10,000 midpoints of a smooth function on an interval below 2 are off by less than 2³ / (24 · 10,000²) · max|f''|
+    assert welch(first, second) == pytest.approx((t, freedom, p), rel=1e-7)
+
+
+@clause("18.recipe.compared")
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="welch: each sample needs two values, got 1 and 2"):
+        welch([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="welch: one of the samples needs to vary"):
+        welch([1.0, 1.0], [2.0, 2.0])
+    with pytest.raises(InputError, match=r"--against .*needs two finished trainings, .* has 0"):
+        measured(tmp_path)
