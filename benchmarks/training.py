@@ -9,32 +9,37 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import reference.run as run_module
+import reference.training as training_module
 from benchmarks.pairs import Ratio, compare, shortest
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.transforms import ToTensor
-from reference.device import choose_precision
+from reference.device import choose_precision, keep_freed_memory
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import RECIPES
 from reference.run import Settings, prepare
 from reference.training import compute, fit
 
-FLOPS = 3 * 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10) - (
-    2 * 64 * 32 * 32 * 32 * 75
-)
+FORWARD = 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10)
+FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
 """Of a step of 64: forward, gradient of weights, gradient of inputs; the pictures need none of the latter."""
 
 
@@ -189,29 +194,29 @@ def memory() -> None:
     print(f"| peak memory of a process that trains | {peak:.2f} GiB | |")
 
 
+def learn(train_set: Resident, test_set: Resident, epochs: int, seed: int) -> list[dict[str, Any]]:
+    """What the fast recipe comes to, as `scripts/train_full.py --recipe fast` trains, without its run folder."""
+    settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
+    torch.manual_seed(seed)
+    network, optimizer, *loaders, schedule = prepare(settings, train_set, test_set, CPU)
+    precision = choose_precision("auto", CPU)
+    progress = fit(
+        network, nn.CrossEntropyLoss(), optimizer, *loaders, epochs=epochs, precision=precision, before_step=schedule
+    )
+    return progress.history
+
+
 def fast() -> None:
     """The fast recipe's shortest run, evaluation included, against the ten epochs of the tutorial."""
     train_set, test_set = Pictures(train=True), Pictures(train=False)
-    precision = choose_precision("auto", torch.device("cpu"))
-    settings = Settings(recipe="fast", epochs=1, quiet=True, **RECIPES["fast"])
-    part = Pictures.__new__(Pictures)
-    part.images, part.targets, part.classes = (
-        train_set.images[:PICTURES],
-        train_set.targets[:PICTURES],
-        train_set.classes,
-    )
+    train_set.images, train_set.targets = train_set.images[:PICTURES], train_set.targets[:PICTURES]
     tutorial, ratios, seconds, accuracies = Tutorial(40), [], [], []
     for seed in range(SEEDS):
         ten_epochs = tutorial() / 40 * 782 * 10  # its evaluations not even counted
         start = time.perf_counter()
-        torch.manual_seed(seed)
-        network, optimizer, *loaders, schedule = prepare(replace(settings, seed=seed), part, test_set, CPU)
-        progress = fit(
-            network, nn.CrossEntropyLoss(), optimizer, *loaders, epochs=1, precision=precision, before_step=schedule
-        )
+        accuracies.append(learn(train_set, test_set, 1, seed)[-1]["test_accuracy"])
         seconds.append(time.perf_counter() - start)
         ratios.append(ten_epochs / seconds[-1])
-        accuracies.append(progress.history[-1]["test_accuracy"])
     tutorial.close()
     row(
         f"recipe fast, {PICTURES:,} pictures, against the tutorial's ten epochs",
@@ -225,6 +230,99 @@ PICTURES = 6_400
 """What the fast recipe learns from in `fast`: 100 steps of 64."""
 SEEDS = 10
 CPU = torch.device("cpu")
+
+
+def epochs() -> None:
+    """What the fast recipe reaches on all pictures."""
+    train_set, test_set = Pictures(train=True), Pictures(train=False)
+    for count in (1, 4, 10):
+        start = time.perf_counter()
+        accuracy = learn(train_set, test_set, count, seed=0)[-1]["test_accuracy"]
+        print(f"| recipe fast, epochs: {count} | {accuracy:.4f} | {time.perf_counter() - start:.0f} s |", flush=True)
+
+
+def start() -> None:
+    """From the command to the end of the first step: imports, data, the run's folder, the network's graph."""
+    for attempt in ("at first", "again"):
+        words = [*TRAIN_FULL, *("--log-every", "1")]
+        if root := os.environ.get("OCEAN_DATA"):
+            words += ["--dataset", "images", "--data-root", root]
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            with subprocess.Popen(
+                [*words, "--output", f"{folder}/run"],
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+            ) as run:
+                assert run.stdout is not None
+                while not (line := run.stdout.readline()).startswith(b"step 1:"):
+                    assert line, "the training ended before its first step"
+                print(f"| start to first step, {attempt} | {time.perf_counter() - begun:.2f} s | |", flush=True)
+                run.kill()
+
+
+TRAIN_FULL = (sys.executable, "scripts/train_full.py")
+
+
+def besides() -> None:
+    """What a run does besides training: two epochs of the tutorial's recipe in a run folder."""
+    train_set, test_set = Pictures(train=True), Pictures(train=False)
+    spent: dict[str, float] = {"fit": 0.0, "evaluate": 0.0, "on_epoch": 0.0, "on_steps": 0.0}
+
+    def timed(owner: Any, name: str) -> Any:
+        function = getattr(owner, name)
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[name] += time.perf_counter() - begun
+
+        return patch.object(owner, name, run)
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
+        data = {"dataset": "pictures", "fingerprint": ""}
+        patches.enter_context(patch.object(run_module, "load_data", lambda *_: (train_set, test_set, data)))
+        for owner, name in ((run_module, "fit"), (training_module, "evaluate")):
+            patches.enter_context(timed(owner, name))
+        for name in ("on_epoch", "on_steps"):
+            patches.enter_context(timed(run_module.RunFolder, name))
+        run_module.train(Settings(epochs=2, quiet=True, output=Path(folder) / "run"))
+    forward = FORWARD * len(test_set) / 64
+    arithmetic = forward / (forward + FLOPS * len(train_set) / 64)
+    for what, names, more in (
+        ("evaluation once an epoch", ("evaluate",), f"{arithmetic:.1%} of the arithmetic"),
+        ("logs, pictures and checkpoints", ("on_epoch", "on_steps"), ""),
+    ):
+        share = sum(spent[name] for name in names) / spent["fit"]
+        print(f"| share of a run: {what} | {share:.1%} | {more} |", flush=True)
+
+
+KINDS = {
+    "convolution, forward": ("aten::mkldnn_convolution",),
+    "convolution, backward": ("aten::convolution_backward",),
+    "pooling, forward": ("aten::max_pool2d_with_indices",),
+    "pooling, backward": ("aten::max_pool2d_with_indices_backward", "aten::zero_", "aten::fill_"),
+    "linear layers": ("aten::addmm", "aten::mm"),
+    "casts and copies": ("aten::copy_",),
+}
+
+
+def profile() -> None:
+    """Which operations take the time of a step, by PyTorch's profiler."""
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        step = our_steps(Pictures(train=True), 1, dtype)
+        step()
+        with torch.profiler.profile() as profiler:
+            for _ in range(40):
+                step()
+        times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        total = sum(times.values())
+        shares = {kind: sum(times.get(key, 0) for key in keys) / total for kind, keys in KINDS.items()}
+        shares["rest"] = 1 - sum(shares.values())
+        for kind, share in shares.items():
+            print(f"| share of a step, {name}: {kind} | {share:.1%} | {share * total / 40e3:.2f} ms |", flush=True)
 
 
 def growth() -> None:
@@ -251,6 +349,10 @@ FIGURES: dict[str, Callable[[], None]] = {
     "cache": cache,
     "memory": memory,
     "fast": fast,
+    "epochs": epochs,
+    "start": start,
+    "besides": besides,
+    "profile": profile,
     "growth": growth,
 }
 
@@ -262,6 +364,7 @@ def main() -> int:
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         parser.error(f"FIGURE must be one of {', '.join(FIGURES)}, got {unknown[0]}")
+    keep_freed_memory()  # as a training does; the tutorial's loop runs in a process of its own
     print(f"on {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("| figure | ratio (half of the pairs; pairs) or value | |\n|---|---|---|", flush=True)
     for name in names:

@@ -44,6 +44,7 @@ from reference.device import (
     choose_precision,
     compile_network,
     describe_device,
+    keep_freed_memory,
     out_of_memory,
     random_states,
     seed_everything,
@@ -230,6 +231,7 @@ def train(settings: Settings) -> int:
     precision = choose_precision(settings.precision, device)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    keep_freed_memory()
     train_set, test_set, data = load_data(settings, say)
     folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
 

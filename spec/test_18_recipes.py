@@ -2,6 +2,9 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from torch import Tensor, nn
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
 from reference.device import choose_precision
+from reference.distributed import _SharedOptimizer
+from reference.errors import InputError
 from reference.models import Ocean
 from reference.optim import SGD
-from reference.recipes import ABLATION, RECIPES, FallingRate, Muon, Vary, orthogonalize, patches
-from reference.run import Settings, train_seeds
+from reference.recipes import ABLATION, RECIPES, FallingRate, Muon, Vary, orthogonalize, patches, whiten
+from reference.run import Settings, prepare, train_seeds
 from reference.training import Observer, Progress, evaluate, fit
+from scripts.accuracy import measured, welch
 from spec.support.clauses import clause
 from spec.support.command import Command
 from spec.test_18_training import TINY, Recorder, assert_refused, assert_same_training, one_thread, train, trained
@@ -147,6 +153,32 @@ def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
     assert config(tmp_path / "own")["precision"] == "float32"
 
 
+PAGES = """
+import resource, sys, torch
+from reference.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**22) for _ in range(4)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@clause("18.precision.memory")
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_large_tensors_are_made_of_pages_that_the_process_has() -> None:
+    def pages(how: str) -> int:
+        words = [sys.executable, "-c", PAGES, how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("keep") < 100
+    assert pages("as it is") > 10 * 100, "this test could not fail: the system needs no telling"
+
+
 # ------------------------------------------------------------------------------------------------ the recipe's settings
 
 
@@ -170,8 +202,6 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
     [
         (("--shift", -1), ("--shift must be at least 0", "got -1")),
         (("--recipe", "fast", "--momentum", 1), ("--momentum must be below 1 for --optimizer muon", "got 1")),
-        (("--recipe", "fast", "--optimizer", "sgd"), ("--whiten is for --optimizer muon", "got --optimizer sgd")),
-        (("--whiten",), ("--whiten is for --optimizer muon",)),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
@@ -216,23 +246,22 @@ def test_a_stopped_run_of_the_fast_recipe_ends_as_though_it_had_never_stopped(tm
     assert_same_training(tmp_path / "straight", tmp_path / "parts")
 
 
-def fit_fast(network: nn.Module, progress: Progress, observer: Observer, kept: dict[str, Any] | None = None) -> Muon:
-    """Two epochs of three steps with every ingredient of the recipe; from the optimizer's `kept` state on."""
-    dataset = Shapes(size=40)
-    order = torch.Generator().manual_seed(7)
-    loader = ResidentLoader(dataset, 16, True, generator=order, vary=Vary(mirror=True, shift=2))
-    optimizer = Muon(network.parameters(), lr=0.03, momentum=0.9, weight_decay=0.05)
-    if kept is None:
-        optimizer.whiten(next(network.parameters()), patches(dataset.images, 5))
-    schedule = FallingRate(optimizer, steps=6)
+TWO_EPOCHS = Settings(recipe="fast", batch_size=16, epochs=2, seed=7, **RECIPES["fast"])
+
+
+def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | None = None) -> tuple[nn.Module, Any]:
+    """Two epochs of three steps with every ingredient of the recipe; from the `kept` states on."""
+    torch.manual_seed(7)
+    train_set, test_set = Shapes(size=40), Shapes(train=False, size=24)
+    network, optimizer, *loaders, schedule = prepare(TWO_EPOCHS, train_set, test_set, CPU)
     if kept is not None:
-        optimizer.load_state_dict(kept)
-    tests = ResidentLoader(Shapes(train=False, size=24), 16)
+        network.load_state_dict(kept[0])
+        optimizer.load_state_dict(kept[1])
     fit(
-        network, nn.CrossEntropyLoss(), optimizer, loader, tests,
+        network, nn.CrossEntropyLoss(), optimizer, *loaders,
         epochs=2, progress=progress, observer=observer, before_step=schedule,
     )  # fmt: skip
-    return optimizer
+    return network, optimizer
 
 
 @clause("18.recipe.resume")
@@ -240,15 +269,13 @@ def fit_fast(network: nn.Module, progress: Progress, observer: Observer, kept: d
     ("asked", "step"),
     [pytest.param(2, 2, id="in the first epoch", marks=pytest.mark.slow), pytest.param(7, 5, id="in the second")],
 )
-def test_fit_goes_on_with_momentum_rate_whitening_and_varied_pictures_as_they_were(asked: int, step: int) -> None:
-    torch.manual_seed(7)
-    straight = Ocean()
-    fit_fast(straight, Progress(), Observer())
-    torch.manual_seed(7)
-    network, progress = Ocean(), Progress()
-    optimizer = fit_fast(network, progress, Recorder(asked))  # asked after each step and each evaluated batch
+def test_fit_goes_on_with_momentum_rate_and_varied_pictures_as_they_were(asked: int, step: int) -> None:
+    straight, _ = fit_fast(Progress(), Observer())
+    progress = Progress()
+    network, optimizer = fit_fast(progress, Recorder(asked))  # asked after each step and each evaluated batch
     assert progress.step == step
-    fit_fast(network, progress, Observer(), optimizer.state_dict())
+    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}, optimizer.state_dict()
+    network, _ = fit_fast(progress, Observer(), kept)
     assert progress.epoch == 2
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, straight.state_dict()[name]), name
@@ -267,9 +294,9 @@ def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) ->
 @clause("18.recipe.learns")
 @pytest.mark.slow
 @pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real pictures")
-def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_14_400_pictures_seen_once(tmp_path: Path) -> None:
+def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_pictures_seen_once(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", os.environ["OCEAN_DATA"], "--quiet", "--num-threads", 1)
-    result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 14_400, "--output", "run")
+    result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 6_400, "--output", "run")
     assert result.status == 0, result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["test_accuracy"] > 0.5585  # chapter 18, line 1570: after ten epochs
@@ -348,34 +375,61 @@ def test_muon_steps_the_same_whatever_the_memory_format() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=600 * GROWTH * torch.finfo(torch.float32).eps * 0.1)
 
 
-@clause("18.recipe.muon_whitening")
-def test_a_whitened_layer_steps_as_one_on_uncorrelated_inputs() -> None:
+@clause("18.recipe.whitening")
+def test_the_whitening_layer_makes_of_what_it_sees_its_uncorrelated_principal_components() -> None:
     generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(6, 6, dtype=torch.float64, generator=generator)
-    inputs = torch.randn(50, 6, dtype=torch.float64, generator=generator) @ mixing
-    weight = torch.randn(4, 6, dtype=torch.float64, generator=generator)
-    targets = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    spread = torch.tensor([3.0, 0.01, 1.0, 0.1, 0.3, 2.0], dtype=torch.float64)
+    mixing = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator)).Q
+    seen = torch.randn(200, 6, dtype=torch.float64, generator=generator) * spread @ mixing + 5
+    weight, bias = (nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((4, 3, 1, 2), (4,)))
+    whiten(weight, bias, seen)
+    filters = weight.detach().reshape(4, 6)
 
-    ours = nn.Parameter(weight.clone())
-    optimizer = Muon([ours], lr=0.1)
-    optimizer.whiten(ours, inputs)
-
-    # P by its definition, P·P·(C + 0.01·1) = 1, from the singular values instead of the eigenvalues
-    _, s, vh = torch.linalg.svd(inputs, full_matrices=False)
-    whitening = vh.T @ torch.diag((s**2 / 50 + 0.01) ** -0.5) @ vh
-    theirs = nn.Parameter(weight.clone())
-    plain = Muon([theirs], lr=0.1)
-    for _ in range(3):
-        for parameter, seen, stepper in ((ours, inputs, optimizer), (theirs, inputs @ whitening, plain)):
-            stepper.zero_grad()
-            (seen @ parameter.T - targets).square().mean().backward()
-            stepper.step()
-    condition = float(torch.linalg.cond(whitening))
-    expected = theirs.detach() @ whitening
-    torch.testing.assert_close(ours.detach(), expected, rtol=0, atol=3 * 16 * 50 * condition * GROWTH * EPS)
+    # the principal components by the singular values instead of the eigenvalues
+    _, s, vh = torch.linalg.svd(seen - seen.mean(dim=0), full_matrices=False)
+    variances = s[:4] ** 2 / 199
+    # an eigenvector is off by eps over the relative distance of the eigenvalues, which is above 1/100
+    tolerance = {"rtol": 0, "atol": 200 * 100 * 10 * EPS}
+    expected = torch.eye(4, 6, dtype=torch.float64) / (variances + 0.01).sqrt()[:, None]
+    torch.testing.assert_close((filters @ vh.T).abs(), expected, **tolerance)  # the sign is nobody's
+    made = seen @ filters.T + bias.detach()
+    torch.testing.assert_close(made.mean(dim=0), torch.zeros(4, dtype=torch.float64), **tolerance)
+    torch.testing.assert_close(made.T.cov(), torch.diag(variances / (variances + 0.01)), **tolerance)
 
 
-@clause("18.recipe.muon_whitening")
+@clause("18.recipe.whitening")
+def test_the_whitening_layer_is_computed_from_the_pictures_and_stays_as_it_is() -> None:
+    network, optimizer = fit_fast(Progress(), Observer())
+    first, *others = network.parameters()
+    bias = others.pop(0)
+    weight = torch.zeros_like(first)
+    whiten(weight, torch.zeros(32), patches(Shapes(size=40).images, 5))
+    assert torch.equal(first, weight)
+    assert not first.requires_grad
+    assert not bias.requires_grad
+    assert first.grad is bias.grad is None
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert list(map(id, trained)) == list(map(id, others))
+    torch.manual_seed(7)
+    for parameter, initial in zip(others, list(Ocean().parameters())[2:], strict=True):
+        assert not torch.equal(parameter, initial)
+
+
+@clause("18.recipe.whitening")
+def test_several_processes_leave_the_whitening_layer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    network, optimizer, *_ = prepare(TWO_EPOCHS, Shapes(size=40), Shapes(train=False, size=24), CPU)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    sent: list[int] = []
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: sent.append(len(flat)))
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    _SharedOptimizer(network, optimizer).step()
+    unchanged = [torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert unchanged == [True] * 2 + [False] * 8
+    assert sent == [145_578 - 32 * 75 - 32]
+
+
+@clause("18.recipe.whitening")
 def test_patches_are_what_a_convolution_sees() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = patches(images, 5)
@@ -409,8 +463,9 @@ def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
         schedule(step)
         rates.append(optimizer.param_groups[0]["lr"])
         assert optimizer.param_groups[1]["lr"] == rates[-1] / 2
-    # two steps up; then 18/18, 17/18, …, 1/18, so that the 21st would have 0
-    expected = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
+    # a fifth of 100 steps, so 5^(1/3) times the rate; two steps up, then 18/18, 17/18, …, 1/18: the 21st would have 0
+    shares = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
+    expected = [5 ** (1 / 3) * share for share in shares]
     assert rates == pytest.approx(expected, rel=8 * EPS)
 
 
@@ -468,3 +523,35 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) ->
     )  # fmt: skip
     assert len(train_seeds(settings, 2)) == 2
     assert config(tmp_path / "seeds" / "seed-1")["optimizer"] == "muon"
+
+
+# ------------------------------------------------------------------------------------------------ measured
+
+
+@clause("18.recipe.compared")
+@pytest.mark.parametrize(
+    ("first", "second", "t", "freedom", "p"),
+    [
+        # equal variances of two pairs: two degrees of freedom, where p = 1 - |t| / sqrt(2 + t²)
+        ((1.0, 3.0), (4.0, 6.0), -3 / 2**0.5, 2, 1 - (4.5 / 6.5) ** 0.5),
+        # one pair against what does not vary: one degree, Cauchy's distribution, where p = 1 - 2/π · atan(|t|)
+        ((2.0, 4.0), (2.0, 2.0, 2.0), 1, 1, 0.5),
+        ((1.0, 2.0, 3.0), (2.0, 1.0, 3.0), 0, 4, 1),
+    ],
+    ids=["two degrees", "one degree", "equal means"],
+)
+def test_welchs_test_by_the_cases_that_have_a_formula(
+    first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
+) -> None:
+    # 10,000 midpoints of a smooth function on an interval below 2 are off by less than 2³ / (24 · 10,000²) · max|f''|
+    assert welch(first, second) == pytest.approx((t, freedom, p), rel=1e-7)
+
+
+@clause("18.recipe.compared")
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="welch: each sample needs two values, got 1 and 2"):
+        welch([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="welch: one of the samples needs to vary"):
+        welch([1.0, 1.0], [2.0, 2.0])
+    with pytest.raises(InputError, match=r"--against .*needs two finished trainings, .* has 0"):
+        measured(tmp_path)
