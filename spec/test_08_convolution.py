@@ -13,6 +13,7 @@ from torch import Tensor
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
+from spec.support.watching import Allocations
 
 Conv2d = Callable[..., Tensor]
 Pair = tuple[int, int]
@@ -313,6 +314,71 @@ def test_what_is_not_finite_reaches_the_windows_that_cover_it(conv2d: Conv2d, ca
 @clause("08.conv2d.empty")
 def test_no_pictures_give_no_outputs(conv2d: Conv2d) -> None:
     assert conv2d(torch.ones(0, 3, 5, 5), torch.ones(4, 3, 3, 3), torch.ones(4)).shape == (0, 4, 3, 3)
+
+
+# Sizes as networks have them: an implementation may go other ways for them than for the few pixels above
+
+SIZES = [
+    pytest.param(channels, size, id=f"{channels} channels, {size[0]}x{size[1]} pixels")
+    for channels, size in product((2, 8), ((5, 6), (32, 33)))
+]
+OPTIONS = [
+    {"padding": (1, 2)}, {"padding": (0, 2), "stride": (2, 1)}, {"padding": 4, "stride": (1, 2), "dilation": (2, 1)}
+]  # fmt: skip
+
+
+def by_shifts(x: Tensor, w: Tensor, padding: Any, stride: Any = 1, dilation: Any = 1) -> Tensor:
+    """For each element of the kernel the picture shifted and multiplied by it, all added up; in two groups."""
+    pairs = (option if isinstance(option, tuple) else (option, option) for option in (padding, stride, dilation))
+    (top, left), (down, right), (far, wide) = pairs
+    padded = x.new_zeros(*x.shape[:2], x.shape[2] + 2 * top, x.shape[3] + 2 * left)
+    padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = x
+    height, width = padded.shape[2] - far * (w.shape[2] - 1), padded.shape[3] - wide * (w.shape[3] - 1)
+    kernels, pictures = w.unflatten(0, (2, -1)), padded.unflatten(1, (2, -1))
+    shifted = (
+        torch.einsum(
+            "ngcyx,goc->ngoyx",
+            pictures[..., i * far : i * far + height : down, j * wide : j * wide + width : right],
+            kernels[..., i, j],
+        )
+        for i, j in product(range(w.shape[2]), range(w.shape[3]))
+    )
+    return sum(shifted, torch.zeros(())).flatten(1, 2)
+
+
+@clause("08.conv2d.definition", "08.conv2d.groups", "08.conv2d.gradients")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("channels", "size"), SIZES)
+def test_many_pixels_channels_and_pictures_change_nothing(
+    conv2d: Conv2d, channels: int, size: Pair, options: dict[str, Any]
+) -> None:
+    x, w = whole(20, channels, *size, seed=0).requires_grad_(), whole(6, channels // 2, 3, 5, seed=1).requires_grad_()
+    output, expected = conv2d(x, w, groups=2, **options), by_shifts(x, w, **options)
+    assert_equal(output, expected)
+    upstream = whole(*output.shape, seed=2)
+    of_x, of_w = torch.autograd.grad(output, (x, w), upstream)
+    expected_of_x, expected_of_w = torch.autograd.grad(expected, (x, w), upstream)
+    assert_equal(of_x, expected_of_x, "the input's gradient")
+    assert_equal(of_w, expected_of_w, "the weight's gradient")
+
+
+@clause("08.conv2d.workspace")
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (32, 16), (32, 8)])
+def test_four_times_the_pictures_need_no_more_workspace(conv2d: Conv2d, channels: int, size: int) -> None:
+    """What is allocated at once beyond the output, and then beyond the gradients."""
+
+    def workspace(pictures: int) -> tuple[int, int]:
+        x = torch.ones(pictures, channels, size, size, requires_grad=True)
+        w, upstream = torch.ones(8, channels, 5, 5, requires_grad=True), torch.ones(pictures, 8, size, size)
+        with Allocations([x, w, upstream]) as forward:
+            output = conv2d(x, w, padding=2)
+        with Allocations([x, w, upstream, output]) as backward:
+            gradients = torch.autograd.grad(output, (x, w), upstream)
+        return forward.peak - output.nbytes, backward.peak - sum(gradient.nbytes for gradient in gradients)
+
+    few, many = workspace(128), workspace(512)
+    assert many[0] <= few[0], "the output's workspace grows with the batch"
+    assert many[1] <= few[1], "the gradients' workspace grows with the batch"
 
 
 # The gradients

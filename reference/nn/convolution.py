@@ -7,7 +7,10 @@ under it:
 
 (pixels outside the picture are 0; deep-learning libraries do not flip the kernel, so this is a cross-correlation). It
 is computed as matrix products: `_Windows` lays the pixels under one row of the kernel next to each other, so that the
-sum over j and c is a matrix product and the sum over i adds up `kernel height` of them.
+sum over j and c is a matrix product and the sum over i adds up `kernel height` of them. (Where a row has few products,
+as over the three colours of a picture, it lays out all rows, and there is one product.) It does so for a few pictures
+at a time: beside what it returns, the convolution of any number of pictures needs room for a few times `WORKSPACE`
+numbers (or for one picture, if that needs more), and for the kernels' matrices of those few pictures.
 
 With G the upstream gradient, Σ G · output is linear in G, in input and in weight. The output, the input's gradient
 and the weight's gradient are what is left of that one sum when one of the three is taken out; so each of the three
@@ -29,7 +32,7 @@ Pair = tuple[int, int]
 """(vertical, horizontal)"""
 
 WORKSPACE = 2**19
-"""How many numbers the laid-out windows of a group of pictures may have (2 MiB in float32)."""
+"""How many numbers the laid-out windows or outputs of the pictures computed at a time may have (2 MiB in float32)."""
 
 WIDE = 256
 """From how many pixels on pictures are multiplied one by one: then nothing needs to be put side by side, or back."""
@@ -269,10 +272,9 @@ class _Windows(NamedTuple):
 
     The layouts, for n pictures and c input or o output channels in each of the groups. Large pictures have matrices of
     their own: they are n lanes of m = 1 picture; small ones stand side by side in one lane of m = n pictures.
-        columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row of
-            the padded pictures the pixels that lie under `rows` rows of the kernel, row y at
-            `[…, y % stride, y // stride]`: so what lies under the kernel's block i of `rows` rows, for all windows at
-            once, is one block.
+        columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row y of
+            the padded pictures the pixels that lie under `rows` rows of the kernel, at `[…, y % stride, y // stride]`:
+            so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
         block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
         matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
         pixels: `[lanes · groups, o, out_height · m · out_width]`, the output.
@@ -325,8 +327,9 @@ class _Windows(NamedTuple):
         return blocks, self.depth, phases, heights, m, self.out_size[1]
 
     def batches(self, n: int) -> Iterator[slice]:
-        """Cut `n` pictures into batches whose columns fit into the workspace."""
-        size = max(1, WORKSPACE // max(1, math.prod(self.columns_shape(1))))
+        """Cut `n` pictures into batches whose columns and pixels fit into the workspace."""
+        numbers = max(math.prod(self.columns_shape(1)), self.out_channels * math.prod(self.out_size))
+        size = max(1, WORKSPACE // max(1, numbers))
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
     def columns(self, images: Tensor, dtype: torch.dtype) -> Tensor:

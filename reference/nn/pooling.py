@@ -110,9 +110,7 @@ def avg_pool2d(
         raise ValueError(f"avg_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
     size = (input.shape[-2], input.shape[-1])
     window = _window("avg_pool2d", size, kernel_size, stride, padding, 1, ceil_mode)
-    (height, width), (down, right) = window.kernel, window.stride
-    pixels = _pad(input, window, 0).unfold(-2, height, down).unfold(-2, width, right)
-    total = pixels.sum((-2, -1), dtype=_accumulator(input.dtype))
+    total = _sums(_pad(input, window, 0), window)
     if divisor_override is None:
         margins = window.padding if count_include_pad else (0, 0)
         counts = [
@@ -159,6 +157,8 @@ def adaptive_avg_pool2d(
     size = [length if n is None else n for n, length in zip(wanted, input.shape[-2:], strict=True)]
     height, width = as_pair("adaptive_avg_pool2d: output_size", size, at_least=0)
     wide = input.to(_accumulator(input.dtype))
+    if (height, width) == (1, 1):  # what follows would do, but reads the picture twice
+        return wide.mean((-2, -1), keepdim=True).to(input.dtype)
     return _adaptive_mean(_adaptive_mean(wide, -2, height), -1, width).to(input.dtype)
 
 
@@ -396,6 +396,17 @@ def _places(
             places = torch.maximum(places, better * place)
             largest = torch.maximum(largest, candidate)
     return places.long()
+
+
+def _sums(padded: Tensor, window: _Window) -> Tensor:
+    """The sum of each window: first down the columns, then along the rows."""
+    total = padded.to(_accumulator(padded.dtype))
+    for dim, kernel, step, n in zip((-2, -1), window.kernel, window.stride, window.out_size, strict=True):
+        if step == kernel:  # windows side by side are a reshape, whose gradient has nothing to add up
+            total = total.narrow(dim, 0, n * kernel).unflatten(dim, (n, kernel)).sum(dim)
+        else:
+            total = total.unfold(dim, kernel, step).sum(-1)
+    return total
 
 
 def _adaptive_mean(input: Tensor, dim: int, n: int) -> Tensor:

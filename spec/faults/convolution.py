@@ -51,6 +51,18 @@ class HalfPrecisionAddsUpInHalfPrecision(Fault):
         return ((output.double() / scale).round() * scale).to(output.dtype) if output.is_floating_point() else output
 
 
+class LaysOutAllWindowsAtOnce(Fault):
+    """One matrix product for the whole batch, whose windows hold each pixel as often as the kernel has elements."""
+
+    caught_by = "test_08_convolution.py::test_four_times_the_pictures_need_no_more_workspace"
+    says = r"the output's workspace grows with the batch"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        windows = F.unfold(input, weight.shape[2:], padding=padding, stride=stride)
+        return (weight.flatten(1) @ windows).unflatten(2, input.shape[2:])
+
+
 class StartsFromNormalNumbers(Fault):
     """Weights that no bound holds."""
 

@@ -1,9 +1,16 @@
-"""What a piece of code does to the world, as Python's own audit events tell: imports, files, processes, code."""
+"""What a piece of code does to the world, as Python's own audit events tell: imports, files, processes, code; and how
+much memory its tensors take."""
 
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # What happens whenever Python runs: looking at frames, identities and attributes.
 HARMLESS = ("builtins.id", "object.__getattr__", "object.__setattr__", "sys._getframe", "sys._current_frames")
@@ -30,3 +37,32 @@ def watched() -> Iterator[list[str]]:
         yield events
     finally:
         _state.events = None
+
+
+class Allocations(TorchDispatchMode):
+    """How many bytes the tensors take that operations return while the block runs, and have not been freed since.
+
+    What an operation needs within itself is not seen, nor are the tensors `known`, which were there before.
+
+    Attributes:
+        now: bytes at this moment.
+        peak: bytes at most.
+    """
+
+    def __init__(self, known: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for storage in [leaf.untyped_storage() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]:
+            if storage._cdata not in self._sizes:  # a view has the storage of what it is a view of
+                self._sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return result
+
+    def _freed(self, storage: int) -> None:
+        self.now -= self._sizes.pop(storage)
