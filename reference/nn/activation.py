@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from reference.nn.autograd import Function
+
 
 def relu(input: Shaped[Tensor, "..."], inplace: bool = False) -> Shaped[Tensor, "..."]:
     """max(0, x), with the derivative 1 for x > 0 and 0 for x ≤ 0.
@@ -233,7 +235,7 @@ class LogSoftmax(nn.Module):
         return f"dim={self.dim}"
 
 
-class _Positive(torch.autograd.Function):
+class _Positive(Function):
     """max(0, x); the derivative at 0 is 0, where that of `clamp` would be 1."""
 
     @staticmethod
@@ -250,7 +252,7 @@ class _Positive(torch.autograd.Function):
         return _Kept.apply(*grads, output)  # pyright: ignore[reportReturnType]
 
 
-class _Kept(torch.autograd.Function):
+class _Kept(Function):
     """`grad` where `output` is not 0, else 0, whatever `grad` is there; so it is its own derivative.
 
     It is `grad.masked_fill(output <= 0, 0)`, ten times as fast: all bits of a number are kept (& -1) or none (& 0).
@@ -271,7 +273,7 @@ class _Kept(torch.autograd.Function):
         return _Kept.apply(*grads, *ctx.saved_tensors), None
 
 
-class _Sigmoid(torch.autograd.Function):
+class _Sigmoid(Function):
     """y = 1 / (1 + exp(−x)); its derivative in terms of y stays finite where exp(−x) does not."""
 
     @staticmethod
@@ -288,7 +290,7 @@ class _Sigmoid(torch.autograd.Function):
         return torch.addcmul(y, y, y, value=-1).mul_(grad)  # y − y · y
 
 
-class _Tanh(torch.autograd.Function):
+class _Tanh(Function):
     """y = tanh x. With t = exp(−2|x|) − 1, which expm1 gives without losing small x, it is −t / (t + 2) with x's
     sign."""
 
@@ -308,7 +310,7 @@ class _Tanh(torch.autograd.Function):
         return (y * y).neg_().add_(1).mul_(grad)
 
 
-class _Softmax(torch.autograd.Function):
+class _Softmax(Function):
     """y = exp(x − m) / Σ exp(x − m), m = max x; the gradient is y · (g − Σ g · y)."""
 
     @staticmethod
@@ -328,7 +330,7 @@ class _Softmax(torch.autograd.Function):
         return (y * (grad - (grad * y).sum(ctx.dim, keepdim=True))).to(grads[0].dtype), None
 
 
-class _LogSoftmax(torch.autograd.Function):
+class _LogSoftmax(Function):
     """y = x − m − log Σ exp(x − m), m = max x; the gradient is g − exp(y) · Σ g."""
 
     @staticmethod

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from reference.nn.autograd import Function
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
 
 Pair = tuple[int, int]
@@ -398,7 +399,7 @@ class _Windows(NamedTuple):
         return padded[..., top : top + self.in_size[0], left : left + self.in_size[1]]
 
 
-class _Output(torch.autograd.Function):
+class _Output(Function):
     """The output from input and weight: Σ_i matrix_i · block_i."""
 
     @staticmethod
@@ -428,7 +429,7 @@ class _Output(torch.autograd.Function):
         )
 
 
-class _InputGradient(torch.autograd.Function):
+class _InputGradient(Function):
     """The input's gradient from the output's gradient and weight: block_i += matrix_iᵀ · pixels."""
 
     @staticmethod
@@ -458,7 +459,7 @@ class _InputGradient(torch.autograd.Function):
         )
 
 
-class _WeightGradient(torch.autograd.Function):
+class _WeightGradient(Function):
     """The weight's gradient from input and the output's gradient: matrix_i += pixels · block_iᵀ."""
 
     @staticmethod
