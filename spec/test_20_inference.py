@@ -7,9 +7,11 @@ import math
 import os
 import pickle
 import signal
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -842,6 +844,15 @@ def waiting(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        threading.Thread(target=ended, args=(path,), daemon=True).start()
+
+
+def ended(path: Path) -> None:
+    """A reader that comes only now would wait for somebody to write; it finds the end, too."""
+    while path.exists():
+        with suppress(OSError):  # nobody reads
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(0.01)
 
 
 def program(stdout: str, *words: str) -> str:
