@@ -168,6 +168,20 @@ def test_the_order_depends_neither_on_place_nor_on_other_classes(ImageTree: Make
         assert [path for path in new if path != "ant/new.png"] == [path for path in old if path != "cat/0.png"]
 
 
+@clause("05.tree.order")
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["all by threads", "all one by one"])
+def test_large_files_and_small_ones_stand_alike(root: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
+    break_two(root)
+    sizes = sorted(path.stat().st_size for path in (root / "train").rglob("*.png"))
+    monkeypatch.setattr(image_tree, "SMALL_FILE", sizes[len(sizes) // 2])
+    mixed = ReferenceTree(root, size=(8, 8), skip_broken=True)
+    shutil.rmtree(root / ".ocean-cache")
+    monkeypatch.setattr(image_tree, "SMALL_FILE", limit)
+    assert same(ReferenceTree(root, size=(8, 8), skip_broken=True), mixed)
+    assert mixed.skipped == ["bee/1.png", "cat/3.png"]
+
+
 @clause("05.tree.transforms")
 def test_items_pass_through_the_transforms(ImageTree: Make, root: Path) -> None:
     plain = ImageTree(root, size=(8, 8))
@@ -571,6 +585,20 @@ def test_changing_the_tensor_does_not_change_the_cache(ImageTree: Make, root: Pa
     kept = first.images.clone()
     first.images.zero_()
     assert torch.equal(ImageTree(root).images, kept)
+
+
+@clause("05.cache.damage")
+def test_the_checksum_is_of_every_part_and_of_their_order() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, 3 * 2**22 + 5, np.uint8)
+    expected = image_tree.checksum_of(b"header", pixels.data)
+    assert image_tree.checksum_of(b"header", pixels.copy().data) == expected
+    assert image_tree.checksum_of(b"Header", pixels.data) != expected
+    for place in (0, 2**22 - 1, 2**22, 3 * 2**22 - 1, 3 * 2**22, len(pixels) - 1):
+        damaged = pixels.copy()
+        damaged[place] ^= 1
+        assert image_tree.checksum_of(b"header", damaged.data) != expected, place
+    swapped = np.concatenate([pixels[2**22 : 2**23], pixels[: 2**22], pixels[2**23 :]])
+    assert image_tree.checksum_of(b"header", swapped.data) != expected
 
 
 @clause("05.cache.bounded")
