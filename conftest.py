@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import random
+import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from spec.support.strategies import DTYPES, TRACE, seed_all
 
 IMPLEMENTATIONS = pytest.StashKey[list[Implementation]]()
 ABSENT = pytest.StashKey[list[str]]()
+
+ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
+"""The chapters whose components compute where their tensors are; files, data sets and scripts begin on the host."""
 
 _common = hypothesis.settings(
     deadline=None,  # time says nothing on a busy machine; a hang is pytest-timeout's business
@@ -50,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="on trial: reference, torch, torch-compile, a dotted module, a .py file (default: reference,torch)",
     )
     group.addoption("--impl-complete", action="store_true", help="a component that is absent fails")
-    group.addoption("--device", default="cpu", help="where the tensors of the trial are (default: cpu)")
+    group.addoption("--device", default="cpu", help="where the tensors of chapters 07 to 15 are; others are left out")
     group.addoption("--gpu-rehearsal", action="store_true", help="the tests marked gpu, on the CPU, at reduced size")
     group.addoption("--dtype", metavar="NAME[,NAME]", help="floating-point types of the properties (default: all four)")
     group.addoption(
@@ -167,9 +171,12 @@ def _trial_of(item: pytest.Item) -> Implementation | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note what each test judges and lacks; apply the known failures; leave out what judges nobody that was named."""
-    named = config.getoption("--impl")
+    named, elsewhere = config.getoption("--impl"), config.getoption("--device") != "cpu"
     chosen, left_out = [], []
     for item in _in_order(items):
+        if elsewhere and item.path.parent.name == "spec" and not ON_ANY_DEVICE.match(item.path.name):
+            left_out.append(item)
+            continue
         if (implementation := _trial_of(item)) is None:
             (chosen if not named or "reference" in named.split(",") else left_out).append(item)
             continue

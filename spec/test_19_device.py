@@ -160,6 +160,7 @@ def _arithmetic() -> None:
     assert x.tolist() == [[1.0, -2.0], [3.0, 4.0]]
     assert x.t().stride() == (1, 2)
     assert repr(x.sum()) == f"tensor(6., device='{NAME}:0')"
+    assert f"{x.sum()} {x.sum():.2f}" == "6.0 6.00"
     x[0, 0], x.t()[1] = 7.0, 0.0  # through views
     assert x.relu_() is x
     assert x.tolist() == [[7.0, 0.0], [3.0, 0.0]]

@@ -105,6 +105,10 @@ class SimulatedTensor(Tensor):
         history = f", grad_fn=<{type(self.grad_fn).__name__}>" if self.grad_fn else ", requires_grad=True"
         return f"{self.raw!r}"[:-1] + f", device='{NAME}:0'" + history * self.requires_grad + ")"
 
+    def __format__(self, spec: str) -> str:
+        """A single number prints as a number, as a plain tensor's does."""
+        return format(self.item() if self.dim() == 0 else str(self), spec)
+
     @property
     def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return Tensor.data.__get__(self)  # pyright: ignore[reportAttributeAccessIssue]
