@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import reference.run as run_module
 import reference.training as training_module
 from benchmarks.pairs import Ratio, compare, shortest
-from reference.data.image_tree import ImageTree
+from reference.data.image_tree import ImageTree, read_tree, scan_tree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.transforms import ToTensor
 from reference.device import choose_precision, keep_freed_memory
@@ -183,6 +183,15 @@ def cache() -> None:
     start = time.perf_counter()
     Pictures(train=True), Pictures(train=False)
     print(f"| loading both halves, cached if they were | {time.perf_counter() - start:.2f} s | |")
+
+
+def decode() -> None:
+    """Reading and decoding the files of both halves, whatever the cache holds."""
+    if root := os.environ.get("OCEAN_DATA"):
+        begun = time.perf_counter()
+        for split in ("train", "test"):
+            read_tree(scan_tree(Path(root), split), (32, 32), progress=False, decode=True)
+        print(f"| decoding both halves | {time.perf_counter() - begun:.2f} s | |", flush=True)
 
 
 def memory() -> None:
@@ -347,6 +356,7 @@ FIGURES: dict[str, Callable[[], None]] = {
     "gemm": gemm_share,
     "input": input_epoch,
     "cache": cache,
+    "decode": decode,
     "memory": memory,
     "fast": fast,
     "epochs": epochs,
