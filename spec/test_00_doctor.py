@@ -158,6 +158,7 @@ def test_little_room_and_few_threads_are_noted(tmp_path: Path, monkeypatch: pyte
 
 
 @clause("00.doctor.status")
+@pytest.mark.slow
 def test_the_script_prints_text_or_json_and_its_status_says_whether_a_training_can_run(tmp_path: Path) -> None:
     text, listed = (run("doctor.py", *words, folder=tmp_path) for words in ((), ("--json",)))
     findings = json.loads(listed.out)

@@ -158,7 +158,11 @@ def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
 
 
 @clause("16.vgg16.other_sizes")
-@pytest.mark.parametrize("size", [(32, 32), (32, 500), (63, 100), (225, 223)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(32, 32), (63, 100), *(pytest.param(size, marks=pytest.mark.slow) for size in ((32, 500), (225, 223)))],
+    ids=str,
+)
 def test_pictures_of_other_sizes_get_as_many_scores(vgg16: Make, size: tuple[int, int]) -> None:
     assert on_meta(vgg16)(pictures(3, 3, *size)).shape == (3, 1000)
 
@@ -258,6 +262,7 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
 
 
 @clause("16.vgg16.definition")
+@pytest.mark.slow
 def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
     """The same of the convolutions alone, which are a tenth of the numbers."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())

@@ -1233,6 +1233,7 @@ def test_the_script_says_what_a_whole_network_is_and_how_it_is_read(folder: Path
 
 
 @clause("17.legacy.script")
+@pytest.mark.slow
 def test_the_script_describes_a_file(folder: Path) -> None:
     result = run("predict.py", "--legacy", "--checkpoint", "old.pth", folder=folder)
     assert result.status == 0, result.err
@@ -1266,6 +1267,7 @@ def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
 
 
 @clause("17.legacy.script")
+@pytest.mark.slow
 def test_class_names_without_legacy_are_refused(folder: Path) -> None:
     save_checkpoint(folder / "ours.pt", reference.Ocean(), tuple("abcdefghij"))
     result = run("predict.py", "0.png", "--checkpoint", "ours.pt", "--class-names", "a", folder=folder)

@@ -309,6 +309,7 @@ def test_without_the_class_loading_fails_as_documented(folder: Path) -> None:
 
 
 @clause("17.saving.class_missing")
+@pytest.mark.slow
 def test_without_the_class_and_by_default_the_refusal_comes_first(folder: Path) -> None:
     program(folder, "load.py", "import torch", 'torch.load("ocean_save_method1.pth")')
     result = execute(folder, "load.py")
@@ -318,6 +319,7 @@ def test_without_the_class_and_by_default_the_refusal_comes_first(folder: Path) 
 
 
 @clause("17.saving.class_missing")
+@pytest.mark.slow
 def test_the_listing_loads_from_a_folder_into_which_nothing_was_saved(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +331,7 @@ def test_the_listing_loads_from_a_folder_into_which_nothing_was_saved(
 
 @clause("17.saving.class_remedies")
 @pytest.mark.parametrize("remedy", ["import", "paste"])
+@pytest.mark.slow
 def test_with_the_class_in_main_and_weights_only_false_it_loads(folder: Path, remedy: str) -> None:
     # chapter 17, lines 1335 and 1380: import the class or paste its definition
     if remedy == "import":
@@ -342,6 +345,7 @@ def test_with_the_class_in_main_and_weights_only_false_it_loads(folder: Path, re
 
 
 @clause("17.saving.class_remedies")
+@pytest.mark.slow
 def test_the_class_alone_does_not_help_since_2_6(folder: Path) -> None:
     program(folder, "load.py", OCEAN, 'torch.load("ocean_save_method1.pth")')
     assert "UnpicklingError: Weights only load failed" in execute(folder, "load.py").err
@@ -355,6 +359,7 @@ def test_the_module_of_the_import_must_exist() -> None:
 
 
 @clause("17.saving.class_module")
+@pytest.mark.slow
 def test_a_class_from_a_module_is_asked_of_that_module_wherever_else_it_is(tmp_path: Path) -> None:
     """Chapter 18 saves a network whose class is in model.py; chapter 20 pastes the class, which does not help."""
     (tmp_path / "there").mkdir()

@@ -204,6 +204,7 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
+@pytest.mark.slow
 def test_settings_that_cannot_work_are_said_in_one_line(
     tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
 ) -> None:
@@ -213,6 +214,7 @@ def test_settings_that_cannot_work_are_said_in_one_line(
 
 @clause("18.recipe.refused")
 @pytest.mark.parametrize("words", [("--recipe", "slow"), ("--precision", "float8"), ("--optimizer", "lion")])
+@pytest.mark.slow
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, words: tuple[str, str]) -> None:
     result = train(tmp_path, *TINY, *words)
     assert result.status == 2

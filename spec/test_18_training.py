@@ -247,6 +247,7 @@ def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
 
 
 @clause("18.run.folder")
+@pytest.mark.slow
 def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", "--epochs", 3, "--keep-every", 2, "--log-every", 4, "--seed", 5)
     assert result.status == 0, result.err
@@ -414,6 +415,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
 
 
 @clause("18.run.signals")
+@pytest.mark.slow
 def test_ctrl_c_while_the_data_is_read_leaves_quietly(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", prepare=interrupt_reading)
     assert result.status == 130
@@ -524,6 +526,7 @@ def assert_refused(result: Result, *words: str) -> None:
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
+@pytest.mark.slow
 def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "full").mkdir()
@@ -536,6 +539,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[objec
 
 
 @clause("18.run.refused")
+@pytest.mark.slow
 def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--dataset", "cifar10", "--data-root", "nothing"), "nothing", "--download")
     assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "nothing"), "nothing")
@@ -556,6 +560,7 @@ def test_going_on_with_another_recipe_is_refused(tmp_path: Path, words: tuple[ob
 
 @clause("18.run.resume_refused")
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {}}', '{"settings": {"data_root": 3}}'])
+@pytest.mark.slow
 def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
@@ -622,6 +627,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_pat
 
 
 @clause("18.run.help")
+@pytest.mark.slow
 def test_help_names_every_setting(tmp_path: Path) -> None:
     result = train(tmp_path, "--help")
     assert result.status == 0
@@ -672,6 +678,7 @@ def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -
 
 
 @clause("18.data.tree")
+@pytest.mark.slow
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (tree(tmp_path) / "test" / "four").mkdir()
     (tmp_path / "mine" / "train" / "four").mkdir()
@@ -707,6 +714,7 @@ def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path
 
 
 @clause("18.data.archives")
+@pytest.mark.slow
 def test_archives_that_cannot_be_trusted_are_refused_in_one_line(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()

@@ -783,6 +783,7 @@ def ask(folder: Path, *words: object) -> Result:
 
 
 @clause("20.script.text")
+@pytest.mark.slow
 def test_the_script_names_the_checkpoints_classes_with_probabilities(folder: Path) -> None:
     result = ask(folder, "0.png", "1.png", "--checkpoint", "net.pt", "--top-k", 2)
     assert result.status == 0, result.err
@@ -795,6 +796,7 @@ def test_the_script_names_the_checkpoints_classes_with_probabilities(folder: Pat
 
 
 @clause("20.script.json")
+@pytest.mark.slow
 def test_the_script_prints_json(folder: Path) -> None:
     (folder / "broken.png").write_text("no picture")
     result = ask(folder, "0.png", "broken.png", "--checkpoint", "net.pt", "--json", "--top-k", 99)
@@ -812,6 +814,7 @@ def test_the_script_prints_json(folder: Path) -> None:
 
 
 @clause("20.script.json")
+@pytest.mark.slow
 def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
     (folder / "empty").mkdir()
     result = ask(folder, "empty", "--checkpoint", "net.pt", "--json")
@@ -823,6 +826,7 @@ def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
 
 @clause("20.script.json", "20.script.text")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.slow
 def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tuple[str, ...]) -> None:
     """File names are bytes; these are no UTF-8. Chinese ones are printed as they are."""
     for name in (b"\xff.png", "猫.png".encode()):
@@ -866,6 +870,7 @@ def program(stdout: str, *words: str) -> str:
 
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.slow
 def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, words: tuple[str, ...]) -> None:
     """Also where a system prints only what fills a buffer, as into a file."""
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
@@ -880,6 +885,7 @@ def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, wor
 
 
 @clause("20.script.folders")
+@pytest.mark.slow
 def test_the_script_takes_folders(folder: Path) -> None:
     (folder / "more" / "inner").mkdir(parents=True)
     for name in ("more/b.png", "more/a.png", "more/inner/c.png"):
@@ -904,6 +910,7 @@ def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
 
 
 @clause("20.script.streams")
+@pytest.mark.slow
 def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
     """`predict.py … | head -1` ends without a word."""
     os.mkfifo(folder / "pipe")
@@ -917,6 +924,7 @@ def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
 
 
 @clause("20.script.errors")
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> None:
     result = ask(folder, "0.png", "--checkpoint", "none.pt")
     assert (result.status, result.out) == (2, "")
@@ -924,6 +932,7 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> Non
 
 
 @clause("20.script.errors")
+@pytest.mark.slow
 def test_no_picture_at_all_is_said_in_one_line(folder: Path) -> None:
     result = ask(folder, "--checkpoint", "net.pt", "--json")
     assert (result.status, result.out) == (2, "")
@@ -932,6 +941,7 @@ def test_no_picture_at_all_is_said_in_one_line(folder: Path) -> None:
 
 @clause("20.script.errors")
 @pytest.mark.parametrize("words", [("--top-k", 0), ("--batch-size", 0)])
+@pytest.mark.slow
 def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
     result = ask(folder, "0.png", "--checkpoint", "net.pt", *words)
     assert (result.status, result.out) == (2, "")
@@ -940,6 +950,7 @@ def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[obje
 
 
 @clause("20.script.errors")
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
     with waiting(folder / "never.png"):
         words = ("0.png", "never.png", "--batch-size", 1, "--checkpoint", "net.pt")
@@ -951,6 +962,7 @@ def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
 
 
 @clause("20.predict.calibration")
+@pytest.mark.slow
 def test_the_help_promises_no_calibrated_probabilities(folder: Path) -> None:
     result = ask(folder, "--help")
     words = " ".join(result.out.replace("│", " ").split())
