@@ -189,7 +189,6 @@ def test_the_order_of_the_classes_is_mixed(Shapes: Make, train: Any) -> None:
 
 
 @clause("05.shapes.disjoint")
-@pytest.mark.slow
 def test_no_picture_occurs_twice_within_or_between_train_and_test(Shapes: Make, train: Any, test: Any) -> None:
     pictures = {picture.numpy().tobytes() for shapes in (train, test) for picture in shapes.images}
     assert len(pictures) == len(train) + len(test)

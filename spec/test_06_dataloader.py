@@ -584,14 +584,7 @@ class StopError(Exception):
 
 @clause("06.workers.end")
 @with_workers
-@pytest.mark.parametrize(
-    "ending",
-    [
-        pytest.param(None, id="a break"),
-        pytest.param(StopError, id="an exception", marks=pytest.mark.slow),
-        pytest.param(KeyboardInterrupt, id="Ctrl-C", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("ending", [None, StopError, KeyboardInterrupt], ids=["a break", "an exception", "Ctrl-C"])
 def test_no_process_is_left_behind(DataLoader: Loader, ending: type[BaseException] | None) -> None:
     workers = []
 
