@@ -368,8 +368,10 @@ def test_four_times_the_pictures_need_no_more_workspace(conv2d: Conv2d, channels
     """What is allocated at once beyond the output, and then beyond the gradients."""
 
     def workspace(pictures: int) -> tuple[int, int]:
-        x = torch.ones(pictures, channels, size, size, requires_grad=True)
-        w, upstream = torch.ones(8, channels, 5, 5, requires_grad=True), torch.ones(pictures, 8, size, size)
+        x, w, upstream = (  # on the CPU, where what is allocated can be counted
+            torch.ones(shape, requires_grad=True, device="cpu")
+            for shape in ((pictures, channels, size, size), (8, channels, 5, 5), (pictures, 8, size, size))
+        )
         with Allocations([x, w, upstream]) as forward:
             output = conv2d(x, w, padding=2)
         with Allocations([x, w, upstream, output]) as backward:

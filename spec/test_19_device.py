@@ -428,7 +428,7 @@ def test_a_slip_in_the_reference_itself_would_be_caught(
 
 
 def _numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 def _classes(n: int, among: int) -> Tensor:
