@@ -85,6 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "benchmark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(min_rounds=7, max_time=0.3))
+        if item.path.name == "test_recurrent.py" and "-torch-compile-" in item.name:
+            item.add_marker(pytest.mark.skip("PyTorch does not compile recurrent networks"))
 
 
 @pytest.fixture
