@@ -118,8 +118,8 @@ def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
       rounds nothing.
 
     The band sees what it must: a training that stands still leaves it, in bfloat16 at step 13 (counted from 0), in the
-    others by step 2. In 200 steps it sees a learning rate that is 10 % off in each precision, one that is 1 % off in all
-    but bfloat16.
+    others by step 2. In 200 steps it sees a learning rate that is 10 % off in each precision, one that is 1 % off in
+    all but bfloat16.
     """
     if card.type == "mps" and precision != "float32":
         pytest.skip("only float32 is promised on MPS")
