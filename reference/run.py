@@ -321,7 +321,7 @@ def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[
                 f"{device} has not enough memory for this training{kept}. "
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
-        if settings.compile != "off" and type(error).__module__.startswith("torch._dynamo"):
+        if settings.compile != "off" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for PyTorch's authors
             raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise

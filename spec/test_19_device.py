@@ -708,10 +708,14 @@ def test_the_command_trains_on_the_device_and_goes_on_where_it_was(tmp_path: Pat
     assert reference.run.train(replace(settings, epochs=1)) == 0
     kind, _ = torch.load(tmp_path / "run/last.pt", map_location="cpu")["training"]["rng"]["device"]
     assert kind == NAME
+    vars(reference.run)["seed_everything"] = lambda *_, **__: torch.manual_seed(99)  # must not matter
     assert reference.run.train(replace(settings, epochs=2, output=None, resume=tmp_path / "run")) == 0
     whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
     for name, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
+    ours, theirs = (content["training"]["rng"] for content in (whole, resumed))
+    assert torch.equal(ours["cpu"], theirs["cpu"])
+    assert torch.equal(ours["device"][1], theirs["device"][1])
 
 
 @clause("19.checkpoint.travels")
