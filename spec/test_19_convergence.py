@@ -29,6 +29,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reference.run
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
@@ -159,6 +160,18 @@ def test_a_compiled_network_takes_the_same_course(card: torch.device, rehearsal:
     assert_close(found.double(), exact, Tolerance(farthest, "as in chapter 18"), "the loss of each step")
 
 
+def counting_graphs() -> None:
+    """The command says how many graphs it compiled."""
+    fit = reference.run.fit
+
+    def counted(*args: Any, **how: Any) -> Any:
+        progress = fit(*args, **how)
+        print(f"graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}")
+        return progress
+
+    vars(reference.run)["fit"] = counted
+
+
 @clause("19.training.compiled")
 @pytest.mark.parametrize("how", ["graphs", "full"])
 def test_the_command_trains_a_compiled_network(card: torch.device, rehearsal: bool, how: str, tmp_path: Path) -> None:
@@ -168,8 +181,11 @@ def test_the_command_trains_a_compiled_network(card: torch.device, rehearsal: bo
     words += ("--epochs", 2, "--precision", "float32", "--device", card.type, "--deterministic")
     losses = {}
     for name, choice in (("eager", "off"), ("compiled", how)):
-        found = run("train_full.py", *words, "--compile", choice, "--output", tmp_path / name, folder=tmp_path)
+        words_here = (*words, "--compile", choice, "--output", tmp_path / name)
+        found = run("train_full.py", *words_here, folder=tmp_path, prepare=counting_graphs)
         assert found.status == 0, found.err
+        # whole batches and the last one, in training and in evaluation
+        assert f"graphs: {0 if choice == 'off' else 4}\n" in found.out
         assert ("compiled" in found.out.splitlines()[1]) == (choice != "off")
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [line[key] for line in lines for key in ("train_loss", "test_loss")]
