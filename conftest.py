@@ -206,7 +206,7 @@ def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
     The runs of a property follow each other, whoever is judged: they share their examples.
     """
-    items = sorted(items, key=lambda item: item.path.name[5].isdigit())
+    items = sorted(items, key=lambda item: bool(re.match(r"test_\d", item.path.name)))
     groups: dict[object, list[pytest.Item]] = {}
     for item in items:
         function = getattr(item, "function", None)
@@ -265,8 +265,6 @@ def pytest_runtest_makereport(
             report.sections.append(("what the specification says", "\n".join(str(CLAUSES[name]) for name in ids)))
         if text := TRACE.text():
             report.sections.append(("the last calls, to paste into Python", text))
-    if report.passed and report.when != "call":  # nobody asks, and each report of a worker is sent and read
-        report.user_properties = []
     return report
 
 

@@ -81,12 +81,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A third of a second each, at least seven rounds."""
+    """A third of a second each, at least seven rounds; what an implementation lacks cannot be timed."""
     for item in items:
         if "benchmark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(min_rounds=7, max_time=0.3))
-        if item.path.name == "test_recurrent.py" and "-torch-compile-" in item.name:
-            item.add_marker(pytest.mark.skip("PyTorch does not compile recurrent networks"))
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        case, implementation = params.get("case"), params.get("implementation")
+        if case and implementation and case.component not in implementation.components:
+            item.add_marker(pytest.mark.skip(f"absent: {implementation.name} does not define {case.component}"))
 
 
 @pytest.fixture

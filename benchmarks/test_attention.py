@@ -1,4 +1,4 @@
-"""Chapter 12: attention among 32 positions of 64 numbers."""
+"""Chapter 12: attention among 32 positions of 64 numbers, alone and in its layers."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from benchmarks.cases import BATCH, Case, Pass, normal
 from benchmarks.conftest import Measure
 
 POSITIONS, WIDTH = 32, 64
+HEADS, HIDDEN = 4, 128
 
 CASES = [
     Pass(
@@ -14,6 +15,27 @@ CASES = [
         f"{BATCH}x{POSITIONS}x{WIDTH}",
         lambda: tuple(normal(BATCH, POSITIONS, WIDTH) for _ in range(3)),
         operations=4 * (WIDTH + POSITIONS),  # two sums over the width and two over the positions, there and back
+        magnitude=6.0,
+    ),
+    Pass(
+        "attention",
+        "MultiheadAttention",
+        f"{POSITIONS}x{BATCH}x{WIDTH}, {HEADS} heads",
+        lambda: tuple(normal(POSITIONS, BATCH, WIDTH) for _ in range(3)),
+        layer=(WIDTH, HEADS),
+        options={"need_weights": False},
+        # the above and a projection before and after it, there and back; the weights' gradients sum over the rest
+        operations=4 * (WIDTH + POSITIONS) + 4 * WIDTH + POSITIONS * BATCH,
+        magnitude=6.0,
+    ),
+    Pass(
+        "attention",
+        "TransformerEncoderLayer",
+        f"{POSITIONS}x{BATCH}x{WIDTH}, {HEADS} heads",
+        lambda: (normal(POSITIONS, BATCH, WIDTH),),
+        layer=(WIDTH, HEADS, HIDDEN, 0.0),  # no dropout
+        # the same, two normalizations and two linear layers more
+        operations=4 * (WIDTH + POSITIONS) + 4 * WIDTH + POSITIONS * BATCH + 8 * WIDTH + 2 * (WIDTH + HIDDEN),
         magnitude=6.0,
     ),
 ]

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import reference.run as run_module
 import reference.training as training_module
+from benchmarks.growth import slope
 from benchmarks.pairs import Ratio, compare, shortest
 from reference.data.image_tree import ImageTree, read_tree, scan_tree
 from reference.data.resident import Resident, ResidentLoader
@@ -335,16 +336,26 @@ def profile() -> None:
 
 
 def growth() -> None:
-    """Time a picture against the batch size, and time an epoch's share against its pictures."""
+    """The time of a step against its pictures and of an epoch against its share of the data, and how steep they are."""
     pictures = Pictures(train=True)
-    for batch in (16, 32, 64, 128, 256, 512, 1024):
-        seconds = shortest(our_steps(pictures, 1, torch.bfloat16, batch), 0.5)
+    sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
+    steps = [(batch, shortest(our_steps(pictures, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]
+    for batch, seconds in steps:
         print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs a picture |")
-    for percent in (10, 25, 50, 100):
-        steps = 782 * percent // 100
-        start = time.perf_counter()
-        our_steps(pictures, steps, torch.bfloat16)()
-        print(f"| {percent} % of an epoch | {time.perf_counter() - start:.2f} s | {steps} steps |")
+    print(f"| slope of a step's time on a log-log plot | {slope(steps):.2f} | wanted: ≤ 1 |")
+    epochs = [
+        (782 * percent // 100, elapsed(our_steps(pictures, 782 * percent // 100, torch.bfloat16))) for percent in shares
+    ]
+    for percent, (count, seconds) in zip(shares, epochs, strict=True):
+        print(f"| {percent} % of an epoch | {seconds:.2f} s | {count} steps |")
+    print(f"| slope of an epoch's time on a log-log plot | {slope(epochs):.2f} | wanted: ≤ 1 |")
+
+
+def elapsed(function: Callable[[], object]) -> float:
+    """The time of one call, in seconds."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def row(what: str, ratio: Ratio, more: str = "") -> None:

@@ -167,8 +167,10 @@ class Settings:
 
 
 # What may differ when a run goes on, because it changes where or how long it computes, but not what.
-CHANGEABLE = {"epochs", "device", "num_threads", "data_root", "keep_every", "quiet", "download", "mirrors", "resume"}
-CHANGEABLE |= {"compile"}
+CHANGEABLE = {
+    *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
+    *("download", "mirrors", "resume"),
+}
 
 
 def flag(name: str) -> str:

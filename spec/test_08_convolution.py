@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import reference
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
@@ -410,6 +411,17 @@ def test_the_gradients_are_the_adjoints(conv2d: Conv2d, case: Case) -> None:
 def test_it_is_differentiable_twice(conv2d: Conv2d, options: dict[str, Any]) -> None:
     inputs = [spread(1, 2, 3, 4, seed=0), spread(2, 2 // options.get("groups", 1), 2, 2, seed=1), spread(2, seed=2)]
     assert_differentiable(lambda x, w, b: conv2d(x, w, b, **options), *(t.requires_grad_() for t in inputs))
+
+
+@clause("08.conv2d.gradients")
+def test_torch_func_finds_the_gradients_of_the_reference() -> None:
+    x, w = whole(2, 3, 5, 6, seed=0), whole(4, 3, 3, 2, seed=1)
+    found = torch.func.grad(lambda x, w: reference.conv2d(x, w, stride=2).square().sum(), argnums=(0, 1))(x, w)
+    x.requires_grad_()
+    w.requires_grad_()
+    expected = torch.autograd.grad(reference.conv2d(x, w, stride=2).square().sum(), (x, w))
+    assert_equal(found[0], expected[0], "the input's gradient")
+    assert_equal(found[1], expected[1], "the weight's gradient")
 
 
 # What must be rejected

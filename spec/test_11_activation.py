@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reference
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -693,6 +694,18 @@ def test_softmax_is_differentiable_twice(softmax: Activation, dim: int) -> None:
 @pytest.mark.parametrize("dim", [0, 1])
 def test_log_softmax_is_differentiable_twice(log_softmax: Activation, dim: int) -> None:
     assert_differentiable(lambda x: log_softmax(x, dim), spread(2, 3, seed=0, gap=0.4).requires_grad_())
+
+
+@clause("11.relu.gradients", "11.leaky_relu.gradients", "11.sigmoid.gradients", "11.tanh.gradients")
+@clause("11.softmax.gradients", "11.log_softmax.gradients")
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax"])
+def test_torch_func_finds_the_gradients_of_the_reference(name: str) -> None:
+    def curved(x: Tensor) -> Tensor:
+        return getattr(reference, name)(x, *[0] * name.endswith("softmax")).square().sum()
+
+    x = normal(5, 3, seed=0)
+    found = torch.func.grad(curved)(x)
+    assert_equal(found, torch.autograd.grad(curved(x.requires_grad_()), x)[0])
 
 
 # The layers

@@ -174,8 +174,9 @@ def test_large_tensors_are_made_of_pages_that_the_process_has() -> None:
         words = [sys.executable, "-c", PAGES, how]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
-    assert pages("keep") < 100
-    assert pages("as it is") > 10 * 100, "this test could not fail: the system needs no telling"
+    # ten tensors of 64 MiB are 163,840 pages of 4 KiB, or 320 of 2 MiB; what is kept brings none, Python itself a few
+    assert pages("keep") < 32
+    assert pages("as it is") >= 320, "this test could not fail: the system needs no telling"
 
 
 # ------------------------------------------------------------------------------------------------ the recipe's settings

@@ -403,9 +403,7 @@ class _Output(Function):
     """The output from input and weight: Σ_i matrix_i · block_i."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.windows = windows
+    def forward(input: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
         output = input.new_empty(len(input), windows.out_channels, *windows.out_size)
         dtype = _accumulator(input.dtype)
         kernels = windows.matrices(weight, dtype)
@@ -417,6 +415,11 @@ class _Output(Function):
                 pixels.baddbmm_(matrices[i], windows.block(columns, i))
             output[batch] = windows.output(pixels)
         return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.windows = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -433,9 +436,7 @@ class _InputGradient(Function):
     """The input's gradient from the output's gradient and weight: block_i += matrix_iᵀ · pixels."""
 
     @staticmethod
-    def forward(ctx: Any, output_grad: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
-        ctx.save_for_backward(output_grad, weight)
-        ctx.windows = windows
+    def forward(output_grad: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
         windows = windows._replace(rows=1)
         input_grad = output_grad.new_empty(len(output_grad), windows.in_channels, *windows.in_size)
         dtype = _accumulator(output_grad.dtype)
@@ -447,6 +448,11 @@ class _InputGradient(Function):
                 windows.block(columns, i).baddbmm_(matrices.mT, pixels)
             input_grad[batch] = windows.images(columns)
         return input_grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.windows = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -463,9 +469,7 @@ class _WeightGradient(Function):
     """The weight's gradient from input and the output's gradient: matrix_i += pixels · block_iᵀ."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
-        ctx.save_for_backward(input, output_grad)
-        ctx.windows = windows
+    def forward(input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
         dtype = _accumulator(input.dtype)
         blocks, groups, (_, out_channels) = windows.kernel_size[0] // windows.rows, windows.groups, windows.channels
         first = next(windows.batches(len(input)), slice(0, 1))  # no batch has more lanes
@@ -476,6 +480,11 @@ class _WeightGradient(Function):
             for i in range(blocks):
                 matrices[i, : len(pixels)].baddbmm_(pixels, windows.block(columns, i).mT)
         return windows.weight(matrices.unflatten(1, (lanes, groups)).sum(1, dtype=dtype)).to(input.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.windows = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

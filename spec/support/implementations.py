@@ -51,6 +51,8 @@ COMPONENTS = (
 """Every name that can be on trial."""
 
 _COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
+_NOT_COMPILED = ("RNN", "LSTM", "GRU")
+"""What PyTorch's compiler refuses: to `torch-compile` they are absent."""
 _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
@@ -168,7 +170,11 @@ def _pytorch(name: str) -> Implementation:
     if name == "torch-compile":
         # properties try many shapes, and each may need code of its own
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-        found = {c: _compiled(deferred.get()) for c, deferred in found.items() if deferred.home in _COMPILABLE}
+        found = {
+            c: _compiled(deferred.get())
+            for c, deferred in found.items()
+            if deferred.home in _COMPILABLE and c not in _NOT_COMPILED
+        }
     imports = {component: f"from {home} import {component}" for component, home in homes.items()}
     return Implementation(name, name, torch.__version__, found, imports)
 
