@@ -1,4 +1,4 @@
-"""Chapter 00: what a fresh machine needs: the package, its README's commands, what importing it costs."""
+"""Chapter 00: the package on a fresh machine: its dependencies and the cost of importing it."""
 
 import ast
 import importlib
@@ -8,7 +8,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 import reference
@@ -67,53 +66,6 @@ def test_every_public_name_comes_from_where_the_type_checker_sees_it() -> None:
 
 def readme(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-@clause("00.package.readme")
-def test_both_readmes_give_the_same_commands() -> None:
-    blocks = [re.findall(r"```bash\n(.*?)```", readme(name), re.DOTALL) for name in ("README.md", "README.zh-CN.md")]
-    commands = [[line.split("  #")[0].rstrip() for block in part for line in block.splitlines()] for part in blocks]
-    assert commands[0] == commands[1]
-    assert commands[0][0] == "python -m pip install -e . && python scripts/train_full.py"
-
-
-@clause("00.package.readme")
-def test_every_script_and_flag_in_the_readme_exists() -> None:
-    text = readme("README.md")
-    for script in re.findall(r"scripts/\w+\.py", text):
-        assert (ROOT / script).is_file(), script
-    sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
-    # TensorBoard's, everybody's, those of pytest's plugins, torchrun's
-    others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node"}
-    trial = set(re.findall(r'"--([a-z-]+)"', readme("spec/support/plugin.py") + readme("benchmarks/__main__.py")))
-    for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - others - trial:
-        assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
-
-
-@clause("00.package.readme")
-def test_the_readme_s_profiles_exist() -> None:
-    named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
-    assert named == {"dev", "ci", "thorough"}
-    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("spec/support/plugin.py")))
-    assert hypothesis.settings.get_profile("ci").max_examples == 100
-    assert hypothesis.settings.get_profile("ci").derandomize
-    assert hypothesis.settings.get_profile("thorough").max_examples == 2000
-
-
-@clause("00.package.readme")
-def test_the_readme_s_links_lead_somewhere() -> None:
-    for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", readme(name)):
-            assert (ROOT / target).exists(), target
-
-
-@clause("00.package.readme")
-def test_both_readmes_give_the_same_figures() -> None:
-    def figures(name: str) -> list[str]:
-        """The rows of tables of numbers, and all decimals."""
-        return re.findall(r"\d\.\d{2,}", readme(name))
-
-    assert figures("README.md") == figures("README.zh-CN.md")
 
 
 @clause("00.package.imports")

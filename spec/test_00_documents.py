@@ -1,0 +1,147 @@
+"""Chapter 00: the documents: their commands, links and figures are right, and their wording is plain."""
+
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from spec.support.clauses import FILE as CLAUSES_FILE
+from spec.support.clauses import clause
+
+ROOT = Path(__file__).parents[1]
+
+ENGLISH = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if ".zh-CN" not in path.name)
+DOCUMENTS = [*ENGLISH, *(path.with_suffix(".zh-CN.md") for path in ENGLISH)]
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "spec/README.md")]
+
+
+def names(paths: list[Path]) -> list[str]:
+    """Paths as they are shown in test ids."""
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def commands(path: Path) -> list[str]:
+    """The commands of a document, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    return [line.split("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+
+@clause("00.package.readme")
+def test_readme_starts_with_the_two_commands() -> None:
+    assert commands(ROOT / "README.md")[:2] == [
+        "python -m pip install -e . && python scripts/train_full.py",
+        'python -m pip install -e ".[test]" && python -m pytest -n 2',
+    ]
+
+
+@clause("00.package.readme")
+def test_readme_has_at_most_700_words() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
+
+
+@clause("00.package.readme")
+@pytest.mark.parametrize("path", ENGLISH, ids=names(ENGLISH))
+def test_chinese_document_has_the_same_commands_headings_and_figures(path: Path) -> None:
+    chinese = path.with_suffix(".zh-CN.md")
+    assert commands(chinese) == commands(path)
+    for pattern in (r"^#+ ", r"\d\.\d{2,}", r"^\|[-|]+\|$"):
+        found = [re.findall(pattern, p.read_text(encoding="utf-8"), re.MULTILINE) for p in (path, chinese)]
+        assert found[0] == found[1], f"{path.name} and {chinese.name} differ in {pattern}"
+
+
+def defined_flags() -> set[str]:
+    """The long options of the project's own commands, as their sources define them."""
+    sources = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "conftest.py"]
+    sources += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "spec/support").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    fields = re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE)  # settings become flags
+    return {name.replace("_", "-") for name in fields} | set(re.findall(r'"--([a-z][a-z0-9-]+)"', text))
+
+
+@clause("00.package.readme")
+@pytest.mark.parametrize("path", [*DOCUMENTS, *OTHERS], ids=names([*DOCUMENTS, *OTHERS]))
+def test_every_script_flag_and_link_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for script in re.findall(r"(?:scripts|benchmarks)/\w+\.py", text):
+        assert (ROOT / script).is_file(), script
+    # TensorBoard's, everybody's, those of pip, pytest's plugins and torchrun
+    others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node", "check"}
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text))
+    assert sorted(flags - others - defined_flags()) == []
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / target).exists(), target
+
+
+@clause("00.package.readme")
+def test_documented_hypothesis_profiles_exist() -> None:
+    named = set(re.findall(r"`(dev|ci|thorough)`", (ROOT / "docs/trial.md").read_text(encoding="utf-8")))
+    assert named == {"dev", "ci", "thorough"}
+    assert hypothesis.settings.get_profile("ci").max_examples == 100
+    assert hypothesis.settings.get_profile("ci").derandomize
+    assert hypothesis.settings.get_profile("thorough").max_examples == 2000
+
+
+BANNED = {
+    r"\bpictures?\b": "image",
+    r"\b(?:graphics )?cards?\b": "GPU",
+    r"\bmend(?:s|ed|ing)?\b": "fix",
+    r"\b(?:go|goes|going|gone|went) on with\b": "resume",
+    r"\bwhose\b": "with, of which",
+    r"\bso many\b": "the number",
+    r"\bwhat c(?:omes|ame) (?:out|in)\b": "output, input",
+    r"\bwhat stands\b": "what it says, the text",
+    r"\bas though\b": "as if",
+    r"\bhow far a step goes\b": "learning rate",
+    r"\bshall\b": "must, will",
+    "指名拒绝": "报错并指出参数名",
+    "一类一类": "按类别依次",
+    "借来的机器": "云端机器",
+}
+"""Words that stand for a standard term, or that make a reader guess, with what to write instead (CONTRIBUTING.md)."""
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a document; of a Python file the comments and the strings."""
+    if path.suffix != ".py":
+        yield from enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        return
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type in (tokenize.COMMENT, tokenize.STRING):
+                yield from enumerate(token.string.splitlines(), start=token.start[0])
+
+
+def banned_words(path: Path) -> list[str]:
+    """Every banned word of a file with its line and what to write instead."""
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    return [
+        f"{shown}:{number}: {match[0]!r}: write {instead!r}"
+        for number, line in prose(path)
+        for pattern, instead in BANNED.items()
+        for match in re.finditer(pattern, line, re.IGNORECASE)
+    ]
+
+
+SOURCES = ("reference", "spec", "benchmarks", "scripts")
+
+
+@clause("00.package.language")
+@pytest.mark.parametrize("folder", [*SOURCES, "documents"])
+def test_prose_uses_the_standard_terms(folder: str) -> None:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    if folder == "documents":
+        paths = [*DOCUMENTS, *OTHERS, CLAUSES_FILE, ROOT / "conftest.py"]
+    found = [line for path in paths if path != Path(__file__) for line in banned_words(path)]
+    assert not found, f"{len(found)} banned words:\n" + "\n".join(found[:50])
+
+
+@clause("00.package.language")
+def test_a_banned_word_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "example.py"
+    file.write_text('"""Mend the picture."""\npicture_count = 1  # Pictures\nname = f"{picture_count} cards"\n')
+    assert [line.partition(": ")[0] for line in banned_words(file)] == [
+        *("example.py:1", "example.py:1", "example.py:2", "example.py:3")
+    ]
