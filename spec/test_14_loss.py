@@ -951,7 +951,7 @@ UNFIT = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
 ELEMENTWISE_REJECTS = pytest.mark.parametrize(
     ("target", "options", "naming"),
     [
-        pytest.param(torch.ones(2), {}, "target has shape|match the size", id="a target that does not broadcast"),
+        pytest.param(torch.ones(2), {}, "target|match the size", id="a target that does not broadcast"),
         pytest.param(torch.ones(3).long(), {}, "Long|int64", id="whole numbers, which have no mean"),
         pytest.param(torch.ones(3), {"reduction": "average"}, "reduction", id="an unknown reduction"),
         pytest.param(torch.ones(3), {"reduction": "Mean"}, "reduction", id="a reduction in capitals"),
@@ -1010,7 +1010,7 @@ def test_the_nll_loss_rejects(nll_loss: Loss, input: Shape, target: Any, options
 
 @clause("14.loss.rejects")
 def test_the_nll_loss_rejects_a_single_score(nll_loss: Loss) -> None:
-    with rejects(naming="dimension"):
+    with rejects(naming="input|dimension"):
         nll_loss(torch.tensor(-1.0), torch.tensor(0))
 
 
