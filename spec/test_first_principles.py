@@ -1,5 +1,5 @@
-"""First principles: no file of `reference/nn` and `reference/models`, nor `reference/optim.py`, uses what already is a
-component.
+"""First principles: no file of `reference/nn`, `reference/fast` and `reference/models`, nor `reference/arguments.py`,
+`reference/definitions.py` and `reference/optim.py`, uses what already is a component.
 
 Allowed are tensors (indexing, arithmetic, reductions, matrix products, `unfold`, `exp`, `log` and their like),
 autograd, `torch.nn.Module`, `torch.nn.Parameter`, `PackedSequence` as a container, and the reference's own components.
@@ -21,7 +21,8 @@ import pytest
 import reference
 
 ROOT = Path(reference.__file__).parent
-FILES = [*sorted((ROOT / "nn").glob("*.py")), *sorted((ROOT / "models").glob("*.py")), ROOT / "optim.py"]
+FILES = [path for folder in ("nn", "fast", "models") for path in sorted((ROOT / folder).glob("*.py"))]
+FILES += [ROOT / name for name in ("arguments.py", "definitions.py", "optim.py")]
 EXCUSED = {
     # built from any namespace of layers, PyTorch's unless told: the layers are not the file's own
     "models/ocean.py": ["torch.nn under another name"],
