@@ -147,6 +147,12 @@ def _component_fixture(name: str) -> Callable[..., Any]:
     return component
 
 
+@pytest.fixture
+def component(request: pytest.FixtureRequest, implementation: Implementation) -> Component:
+    """The component that a test is parametrized with, by its name."""
+    return implementation.component(request.param, TRACE)
+
+
 for _name in COMPONENTS:
     globals()[f"component_{_name}"] = _component_fixture(_name)
 
@@ -180,7 +186,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (implementation := _trial_of(item)) is None:
             (chosen if not named or "reference" in named.split(",") else left_out).append(item)
             continue
-        components = [name for name in getattr(item, "fixturenames", ()) if name in COMPONENTS]
+        named_by_test = (*getattr(item, "fixturenames", ()), item.callspec.params.get("component"))  # type: ignore[attr-defined]
+        components = [name for name in named_by_test if name in COMPONENTS]
         absent = [name for name in components if name not in implementation.components]
         item.stash[ABSENT] = absent
         item.user_properties += [

@@ -399,7 +399,7 @@ SLIPS = (
     ("reference.checkpoint", 'map_location="cpu", ', "", "whole"),
     ("reference.fast.pooling", "dtype=torch.int32, device=device)", "dtype=torch.int32)", "AvgPool2d"),
     ("reference.fast.pooling", "torch.arange(n, device=input.device)", "torch.arange(n)", "AdaptiveAvgPool2d"),
-    ("reference.nn.attention", "dtype=torch.bool, device=logits.device)", "dtype=torch.bool)", "attention, causal"),
+    ("reference.nn.attention", "dtype=torch.bool, device=query.device)", "dtype=torch.bool)", "attention, causal"),
     ("reference.optim", "value.to(parameter.device, parameter.dtype, copy=True)", "value.clone()", "whole"),
 )
 

@@ -249,10 +249,8 @@ class _Output(Function):
         return offsets.expand(len(input), -1, *ctx.windows.out_size) if change is None else change + offsets
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None, windows: _Windows
-    ) -> tuple[Any, int]:
-        times = info.batch_size
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
+        (input, weight, bias, windows), times = args, info.batch_size
         if in_dims[1] is None and in_dims[2] is None:
             images = input.movedim(in_dims[0], 0)
             output = _Output.apply(images.flatten(0, 1), weight, bias, windows)
@@ -308,10 +306,8 @@ class _InputGradient(Function):
         )
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], output_grad: Tensor, weight: Tensor, windows: _Windows
-    ) -> tuple[Any, int]:
-        times = info.batch_size
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
+        (output_grad, weight, windows), times = args, info.batch_size
         if in_dims[1] is None:
             grads = output_grad.movedim(in_dims[0], 0)
             return _InputGradient.apply(grads.flatten(0, 1), weight, windows).unflatten(0, grads.shape[:2]), 0
@@ -361,10 +357,8 @@ class _WeightGradient(Function):
         )
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], input: Tensor, output_grad: Tensor, windows: _Windows
-    ) -> tuple[Any, int]:
-        times = info.batch_size
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
+        (input, output_grad, windows), times = args, info.batch_size
         input, output_grad = _joined(input, in_dims[0], times, 1), _joined(output_grad, in_dims[1], times, 1)
         weight_grad = _WeightGradient.apply(input, output_grad, windows.repeated(times))
         return weight_grad.unflatten(0, (times, windows.out_channels)), 0

@@ -50,7 +50,7 @@ def conv2d_definition(
     padded[..., top : top + height, left : left + width] = input
     blocks = padded.unflatten(1, (groups, weight.shape[1]))  # [n, groups, c, row, column]
     kernels = weight.to(dtype).unflatten(0, (groups, -1))  # [groups, o, c, i, j]
-    output = 0 if bias is None else bias.to(dtype).unflatten(0, (groups, -1))[..., None, None]
+    output = padded.new_zeros(()) if bias is None else bias.to(dtype).unflatten(0, (groups, -1))[..., None, None]
     sizes = zip(padded.shape[2:], weight.shape[2:], dilation, strict=True)
     rows, columns = (size - gap * (k - 1) for size, k, gap in sizes)
     for i, j in product(*map(range, weight.shape[2:])):

@@ -7,7 +7,7 @@ the cell and share everything else: layers on top of each other, both directions
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,33 @@ Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]
 State = tuple[Float[Tensor, "batch _"], ...]  # of one layer in one direction: (h,), for the LSTM (h, c)
 States = tuple[Float[Tensor, "stack *batch _"], ...]  # of all layers and directions, in the order of their parameters
+
+
+# The definitions: the next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the state before.
+
+
+def rnn_definition(
+    from_input: Gates, from_state: Gates, state: State, activation: Callable[[Tensor], Tensor] = tanh
+) -> State:
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu instead of tanh."""
+    return (activation(from_input + from_state),)
+
+
+def lstm_definition(from_input: Gates, from_state: Gates, state: State) -> State:
+    """c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g) and h_t = σ(o) ⊙ tanh(c_t), where i, f, g, o are parts of the sum."""
+    i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
+    memory = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(memory), memory
+
+
+def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
+    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, where the reset gate r acts on the state's share of the new state n."""
+    input_r, input_z, input_n = from_input.chunk(3, dim=-1)
+    state_r, state_z, state_n = from_state.chunk(3, dim=-1)
+    r = sigmoid(input_r + state_r)
+    z = sigmoid(input_z + state_z)
+    n = tanh(input_n + r * state_n)
+    return ((1 - z) * n + z * state[0],)
 
 
 class _Recurrent(torch.nn.Module):
@@ -320,12 +347,13 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        activation = tanh if self.nonlinearity == "tanh" else relu
-        return (activation(from_input + from_state),)
+        return rnn_definition(from_input, from_state, state, tanh if self.nonlinearity == "tanh" else relu)
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory: gates decide what a memory c keeps, takes in and shows (Hochreiter, Schmidhuber, 1997).
+    """Long short-term memory: gates decide what a memory c keeps, takes in and shows.
+
+    Hochreiter and Schmidhuber, 1997; the forget gate is that of Gers, Schmidhuber and Cummins, 2000.
 
         i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)         input, forget and output gate, each with its own rows
         g       = tanh( … the same sum … )                         what could be remembered
@@ -359,9 +387,7 @@ class LSTM(_Recurrent):
         super().__init__("LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
-        memory = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
-        return sigmoid(o) * tanh(memory), memory
+        return lstm_definition(from_input, from_state, state)
 
 
 class GRU(_Recurrent):
@@ -396,12 +422,7 @@ class GRU(_Recurrent):
         super().__init__("GRU", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        input_r, input_z, input_n = from_input.chunk(3, dim=-1)
-        state_r, state_z, state_n = from_state.chunk(3, dim=-1)
-        r = sigmoid(input_r + state_r)
-        z = sigmoid(input_z + state_z)
-        n = tanh(input_n + r * state_n)
-        return ((1 - z) * n + z * state[0],)
+        return gru_definition(from_input, from_state, state)
 
 
 def _pad(

@@ -107,8 +107,8 @@ class Component:
     """A component on trial; whatever is asked of it is asked of the implementation's own."""
 
     def __init__(self, name: str, target: Any, import_line: str, trace: Trace) -> None:
-        self.target = target
-        self._name, self._import_line, self._trace = name, import_line, trace
+        self.target, self.name = target, name
+        self._import_line, self._trace = import_line, trace
         self.__doc__ = target.__doc__
         self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
 
@@ -116,7 +116,7 @@ class Component:
         """Call it, and remember how."""
         if not self._trace.on:
             return self.target(*args, **kwargs)
-        self._trace.call(self._name, self._import_line, self.__signature__, args, kwargs)
+        self._trace.call(self.name, self._import_line, self.__signature__, args, kwargs)
         result = self.target(*args, **kwargs)
         if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph
             self._trace.watch(result)
@@ -126,7 +126,7 @@ class Component:
         return getattr(self.target, name)
 
     def __repr__(self) -> str:
-        return f"<{self._name} on trial>"
+        return f"<{self.name} on trial>"
 
 
 def load(name: str) -> Implementation:
