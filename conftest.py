@@ -24,6 +24,9 @@ from spec.support.strategies import DTYPES, TRACE, seed_all
 IMPLEMENTATIONS = pytest.StashKey[list[Implementation]]()
 ABSENT = pytest.StashKey[list[str]]()
 
+KNOWN_FAILURES = Path(__file__).parent / "spec/known_failures.toml"
+"""What is known to fail, by implementation and type of device, of implementations that are not the project's."""
+
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
 """The chapters whose components compute where their tensors are; files, data sets and scripts begin on the host."""
 
@@ -95,8 +98,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """What the outcome depends on."""
     shown = [f"{i.name} {i.version}".strip() for i in config.stash[IMPLEMENTATIONS]]
+    left_out = [
+        f"not judged: {i.name} imports {', '.join(i.left_out)} from PyTorch"
+        for i in config.stash[IMPLEMENTATIONS]
+        if i.left_out
+    ]
     return [
         f"on trial: {', '.join(shown)}",
+        *left_out,
         f"torch {torch.__version__}, Python {platform.python_version()}, device {config.getoption('--device')}, "
         f"{torch.get_num_threads()} threads, {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}, "
         f"seed {config.getoption('randomly_seed', 'not set')}",
@@ -197,8 +206,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
+    whole = not any("::" in str(argument) for argument in config.args)
+    for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
+        if name in [implementation.name for implementation in config.stash[IMPLEMENTATIONS]]:
+            reasons = devices.get(torch.device(config.getoption("--device")).type, {})
+            _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
     if (path := config.getoption("--known-failures")) is not None:
-        _apply_known_failures(Path(path), items, whole=not any("::" in str(argument) for argument in config.args))
+        _apply_known_failures(Path(path), items, whole=whole)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -222,27 +236,35 @@ def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) -> None:
-    """Expect the tests that the file names to fail.
-
-    An entry must match a test exactly, unless its file is not part of this run.
-    """
+    """Expect the tests that the file of --known-failures names to fail."""
+    source = f"--known-failures {path}"
     try:
         reasons = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise pytest.UsageError(f"--known-failures {path}: {error}") from None
+        raise pytest.UsageError(f"{source}: {error}") from None
+    for name in reasons:
+        if not Path(name.partition("::")[0]).is_file():
+            raise pytest.UsageError(f"{source}: {name!r} matches no test")
+    _expect_failures(source, reasons, items, whole=whole)
+
+
+def _expect_failures(source: str, reasons: dict[str, Any], items: list[pytest.Item], *, whole: bool) -> None:
+    """Expect tests to fail, by id, with their reasons.
+
+    An entry must match a test exactly, unless its file is not part of this run.
+    """
     by_id = {item.nodeid: item for item in items}
     files = {name.partition("::")[0] for name in by_id}
     for name, reason in reasons.items():
         if not isinstance(reason, str) or not reason.strip():
-            raise pytest.UsageError(f"--known-failures {path}: {name!r} needs a reason in words, got {reason!r}")
+            raise pytest.UsageError(f"{source}: {name!r} needs a reason in words, got {reason!r}")
         item = by_id.get(name)
         if item is None:
-            file = name.partition("::")[0]
-            if (file in files and whole) or not Path(file).is_file():
-                raise pytest.UsageError(f"--known-failures {path}: {name!r} matches no test")
+            if name.partition("::")[0] in files and whole:
+                raise pytest.UsageError(f"{source}: {name!r} matches no test")
             continue
         if item.stash.get(ABSENT, []):
-            raise pytest.UsageError(f"--known-failures {path}: {name!r} is absent, it cannot fail")
+            raise pytest.UsageError(f"{source}: {name!r} is absent, it cannot fail")
         item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from reference.arguments import accumulation_dtype, check_probability
+from reference.arguments import accumulation_dtype, check_integer, check_probability
 from reference.nn.activation import relu, softmax
 from reference.nn.dropout import Dropout, dropout
 from reference.nn.initialization import xavier_normal_, xavier_uniform_
@@ -403,6 +403,10 @@ class TransformerEncoderLayer(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("d_model", d_model), ("nhead", nhead)):
+            check_integer(f"TransformerEncoderLayer: {name}", size, at_least=1)
+        text = f"TransformerEncoderLayer: d_model must be a multiple of nhead={nhead}, got {d_model}"
+        _require(d_model % nhead == 0, text)
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout=dropout, bias=bias, batch_first=batch_first, device=device, dtype=dtype
         )

@@ -131,7 +131,7 @@ class Sequential(nn.Module):
         """The name of layer `index`."""
         number, n = operator.index(index), len(self)
         if not -n <= number < n:
-            raise IndexError(f"Sequential: index {number} is out of range for {n} layers")
+            raise IndexError(f"Sequential: index must be from {-n} to {n - 1} for {n} layers, got {number}")
         return list(self._modules)[number]
 
 
