@@ -65,7 +65,7 @@ def test_every_public_name_comes_from_where_the_type_checker_sees_it() -> None:
     assert sorted(homes) == sorted(reference.__all__)
     for name, home in homes.items():
         assert getattr(reference, name) is getattr(importlib.import_module(home), name)
-    with pytest.raises(AttributeError, match="has no attribute 'conv4d'|No reference attribute conv4d"):
+    with pytest.raises(AttributeError, match="No reference attribute conv4d"):
         _ = reference.conv4d
 
 
