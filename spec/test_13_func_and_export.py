@@ -344,9 +344,16 @@ class Exported(nn.Module):
         return self.call(*sample, *self.buffers(), *self.case.arguments, **self.case.options)
 
 
+EVERY_DAY = ("linear", "flatten")
+"""The components that are exported in every run; each takes about a third of a second."""
+
+
 @clause("13.export.dynamic_batch")
-@pytest.mark.slow
-@every_component
+@pytest.mark.parametrize(
+    "component",
+    [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+    indirect=True,
+)
 def test_an_exported_component_takes_any_batch(component: Any) -> None:
     case = CASES[component.name]
     with TRACE.off():
