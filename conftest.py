@@ -209,7 +209,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     whole = not any("::" in str(argument) for argument in config.args)
     for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
         if name in [implementation.name for implementation in config.stash[IMPLEMENTATIONS]]:
-            reasons = devices.get(torch.device(config.getoption("--device")).type, {})
+            reasons = devices.get(torch.device(str(config.getoption("--device"))).type, {})
             _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
     if (path := config.getoption("--known-failures")) is not None:
         _apply_known_failures(Path(path), items, whole=whole)
@@ -242,8 +242,9 @@ def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) 
         reasons = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise pytest.UsageError(f"{source}: {error}") from None
+    files = {item.nodeid.partition("::")[0] for item in items}
     for name in reasons:
-        if not Path(name.partition("::")[0]).is_file():
+        if (file := name.partition("::")[0]) not in files and not Path(file).is_file():
             raise pytest.UsageError(f"{source}: {name!r} matches no test")
     _expect_failures(source, reasons, items, whole=whole)
 
