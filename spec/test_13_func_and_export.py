@@ -19,7 +19,8 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from spec.support.assertions import Tolerance, assert_close, assert_equal, rounding
 from spec.support.clauses import clause
-from spec.support.strategies import TRACE, normal, spread
+from spec.support.run import current
+from spec.support.strategies import normal, spread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),  # slow is not wrong
@@ -194,7 +195,7 @@ def jacobian(function: Function, arguments: Tensors) -> list[Tensor]:
 @every_component
 def test_vmap_is_a_loop_over_the_samples(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         function, weights = case.function(component)
         samples = case.samples()
         batched = [torch.stack(parts) for parts in zip(*samples, strict=True)]
@@ -208,7 +209,7 @@ def test_vmap_is_a_loop_over_the_samples(component: Any) -> None:
 @every_component
 def test_vmap_over_the_weights_is_a_loop_over_models(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         function, weights = case.function(component)
         sample = case.sample(0)
         models = [tuple(weight * (1 + i) for weight in weights) for i in range(SAMPLES)] if weights else []
@@ -226,7 +227,7 @@ def test_vmap_over_the_weights_is_a_loop_over_models(component: Any) -> None:
 @every_component
 def test_vmap_of_grad_gives_the_gradients_of_each_sample(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         function, weights = case.function(component)
         samples = case.samples()
         upstream = normal(*function(*samples[0], *weights).shape, seed=99)
@@ -245,7 +246,7 @@ def test_vmap_of_grad_gives_the_gradients_of_each_sample(component: Any) -> None
 @every_component
 def test_jvp_is_the_derivative_along_a_direction(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         function, weights = case.function(component)
         arguments = (*case.sample(0), *weights)
         wanted = is_differentiable(arguments)
@@ -273,7 +274,7 @@ def test_jvp_is_the_derivative_along_a_direction(component: Any) -> None:
 @every_component
 def test_jacrev_holds_the_derivative_of_each_output(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         function, weights = case.function(component)
         arguments = (*case.sample(0), *weights)
         wanted = is_differentiable(arguments)
@@ -286,7 +287,7 @@ def test_jacrev_holds_the_derivative_of_each_output(component: Any) -> None:
 @clause("13.func.randomness")
 def test_vmap_draws_dropout_anew_or_once_as_it_is_told(dropout: Function) -> None:
     x = torch.ones(4, 400)
-    with TRACE.off():
+    with current().trace.off():
         different = vmap(lambda row: dropout(row, 0.5, True), randomness="different")(x)
         same = vmap(lambda row: dropout(row, 0.5, True), randomness="same")(x)
     assert set(different.unique().tolist()) == {0.0, 2.0}
@@ -300,7 +301,7 @@ def test_vmap_draws_dropout_anew_or_once_as_it_is_told(dropout: Function) -> Non
 def test_the_network_has_a_gradient_for_each_image(
     Ocean: Any, Sequential: Any, Conv2d: Any, MaxPool2d: Any, Flatten: Any, Linear: Any
 ) -> None:
-    with TRACE.off():
+    with current().trace.off():
         parts = {"Sequential": Sequential, "Conv2d": Conv2d, "MaxPool2d": MaxPool2d, "Flatten": Flatten}
         network = Ocean(layers=SimpleNamespace(**parts, Linear=Linear)).to(torch.float64)
         images, labels = spread(SAMPLES, 3, 32, 32, seed=0, gap=1e-3), torch.arange(SAMPLES)
@@ -356,7 +357,7 @@ EVERY_DAY = ("linear", "flatten")
 )
 def test_an_exported_component_takes_any_batch(component: Any) -> None:
     case = CASES[component.name]
-    with TRACE.off():
+    with current().trace.off():
         module = Exported(case, component)
         twice, example = case.sample(0), [torch.cat([part, part]) for part in case.sample(0)]
         dynamic = (tuple({0: torch.export.Dim("batch", min=2)} for _ in example),)
@@ -372,7 +373,7 @@ def test_an_exported_component_takes_any_batch(component: Any) -> None:
 def test_the_exported_network_takes_any_number_of_images(
     Ocean: Any, Sequential: Any, Conv2d: Any, MaxPool2d: Any, Flatten: Any, Linear: Any
 ) -> None:
-    with TRACE.off():
+    with current().trace.off():
         parts = {"Sequential": Sequential, "Conv2d": Conv2d, "MaxPool2d": MaxPool2d, "Flatten": Flatten}
         network = Ocean(layers=SimpleNamespace(**parts, Linear=Linear)).to(torch.float64).eval()
         images = spread(7, 3, 32, 32, seed=0, gap=1e-3)
