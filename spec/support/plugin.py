@@ -56,7 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--impl",
         metavar="NAME[,NAME]",
-        help="implementations under test: reference, torch, torch-compile, a dotted module, a .py file "
+        help="implementations under test: reference, reference.definitions, torch, torch-compile, a dotted module, "
+        "a .py file "
         "(default: reference,torch)",
     )
     group.addoption("--impl-complete", action="store_true", help="an absent component fails")
