@@ -178,6 +178,32 @@ def test_the_reference_is_made_from_first_principles(file: Path) -> None:
     assert found == EXCUSED.get(file.relative_to(ROOT).as_posix(), [])
 
 
+DEFINED = ("convolution", "pooling", "activation", "recurrent", "attention", "container", "loss")
+"""The files of `reference/nn` that begin with definitions."""
+
+
+@pytest.mark.parametrize("file", DEFINED)
+def test_the_first_code_of_a_component_is_its_definition(file: str) -> None:
+    tree = ast.parse((ROOT / f"nn/{file}.py").read_text(encoding="utf-8"))
+    code = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert code[0].name.endswith("_definition")
+    for node in code:
+        if node.name.endswith("_definition"):
+            assert isinstance(node, ast.FunctionDef)
+            assert ast.get_docstring(node), f"{node.name} must state the formula"
+            assert (node.end_lineno or 0) - node.lineno + 1 <= 25, f"{node.name} must have at most 25 lines"
+            assert not [part for part in ast.walk(node) if isinstance(part, ast.Raise | ast.Assert)], "a check"
+
+
+def test_the_dependencies_of_the_fast_forms_point_one_way() -> None:
+    for file in (ROOT / "fast").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        own = {
+            node.module for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module)[:9] == "reference"
+        }
+        assert own <= {"reference.arguments"}, file.name
+
+
 HEAD = "import torch\nfrom torch import Tensor, nn\nfrom torch.nn.utils.rnn import PackedSequence\n"
 
 
