@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from reference.arguments import accumulation_dtype, check_integer, check_probability
+from reference.arguments import (
+    accumulation_dtype,
+    check_dtype,
+    check_floating,
+    check_integer,
+    check_layout,
+    check_probability,
+    check_tensor,
+)
 from reference.nn.activation import relu, softmax
 from reference.nn.dropout import Dropout, dropout
 from reference.nn.initialization import xavier_normal_, xavier_uniform_
@@ -27,13 +35,13 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def scaled_dot_product_attention_definition(
-    query: Float[Tensor, "*leading queries features"],
-    key: Float[Tensor, "*leading keys features"],
-    value: Float[Tensor, "*leading keys value_features"],
+    query: Float[Tensor, "*#leading queries features"],
+    key: Float[Tensor, "*#leading keys features"],
+    value: Float[Tensor, "*#leading keys value_features"],
     mask: Float[Tensor, "*#leading #queries #keys"] | None,
-    dropout_p: float,
-    scale: float,
-) -> Float[Tensor, "*leading queries value_features"]:
+    dropout_p: float | int,
+    scale: float | int,
+) -> Float[Tensor, "*#leading queries value_features"]:
     """output = softmax(scale · query keyᵀ + mask) value, with the softmax over the keys."""
     dtype = accumulation_dtype(query.dtype)
     logits = (query.to(dtype) * scale) @ key.to(dtype).mT
@@ -50,7 +58,7 @@ def multihead_attention_definition(
     values: Float[Tensor, "batch keys embed_dim"],
     num_heads: int,
     mask: Float[Tensor, "#batch #heads #queries keys"] | None,
-    dropout_p: float,
+    dropout_p: float | int,
 ) -> tuple[Float[Tensor, "batch queries embed_dim"], Float[Tensor, "batch heads queries keys"]]:
     """[head_1 … head_h] of projected sequences, head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i; and the weights."""
     q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (queries, keys, values))
@@ -186,7 +194,7 @@ class MultiheadAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-            _require(size > 0, f"MultiheadAttention: {name} must be at least 1, got {size}")
+            check_integer(f"MultiheadAttention: {name}", size, at_least=1)
         text = f"MultiheadAttention: embed_dim must be a multiple of num_heads={num_heads}, got {embed_dim}"
         _require(embed_dim % num_heads == 0, text)
         self.embed_dim = embed_dim
@@ -494,10 +502,8 @@ def _repeat_heads(name: str, part: Given, query: Given) -> Shaped[Tensor, "..."]
 def _check_query_key_value(query: Given, key: Given, value: Given) -> None:
     for name, part in (("query", query), ("key", key), ("value", value)):
         role = f"scaled_dot_product_attention: {name}"
-        _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
-        _require(part.is_floating_point(), f"{role} is {part.dtype}, but must be floating point", TypeError)
-        _require(part.dtype == query.dtype, f"{role} is {part.dtype}, but query is {query.dtype}", TypeError)
-        _require(part.ndim >= 2, f"{role} has the shape {tuple(part.shape)}, but needs [*leading, length, features]")
+        check_dtype(role, check_floating(role, part), query.dtype, of="query")
+        check_layout(role, part, "[*leading, length, features]")
     (features, needed), (values, keys) = (key.shape[-1], query.shape[-1]), (value.shape[-2], key.shape[-2])
     _require(features == needed, f"scaled_dot_product_attention: key has {features} features, but query has {needed}")
     _require(values == keys, f"scaled_dot_product_attention: value has the length {values}, but key has {keys}")
@@ -513,19 +519,16 @@ def _check_leading(query: Given, key: Given, value: Given) -> None:
 
 def _check_attn_mask(attn_mask: Given, query: Given, needed: tuple[int, ...]) -> None:
     role = "scaled_dot_product_attention: attn_mask"
-    _require(isinstance(attn_mask, Tensor), f"{role} must be a tensor, got {type(attn_mask).__name__}", TypeError)
-    text = f"{role} is {attn_mask.dtype}, but needs torch.bool, torch.float32 or query's {query.dtype}"
-    _require(attn_mask.dtype in (torch.bool, torch.float32, query.dtype), text, TypeError)
+    check_dtype(role, attn_mask, torch.bool, torch.float32, query.dtype)
     sizes = zip(reversed(attn_mask.shape), reversed(needed), strict=False)
     fits = attn_mask.ndim <= len(needed) and all(size in (1, full) for size, full in sizes)
     _require(fits, f"{role} has the shape {tuple(attn_mask.shape)}, but must broadcast to {needed}")
 
 
 def _check_sequence(role: str, part: Given, width_name: str, width: int, dtype: torch.dtype) -> None:
-    _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
-    _require(part.ndim in (2, 3), f"{role} has the shape {tuple(part.shape)}, but needs 3 dimensions, or 2 unbatched")
+    check_layout(role, part, "[length, batch, features]", "[batch, length, features]", "[length, features]")
     _require(part.shape[-1] == width, f"{role} has {part.shape[-1]} features, but {width_name}={width}")
-    _require(part.dtype == dtype, f"{role} is {part.dtype}, but the weights are {dtype}", TypeError)
+    check_dtype(role, part, dtype, of="the weights")
 
 
 def _check_masks(
@@ -542,8 +545,7 @@ def _check_masks(
     for (name, mask), shapes in zip(masks.items(), (attention, padding), strict=True):
         if mask is not None:
             role = f"{owner}: {name}"
-            _require(isinstance(mask, Tensor), f"{role} must be a tensor, got {type(mask).__name__}", TypeError)
-            fits = mask.dtype == torch.bool or mask.is_floating_point()
+            fits = check_tensor(role, mask).dtype == torch.bool or mask.is_floating_point()
             _require(fits, f"{role} is {mask.dtype}, but must be bool or floating point", TypeError)
             text = f"{role} has the shape {tuple(mask.shape)}, but needs {' or '.join(map(str, shapes))}"
             _require(tuple(mask.shape) in shapes, text)

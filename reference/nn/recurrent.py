@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from reference.arguments import check_dtype, check_flag, check_integer, check_tensor
 from reference.nn.activation import relu, sigmoid, tanh
 from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
@@ -77,10 +78,9 @@ class _Recurrent(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            self._check(isinstance(size, int), f"{name} must be an integer, got {size!r}", TypeError)
-            self._check(size > 0, f"{name} must be at least 1, got {size}")
+            check_integer(f"{type(self).__name__}: {name}", size, at_least=1)
         for name, flag in (("bias", bias), ("batch_first", batch_first)):
-            self._check(isinstance(flag, bool), f"{name} must be True or False, got {flag!r}", TypeError)
+            check_flag(f"{type(self).__name__}: {name}", flag)
         probability = isinstance(dropout, float | int) and not isinstance(dropout, bool) and 0 <= dropout <= 1
         self._check(probability, f"dropout must be a number from 0 to 1, got {dropout!r}")
         self._check(0 <= proj_size < hidden_size, f"proj_size must be from 0 to {hidden_size - 1}, got {proj_size}")
@@ -279,7 +279,7 @@ class _Recurrent(torch.nn.Module):
         return tuple(state if batched else state.unsqueeze(1) for state in states)
 
     def _check_input(self, input: Tensor, dimensions: tuple[int, ...]) -> None:
-        self._check(isinstance(input, Tensor), f"input must be a tensor, got {type(input).__name__}", TypeError)
+        check_tensor(f"{type(self).__name__}: input", input)
         layout = "[batch, time, features]" if self.batch_first else "[time, batch, features]"
         text = f"input has the shape {tuple(input.shape)}, but needs {layout} or [time, features]"
         self._check(input.ndim in dimensions, text)
@@ -288,8 +288,7 @@ class _Recurrent(torch.nn.Module):
         self._check_dtype("input", input)
 
     def _check_dtype(self, name: str, value: Tensor) -> None:
-        dtype = self._weights("_l0")[0].dtype
-        self._check(value.dtype == dtype, f"{name} is {value.dtype}, but the weights are {dtype}", TypeError)
+        check_dtype(f"{type(self).__name__}: {name}", value, self._weights("_l0")[0].dtype, of="the weights")
 
     def _check(self, valid: bool, text: str, error: type[Exception] = ValueError) -> None:
         if not valid:
