@@ -410,7 +410,7 @@ def test_the_networks_state_travels_both_ways(network: Network) -> None:
 @clause("13.sequential.rejects")
 @pytest.mark.parametrize("index", [2, -3])
 def test_a_layer_that_is_not_there_is_rejected(Sequential: Layer, index: int) -> None:
-    with rejects(naming="out of range"):
+    with rejects(naming=rf"index|{index}"):
         Sequential(Affine(1, 0), Affine(2, 0))[index]
 
 

@@ -24,6 +24,9 @@ from spec.support.strategies import seed_all
 ABSENT = pytest.StashKey[list[str]]()
 """The components that a test needs and its implementation does not define."""
 
+KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures.toml"
+"""The tests that implementations of others fail, by implementation and type of device."""
+
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
 """The chapters with components that compute on the device of their tensors. Files and scripts start on the CPU."""
 
@@ -53,7 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--impl",
         metavar="NAME[,NAME]",
-        help="implementations under test: reference, torch, torch-compile, a dotted module, a .py file "
+        help="implementations under test: reference, reference.definitions, torch, torch-compile, a dotted module, "
+        "a .py file "
         "(default: reference,torch)",
     )
     group.addoption("--impl-complete", action="store_true", help="an absent component fails")
@@ -161,6 +165,12 @@ def _component_fixture(name: str) -> Callable[..., Any]:
     return component
 
 
+@pytest.fixture
+def component(request: pytest.FixtureRequest, implementation: Implementation) -> Component:
+    """The component that a test is parametrized with, by its name."""
+    return implementation.component(request.param, current().trace)
+
+
 Components = type("Components", (), {name: _component_fixture(name) for name in COMPONENTS})
 """A plugin with one fixture per component: a test asks for `conv2d` by its name."""
 
@@ -189,6 +199,11 @@ class Specification:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in current().dtypes)
         return [
             f"under test: {shown}",
+            *(
+                f"not tested: {i.name} imports {', '.join(i.left_out)} from PyTorch"
+                for i in self.implementations
+                if i.left_out
+            ),
             f"torch {torch.__version__}, Python {platform.python_version()}, device {option('--device')}, "
             f"{torch.get_num_threads()} threads, {dtypes}, seed {option('randomly_seed', 'not set')}",
         ]
@@ -215,7 +230,8 @@ class Specification:
             if (implementation := _implementation_of(item)) is None:
                 (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
                 continue
-            components = [name for name in getattr(item, "fixturenames", ()) if name in COMPONENTS]
+            parameter = item.callspec.params.get("component")  # type: ignore[attr-defined]
+            components = [name for name in (*getattr(item, "fixturenames", ()), parameter) if name in COMPONENTS]
             absent = [name for name in components if name not in implementation.components]
             item.stash[ABSENT] = absent
             item.user_properties += [
@@ -225,8 +241,12 @@ class Specification:
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
         items[:] = chosen
+        whole = not any("::" in str(argument) for argument in self.config.args)
+        for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
+            if name in [implementation.name for implementation in self.implementations]:
+                reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
+                _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
         if (path := self.config.getoption("--known-failures")) is not None:
-            whole = not any("::" in str(argument) for argument in self.config.args)
             _apply_known_failures(Path(path), items, whole=whole)
 
     @pytest.hookimpl(tryfirst=True)
@@ -313,25 +333,34 @@ def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) -> None:
-    """Expect the tests that the file names to fail.
-
-    An entry must match a test exactly, unless its file is not part of this run.
-    """
+    """Expect the tests that the file of `--known-failures` names to fail."""
+    source = f"--known-failures {path}"
     try:
         reasons = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise pytest.UsageError(f"--known-failures {path}: {error}") from None
+        raise pytest.UsageError(f"{source}: {error}") from None
+    files = {item.nodeid.partition("::")[0] for item in items}
+    for name in reasons:
+        if (file := name.partition("::")[0]) not in files and not Path(file).is_file():
+            raise pytest.UsageError(f"{source}: {name!r} matches no test")
+    _expect_failures(source, reasons, items, whole=whole)
+
+
+def _expect_failures(source: str, reasons: dict[str, Any], items: list[pytest.Item], *, whole: bool) -> None:
+    """Expect tests to fail, by id, with their reasons.
+
+    An entry must match a test exactly, unless its file is not part of this run.
+    """
     by_id = {item.nodeid: item for item in items}
     files = {name.partition("::")[0] for name in by_id}
     for name, reason in reasons.items():
         if not isinstance(reason, str) or not reason.strip():
-            raise pytest.UsageError(f"--known-failures {path}: {name!r} needs a reason in words, got {reason!r}")
+            raise pytest.UsageError(f"{source}: {name!r} needs a reason in words, got {reason!r}")
         item = by_id.get(name)
         if item is None:
-            file = name.partition("::")[0]
-            if (file in files and whole) or not Path(file).is_file():
-                raise pytest.UsageError(f"--known-failures {path}: {name!r} matches no test")
+            if name.partition("::")[0] in files and whole:
+                raise pytest.UsageError(f"{source}: {name!r} matches no test")
             continue
         if item.stash.get(ABSENT, []):
-            raise pytest.UsageError(f"--known-failures {path}: {name!r} is absent, it cannot fail")
+            raise pytest.UsageError(f"{source}: {name!r} is absent, it cannot fail")
         item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
