@@ -147,10 +147,27 @@ def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Oce
     picture = random_picture(mode, 32, 32, seed=0)
     image = TRANSFORM(picture)
     assert image.shape == (channels, 32, 32)
+    # chapter 20, line 2104: the reshape that adds the batch dimension stands before the network and refuses it first
+    said = rf"shape '\[1, 3, 32, 32\]' is invalid for input of size {channels * 1024}"
+    with pytest.raises(RuntimeError, match=said):
+        torch.reshape(image, (1, 3, 32, 32))
     said = rf"expected input\[1, {channels}, 32, 32\] to have 3 channels, but got {channels} channels instead"
     with pytest.raises(RuntimeError, match=said):
         ocean(image[None])
     assert TRANSFORM(picture.convert("RGB")).shape == (3, 32, 32)
+
+
+@clause("20.recipe.convert")
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
+def test_an_image_of_another_mode_with_three_channels_passes_with_other_numbers(ocean: Ocean, mode: str) -> None:
+    rgb = random_picture("RGB", 32, 32, seed=0)
+    # Pillow makes LAB by a colour profile only; its own bytes, relabelled, are an image of the mode
+    picture = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
+    image = torch.reshape(TRANSFORM(picture), (1, 3, 32, 32))
+    assert ocean(image).shape == (1, 10)  # no error
+    if mode != "LAB":
+        back = picture.convert("RGB")
+        assert not torch.equal(image[0], TRANSFORM(back))
 
 
 @clause("20.recipe.convert")
@@ -175,6 +192,23 @@ def test_without_resize_neither_reshape_nor_the_network_takes_it(ocean: Ocean) -
         torch.reshape(image, (1, 3, 32, 32))
     with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(1x4096 and 1024x64\)"):
         ocean(image[None])
+
+
+@clause("20.recipe.resize")
+def test_without_resize_an_image_of_1024_pixels_is_rearranged_without_an_error(ocean: Ocean) -> None:
+    image = ToTensor()(random_picture("RGB", 64, 16, seed=0))
+    reshaped = torch.reshape(image, (1, 3, 32, 32))
+    assert_equal(reshaped[0, :, 0], image[:, 0, :32])  # the first row of 64 pixels became two rows of 32
+    assert_equal(reshaped[0, :, 1], image[:, 0, 32:])
+    assert ocean(reshaped).shape == (1, 10)
+
+
+@clause("20.recipe.resize")
+def test_without_resize_the_network_takes_39_by_39_pixels_which_reshape_refuses(ocean: Ocean) -> None:
+    image = ToTensor()(random_picture("RGB", 39, 39, seed=0))
+    assert ocean(image[None]).shape == (1, 10)
+    with pytest.raises(RuntimeError, match="invalid for input of size 4563"):
+        torch.reshape(image, (1, 3, 32, 32))
 
 
 @clause("20.recipe.resize")
