@@ -27,7 +27,7 @@ class Clause:
         statement_zh: The same in Chinese.
         verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
         lines: Where the tutorial says it; the kinds in `RULES` have none.
-        same_as: The clause of the sentence that the tutorial repeats here. The two have one verdict, which stands there.
+        same_as: The clause of the sentence that the tutorial repeats here; the two have one verdict, which stands there.
     """
 
     id: str
@@ -47,7 +47,8 @@ class Clause:
         place = f", tutorial line {', '.join(map(str, self.lines))}" if self.lines else ""
         verdict = f" (the tutorial's wording: {self.verdict})" if self.verdict not in ("", "holds") else ""
         project = ", a rule of this project" if self.kind == "project" else ""
-        return f"chapter {self.chapter}, clause {self.id}{place}{project}{verdict}\n  {self.statement}\n  {self.statement_zh}"
+        head = f"chapter {self.chapter}, clause {self.id}{place}{project}{verdict}"
+        return f"{head}\n  {self.statement}\n  {self.statement_zh}"
 
 
 def read(path: Path = FILE) -> dict[str, Clause]:
