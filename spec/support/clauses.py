@@ -27,7 +27,7 @@ class Clause:
         statement_zh: The same in Chinese.
         verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
         lines: Where the tutorial says it; the kinds in `RULES` have none.
-        same_as: The clause of the sentence that the tutorial repeats here; the two have one verdict, which stands there.
+        same_as: The clause of the sentence that the tutorial repeats here; its verdict is the verdict of both.
     """
 
     id: str

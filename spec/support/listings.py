@@ -1,7 +1,7 @@
 """The tutorial's 49 listings, rebuilt: the same statements in the same order, with the same mistakes.
 
-Nothing of the tutorial's text is copied. Names and comments are this project's and repeated lines are loops. A statement
-on which the result depends ends in a comment with its line in the tutorial: `# 62`.
+Nothing of the tutorial's text is copied. Names and comments are this project's and repeated lines are loops.
+A statement on which the result depends ends in a comment with its line in the tutorial: `# 62`.
 """
 
 import runpy
