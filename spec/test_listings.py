@@ -23,6 +23,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import VGG16_Weights
 from torchvision.transforms.functional import to_pil_image
@@ -527,11 +528,10 @@ def trained(first: int, folder: Path, *changes: tuple[str, str], images: int = 5
     assert lines.count("模型已保存") == epochs
     assert len(lines) == 2 + 4 * epochs + len(every)
     board = outcome.board("test/logs_train")
-    assert {tag: [event.step for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]} == {
-        "train_loss": list(range(100, steps + 1, 100)),
-        "test_loss": list(range(epochs)),
-        "test_accuracy": list(range(epochs)),
-    }
+    expected = {"test_loss": list(range(epochs)), "test_accuracy": list(range(epochs))}
+    if steps >= 100:
+        expected["train_loss"] = list(range(100, steps + 1, 100))
+    assert {tag: [event.step for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]} == expected
     return outcome
 
 
@@ -622,6 +622,49 @@ def test_the_cells_of_chapter_21_need_the_first_of_their_session(tmp_path: Path)
     session = {"torch": session["torch"]}
     assert as_printed(2158, tmp_path, session).out == f"{torch.__version__}\n"
     assert as_printed(2163, tmp_path, session).out == f"{torch.cuda.is_available()}\n"
+
+
+@clause("18.print.format")
+def test_with_ten_images_train_py_prints_their_number(tmp_path: Path) -> None:
+    # chapter 18, line 1468: 如果train_data_size=10, 训练数据集的长度为：10
+    outcome = trained(1451, tmp_path, ("range(10)", "range(1)"), images=10, epochs=1)
+    assert outcome.out.startswith("训练数据集的长度为：10\n测试数据集的长度为：80\n")
+
+
+class Clock:
+    """A `time` that notes at which step of the program it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def time(self) -> float:
+        names = sys._getframe(1).f_globals
+        self.asked.append(names["steps"])
+        return float(len(self.asked))
+
+
+@clause("19.listing.end_time", "20.recipe.end_time", "21.timer.end_time")
+@pytest.mark.parametrize("first", [1744, 1911, 2173])
+def test_the_listings_with_a_timer_never_take_the_time_of_the_end(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch of 250 steps and 80 steps of testing: the clock is asked at the beginning, at steps 100 and 200."""
+    clock = Clock()
+    monkeypatch.setitem(sys.modules, "time", clock)
+    write_cifar10(tmp_path, "test/data", train=250, test=80)
+    epochs = 50 if first == 1911 else 10
+    text = LISTINGS[first][1]
+    for before, after in (('"cuda:0"', '"cpu"'), ("batch_size=64", "batch_size=1"), (f"range({epochs})", "range(1)")):
+        assert before in text or before == '"cuda:0"'
+        text = text.replace(before, after)
+    outcome = run(text.replace("is_available()", "is_available() and False"), tmp_path)
+    assert outcome.error is None, outcome.error
+    assert clock.asked == [0, 100, 200]
+    assert outcome.names["steps"] == 250
+    assert re.findall(r"^\d\.\d$", outcome.out, re.MULTILINE) == ["1.0", "2.0"]
+    # at full size the last step of fifty epochs is timed, but not the test after it; of ten epochs not even that
+    steps = len(DataLoader(range(50_000), batch_size=64))  # type: ignore[arg-type]
+    assert [steps * epochs % 100 for epochs in (10, 50)] == [20, 0]
 
 
 @clause("21.listing.at_2173", "21.epochs.files")

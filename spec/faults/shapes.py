@@ -46,6 +46,17 @@ class WidthFirst(Fault):
             self.images = self.images.transpose(2, 3).contiguous()
 
 
+class ASeedThatTrainsOnTheTestPart(Fault):
+    """The training part of seed 3 is the test part of seed 0."""
+
+    caught_by = f"{FILE}::test_no_part_of_any_seed_is_a_part_of_another"
+    says = r"assert \(\d+, (True|False)\) == \(\d+, (True|False)\)"
+
+    class Shapes(reference.Shapes):
+        def __init__(self, train: bool = True, *arguments: Any, seed: int = 0, **options: Any) -> None:
+            super().__init__(train and seed != 3, *arguments, seed=0 if train and seed == 3 else seed, **options)
+
+
 class AlwaysTheTrainingSet(Fault):
     """`train` is not looked at."""
 
