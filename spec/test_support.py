@@ -137,12 +137,23 @@ def test_an_error_that_names_it_passes() -> None:
     [
         (
             ValueError("it is wrong"),
-            "must name /stride/, so that one knows what to mend\n  got ValueError: it is wrong",
+            "must name /stride/, so that one knows what to fix\n  got ValueError: it is wrong",
         ),
+        (
+            TypeError("conv2d() got an unexpected keyword argument 'stride'"),
+            "the call itself failed, so nothing was rejected: the signature does not take these arguments\n"
+            "  got TypeError: conv2d() got an unexpected keyword argument 'stride'",
+        ),
+        (
+            TypeError("Conv2d.__init__() takes from 2 to 3 positional arguments but 4 (stride) were given"),
+            "the signature does not take these arguments",
+        ),
+        (TypeError("conv2d() missing 1 required positional argument: 'stride'"), "the signature does not take"),
+        (TypeError("conv2d() got multiple values for argument 'stride'"), "the signature does not take"),
         (AttributeError("stride"), "must be rejected by one of ValueError, TypeError, RuntimeError"),
         (None, "was accepted, but must be rejected with an error that names /stride/"),
     ],
-    ids=["another name", "an accident", "no error"],
+    ids=["another name", "no such parameter", "too many", "too few", "twice", "an accident", "no error"],
 )
 def test_what_is_no_rejection_is_said(error: Exception | None, says: str) -> None:
     def happens() -> None:
@@ -151,6 +162,19 @@ def test_what_is_no_rejection_is_said(error: Exception | None, says: str) -> Non
                 raise error
 
     assert says in said(happens)
+
+
+def test_where_the_signature_itself_rejects_the_error_of_the_call_passes() -> None:
+    def without_parameters() -> None: ...
+
+    with rejects(naming=None):
+        without_parameters(1)  # type: ignore[call-arg]
+    assert "was accepted, but must be rejected" in said(lambda: _accepted(without_parameters))
+
+
+def _accepted(function: Callable[[], None]) -> None:
+    with rejects(naming=None):
+        function()
 
 
 # assert_differentiable

@@ -5,18 +5,126 @@ per element first; `reduction` then says what becomes of these: their mean, thei
 numbers: the L1 loss of [1, 2, 3] and [1, 2, 5] is 0.6667, the sum of their squared errors 4, and the cross entropy of
 the logits [0.1, 0.2, 0.3] for class 1 is 1.1019.
 
+Each definition (`l1_loss_definition`, …) is the formula; the public function of the same name checks its arguments and
+computes the definition. Half precision is computed in float32 and rounded once, after the reduction: the mean of 60,000
+float16 losses is finite although their sum is not.
+
 PyTorch's deprecated arguments `size_average` and `reduce` are left out. They stand between the others, so what comes
 after them is given by name: a call that works here means the same there.
 """
 
 import warnings
-from typing import NoReturn
+from functools import reduce
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from reference.nn.activation import log_softmax
+from reference.arguments import (
+    accumulation_dtype,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_layout,
+    check_number,
+    check_reduction,
+    check_shape,
+    check_tensor,
+)
+from reference.nn.activation import log_softmax_definition
+
+# The definitions
+
+
+def l1_loss_definition(
+    input: Shaped[Tensor, "..."],
+    target: Shaped[Tensor, "..."],
+    reduction: str = "mean",
+    weight: Shaped[Tensor, "..."] | None = None,
+) -> Shaped[Tensor, "..."]:
+    """loss = |input - target|; the mean with weights is Σ weight · loss / Σ weight."""
+    losses = (input - target).abs()
+    return reduced(losses if weight is None else weight * losses, reduction, weight)
+
+
+def mse_loss_definition(
+    input: Shaped[Tensor, "..."],
+    target: Shaped[Tensor, "..."],
+    reduction: str = "mean",
+    weight: Shaped[Tensor, "..."] | None = None,
+) -> Shaped[Tensor, "..."]:
+    """loss = (input - target)²; the mean with weights is Σ weight · loss / Σ weight."""
+    losses = (input - target).square()
+    return reduced(losses if weight is None else weight * losses, reduction, weight)
+
+
+def nll_loss_definition(
+    input: Float[Tensor, "..."],
+    target: Shaped[Tensor, "..."],
+    weight: Float[Tensor, "classes"] | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Float[Tensor, "..."]:
+    """loss = -weight[target] · input[target], 0 where target = ignore_index; the mean is Σ loss / Σ weight[target]."""
+    classes, ignored = class_dim(input), target == ignore_index
+    index = target.masked_fill(ignored, 0)  # class 0 stands in for what is ignored, which may not be a class
+    picked = input.gather(classes, index.unsqueeze(classes)).squeeze(classes)
+    weights = weight_of_target(target, weight, ignore_index)
+    return reduced((weights * -picked).masked_fill(ignored, 0), reduction, weights)
+
+
+def cross_entropy_definition(
+    input: Float[Tensor, "..."],
+    target: Shaped[Tensor, "..."],
+    weight: Float[Tensor, "classes"] | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float | int = 0.0,
+) -> Float[Tensor, "..."]:
+    """loss = -Σ_c weight[c] · ((1 - ε) · q[c] + ε / classes) · log p[c], p = softmax(input), ε = label_smoothing.
+
+    q are the target's probabilities; for class numbers q[target] = 1, which leaves -weight[target] · log p[target] of
+    the sum with q, 0 where target = ignore_index, and the mean is Σ loss / Σ weight[target].
+    """
+    classes = class_dim(input)
+    log_p = log_softmax_definition(input, classes)
+    weighted = log_p if weight is None else weight.reshape(-1, *[1] * (input.dim() - 1 - classes)) * log_p
+    if target.is_floating_point():
+        q = (1 - label_smoothing) * target + label_smoothing / input.shape[classes]
+        return reduced(-(q * weighted).sum(classes), reduction)
+    losses = nll_loss_definition(log_p, target, weight, ignore_index, "none")
+    if label_smoothing:
+        uniform = -weighted.mean(classes).masked_fill(target == ignore_index, 0)
+        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
+    return reduced(losses, reduction, weight_of_target(target, weight, ignore_index))
+
+
+def weight_of_target(
+    target: Shaped[Tensor, "*places"], weight: Float[Tensor, "classes"] | None, ignore_index: int
+) -> Float[Tensor, "*places"] | Bool[Tensor, "*places"]:
+    """weight[target], 1 if there is no weight; 0 where target = ignore_index."""
+    ignored = target == ignore_index
+    return ~ignored if weight is None else weight[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+
+
+def reduced(
+    losses: Shaped[Tensor, "..."], reduction: str, weights: Shaped[Tensor, "..."] | None = None
+) -> Shaped[Tensor, "..."]:
+    """The losses, their sum, or their mean; with `weights`, by which the losses are multiplied, the weighted mean."""
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.mean() if weights is None else losses.sum() / weights.sum()
+
+
+def class_dim(input: Shaped[Tensor, "..."]) -> int:
+    """The dimension of the classes in `[classes]`, `[batch, classes]` or `[batch, classes, *positions]`."""
+    return 0 if input.dim() == 1 else 1
+
+
+# The public functions
 
 
 def l1_loss(
@@ -39,12 +147,10 @@ def l1_loss(
 
     Raises:
         ValueError: the shapes do not broadcast, `weight` does not have the shape of `input`, or `reduction` is unknown.
-        TypeError: neither `input` nor `target` is floating point.
+        TypeError: neither `input` nor `target` is floating point, or an argument is not a tensor.
     """
-    _check_elementwise("l1_loss", input, target, weight, reduction)
-    x, y = _pair("l1_loss", input, target)
-    losses = (x - y).abs()
-    return _reduce(losses if weight is None else losses * weight, reduction, weight)
+    dtype = _check_elementwise("l1_loss", input, target, weight, reduction)
+    return l1_loss_definition(_wide(input), _wide(target), reduction, _wide(weight)).to(dtype)
 
 
 def mse_loss(
@@ -58,10 +164,8 @@ def mse_loss(
 
     Arguments, result and errors are those of `l1_loss`.
     """
-    _check_elementwise("mse_loss", input, target, weight, reduction)
-    x, y = _pair("mse_loss", input, target)
-    losses = (x - y).square()
-    return _reduce(losses if weight is None else losses * weight, reduction, weight)
+    dtype = _check_elementwise("mse_loss", input, target, weight, reduction)
+    return mse_loss_definition(_wide(input), _wide(target), reduction, _wide(weight)).to(dtype)
 
 
 def nll_loss(
@@ -89,9 +193,12 @@ def nll_loss(
         TypeError: a dtype does not fit.
         IndexError: a class number is outside 0 to classes - 1 (on the CPU).
     """
-    _check_classes("nll_loss", input, target, weight, reduction)
-    losses, weights = _negative_log_likelihood("nll_loss", input, target, weight, ignore_index)
-    return _reduce(losses, reduction, weights)
+    numbers = _check_classes("nll_loss", input, target, weight, reduction)
+    try:
+        loss = nll_loss_definition(_wide(input), numbers, _wide(weight), ignore_index, reduction)
+    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the answer
+        raise _class_error("nll_loss", input, numbers, ignore_index, error) from None
+    return loss.to(input.dtype)
 
 
 def cross_entropy(
@@ -105,7 +212,7 @@ def cross_entropy(
 ) -> Float[Tensor, "*losses"]:
     """loss = -Σ_c weight[c] · q[c] · log p[c], with p = softmax(input) over the classes.
 
-    q are the wanted probabilities: `target` itself, if it has the shape of `input`; otherwise `target` is class
+    q are the target's probabilities: `target` itself, if it has the shape of `input`; otherwise `target` is class
     numbers, q[target] = 1, and the loss is `nll_loss` of log p. With `label_smoothing` ε, q becomes
     (1 - ε) · q + ε / classes. The mean is Σ loss / Σ weight[target] for class numbers, and the plain mean over batch
     and positions for probabilities.
@@ -128,25 +235,93 @@ def cross_entropy(
         TypeError: a dtype does not fit.
         IndexError: a class number is outside 0 to classes - 1 (on the CPU).
     """
-    if label_smoothing > 1:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, but needs to be from 0 to 1")
-    if input.shape == target.shape:
-        _check_probabilities("cross_entropy", input, target, weight, reduction, ignore_index)
+    smoothing = max(0, check_number("cross_entropy: label_smoothing", label_smoothing, at_most=1))
+    if check_tensor("cross_entropy: target", target).shape == check_tensor("cross_entropy: input", input).shape:
+        dtype = _check_probabilities("cross_entropy", input, target, weight, reduction, ignore_index)
+        wanted = _wide(target)
     else:
-        _check_classes("cross_entropy", input, target, weight, reduction)
-    classes = _class_dim(input)
-    smoothing = max(0, label_smoothing)
-    log_p = log_softmax(input, classes)
-    weighted = log_p if weight is None else log_p * weight.reshape(-1, *[1] * (input.dim() - 1 - classes))
-    if input.shape == target.shape:
-        q = target * (1 - smoothing) + smoothing / input.shape[classes] if smoothing else target
-        return _reduce(-(weighted * q).sum(classes), reduction)
-    losses, weights = _negative_log_likelihood("cross_entropy", log_p, target, weight, ignore_index)
-    loss = _reduce(losses, reduction, weights)
-    if smoothing:
-        uniform = -weighted.mean(classes).masked_fill(target == ignore_index, 0)
-        loss = (1 - smoothing) * loss + smoothing * _reduce(uniform, reduction, weights)
-    return loss
+        dtype = input.dtype
+        wanted = _check_classes("cross_entropy", input, target, weight, reduction)
+    try:
+        loss = cross_entropy_definition(_wide(input), wanted, _wide(weight), ignore_index, reduction, smoothing)
+    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the answer
+        raise _class_error("cross_entropy", input, wanted, ignore_index, error) from None
+    return loss.to(dtype)
+
+
+def _wide(tensor: Any) -> Any:
+    """Half precision as float32, anything else as it is."""
+    return tensor if tensor is None else tensor.to(accumulation_dtype(tensor.dtype))
+
+
+def _check_elementwise(
+    function: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
+) -> torch.dtype:
+    """The dtype of the loss."""
+    check_reduction(f"{function}: reduction", reduction)
+    check_tensor(f"{function}: input", input)
+    check_tensor(f"{function}: target", target)
+    if weight is not None:
+        check_shape(f"{function}: weight", weight, input.shape, of="input")
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    if not dtype.is_floating_point:
+        raise TypeError(f"{function}: input or target must be floating-point, got {input.dtype} and {target.dtype}")
+    if target.shape != input.shape:
+        shapes = f"target must have the shape of input, {tuple(input.shape)}, got {tuple(target.shape)}"
+        try:
+            torch.broadcast_shapes(input.shape, target.shape)
+        except RuntimeError:
+            raise ValueError(f"{function}: {shapes}, which does not broadcast with it") from None
+        warnings.warn(f"{function}: {shapes}; broadcasting them is rarely intended", stacklevel=3)
+    return dtype if weight is None else torch.promote_types(dtype, weight.dtype)
+
+
+def _check_classes(function: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """The class numbers as int64: compared in uint8, 156 would equal an `ignore_index` of -100."""
+    _check_scores(function, input, weight, reduction)
+    check_dtype(f"{function}: target", target, torch.int64, torch.uint8, of="class numbers")
+    places = input.shape[: class_dim(input)] + input.shape[class_dim(input) + 1 :]
+    check_shape(f"{function}: target", target, places, of=f"input of shape {tuple(input.shape)}")
+    check_device(f"{function}: target", target, input, of="input")
+    if weight is not None:
+        check_dtype(f"{function}: weight", weight, input.dtype, of="input")
+    return target.to(torch.int64)
+
+
+def _check_probabilities(
+    function: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
+) -> torch.dtype:
+    """The dtype of the loss."""
+    _check_scores(function, input, weight, reduction)
+    if not target.is_floating_point():
+        raise TypeError(
+            f"{function}: target must be probabilities, which are floating-point, if it has the shape of input, "
+            f"{tuple(input.shape)}, got {target.dtype}"
+        )
+    if ignore_index >= 0:
+        raise ValueError(f"{function}: ignore_index must be negative if target is probabilities, got {ignore_index}")
+    return reduce(torch.promote_types, [t.dtype for t in (input, target, weight) if t is not None])
+
+
+def _check_scores(function: str, input: Tensor, weight: Tensor | None, reduction: str) -> None:
+    check_reduction(f"{function}: reduction", reduction)
+    check_floating(f"{function}: input", input)
+    check_layout(f"{function}: input", input, "[classes]", "[batch, classes, *positions]")
+    if weight is not None:
+        check_shape(f"{function}: weight", weight, input.shape[class_dim(input) :][:1], of="the classes of input")
+
+
+def _class_error(function: str, input: Tensor, target: Tensor, ignore_index: int, error: RuntimeError) -> Exception:
+    """The class number that does not exist; if there is none, the error that was raised."""
+    classes = input.shape[class_dim(input)]
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+    if target.is_floating_point() or len(wrong) == 0:
+        return error
+    shape = tuple(input.shape)
+    return IndexError(f"{function}: target must be from 0 to {classes - 1} for input of shape {shape}, got {wrong[0]}")
+
+
+# The layers
 
 
 class L1Loss(torch.nn.Module):
@@ -216,109 +391,3 @@ class CrossEntropyLoss(torch.nn.Module):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
-
-
-def _negative_log_likelihood(
-    name: str, log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
-) -> tuple[Float[Tensor, "*target"], Shaped[Tensor, "*target"]]:
-    """-weight[target] · log_p[target] and weight[target] of each element, both 0 where target = ignore_index."""
-    if target.device != log_p.device:
-        raise ValueError(f"{name}: target is on {target.device}, but input is on {log_p.device}")
-    kept = target != ignore_index
-    index = target.to(torch.int64) * kept  # class 0 stands in for what is ignored, which may not be a class
-    classes = _class_dim(log_p)
-    try:
-        picked = log_p.gather(classes, index.unsqueeze(classes)).squeeze(classes)
-    except RuntimeError:  # raised on the CPU only: an accelerator would have to wait for the answer
-        _raise_class_error(name, log_p, target[kept])
-    if weight is None:
-        return torch.where(kept, -picked, 0), kept
-    weights = torch.where(kept, weight[index], 0)
-    return torch.where(kept, -weights * picked, 0), weights
-
-
-def _reduce(
-    losses: Float[Tensor, "*losses"], reduction: str, weights: Shaped[Tensor, "..."] | None = None
-) -> Float[Tensor, "*reduced"]:
-    """The losses, their sum, or their mean; with `weights`, which are in the losses already, the weighted mean."""
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.mean() if weights is None else losses.sum() / weights.sum()
-
-
-def _class_dim(input: Tensor) -> int:
-    return 0 if input.dim() == 1 else 1
-
-
-def _pair(name: str, input: Tensor, target: Tensor) -> tuple[Shaped[Tensor, "*losses"], Shaped[Tensor, "*losses"]]:
-    """Both, broadcast to one shape."""
-    if target.shape == input.shape:
-        return input, target
-    shapes = f"{name}: target has shape {tuple(target.shape)} and input {tuple(input.shape)}"
-    try:
-        pair = torch.broadcast_tensors(input, target)
-    except RuntimeError:
-        raise ValueError(f"{shapes}, but they need to be the same, or at least broadcast") from None
-    warnings.warn(f"{shapes}; they are broadcast, which is rarely what is meant", stacklevel=3)
-    return pair
-
-
-def _check_elementwise(name: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
-    _check_reduction(name, reduction)
-    if weight is not None and weight.shape != input.shape:
-        raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, but input needs {tuple(input.shape)}")
-    if not torch.promote_types(input.dtype, target.dtype).is_floating_point:
-        raise TypeError(f"{name}: input is {input.dtype} and target {target.dtype}, but one needs floating point")
-
-
-def _check_classes(name: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
-    _check_reduction(name, reduction)
-    _check_input(name, input, weight)
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"{name}: target is {target.dtype}, but class numbers need int64 or uint8")
-    needed = input.shape[: _class_dim(input)] + input.shape[_class_dim(input) + 1 :]
-    if target.shape != needed:
-        raise ValueError(
-            f"{name}: target has shape {tuple(target.shape)}, but input {tuple(input.shape)} needs {tuple(needed)}"
-        )
-    if weight is not None and weight.dtype != input.dtype:
-        raise TypeError(f"{name}: weight is {weight.dtype}, but needs the dtype of input, {input.dtype}")
-
-
-def _check_probabilities(
-    name: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
-) -> None:
-    _check_reduction(name, reduction)
-    _check_input(name, input, weight)
-    if not target.is_floating_point():
-        raise TypeError(
-            f"{name}: target is {target.dtype} and has the shape of input {tuple(input.shape)}, so it needs to be "
-            "probabilities, which are floating point"
-        )
-    if ignore_index >= 0:
-        raise ValueError(f"{name}: ignore_index is {ignore_index}, but target is probabilities, which need none")
-
-
-def _check_input(name: str, input: Tensor, weight: Tensor | None) -> None:
-    if input.dim() == 0:
-        raise ValueError(f"{name}: input has no dimensions, but needs [classes] or [batch, classes, *positions]")
-    if not input.is_floating_point():
-        raise TypeError(f"{name}: input is {input.dtype}, but needs floating point")
-    classes = input.shape[_class_dim(input)]
-    if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, but {classes} classes need {(classes,)}")
-
-
-def _check_reduction(name: str, reduction: str) -> None:
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"{name}: reduction is {reduction!r}, but needs to be 'mean', 'sum' or 'none'")
-
-
-def _raise_class_error(name: str, input: Tensor, target: Tensor) -> NoReturn:
-    classes = input.shape[_class_dim(input)]
-    wrong = target[(target < 0) | (target >= classes)]
-    raise IndexError(
-        f"{name}: target holds the class {wrong[0]}, but input {tuple(input.shape)} has the classes 0 to {classes - 1}"
-    ) from None

@@ -3,13 +3,90 @@
 Both layers here compute (x - mean) / sqrt(variance + eps) · weight + bias. They differ in what the mean is taken over:
 `BatchNorm2d` takes it for each channel over the batch and all positions, and remembers it for evaluation; `LayerNorm`
 takes it for each sample over its last dimensions, in training and evaluation alike.
+
+Each definition (`batch_norm_definition`, …) is the formula; the public function of the same name checks its arguments
+and computes the definition: half precision in float32, rounded once.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from reference.arguments import accumulation_dtype, check_floating, check_layout, check_shape
+
+Momentum = float | int | Float[Tensor, ""]
+
+# The definitions
+
+
+def batch_norm_definition(
+    input: Float[Tensor, "batch channels *positions"],
+    running_mean: Float[Tensor, "channels"] | None,
+    running_var: Float[Tensor, "channels"] | None,
+    weight: Float[Tensor, "channels"] | None = None,
+    bias: Float[Tensor, "channels"] | None = None,
+    training: bool = False,
+    momentum: Momentum = 0.1,
+    eps: float | int = 1e-5,
+) -> Float[Tensor, "batch channels *positions"]:
+    """(x - mean) / sqrt(var + eps) · weight + bias, with the mean and var of each channel, or the running ones.
+
+    In training, running = (1 - momentum) · running + momentum · new, for the mean and the unbiased variance.
+    """
+    x = input.movedim(1, -1)
+    if training:
+        over = tuple(range(x.dim() - 1))
+        mean, deviation = centred(x, over)
+        var = deviation.square().mean(over)
+        n = math.prod(x.shape[:-1])
+        if running_mean is not None and running_var is not None and n > 0:
+            with torch.no_grad():
+                running_mean.copy_((1 - momentum) * running_mean + momentum * mean.reshape(-1))
+                running_var.copy_((1 - momentum) * running_var + momentum * (var * (n / (n - 1))))
+    else:
+        deviation = x - running_mean  # pyright: ignore[reportOperatorIssue]  evaluation has both
+        var = running_var.to(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
+    return affine(deviation * (var + eps).rsqrt(), weight, bias).movedim(-1, 1)
+
+
+def layer_norm_definition(
+    input: Float[Tensor, "*shape"],
+    normalized_shape: Sequence[int],
+    weight: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    eps: float | int = 1e-5,
+) -> Float[Tensor, "*shape"]:
+    """(x - mean) / sqrt(var + eps) · weight + bias, with mean and var over the last dimensions of each sample."""
+    over = tuple(range(-len(normalized_shape), 0))
+    _, deviation = centred(input, over)
+    var = deviation.square().mean(over, keepdim=True)
+    return affine(deviation * (var + eps).rsqrt(), weight, bias)
+
+
+def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Tensor, "..."], Float[Tensor, "*shape"]]:
+    """The mean of x over some dimensions, which are kept, and x - mean.
+
+    The mean is rounded to the digits of x: far from 0, or where x is constant, that is more than there is between its
+    elements. So the deviations from it have a mean of their own, whose digits are theirs, and which is subtracted too.
+    """
+    rounded = x.mean(over, keepdim=True)
+    deviation = x - rounded
+    rest = deviation.mean(over, keepdim=True)
+    return rounded + rest, deviation - rest
+
+
+def affine(
+    x: Float[Tensor, "*shape"], weight: Float[Tensor, "..."] | None, bias: Float[Tensor, "..."] | None
+) -> Float[Tensor, "*shape"]:
+    """x · weight + bias, over the last dimensions."""
+    y = x if weight is None else x * weight
+    return y if bias is None else y + bias
+
+
+# The public functions
 
 
 def batch_norm(
@@ -19,7 +96,7 @@ def batch_norm(
     weight: Shaped[Tensor, "..."] | None = None,
     bias: Shaped[Tensor, "..."] | None = None,
     training: bool = False,
-    momentum: float | int | Float[Tensor, ""] = 0.1,
+    momentum: Momentum = 0.1,
     eps: float | int = 1e-5,
 ) -> Float[Tensor, "*shape"]:
     """output = (input - mean) / sqrt(var + eps) · weight + bias, for each channel.
@@ -31,7 +108,7 @@ def batch_norm(
     float16 and bfloat16 are computed in float32 and rounded once, at the end.
 
     Args:
-        input: `[batch, channels, *positions]`.
+        input: `[batch, channels, *positions]`; or `[0]`, without values and without channels.
         running_mean: `[channels]`, updated in place in training, needed in evaluation.
         running_var: `[channels]`, likewise.
         weight: `[channels]`; None is 1.
@@ -49,35 +126,28 @@ def batch_norm(
         TypeError: `input` is not floating point, or the other tensors are not all of its dtype, or, if that is float16
             or bfloat16, all float32.
     """
-    if input.dim() < 2:
-        raise ValueError(f"batch_norm: input has shape {tuple(input.shape)}, but needs [batch, channels, *positions]")
-    channels, n = input.shape[1], input[:, :1].numel()
-    per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    _check_parameters("batch_norm", input, (channels,), per_channel)
+    empty = check_floating("batch_norm: input", input).dim() == 1 and input.numel() == 0  # neither values nor channels
+    if not empty:
+        check_layout("batch_norm: input", input, "[batch, channels, *positions]")
+    channels = 0 if empty else input.shape[1]
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    _check_parameters("batch_norm", input, (channels,), {**statistics, "weight": weight, "bias": bias})
     if (running_mean is None) != (running_var is None):
-        raise ValueError("batch_norm: running_mean and running_var are needed both or neither, got only one of them")
+        raise ValueError("batch_norm: running_mean and running_var must both be given or both None, got only one")
+    if running_mean is None and not training:
+        raise ValueError("batch_norm: running_mean and running_var must be given in evaluation, got None")
     if eps < 0 or (training and eps == 0):
-        raise ValueError(f"batch_norm: eps is {eps}, but needs to be {'positive' if training else 'at least 0'}")
-    if training and n == 1:
+        raise ValueError(f"batch_norm: eps must be {'positive in training' if training else 'at least 0'}, got {eps}")
+    if empty:
+        return input.clone()
+    if training and input[:, :1].numel() == 1:
+        shape = tuple(input.shape)
         raise ValueError(
-            f"batch_norm: input {tuple(input.shape)} has 1 value per channel, but training needs at least 2"
+            f"batch_norm: input must have at least 2 values per channel in training, got the shape {shape}"
         )
-
-    x = input.to(_accumulation_dtype(input)).movedim(1, -1)
-    if training:
-        over = tuple(range(x.dim() - 1))
-        mean = x.mean(over)
-        deviation = x - mean
-        var = deviation.square().mean(over)
-        if running_mean is not None and running_var is not None and n > 0:
-            _blend(running_mean, mean, momentum)
-            _blend(running_var, var * (n / (n - 1)), momentum)
-    elif running_mean is not None and running_var is not None:
-        deviation, var = x - running_mean, running_var
-    else:
-        raise ValueError("batch_norm: running_mean and running_var are None, but evaluation needs them")
-    y = _affine(deviation * (var.to(x.dtype) + eps).rsqrt(), weight, bias)
-    return y.movedim(-1, 1).to(input.dtype)
+    x = input.to(accumulation_dtype(input.dtype))
+    output = batch_norm_definition(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return output.to(input.dtype)
 
 
 def layer_norm(
@@ -108,19 +178,33 @@ def layer_norm(
             or bfloat16, all float32.
     """
     normalized_shape = tuple(normalized_shape)
+    check_floating("layer_norm: input", input)
     if not normalized_shape:
-        raise ValueError("layer_norm: normalized_shape is empty, but needs at least one size")
+        raise ValueError("layer_norm: normalized_shape must have at least one size, got ()")
     if input.shape[-len(normalized_shape) :] != normalized_shape:
-        raise ValueError(
-            f"layer_norm: input has shape {tuple(input.shape)}, but needs to end in normalized_shape {normalized_shape}"
-        )
+        sizes = f"the last sizes of input of shape {tuple(input.shape)}"
+        raise ValueError(f"layer_norm: normalized_shape must be {sizes}, got {normalized_shape}")
     _check_parameters("layer_norm", input, normalized_shape, {"weight": weight, "bias": bias})
+    x = input.to(accumulation_dtype(input.dtype))
+    return layer_norm_definition(x, normalized_shape, weight, bias, eps).to(input.dtype)
 
-    x = input.to(_accumulation_dtype(input))
-    over = tuple(range(-len(normalized_shape), 0))
-    deviation = x - x.mean(over, keepdim=True)
-    var = deviation.square().mean(over, keepdim=True)
-    return _affine(deviation * (var + eps).rsqrt(), weight, bias).to(input.dtype)
+
+def _check_parameters(
+    function: str, input: Tensor, shape: tuple[int, ...], parameters: dict[str, Tensor | None]
+) -> None:
+    """All that are given need `shape`, and one dtype: that of `input`, or the one it is computed in."""
+    given = {parameter: tensor for parameter, tensor in parameters.items() if tensor is not None}
+    for parameter, tensor in given.items():
+        check_shape(f"{function}: {parameter}", tensor, shape, of=f"input of shape {tuple(input.shape)}")
+    wide = accumulation_dtype(input.dtype)
+    dtypes = {tensor.dtype for tensor in given.values()}
+    if len(dtypes) > 1 or not dtypes <= {input.dtype, wide}:
+        found = ", ".join(f"{tensor.dtype} for {parameter}" for parameter, tensor in given.items())
+        allowed = f"{input.dtype}" if wide == input.dtype else f"{input.dtype}, or all {wide}"
+        raise TypeError(f"{function}: {', '.join(given)} must all have the dtype {allowed}, as input, got {found}")
+
+
+# The layers
 
 
 class BatchNorm2d(torch.nn.Module):
@@ -187,10 +271,7 @@ class BatchNorm2d(torch.nn.Module):
         _reset(self.weight, self.bias)
 
     def forward(self, input: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        if input.dim() != 4:
-            raise ValueError(
-                f"BatchNorm2d: input has shape {tuple(input.shape)}, but needs [batch, channels, height, width]"
-            )
+        check_layout("BatchNorm2d: input", input, "[batch, channels, height, width]")
         momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -261,43 +342,9 @@ class LayerNorm(torch.nn.Module):
         )
 
 
-def _affine(
-    x: Float[Tensor, "*shape"], weight: Float[Tensor, "..."] | None, bias: Float[Tensor, "..."] | None
-) -> Float[Tensor, "*shape"]:
-    """x · weight + bias, over the last dimensions."""
-    y = x if weight is None else x * weight
-    return y if bias is None else y + bias
-
-
-@torch.no_grad()
-def _blend(running: Tensor, new: Tensor, momentum: float | int | Tensor) -> None:
-    running.copy_((1 - momentum) * running + momentum * new)
-
-
 @torch.no_grad()
 def _reset(weight: Tensor | None, bias: Tensor | None) -> None:
     if weight is not None:
         weight.fill_(1)
     if bias is not None:
         bias.zero_()
-
-
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to compute in: at least float32."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _check_parameters(name: str, input: Tensor, shape: tuple[int, ...], parameters: dict[str, Tensor | None]) -> None:
-    """All that are given need `shape`, and the same dtype: that of `input`, or the one it is computed in."""
-    if not input.is_floating_point():
-        raise TypeError(f"{name}: input is {input.dtype}, but needs floating point")
-    given = {parameter: tensor for parameter, tensor in parameters.items() if tensor is not None}
-    for parameter, tensor in given.items():
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name}: {parameter} has shape {tuple(tensor.shape)}, but input {tuple(input.shape)} needs {shape}"
-            )
-    dtypes = {tensor.dtype for tensor in given.values()}
-    if len(dtypes) > 1 or not dtypes <= {input.dtype, _accumulation_dtype(input)}:
-        found = ", ".join(f"{parameter} is {tensor.dtype}" for parameter, tensor in given.items())
-        raise TypeError(f"{name}: {found}, but input {input.dtype} needs {_accumulation_dtype(input)} for all of them")

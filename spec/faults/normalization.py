@@ -94,6 +94,48 @@ class VarianceIsADifferenceOfMeans(Fault):
         return (input - mean) / (var + eps).sqrt()
 
 
+class BatchVarianceIsADifferenceOfMeans(Fault):
+    """E[x²] - E[x]², clamped so that it is not negative: its error grows with the square of the mean."""
+
+    caught_by = "test_12_normalization.py::test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset"
+    says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
+
+    @staticmethod
+    def batch_norm(
+        input: Tensor, running_mean: None, running_var: None, weight: Tensor, *, training: bool, eps: float = 1e-5
+    ) -> Tensor:
+        x, over = input.to(weight.dtype), [dim for dim in range(input.dim()) if dim != 1]
+        mean = x.mean(over, keepdim=True)
+        var = (x.square().mean(over, keepdim=True) - mean.square()).clamp(min=0)
+        return ((x - mean) / (var + eps).sqrt()).to(input.dtype)
+
+
+class SampleVarianceIsADifferenceOfMeans(Fault):
+    """The same over a sample."""
+
+    caught_by = "test_12_normalization.py::test_layer_norm_far_from_zero_is_off_in_proportion_to_the_offset"
+    says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = x.mean(-1, keepdim=True)
+        var = (x.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0)
+        return ((x - mean) / (var + eps).sqrt()).to(input.dtype)
+
+
+class MeanIsRoundedOnce(Fault):
+    """The deviations from the rounded mean: of 6272 equal numbers the mean is one digit off, and they become 0.98."""
+
+    caught_by = "test_12_normalization.py::test_a_constant_sample_becomes_the_bias_exactly"
+    says = r"got        0\.98(.|\n)*expected   0\.0"
+
+    @staticmethod
+    def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+        deviation = input - input.mean(-1, keepdim=True)
+        return deviation * (deviation.square().mean(-1, keepdim=True) + eps).rsqrt() * weight + bias
+
+
 class LayerNeverEvaluates(Fault):
     """The layer passes on `training=True`."""
 

@@ -20,6 +20,12 @@ from spec.support.run import current
 # What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
 REJECTIONS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError)
 
+CALL_ERROR = re.compile(
+    r"\(\) (got an unexpected keyword argument|got multiple values for argument|takes .*argument|takes no parameters"
+    r"|missing \d+ required)"
+)
+"""How Python words that a call does not fit the signature, whatever the values are."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -137,25 +143,35 @@ def without_device(printed: str) -> str:
 
 
 @contextmanager
-def rejects(naming: str) -> Iterator[None]:
-    """What happens inside must raise an error whose text names what is wrong.
+def rejects(naming: str | None) -> Iterator[None]:
+    """The code inside must raise an error whose text names what is wrong.
+
+    Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
+    not a rejection of a value: an implementation without the parameter has not judged the value at all.
 
     Args:
-        naming: A regular expression that must be found in the text, in whatever case.
+        naming: A regular expression that must be found in the text, in any case. The name of the argument is enough,
+            unless the clause asks for more. With `None` the signature itself is what rejects: any text will do, and
+            Python's own error for the call is the expected one.
     """
     __tracebackhide__ = True
     try:
         yield
     except REJECTIONS as error:
+        got = f"\n  got {type(error).__name__}: {error}"
+        if naming is None:
+            return
+        if isinstance(error, TypeError) and CALL_ERROR.search(str(error)):
+            text = "the call itself failed, so nothing was rejected: the signature does not take these arguments"
+            pytest.fail(text + got)
         if not re.search(naming, str(error), re.IGNORECASE):
-            pytest.fail(
-                f"the error must name /{naming}/, so that one knows what to mend\n  got {type(error).__name__}: {error}"
-            )
+            pytest.fail(f"the error must name /{naming}/, so that one knows what to fix{got}")
     except Exception as error:
         wanted = ", ".join(kind.__name__ for kind in REJECTIONS)
         pytest.fail(f"must be rejected by one of {wanted}\n  got {type(error).__name__}: {error}")
     else:
-        pytest.fail(f"was accepted, but must be rejected with an error that names /{naming}/")
+        named = "" if naming is None else f" that names /{naming}/"
+        pytest.fail(f"was accepted, but must be rejected with an error{named}")
 
 
 def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: bool = True) -> None:
