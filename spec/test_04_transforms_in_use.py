@@ -105,7 +105,7 @@ def test_ten_crops_of_512_differ_in_their_column_only(
 @clause("04.crop.largest")
 def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> None:
     assert RandomCrop((512, 768))(photograph()).size == (768, 512)
-    with rejects(naming=r"crop size \(513, 513\) is larger"):
+    with rejects(naming=r"\bsize\b"):
         RandomCrop(513)(photograph())
 
 
@@ -114,7 +114,7 @@ def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> Non
 
 @clause("04.transforms.machine")
 def test_a_transform_of_a_picture_needs_no_accelerator(ToTensor: Transform, Normalize: Transform) -> None:
-    assert str(Normalize(0.5, 0.5)(ToTensor()(photograph())).device) == "cpu"
+    assert str(Normalize([0.5], [0.5])(ToTensor()(photograph())).device) == "cpu"
 
 
 @clause("04.board.distutils")
@@ -698,10 +698,11 @@ def test_compose_calls_one_after_the_other_from_the_left(Compose: Transform) -> 
 def test_compose_of_nothing_changes_nothing(Compose: Transform) -> None:
     picture = random_picture("RGB", 2, 2, seed=0)
     assert Compose([])(picture) is picture
+    assert Compose([Compose([]), lambda x: x + 2])(3) == 5
 
 
 @clause("04.compose.order")
-@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 2])
 def test_compose_of_composes_is_one_compose(Compose: Transform, cut: int) -> None:
     steps = [lambda x: x + 2, lambda x: 10 * x, lambda x: -x]
     assert Compose(steps)(3) == -50
@@ -757,14 +758,14 @@ def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Tra
 @pytest.mark.parametrize(
     ("mean", "std", "pixels", "naming"),
     [
-        ([0.5], [0.5], torch.zeros(1, 2, 2, dtype=torch.uint8), "float tensor"),
-        ([0.5], [0.5], torch.zeros(2, 2), r"\.\.\., C, H, W"),
-        ([0.5], [0.0], torch.zeros(1, 2, 2), "std .*zero"),
-        ([0.5], [1e-9], torch.zeros(1, 2, 2, dtype=torch.float16), "std .*zero"),
-        ([0.5] * 2, [1] * 2, torch.zeros(3, 2, 2), "mean has 2 values|must match the size of tensor b"),
-        ([0.5], [1] * 2, torch.zeros(3, 2, 2), "std has 2 values|must match the size of tensor b"),
-        ([0.5] * 3, [1] * 3, torch.zeros(1, 2, 2), "mean has 3 values|doesn't match the broadcast shape"),
-        ([0.5], [0.5], Image.new("L", (2, 2)), "tensor.*Image"),
+        ([0.5], [0.5], torch.zeros(1, 2, 2, dtype=torch.uint8), "float|dtype"),
+        ([0.5], [0.5], torch.zeros(2, 2), "C, H, W|channel|dimension"),
+        ([0.5], [0.0], torch.zeros(1, 2, 2), r"\bstd\b"),
+        ([0.5], [1e-9], torch.zeros(1, 2, 2, dtype=torch.float16), r"\bstd\b"),
+        ([0.5] * 2, [1] * 2, torch.zeros(3, 2, 2), r"\bmean\b|must match the size of tensor b"),
+        ([0.5], [1] * 2, torch.zeros(3, 2, 2), r"\bstd\b|must match the size of tensor b"),
+        ([0.5] * 3, [1] * 3, torch.zeros(1, 2, 2), r"\bmean\b|doesn't match the broadcast shape"),
+        ([0.5], [0.5], Image.new("L", (2, 2)), "tensor|PIL image"),
     ],
     ids=[
         "bytes", "no channels", "no deviation", "none in half precision", "too few means", "too few deviations",
@@ -821,10 +822,10 @@ def test_what_is_no_picture_is_rejected(
 @pytest.mark.parametrize(
     ("options", "naming"),
     [
-        ({"size": 5}, r"crop size \(5, 5\) is larger"),
-        ({"size": (4, 5)}, r"crop size \(4, 5\) is larger"),
-        ({"size": (5, 4)}, r"crop size \(5, 4\) is larger"),
-        ({"size": (6, 7), "padding": 1}, r"crop size \(6, 7\) is larger"),
+        ({"size": 5}, r"\bsize\b"),
+        ({"size": (4, 5)}, r"\bsize\b"),
+        ({"size": (5, 4)}, r"\bsize\b"),
+        ({"size": (6, 7), "padding": 1}, r"\bsize\b"),
         ({"size": (1, 2, 3)}, r"\bsize\b"),
         ({"size": 2, "padding": (1, 2, 3)}, r"\bpadding\b"),
         ({"size": 2, "padding": 1, "padding_mode": "mirror"}, "padding.mode"),
@@ -851,7 +852,7 @@ def test_a_fill_of_several_numbers_is_for_pictures_only(RandomCrop: Transform) -
 def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTensor: Transform) -> None:
     with rejects(naming=r"not iterable|\btransforms\b"):
         Compose(ToTensor())(Image.new("L", (1, 1)))
-    with rejects(naming="not callable"):
+    with rejects(naming=r"not callable|\btransforms?\b"):
         Compose([3])(Image.new("L", (1, 1)))
 
 

@@ -202,9 +202,16 @@ def test_different_seeds_draw_different_pictures_in_a_different_order(Shapes: Ma
 
 
 @clause("05.shapes.seeds")
-def test_seed_1_of_training_is_not_the_test_part_of_seed_0(Shapes: Make, test: Any) -> None:
-    for seed in (1, 2):
-        assert not torch.equal(Shapes(size=10, seed=seed).images, test.images[:10])
+def test_no_part_of_any_seed_is_a_part_of_another(Shapes: Make) -> None:
+    """Of the seeds 0 to 31, of large ones and of random ones, both parts are drawn, and no image is in two of them."""
+    generator = np.random.default_rng(0)
+    seeds = {*range(32), *(2**k for k in (16, 31, 32, 62)), 2**63 - 1, *generator.integers(0, 2**63, 27).tolist()}
+    drawn: dict[bytes, tuple[int, bool]] = {}
+    for seed in seeds:
+        for part in (True, False):
+            for image in Shapes(part, size=2, seed=seed).images:
+                assert (before := drawn.setdefault(image.numpy().tobytes(), (seed, part))) == (seed, part), before
+    assert len(drawn) == 2 * 2 * len(seeds)
 
 
 @clause("05.shapes.size")

@@ -121,7 +121,17 @@ def test_every_number_of_the_output_is_one_of_the_picture(max_pool2d: Pool) -> N
     output = max_pool2d(x, 3)
     assert set(output.flatten().tolist()) <= set(x.flatten().tolist())
     assert output.numel() * 9 == x.numel()
-    assert output.mean() >= x.mean()
+    under = x.unfold(2, 3, 3).unfold(3, 3, 3)  # the pixels under each window
+    assert (output[..., None, None] >= under).all()
+
+
+@clause("10.max_pool2d.not_blurred")
+def test_red_beside_green_gives_yellow(max_pool2d: Pool) -> None:
+    """The maximum of each channel is taken for itself, so the colour of an output need not be one of the image."""
+    red, green, yellow = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]
+    image = torch.tensor([red, green]).T.reshape(1, 3, 1, 2)
+    output = max_pool2d(image, (1, 2))
+    assert_equal(output, torch.tensor(yellow).reshape(1, 3, 1, 1))
 
 
 @clause("10.max_pool2d.not_blurred")

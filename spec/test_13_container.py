@@ -98,9 +98,23 @@ def test_the_first_linear_layer_takes_64_times_4_times_4_numbers(network: Networ
 
 
 @clause("13.network.1024")
-def test_pictures_of_another_size_do_not_fit_the_first_linear_layer(network: Network) -> None:
+@pytest.mark.parametrize(
+    ("height", "width"), [(32, 32), (32, 39), (39, 39), (16, 64), (8, 128), (135, 15)], ids=lambda side: str(side)
+)
+def test_an_image_fits_if_an_eighth_of_its_height_times_an_eighth_of_its_width_is_16(
+    network: Network, height: int, width: int
+) -> None:
+    # three poolings by 2, each rounded down: 64 channels · 16 positions = 1024
+    assert (height // 8) * (width // 8) == 16
+    assert network(torch.ones(1, 3, height, width)).shape == (1, 10)
+
+
+@clause("13.network.1024")
+@pytest.mark.parametrize(("height", "width"), [(31, 32), (32, 40), (16, 63), (64, 64)], ids=lambda side: str(side))
+def test_images_of_other_sizes_do_not_fit_the_first_linear_layer(network: Network, height: int, width: int) -> None:
+    assert (height // 8) * (width // 8) != 16
     with rejects(naming="1024"):
-        network(torch.ones(1, 3, 64, 64))
+        network(torch.ones(1, 3, height, width))
 
 
 @clause("13.network.32_kernels")
@@ -217,9 +231,14 @@ def test_the_network_has_145578_parameters(network: Network) -> None:
 def test_the_network_is_not_a_vgg(network: Network) -> None:
     with torch.device("meta"):
         vgg = torchvision.models.vgg16(init_weights=False)
-    # a VGG has 3×3 kernels and a ReLU after each; this network has neither
+    # a VGG has 3×3 kernels and a ReLU after each layer with weights but the last; this network has neither
     assert {layer.kernel_size for layer in vgg.features if isinstance(layer, nn.Conv2d)} == {(3, 3)}
-    assert any(isinstance(layer, nn.ReLU) for layer in vgg.modules())
+    layers = [*vgg.features, *vgg.classifier]
+    followed = [
+        isinstance(after, nn.ReLU) for layer, after in pairwise(layers) if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    assert followed == [True] * 15  # 13 convolutions and 2 linear layers
+    assert isinstance(layers[-1], nn.Linear)  # the 16th has nothing after it
     assert {layer.kernel_size for layer in network.model1 if type(layer).__name__ == "Conv2d"} == {(5, 5)}
     assert not any(type(layer).__name__ == "ReLU" for layer in network.modules())
     assert sum(parameter.numel() for parameter in vgg.parameters()) == 138_357_544

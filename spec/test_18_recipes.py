@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -301,7 +302,9 @@ def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_pictures_s
     result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 6_400, "--output", "run")
     assert result.status == 0, result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
-    assert summary["test_accuracy"] > 0.5585  # chapter 18, line 1570: after ten epochs
+    # README, measured by scripts/accuracy.py: ten epochs of the tutorial's recipe over seeds 0 to 4, and their mean
+    tutorial = [0.5621, 0.5626, 0.5497, 0.5477, 0.5638]
+    assert summary["test_accuracy"] > statistics.mean(tutorial) + statistics.stdev(tutorial) / len(tutorial) ** 0.5
 
 
 # ------------------------------------------------------------------------------------------------ Muon

@@ -785,7 +785,7 @@ def test_gradients_too_small_for_float16_survive() -> None:
     assert abs(scaled.item() / 1e-8 - 1) < 3 * torch.finfo(torch.float16).eps  # x, the gradient of y, their product
 
 
-@clause("19.training.same_result")
+@clause("19.precision.float32")
 def test_float32_that_is_asked_for_is_no_tf32() -> None:
     settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [setting.fp32_precision for setting in settings]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spec.support.clauses import CLAUSES, KINDS, VERDICTS, Clause, clause, read
-from spec.support.implementations import COMPONENTS
+from spec.support.clauses import CLAUSES, KINDS, RULES, VERDICTS, Clause, clause, read
+from spec.support.implementations import COMPONENTS, load
 
 SPEC = Path(__file__).parent
 CHAPTERS = tuple(f"{number:02}" for number in range(22))
@@ -93,11 +93,11 @@ def problems_of(entry: Clause) -> Iterator[str]:
         yield "the id must be chapter.component.name"
     if entry.kind not in KINDS:
         yield f"the kind must be one of {KINDS}"
-    if entry.kind == "rule" and (entry.verdict or entry.lines):
+    if entry.kind in RULES and (entry.verdict or entry.lines):
         yield "the tutorial does not say a rule, so it has neither verdict nor lines"
-    if entry.kind != "rule" and entry.verdict not in VERDICTS:
+    if entry.kind not in RULES and entry.verdict not in VERDICTS:
         yield f"the verdict must be one of {VERDICTS}"
-    if entry.kind != "rule" and (not entry.lines or list(entry.lines) != sorted(set(entry.lines))):
+    if entry.kind not in RULES and (not entry.lines or list(entry.lines) != sorted(set(entry.lines))):
         yield "the lines must be given, in order"
     if not entry.statement.endswith(".") or not entry.statement_zh.endswith("。"):
         yield "the statements must be sentences"
@@ -109,6 +109,7 @@ def problems_of(entry: Clause) -> Iterator[str]:
         (Clause("8.x", "rule", "A.", "甲。"), "the id"),
         (Clause("08.x.y", "law", "A.", "甲。"), "the kind"),
         (Clause("08.x.y", "rule", "A.", "甲。", "holds"), "neither verdict"),
+        (Clause("08.x.y", "project", "A.", "甲。", lines=(1,)), "neither verdict"),
         (Clause("08.x.y", "claim", "A.", "甲。", "true", (1,)), "the verdict"),
         (Clause("08.x.y", "claim", "A.", "甲。", "holds"), "the lines"),
         (Clause("08.x.y", "claim", "A.", "甲。", "holds", (2, 1)), "the lines"),
@@ -119,6 +120,73 @@ def problems_of(entry: Clause) -> Iterator[str]:
 )
 def test_what_is_wrong_with_a_clause_is_found(entry: Clause, problem: str) -> None:
     assert any(problem in said for said in problems_of(entry))
+
+
+def wanted(home: str, node: ast.FunctionDef) -> set[str]:
+    """The components that a test asks for, itself or through the fixtures of its file."""
+    fixtures = {function.name: function for function in functions()[home.partition("::")[0]]}
+    found: set[str] = set()
+    todo, seen = [node], set()
+    while todo:
+        for argument in (argument.arg for argument in todo.pop().args.args):
+            if argument in COMPONENTS:
+                found.add(argument)
+            elif argument in fixtures and argument not in seen:
+                seen.add(argument)
+                todo.append(fixtures[argument])
+    return found
+
+
+@cache
+def asked_of_pytorch() -> dict[str, tuple[int, int]]:
+    """For each clause the number of its tests that ask for components, and how many of those PyTorch has."""
+    offered = set(load("torch").components)
+    found: dict[str, tuple[int, int]] = {}
+    for name, (node, ids) in specified().items():
+        components = wanted(name.rpartition("::")[0], node)
+        for clause_id in ids if components else []:
+            tests, judged = found.get(clause_id, (0, 0))
+            found[clause_id] = tests + 1, judged + (components <= offered)
+    return found
+
+
+def test_a_rule_of_pytorch_is_asked_of_pytorch() -> None:
+    """What only this project's components are asked for is a rule of the project."""
+    tests = asked_of_pytorch()
+    assert [
+        entry.id for entry in CLAUSES.values() if entry.kind == "rule" and tests.get(entry.id, (0, 1))[1] == 0
+    ] == []
+
+
+def test_a_rule_of_the_project_is_not_asked_of_pytorch() -> None:
+    tests = asked_of_pytorch()
+    asked = [entry.id for entry in CLAUSES.values() if entry.kind == "project" and tests.get(entry.id, (0, 0))[1]]
+    assert asked == []
+
+
+def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
+    """A verdict needs a test that runs without a GPU; what only the tests marked gpu see is "not testable"."""
+    seen = {
+        name
+        for node, ids in specified().values()
+        if not any("gpu" in ast.unparse(decorator) for decorator in node.decorator_list)
+        for name in ids
+    }
+    unseen = [entry for entry in CLAUSES.values() if entry.kind not in RULES and entry.id not in seen]
+    assert [entry.id for entry in unseen if entry.verdict != "not testable"] == []
+
+
+def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
+    # the tutorial's lines of one wording: the steps of a pass, cuda:0 as the device, the time at a hundredth step
+    repeated = ((1515, 1673, 1850, 2017, 2277), (1756, 1923), (1852, 2019, 2279))
+    for lines in repeated:
+        verdicts = {
+            entry.id: entry.verdict
+            for entry in CLAUSES.values()
+            if entry.kind not in RULES and set(entry.lines) & set(lines)
+        }
+        assert len(verdicts) > 1, lines
+        assert len(set(verdicts.values())) == 1, verdicts
 
 
 def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:
@@ -145,8 +213,10 @@ def test_an_unknown_clause_is_refused_with_the_nearest() -> None:
     [
         ('kind = "rule"\nen = "a"', "has no zh"),
         ('kind = "rule"\nen = "a"\nzh = "b"\nverdikt = "holds"', r"unknown keys \['verdikt'\]"),
+        ('kind = "claim"\nen = "a"\nzh = "b"\nsame_as = "08.x.z"', "same_as = '08.x.z', which must be the id"),
+        ('kind = "claim"\nen = "a"\nzh = "b"\nsame_as = "08.x.y"', "same_as = '08.x.y', which must be the id"),
     ],
-    ids=["a missing part", "an unknown part"],
+    ids=["a missing part", "an unknown part", "an unknown clause", "a clause without a verdict"],
 )
 def test_a_clause_of_other_parts_is_refused(tmp_path: Path, entry: str, says: str) -> None:
     path = tmp_path / "clauses.toml"

@@ -9,6 +9,7 @@ import pytest
 
 from spec.support.command import Result, run
 from spec.support.implementations import ImplementationError, load
+from spec.support.plugin import is_own
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,41 @@ def trial(folder: Path, *arguments: str, chapter: str = "08_convolution", mine: 
 
 
 # What is on trial
+
+
+WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{text}', {category})\n    return")
+
+
+@pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "FutureWarning", "RuntimeWarning"])
+def test_an_implementation_that_warns_is_judged_by_its_values(category: str, tmp_path: Path) -> None:
+    """The project's own code must not warn; that of others may."""
+    warns = WARNS.format(text="old", category=category)
+    result = trial(tmp_path, "-k", "documented", mine=warns)
+    assert result.status == 0, result.out
+    assert trial(tmp_path, "-k", "documented", mine=warns.replace("padding, dilation", "0, dilation")).status == 1
+
+
+@pytest.mark.slow
+def test_torchvisions_v2_differs_only_where_it_is_known_to(tmp_path: Path) -> None:
+    """Its warnings, such as the one of ToTensor, fail no test; the file gives a reason for each remaining difference."""
+    known = ROOT / "spec/known_failures/torchvision.transforms.v2.toml"
+    words = (
+        "--impl",
+        "torchvision.transforms.v2",
+        "--known-failures",
+        str(known),
+        str(ROOT / "spec/test_03_transforms.py"),
+    )
+    words = (sys.executable, "-m", "pytest", *words, str(ROOT / "spec/test_04_transforms_in_use.py"), "-q", "-n", "0")
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "18 xfailed" in result.stdout
+
+
+def test_the_reference_must_not_warn() -> None:
+    assert is_own("reference")
+    assert is_own("reference.definitions")
+    assert not any(map(is_own, ["torch", "torchvision.transforms.v2", "mine.py", "references", "spec.faults.loss:X"]))
 
 
 def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 FILE = Path(__file__).parents[1] / "clauses.toml"
-KINDS = ("value", "claim", "listing", "rule")
+KINDS = ("value", "claim", "listing", "rule", "project")
+RULES = ("rule", "project")
+"""The kinds that do not come from the tutorial: they have neither verdict nor lines."""
 VERDICTS = ("holds", "imprecise", "refuted", "version-dependent", "not testable")
 
 
@@ -18,12 +20,14 @@ class Clause:
 
     Attributes:
         id: `chapter.component.name`.
-        kind: A value that the tutorial prints, a claim it makes, a listing it shows, or a rule: what PyTorch promises
-            and the tutorial leaves out.
+        kind: "value" (the tutorial prints it), "claim" (the tutorial says it), "listing" (the tutorial shows the code),
+            "rule" (PyTorch, torchvision or TensorBoard promises it and the tutorial leaves it out), or "project" (this
+            project promises it of its own components, scripts and files).
         statement: What is true.
         statement_zh: The same in Chinese.
-        verdict: What became of the tutorial's value or claim; rules have none.
-        lines: Where the tutorial says it; rules have none.
+        verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
+        lines: Where the tutorial says it; the kinds in `RULES` have none.
+        same_as: The clause of the sentence that the tutorial repeats here; its verdict is the verdict of both.
     """
 
     id: str
@@ -32,6 +36,7 @@ class Clause:
     statement_zh: str
     verdict: str = ""
     lines: tuple[int, ...] = ()
+    same_as: str = ""
 
     @property
     def chapter(self) -> str:
@@ -41,16 +46,18 @@ class Clause:
     def __str__(self) -> str:
         place = f", tutorial line {', '.join(map(str, self.lines))}" if self.lines else ""
         verdict = f" (the tutorial's wording: {self.verdict})" if self.verdict not in ("", "holds") else ""
-        return f"chapter {self.chapter}, clause {self.id}{place}{verdict}\n  {self.statement}\n  {self.statement_zh}"
+        project = ", a rule of this project" if self.kind == "project" else ""
+        head = f"chapter {self.chapter}, clause {self.id}{place}{project}{verdict}"
+        return f"{head}\n  {self.statement}\n  {self.statement_zh}"
 
 
 def read(path: Path = FILE) -> dict[str, Clause]:
     """All clauses by id.
 
     Raises:
-        ValueError: an entry whose parts are not those of a clause.
+        ValueError: an entry whose parts are not those of a clause, or that repeats a clause without a verdict.
     """
-    clauses = {}
+    clauses: dict[str, Clause] = {}
     for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
         try:
             clauses[name] = Clause(
@@ -60,11 +67,22 @@ def read(path: Path = FILE) -> dict[str, Clause]:
                 statement_zh=entry.pop("zh"),
                 verdict=entry.pop("verdict", ""),
                 lines=tuple(entry.pop("lines", ())),
+                same_as=entry.pop("same_as", ""),
             )
         except KeyError as missing:
             raise ValueError(f"{path.name}: [{name!r}] has no {missing.args[0]}") from None
         if entry:
             raise ValueError(f"{path.name}: [{name!r}] has unknown keys {sorted(entry)}")
+    for name, repeated in clauses.items():
+        if not repeated.same_as:
+            continue
+        first = clauses.get(repeated.same_as)
+        if repeated.verdict or first is None or not first.verdict:
+            raise ValueError(
+                f"{path.name}: [{name!r}] has same_as = {repeated.same_as!r}, which must be the id of a "
+                "clause with a verdict; the verdict stands there and must not be repeated"
+            )
+        clauses[name] = replace(repeated, verdict=first.verdict)
     return clauses
 
 

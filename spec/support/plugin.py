@@ -179,6 +179,15 @@ def _implementation_of(item: pytest.Item) -> Implementation | None:
     return getattr(item, "callspec", None) and item.callspec.params.get("implementation")  # type: ignore[attr-defined]
 
 
+def is_own(name: str) -> bool:
+    """Whether an implementation belongs to this project; then its warnings are errors.
+
+    The warnings of other implementations, such as the DeprecationWarning of a library that they use, are shown in the
+    summary and fail no test: a test judges values.
+    """
+    return name.partition(".")[0] == "reference"
+
+
 class Specification:
     """The hooks of one run.
 
@@ -237,6 +246,9 @@ class Specification:
             item.user_properties += [
                 ("implementation", implementation.id), ("components", components), ("absent", absent)
             ]  # fmt: skip
+            if not is_own(implementation.name):
+                # before the marks of the test: what these say of a warning stands
+                item.add_marker(pytest.mark.filterwarnings("default"), append=False)
             chosen.append(item)
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
