@@ -244,7 +244,7 @@ def test_a_changed_bit_in_the_weights_is_named(tmp_path: Path) -> None:
     weights = ocean().model1[7].weight.detach().numpy().tobytes()
     content[whole_file().index(weights) + 1000] ^= 1
     with pytest.raises(
-        InputError, match=r"net\.pt is damaged or cut off: the checksum of its record \S*data/6 is wrong"
+        InputError, match=r"net\.pt is damaged or cut off: the checksum of member 'data/6' of its archive is wrong"
     ):
         load_checkpoint(written(tmp_path, bytes(content)))
 
@@ -379,7 +379,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
         ({"accuracy": np.float64(1)}, "numpy._core.multiarray.scalar"),
         (
             {"room": bytearray(3)},
-            "__builtin__.bytearray",
+            "builtins.bytearray",
         ),  # PyTorch's reader would make one of any length that is asked for
         ({"sparse": torch.eye(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
     ],
@@ -439,7 +439,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, m
     monkeypatch.delattr(torch, "load")
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match="its records are compressed"):
+        with pytest.raises(InputError, match="is packed or encrypted"):
             load_checkpoint(path)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
@@ -457,7 +457,9 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path: Path) 
         assert few in data
         return data.replace(few, many, 1)
 
-    with pytest.raises(InputError, match=r"net\.pt is damaged or cut off: record size \(9600 bytes\) does not match"):
+    with pytest.raises(
+        InputError, match=r"net\.pt is damaged or cut off: storage '0' is to have 4,294,976,896 bytes, but has 9,600"
+    ):
         load_checkpoint(written(tmp_path, repacked(claim)))
 
 
@@ -469,7 +471,7 @@ def test_records_that_overlap_are_refused(tmp_path: Path) -> None:
     for entry in range(first, len(content) - 4):
         if content[entry : entry + 4] == b"PK\x01\x02":
             content[entry + 20 : entry + 28] = 2 * (first // 2).to_bytes(4, "little")
-    with pytest.raises(InputError, match="its records are larger than the file"):
+    with pytest.raises(InputError, match=r"contradicts itself|overlap"):
         load_checkpoint(written(tmp_path, bytes(content)))
 
 
@@ -479,7 +481,7 @@ def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
     file = io.BytesIO(whole_file())
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(archive.namelist()[0], b"")
-    with pytest.raises(InputError, match="two of its records have the same name"):
+    with pytest.raises(InputError, match="is there twice"):
         load_checkpoint(written(tmp_path, file.getvalue()))
 
 

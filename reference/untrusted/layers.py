@@ -21,7 +21,7 @@ from reference.nn import (
     recurrent,
 )
 from reference.untrusted.modules import Budget, Module
-from reference.untrusted.pickle_machine import Name
+from reference.untrusted.pickle_machine import Name, Record
 
 # PyTorch's layers, and which of their attributes they are made from
 
@@ -99,11 +99,17 @@ STANDARD: dict[Name, str] = {
 }
 """The layers and containers of PyTorch and of the reference, by the names of their classes."""
 
+AVERAGED = Name("torch.optim.swa_utils", "AveragedModel")
+PRUNING = "torch.nn.utils.prune"
+"""The module of the classes that multiply a weight by a mask before each use of a layer."""
+
 CHAINS: dict[Name, tuple[str | None, ...]] = {
     Name("torchvision.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),  # avgpool since 0.3
     Name("reference.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),
     Name("torchvision.models.alexnet", "AlexNet"): ("features", "avgpool", None, "classifier"),
     Name("torch.nn.parallel.data_parallel", "DataParallel"): ("module",),
+    Name("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module",),
+    AVERAGED: ("module",),
 }
 """Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
 
@@ -141,7 +147,7 @@ def layer_options(name: str, module: Module) -> dict[str, Any]:
     attributes, parameters = module.attributes, module.parameters
     options = {word: plain(attributes[word]) for word in LAYERS[name] if word in attributes}
     if name in BIAS:
-        options["bias"] = parameters.get("bias") is not None
+        options["bias"] = parameters.get("bias", parameters.get("bias_orig")) is not None
     elif parameters.get("weight") is not None and parameters.get("bias", 0) is None:
         options["bias"] = False  # of normalizations, lately
     if name == "MultiheadAttention":
@@ -293,11 +299,11 @@ def fill(layer: nn.Module, module: Module) -> None:
     Raises:
         CannotRunError: they are not those that such a layer has.
     """
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        if module.attributes.get(hooks):
-            raise CannotRunError(f"a {module.title} has hooks, which are code")
-    left = {name for name, tensor in (module.parameters | module.buffers).items() if tensor is not None}
-    for own_tensors, tensors in ((layer._parameters, module.parameters), (layer._buffers, module.buffers)):
+    parameters, buffers = unpruned(module)
+    if module.kind == AVERAGED:
+        buffers = {name: tensor for name, tensor in buffers.items() if name != "n_averaged"}
+    left = {name for name, tensor in (parameters | buffers).items() if tensor is not None}
+    for own_tensors, tensors in ((layer._parameters, parameters), (layer._buffers, buffers)):
         for name, own in [(name, own) for name, own in own_tensors.items() if own is not None]:
             found = tensors.get(name)
             if found is None and name == "num_batches_tracked":
@@ -317,3 +323,25 @@ def fill(layer: nn.Module, module: Module) -> None:
             if child is None:
                 raise CannotRunError(f"a {module.title} lacks its part {name!r}")
             fill(part, child)
+
+
+def unpruned(module: Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """Parameters and buffers of a module, pruned ones put together again: `weight_orig` times `weight_mask`.
+
+    Raises:
+        CannotRunError: the module has other hooks, which are code.
+    """
+    parameters, buffers = dict(module.parameters), dict(module.buffers)
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = module.attributes.get(kind) or {}
+        if not isinstance(hooks, dict) or len(hooks) > len(module.parameters):
+            raise CannotRunError(f"a {module.title} has hooks, which are code")
+        for hook in hooks.values():
+            name = hook.attributes.get("_tensor_name") if isinstance(hook, Record) else None
+            if not isinstance(name, str) or hook.kind.module != PRUNING:
+                raise CannotRunError(f"a {module.title} has hooks, which are code")
+            value, mask = parameters.pop(f"{name}_orig", None), buffers.pop(f"{name}_mask", None)
+            if value is None or mask is None or value.shape != mask.shape:
+                raise CannotRunError(f"a {module.title} is pruned, but its {name} has no mask")
+            parameters[name] = nn.Parameter(value.detach() * mask.to(value.dtype), requires_grad=value.requires_grad)
+    return parameters, buffers

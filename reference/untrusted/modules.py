@@ -6,12 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from reference.untrusted.bounds import DEPTH, ENTRIES, KEY, WORD
 from reference.untrusted.pickle_machine import Name, Record
-
-ENTRIES = 100_000  # modules and tensors, each counted wherever it appears
-DEPTH = 64  # of modules in modules
-WORD = 100  # characters of a module's or tensor's own name
-KEY = 500  # characters of a tensor's dotted name
 
 MODULE_LIST = Name("torch.nn.modules.container", "ModuleList")
 
