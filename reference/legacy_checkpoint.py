@@ -22,9 +22,9 @@ from reference.untrusted.bounds import BATCH_LARGEST, ENTRIES, LARGEST
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
 from reference.untrusted.contents import Candidate, candidates
 from reference.untrusted.layers import Builder, CannotRunError, Printer
-from reference.untrusted.modules import Budget, as_module
+from reference.untrusted.modules import Budget, Memory, as_module
 from reference.untrusted.pickle_machine import Record
-from reference.untrusted.state_dicts import Fit, check_views, fits
+from reference.untrusted.state_dicts import Fit, fits
 
 FORMATS = {"zip": "zip format, PyTorch 1.6 or later", "old": "format before PyTorch 1.6", "safetensors": "safetensors"}
 LISTED = 20  # names of candidates in a sentence
@@ -212,10 +212,10 @@ def understood(path: Path, file: TorchFile, layers: Any, choose: str | None) -> 
         try:
             if isinstance(choice.candidate.found, Record):
                 root = as_module(choice.candidate.found, {})
-                state = {name: tensor.detach() for name, tensor in root.tensors("", Budget())}
+                tensors = dict(root.tensors("", Budget()))
+                state = {name: tensor.detach() for name, tensor in tensors.items()}
                 tree = root.text(Printer(), Budget())
-                check_views(state.values())
-                network = Builder(layers, notes).network(root, tree)
+                network = Builder(layers, notes, Memory(tensors.values())).network(root, tree)
             else:
                 state = {name: tensor.detach() for name, tensor in choice.candidate.found.items()}
                 network = known_network(choice.fit, state, notes)
@@ -232,7 +232,7 @@ def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -
     """
     if fit is None:
         raise CannotRunError("a state dict holds numbers only, and its network is none known here")
-    check_views(state.values())
+    Memory(state.values())
     place = f" under {fit.prefix!r}" if fit.others else ""
     notes.append(f"Its keys and shapes{place} are those of {fit.known.name} for {fit.classes} classes.")
     if fit.pruned:

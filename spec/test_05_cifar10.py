@@ -499,7 +499,7 @@ HOSTILE = {
     "a frame of 4 TiB": (b"\x80\x04\x95" + NUMBER_OF_BYTES + b"}.", "not a dictionary with data"),
     "a number of 2 GiB": (
         b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\x01.",
-        "2,147,483,647 bytes are to follow",
+        "cut off: 2,147,483,647 bytes",
     ),
     "a memo of 4,294,967,295 places": (b"\x80\x02}r\xff\xff\xff\xff.", "the place 4,294,967,295 of its memory"),
     "a list in itself": (b"\x80\x02]q\x00h\x00a.", "not a dictionary with data"),

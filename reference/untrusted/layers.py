@@ -20,7 +20,8 @@ from reference.nn import (
     pooling,
     recurrent,
 )
-from reference.untrusted.modules import Budget, Module
+from reference.untrusted.bounds import LAYERS
+from reference.untrusted.modules import Budget, Memory, Module
 from reference.untrusted.pickle_machine import Name, Record
 
 # PyTorch's layers, and which of their attributes they are made from
@@ -204,7 +205,7 @@ class Printer:
     def __call__(self, module: Module) -> str:
         if id(module) not in self.known:
             self.known[id(module)] = ""
-            if STANDARD.get(module.kind, "Sequential") not in CONTAINERS:
+            if STANDARD.get(module.kind, "Sequential") not in (*CONTAINERS, *ATTENTION):  # these print their parts only
                 self.budget.spend(1 + len(module.parameters))
                 with suppress(CannotRunError):
                     self.known[id(module)] = make_layer(module, nn).extra_repr()
@@ -235,11 +236,12 @@ class Builder:
     Args:
         layers: the namespace of the layers.
         notes: gets a sentence for what is taken for granted.
+        memory: what the network's tensors may take.
     """
 
-    def __init__(self, layers: Any, notes: list[str]) -> None:
-        self.layers, self.notes = layers, notes
-        self.budget = Budget()
+    def __init__(self, layers: Any, notes: list[str], memory: Memory) -> None:
+        self.layers, self.notes, self.memory = layers, notes, memory
+        self.left = LAYERS
         self.made: dict[int, nn.Module] = {}
 
     def network(self, root: Module, tree: str) -> nn.Module:
@@ -251,14 +253,17 @@ class Builder:
         network = self.build(root)
         if repr(network) != tree.replace("_LinearWithBias(", "NonDynamicallyQuantizableLinear("):
             raise CannotRunError("its layers have parts that such layers do not have")
+        Memory([*network.parameters(), *network.buffers()])  # a tensor in many places has become many parameters
         return network
 
     def build(self, module: Module) -> nn.Module:
         if id(module) not in self.made:
-            self.budget.spend(1 + len(module.parameters))
+            self.left -= 1 + len(module.parameters)
+            if self.left < 0:
+                raise CannotRunError(f"it has more than {LAYERS:,} layers and tensors")
             composed = STANDARD.get(module.kind, "Sequential") in CONTAINERS
             made = self.composed(module) if composed else make_layer(module, self.layers)
-            fill(made, module)
+            fill(made, module, self.memory)
             self.made[id(module)] = made
         return self.made[id(module)]
 
@@ -293,13 +298,13 @@ class Builder:
         return (only,)
 
 
-def fill(layer: nn.Module, module: Module) -> None:
+def fill(layer: nn.Module, module: Module, memory: Memory) -> None:
     """Give a layer, and the parts that it has made itself, the parameters and buffers of the file.
 
     Raises:
         CannotRunError: they are not those that such a layer has.
     """
-    parameters, buffers = unpruned(module)
+    parameters, buffers = unpruned(module, memory)
     if module.kind == AVERAGED:
         buffers = {name: tensor for name, tensor in buffers.items() if name != "n_averaged"}
     left = {name for name, tensor in (parameters | buffers).items() if tensor is not None}
@@ -322,10 +327,10 @@ def fill(layer: nn.Module, module: Module) -> None:
             child = module.children.get(name)
             if child is None:
                 raise CannotRunError(f"a {module.title} lacks its part {name!r}")
-            fill(part, child)
+            fill(part, child, memory)
 
 
-def unpruned(module: Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+def unpruned(module: Module, memory: Memory) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
     """Parameters and buffers of a module, pruned ones put together again: `weight_orig` times `weight_mask`.
 
     Raises:
@@ -343,5 +348,6 @@ def unpruned(module: Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor
             value, mask = parameters.pop(f"{name}_orig", None), buffers.pop(f"{name}_mask", None)
             if value is None or mask is None or value.shape != mask.shape:
                 raise CannotRunError(f"a {module.title} is pruned, but its {name} has no mask")
+            memory.spend(value.nbytes)
             parameters[name] = nn.Parameter(value.detach() * mask.to(value.dtype), requires_grad=value.requires_grad)
     return parameters, buffers

@@ -1,14 +1,12 @@
 """State dicts alone: the network of which they are one, whatever stands before its keys."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reference.models import Ocean, vgg16
-from reference.untrusted.bounds import NETWORK_VIEWS, OVERLAP
 
 WRAPPERS = ("module", "_orig_mod")
 """Parts of keys that DataParallel, DistributedDataParallel and AveragedModel (module) and torch.compile put in."""
@@ -59,7 +57,7 @@ class Fit:
     others: tuple[str, ...]
 
     def network(self) -> nn.Module:
-        """The network with the tensors of the state dict; `check_views` must have passed."""
+        """The network with the tensors of the state dict; `modules.Memory` must have been asked before."""
         with torch.device("meta"):
             network = self.known.made(self.classes)
         own = {self.known.inner + key: part.tensor() for key, part in self.parts.items()}
@@ -137,17 +135,3 @@ def parts_of(state: Mapping[str, Tensor]) -> dict[str, Part]:
             return {}
         parts[name] = Part(value, mask)
     return parts
-
-
-def check_views(tensors: Iterable[Any]) -> None:
-    """Check that the tensors do not have far more numbers than their storages, each counted once.
-
-    Raises:
-        ValueError: giving each of them memory of its own would take more than `NETWORK_VIEWS` times what is there.
-    """
-    distinct = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
-    shown = sum(tensor.nbytes for tensor in distinct.values())
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in distinct.values()}
-    held = sum(storages.values())
-    if shown > NETWORK_VIEWS * held + OVERLAP * 4:
-        raise ValueError(f"its tensors would have {shown:,} bytes, but share memory of {held:,} bytes")
