@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import re
 import signal
 import time
 import tracemalloc
@@ -27,10 +28,12 @@ from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.inference import predict
 from reference.models import Ocean
+from reference.untrusted.archive import Archive
 from spec.support.clauses import clause
 from spec.support.command import Command, run
 from spec.support.limits import room_for
 from spec.support.strategies import given, normal
+from spec.support.zip_lies import LIES, parts
 
 NAMES = Shapes.classes
 
@@ -181,6 +184,7 @@ import sys, torch
 from pathlib import Path
 from reference.checkpoint import save_checkpoint
 from reference.models import Ocean
+from reference.untrusted.archive import Archive
 network, number = Ocean(), 0
 while True:
     with torch.no_grad():
@@ -483,6 +487,111 @@ def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
         archive.writestr(archive.namelist()[0], b"")
     with pytest.raises(InputError, match="is there twice"):
         load_checkpoint(written(tmp_path, file.getvalue()))
+
+
+@clause("17.checkpoint.one_reader")
+@pytest.mark.parametrize("lie", LIES)
+def test_an_archive_that_two_readers_could_read_differently_is_refused(tmp_path: Path, lie: str) -> None:
+    with pytest.raises(InputError, match=r"net\.pt (is damaged or cut off|is not a checkpoint)"):
+        load_checkpoint(written(tmp_path, LIES[lie](whole_file())))
+
+
+@clause("17.checkpoint.one_reader")
+def test_the_archive_of_those_lies_is_read_when_it_is_honest(tmp_path: Path) -> None:
+    assert parts(whole_file()).joined() == whole_file()
+    assert same(load_checkpoint(written(tmp_path, parts(whole_file()).joined())), whole_content())
+
+
+@clause("17.checkpoint.one_reader")
+def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been verified and what is used are the same bytes, because nobody reads the file a second time."""
+    path = saved(tmp_path)
+    monkeypatch.delattr(torch, "load")
+    monkeypatch.delattr(torch.serialization, "load")
+    monkeypatch.delattr(torch._C, "PyTorchFileReader")
+    assert same(load_checkpoint(path), whole_content())
+
+
+@clause("17.checkpoint.one_reader")
+def test_a_file_that_changes_while_it_is_read_is_refused_or_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checksum is that of the bytes in the tensors, not of bytes that were read before."""
+    path = saved(tmp_path)
+    weights = ocean().model1[7].weight.detach().numpy().tobytes()
+    place = path.read_bytes().index(weights)
+    genuine = Archive.read_into
+
+    def read_into(archive: Archive, name: str, buffer: memoryview) -> None:
+        with path.open("r+b") as file:  # before each member another process changes a weight
+            file.seek(place + 1000)
+            file.write(b"\x55")
+        genuine(archive, name, buffer)
+
+    monkeypatch.setattr(Archive, "read_into", read_into)
+    with pytest.raises(InputError, match="the checksum of member 'data/6'"):
+        load_checkpoint(path)
+
+
+ADVICE = r"weights_only|add_safe_globals|safe_globals|torch\.load|trust|WeightsUnpickler|Unpickl"
+"""PyTorch's words for how to run what is in a file after all."""
+
+FOREIGN: dict[str, Callable[[], bytes]] = {
+    "a network": lambda: saved_bytes(Ocean()),
+    "a function": lambda: saved_bytes({"format": print}),
+    "a class": lambda: saved_bytes({"format": Path}),
+    "an object": lambda: saved_bytes({"format": Path("x")}),
+    "a dtype of NumPy": lambda: saved_bytes({"format": np.dtype("f4")}),
+    "an array of NumPy": lambda: saved_bytes({"format": np.zeros(2)}),
+    "a set": lambda: saved_bytes({"format": {1}}),
+    "a sparse tensor": lambda: saved_bytes({"format": torch.eye(2).to_sparse()}),
+    "a nested tensor": lambda: saved_bytes({"format": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])}),
+    "a meta tensor": lambda: saved_bytes({"format": torch.ones(2, device="meta")}),
+    "a storage": lambda: saved_bytes({"format": torch.ones(2).untyped_storage()}),
+    "a protocol that is not known": lambda: repacked_pickle(lambda code: b"\x80\x09" + code[2:]),
+    "an instruction that is not known": lambda: repacked_pickle(lambda code: code[:-1] + b"\xff."),
+    "a persistent reference": lambda: repacked_pickle(lambda code: code[:-1] + b"0K\x01Q."),
+    "an unknown module": lambda: repacked_pickle(lambda code: code[:-1] + b"0cthey\nsystem\n)R."),
+    "no end": lambda: repacked_pickle(lambda code: code[:-1]),
+    "nothing": lambda: repacked_pickle(lambda code: b""),
+    "a storage of 3 GiB": lambda: repacked_pickle(
+        lambda code: code[:-1] + b"0ctorch.storage\nUntypedStorage\nJ" + (3 << 29).to_bytes(4, "little") + b"\x85R."
+    ),
+    "a tensor of 3 GiB": lambda: repacked_pickle(
+        lambda code: code[:-1] + b"0ctorch\nzeros\nJ" + (3 << 29).to_bytes(4, "little") + b"\x85R."
+    ),
+    "a typed storage of 3 GiB": lambda: repacked_pickle(
+        lambda code: code[:-1] + b"0ctorch\nFloatStorage\nJ" + (3 << 28).to_bytes(4, "little") + b"\x85R."
+    ),
+    "another type of tensor": lambda: repacked_pickle(
+        lambda code: code[:-1] + b"0ctorch\nFloatTensor\nJ" + (3 << 28).to_bytes(4, "little") + b"\x85R."
+    ),
+}
+
+
+def saved_bytes(thing: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    return file.getvalue()
+
+
+def repacked_pickle(change: Callable[[bytes], bytes]) -> bytes:
+    return repacked(lambda name, data: change(data) if name.endswith("data.pkl") else data)
+
+
+@clause("17.checkpoint.own_words")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("what", FOREIGN)
+def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
+    """And none of them takes memory: the largest of these files asks for 3 GiB."""
+    resource = pytest.importorskip("resource")
+    path = written(tmp_path, FOREIGN[what]())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"net\.pt ") as caught:
+        load_checkpoint(path)
+    assert not re.search(ADVICE, str(caught.value)), str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (256 << 10)  # KiB
 
 
 @clause("17.checkpoint.bounded")

@@ -56,7 +56,7 @@ each of its tensors memory of its own."""
 ENTRIES = 100_000
 """Modules and tensors of a network, each counted wherever it appears; entries of a state dict; classes."""
 
-LAYERS = 20_000
+WORKING_LAYERS = 20_000
 """Layers that are made to work, with their tensors; a layer takes up to half a millisecond."""
 
 DEPTH = 64

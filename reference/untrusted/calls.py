@@ -378,8 +378,14 @@ NOTED = {
     Name("torch.serialization", "_get_layout"),
     *(Name("pathlib", f"{pure}{system}Path") for pure in ("", "Pure") for system in ("Posix", "Windows")),
     *(Name("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
-    *(Name("builtins", name) for name in ("range", "slice")),
-    *(Name("collections", "deque"), Name("decimal", "Decimal"), Name("uuid", "UUID"), Name("fractions", "Fraction")),
+    *(Name("builtins", name) for name in ("range", "xrange", "slice")),  # protocol 2 writes range as xrange
+    *(
+        Name("types", "SimpleNamespace"),
+        Name("collections", "deque"),
+        Name("decimal", "Decimal"),
+        Name("uuid", "UUID"),
+        Name("fractions", "Fraction"),
+    ),
     *(Name("numpy.random._pickle", f"__{name}_ctor") for name in ("generator", "bit_generator", "randomstate")),
 }
 """What harmless files ask for beside a network: the result is a record of the call, which nobody can call."""

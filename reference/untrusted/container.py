@@ -57,10 +57,10 @@ def read_torch_file(path: Path | str) -> TorchFile:
         with opened(path) as (file, size, start):
             if start.startswith(LOCAL):
                 return read_zip(file, size)
+            if kinds.is_safetensors(start):  # before the old format: the length of its header may begin with any byte
+                return read_safetensors(file, size)
             if start.startswith(OLD_START):
                 return read_old(file, size)
-            if kinds.is_safetensors(start):
-                return read_safetensors(file, size)
             kind = kinds.of_start(start) or "it does not begin as one does"
             raise InputError(f"{path} is not a file of torch.save: {kind}")
     except NONSENSE as error:

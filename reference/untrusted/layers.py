@@ -20,7 +20,7 @@ from reference.nn import (
     pooling,
     recurrent,
 )
-from reference.untrusted.bounds import LAYERS
+from reference.untrusted.bounds import WORKING_LAYERS
 from reference.untrusted.modules import Budget, Memory, Module
 from reference.untrusted.pickle_machine import Name, Record
 
@@ -241,7 +241,7 @@ class Builder:
 
     def __init__(self, layers: Any, notes: list[str], memory: Memory) -> None:
         self.layers, self.notes, self.memory = layers, notes, memory
-        self.left = LAYERS
+        self.left = WORKING_LAYERS
         self.made: dict[int, nn.Module] = {}
 
     def network(self, root: Module, tree: str) -> nn.Module:
@@ -260,7 +260,7 @@ class Builder:
         if id(module) not in self.made:
             self.left -= 1 + len(module.parameters)
             if self.left < 0:
-                raise CannotRunError(f"it has more than {LAYERS:,} layers and tensors")
+                raise CannotRunError(f"it has more than {WORKING_LAYERS:,} layers and tensors")
             composed = STANDARD.get(module.kind, "Sequential") in CONTAINERS
             made = self.composed(module) if composed else make_layer(module, self.layers)
             fill(made, module, self.memory)

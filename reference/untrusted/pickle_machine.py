@@ -17,6 +17,7 @@ from reference.untrusted.bounds import INSTRUCTIONS, LONG, NAME, SCATTERED_KEYS
 
 ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"))
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+PROTOCOL = 5
 EMPTY = object()
 """A place of a pickle's memory into which nothing was put."""
 
@@ -364,7 +365,10 @@ class PickleMachine:
                         stack = below.pop()
                 case "DUP":
                     stack.append(stack[-1])
-                case "PROTO" | "FRAME" | "POP_MARK":
+                case "PROTO":
+                    if argument > PROTOCOL:
+                        raise ValueError(f"it is a pickle of protocol {argument}; at most {PROTOCOL} is known")
+                case "FRAME" | "POP_MARK":
                     pass
                 case "STOP":
                     return stack.pop()

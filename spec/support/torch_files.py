@@ -165,12 +165,14 @@ class Writer:
         location: where the tensors were.
         big: the zip file's numbers are big-endian, and it says so.
         storages: the bytes by their keys.
+        first: a storage that several tensors are views of.
     """
 
     version: str = "1.6"
     location: str = "cpu"
     big: bool = False
     storages: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    first: Any = None
 
     def storage(self, values: Tensor) -> Persistent:
         """The storage of all numbers of a tensor, which must be contiguous."""
