@@ -599,7 +599,7 @@ PREFIXES = (
     *("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_orig_mod._orig_mod."),
     *("model.", "net.", "network.module.", "module.model.", "model._orig_mod.", "trainer.model.net.module._orig_mod."),
 )
-"""What stands before the keys: of DataParallel, torch.compile, a class around the network, and these around each other."""
+"""What stands before the keys: of DataParallel, torch.compile, a class around the network, and several of these."""
 
 
 @clause("17.legacy.state_dict_alone")
@@ -671,7 +671,8 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
     "named parameters": lambda ocean: dict(ocean.named_parameters()),
     "arrays of NumPy": lambda ocean: {key: tensor.numpy() for key, tensor in ocean.state_dict().items()},
     "PyTorch's tutorial": lambda ocean: {
-        "epoch": 5, "model_state_dict": ocean.state_dict(), "optimizer_state_dict": trained(ocean), "loss": torch.ones(()),
+        "epoch": 5, "model_state_dict": ocean.state_dict(), "optimizer_state_dict": trained(ocean),
+        "loss": torch.ones(()),
     },
     "a tutorial on CIFAR-10": lambda ocean: {"net": ocean.state_dict(), "acc": 91.5, "epoch": 7},
     "PyTorch's ImageNet example": lambda ocean: {
@@ -688,15 +689,17 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
     },
     "Lightning": lambda ocean: {
         "epoch": 3, "global_step": 10, "pytorch-lightning_version": "2.5", "state_dict": prefixed("model.", ocean),
-        "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{}": {"best_model_score": torch.ones(())}},
-        "optimizer_states": [trained(ocean)], "lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"lr": 1},
+        "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{}": {"best_score": torch.ones(())}},
+        "optimizer_states": [trained(ocean)], "lr_schedulers": [], "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 1},
     },
     "Lightning with the weights of its loss": lambda ocean: {
         "state_dict": prefixed("net.", ocean) | {"criterion.weight": torch.ones(10), "accuracy.total": torch.tensor(3)}
     },
     "Hugging Face's Trainer": lambda ocean: {"module": ocean.state_dict(), "step": 3},
     "random states beside it": lambda ocean: {
-        "model": ocean.state_dict(), "rng": {"torch": torch.get_rng_state(), "numpy": np.random.RandomState(0).get_state()},
+        "model": ocean.state_dict(),
+        "rng": {"torch": torch.get_rng_state(), "numpy": np.random.RandomState(0).get_state()},
     },
     "means and deviations beside it": lambda ocean: {
         "model": ocean.state_dict(), "normalization": {"mean": torch.ones(3), "std": torch.ones(3)},
@@ -707,7 +710,7 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
     "in a list in a dictionary": lambda ocean: {"checkpoints": [{"model": ocean.state_dict()}]},
     "in an object": lambda ocean: types.SimpleNamespace(model=ocean.state_dict(), epoch=1),
     "a network in a list": lambda ocean: [ocean, 3],
-    "a network and its optimizer": lambda ocean: {"model": ocean, "optimizer": torch.optim.SGD(ocean.parameters(), 0.1)},
+    "a network and its optimizer": lambda ocean: {"model": ocean, "optimizer": torch.optim.SGD(ocean.parameters())},
     "a date and a path beside it": lambda ocean: {
         "model": ocean.state_dict(), "saved": datetime.datetime(2020, 1, 2), "path": Path("x"), "steps": range(3),
     },
@@ -766,9 +769,9 @@ def test_of_several_networks_one_is_chosen_by_its_name(
     found = read_legacy_checkpoint(path)
     assert found.choices == names
     assert (found.state_dict, found.network, found.tree) == ({}, None, "")
-    for text in (str(found.notes), found.describe()):
-        assert all(name in text for name in names)
-        assert "--choose" in text
+    for said in (str(found.notes), found.describe()):
+        assert all(name in said for name in names)
+        assert "--choose" in said
     with refused("There are 2 networks in it"):
         found.classifier()
     pictures = torch.rand(2, 3, 32, 32)
@@ -891,9 +894,22 @@ def test_a_safetensors_file_that_lies_is_refused(read_legacy_checkpoint: Read, t
     change, says = SAFETENSORS[lie]
     whole = safetensors.torch.save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True])})
     read_legacy_checkpoint(written(tmp_path / "net.pth", whole))
-    assert (changed := change(whole)) != whole
+    assert change(whole) != whole
     with refused(says):
-        read_legacy_checkpoint(written(tmp_path / "net.pth", changed))
+        read_legacy_checkpoint(written(tmp_path / "net.pth", change(whole)))
+
+
+@clause("17.legacy.safetensors")
+@pytest.mark.parametrize("first", [0x80, 0x3C, 0x08, 0x50], ids=["as a pickle", "as a web page", "as ONNX", "as zip"])
+def test_a_safetensors_file_may_begin_with_any_byte(read_legacy_checkpoint: Read, tmp_path: Path, first: int) -> None:
+    """It begins with the length of its header."""
+    whole = safetensors.torch.save({"a": torch.arange(6.0)})
+    length = int.from_bytes(whole[:8], "little")
+    padded = length + (first - length) % 256
+    header = whole[8 : 8 + length].ljust(padded)
+    path = written(tmp_path / "net.pth", padded.to_bytes(8, "little") + header + whole[8 + length :])
+    assert path.read_bytes()[0] == first
+    assert_equal(read_legacy_checkpoint(path).state_dict["a"], torch.arange(6.0))
 
 
 # What is not read
