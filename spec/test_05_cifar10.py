@@ -548,6 +548,25 @@ NESTED = {
 }
 
 
+def probed_memory() -> bytes:
+    """Places of the memory that would make a dictionary slow (`probed` in test_17_legacy_checkpoint.py says how)."""
+    place, code = 1, b"\x80\x02N"
+    for _ in range(90_000):
+        code += b"r" + struct.pack("<I", place)
+        place = (5 * place + 1) % (1 << 18)
+    return code + b"."
+
+
+@clause("05.batch.content")
+def test_the_keys_of_a_batch_cannot_be_chosen_to_make_it_slow(small: SmallCifar10, tmp_path: Path) -> None:
+    write_folder(tmp_path, {**small.files, "test_batch": probed_memory()})
+    assert "its 4. instruction uses the place 6 of its memory" in refusal(tmp_path)
+    numbers = b"".join(b"J" + struct.pack("<i", 1 << number) + b"N" for number in range(30))
+    for code in (b"}(" + numbers + b"u", b"\x8f(" + numbers + b"\x90", b"(" + numbers + b"\x91", b"(" + numbers + b"d"):
+        (tmp_path / FOLDER / "test_batch").write_bytes(b"\x80\x04" + code + b".")
+        assert "key is not a short printable string" in refusal(tmp_path)
+
+
 @pytest.mark.slow
 @clause("05.batch.content")
 @pytest.mark.parametrize("content", NESTED)

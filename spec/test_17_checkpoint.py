@@ -31,6 +31,7 @@ from reference.models import Ocean
 from reference.untrusted.archive import Archive
 from spec.support.clauses import clause
 from spec.support.command import Command, run
+from spec.support.fuzzing import fuzz
 from spec.support.limits import room_for
 from spec.support.strategies import given, normal
 from spec.support.zip_lies import LIES, parts
@@ -513,6 +514,15 @@ def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.
 
 
 @clause("17.checkpoint.one_reader")
+def test_everything_arrives_on_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    with torch.device("meta"):
+        content = load_checkpoint(path)
+    assert same(content, whole_content())
+    assert {tensor.device.type for tensor in content["state_dict"].values()} == {"cpu"}
+
+
+@clause("17.checkpoint.one_reader")
 def test_a_file_that_changes_while_it_is_read_is_refused_or_read_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +616,24 @@ def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str)
         load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
 
 
+@clause("17.checkpoint.whole")
+def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+    assert fuzz(load_checkpoint, tmp_path, 300, seed=0)["refused"] > 250
+
+
+@clause("17.checkpoint.bounded")
+def test_data_that_is_not_plain_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    """A class that plain data need as a value, and lists in lists to any depth."""
+    name = b"ccollections\nOrderedDict\n"
+    deep = b"]" * 50_000 + b"a" * 49_999
+    for value, says in ((name, r"its content\['x'\] is a \S*Name"), (b"]" + name + b"a", r"\['x'\]\[0\] is a ")):
+        path = written(tmp_path, repacked_pickle(lambda code, value=value: code[:-1] + b"X\1\0\0\0x" + value + b"s."))
+        with pytest.raises(InputError, match=rf"net\.pt cannot be used: .*{says}"):
+            load_checkpoint(path)
+    path = written(tmp_path, repacked_pickle(lambda code: code[:-1] + b"X\1\0\0\0x" + deep + b"s."))
+    assert type(load_checkpoint(path)["x"]) is list
+
+
 # Nothing is written that could not be read
 
 
@@ -618,6 +646,11 @@ def spoilt(change: Callable[[Ocean], Any]) -> Ocean:
     with torch.no_grad():
         change(network)
     return network
+
+
+def marked(parameter: nn.Parameter) -> nn.Parameter:
+    parameter.mark = 3  # type: ignore[attr-defined]
+    return parameter
 
 
 UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
@@ -650,6 +683,20 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
     ),
     "a path in the training": (
         Ocean, NAMES, {"training": {"data": [{"root": Path("x")}]}}, r"training\['data'\]\[0\]\['root'\] is a pathlib",
+    ),
+    "a tuple for a key": (
+        Ocean, NAMES, {"training": {"of": {(1, 2): 3}}}, r"a key of training\['of'\] is a builtins.tuple",
+    ),
+    "a parameter with an attribute": (
+        Ocean, NAMES, {"training": {"mean": marked(nn.Parameter(torch.ones(2)))}}, "it asks for torch",
+    ),
+    "more keys than are read": (
+        Ocean, NAMES, {"training": {"of": {n / 7: 0 for n in range(20_000)}}}, "more than 10,000 keys",
+    ),
+    "more than is read": (Ocean, NAMES, {"training": {"of": [0.5] * 1_100_000}}, "more than 1,000,000 instructions"),
+    "a number of a thousand digits": (Ocean, NAMES, {"metrics": {"n": 10**1000}}, "a whole number has 416 bytes"),
+    "a conjugated tensor": (
+        Ocean, NAMES, {"training": {"mean": torch.ones(2, dtype=torch.complex64).conj()}}, "conjugated",
     ),
     "a sparse tensor in the training": (
         Ocean, NAMES, {"training": {"mean": torch.eye(2).to_sparse()}}, r"training\['mean'\] is a torch.sparse_coo",
