@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from reference.text import Console, open_console, printable
+
 
 class InputError(ValueError):
     """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy."""
@@ -15,19 +17,27 @@ class TrainingError(ArithmeticError):
 
 
 def exit_with(action: Callable[[], int | None]) -> NoReturn:
-    """Run `action` and leave the process with its status; what a person can mend becomes one line and status 2.
+    """Run `action` and leave the process with its status; an error that a person can fix becomes one line and status 2.
 
-    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such things; any other exception
-    is a defect of ours and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up of
-    whatever ran.
+    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such errors; any other exception
+    is a defect of the program and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up
+    of whatever ran. Standard output and standard error are `reference.text.Console`s meanwhile: a reader that is gone
+    changes nothing, and a standard output that cannot be written for another reason is an error at the end.
     """
+    open_console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 128 + signal.SIGINT
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if isinstance(sys.stdout, Console) and sys.stdout.failed:
+        print(f"error: standard output cannot be written: {sys.stdout.lost}", file=sys.stderr)
+        status = status or 2
     sys.exit(status)
