@@ -185,7 +185,7 @@ def stored_settings(folder: Path) -> Settings:
         raise InputError(f"--resume {folder}: no run is there ({path.name}: {error.strerror})") from error
     except KeyError as error:
         raise InputError(f"--resume {folder}: {path.name} is damaged (it has no entry {error})") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"--resume {folder}: {path.name} is damaged ({error})") from error
     return settings
 
