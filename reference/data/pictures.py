@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from reference.errors import InputError
+from reference.text import printable
 
 StrPath = str | os.PathLike[str]
 
@@ -71,11 +72,6 @@ def not_readable(name: StrPath, error: Exception) -> InputError:
     if isinstance(error, Image.UnidentifiedImageError):  # its text is the file object's
         reason = "no picture format is recognized"
     return InputError(f"{printable(name)}: not a readable picture ({' '.join(reason.split())})")
-
-
-def printable(name: StrPath) -> str:
-    """A file name as one line of text: characters that cannot be shown, such as line ends, are escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fspath(name))
 
 
 def is_picture_name(name: str) -> bool:

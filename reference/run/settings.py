@@ -1,0 +1,249 @@
+"""The settings of a training: read from the command line, checked, and read back from a run's config.json."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
+from reference.errors import InputError
+from reference.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train the tutorial's network and keep everything that is needed to go on, to repeat it and to predict.
+
+    Without any flag: CIFAR-10 if it lies under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
+    """
+
+    dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
+    """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
+    and test/CLASS/* trees of pictures of any size; they are read in one fixed mixed order, not class by class."""
+    data_root: Path = Path("data")
+    """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
+    download: bool = False
+    """Fetch CIFAR-10 (170 MB) into --data-root if it is not there; an interrupted download goes on where it ended."""
+    mirrors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")] = (OFFICIAL_URL,)
+    """Where to fetch cifar-10-python.tar.gz from, tried in this order."""
+    archive_md5: str = OFFICIAL_MD5
+    """The MD5 checksum cifar-10-python.tar.gz must have; another one admits another archive in the same format."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be read, and say how many, instead of stopping."""
+    limit_train: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Use only the first N training pictures."""
+    limit_test: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Use only the first N test pictures."""
+
+    recipe: Literal["tutorial", "fast"] = "tutorial"
+    """How to learn: a name for settings, which other flags may change. tutorial: as the tutorial does. fast: to its
+    accuracy in a hundredth of the time, and beyond it (reference/recipes.py)."""
+    epochs: int = 10
+    """Passes over the training pictures, in all: with --resume those already done count."""
+    batch_size: int = 64
+    """Pictures a step."""
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """sgd: along the gradient. muon: along the gradient, orthogonalized."""
+    learning_rate: float = 0.01
+    """How far a step goes."""
+    momentum: float = 0.0
+    """Share of the last step's direction that the next one keeps."""
+    weight_decay: float = 0.0
+    """Share of the weights that the learning rate takes away each step (sgd: as part of the gradient)."""
+    schedule: Literal["constant", "falling"] = "constant"
+    """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0. For that
+    --learning-rate is the highest rate of a training of 100 steps; it falls with the cube root of their number."""
+    whiten: bool = False
+    """Fix the first layer to the whitened principal components of the pictures' 5×5 patches instead of training it."""
+    shuffle: bool = False
+    """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
+    mirror: bool = False
+    """Show half of the training pictures, drawn anew each time, left to right."""
+    shift: int = 0
+    """Show each training picture moved by up to so many pixels, drawn anew each time."""
+    log_every: int = 100
+    """Steps from one train_loss to the next."""
+
+    impl: Literal["torch", "reference"] = "torch"
+    """Whose layers and loss are trained: PyTorch's, or the reference's from first principles; they start from the same
+    weights."""
+    seed: int = 0
+    """Of the initial weights and of the orders."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the layers compute in; weights, loss and optimizer are float32. auto: bfloat16 where the device has it, else
+    (and for --impl reference) float32. float16: for cards without bfloat16; the loss is scaled."""
+    compile: Literal["off", "graphs", "full"] = "off"
+    """Compile the network by torch.compile. graphs: a card replays the operations of a step as CUDA graphs. full: they
+    are fused as well, which takes long at first."""
+    deterministic: bool = False
+    """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    num_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads; by default as many as PyTorch chooses."""
+
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
+    --data-root, --keep-every and --quiet may be given anew."""
+    keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
+    quiet: bool = False
+    """Print nothing but the outcome and errors."""
+
+    def check(self) -> None:
+        """Raise InputError for a number that cannot be used; the text names the flag, the value and what is needed."""
+        at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
+        at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"{flag(name)} must be at least {least}, got {shortened(value)}")
+            limit = LIMITS.get(name, 1 << 63)
+            if isinstance(value, int) and value >= limit:
+                raise InputError(f"{flag(name)} must be below {limit}, got {shortened(value)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
+        if self.optimizer == "muon" and self.momentum >= 1:
+            raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
+        if self.download and self.dataset not in ("auto", "cifar10"):
+            raise InputError(f"--download fetches CIFAR-10, but --dataset is {self.dataset}")
+
+
+LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
+"""Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""
+
+# What may differ when a run is resumed, because it changes where or how long it computes, but not what.
+CHANGEABLE = {
+    *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
+    *("download", "mirrors", "resume"),
+}
+
+
+def flag(name: str, value: object = None) -> str:
+    """A setting's name as it is typed: `--batch-size`; with the value False, `--no-shuffle`."""
+    return ("--no-" if value is False else "--") + name.replace("_", "-")
+
+
+def shortened(value: object) -> str:
+    """A value in at most some 40 characters."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write more than 4,300 digits
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The two flags that decide which values the others have by default."""
+
+    recipe: str = "tutorial"
+    resume: Path | None = None
+
+
+def parse(kind: type[S]) -> S:
+    """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's.
+
+    Every truth value has two flags, `--mirror` and `--no-mirror`, whatever its default is.
+    """
+    start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
+    values: dict[str, Any] = {"recipe": start.recipe} | RECIPES[start.recipe] if start.recipe in RECIPES else {}
+    if start.resume is not None:
+        values = vars(stored_settings(start.resume))
+    return tyro.cli(kind, default=kind(**values))
+
+
+def stored_settings(folder: Path) -> Settings:
+    """The settings of the run in `folder`, for resuming it.
+
+    Raises:
+        InputError: there is no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    if not path.exists() and (folder / LOCK).exists():
+        raise InputError(
+            f"--resume {folder}: the run was stopped before it began, and there is nothing to resume; start it again "
+            f"with --output {folder}"
+        )
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)["settings"]
+        hints = get_type_hints(Settings)
+        values = {name: _converted(name, value, hints[name]) for name, value in stored.items() if name in hints}
+        settings = Settings(**values | {"data_root": values["data_root"], "output": None, "resume": None})
+        settings.check()
+    except OSError as error:
+        raise InputError(f"--resume {folder}: no run is there ({path.name}: {error.strerror})") from error
+    except KeyError as error:
+        raise InputError(f"--resume {folder}: {path.name} is damaged (it has no entry {error})") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"--resume {folder}: {path.name} is damaged ({error})") from error
+    return settings
+
+
+LOCK = "run.lock"
+"""The file in a run's folder that a running training holds."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """A value of JSON as the type `hint` of the setting `name`; ValueError if it is no such value."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"its setting {name!r} holds the character 0")
+    allowed = get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
+    for kind in allowed:
+        if kind is NoneType and value is None:
+            return None
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is Path and type(value) is str:
+            return Path(value)
+        if get_origin(kind) is Literal and type(value) is str and value in get_args(kind):
+            return value
+        if get_origin(kind) is tuple and type(value) is list and all(type(one) is str for one in value):
+            return tuple(value)
+        if type(value) is kind:
+            return value
+    wanted = " or ".join(_described(kind) for kind in allowed)
+    raise ValueError(f"its setting {name!r} is {shortened(value)}, which is not {wanted}")
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return "null" if kind is NoneType else KINDS.get(kind, "a list of texts")
+
+
+def refuse_changes(settings: Settings, stored: Settings) -> None:
+    """Raise InputError if a resumed run was given a setting that would make it another training."""
+    assert settings.resume is not None, "only a resumed run can be refused"
+    if settings.output is not None and settings.output.resolve() != settings.resume.resolve():
+        raise InputError(f"--output {settings.output}: a run that is resumed stays in its folder, {settings.resume}")
+    if settings.epochs != stored.epochs and stored.schedule == "falling":
+        raise InputError(
+            f"--epochs {settings.epochs}: this run's learning rate falls to 0 at the end of epoch {stored.epochs}, and "
+            "resuming it cannot change that"
+        )
+    for name, old in asdict(stored).items():
+        new = getattr(settings, name)
+        if name not in CHANGEABLE and new != old:
+            if isinstance(new, bool):
+                raise InputError(
+                    f"{flag(name, new)}: this run was begun with {flag(name, old)}, and resuming it cannot change that"
+                )
+            raise InputError(f"{flag(name)} {new}: this run was begun with {old}, and resuming it cannot change that")

@@ -1,0 +1,208 @@
+"""Chapter 00: text that leaves the program, to a console or into JSON.
+
+Names of files and classes, texts inside checkpoints and answers of servers are written by others. Printed as they are,
+they can move the cursor, change colours, reverse the reading order, or forge a second answer by a line break; and not
+every console can encode them. `printable` makes one line of such a text. `Console` is what standard output and standard
+error become in every script (`reference.errors.exit_with`): it escapes what `printable` was not asked about, and never
+raises, whatever the console's encoding and whether or not anybody reads it. `json_text` writes strict JSON.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories that are escaped: controls, format characters, lone surrogates, line and paragraph separators."""
+JOINERS = "\u200c\u200d"
+"""Format characters that words of some scripts and emoji contain; they stay between characters outside of ASCII."""
+
+COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+
+
+def printable(text: object) -> str:
+    r"""`text` as one line without control characters: each of them becomes its Python escape, such as `\n` or `\x1b`.
+
+    Escaped are the Unicode categories in `HIDDEN`. Lone surrogates are among them: a byte of a file name that is not
+    UTF-8, 0xC3 say, becomes `\udcc3`. Letters of every script, emoji and spaces stay.
+
+    Args:
+        text: a string, a path, or any object; of an object, its `str`.
+    """
+    return _escaped(os.fsdecode(text) if isinstance(text, bytes | os.PathLike) else str(text))
+
+
+def is_printable(text: str) -> bool:
+    """Whether `printable` leaves `text` as it is."""
+    return printable(text) == text
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    """`text` with every character of the categories in `HIDDEN` escaped, except those in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char in keep or not _hidden(text, place) else ascii(char)[1:-1] for place, char in enumerate(text)
+    )
+
+
+def _hidden(text: str, place: int) -> bool:
+    char = text[place]
+    if char in JOINERS:
+        around = (text[place - 1 : place], text[place + 1 : place + 2])
+        return not all(other > "\x7f" and unicodedata.category(other) not in HIDDEN for other in around)
+    return unicodedata.category(char) in HIDDEN
+
+
+def json_text(
+    content: Any, *, indent: int | None = None, encoding: str = "utf-8", default: Callable[[Any], Any] | None = None
+) -> str:
+    """`content` as JSON that every parser accepts: numbers that are not finite become `null`.
+
+    Characters that `printable` would escape, and all characters outside of ASCII if `encoding` lacks one of them, are
+    written as JSON's own escapes, so that the text means the same wherever it is printed.
+
+    Args:
+        content: dictionaries, lists, tuples, strings, numbers, truth values and None.
+        indent: spaces per level; None writes one line.
+        encoding: of the file or console that the text is for.
+        default: called for any other object, as by `json.dumps`.
+
+    Raises:
+        TypeError: `content` holds another object, and there is no `default`.
+    """
+
+    def dumped(value: Any, ascii_only: bool) -> str:
+        return json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=default)
+
+    try:
+        text = dumped(content, False)
+    except ValueError:
+        content = _finite(content)
+        text = dumped(content, False)
+    if not text.isprintable():
+        text = "".join(
+            char if char == "\n" or not _hidden(text, place) else json.dumps(char)[1:-1]
+            for place, char in enumerate(text)
+        )
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return dumped(content, True)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None in place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {_finite(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Console(io.TextIOBase):
+    """Standard output or standard error, made safe to write to: nothing that is printed raises or steers the terminal.
+
+    Control characters are escaped, except line breaks, tabs, and a carriage return at the start of a write, by which a
+    progress bar begins. Characters that the encoding lacks are escaped. When the stream fails (nobody reads the pipe,
+    the terminal is gone, the disk is full), the error is kept in `lost` and everything from then on is dropped: a
+    training does not end because its output does.
+
+    Args:
+        stream: what is written to; None if the process was started without it (`2>&-`).
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self.lost: Exception | None = None
+        self.styled = False
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.stream.encoding or "utf-8"
+
+    @property
+    def buffer(self) -> Any:
+        return self.stream.buffer
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.lost is None and self.stream.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        start = "\r" * text.startswith("\r")
+        parts = COLOUR.split(text[len(start) :]) if self.styled else [text[len(start) :]]
+        shown = start + "".join(part if place % 2 else _escaped(part, "\n\t") for place, part in enumerate(parts))
+        content = shown.encode(self.encoding, "backslashreplace")
+        try:
+            self._attempt(self.stream.write, content.decode(self.encoding))
+        except RuntimeError:  # a signal's handler prints while the same stream is being written
+            self._attempt(os.write, self.fileno(), content)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(RuntimeError):
+            self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[..., object], *arguments: object) -> None:
+        if self.lost is not None:
+            return
+        try:
+            action(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            self.lost = error
+            with suppress(OSError, ValueError):  # what is still in its buffer must not fail at the end of the process
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())
+                os.close(nowhere)
+
+    @property
+    def failed(self) -> bool:
+        """Whether output was lost that somebody waits for: the disk is full, say, and not merely the reader gone."""
+        gone = (errno.EPIPE, errno.EBADF, errno.EIO, errno.EINVAL)  # EINVAL: a broken pipe on Windows
+        return isinstance(self.lost, OSError) and self.lost.errno not in gone
+
+
+def open_console() -> None:
+    """Make `sys.stdout` and `sys.stderr` of this process `Console`s.
+
+    Descriptors 0 to 2 that are closed are taken first: a data file that got one of these numbers would receive what
+    libraries write to standard error.
+    """
+    while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(taken)
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), Console):
+            setattr(sys, name, Console(stream))
+
+
+def output_lost() -> bool:
+    """Whether what is printed reaches nobody any more, as after `| head -1`."""
+    return isinstance(sys.stdout, Console) and sys.stdout.lost is not None
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Let colours through for a while: those of the help text, which is the program's own."""
+    consoles = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Console)]
+    for console in consoles:
+        console.styled = True
+    try:
+        yield
+    finally:
+        for console in consoles:
+            console.styled = False
