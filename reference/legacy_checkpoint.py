@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
 from reference.models import Ocean, vgg16
-from reference.torch_file.calls import BOUND_METHOD
-from reference.torch_file.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
-from reference.torch_file.layers import Builder, CannotRunError, Printer
-from reference.torch_file.modules import ENTRIES, KEY, Budget, as_module, is_module
-from reference.torch_file.pickle_machine import Record
+from reference.untrusted.calls import BOUND_METHOD
+from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
+from reference.untrusted.layers import Builder, CannotRunError, Printer
+from reference.untrusted.modules import ENTRIES, KEY, Budget, as_module, is_module
+from reference.untrusted.pickle_machine import Record
 
 LARGEST = 1 << 25  # numbers that one operation may make for one picture: 128 MiB
 
@@ -102,7 +102,7 @@ def read_legacy_checkpoint(path: Path | str, layers: Any = nn) -> LegacyCheckpoi
     """Read a file of `torch.save`: a whole network, a state dict, or what else it holds, of any PyTorch since 1.0.
 
     No class is needed, nothing in the file is run, and everything arrives on the CPU. Memory is bounded as
-    `reference.torch_file` says.
+    `reference.untrusted` says.
 
     Args:
         path: the file.

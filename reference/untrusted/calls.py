@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.torch_file.pickle_machine import NAME, Name, PickleMachine, Record, checked_key, put_into
+from reference.untrusted.pickle_machine import NAME, Name, PickleMachine, Record, checked_key, put_into
 
 OVERLAP = 1 << 20  # a tensor whose strides use numbers more than once may have so many elements
 DIMENSIONS = 64

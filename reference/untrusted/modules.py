@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reference.torch_file.pickle_machine import Name, Record
+from reference.untrusted.pickle_machine import Name, Record
 
 ENTRIES = 100_000  # modules and tensors, each counted wherever it appears
 DEPTH = 64  # of modules in modules

@@ -20,8 +20,8 @@ from reference.nn import (
     pooling,
     recurrent,
 )
-from reference.torch_file.modules import Budget, Module
-from reference.torch_file.pickle_machine import Name
+from reference.untrusted.modules import Budget, Module
+from reference.untrusted.pickle_machine import Name
 
 # PyTorch's layers, and which of their attributes they are made from
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reference.errors import InputError
-from reference.torch_file.calls import Kind, TorchMachine
+from reference.untrusted.calls import Kind, TorchMachine
 
 PICKLE_LIMIT = 64 << 20  # bytes of what is not tensors; a whole VGG16 has 20,000
 MEMBERS = 100_000  # of an archive

@@ -12,7 +12,7 @@ that they take in the file, once; all else takes at most eight times its length 
 `pickle_machine.INSTRUCTIONS` instructions.
 """
 
-from reference.torch_file.container import TorchFile, read_torch_file
-from reference.torch_file.pickle_machine import Name, Record
+from reference.untrusted.container import TorchFile, read_torch_file
+from reference.untrusted.pickle_machine import Name, Record
 
 __all__ = ["Name", "Record", "TorchFile", "read_torch_file"]
