@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
 from reference.models import Ocean, vgg16
+from reference.text import printable
 from reference.untrusted.calls import BOUND_METHOD
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
 from reference.untrusted.layers import Builder, CannotRunError, Printer
@@ -68,7 +69,10 @@ class LegacyCheckpoint:
         formats = {"zip": "zip format, PyTorch 1.6 or later", "old": "format before PyTorch 1.6"}
         count = sum(tensor.numel() for tensor in self.state_dict.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state_dict.values()})
-        lines = [f"{self.path}: {self.what} ({formats[self.container]})", *([self.tree] if self.tree else [])]
+        lines = [
+            f"{printable(self.path)}: {self.what} ({formats[self.container]})",
+            *([self.tree] if self.tree else []),
+        ]
         if not self.tree:
             lines += [f"  {key}: {tuple(tensor.shape)}" for key, tensor in self.state_dict.items()]
         lines.append(f"{len(self.state_dict)} tensors, {count:,} numbers{': ' if kinds else ''}{', '.join(kinds)}")

@@ -13,6 +13,7 @@ import tyro
 from reference.errors import InputError, exit_with
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
+from reference.text import print_line
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def main() -> None:
     if others:
         here, there = ([row["test_accuracy"] for row in rows] for rows in (summaries, others))
         t, freedom, p = welch(here, there)
-        print(f"against {measurement.against}: {spread(others)}; Welch's t {t:.2f}, {freedom:.1f} degrees, p {p:.2f}")
+        print_line(
+            f"against {measurement.against}: {spread(others)}; Welch's t {t:.2f}, {freedom:.1f} degrees, p {p:.2f}"
+        )
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:

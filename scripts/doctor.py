@@ -1,12 +1,13 @@
 """Is this machine ready? `python scripts/doctor.py`, see `--help`."""
 
-import json
+import sys
 from dataclasses import asdict, dataclass
 
 import tyro
 
 from reference.doctor import examine
 from reference.errors import exit_with
+from reference.text import json_text, print_line, styled
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
 
@@ -23,15 +24,16 @@ class Question:
 
 
 def main() -> int:
-    question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+    with styled():
+        question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
     findings = examine()
     if question.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        print(json_text([asdict(finding) for finding in findings], indent=2, encoding=sys.stdout.encoding))
     else:
         for finding in findings:
-            print(f"{SIGNS[finding.state]} {finding.what:<13} {finding.found}")
+            print_line(f"{SIGNS[finding.state]} {finding.what:<13} {finding.found}")
             if finding.remedy:
-                print(f"   {'':<13} → {finding.remedy}")
+                print_line(f"   {'':<13} → {finding.remedy}")
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 

@@ -1,6 +1,5 @@
 """The folder of a run: its lock, its files, what `fit` reports to it, and how a training is restored from it."""
 
-import json
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from reference.errors import InputError
 from reference.files import atomic_write
 from reference.run.parts import Plan
 from reference.run.settings import Settings
+from reference.text import json_text, print_line
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress
 
@@ -86,9 +86,9 @@ def restore(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON, whole or not at all; paths become strings."""
+    """Write `content` to `path` as indented, strict JSON (`json_text`), whole or not at all; paths become strings."""
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n").encode())
+        file.write((json_text(content, indent=2, default=str) + "\n").encode())
 
 
 @dataclass
@@ -131,7 +131,8 @@ class RunFolder(Observer):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        print("\nfinishing this step and saving; once more to stop at once", file=sys.stderr)
+        print(file=sys.stderr)  # below the progress bar
+        print_line("finishing this step and saving; once more to stop at once", error=True)
 
     def should_stop(self) -> bool:
         self.signal = self.group.largest(self.signal)
@@ -177,7 +178,7 @@ class RunFolder(Observer):
         self.save()
         self.write_metrics()
         if not self.settings.quiet:
-            print(
+            print_line(
                 f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
                 f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
                 f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
@@ -203,7 +204,7 @@ class RunFolder(Observer):
     def write_metrics(self) -> None:
         """metrics.jsonl as the checkpoint has it: one line an epoch."""
         with atomic_write(self.folder / "metrics.jsonl") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in self.progress.history).encode())
+            file.write("".join(json_text(line) + "\n" for line in self.progress.history).encode())
 
     def finish(self) -> dict[str, Any]:
         """Write and return the summary of a run whose last epoch is done."""

@@ -10,6 +10,7 @@ import tyro
 from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
 from reference.errors import InputError
 from reference.recipes import RECIPES
+from reference.text import styled
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,13 @@ S = TypeVar("S", bound=Settings)
 
 def parse(kind: type[S]) -> S:
     """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's."""
-    settings = tyro.cli(tyro.conf.FlagCreatePairsOff[kind])
+    with styled():
+        settings = tyro.cli(tyro.conf.FlagCreatePairsOff[kind])
     values: dict[str, Any] = {"recipe": settings.recipe} | RECIPES[settings.recipe]
     if settings.resume is not None:
         values = vars(stored_settings(settings.resume))
-    return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=kind(**values))
+    with styled():
+        return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=kind(**values))
 
 
 def stored_settings(folder: Path) -> Settings:
