@@ -7,6 +7,18 @@ from typing import NoReturn
 
 from reference.text import Console, open_console, print_line, printable
 
+STOPPING = [
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    if (number := getattr(signal, name, None)) is not None
+]
+"""The signals that ask a program to end: Ctrl-C, `kill`, and the end of the terminal or of the connection."""
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether the program was told to live on when its terminal ends, as `nohup` does."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
+
 
 class InputError(ValueError):
     """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy.
@@ -26,12 +38,15 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     """Run `action` and leave the process with its status; an error that a person can fix becomes one line and status 2.
 
     `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such errors; any other exception
-    is a defect of the program and keeps its traceback. Ctrl-C leaves with 130 and SIGTERM with 143, after the clean-up
-    of whatever ran. Standard output and standard error are `reference.text.Console`s meanwhile: a reader that is gone
-    changes nothing, and a standard output that cannot be written for another reason is an error at the end.
+    is a defect of the program and keeps its traceback. Ctrl-C leaves with 130, SIGTERM with 143 and SIGHUP with 129,
+    after the clean-up of whatever ran. Standard output and standard error are `reference.text.Console`s meanwhile: a
+    reader that is gone changes nothing, and a standard output that cannot be written for another reason is an error at
+    the end.
     """
     open_console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in STOPPING:
+        if number != signal.SIGINT and not is_ignored(number):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:

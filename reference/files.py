@@ -1,6 +1,7 @@
 """Writing a file so that a reader, a crash or a full disk never meets half of it."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,12 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether `path` has a name that `atomic_write` gives to an unfinished file."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", path.name) is not None
+
+
 def remove_temporaries(folder: Path) -> None:
     """Delete what killed writers left in `folder`; only for a caller that holds the folder's lock."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+    for leftover in filter(is_temporary, folder.iterdir()):
         leftover.unlink(missing_ok=True)

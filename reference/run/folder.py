@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.data.resident import Resident
 from reference.device import random_states, set_random_states
 from reference.distributed import Group
-from reference.errors import InputError
-from reference.files import atomic_write
+from reference.errors import STOPPING, InputError, is_ignored
+from reference.files import atomic_write, is_temporary
 from reference.run.parts import Plan
-from reference.run.settings import Settings
-from reference.text import json_text, print_line
+from reference.run.settings import LOCK, Settings
+from reference.text import json_text
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
 
@@ -31,6 +33,16 @@ MATRIX = 256
 """Classes up to which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
 """Pairs of classes that summary.json lists as the most confused ones."""
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make the folder `wanted`, or `wanted-2`, `wanted-3`, … if it exists; return its name."""
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with suppress(FileExistsError):  # of two runs that were started in the same second, one makes the folder
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
 @contextmanager
@@ -42,17 +54,18 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
     """
 
     def check_empty() -> None:
-        if new and any(entry.name != "run.lock" for entry in folder.iterdir()):
+        # a run that was killed before it wrote config.json leaves its lock and an unfinished file
+        if new and any(entry.name != LOCK and not is_temporary(entry) for entry in folder.iterdir()):
             raise InputError(
-                f"--output {folder} is not empty; choose another, or go on with the run in it: --resume {folder}"
+                f"--output {folder} is not empty; choose another, or resume the run in it: --resume {folder}"
             )
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InputError(f"--output {folder} is a file; name a folder") from error
-    lock = FileLock(folder / "run.lock")
-    if not (folder / "run.lock").exists():  # a folder that is no run's is left as it was found
+    lock = FileLock(folder / LOCK)
+    if not (folder / LOCK).exists():  # a folder that is no run's is left as it was found
         check_empty()
     try:
         lock.acquire(timeout=0)
@@ -109,7 +122,7 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` as indented, strict JSON (`json_text`), whole or not at all; paths become strings."""
+    """`content` as indented JSON, whole or not at all; paths become strings, numbers that are not finite `null`."""
     with atomic_write(path) as file:
         file.write((json_text(content, indent=2, default=str) + "\n").encode())
 
@@ -130,6 +143,8 @@ class RunFolder(Observer):
     handlers: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> "RunFolder":
+        self.place = self.identity()
+        self.thread_hook, threading.excepthook = threading.excepthook, self.on_thread_error
         forget_after(self.folder, step=self.progress.step, epoch=self.progress.epoch)
         self.tracker = Tracker(self.folder)
         self.bar = tqdm(disable=True)
@@ -138,24 +153,70 @@ class RunFolder(Observer):
             example = self.train_set.images[: self.settings.batch_size].to(next(self.plan.network.parameters()).device)
             self.tracker.graph(self.plan.network, example / 255)
             self.save()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self.on_signal)
+        for number in STOPPING:
+            if not is_ignored(number):
+                self.handlers[number] = signal.signal(number, self.on_signal)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.tracker.close()
+        try:
+            with self.writing():
+                self.tracker.close()
+        except (InputError, OSError):
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            threading.excepthook = self.thread_hook
+
+    def on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Leave an error of TensorBoard's writing thread to the next flush, which raises it again, in one line."""
+        if not isinstance(error.exc_value, OSError):
+            self.thread_hook(error)
+
+    def identity(self) -> tuple[int, int] | None:
+        """What distinguishes the folder from any other that may take its name; None if there is none."""
+        try:
+            found = self.folder.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write into the folder; say in one line if it is gone, and name it if an error of the disk names no file.
+
+        Raises:
+            InputError: the folder was deleted or renamed.
+            OSError: the disk is full, say.
+        """
+        try:
+            if self.identity() != self.place:
+                raise FileNotFoundError(str(self.folder))
+            yield
+        except OSError as error:
+            if self.identity() != self.place:
+                raise InputError(
+                    f"{self.folder} was deleted or renamed while the training ran: stopped after step "
+                    f"{self.progress.step:,}. A renamed folder holds the last checkpoint: --resume its new name"
+                ) from error
+            if error.strerror is None or error.filename is not None:  # the text names the file
+                raise
+            raise OSError(
+                f"{self.folder}: the events for TensorBoard could not be written: {error.strerror}"
+            ) from error
 
     def on_signal(self, number: int, _: object) -> None:
         """The first signal asks for an end after this step; the second one is obeyed by the system at once."""
         if self.signal:
+            self.bar.close()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        print(file=sys.stderr)  # below the progress bar
-        print_line("finishing this step and saving; once more to stop at once", error=True)
+        # above the progress bar, which is drawn again below it
+        self.bar.write("finishing this step and saving; once more to stop at once", file=sys.stderr)
 
     def should_stop(self) -> bool:
         self.signal = self.group.largest(self.signal)
@@ -174,7 +235,8 @@ class RunFolder(Observer):
     def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
         for step, loss in losses.items():
             if step % self.settings.log_every == 0:
-                self.tracker.scalars(step, train_loss=loss)
+                with self.writing():
+                    self.tracker.scalars(step, train_loss=loss)
                 if not self.settings.quiet:
                     self.bar.write(f"step {step:,}: train_loss {loss:.4f}")
         self.bar.set_postfix(loss=f"{losses[max(losses)]:.4f}", refresh=False)
@@ -182,6 +244,18 @@ class RunFolder(Observer):
 
     def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
         self.bar.close()
+        with self.writing():
+            self.keep(progress, evaluation)
+        metrics = progress.history[-1]
+        if not self.settings.quiet:
+            print(
+                f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
+                f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
+                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
+            )
+
+    def keep(self, progress: Progress, evaluation: Evaluation) -> None:
+        """Write what an epoch that is done leaves: events, images, checkpoints, metrics."""
         metrics = progress.history[-1]
         sample = slice(0, SAMPLE_PICTURES)
         pictures = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
@@ -200,29 +274,24 @@ class RunFolder(Observer):
             self.save(f"epoch-{progress.epoch:04d}.pt")
         self.save()
         self.write_metrics()
-        if not self.settings.quiet:
-            print_line(
-                f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
-                f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
-                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
-            )
 
     def save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint that the training can go on from; everything logged so far reaches the disk before it."""
-        self.tracker.flush()
-        save_checkpoint(
-            self.folder / name,
-            self.plan.network,
-            self.train_set.classes,
-            metrics=self.progress.history[-1] if self.progress.history else {},
-            training={
-                "optimizer": self.plan.optimizer.state_dict(),
-                "progress": asdict(self.progress) | {"confusion": packed(self.progress.confusion)},
-                "scale": self.plan.scaled and self.plan.scaled.state_dict(),
-                "rng": random_states(next(self.plan.network.parameters()).device),
-                "data": self.data,
-            },
-        )
+        """Write a checkpoint that the training can resume from; everything logged so far reaches the disk before it."""
+        with self.writing():
+            self.tracker.flush()
+            save_checkpoint(
+                self.folder / name,
+                self.plan.network,
+                self.train_set.classes,
+                metrics=self.progress.history[-1] if self.progress.history else {},
+                training={
+                    "optimizer": self.plan.optimizer.state_dict(),
+                    "progress": asdict(self.progress) | {"confusion": packed(self.progress.confusion)},
+                    "scale": self.plan.scaled and self.plan.scaled.state_dict(),
+                    "rng": random_states(next(self.plan.network.parameters()).device),
+                    "data": self.data,
+                },
+            )
 
     def write_metrics(self) -> None:
         """metrics.jsonl as the checkpoint has it: one line an epoch."""

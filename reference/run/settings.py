@@ -1,9 +1,11 @@
 """The settings of a training: read from the command line, checked, and read back from a run's config.json."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -88,7 +90,7 @@ class Settings:
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
+    """Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
     --data-root, --keep-every and --quiet may be given anew."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
@@ -96,78 +98,155 @@ class Settings:
     """Print nothing but the outcome and errors."""
 
     def check(self) -> None:
-        """Raise InputError for a figure that makes no sense; the text names the flag, what came and what is needed."""
+        """Raise InputError for a number that cannot be used; the text names the flag, the value and what is needed."""
         at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
         at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
-                raise InputError(f"{flag(name)} must be at least {least}, got {value}")
-        if not 0 < self.learning_rate < float("inf"):
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"{flag(name)} must be at least {least}, got {shortened(value)}")
+            limit = LIMITS.get(name, 1 << 63)
+            if isinstance(value, int) and value >= limit:
+                raise InputError(f"{flag(name)} must be below {limit}, got {shortened(value)}")
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
         if self.optimizer == "muon" and self.momentum >= 1:
             raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
-        if self.seed >= 2**63:
-            raise InputError(f"--seed must be below 2**63, got {self.seed}")
         if self.download and self.dataset not in ("auto", "cifar10"):
             raise InputError(f"--download fetches CIFAR-10, but --dataset is {self.dataset}")
 
 
-# What may differ when a run goes on, because it changes where or how long it computes, but not what.
+LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
+"""Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""
+
+# What may differ when a run is resumed, because it changes where or how long it computes, but not what.
 CHANGEABLE = {
     *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
     *("download", "mirrors", "resume"),
 }
 
 
-def flag(name: str) -> str:
-    """A setting's name as it is typed."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, value: object = None) -> str:
+    """A setting's name as it is typed: `--batch-size`; with the value False, `--no-shuffle`."""
+    return ("--no-" if value is False else "--") + name.replace("_", "-")
+
+
+def shortened(value: object) -> str:
+    """A value in at most some 40 characters."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write more than 4,300 digits
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 S = TypeVar("S", bound=Settings)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """The two flags that decide which values the others have by default."""
+
+    recipe: str = "tutorial"
+    resume: Path | None = None
+
+
 def parse(kind: type[S]) -> S:
-    """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's."""
+    """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's.
+
+    Every truth value has two flags, `--mirror` and `--no-mirror`, whatever its default is.
+    """
     with styled():
-        settings = tyro.cli(tyro.conf.FlagCreatePairsOff[kind])
-    values: dict[str, Any] = {"recipe": settings.recipe} | RECIPES[settings.recipe]
-    if settings.resume is not None:
-        values = vars(stored_settings(settings.resume))
+        start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
+    values: dict[str, Any] = {"recipe": start.recipe} | RECIPES[start.recipe] if start.recipe in RECIPES else {}
+    if start.resume is not None:
+        values = vars(stored_settings(start.resume))
     with styled():
-        return tyro.cli(tyro.conf.FlagCreatePairsOff[kind], default=kind(**values))
+        return tyro.cli(kind, default=kind(**values))
 
 
 def stored_settings(folder: Path) -> Settings:
-    """The settings of the run in `folder`, for going on with it.
+    """The settings of the run in `folder`, for resuming it.
 
     Raises:
         InputError: there is no run, or its config.json is damaged.
     """
     path = folder / "config.json"
+    if not path.exists() and (folder / LOCK).exists():
+        raise InputError(
+            f"--resume {folder}: the run was stopped before it began, and there is nothing to resume; start it again "
+            f"with --output {folder}"
+        )
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        known = {entry.name for entry in fields(Settings)}
-        values = {name: value for name, value in stored.items() if name in known}
-        paths = {"data_root": Path(values["data_root"]), "mirrors": tuple(values["mirrors"]), "output": None}
-        return Settings(**values | paths)
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)["settings"]
+        hints = get_type_hints(Settings)
+        values = {name: _converted(name, value, hints[name]) for name, value in stored.items() if name in hints}
+        settings = Settings(**values | {"data_root": values["data_root"], "output": None, "resume": None})
+        settings.check()
     except OSError as error:
         raise InputError(f"--resume {folder}: no run is there ({path.name}: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise InputError(f"--resume {folder}: {path.name} is damaged (it has no entry {error})") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--resume {folder}: {path.name} is damaged ({error})") from error
+    return settings
+
+
+LOCK = "run.lock"
+"""The file in a run's folder that a running training holds."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """A value of JSON as the type `hint` of the setting `name`; ValueError if it is no such value."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"its setting {name!r} holds the character 0")
+    allowed = get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
+    for kind in allowed:
+        if kind is NoneType and value is None:
+            return None
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is Path and type(value) is str:
+            return Path(value)
+        if get_origin(kind) is Literal and type(value) is str and value in get_args(kind):
+            return value
+        if get_origin(kind) is tuple and type(value) is list and all(type(one) is str for one in value):
+            return tuple(value)
+        if type(value) is kind:
+            return value
+    wanted = " or ".join(_described(kind) for kind in allowed)
+    raise ValueError(f"its setting {name!r} is {shortened(value)}, which is not {wanted}")
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return "null" if kind is NoneType else KINDS.get(kind, "a list of texts")
 
 
 def refuse_changes(settings: Settings, stored: Settings) -> None:
-    """Raise InputError if going on was asked for with a setting that would make it another training."""
-    if settings.output is not None:
+    """Raise InputError if a resumed run was given a setting that would make it another training."""
+    assert settings.resume is not None, "only a resumed run can be refused"
+    if settings.output is not None and settings.output.resolve() != settings.resume.resolve():
         raise InputError(f"--output {settings.output}: a run that is resumed stays in its folder, {settings.resume}")
     if settings.epochs != stored.epochs and stored.schedule == "falling":
         raise InputError(
             f"--epochs {settings.epochs}: this run's learning rate falls to 0 at the end of epoch {stored.epochs}, and "
-            "going on cannot change that"
+            "resuming it cannot change that"
         )
     for name, old in asdict(stored).items():
         new = getattr(settings, name)
         if name not in CHANGEABLE and new != old:
-            raise InputError(f"{flag(name)} {new}: this run was begun with {old}, and going on cannot change that")
+            if isinstance(new, bool):
+                raise InputError(
+                    f"{flag(name, new)}: this run was begun with {flag(name, old)}, and resuming it cannot change that"
+                )
+            raise InputError(f"{flag(name)} {new}: this run was begun with {old}, and resuming it cannot change that")

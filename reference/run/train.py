@@ -24,10 +24,10 @@ from reference.device import (
     versions,
 )
 from reference.distributed import Follower, Group
-from reference.errors import InputError, TrainingError
+from reference.errors import STOPPING, InputError, TrainingError, is_ignored
 from reference.files import remove_temporaries
 from reference.run.data import load_data
-from reference.run.folder import RunFolder, locked, restore, write_json
+from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
 from reference.run.settings import Settings, refuse_changes, stored_settings
 from reference.text import print_line
@@ -47,8 +47,8 @@ def train(settings: Settings) -> int:
     settings.check()
     if settings.resume is not None:
         stored = stored_settings(settings.resume)
-        if settings.precision == "auto":
-            settings = replace(settings, precision=stored.precision)
+        kept = {name: getattr(stored, name) for name in ("precision", "dataset") if getattr(settings, name) == "auto"}
+        settings = replace(settings, **kept)
         refuse_changes(settings, stored)
     group = Group()
     say = (lambda *_: None) if settings.quiet or not group.leads else print_line
@@ -60,12 +60,13 @@ def train(settings: Settings) -> int:
         torch.set_num_threads(settings.num_threads)
     keep_freed_memory()
     train_set, test_set, data = load_data(settings, say)
-    folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
 
     with ExitStack() as leaving:
         group.join(device)
         leaving.callback(group.leave)
-        folder = group.agree(folder)
+        chosen: list[Path] = []
+        group.led(lambda: chosen.append(choose_folder(settings, data["dataset"])))
+        folder = group.agree(chosen[0] if group.leads else None)
         group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
         group.led(lambda: remove_temporaries(folder))
         leaving.enter_context(explained(settings, device, folder / "last.pt"))
@@ -110,6 +111,12 @@ def train(settings: Settings) -> int:
     return 0
 
 
+def choose_folder(settings: Settings, dataset: str) -> Path:
+    """The run's folder; one with a default name is new, and made at once, so that no other run chooses it."""
+    given = settings.resume or settings.output
+    return given or new_folder(Path("runs") / time.strftime(f"{dataset}-%Y%m%d-%H%M%S"))
+
+
 def write_config(folder: Path, settings: Settings, plan: Plan, data: dict[str, Any], device: torch.device) -> None:
     """Write config.json: the resolved settings, so that the run can be resumed from any working folder."""
     resolved = replace(
@@ -149,7 +156,7 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
         TrainingError: as `fit`; also if another process is gone.
     """
     follower = Follower(group)
-    handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, follower.on_signal) for number in STOPPING if not is_ignored(number)}
     try:
         plan.fit(group, progress, follower)
     except RuntimeError as error:
