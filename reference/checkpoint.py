@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from reference.errors import InputError
 from reference.files import atomic_write
 from reference.models import Ocean
+from reference.text import is_printable, printable
 from reference.untrusted import what_it_is
 from reference.untrusted.archive import LOCAL
 from reference.untrusted.calls import PlainMachine
@@ -69,7 +70,8 @@ def save_checkpoint(
 
     Raises:
         InputError: `load_checkpoint` could not give it back: the network is none of ours, its weights are not finite,
-            the class names are not one for each score, or something is no plain data; nothing was written.
+            the class names are not one for each score or cannot be printed, or something is no plain data; nothing was
+            written.
         OSError: it could not be written; `path` keeps its old content.
     """
     path, network = Path(path), unwrapped(network)
@@ -89,6 +91,7 @@ def save_checkpoint(
             "training": training or {},
         }
         check_content(content)
+        check_printable(content["class_names"])
         check_plain(content["metrics"], "metrics")
         check_plain(content["training"], "training")
         data = io.BytesIO()
@@ -129,6 +132,8 @@ def compact(tensor: Tensor) -> Tensor:
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint, checked: all entries there, and the weights fit the network that it names.
 
+    Class names are `printable`: control characters in them are escaped.
+
     Everything arrives on the CPU, wherever it was saved from. Nothing in the file is executed, and the memory that
     reading takes is in proportion to the file's size.
 
@@ -149,6 +154,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         check_plain(content, "its content")
     except ValueError as problem:
         raise InputError(f"{path} cannot be used: {problem}") from None
+    content["class_names"] = [printable(name) for name in content["class_names"]]
     return content
 
 
@@ -213,6 +219,13 @@ def check_content(content: dict[str, Any]) -> None:
             raise ValueError(f"{key} has no numbers, it is on the meta device")
         if not all(bound.isfinite() for bound in theirs.aminmax()):
             raise ValueError(f"{key} has numbers that are not finite")
+
+
+def check_printable(names: list[str]) -> None:
+    """Raise ValueError if a class name cannot be printed as it is: it would be escaped wherever it is read."""
+    for name in names:
+        if not is_printable(name):
+            raise ValueError(f"the class name {name!r} has characters that cannot be printed; rename the class")
 
 
 def check_plain(value: Any, where: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from reference.text import Console, open_console, printable
+from reference.text import Console, open_console, print_line, printable
 
 STOPPING = [
     number
@@ -21,7 +21,13 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 class InputError(ValueError):
-    """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy."""
+    """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy.
+
+    The text is one line without control characters, whatever the names in it: see `reference.text.printable`.
+    """
+
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(text))
 
 
 class TrainingError(ArithmeticError):
@@ -44,15 +50,15 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     try:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print_line(f"error: {' '.join(str(error).split())}", error=True)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print_line("interrupted", error=True)
         status = 128 + signal.SIGINT
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     if isinstance(sys.stdout, Console) and sys.stdout.failed:
-        print(f"error: standard output cannot be written: {sys.stdout.lost}", file=sys.stderr)
+        print_line(f"error: standard output cannot be written: {sys.stdout.lost}", error=True)
         status = status or 2
     sys.exit(status)

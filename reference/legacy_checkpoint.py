@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
+from reference.text import printable
 from reference.untrusted.bounds import BATCH_LARGEST, ENTRIES, LARGEST
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
 from reference.untrusted.contents import Candidate, candidates
@@ -68,7 +69,10 @@ class LegacyCheckpoint:
         """All of it as text, for people."""
         count = sum(tensor.numel() for tensor in self.state_dict.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state_dict.values()})
-        lines = [f"{self.path}: {self.what} ({FORMATS[self.container]})", *([self.tree] if self.tree else [])]
+        lines = [
+            f"{printable(self.path)}: {self.what} ({FORMATS[self.container]})",
+            *([self.tree] if self.tree else []),
+        ]
         if not self.tree:
             lines += [f"  {key}: {tuple(tensor.shape)}" for key, tensor in self.state_dict.items()]
         lines.append(f"{len(self.state_dict)} tensors, {count:,} numbers{': ' if kinds else ''}{', '.join(kinds)}")

@@ -2,7 +2,8 @@
 
 Names of files and classes, texts inside checkpoints and answers of servers are written by others. Printed as they are,
 they can move the cursor, change colours, reverse the reading order, or forge a second answer by a line break; and not
-every console can encode them. `printable` makes one line of such a text. `Console` is what standard output and standard
+every console can encode them. `printable` makes one line of such a text, and
+`print_line` prints it. `Console` is what standard output and standard
 error become in every script (`reference.errors.exit_with`): it escapes what `printable` was not asked about, and never
 raises, whatever the console's encoding and whether or not anybody reads it. `json_text` writes strict JSON.
 """
@@ -42,6 +43,11 @@ def printable(text: object) -> str:
 def is_printable(text: str) -> bool:
     """Whether `printable` leaves `text` as it is."""
     return printable(text) == text
+
+
+def print_line(text: object, *, error: bool = False) -> None:
+    """Print `text` as one line, `printable`, at once; with `error` to standard error."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _escaped(text: str, keep: str = "") -> str:

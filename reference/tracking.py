@@ -8,17 +8,44 @@ predictions                 the first test pictures, with what they are and what
 confusion                   the confusion matrix
 """
 
+import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from reference.files import atomic_write
+from reference.fonts import Labels, font_for, shortened
+from reference.training import confusion_entries, most_confused
 
 EVENT_FILES = "events.out.tfevents.*"
+FIGURES = 32  # classes up to which the confusion matrix is drawn with counts and names: at most 1,498 pixels a side
+SIDE = 1024  # pixels of the confusion matrix of more classes
+LISTED = 24  # pairs of classes that are listed beside it
+LEGEND = 32  # names that a legend explains
+
+
+@contextmanager
+def utf8_path(folder: Path) -> Iterator[Path]:
+    """A path of `folder` that UTF-8 can encode, as TensorBoard requires: a temporary link if its own path cannot be."""
+    if is_utf8(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ocean-spec-") as place:
+        link = Path(place, "run")
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether every byte of `path` is part of a UTF-8 character."""
+    return os.fspath(path).encode(errors="replace") == os.fsencode(path)
 
 
 class Tracker:
@@ -27,7 +54,9 @@ class Tracker:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # so that `import reference` does not cost it
 
-        self.writer = SummaryWriter(str(folder), flush_secs=3600)  # we say when
+        self.leaving = ExitStack()
+        path = self.leaving.enter_context(utf8_path(folder))
+        self.writer = SummaryWriter(str(path), flush_secs=3600)  # we say when
 
     def scalars(self, step: int, **values: float) -> None:
         """Write each value under its name as the tag."""
@@ -53,7 +82,8 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and end the file."""
-        self.writer.close()
+        with self.leaving:
+            self.writer.close()
 
 
 def forget_after(folder: Path, *, step: int, epoch: int) -> None:
@@ -65,16 +95,24 @@ def forget_after(folder: Path, *, step: int, epoch: int) -> None:
     """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
-    from tensorboard.summary.writer.record_writer import RecordWriter
 
     def started(file: Path) -> float:
         """When its first event was written: of files of one second the names do not tell the order."""
         first = next(iter(RawEventFileLoader(str(file)).Load()), None)
         return Event.FromString(first).wall_time if first is not None else float("inf")
 
-    files = sorted(folder.glob(EVENT_FILES), key=started)
-    if not files:
+    if not any(folder.glob(EVENT_FILES)):
         return
+    with utf8_path(folder) as place:
+        _merge(sorted(place.glob(EVENT_FILES), key=started), step, epoch)
+
+
+def _merge(files: list[Path], step: int, epoch: int) -> None:
+    """Replace `files`, in the order of their events, by one file without what came after `step` and `epoch`."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
@@ -98,40 +136,113 @@ def draw_predictions(
     columns: int = 8,
     scale: int = 3,
 ) -> Image.Image:
-    """A grid of enlarged pictures; under each what it was taken for: green if that is right, else red and the truth."""
+    """A grid of enlarged images with the predicted class under each: green if it is right, else red, and the target.
+
+    Names that no font can draw are shown as `#number`; the legend below the grid gives them in ASCII.
+    """
     height, width, caption = images.shape[2] * scale, images.shape[3] * scale, 24
+    pairs = list(zip(targets.tolist(), predictions.tolist(), strict=True))
+    names = {number: classes[number] for number in sorted({number for pair in pairs for number in pair})}
+    # the narrower of the two captions decides, so that a class has one label in the whole grid
+    labels = Labels(names, 10, width - 4 - round(font_for("is ", 10).getlength("is ")))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    for number, (image, target, guess) in enumerate(zip(images, targets.tolist(), predictions.tolist(), strict=True)):
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, (target, guess)) in enumerate(zip(images, pairs, strict=True)):
         left, top = number % columns * width, number // columns * (height + caption)
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left + 2, top + height), classes[guess], "green" if guess == target else "red", font)
+        draw.text(
+            (left + 2, top + height), labels[guess].text, "green" if guess == target else "red", labels[guess].font
+        )
         if guess != target:
-            draw.text((left + 2, top + height + 11), f"is {classes[target]}", "black", font)
-    return sheet
+            draw.text((left + 2, top + height + 11), f"is {labels[target].text}", "black", labels[target].font)
+    return _with_legend(sheet, labels.legend)
 
 
 def draw_confusion(
     confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44
 ) -> Image.Image:
-    """The confusion matrix as a table: a row a true class, a column what it was taken for, darker the more pictures."""
+    """The confusion matrix: a row per true class, a column per predicted class, darker the larger the share of the row.
+
+    Up to `FIGURES` classes, each cell has its count, and each row and column its name. More classes give an image of
+    fixed size without figures, in which above `SIDE` classes neighbours share a pixel; beside it stand the pairs of
+    classes that were confused most often.
+
+    Args:
+        confusion: how many images of each class (row) got each prediction (column); dense, or sparse (COO).
+        classes: the names.
+        cell: side of a cell with a count, in pixels.
+    """
+    if len(classes) <= FIGURES:
+        return _confusion_with_figures(confusion.to_dense(), classes, cell)
+    return _confusion_without_figures(confusion, classes)
+
+
+def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: int) -> Image.Image:
     margin, n = 90, len(classes)
     sheet = Image.new("RGB", (margin + n * cell, margin + n * cell), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, plain = ImageDraw.Draw(sheet), font_for("0", 11)
+    labels = Labels(dict(enumerate(classes)), 11, margin - 6)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    for row, name in enumerate(classes):
-        draw.text((4, margin + row * cell + cell // 3), name[:14], "black", font)
+    for row, label in labels.items():
+        draw.text((4, margin + row * cell + cell // 3), label.text, "black", label.font)
         heading = Image.new("RGB", (margin, cell), "white")
-        ImageDraw.Draw(heading).text((4, cell // 3), name[:14], "black", font)
+        ImageDraw.Draw(heading).text((4, cell // 3), label.text, "black", label.font)
         sheet.paste(heading.rotate(90, expand=True), (margin + row * cell, 0))
         for column in range(n):
             share, left, top = float(shares[row, column]), margin + column * cell, margin + row * cell
             shade = (round(255 - 205 * share), round(255 - 150 * share), 255)
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=shade)
-            draw.text(
-                (left + 5, top + cell // 3), str(int(confusion[row, column])), "white" if share > 0.6 else "black", font
-            )
-    draw.text((4, 4), "rows: is\ncolumns:\ntaken for", "gray", font)
+            count = str(int(confusion[row, column]))
+            draw.text((left + 5, top + cell // 3), count, "white" if share > 0.6 else "black", plain)
+    draw.text((4, 4), "rows: is\ncolumns:\ntaken for", "gray", plain)
+    return _with_legend(sheet, labels.legend)
+
+
+def _confusion_without_figures(confusion: Tensor, classes: tuple[str, ...]) -> Image.Image:
+    margin, panel, n = 20, 400, len(classes)
+    side = min(n, SIDE)
+    rows, columns, counts = confusion_entries(confusion).unbind(dim=1)
+    totals = torch.zeros(side, dtype=torch.float64, device="cpu").index_add_(0, rows * side // n, counts.double())
+    cells = torch.zeros(side * side, dtype=torch.float64, device="cpu")
+    cells.index_add_(0, rows * side // n * side + columns * side // n, counts.double())
+    shares = cells.reshape(side, side) / totals.clamp(min=1)[:, None]
+    shades = torch.stack([255 - 205 * shares, 255 - 150 * shares, torch.full_like(shares, 255)], dim=2)
+    matrix = Image.fromarray(shades.round().to(torch.uint8).numpy()).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (margin + SIDE + panel, margin + SIDE + margin), "white")
+    sheet.paste(matrix, (margin, margin))
+    draw, plain = ImageDraw.Draw(sheet), font_for("0", 11)
+    draw.text((margin, 3), f"{n:,} classes; rows: is; columns: taken for", "gray", plain)
+    confused = most_confused(confusion, LISTED)
+    numbers = sorted({number for pair in confused for number in pair[:2]})
+    labels = Labels({number: classes[number] for number in numbers}, 11, 150)
+    left, top = margin + SIDE + 12, margin
+    for place, word in ((0, "is"), (165, "taken for"), (330, "images")):
+        draw.text((left + place, top), word, "gray", plain)
+    for true, guess, count in confused:
+        top += 18
+        for place, number in ((0, true), (165, guess)):
+            draw.text((left + place, top), labels[number].text, "black", labels[number].font)
+        draw.text((left + 330, top), f"{count:,}", "black", plain)
+    _write_legend(draw, labels.legend, left, top + 36, panel - 12)
     return sheet
+
+
+def _with_legend(sheet: Image.Image, legend: list[str]) -> Image.Image:
+    """`sheet` with the lines of `legend` below it."""
+    if not legend:
+        return sheet
+    lines = min(len(legend), LEGEND + 1)
+    longer = Image.new("RGB", (sheet.width, sheet.height + 8 + 14 * lines), "white")
+    longer.paste(sheet)
+    _write_legend(ImageDraw.Draw(longer), legend, 4, sheet.height + 4, sheet.width - 8)
+    return longer
+
+
+def _write_legend(draw: ImageDraw.ImageDraw, legend: list[str], left: int, top: int, width: int) -> None:
+    if len(legend) > LEGEND:
+        legend = [*legend[:LEGEND], f"... and {len(legend) - LEGEND} more: the classes in config.json, from 0"]
+    font = font_for("0", 11)
+    for place, line in enumerate(legend):
+        draw.text((left, top + 14 * place), shortened(line, font, width), "black", font)

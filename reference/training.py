@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference.errors import TrainingError
@@ -47,7 +47,7 @@ class Evaluation:
         loss: the mean loss of a picture.
         loss_sum: the sum of the batches' mean losses, which the tutorial prints as the loss on the whole test set.
         accuracy: the share of pictures whose highest score is the right class.
-        confusion: `confusion[i, j]` pictures of class `i` were taken for class `j`.
+        confusion: `confusion[i, j]` pictures of class `i` were taken for class `j`; sparse (COO) above `DENSE` classes.
         predictions: the class with the highest score, picture by picture.
     """
 
@@ -82,6 +82,9 @@ class Observer:
         """Asked after every step and every evaluated batch; True ends the training there, ready to go on."""
         return False
 
+
+DENSE = 1000
+"""Classes up to which a confusion matrix is a dense tensor; of more it would take gigabytes for its zeros."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -242,11 +245,56 @@ def evaluate(
     sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64, device="cpu")
     batch_losses = torch.stack(losses).cpu().double()
     taken_for, truth = torch.cat(predictions).cpu(), torch.cat(labels).cpu()
-    confusion = torch.bincount(truth * classes + taken_for, minlength=classes**2).reshape(classes, classes)
     return Evaluation(
         loss=float((batch_losses * sizes).sum() / sizes.sum()),
         loss_sum=float(batch_losses.sum()),
         accuracy=float((taken_for == truth).double().mean()),
-        confusion=confusion,
+        confusion=confusion_matrix(truth, taken_for, classes),
         predictions=taken_for,
     )
+
+
+def confusion_matrix(
+    targets: Int[Tensor, "n"], predictions: Int[Tensor, "n"], classes: int
+) -> Int[Tensor, "classes classes"]:
+    """How many images of each class (row) got each prediction (column): dense up to `DENSE` classes, else sparse (COO).
+
+    Args:
+        targets: The class of each image.
+        predictions: The predicted class of each image.
+        classes: How many classes there are.
+    """
+    places = targets * classes + predictions
+    if classes <= DENSE:
+        return torch.bincount(places, minlength=classes**2).reshape(classes, classes)
+    different, counts = places.unique(return_counts=True)
+    indices = torch.stack([different // classes, different % classes])
+    return torch.sparse_coo_tensor(
+        indices, counts, (classes, classes), check_invariants=False, is_coalesced=True, device=counts.device
+    )
+
+
+def confusion_entries(confusion: Int[Tensor, "classes classes"]) -> Int[Tensor, "entries 3"]:
+    """The entries of a confusion matrix that are not zero, as rows (class, predicted class, count), in their order."""
+    sparse = (confusion if confusion.is_sparse else confusion.to_sparse()).coalesce()
+    return torch.cat([sparse.indices(), sparse.values()[None]]).T
+
+
+def most_confused(confusion: Int[Tensor, "classes classes"], limit: int) -> list[tuple[int, int, int]]:
+    """The `limit` pairs of different classes with the highest counts, as (class, predicted class, count).
+
+    The highest count comes first; equal counts are in the order of the classes.
+    """
+    entries = confusion_entries(confusion)
+    wrong = entries[entries[:, 0] != entries[:, 1]]
+    best = wrong[:, 2].sort(descending=True, stable=True).indices[:limit]
+    return [(row, column, count) for row, column, count in wrong[best].tolist()]
+
+
+def class_accuracies(confusion: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
+    """The share of each class's images that were classified right, in float64; NaN for a class without images."""
+    rows, columns, counts = confusion_entries(confusion).unbind(dim=1)
+    right = torch.zeros(len(confusion), dtype=torch.float64, device="cpu")
+    totals = right.clone().index_add_(0, rows, counts.double())
+    right.index_add_(0, rows[rows == columns], counts[rows == columns].double())
+    return right / totals

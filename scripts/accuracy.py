@@ -13,6 +13,7 @@ import tyro
 from reference.errors import InputError, exit_with
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
+from reference.text import print_line
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def main() -> None:
         print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
     print(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
     if others:
-        print(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
+        print_line(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
 
 
 def measured(folder: Path) -> list[float]:

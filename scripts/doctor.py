@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # where the project is not inst
 
 from reference.doctor import examine
 from reference.errors import exit_with
-from reference.text import json_text
+from reference.text import json_text, print_line
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
 DESCRIPTION = """
@@ -31,9 +31,9 @@ def main() -> int:
         print(json_text([asdict(finding) for finding in findings], indent=2, encoding=sys.stdout.encoding))
     else:
         for finding in findings:
-            print(f"{SIGNS[finding.state]} {finding.what:<13} {finding.found}")
+            print_line(f"{SIGNS[finding.state]} {finding.what:<13} {finding.found}")
             if finding.remedy:
-                print(f"   {'':<13} → {finding.remedy}")
+                print_line(f"   {'':<13} → {finding.remedy}")
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 

@@ -3,8 +3,6 @@
 With `--legacy` FILE is any file of `torch.save`; without a picture the script says what is in it.
 """
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +12,11 @@ from typing import Annotated
 import tyro
 
 from reference.checkpoint import build_network, load_checkpoint
-from reference.data.pictures import printable
 from reference.device import choose_device
 from reference.errors import InputError, exit_with
 from reference.inference import Prediction, predict
 from reference.legacy_checkpoint import read_legacy_checkpoint
+from reference.text import json_text, output_lost, print_line, styled
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class Question:
 
 
 def main() -> int:
-    question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+    with styled():
+        question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
     if question.legacy:
         found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
         if not question.pictures:
@@ -66,7 +65,7 @@ def main() -> int:
         network, class_names = found.classifier(question.class_names, (height, width))
         batch_size = found.batch_size(question.batch_size, (height, width))
         for note in found.notes:  # what is taken for granted
-            print(f"note: {note}", file=sys.stderr)
+            print_line(f"note: {note}", error=True)
     else:
         if not question.pictures:
             raise InputError("PICTURE is missing: name at least one picture or folder")
@@ -85,52 +84,43 @@ def main() -> int:
         size=(height, width),
     )
     show = show_json if question.json else show_text
-    try:
-        return 2 if show(answers) else 0
-    except BrokenPipeError:  # whoever read the answers (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return 2 if show(answers) else 0
 
 
 def show_text(answers: Iterator[Prediction]) -> bool:
-    """A line an answer, errors on standard error; whether there were any."""
+    """Print one line per answer, errors on standard error; return whether there were any."""
     failed = False
     for answer in answers:
         if answer.error is not None:
             failed = True
-            print(f"error: {answer.error}", file=sys.stderr)
+            print_line(f"error: {answer.error}", error=True)
         else:
             named = ", ".join(f"{name} {share:.1%}" for name, share in answer.classes)
-            print(f"{printable(answer.picture)}: {named}", flush=True)
+            print_line(f"{answer.picture}: {named}")
+            if output_lost():
+                break
     return failed
 
 
 def show_json(answers: Iterator[Prediction]) -> bool:
-    """One JSON list, written element by element; errors also on standard error; whether there were any."""
+    """Print one JSON list element by element, errors also on standard error; return whether there were any."""
     failed, before = False, "[\n"
     for answer in answers:
         if answer.error is not None:
             failed = True
-            print(f"error: {answer.error}", file=sys.stderr)
+            print_line(f"error: {answer.error}", error=True)
         element = {
             "picture": str(answer.picture),
             "classes": [{"name": name, "probability": share} for name, share in answer.classes],
             "error": answer.error,
         }
-        text = json.dumps(element, indent=2, ensure_ascii=not encodable(str(answer.picture))).replace("\n", "\n  ")
+        text = json_text(element, indent=2, encoding=sys.stdout.encoding).replace("\n", "\n  ")
         print(f"{before}  {text}", end="", flush=True)
         before = ",\n"
+        if output_lost():
+            break
     print("\n]")
     return failed
-
-
-def encodable(name: str) -> bool:
-    """Whether standard output can take the name as it is; names of files need not be text."""
-    try:
-        name.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ Decoded = tuple[UInt8[np.ndarray, "n 3 height width"], dict[str, str]]
 class ImageTree(Resident):
     """The pictures in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and kept.
 
-    The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Hidden files and folders,
-    files that are no pictures by their extension, and folders inside class folders are left out.
+    The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Characters of their names
+    that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Hidden files and
+    folders, files that are no pictures by their extension, and folders inside class folders are left out.
 
     The items come in one fixed mixed order: class after class, as they lie on the disk, a recipe that does not shuffle
     learns nothing. Each class is put in the order of the BLAKE2b digests of `<class>/<name>` and spread evenly over the
@@ -90,7 +91,10 @@ class ImageTree(Resident):
         self.transform, self.target_transform = transform, target_transform
         tree = scan_tree(Path(root), "train" if train else "test")
         pixels, broken = decoded_pixels(tree, size, progress)
-        self.classes = tree.classes
+        self.classes = tuple(map(printable, tree.classes))
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise InputError(f"{tree.folder}: two class folders are both printed as {twice}; rename one")
         self.paths = [path for path in tree.paths if path not in broken]
         self.skipped = sorted(broken)
         class_names = [path.partition("/")[0] for path in self.paths]

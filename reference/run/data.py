@@ -8,6 +8,7 @@ from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
 from reference.run.settings import Settings
+from reference.text import print_line
 
 
 def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[str, Any]]:
@@ -38,7 +39,7 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
         ]
         skipped = [path for tree in trees for path in tree.skipped]
         if skipped:
-            print(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
+            print_line(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
     fingerprint = blake2b(digest_size=16)
     for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
         dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]

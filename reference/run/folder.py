@@ -11,7 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
 from reference.checkpoint import load_checkpoint, save_checkpoint
@@ -24,9 +26,13 @@ from reference.run.parts import Plan
 from reference.run.settings import LOCK, Settings
 from reference.text import json_text
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
-from reference.training import Evaluation, Observer, Progress
+from reference.training import Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
 
 SAMPLE_PICTURES = 64
+MATRIX = 256
+"""Classes up to which summary.json holds the whole confusion matrix."""
+CONFUSED = 100
+"""Pairs of classes that summary.json lists as the most confused ones."""
 
 
 def new_folder(wanted: Path) -> Path:
@@ -93,9 +99,26 @@ def restore(
         if plan.scaled is not None:
             plan.scaled.load_state_dict(state["scale"])
         set_random_states(state["rng"], next(plan.network.parameters()).device)
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        progress.confusion = unpacked(progress.confusion, len(classes))
+        return progress
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} holds no state to go on from ({error})") from error
+
+
+def packed(confusion: Tensor | None) -> Any:
+    """A confusion matrix as plain data for a checkpoint: a sparse one as its entries."""
+    if confusion is None or not confusion.is_sparse:
+        return confusion
+    return {"entries": confusion_entries(confusion)}
+
+
+def unpacked(stored: Any, classes: int) -> Tensor | None:
+    """The confusion matrix that `packed` stored."""
+    if not isinstance(stored, dict):
+        return stored
+    entries = stored["entries"]
+    return torch.sparse_coo_tensor(entries[:, :2].T, entries[:, 2], (classes, classes)).coalesce()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -263,7 +286,7 @@ class RunFolder(Observer):
                 metrics=self.progress.history[-1] if self.progress.history else {},
                 training={
                     "optimizer": self.plan.optimizer.state_dict(),
-                    "progress": asdict(self.progress),
+                    "progress": asdict(self.progress) | {"confusion": packed(self.progress.confusion)},
                     "scale": self.plan.scaled and self.plan.scaled.state_dict(),
                     "rng": random_states(next(self.plan.network.parameters()).device),
                     "data": self.data,
@@ -279,12 +302,14 @@ class RunFolder(Observer):
         """Write and return the summary of a run whose last epoch is done."""
         confusion = self.progress.confusion
         assert confusion is not None, "a finished epoch leaves its confusion matrix"
-        correct = confusion.diag() / confusion.sum(dim=1)
+        classes = self.train_set.classes
+        confused = most_confused(confusion, CONFUSED)
         summary = self.progress.history[-1] | {
             "epochs": self.progress.epoch,
             "best": best_epoch(self.progress),
-            "class_accuracy": dict(zip(self.train_set.classes, correct.tolist(), strict=True)),
-            "confusion": confusion.tolist(),
+            "class_accuracy": dict(zip(classes, class_accuracies(confusion).tolist(), strict=True)),
+            "confusion": confusion.tolist() if len(classes) <= MATRIX else None,
+            "most_confused": [{"is": classes[i], "taken_for": classes[j], "count": n} for i, j, n in confused],
         }
         write_json(self.folder / "summary.json", summary)
         return summary

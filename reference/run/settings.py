@@ -12,6 +12,7 @@ import tyro
 from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
 from reference.errors import InputError
 from reference.recipes import RECIPES
+from reference.text import styled
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,13 @@ def parse(kind: type[S]) -> S:
 
     Every truth value has two flags, `--mirror` and `--no-mirror`, whatever its default is.
     """
-    start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
+    with styled():
+        start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
     values: dict[str, Any] = {"recipe": start.recipe} | RECIPES[start.recipe] if start.recipe in RECIPES else {}
     if start.resume is not None:
         values = vars(stored_settings(start.resume))
-    return tyro.cli(kind, default=kind(**values))
+    with styled():
+        return tyro.cli(kind, default=kind(**values))
 
 
 def stored_settings(folder: Path) -> Settings:

@@ -30,6 +30,7 @@ from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
 from reference.run.settings import Settings, refuse_changes, stored_settings
+from reference.text import print_line
 from reference.training import Progress
 
 
@@ -50,7 +51,7 @@ def train(settings: Settings) -> int:
         settings = replace(settings, **kept)
         refuse_changes(settings, stored)
     group = Group()
-    say = (lambda *_: None) if settings.quiet or not group.leads else print
+    say = (lambda *_: None) if settings.quiet or not group.leads else print_line
     device = choose_device(group.device(settings.device))
     if settings.precision == "auto" and settings.impl == "reference":
         settings = replace(settings, precision="float32")
@@ -99,10 +100,10 @@ def train(settings: Settings) -> int:
                 raise
             if progress.epoch < settings.epochs:
                 run.save()
-                print(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
+                print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
                 return 128 + run.signal
             summary = run.finish()
-    print(
+    print_line(
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
         f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
         f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"

@@ -1,5 +1,6 @@
 """Modules of which the file tells only the class and the attributes, made to work where their `forward` is known."""
 
+import re
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
@@ -115,6 +116,10 @@ CHAINS: dict[Name, tuple[str | None, ...]] = {
 """Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
 
 
+WORD = re.compile(r"[A-Za-z0-9_-]{1,20}")
+"""A setting that is a word: "zeros", "nearest-exact". Other texts would reach the printed network."""
+
+
 class CannotRunError(Exception):
     """Why a network cannot be made to work, as the end of a sentence."""
 
@@ -188,7 +193,7 @@ def plain(value: Any, *, inside: bool = False) -> Any:
     """A setting: a number, a short word, None, or a few of them."""
     if value is None or type(value) in (bool, float):
         return value
-    if (type(value) is int and abs(value) < 1 << 62) or (type(value) is str and len(value) <= 20):
+    if (type(value) is int and abs(value) < 1 << 62) or (type(value) is str and WORD.fullmatch(value)):
         return value
     if isinstance(value, tuple | list) and len(value) <= 8 and not inside:
         return type(value)(plain(part, inside=True) for part in value)

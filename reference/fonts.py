@@ -1,0 +1,155 @@
+"""Chapter 02: names in drawings: a font that has their characters, and labels that fit and stay distinct.
+
+Pillow's own font holds ASCII and little else; it draws the same box for every other character. For such names a font of
+the system is used if one has all their characters. A name that no font can draw becomes its number, `#7`, and a legend
+below the drawing gives the name in ASCII.
+"""
+
+import os
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import ImageFont
+
+from reference.text import printable
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+MISSING = "\U0010fffe"  # a noncharacter: every font draws its box for it
+GOOD = ("sans", "gothic", "heiti", "hei", "yahei", "msyh", "pingfang", "arial")
+BAD = ("serif", "math", "mono", "bold", "italic", "oblique", "light", "thin", "black", "condensed")
+
+
+def font_folders() -> list[Path]:
+    """Where the system keeps fonts."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return [Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts", home / "AppData/Local/Microsoft/Windows/Fonts"]
+    if sys.platform == "darwin":
+        return [home / "Library/Fonts", Path("/Library/Fonts"), Path("/System/Library/Fonts")]
+    return [home / ".local/share/fonts", home / ".fonts", Path("/usr/local/share/fonts"), Path("/usr/share/fonts")]
+
+
+@cache
+def system_fonts() -> tuple[Path, ...]:
+    """The font files of the system, plain sans-serif ones first."""
+
+    def rank(path: Path) -> tuple[int, str]:
+        name = path.name.lower()
+        return sum(word in name for word in BAD) - any(word in name for word in GOOD), name
+
+    files = [
+        Path(folder, name)
+        for start in font_folders()
+        for folder, _, names in os.walk(start)
+        for name in names
+        if name.lower().endswith((".ttf", ".ttc", ".otf"))
+    ]
+    return tuple(sorted(files, key=rank))
+
+
+def has(font: Font, text: str) -> bool:
+    """Whether `font` has a glyph for every character of `text`."""
+    return all(unicodedata.category(char) in ("Zs", "Mn", "Me", "Cf") or _has(font, char) for char in set(text))
+
+
+@cache
+def _has(font: Font, char: str) -> bool:
+    return _drawn(font, char) not in (_drawn(font, MISSING), _drawn(font, " "))
+
+
+def _drawn(font: Font, char: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(char)
+    return mask.size, bytes(mask)  # pyright: ignore[reportArgumentType]  (its stubs lack the buffer protocol)
+
+
+@cache
+def _opened(path: Path, size: int) -> Font | None:
+    try:
+        return ImageFont.truetype(str(path), size)
+    except (OSError, ValueError):  # damaged, or made of pictures of one size only, as fonts of emoji are
+        return None
+
+
+@cache
+def _plain(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+def font_for(text: str, size: int) -> Font:
+    """The first font that has every character of `text`: Pillow's, else one of the system's, else Pillow's."""
+    if has(_plain(size), text):
+        return _plain(size)
+    fonts = (_opened(path, size) for path in system_fonts())
+    return next((font for font in fonts if font is not None and has(font, text)), _plain(size))
+
+
+class Label(NamedTuple):
+    """A text and the font that draws it."""
+
+    text: str
+    font: Font
+
+
+class Labels(Mapping[int, Label]):
+    """The label of each class in a drawing, by class number.
+
+    All texts are different. A name that is too long loses its middle, or its end behind its number if the shortened
+    names would be the same. A name that cannot be drawn becomes its number.
+
+    Args:
+        names: the names of the classes that the drawing shows, by class number.
+        size: height of the letters in pixels.
+        width: pixels that a text may take.
+
+    Attributes:
+        legend: `#number = name in ASCII` of each name that cannot be drawn.
+    """
+
+    def __init__(self, names: Mapping[int, str], size: int, width: int) -> None:
+        shown = {number: printable(name) for number, name in names.items()}
+        fonts = {number: font_for(name, size) for number, name in shown.items()}
+        undrawable = [number for number, name in shown.items() if not has(fonts[number], name)]
+        self.legend = [f"#{number} = {ascii(shown[number])[1:-1]}" for number in undrawable]
+        texts = {number: shortened(name, fonts[number], width) for number, name in shown.items()}
+        texts |= {number: f"#{number}" for number in undrawable}
+        count = Counter(texts.values())
+        for number, text in texts.items():
+            if count[text] > 1:
+                texts[number] = _cut(f"#{number} {shown[number]}", fonts[number], width)
+        if len(set(texts.values())) < len(texts):
+            texts = {number: f"#{number}" for number in texts}
+        self.texts, self.fonts = texts, fonts
+
+    def __getitem__(self, number: int) -> Label:
+        return Label(self.texts[number], self.fonts[number])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def shortened(text: str, font: Font, width: int) -> str:
+    """`text` with its middle left out so that it is at most `width` pixels wide; at least a letter is left."""
+    kept = len(text)
+    shown = text
+    while font.getlength(shown) > width and kept > 1:
+        kept -= 1
+        dots = "…" if has(font, "…") else "..."
+        shown = text[: kept - kept // 2] + dots + text[len(text) - kept // 2 :]
+    return shown
+
+
+def _cut(text: str, font: Font, width: int) -> str:
+    """`text` with its end left out so that it is at most `width` pixels wide; its first word is kept."""
+    least = len(text.partition(" ")[0])
+    while len(text) > least and font.getlength(text) > width:
+        text = text[:-1]
+    return text.rstrip()

@@ -1,0 +1,361 @@
+"""Chapter 00: text that leaves the program: one line per answer, no control characters, any console, strict JSON."""
+
+import errno
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from reference.errors import InputError
+from reference.text import Console, is_printable, json_text, open_console, output_lost, print_line, printable, styled
+from spec.support.clauses import clause
+from spec.support.strategies import given
+
+ROOT = Path(__file__).parents[1]
+
+# What a terminal acts upon, or what makes two lines of one. ECMA-48 names C0 and C1; Unicode's UAX 9 the marks of
+# direction, and UAX 14 the characters that break a line.
+DANGEROUS = {
+    "escape": "\x1b[31m",
+    "bell": "\a",
+    "carriage return": "\r",
+    "line feed": "\n",
+    "tab": "\t",
+    "C1 control sequence introducer": "\x9b31m",
+    "next line": "\x85",
+    "delete": "\x7f",
+    "line separator": "\u2028",
+    "paragraph separator": "\u2029",
+    "right-to-left override": "\u202e",
+    "right-to-left isolate": "\u2067",
+    "zero width space": "\u200b",
+    "byte order mark": "\ufeff",
+    "joiner in ASCII": "a\u200db",
+    "a byte that is not UTF-8": "\udcc3",
+    "half of a surrogate pair": "\ud83d",
+}
+HARMLESS = [
+    "",
+    "cat",
+    "猫 狗",
+    "全角\u3000空格",
+    "é",
+    "🐸",
+    "👨\u200d👩\u200d👧",
+    "می\u200cروم",
+    "C:\\new",
+    "naïve café",
+    "\U0001fae9",
+]
+
+
+@clause("00.text.printable")
+@pytest.mark.parametrize("text", DANGEROUS.values(), ids=DANGEROUS)
+def test_printable_escapes(text: str) -> None:
+    shown = printable(f"猫{text}猫" if "\u200d" not in text else text)
+    assert len(shown.splitlines()) == 1
+    assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown)
+    assert not is_printable(text)
+    shown.encode()
+
+
+@clause("00.text.printable")
+@pytest.mark.parametrize("text", HARMLESS, ids=ascii)
+def test_printable_keeps(text: str) -> None:
+    assert printable(text) == text
+    assert is_printable(text)
+
+
+@clause("00.text.printable")
+@given(text=st.text(st.characters()))
+def test_printable_text_is_one_line_that_utf_8_can_encode_and_stays_as_it_is(text: str) -> None:
+    shown = printable(text)
+    assert len(shown.splitlines()) <= 1
+    assert not {unicodedata.category(char) for char in shown} & {"Cc", "Cs", "Zl", "Zp"}
+    shown.encode()
+    assert printable(shown) == shown
+
+
+@clause("00.text.printable")
+def test_printable_takes_paths_bytes_and_objects() -> None:
+    assert printable(Path("a\nb")) == r"a\nb"
+    assert printable(b"\xff.png") == r"\udcff.png"
+    assert printable(ValueError("a\x1bb")) == r"a\x1bb"
+
+
+@clause("00.text.errors")
+@pytest.mark.parametrize("text", DANGEROUS.values(), ids=DANGEROUS)
+def test_an_input_error_is_one_printable_line(text: str) -> None:
+    assert is_printable(str(InputError(f"{text} cannot be read")))
+
+
+# JSON
+
+
+def only_json(text: str) -> Any:
+    """The value, read by a parser that takes nothing that RFC 8259 does not know."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@clause("00.text.json")
+def test_json_has_null_where_a_number_is_not_finite() -> None:
+    content = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": math.nan}}
+    assert only_json(json_text(content)) == {"a": [1.5, None, [None, None]], "b": {"c": None}}
+
+
+@clause("00.text.json")
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "ascii"])
+@pytest.mark.parametrize("text", [*DANGEROUS.values(), *HARMLESS], ids=ascii)
+def test_json_means_the_same_in_every_encoding_and_hides_nothing(text: str, encoding: str) -> None:
+    written = json_text({text: [text]}, encoding=encoding)
+    written.encode(encoding)
+    assert is_printable(written)
+    assert only_json(written) == {text: [text]}
+
+
+@clause("00.text.json")
+def test_json_keeps_what_the_encoding_has() -> None:
+    assert json_text(["猫é"]) == json_text(["猫é"], encoding="gbk") == '["猫é"]'
+    assert json_text({"a": [1]}, indent=2) == '{\n  "a": [\n    1\n  ]\n}'
+    assert json_text(Path("x"), default=str) == '"x"'
+
+
+@clause("00.text.json")
+def test_json_of_something_else_is_rejected() -> None:
+    with pytest.raises(TypeError, match="object"):
+        json_text({"a": object()})
+
+
+# Consoles
+
+
+class Failing(io.RawIOBase):
+    """A file whose every write fails."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.writes = number, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: Any) -> int:
+        self.writes += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def console(encoding: str = "utf-8") -> tuple[Console, io.BytesIO]:
+    written = io.BytesIO()
+    return Console(io.TextIOWrapper(written, encoding=encoding, newline="\n", write_through=True)), written
+
+
+@clause("00.text.console")
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "ascii", "latin-1"])
+@given(text=st.text(st.characters()))
+def test_a_console_shows_every_text_in_every_encoding(encoding: str, text: str) -> None:
+    stream, written = console(encoding)
+    stream.write(text)
+    shown = written.getvalue().decode(encoding)
+    assert not [char for char in shown.removeprefix("\r") if unicodedata.category(char) == "Cc" and char not in "\n\t"]
+
+
+@clause("00.text.console")
+def test_a_console_shows_what_its_encoding_has_and_escapes_the_rest() -> None:
+    for encoding, expected in {
+        "utf-8": "猫 é → 🐸\n",
+        "gbk": "猫 é → \\U0001f438\n",
+        "cp1252": "\\u732b é \\u2192 \\U0001f438\n",
+        "ascii": "\\u732b \\xe9 \\u2192 \\U0001f438\n",
+    }.items():
+        stream, written = console(encoding)
+        print("猫 é → 🐸", file=stream)
+        assert written.getvalue().decode(encoding) == expected
+
+
+@clause("00.text.console")
+def test_a_progress_bar_may_return_to_the_start_of_its_line_and_nobody_else() -> None:
+    stream, written = console()
+    stream.write("\r10 %")
+    stream.write("done\rundone\x1b[A")
+    assert written.getvalue() == b"\r10 %done\\rundone\\x1b[A"
+
+
+@clause("00.text.console")
+def test_colours_pass_while_the_help_is_printed_and_other_escapes_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, written = console()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with styled():
+        print("\x1b[1mbold\x1b[0m \x1b]0;title\x07")
+    print("\x1b[1mnot bold")
+    assert written.getvalue() == b"\x1b[1mbold\x1b[0m \\x1b]0;title\\x07\n\\x1b[1mnot bold\n"
+
+
+@clause("00.text.lost")
+@pytest.mark.parametrize(("number", "failed"), [(errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)])
+def test_a_console_that_cannot_be_written_is_given_up_without_a_word(number: int, failed: bool) -> None:
+    raw = Failing(number)
+    stream = Console(io.TextIOWrapper(raw, encoding="utf-8", write_through=True))  # type: ignore[arg-type]
+    for _ in range(3):
+        print("text", file=stream, flush=True)
+    assert raw.writes == 1
+    assert isinstance(stream.lost, OSError)
+    assert stream.lost.errno == number
+    assert stream.failed is failed
+    assert not stream.isatty()
+
+
+@clause("00.text.lost")
+def test_a_console_that_was_closed_takes_everything_and_keeps_nothing() -> None:
+    for stream in (Console(None), Console(io.StringIO())):
+        stream.stream.close()
+        print("text", file=stream, flush=True)
+        assert not stream.failed
+
+
+@clause("00.text.console")
+def test_a_signal_handler_may_print_while_the_same_stream_is_written(tmp_path: Path) -> None:
+    """Python's buffered files refuse that: RuntimeError, reentrant call."""
+
+    class Busy(io.TextIOWrapper):
+        def write(self, text: str, /) -> int:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    with open(tmp_path / "out", "wb") as file:
+        stream = Busy(file, encoding="ascii")
+        Console(stream).write("猫")
+        stream.detach()
+    assert (tmp_path / "out").read_bytes() == rb"\u732b"
+
+
+@clause("00.text.printable", "00.text.lost")
+def test_one_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", newline="\n"))
+    monkeypatch.setattr(sys, "stderr", None)
+    open_console()
+    open_console()  # once is enough
+    print_line("a\nb")
+    print_line("nobody sees it", error=True)
+    assert isinstance(sys.stderr, Console)
+    sys.stderr.stream.close()
+    assert written.getvalue() == b"a\\nb\n"
+    assert not output_lost()
+
+
+# In processes of their own, as a shell starts them
+
+PROGRAM = """
+import sys
+from reference.errors import InputError, exit_with
+
+def main():
+    for number in range(int(sys.argv[1])):
+        print(f"猫 {number}")
+    print("working", file=sys.stderr)
+    open(sys.argv[2], "w").write("done")
+    if len(sys.argv) > 3:
+        raise InputError(sys.argv[3])
+
+exit_with(main)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    return f"{sys.executable} {tmp_path / 'program.py'}"
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+@clause("00.text.lost")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">&-", 0, "working\n"),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+        (">/dev/full", 2, "working\nerror: standard output cannot be written: [Errno 28] No space left on device\n"),
+        ("| head -1", 0, "working\n"),
+        ("2>&1 | head -1", 0, ""),
+    ],
+)
+def test_a_program_does_its_work_whether_or_not_it_can_print(
+    program: str, tmp_path: Path, redirection: str, status: int, said: str
+) -> None:
+    done = shell(f"set -o pipefail; {program} 10000 done.txt {redirection}", tmp_path, PYTHONUTF8="1")
+    assert (done.returncode, done.stderr.decode()) == (status, said)
+    assert (tmp_path / "done.txt").read_text() == "done"
+
+
+@clause("00.text.lost", "00.text.errors")
+@pytest.mark.slow
+def test_an_error_is_a_status_also_where_nobody_reads_it(program: str, tmp_path: Path) -> None:
+    assert shell(f"{program} 1 done.txt wrong 2>&-", tmp_path).returncode == 2
+    done = shell(f"{program} 0 done.txt $'wr\\nong \\e[31m'", tmp_path)
+    assert (done.returncode, done.stderr) == (2, b"working\nerror: wr\\nong \\x1b[31m\n")
+
+
+@clause("00.text.console")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"LC_ALL": "C"}, "猫 0\n".encode()),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"\\u732b 0\n"),
+        ({"PYTHONIOENCODING": "gbk"}, "猫 0\n".encode("gbk")),
+        ({"PYTHONIOENCODING": "cp1252"}, b"\\u732b 0\n"),
+        ({"PYTHONIOENCODING": "ascii:strict"}, b"\\u732b 0\n"),
+    ],
+    ids=["C", "C without UTF-8 mode", "gbk", "cp1252", "ascii"],
+)
+def test_a_console_that_is_not_utf_8_shows_what_it_can(
+    program: str, tmp_path: Path, environment: dict[str, str], expected: bytes
+) -> None:
+    done = shell(f"{program} 1 done.txt", tmp_path, **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"working\n")
+
+
+@clause("00.text.lost")
+@pytest.mark.slow
+def test_a_closed_standard_error_does_not_become_a_file_of_data(tmp_path: Path) -> None:
+    """The system gives the lowest free number to the next file that is opened; libraries write to number 2."""
+    (tmp_path / "program.py").write_text(
+        "import os\nfrom reference.errors import exit_with\n\ndef main():\n"
+        "    file = open('data', 'w')\n    os.write(2, b'a warning of a library')\n    file.write('data')\n\n"
+        "exit_with(main)\n"
+    )
+    assert shell(f"{sys.executable} program.py <&- >&- 2>&-", tmp_path).returncode == 0
+    assert (tmp_path / "data").read_text() == "data"
+
+
+@clause("00.text.console")
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_full.py", "predict.py", "accuracy.py", "doctor.py"])
+def test_the_help_can_be_read_on_an_ascii_console(script: str, tmp_path: Path) -> None:
+    done = shell(f"{sys.executable} {ROOT}/scripts/{script} --help", tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--help" in done.stdout
