@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reference.data.loader import DataLoader
     from reference.data.shapes import Shapes
     from reference.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
+    from reference.data.workers import get_worker_info
     from reference.inference import predict
     from reference.legacy_checkpoint import read_legacy_checkpoint
     from reference.models import Ocean, append_classifier, replace_classifier, vgg16
@@ -116,6 +117,7 @@ __all__ = [
     "evaluate",
     "fit",
     "flatten",
+    "get_worker_info",
     "l1_loss",
     "layer_norm",
     "leaky_relu",
@@ -147,6 +149,7 @@ _HOMES = {
     "reference.data.loader": "DataLoader",
     "reference.data.shapes": "Shapes",
     "reference.data.transforms": "Compose Normalize RandomCrop RandomHorizontalFlip Resize ToTensor",
+    "reference.data.workers": "get_worker_info",
     "reference.inference": "predict",
     "reference.legacy_checkpoint": "read_legacy_checkpoint",
     "reference.models": "Ocean append_classifier replace_classifier vgg16",
