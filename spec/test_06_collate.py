@@ -111,7 +111,7 @@ def tagged(**items: Any) -> Tagged:
             (types.MappingProxyType, {"x": [1, 2]}),
             id="a read-only view of a dict too",
         ),
-        pytest.param([ReadOnly({"x": 1}), ReadOnly({"x": 2})], (ReadOnly, {"x": [1, 2]}), id="a mapping made of a dict"),
+        pytest.param([ReadOnly({"x": 1}), ReadOnly({"x": 2})], (ReadOnly, {"x": [1, 2]}), id="a mapping of a dict"),
         pytest.param(
             [Fixed(1, 2), Fixed(3, 4)], (dict, {"x": [1, 3], "y": [2, 4]}), id="a mapping that cannot be made of a dict"
         ),
