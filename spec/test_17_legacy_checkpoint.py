@@ -4,7 +4,6 @@ import copyreg
 import math
 import os
 import pickle
-import resource
 import struct
 import sys
 import time
@@ -1141,6 +1140,8 @@ def flood(code: bytes) -> bytes:
 
 def limit_memory(more: int) -> None:
     """Of a new process: to what it has, and so much besides."""
+    import resource  # POSIX only
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -178,6 +178,8 @@ class _Worker:
         try:
             self.process.start()
             self.started = True
+            # the pool ends its workers itself; multiprocessing would let a fork of this process end them as well
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
                 "DataLoader: the data set, collate_fn and worker_init_fn cannot be sent to a worker process, because "
