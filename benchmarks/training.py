@@ -7,7 +7,6 @@ PyTorch's layers and SGD in float32, batches of 64. The pictures are those of OC
 import argparse
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -200,6 +199,8 @@ def decode() -> None:
 
 def memory() -> None:
     """Of a process that holds the pictures and trains 100 steps in each precision."""
+    import resource  # POSIX only
+
     pictures = Pictures(train=True)
     for dtype in (torch.float32, torch.bfloat16):
         our_steps(pictures, 100, dtype)()

@@ -16,7 +16,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
         "data.transforms": ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     },
     "05": {"data.cifar10": ("CIFAR10",), "data.image_tree": ("ImageTree",), "data.shapes": ("Shapes",)},
-    "06": {"data.loader": ("DataLoader",)},
+    "06": {"data.loader": ("DataLoader",), "data.workers": ("get_worker_info",)},
     "08": {"nn.convolution": ("conv2d", "Conv2d", "conv2d_output_size", "same_padding")},
     "10": {
         "nn.pooling": (

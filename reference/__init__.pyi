@@ -6,6 +6,7 @@ from reference.data.cifar10 import CIFAR10 as CIFAR10
 from reference.data.image_tree import ImageTree as ImageTree
 from reference.data.labeled_folder import LabeledFolder as LabeledFolder
 from reference.data.loader import DataLoader as DataLoader
+from reference.data.workers import get_worker_info as get_worker_info
 from reference.data.shapes import Shapes as Shapes
 from reference.data.transforms import Compose as Compose
 from reference.data.transforms import Normalize as Normalize

@@ -1,16 +1,15 @@
 """Chapter 15: optimizers, which change the parameters of a network so that its loss falls.
 
 `loss.backward()` leaves in each parameter's `grad` in which direction the loss rises; `step()` then moves the parameter
-against it. `SGD` takes the gradient as it is, or averaged over time; `Adam` also divides it by its typical size, for
-every number on its own; `AdamW` shrinks the weights apart from that.
+against it. `SGD` takes the gradient as it is, or accumulated over time (momentum); `Adam` also divides it by its
+typical size, for every number on its own; `AdamW` shrinks the weights apart from that.
 
-State dicts travel to PyTorch's optimizers and back. The schedulers of `torch.optim.lr_scheduler` do not accept these
-optimizers: they insist on PyTorch's base class, which one from first principles does not have. To change a learning
-rate, set `group["lr"]` for each `group` of `param_groups`.
+`torch.optim.Optimizer` is the base class, as `torch.nn.Module` is that of the layers: it keeps the groups, the state,
+the names of the parameters and the hooks, and computes nothing. So the schedulers of `torch.optim.lr_scheduler` work
+over these optimizers, and state dicts can be exchanged with PyTorch's.
 """
 
-from abc import ABC, abstractmethod
-from collections import defaultdict
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from itertools import chain
@@ -26,16 +25,20 @@ Group = dict[str, Any]
 Scalar = float | int | Float[Tensor, "..."]
 """A number, or a tensor of one number, which may change between steps."""
 
+Parameters = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
+"""Parameters, groups of parameters, or parameters with names, as `named_parameters()` gives them."""
 
 Loss = TypeVar("Loss")
 
 
-class Optimizer(ABC):
+class Optimizer(torch.optim.Optimizer):
     """Parameters in groups, the settings of each group, and what is remembered of each parameter between steps.
 
+    A subclass defines `_update`, the change of one parameter.
+
     Args:
-        params: the parameters, or groups of them: dicts with the parameters under "params" and such settings as differ
-            from `defaults`.
+        params: the parameters, with or without names, or groups of them: dicts with the parameters under "params" and
+            such settings as differ from `defaults`.
         defaults: the settings of all groups that do not name their own.
 
     Attributes:
@@ -44,21 +47,12 @@ class Optimizer(ABC):
         defaults: as given.
 
     Raises:
-        ValueError: there are no parameters, one of them is given twice, or one is computed from others (not a leaf).
-        TypeError: `params` is a tensor, or something in it is not one.
+        ValueError: there are no parameters, one of them is in two groups, one is computed from others (not a leaf), or
+            only some have names.
+        TypeError: `params` is a tensor or a set, or something in it is not a tensor.
     """
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[Group], defaults: dict[str, Any]) -> None:
-        if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__}: params is a tensor, but needs to be tensors or groups in a list")
-        self.defaults = defaults
-        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-        self.param_groups: list[Group] = []
-        entries: list[Any] = list(params)
-        if not entries:
-            raise ValueError(f"{type(self).__name__}: params is empty, but needs at least one parameter")
-        for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
-            self.add_param_group(group)
+    param_groups: list[Group]
 
     def add_param_group(self, param_group: Group) -> None:
         """Optimize the parameters of one more group from now on.
@@ -68,25 +62,21 @@ class Optimizer(ABC):
 
         Raises:
             ValueError: as the constructor.
-            TypeError: as the constructor; or the parameters are a set, which has no order to save them in.
+            TypeError: as the constructor; or `param_group` is no dict.
         """
+        given = param_group.get("params") if isinstance(param_group, dict) else None
+        if isinstance(given, Iterable) and not isinstance(given, set | Tensor):
+            given = list(given)
+            for number, entry in enumerate(given):
+                self._check_parameter(number, entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry)
+        super().add_param_group(param_group if given is None else {**param_group, "params": given})
+
+    def _check_parameter(self, number: int, parameter: Any) -> None:
         name = type(self).__name__
-        if not isinstance(param_group, dict):
-            raise TypeError(f"{name}: a parameter group is a {type(param_group).__name__}, but needs to be a dict")
-        given = param_group["params"]
-        if isinstance(given, set):
-            raise TypeError(f"{name}: params is a set, which has no order; it needs to be a list")
-        params = [given] if isinstance(given, Tensor) else list(given)
-        known = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        for number, parameter in enumerate(params):
-            if not isinstance(parameter, Tensor):
-                raise TypeError(f"{name}: params[{number}] is a {type(parameter).__name__}, but needs to be a tensor")
-            if not (parameter.is_leaf or parameter.retains_grad):
-                raise ValueError(f"{name}: params[{number}] is computed from other tensors, but needs to be a leaf")
-            if id(parameter) in known:
-                raise ValueError(f"{name}: params[{number}] was given before, but each parameter needs one place")
-            known.add(id(parameter))
-        self.param_groups.append({**self.defaults, **param_group, "params": params})
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{name}: params[{number}] is a {type(parameter).__name__}, but needs to be a tensor")
+        if not (parameter.is_leaf or parameter.retains_grad or self.defaults.get("differentiable")):
+            raise ValueError(f"{name}: params[{number}] is computed from other tensors, but needs to be a leaf")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, to which `backward` would add; with `set_to_none=False` fill them with zeros."""
@@ -96,7 +86,7 @@ class Optimizer(ABC):
             elif parameter.grad is not None:
                 parameter.grad.detach_().zero_()
 
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:  # type: ignore[override]
         """Change each parameter that has a gradient.
 
         Args:
@@ -109,34 +99,22 @@ class Optimizer(ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
+        for group in self.param_groups:
+            differentiable = bool(group.get("differentiable"))
+            with torch.set_grad_enabled(differentiable):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         gradient = -parameter.grad if group["maximize"] else parameter.grad
+                        if differentiable and parameter in self.state:  # the graph of the step before keeps its own
+                            state = self.state[parameter]
+                            state.update({key: value.clone() for key, value in state.items()})
                         self._update(parameter, gradient, group)
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here, with numbers instead of the parameters.
-
-        Returns:
-            `{"state": {number: what is remembered of the parameter}, "param_groups": [settings and numbers]}`. The
-            tensors are those that the next step changes; saving or a deep copy keeps them as they are.
-        """
-        numbers = {id(parameter): number for number, parameter in enumerate(self._parameters())}
-        return {
-            "state": {numbers[id(parameter)]: state for parameter, state in self.state.items()},
-            "param_groups": [
-                {**group, "params": [numbers[id(parameter)] for parameter in group["params"]]}
-                for group in self.param_groups
-            ],
-        }
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where another optimizer stood, this one's kind or PyTorch's, with parameters in the same order.
+        """Resume where another optimizer stood, this one's kind or PyTorch's, with parameters in the same order.
 
-        Settings and state become those of `state_dict`, copied to the dtype and device of each parameter.
+        Settings and state become copies of those in `state_dict`, in the dtype and on the device of each parameter.
 
         Args:
             state_dict: what `state_dict` returned.
@@ -144,31 +122,14 @@ class Optimizer(ABC):
         Raises:
             ValueError: its groups are not as many, or not as long, as those here.
         """
-        saved_groups = state_dict["param_groups"]
-        sizes, saved_sizes = (
-            [len(group["params"]) for group in groups] for groups in (self.param_groups, saved_groups)
-        )
-        if sizes != saved_sizes:
-            raise ValueError(
-                f"{type(self).__name__}: state_dict has groups of {saved_sizes} parameters, but needs {sizes}"
-            )
-        numbers = chain.from_iterable(group["params"] for group in saved_groups)
-        parameters = dict(zip(numbers, self._parameters(), strict=True))
-        self.state = defaultdict(dict)
-        for number, saved in state_dict["state"].items():
-            parameter = parameters[number]
-            self.state[parameter] = {key: _fit(value, key, parameter) for key, value in saved.items()}
-        self.param_groups = [
-            {**self.defaults, **deepcopy(saved), "params": group["params"]}
-            for group, saved in zip(self.param_groups, saved_groups, strict=True)
-        ]
+        super().load_state_dict(deepcopy(state_dict))
 
-    def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for number, group in enumerate(self.param_groups):
-            lines += ["", f"Parameter Group {number}"] if number else [f"Parameter Group {number}"]
-            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
-        return "\n".join([*lines, ")"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled or loaded state; what it does not mention has its default."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
 
     @abstractmethod
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
@@ -186,23 +147,31 @@ class SGD(Optimizer):
         g ← g + momentum · b  if nesterov, else b   (only with momentum)
         θ ← θ - lr · g
 
+    Without dampening b is a weighted sum of the gradients, not their average: under a constant gradient it grows to
+    g / (1 - momentum).
+
     Args:
-        params: the parameters, or groups of them.
+        params: the parameters, with or without names, or groups of them.
         lr: the learning rate, not negative.
-        momentum: how much of the running average b stays, not negative.
+        momentum: how much of the accumulated gradient b each step keeps, not negative.
         dampening: how much of a gradient is kept out of b.
         weight_decay: how much of θ is added to the gradient, not negative.
-        nesterov: look ahead; needs momentum, and no dampening.
-        maximize: climb instead of descend: g ← -g first.
+        nesterov: use g + momentum · b, the gradient of a step ahead; needs momentum, and no dampening.
+        maximize: ascend instead of descend: g ← -g first.
+        foreach, fused: accepted for PyTorch's sake; there they choose a faster way to the same result.
+        differentiable: let autograd differentiate through the step.
 
     Raises:
         ValueError: a number is out of its range, `nesterov` misses what it needs, or as `Optimizer` says.
         TypeError: as `Optimizer` says.
+        RuntimeError: `fused` is combined with `foreach` or `differentiable`.
+
+    Source: Sutskever et al., On the importance of initialization and momentum in deep learning (2013).
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Parameters,
         lr: Scalar = 1e-3,
         momentum: float | int = 0,
         dampening: float | int = 0,
@@ -210,8 +179,12 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         _check_not_negative("SGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
+        _check_modes("SGD", foreach=foreach, differentiable=differentiable, fused=fused)
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError(
                 f"SGD: nesterov needs momentum > 0 and dampening = 0, got momentum={momentum}, dampening={dampening}"
@@ -223,22 +196,30 @@ class SGD(Optimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
         }
-        super().__init__(params, {**settings, "foreach": None, "differentiable": False, "fused": None})
+        super().__init__(params, settings)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
-        momentum = group["momentum"]
-        if group["weight_decay"] != 0:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        lr, momentum, decay = _plain(group["lr"], group), group["momentum"], _plain(group["weight_decay"], group)
+        if isinstance(decay, Tensor):
+            gradient = gradient + decay * parameter
+        elif decay != 0:
+            gradient = gradient.add(parameter, alpha=decay)
         if momentum != 0:
             state = self.state[parameter]
-            average = state.get("momentum_buffer")
-            if average is None:
-                average = state["momentum_buffer"] = gradient.detach().clone()
+            velocity = state.get("momentum_buffer")
+            if velocity is None:
+                velocity = state["momentum_buffer"] = gradient.clone()
             else:
-                average.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
-            gradient = gradient.add(average, alpha=momentum) if group["nesterov"] else average
-        parameter.add_(gradient, alpha=-_number(group["lr"]))
+                velocity.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+            gradient = gradient.add(velocity, alpha=momentum) if group["nesterov"] else velocity
+        if isinstance(lr, Tensor):
+            parameter.sub_(lr * gradient)
+        else:
+            parameter.add_(gradient, alpha=-lr)
 
 
 class Adam(Optimizer):
@@ -250,38 +231,52 @@ class Adam(Optimizer):
         θ ← θ - lr · m / (1 - β1^t) / (sqrt(v / (1 - β2^t)) + eps)
 
     m and v start at 0, and the divisions by 1 - β^t make up for that. With `amsgrad` the largest v so far stands under
-    the root. With `decoupled_weight_decay` the first line is θ ← θ - lr · weight_decay · θ, as in `AdamW`.
+    the root. With `decoupled_weight_decay` the first line is θ ← θ - lr · weight_decay · θ, as in `AdamW`. A complex
+    parameter counts as its real and imaginary parts.
 
     Args:
-        params: the parameters, or groups of them.
+        params: the parameters, with or without names, or groups of them.
         lr: the learning rate, not negative.
-        betas: β1 and β2, two floats in [0, 1).
+        betas: β1 and β2, in [0, 1): two floats, or two tensors of one number.
         eps: keeps the division finite, not negative.
         weight_decay: how much of θ is added to the gradient, not negative.
         amsgrad: never let v fall (Reddi et al., 2018).
-        maximize: climb instead of descend: g ← -g first.
+        foreach, fused: accepted for PyTorch's sake; there they choose a faster way to the same result.
+        maximize: ascend instead of descend: g ← -g first.
+        capturable: keep t on the parameter's device and never wait for the device, so that a CUDA graph can record the
+            step.
+        differentiable: let autograd differentiate through the step.
         decoupled_weight_decay: shrink θ itself rather than change its gradient.
 
     Raises:
-        ValueError: a number is out of its range, or as `Optimizer` says.
+        ValueError: a number is out of its range, `lr` or `betas` are tensors with `foreach` and without `capturable`
+            (as in PyTorch), or as `Optimizer` says.
         TypeError: as `Optimizer` says.
+        RuntimeError: `fused` is combined with `foreach` or `differentiable`; in a step, a gradient is sparse.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Parameters,
         lr: Scalar = 1e-3,
-        betas: tuple[float | int, float | int] = (0.9, 0.999),
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
         eps: float | int = 1e-8,
         weight_decay: float | int = 0,
         amsgrad: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        _check_not_negative(type(self).__name__, lr=lr, eps=eps, weight_decay=weight_decay)
-        if len(betas) != 2 or not all(isinstance(beta, float) and 0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{type(self).__name__}: betas are two floats, at least 0 and below 1, got {betas}")
+        name = type(self).__name__
+        _check_not_negative(name, lr=lr, eps=eps, weight_decay=weight_decay)
+        _check_modes(name, foreach=foreach, differentiable=differentiable, fused=fused)
+        _check_betas(name, betas)
+        if foreach and not capturable and any(isinstance(value, Tensor) for value in (lr, *betas)):
+            raise ValueError(f"{name}: lr and betas as tensors need capturable=True or foreach other than True")
         settings = {
             "lr": lr,
             "betas": betas,
@@ -289,39 +284,53 @@ class Adam(Optimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        unused = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
-        super().__init__(params, {**settings, **unused})
+        super().__init__(params, settings)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
-        state = self.state[parameter] or self._begin(parameter, group)
-        lr, (beta1, beta2) = _number(group["lr"]), group["betas"]
+        state = self.state[parameter] or self._begin(parameter, gradient, group)
+        state["step"] += 1
+        t, lr, beta1, beta2 = (_plain(value, group) for value in (state["step"], group["lr"], *group["betas"]))
+        parameter, gradient, m, v = map(_real, (parameter, gradient, state["exp_avg"], state["exp_avg_sq"]))
         if group["weight_decay"] != 0:
             if group["decoupled_weight_decay"]:
                 parameter.mul_(1 - lr * group["weight_decay"])
             else:
                 gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        state["step"] += 1
-        t = float(state["step"])
-        m = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        m.lerp_(gradient, _weight(1 - beta1, m))
+        _add_product(v.mul_(beta2), gradient, gradient, 1 - beta2)
         if group["amsgrad"]:
-            v = torch.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
+            largest = _real(state["max_exp_avg_sq"])
+            v = largest.copy_(torch.maximum(largest.clone(), v))
         root = (v.sqrt() / (1 - beta2**t) ** 0.5).add_(group["eps"])
-        parameter.addcdiv_(m, root, value=-(lr / (1 - beta1**t)))
+        step_size = lr / (1 - beta1**t)
+        if isinstance(step_size, Tensor):
+            parameter.sub_(step_size * m / root)
+        else:
+            parameter.addcdiv_(m, root, value=-step_size)
 
-    def _begin(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+    def _begin(self, parameter: Tensor, gradient: Tensor, group: Group) -> dict[str, Tensor]:
         """The state before the first step: t = 0, and zeros."""
-        if parameter.is_complex():
-            raise TypeError(f"{type(self).__name__}: a parameter is {parameter.dtype}, but needs to be real")
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"{type(self).__name__}: a gradient is sparse, but needs to be dense")
         state = self.state[parameter]
-        state["step"] = torch.zeros((), dtype=torch.get_default_dtype())
-        state["exp_avg"] = torch.zeros_like(parameter)
-        state["exp_avg_sq"] = torch.zeros_like(parameter)
-        if group["amsgrad"]:
-            state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+        on_device = group["capturable"] or group["fused"]
+        state["step"] = _counter(0).to(parameter.device if on_device else "cpu")
+        for name in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
+            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As `Optimizer`; a step count from before PyTorch 1.12 is no tensor and becomes one."""
+        super().__setstate__(state)
+        for remembered in self.state.values():
+            if not isinstance(remembered.get("step", None), Tensor | None):
+                remembered["step"] = _counter(remembered["step"])
 
 
 class AdamW(Adam):
@@ -334,36 +343,76 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Parameters,
         lr: Scalar = 1e-3,
-        betas: tuple[float | int, float | int] = (0.9, 0.999),
+        betas: tuple[Scalar, Scalar] = (0.9, 0.999),
         eps: float | int = 1e-8,
         weight_decay: float | int = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """As `Adam`; the decay stays decoupled, even if the state is Adam's."""
-        super().load_state_dict(state_dict)
+        super().__setstate__(state)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
 
 
-def _number(value: Scalar) -> Any:
-    """A tensor of one number, however many dimensions it has, as one without any."""
-    return value.squeeze() if isinstance(value, Tensor) else value
+def _counter(steps: float) -> Tensor:
+    """A count of steps as a tensor that counts exactly to 2²⁴ at least, whatever the default dtype."""
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return torch.tensor(float(steps), dtype=dtype)
 
 
-def _fit(value: Any, key: str, parameter: Tensor) -> Any:
-    """A copy of `value` that fits `parameter`; "step" is counted on the CPU, where reading it costs nothing."""
-    if key == "step":
-        return torch.as_tensor(value).to("cpu", copy=True)
-    if isinstance(value, Tensor):
-        return value.to(parameter.device, parameter.dtype, copy=True)
-    return deepcopy(value)
+def _plain(value: Scalar, group: Group) -> Any:
+    """A tensor of one number as a Python number.
+
+    It stays a tensor, without dimensions, where reading it would end a recording (`capturable`) or a graph
+    (`differentiable`).
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if group["differentiable"] or group.get("capturable"):
+        return value.reshape(()).clone()
+    return value.item()
+
+
+def _weight(value: Any, like: Tensor) -> Any:
+    """What `lerp_` takes as its weight: a number, or a tensor of the dtype and device of `like`."""
+    return value.to(like) if isinstance(value, Tensor) else value
+
+
+def _add_product(total: Tensor, first: Tensor, second: Tensor, scale: Any) -> None:
+    """total ← total + scale · first · second."""
+    if isinstance(scale, Tensor):
+        total.add_(scale * first * second)
+    else:
+        total.addcmul_(first, second, value=scale)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as its real and imaginary parts, in the same memory; a real one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _check_not_negative(name: str, **settings: Scalar) -> None:
@@ -372,3 +421,20 @@ def _check_not_negative(name: str, **settings: Scalar) -> None:
             raise ValueError(f"{name}: {setting} is a tensor of {value.numel()} numbers, but needs to be one number")
         if not value >= 0:
             raise ValueError(f"{name}: {setting} needs to be a number of at least 0, got {value}")
+
+
+def _check_betas(name: str, betas: Any) -> None:
+    """Two floats or two tensors of one number; PyTorch refuses one of each, and integers."""
+    kinds = {kind for beta in betas for kind in (float, Tensor) if isinstance(beta, kind)}
+    valid = len(betas) == 2 and len(kinds) == 1 and all(isinstance(beta, float | Tensor) for beta in betas)
+    if not valid or any(isinstance(beta, Tensor) and beta.numel() != 1 for beta in betas):
+        raise ValueError(f"{name}: betas need to be two floats or two tensors of one number, got {betas}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{name}: betas need to be at least 0 and below 1, got {betas}")
+
+
+def _check_modes(name: str, *, foreach: bool | None, differentiable: bool, fused: bool | None) -> None:
+    if fused and foreach:
+        raise RuntimeError(f"{name}: fused and foreach exclude each other")
+    if fused and differentiable:
+        raise RuntimeError(f"{name}: fused and differentiable exclude each other")

@@ -97,3 +97,13 @@ def test_the_package_asks_for_what_it_imports() -> None:
     assert late <= needed | optional
     assert imported <= needed
     assert "torchvision" not in imported
+
+
+@clause("00.package.posix")
+@pytest.mark.slow
+def test_no_module_needs_a_posix_system_to_be_imported() -> None:
+    """As on Windows: without POSIX's modules, and without what `os`, `signal` and `multiprocessing` lack there."""
+    command = [sys.executable, "-W", "ignore", "-m", "spec.support.without_posix"]
+    count, *failed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    assert int(count) > 100
+    assert failed == []

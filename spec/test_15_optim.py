@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
@@ -16,19 +15,10 @@ from torch.utils.data import DataLoader
 
 from spec.support.assertions import Tolerance, assert_close, assert_equal, rejects, rounding, without_device
 from spec.support.clauses import clause
+from spec.support.optimizer_rules import PlainAdam, PlainSGD, parameter, step
 from spec.support.strategies import dtypes, given, laid_out, normal, seeds, whole
 
 Optimizer = Callable[..., Any]
-
-
-def parameter(*numbers: float, dtype: torch.dtype = torch.float64) -> nn.Parameter:
-    return nn.Parameter(torch.tensor(numbers, dtype=dtype))
-
-
-def step(optimizer: Any, changed: Tensor, gradient: Any) -> None:
-    """One step with a gradient that is given; None is no gradient."""
-    changed.grad = None if gradient is None else torch.as_tensor(gradient, dtype=changed.dtype).clone()
-    optimizer.step()
 
 
 def ocean() -> nn.Module:
@@ -127,29 +117,6 @@ def test_a_sum_of_losses_keeps_the_graph_and_a_sum_of_their_items_does_not() -> 
 
 
 # The properties: SGD
-
-
-@dataclass
-class PlainSGD:
-    """What SGD does to one number, in Python's own."""
-
-    lr: float
-    momentum: float = 0
-    dampening: float = 0
-    weight_decay: float = 0
-    nesterov: bool = False
-    maximize: bool = False
-    velocity: float | None = None
-
-    def step(self, x: float, gradient: float) -> float:
-        direction = (-gradient if self.maximize else gradient) + self.weight_decay * x
-        if self.momentum:
-            if self.velocity is None:
-                self.velocity = direction
-            else:
-                self.velocity = self.momentum * self.velocity + (1 - self.dampening) * direction
-            direction = direction + self.momentum * self.velocity if self.nesterov else self.velocity
-        return x - self.lr * direction
 
 
 # powers of 1/2, so that nothing is rounded
@@ -261,42 +228,6 @@ def test_the_velocity_is_no_part_of_the_gradient(SGD: Optimizer) -> None:
 
 
 # The properties: Adam and AdamW
-
-
-@dataclass
-class PlainAdam:
-    """What Adam does to one number, in Python's own, and how large the numbers on the way to the step are."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    amsgrad: bool
-    maximize: bool
-    decoupled: bool
-    t: int = 0
-    m: float = 0
-    v: float = 0
-    largest_v: float = 0
-    largest_gradient: float = 0
-
-    def step(self, x: float, gradient: float) -> tuple[float, float]:
-        """The number afterwards, and the step that the largest gradient so far would make."""
-        gradient = -gradient if self.maximize else gradient
-        self.largest_gradient = max(self.largest_gradient, abs(gradient) + self.weight_decay * abs(x))
-        if self.decoupled:
-            x = x - self.lr * self.weight_decay * x
-        else:
-            gradient = gradient + self.weight_decay * x
-        beta1, beta2 = self.betas
-        self.t += 1
-        self.m = beta1 * self.m + (1 - beta1) * gradient
-        self.v = beta2 * self.v + (1 - beta2) * gradient**2
-        self.largest_v = max(self.largest_v, self.v)
-        v = self.largest_v if self.amsgrad else self.v
-        root = math.sqrt(v / (1 - beta2**self.t)) + self.eps
-        mean = self.m / (1 - beta1**self.t)
-        return x - self.lr * mean / root, self.lr * self.largest_gradient / root
 
 
 ADAM_SETTINGS = [
@@ -605,6 +536,17 @@ class Rules:
         name = self.theirs.__name__
         assert re.fullmatch(rf"{name} \(\nParameter Group 0\n(    .*\n)+\nParameter Group 1\n(    .*\n)+\)", text)
         assert re.findall(r"^    lr: (.*)$", text, re.MULTILINE) == ["0.5", "0.25"]
+
+    @clause("15.optimizer.settings")
+    def test_every_setting_is_printed_with_its_value_in_the_order_of_the_names(self, optimizer: Optimizer) -> None:
+        chosen = {**self.defaults, **self.remembers, "lr": 0.125, "weight_decay": 0.375, "maximize": True}
+        made = optimizer([parameter(1)], **chosen)
+        lines = repr(made).splitlines()
+        assert lines[:2] == [f"{self.theirs.__name__} (", "Parameter Group 0"]
+        assert lines[-1] == ")"
+        printed = dict(line.strip().split(": ", 1) for line in lines[2:-1])
+        assert {name: printed.get(name) for name in chosen} == {name: str(value) for name, value in chosen.items()}
+        assert list(printed) == sorted(made.param_groups[0].keys() - {"params"})
 
     @clause("15.optimizer.state")
     def test_it_remembers(self, optimizer: Optimizer) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import resource
 import signal
 import tarfile
 import threading
@@ -610,6 +609,8 @@ def test_a_loss_that_is_not_finite_is_said_in_one_line_and_keeps_the_last_good_c
 
 def limit_file_size() -> None:
     """No file may grow beyond 300 kB: every larger write fails as on a full disk."""
+    import resource  # POSIX only
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 

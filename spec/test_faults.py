@@ -19,7 +19,9 @@ FAULTS: dict[str, list[type[Fault]]] = defaultdict(list)
 for _fault in all_faults():
     FAULTS[_fault.caught_by.partition("::")[0]].append(_fault)
 
-_context = multiprocessing.get_context("forkserver")
+_context = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 
 
 class Judge:

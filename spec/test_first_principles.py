@@ -2,7 +2,8 @@
 `reference/definitions.py` and `reference/optim.py`, uses what already is a component.
 
 Allowed are tensors (indexing, arithmetic, reductions, matrix products, `unfold`, `exp`, `log` and their like),
-autograd, `torch.nn.Module`, `torch.nn.Parameter`, `PackedSequence` as a container, and the reference's own components.
+autograd, `torch.nn.Module`, `torch.nn.Parameter`, `torch.optim.Optimizer` (the base classes, which compute nothing),
+`PackedSequence` as a container, and the reference's own components.
 Forbidden, in every spelling that a syntax tree shows, are the rest of `torch.nn`, `torch.optim`, PyTorch's private
 parts and operators, and the functions and methods that compute a layer, an activation or a loss.
 
@@ -31,8 +32,8 @@ EXCUSED = {
 }
 """By file, what would otherwise be violations, each with its reason."""
 
-# What of torch.nn a layer is made of.
-MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence")
+# What of torch.nn a layer is made of, and of torch.optim an optimizer.
+MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence", "torch.optim.Optimizer")
 FORBIDDEN_MODULES = ("torch.nn", "torch.optim", "torch.ops", "torch.ao", "torch.jit", "torch.compile")
 FORBIDDEN_NAMES = (
     *("conv1d", "conv2d", "conv3d", "conv_*", "*convolution*", "cudnn_*", "mkldnn_*", "miopen_*"),
@@ -213,6 +214,7 @@ HEAD = "import torch\nfrom torch import Tensor, nn\nfrom torch.nn.utils.rnn impo
         "class Layer(nn.Module): weight = nn.Parameter(torch.zeros(3))",
         "class Layer(torch.nn.Module): weight: torch.nn.Parameter | None",
         "class Gate(torch.autograd.Function): pass",
+        "class Rule(torch.optim.Optimizer): pass",
         "import torch.nn as layers\nclass Layer(layers.Module): pass",
         "packed = PackedSequence(x, sizes)",
         "torch.nn.utils.rnn.PackedSequence(x, sizes)",
@@ -247,7 +249,8 @@ def test_first_principles_are_allowed(source: str) -> None:
         "from torch.nn import *",
         "from torch import *",
         "from torch import softmax as own",
-        "from torch import optim",
+        "from torch import optim\noptim.SGD([w])",
+        "rules = torch.optim",
         "from torch.optim.sgd import SGD",
         "from torch._C._nn import linear",
         "from torch import _VF",
@@ -263,6 +266,8 @@ def test_first_principles_are_allowed(source: str) -> None:
         "nn.utils.clip_grad_norm_(w, 1)",
         "nn.Parameter.softmax(w, 0)",
         "torch.optim.SGD([w])",
+        "torch.optim.Adam.step(x)",
+        "torch.optim.lr_scheduler.StepLR(x, 1)",
         "torch.ops.aten.convolution(x)",
         "torch._C._nn.gelu(x)",
         "torch._VF.lstm(x)",

@@ -1,142 +1,337 @@
 """Chapter 06: the worker processes of `DataLoader`: they take the items while the consumer computes."""
 
+import itertools
 import multiprocessing
+import os
 import pickle
 import random
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.data
+
+SMALL = 4096
+"""Bytes that the pipe to a worker holds on every system: sending them never waits, even if the worker does not read."""
+
+LOOK = 1.0
+"""Seconds between two looks at whether a worker is still there, in case its pipe and its sentinel are held open."""
+
+GRACE = 2.0
+"""Seconds that a worker has to end after SIGTERM; then it is killed, which neither a handler nor a stop prevents."""
 
 
-def fetch_in_workers(
-    fetch: Callable[[Any], Any], batches: Iterator[Any], count: int, seed: int, context: BaseContext | str | None
-) -> Iterator[Any]:
-    """What `fetch` makes of each of `batches`, in their order, made in `count` processes, each one batch ahead.
+class WorkerPool:
+    """Processes that make batches, each some batches ahead of the consumer.
 
-    Batch `b` is made by worker `b % count`. However the iteration ends (at its end, by a `break`, an exception of a
-    worker or of the consumer, or Ctrl-C), the processes end with it.
+    Batch `b` of an epoch is made by worker `b % count`, and batches arrive in their order. The processes end with an
+    epoch that is to stop them, when the pool is no longer used, and when the program ends; a worker that ignores
+    SIGTERM is killed. A process that was forked off the consumer leaves them alone.
 
     Args:
         fetch: makes a batch of its indices.
-        batches: the indices of each batch; taken from one by one.
+        dataset: what `get_worker_info().dataset` is in a worker: the data set in `fetch`.
         count: at most so many processes.
         seed: the random numbers of worker `i` begin at `seed + i`.
         context: how processes start: `"fork"`, `"spawn"`, `"forkserver"`, or None for the system's way.
-
-    Raises:
-        TypeError: `fetch` (the data set, `collate_fn`) cannot be sent to a process.
-        RuntimeError: a worker died, as when memory runs out.
-        Exception: what `fetch` raised in a worker; its cause is the worker's traceback.
+        ahead: batches that each worker makes before they are asked for, at least 1.
+        timeout: seconds to wait for a batch; 0: without end.
+        init: called in each worker with its number before the first batch; None: nothing.
     """
-    if not isinstance(context, BaseContext):
-        context = multiprocessing.get_context(context)
-    workers: list[_Worker] = []
-    try:
-        for number, batch in zip(range(count), batches, strict=False):
-            workers.append(_Worker(context, number, seed + number, fetch))
-            workers[-1].start()
-            workers[-1].send(batch)
-        turns = deque(workers)
-        while turns:
-            worker = turns.popleft()
-            result = worker.receive()
-            for batch in islice(batches, 1):  # only to a worker that waits: two full pipes would block each other
-                worker.send(batch)
-                turns.append(worker)
-            yield result
-    finally:
-        for worker in workers:
-            worker.stop()
+
+    def __init__(
+        self,
+        fetch: Callable[[Any], Any],
+        dataset: Any,
+        count: int,
+        seed: int,
+        context: BaseContext | str | None,
+        *,
+        ahead: int = 2,
+        timeout: float = 0,
+        init: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.context = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
+        self.count, self.ahead, self.timeout = count, ahead, timeout
+        self.life = _Life(fetch, dataset, count, seed, init)
+        self.owner = os.getpid()
+        self.epochs = 0
+        self.workers: list[_Worker] = []  # a worker is started with the first batch that it has to make
+        # also when the program ends, before multiprocessing waits for its children without a limit
+        self._end = Finalize(self, _stop, args=(self.workers,), exitpriority=1)
+
+    def epoch(self, batches: Iterator[Any], *, stop: bool) -> Iterator[Any]:
+        """What `fetch` makes of each of `batches`, in their order; with `stop` the processes end with the iteration.
+
+        The indices of `ahead` batches for each worker are taken at once, then one with each batch that is handed over.
+
+        Raises:
+            TypeError: `fetch` (the data set, `collate_fn`) or `init` cannot be sent to a process.
+            RuntimeError: a worker died, as when memory runs out; a batch took longer than `timeout`; another epoch has
+                begun since; or another process than the one that began it goes through the iteration.
+            Exception: what `fetch` raised in a worker; its cause is the worker's traceback.
+        """
+        self.epochs += 1
+        for worker in self.workers:
+            worker.forget()
+        try:
+            for number, batch in enumerate(islice(batches, self.ahead * self.count)):
+                self._give(number, batch)
+        except BaseException:
+            self._end()
+            raise
+        return self._results(batches, self.epochs, stop=stop)
+
+    def _results(self, batches: Iterator[Any], epoch: int, *, stop: bool) -> Iterator[Any]:
+        try:
+            for number in itertools.count():
+                self._check(epoch)
+                turn = number % self.count
+                if turn >= len(self.workers) or not self.workers[turn].busy:
+                    return
+                answer = self._receive(self.workers[turn])
+                for batch in islice(batches, 1):
+                    self._give(number + self.ahead * self.count, batch)
+                yield pickle.loads(answer).get(turn)
+        finally:
+            if stop:
+                self._end()
+
+    def _check(self, epoch: int) -> None:
+        if self.owner != os.getpid():
+            raise RuntimeError(
+                f"DataLoader: this iteration belongs to process {self.owner}, which this process was forked off; begin "
+                "one of its own with iter(loader)"
+            )
+        if epoch != self.epochs:
+            raise RuntimeError(
+                "DataLoader: a later iteration has begun; with persistent_workers there is one at a time"
+            )
+        return True
+
+    def _give(self, number: int, batch: Any) -> None:
+        """Let batch `number` be made, by a new worker if its worker is not there yet."""
+        turn = number % self.count
+        if turn == len(self.workers):
+            worker = _Worker(self.context, turn, self.life)
+            self.workers.append(worker)
+            worker.start()
+        self.workers[turn].give(batch)
+
+    def _receive(self, worker: "_Worker") -> bytes:
+        """The next answer of `worker`; those of others that come meanwhile are taken too, so that nobody waits."""
+        deadline = time.monotonic() + self.timeout if self.timeout else None
+        while True:
+            for other in self.workers:
+                other.take()
+            if worker.answers:
+                return worker.answers.popleft()
+            if worker.gone or not worker.process.is_alive():
+                worker.take()  # what it sent before it ended
+                if not worker.answers:
+                    error = worker.death()
+                    self._end()
+                    raise error
+                continue
+            left = LOOK if deadline is None else min(LOOK, deadline - time.monotonic())
+            if left <= 0:
+                raise RuntimeError(
+                    f"DataLoader timed out: worker {worker.number} made no batch within {self.timeout} seconds"
+                )
+            pipes = [other.pipe for other in self.workers if other.sent and not other.gone]
+            wait([*pipes, worker.process.sentinel], left)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another epoch can begin, in this process."""
+        return self._end.still_active() and self.owner == os.getpid()
 
 
 class _Worker:
-    """One process and the pipe to it."""
+    """One process, the pipe to it, and what is on its way."""
 
-    def __init__(self, context: BaseContext, number: int, seed: int, fetch: Callable[[Any], Any]) -> None:
-        self.number = number
+    def __init__(self, context: BaseContext, number: int, life: "_Life") -> None:
+        self.number, self.owner = number, os.getpid()
+        self.waiting: deque[bytes] = deque()  # batches that are not sent yet
+        self.sent: deque[int] = deque()  # the sizes of those that are, and not answered
+        self.stale = 0  # how many of them nobody waits for any more
+        self.answers: deque[bytes] = deque()
+        self.gone = self.started = False
         self.pipe, self.far_end = context.Pipe()
         # daemon: if this process ends without a chance to clean up, so do they
         self.process: Any = context.Process(  # type: ignore[attr-defined]
-            target=_work, args=(fetch, seed, self.far_end, self.pipe), daemon=True
+            target=life, args=(number, self.far_end, self.pipe), daemon=True
         )
 
     def start(self) -> None:
         try:
             self.process.start()
+            self.started = True
+            # the pool ends its workers itself; multiprocessing would let a fork of this process end them as well
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
-                "DataLoader: the data set and collate_fn cannot be sent to a worker process, because pickle says "
-                f"{str(error)!r}; define classes and functions at the top level of a module, or use num_workers=0"
+                "DataLoader: the data set, collate_fn and worker_init_fn cannot be sent to a worker process, because "
+                f"pickle says {str(error)!r}; define classes and functions at the top level of a module, or use "
+                "num_workers=0"
             ) from error
         finally:
             self.far_end.close()  # only the worker has it now: when it ends, so does the pipe
 
-    def send(self, batch: Any) -> None:
-        with suppress(ConnectionError):  # it has died: `receive` says so
-            self.pipe.send_bytes(pickle.dumps(batch))
+    @property
+    def busy(self) -> bool:
+        """Whether there is a batch to come."""
+        return bool(self.answers or self.waiting or len(self.sent) > self.stale)
 
-    def receive(self) -> Any:
+    def give(self, batch: Any) -> None:
+        self.waiting.append(pickle.dumps(batch))
+        self._send()
+
+    def _send(self) -> None:
+        """Send what the pipe surely holds: a worker that waits reads, another one may itself wait to be read."""
+        while self.waiting and not (self.sent and sum(self.sent) + len(self.waiting[0]) > SMALL):
+            batch = self.waiting.popleft()
+            self.sent.append(len(batch))
+            with suppress(OSError):  # it has died: `take` says so
+                self.pipe.send_bytes(batch)
+
+    def take(self) -> None:
+        """Take the answers that are there, without waiting for others."""
         try:
-            answer = pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            self.process.join()
-            raise RuntimeError(
-                f"DataLoader: worker {self.number} ended with exit code {self.process.exitcode} before it handed over "
-                "its batch; a negative code is the signal that ended it (-9: often too little memory)"
-            ) from None
-        if isinstance(answer, _Failure):
-            raise answer.error from RuntimeError(f"in DataLoader worker {self.number}:\n{answer.trace}")
-        return answer
+            while not self.gone and self.sent and self.pipe.poll():
+                answer = self.pipe.recv_bytes()
+                self.sent.popleft()
+                if self.stale:
+                    self.stale -= 1
+                else:
+                    self.answers.append(answer)
+                self._send()
+        except (EOFError, OSError):
+            self.gone = True
 
-    def stop(self) -> None:
-        self.pipe.close()
-        if self.process in multiprocessing.active_children():  # it was started, by this process and not before a fork
-            self.process.terminate()
-            self.process.join()
+    def forget(self) -> None:
+        """Nobody waits any more for what is on its way."""
+        self.waiting.clear()
+        self.answers.clear()
+        self.stale = len(self.sent)
+
+    def death(self) -> RuntimeError:
+        """How it ended."""
+        self.process.join(LOOK)  # its pipe may be closed a little earlier
+        return RuntimeError(
+            f"DataLoader: worker {self.number} ended with exit code {self.process.exitcode} before it handed over its "
+            "batch; a negative code is the signal that ended it (-9: often too little memory)"
+        )
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """End the processes that this process started, whatever they do about signals."""
+    for worker in workers:
+        worker.pipe.close()
+    running = [worker.process for worker in workers if worker.started and worker.owner == os.getpid()]
+    for end in ("terminate", "kill"):
+        for process in running:
+            getattr(process, end)()
+        deadline = time.monotonic() + GRACE
+        for process in running:
+            process.join(max(0.0, deadline - time.monotonic()))
+        running = [process for process in running if process.is_alive()]
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """What a worker hands over when it could not make a batch."""
-
-    error: Exception
-    trace: str
-
-
-def _work(fetch: Callable[[Any], Any], seed: int, pipe: Connection, others: Connection) -> None:
+class _Life:
     """A worker's life: batches of indices come, made batches go, until the pipe is closed."""
-    others.close()  # else the pipe would stay open when the consumer's process dies
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the consumer's one stops this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)  # the workers share the cores already
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed([seed % 2**32, seed >> 32])
-    with suppress(EOFError, ConnectionError):
-        while True:
-            answer = _answer(fetch, pickle.loads(pipe.recv_bytes()))
-            pipe.send_bytes(answer)
 
+    fetch: Callable[[Any], Any]
+    dataset: Any
+    count: int
+    seed: int
+    init: Callable[[int], Any] | None
 
-def _answer(fetch: Callable[[Any], Any], batch: Any) -> bytes:
-    """The made batch, or what went wrong, as it travels: by value, so that it may outlive the worker."""
-    try:
-        return pickle.dumps(fetch(batch))
-    except Exception as error:
-        trace = traceback.format_exc()
+    def __call__(self, number: int, pipe: Connection, others: Connection) -> None:
+        others.close()  # else the pipe would stay open when the consumer's process dies
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the consumer's one stops this one
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)  # the workers share the cores already
+        seed = self.seed + number
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed([seed % 2**32, seed >> 32])
+        _tell_pytorch(id=number, num_workers=self.count, seed=seed, dataset=self.dataset)
+        begun = _Answer.of(self.init, number) if self.init is not None else _Answer()
+        consumer = os.getppid()
         try:
-            answer = pickle.dumps(_Failure(error, trace))
-            pickle.loads(answer)  # an exception of several arguments may be sent and yet not be made again
-        except Exception:
-            answer = pickle.dumps(_Failure(RuntimeError(f"{type(error).__name__}: {error}"), trace))
-        return answer
+            while pipe.poll(LOOK) or os.getppid() == consumer:  # its pipe may be held open by a fork of its
+                if pipe.poll():
+                    batch = pickle.loads(pipe.recv_bytes())
+                    pipe.send_bytes((begun if begun.error else _Answer.of(self.fetch, batch)).packed())
+        except (EOFError, ConnectionError):
+            pass
+        finally:
+            pipe.close()  # now: the process may have to wait for threads that an item started
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a worker hands over: a batch, or what went wrong."""
+
+    batch: Any = None
+    error: Exception | None = None
+    trace: str = ""
+
+    @classmethod
+    def of(cls, make: Callable[[Any], Any], argument: Any) -> "_Answer":
+        try:
+            return cls(make(argument))
+        except Exception as error:
+            return cls(error=error, trace=traceback.format_exc())
+        except BaseException as error:  # such as SystemExit: it ends no worker, which others may still wait for
+            said = f"{type(error).__name__}: {error}"
+            return cls(error=RuntimeError(f"DataLoader: a worker was to end by {said}"), trace=traceback.format_exc())
+
+    def packed(self) -> bytes:
+        """As it travels: by value, so that it may outlive the worker."""
+        try:
+            packed = pickle.dumps(self)
+            if self.error is not None:
+                pickle.loads(packed)  # an exception of several arguments may be sent and yet not be made again
+            return packed
+        except Exception as error:
+            trace = self.trace or traceback.format_exc()
+            cause = self.error or error
+            return pickle.dumps(_Answer(error=RuntimeError(f"{type(cause).__name__}: {cause}"), trace=trace))
+
+    def get(self, number: int) -> Any:
+        """The batch; or raise the error, with the traceback in worker `number` as its cause."""
+        if self.error is not None:
+            raise self.error from RuntimeError(f"in DataLoader worker {number}:\n{self.trace}")
+        return self.batch
+
+
+def get_worker_info() -> Any:
+    """What a worker is: `id`, `num_workers`, `seed` and its copy of the `dataset`; None where there is no worker.
+
+    The same as `torch.utils.data.get_worker_info()`.
+    """
+    return torch.utils.data.get_worker_info()
+
+
+def _tell_pytorch(**info: Any) -> None:
+    """Let `torch.utils.data.get_worker_info()` answer in this process, as data sets ask it.
+
+    PyTorch has no public way to say so.
+    """
+    from torch.utils.data._utils import worker
+
+    worker._worker_info = worker.WorkerInfo(**info)

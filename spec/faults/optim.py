@@ -122,6 +122,77 @@ class MissingGradientsAreZero(Fault):
             return super().step(closure)
 
 
+class OnlyTheRateIsPrinted(Fault):
+    """repr leaves out all settings but lr."""
+
+    caught_by = "test_15_optim.py::test_every_setting_is_printed_with_its_value_in_the_order_of_the_names"
+    says = r"'momentum': None"
+
+    class SGD(optim.SGD):
+        def __repr__(self) -> str:
+            groups = [f"Parameter Group {n}\n    lr: {group['lr']}\n" for n, group in enumerate(self.param_groups)]
+            return "SGD (\n" + "\n".join(groups) + ")"
+
+
+class RateIsReadOnce(Fault):
+    """The learning rate is read when the optimizer is made, and no scheduler changes it."""
+
+    caught_by = "test_15_optim_options.py::test_a_scheduler_s_rate_is_the_rate_of_the_next_step"
+    says = r"the parameter after a step with lr = 0 differs"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            seen = [group["lr"] for group in self.param_groups]
+            for group in self.param_groups:
+                group["lr"] = self.defaults["lr"]
+            result = super().step(closure)
+            for group, lr in zip(self.param_groups, seen, strict=True):
+                group["lr"] = lr
+            return result
+
+
+class NamesAreForgotten(Fault):
+    """named_parameters() is taken, but the names are not kept."""
+
+    caught_by = "test_15_optim_options.py::test_named_parameters_are_taken_and_their_names_kept"
+    says = r"KeyError: 'param_names'"
+
+    class SGD(optim.SGD):
+        def add_param_group(self, param_group: Any) -> None:
+            super().add_param_group(param_group)
+            self.param_groups[-1].pop("param_names", None)
+
+
+class FusedAddsTheDecayTwice(Fault):
+    """The fast way is another way."""
+
+    caught_by = "test_15_optim_options.py::test_foreach_and_fused_do_not_change_the_step"
+    says = r"the result differs"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                if group["fused"]:
+                    group["weight_decay"] *= 2
+            return super().step(closure)
+
+
+class SchedulersAreRefused(Fault):
+    """An optimizer of its own, which PyTorch's schedulers do not take."""
+
+    caught_by = (
+        "test_15_optim_options.py::test_a_scheduler_changes_the_learning_rate_as_it_does_over_pytorch_s_optimizer"
+    )
+    says = r"TypeError: SGD is not an Optimizer|is not an Optimizer"
+
+    class SGD:
+        def __init__(self, params: Any, lr: float = 1e-3, **options: Any) -> None:
+            self.own = optim.SGD(params, lr, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.own, name)
+
+
 # Adam
 
 
@@ -213,6 +284,22 @@ class StepsAreCountedTogether(Fault):
             for state in self.state.values():
                 state["step"].fill_(self.count - 1)
             return super().step(closure)
+
+
+class StepsAreCountedInBfloat16(Fault):
+    """A count that stays at 256, because 257 is no bfloat16."""
+
+    caught_by = "test_15_optim_options.py::test_steps_are_counted_exactly_whatever_the_default_dtype"
+    says = r"== 3001"
+
+    class Adam(optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            for state in self.state.values():
+                state["step"] = state["step"].to(torch.bfloat16)
+            result = super().step(closure)
+            for state in self.state.values():
+                state["step"] = state["step"].to(torch.bfloat16)
+            return result
 
 
 # AdamW

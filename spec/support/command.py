@@ -18,13 +18,15 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard"),
-        *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
-    ]
-)
+WAY = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+FORKS = multiprocessing.get_context(WAY)
+if WAY == "forkserver":
+    FORKS.set_forkserver_preload(
+        [
+            *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard"),
+            *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
+        ]
+    )
 
 
 @dataclass(frozen=True)

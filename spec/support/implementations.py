@@ -22,7 +22,7 @@ from torch import nn
 import reference
 from spec.support.reproduction import Trace
 
-NOT_ON_TRIAL = ("save_checkpoint", "load_checkpoint", "fit", "evaluate")
+NOT_ON_TRIAL = ("get_worker_info", "save_checkpoint", "load_checkpoint", "fit", "evaluate")
 """The public names that are the program's own: nothing of PyTorch has their signatures."""
 
 COMPONENTS = tuple(
