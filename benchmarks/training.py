@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-import reference.run as run_module
 import reference.training as training_module
 from benchmarks.growth import slope
 from benchmarks.pairs import Ratio, compare, shortest
@@ -33,11 +33,14 @@ from reference.data.image_tree import ImageTree, read_tree, scan_tree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.transforms import ToTensor
 from reference.device import choose_precision, keep_freed_memory
+from reference.distributed import Group
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import RECIPES
-from reference.run import Settings, prepare
-from reference.training import compute, fit
+from reference.run import RunFolder, Settings, parts, prepare
+from reference.training import Observer, Progress, compute
+
+train_module = import_module("reference.run.train")  # the package offers the function under this name
 
 FORWARD = 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10)
 FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
@@ -208,12 +211,8 @@ def learn(train_set: Resident, test_set: Resident, epochs: int, seed: int) -> li
     """What the fast recipe comes to, as `scripts/train_full.py --recipe fast` trains, without its run folder."""
     settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
     torch.manual_seed(seed)
-    network, optimizer, *loaders, schedule = prepare(settings, train_set, test_set, CPU)
-    precision = choose_precision("auto", CPU)
-    progress = fit(
-        network, nn.CrossEntropyLoss(), optimizer, *loaders, epochs=epochs, precision=precision, before_step=schedule
-    )
-    return progress.history
+    plan = prepare(settings, train_set, test_set, CPU, choose_precision("auto", CPU))
+    return plan.fit(Group(), Progress(), Observer()).history
 
 
 def fast() -> None:
@@ -293,12 +292,12 @@ def besides() -> None:
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         data = {"dataset": "pictures", "fingerprint": ""}
-        patches.enter_context(patch.object(run_module, "load_data", lambda *_: (train_set, test_set, data)))
-        for owner, name in ((run_module, "fit"), (training_module, "evaluate")):
+        patches.enter_context(patch.object(train_module, "load_data", lambda *_: (train_set, test_set, data)))
+        for owner, name in ((parts, "fit"), (training_module, "evaluate")):
             patches.enter_context(timed(owner, name))
         for name in ("on_epoch", "on_steps"):
-            patches.enter_context(timed(run_module.RunFolder, name))
-        run_module.train(Settings(epochs=2, quiet=True, output=Path(folder) / "run"))
+            patches.enter_context(timed(RunFolder, name))
+        train_module.train(Settings(epochs=2, quiet=True, output=Path(folder) / "run"))
     forward = FORWARD * len(test_set) / 64
     arithmetic = forward / (forward + FLOPS * len(train_set) / 64)
     for what, names, more in (

@@ -6,7 +6,7 @@ import platform
 import random
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,11 +33,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 """What convolutions and matrix products may be computed in, by name."""
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
+def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
     """The precision called `name`; `auto` is bfloat16 where `device` computes in it by itself, else float32.
 
     A processor does if it has AVX-512 BF16 or AMX: that doubles its arithmetic. Without them bfloat16 works, slowly.

@@ -9,7 +9,6 @@ Layers that look at a whole batch (batch normalization in training) would see th
 """
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reference.errors import InputError, TrainingError
-from reference.training import Batches, Observer, Optimizer, Progress, fit
+from reference.training import Observer, Optimizer, Progress
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 PATIENCE = timedelta(minutes=10)
@@ -217,32 +216,3 @@ class Follower(Observer):
     def should_stop(self) -> bool:
         self.signal = self.group.largest(self.signal)
         return self.signal != 0
-
-
-def follow(
-    group: Group,
-    parts: tuple[nn.Module, LossFunction, Optimizer],
-    loaders: tuple[Batches, Batches],
-    epochs: int,
-    progress: Progress,
-    **how: Any,
-) -> int:
-    """Train along with the leading process; `how` is what `fit` is told besides, the same as there.
-
-    Returns:
-        The exit status: 0, or 128 and the number of the signal that stopped them.
-
-    Raises:
-        TrainingError: as `fit`; also if another process is gone.
-    """
-    follower = Follower(group)
-    handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        fit(*group.together(*parts), *loaders, epochs=epochs, progress=progress, observer=follower, **how)
-    except RuntimeError as error:
-        group.complain(error, progress)
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return 0 if progress.epoch >= epochs else 128 + follower.signal

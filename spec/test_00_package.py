@@ -82,7 +82,9 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
     text = readme("README.md")
     for script in re.findall(r"scripts/\w+\.py", text):
         assert (ROOT / script).is_file(), script
-    sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
+    sources = "".join(
+        path.read_text() for path in [ROOT / "reference/run/settings.py", *(ROOT / "scripts").glob("*.py")]
+    )
     # TensorBoard's, everybody's, those of pytest's plugins, torchrun's
     others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node"}
     trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py") + readme("benchmarks/__main__.py")))

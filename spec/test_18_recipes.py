@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
 from reference.device import choose_precision
-from reference.distributed import _SharedOptimizer
+from reference.distributed import Group, _SharedOptimizer
 from reference.errors import InputError
 from reference.models import Ocean
 from reference.optim import SGD
@@ -255,14 +255,12 @@ def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | Non
     """Two epochs of three steps with every ingredient of the recipe; from the `kept` states on."""
     torch.manual_seed(7)
     train_set, test_set = Shapes(size=40), Shapes(train=False, size=24)
-    network, optimizer, *loaders, schedule = prepare(TWO_EPOCHS, train_set, test_set, CPU)
+    plan = prepare(TWO_EPOCHS, train_set, test_set, CPU)
+    network, optimizer = plan.network, plan.optimizer
     if kept is not None:
         network.load_state_dict(kept[0])
         optimizer.load_state_dict(kept[1])
-    fit(
-        network, nn.CrossEntropyLoss(), optimizer, *loaders,
-        epochs=2, progress=progress, observer=observer, before_step=schedule,
-    )  # fmt: skip
+    plan.fit(Group(), progress, observer)
     return network, optimizer
 
 
@@ -420,7 +418,8 @@ def test_the_whitening_layer_is_computed_from_the_pictures_and_stays_as_it_is() 
 @clause("18.recipe.whitening")
 def test_several_processes_leave_the_whitening_layer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
-    network, optimizer, *_ = prepare(TWO_EPOCHS, Shapes(size=40), Shapes(train=False, size=24), CPU)
+    plan = prepare(TWO_EPOCHS, Shapes(size=40), Shapes(train=False, size=24), CPU)
+    network, optimizer = plan.network, plan.optimizer
     before = [parameter.detach().clone() for parameter in network.parameters()]
     sent: list[int] = []
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: sent.append(len(flat)))

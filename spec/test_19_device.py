@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import reference
-import reference.run
 from reference import checkpoint, scaling
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
@@ -33,13 +32,14 @@ from reference.device import choose_device, choose_precision, describe_device, r
 from reference.errors import InputError
 from reference.inference import predict
 from reference.models import Ocean
-from reference.run import Settings, explained
+from reference.run import Settings, explained, folder
 from reference.scaling import ScaledOptimizer
 from reference.training import evaluate, fit
 from spec.support.clauses import clause
 from spec.support.implementations import COMPONENTS
 from spec.support.simulated_device import NAME, SimulatedTensor, on_simulated_device, unplugged, waits
 
+TRAIN = import_module("reference.run.train")  # the package offers the function under this name
 OTHER_DEVICE = "Expected all tensors to be on the same device|is on"
 
 
@@ -700,16 +700,16 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
 def test_the_command_trains_on_the_device_and_goes_on_where_it_was(tmp_path: Path) -> None:
     """All of `train_full.py` but its parser; the graph of TensorBoard's page excepted, which cannot be traced here."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)
-    vars(reference.run)["choose_device"] = lambda name: torch.device(NAME, 0)
-    reference.run.Tracker.graph = lambda *_: None
+    vars(TRAIN)["choose_device"] = lambda name: torch.device(NAME, 0)
+    folder.Tracker.graph = lambda *_: None
     size: dict[str, Any] = {"dataset": "shapes", "limit_train": 48, "limit_test": 20, "batch_size": 16}
     settings = Settings(**size, shuffle=True, momentum=0.9, precision="float32", output=tmp_path / "run", quiet=True)
-    assert reference.run.train(replace(settings, epochs=2, output=tmp_path / "whole")) == 0
-    assert reference.run.train(replace(settings, epochs=1)) == 0
+    assert TRAIN.train(replace(settings, epochs=2, output=tmp_path / "whole")) == 0
+    assert TRAIN.train(replace(settings, epochs=1)) == 0
     kind, _ = torch.load(tmp_path / "run/last.pt", map_location="cpu")["training"]["rng"]["device"]
     assert kind == NAME
-    vars(reference.run)["seed_everything"] = lambda *_, **__: torch.manual_seed(99)  # must not matter
-    assert reference.run.train(replace(settings, epochs=2, output=None, resume=tmp_path / "run")) == 0
+    vars(TRAIN)["seed_everything"] = lambda *_, **__: torch.manual_seed(99)  # must not matter
+    assert TRAIN.train(replace(settings, epochs=2, output=None, resume=tmp_path / "run")) == 0
     whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
     for name, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name

@@ -1,0 +1,33 @@
+"""A training as a folder: what `scripts/train_full.py` does.
+
+    runs/shapes-20240411-120000/
+        config.json         every setting, the versions, the device, the data
+        metrics.jsonl       one line an epoch
+        last.pt, best.pt    checkpoints: to go on from; of the epoch with the highest test accuracy
+        epoch-0010.pt …     with `--keep-every N`
+        summary.json        the outcome, once the last epoch is done
+        events.out.…        for TensorBoard
+
+`last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the
+other files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the
+same number of threads and the same versions, to the last bit.
+"""
+
+from reference.run.data import load_data
+from reference.run.folder import RunFolder
+from reference.run.parts import Plan, prepare
+from reference.run.settings import Settings, parse, stored_settings
+from reference.run.train import explained, train, train_seeds
+
+__all__ = [
+    "Plan",
+    "RunFolder",
+    "Settings",
+    "explained",
+    "load_data",
+    "parse",
+    "prepare",
+    "stored_settings",
+    "train",
+    "train_seeds",
+]

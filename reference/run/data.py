@@ -1,0 +1,58 @@
+"""The data set of a training, and its description for config.json."""
+
+from hashlib import blake2b
+from typing import Any
+
+from reference.data.cifar10 import ARCHIVE, FOLDER, cifar10_pair
+from reference.data.image_tree import ImageTree
+from reference.data.resident import Resident
+from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
+from reference.run.settings import Settings
+
+
+def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[str, Any]]:
+    """Both halves of the data set that is asked for, cut to the limits, and its description for config.json."""
+    name, root = settings.dataset, settings.data_root
+    if name == "auto":
+        present = settings.download or any((root / part).exists() for part in (ARCHIVE, FOLDER))
+        name = "cifar10" if present else "shapes"
+        if not present:
+            say(f"no CIFAR-10 under {root}/: using the embedded Shapes; to get it: --dataset cifar10 --download")
+    train_set: Resident
+    test_set: Resident
+    if name == "shapes":
+        train_set = Shapes(train=True, size=min(settings.limit_train or TRAIN_SIZE, TRAIN_SIZE))
+        test_set = Shapes(train=False, size=min(settings.limit_test or TEST_SIZE, TEST_SIZE))
+    elif name == "cifar10":
+        train_set, test_set = cifar10_pair(
+            root,
+            settings.download,
+            mirrors=settings.mirrors,
+            archive_md5=settings.archive_md5,
+            progress=not settings.quiet,
+        )
+    else:
+        train_set, test_set = trees = [
+            ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
+            for train in (True, False)
+        ]
+        skipped = [path for tree in trees for path in tree.skipped]
+        if skipped:
+            print(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
+    fingerprint = blake2b(digest_size=16)
+    for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
+        dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
+        for part in (dataset.images, dataset.targets):
+            fingerprint.update(part.contiguous().numpy().data)
+    say(f"{name}: {len(train_set):,} training and {len(test_set):,} test pictures of {len(train_set.classes)} classes")
+    return (
+        train_set,
+        test_set,
+        {
+            "dataset": name,
+            "train": len(train_set),
+            "test": len(test_set),
+            "classes": list(train_set.classes),
+            "fingerprint": fingerprint.hexdigest(),
+        },
+    )

@@ -1,0 +1,199 @@
+"""A whole training: from settings to a finished run folder."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reference.device import (
+    PRECISIONS,
+    Precision,
+    choose_device,
+    choose_precision,
+    compile_network,
+    describe_device,
+    keep_freed_memory,
+    out_of_memory,
+    seed_everything,
+    versions,
+)
+from reference.distributed import Follower, Group
+from reference.errors import InputError, TrainingError
+from reference.files import remove_temporaries
+from reference.run.data import load_data
+from reference.run.folder import RunFolder, locked, restore, write_json
+from reference.run.parts import Plan, prepare
+from reference.run.settings import Settings, refuse_changes, stored_settings
+from reference.training import Progress
+
+
+def train(settings: Settings) -> int:
+    """Do the tutorial's whole job in a run folder: data, network, training, evaluation, checkpoints, logs.
+
+    Returns:
+        The exit status: 0, or 130 / 143 after a Ctrl-C / SIGTERM that was answered by saving.
+
+    Raises:
+        InputError: something given cannot be used.
+        TrainingError: the loss is no finite number any more; the last good checkpoint is kept.
+    """
+    settings.check()
+    if settings.resume is not None:
+        stored = stored_settings(settings.resume)
+        if settings.precision == "auto":
+            settings = replace(settings, precision=stored.precision)
+        refuse_changes(settings, stored)
+    group = Group()
+    say = (lambda *_: None) if settings.quiet or not group.leads else print
+    device = choose_device(group.device(settings.device))
+    if settings.precision == "auto" and settings.impl == "reference":
+        settings = replace(settings, precision="float32")
+    precision = choose_precision(settings.precision, device)
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    keep_freed_memory()
+    train_set, test_set, data = load_data(settings, say)
+    folder = settings.resume or settings.output or Path("runs") / time.strftime(f"{data['dataset']}-%Y%m%d-%H%M%S")
+
+    with ExitStack() as leaving:
+        group.join(device)
+        leaving.callback(group.leave)
+        folder = group.agree(folder)
+        group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
+        group.led(lambda: remove_temporaries(folder))
+        leaving.enter_context(explained(settings, device, folder / "last.pt"))
+        seed_everything(settings.seed, deterministic=settings.deterministic)
+        plan = prepare(settings, train_set, test_set, device, precision)
+        progress = Progress()
+        if group.agree((folder / "last.pt").exists()):
+            progress = restore(folder / "last.pt", plan, data, train_set.classes)
+        if progress.epoch > settings.epochs:
+            raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
+        if group.leads:
+            write_config(folder, settings, plan, data, device)
+        say(introduction(settings, plan, device, folder))
+        if progress.step:
+            say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
+        if not group.leads:
+            compile_network(plan.network, settings.compile, device)
+            return follow(group, plan, progress)
+        with RunFolder(folder, settings, plan, train_set, test_set, data, progress, group) as run:
+            # now that its graph is drawn: the tracer needs the network as it was
+            compile_network(plan.network, settings.compile, device)
+            try:
+                plan.fit(group, progress, run)
+            except TrainingError as error:
+                raise TrainingError(
+                    f"{error}: stopped. {folder / 'last.pt'} still holds the last good state; "
+                    f"try a --learning-rate below {settings.learning_rate:g}"
+                ) from error
+            except RuntimeError as error:
+                group.complain(error, progress)
+                raise
+            if progress.epoch < settings.epochs:
+                run.save()
+                print(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
+                return 128 + run.signal
+            summary = run.finish()
+    print(
+        f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
+        f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
+        f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
+    )
+    return 0
+
+
+def write_config(folder: Path, settings: Settings, plan: Plan, data: dict[str, Any], device: torch.device) -> None:
+    """Write config.json: the resolved settings, so that the run can be resumed from any working folder."""
+    resolved = replace(
+        settings,
+        dataset=data["dataset"],
+        data_root=settings.data_root.resolve(),
+        resume=None,
+        precision=precision_name(plan.precision),
+    )
+    write_json(
+        folder / "config.json",
+        {"settings": asdict(resolved), "data": data, "device": str(device), "versions": versions()},
+    )
+
+
+def introduction(settings: Settings, plan: Plan, device: torch.device, folder: Path) -> str:
+    """The line that says what is trained, where, and how it computes."""
+    parameters = sum(parameter.numel() for parameter in plan.network.parameters())
+    whose = " of the reference's layers" if settings.impl == "reference" else ""
+    where = f"on {describe_device(device)} in {precision_name(plan.precision)}"
+    where += "" if settings.compile == "off" else f", compiled ({settings.compile})"
+    return f"{type(plan.network).__name__}{whose}: {parameters:,} parameters, {where}, in {folder}"
+
+
+def precision_name(precision: torch.dtype) -> Precision:
+    """The name of a precision, as `--precision` takes it."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
+def follow(group: Group, plan: Plan, progress: Progress) -> int:
+    """Train along with the leading process; write nothing.
+
+    Returns:
+        The exit status: 0, or 128 and the number of the signal that stopped them.
+
+    Raises:
+        TrainingError: as `fit`; also if another process is gone.
+    """
+    follower = Follower(group)
+    handlers = {number: signal.signal(number, follower.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        plan.fit(group, progress, follower)
+    except RuntimeError as error:
+        group.complain(error, progress)
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0 if progress.epoch >= plan.epochs else 128 + follower.signal
+
+
+@contextmanager
+def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[None]:
+    """Raise InputError for what a machine lacks: memory, or a compiler; wherever in the training it shows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            kept = f"; {last} is as it was" if last.exists() else ""
+            raise InputError(
+                f"{device} has not enough memory for this training{kept}. "
+                f"Try a --batch-size below {settings.batch_size}, or another --device"
+            ) from error
+        if settings.compile != "off" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for PyTorch's authors
+            raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
+        raise
+
+
+def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
+    """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their
+    summaries.
+
+    What is there already is gone on with, so that an interrupted measurement continues.
+
+    Raises:
+        InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
+    """
+    if settings.output is None:
+        raise InputError("--output is needed: the folder for the runs")
+    summaries = []
+    for seed in range(seeds):
+        folder = settings.output / f"seed-{seed}"
+        place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
+        if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
+            raise InputError(f"stopped; the same command goes on with {folder}")
+        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    return summaries
