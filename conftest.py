@@ -21,6 +21,8 @@ from spec.support.clauses import CLAUSES
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.strategies import DTYPES, TRACE, seed_all
 
+pytest_plugins = ["spec.support.versions", "spec.support.gpu"]
+
 IMPLEMENTATIONS = pytest.StashKey[list[Implementation]]()
 ABSENT = pytest.StashKey[list[str]]()
 

@@ -261,20 +261,27 @@ def run(parts: Sequence[Part], output: Path, packed: Path, budget: float, *, reh
         scratch = Path(name)
         environment = prepare(packed, scratch, attempt)
 
-        def start(part: Part) -> Running:
+        def start(part: Part) -> Running | dict[str, Any]:
             left = budget - (time.monotonic() - began)
             words = part.rehearsal if rehearse else part.command
-            return Running(part, words, max(0.0, min(part.seconds, left)), scratch / part.name, environment)
+            seconds = max(0.0, min(part.seconds, left))
+            try:
+                return Running(part, words, seconds, scratch / f"part-{part.name}", environment)
+            except OSError as error:
+                return {"status": f"could not be started: {error}", "figures": []}
 
-        def finish(running: Running) -> dict[str, Any]:
+        def finish(running: Running | dict[str, Any], part: Part) -> dict[str, Any]:
+            if isinstance(running, dict):
+                say(f"{part.name}: {running['status']}")
+                return running
             entry = running.finish()
-            log.write(f"==== {running.part.name}: {entry['status']}, {entry['seconds']} s\n{running.output()}\n")
+            log.write(f"==== {part.name}: {entry['status']}, {entry['seconds']} s\n{running.output()}\n")
             log.flush()
-            say(f"{running.part.name}: {entry['status']}, {entry['seconds']} s; {summary(entry)}")
+            say(f"{part.name}: {entry['status']}, {entry['seconds']} s; {summary(entry)}")
             return entry
 
         for first in (measured("environment", 60), measured("images", 90)):
-            entry = finish(start(first))
+            entry = finish(start(first), first)
             if first.name == "environment":
                 record.content["environment"] = (entry["figures"] or [None])[0]
             record.content["preparation"].append({"step": first.name} | entry)
@@ -288,8 +295,8 @@ def run(parts: Sequence[Part], output: Path, packed: Path, budget: float, *, reh
                 for part in together:
                     record.content["parts"][part.name] = {"status": "not run: the time was used up", "figures": []}
                 continue
-            for running in [start(part) for part in together]:
-                record.content["parts"][running.part.name] = finish(running)
+            for part, running in [(part, start(part)) for part in together]:
+                record.content["parts"][part.name] = finish(running, part)
                 record.write()
         record.content["seconds"] = round(time.monotonic() - began, 1)
         record.write()

@@ -22,7 +22,7 @@ from reference.device import installed_version
 PYTHON = (3, 11)
 """The oldest Python that runs this project."""
 LEAST = {
-    "torch": "2.14.1",
+    "torch": "2.11",
     "numpy": "2",
     "pillow": "12",
     "tensorboard": "2.21",
