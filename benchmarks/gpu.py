@@ -65,7 +65,9 @@ def measured(name: str, seconds: float) -> Part:
     return Part(name, seconds, command, (*command, "--rehearse"))
 
 
-def tested(name: str, seconds: float, words: Sequence[str], rehearsal: Sequence[str], *, beside: bool = False) -> Part:
+def pytest_part(
+    name: str, seconds: float, words: Sequence[str], rehearsal: Sequence[str], *, beside: bool = False
+) -> Part:
     """A part that is a run of pytest."""
     return Part(name, seconds, ("-m", "pytest", *words, *PYTEST), ("-m", "pytest", *rehearsal, *PYTEST), beside)
 
@@ -75,8 +77,10 @@ _GPU_TESTS = ("spec", "-m", "gpu", "--deselect", "spec/test_19_convergence.py::t
 _COMPONENTS = ("spec", "--impl", "reference,torch", "--hypothesis-profile", "gpu")
 
 PARTS = (
-    tested("tests", 160, (*_GPU_TESTS, "-n", "6"), (*_GPU_TESTS, "--gpu-rehearsal", "-n", "2")),
-    tested(
+    pytest_part(
+        "tests", 160, (*_GPU_TESTS, "-n", "6", "--dist", "loadgroup"), (*_GPU_TESTS, "--gpu-rehearsal", "-n", "2")
+    ),
+    pytest_part(
         "components",
         160,
         (*_COMPONENTS, "--device", "cuda", "-n", "8"),
@@ -89,7 +93,7 @@ PARTS = (
     measured("trainings-graphs", 70),
     measured("fast", 75),
     measured("profile", 60),
-    tested(
+    pytest_part(
         "benchmarks",
         90,
         ("benchmarks", "-m", "gpu", "--impl", "reference,torch", "--benchmark-json", "benchmarks.json"),
@@ -319,8 +323,8 @@ def main() -> int:
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for gpu.json and gpu.log")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"only these parts: {', '.join(names)}")
-    parser.add_argument("--packed", type=Path, default=PACKED, metavar="DIR", help="folder of python -m benchmarks.pack")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"parts to run: {', '.join(names)}")
+    parser.add_argument("--packed", type=Path, default=PACKED, metavar="DIR", help="folder that benchmarks.pack filled")
     parser.add_argument("--seconds", type=float, default=BUDGET, help=f"limit of all parts (default: {BUDGET:.0f})")
     parser.add_argument("--rehearse", action="store_true", help="run every part on the CPU, at reduced size")
     chosen = parser.parse_args()

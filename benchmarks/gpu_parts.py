@@ -284,7 +284,8 @@ def tutorial(place: Place) -> None:
             seconds = time.perf_counter() - began
             found: dict[str, Any] = {"program": "chapter 19, method 2", "device": str(device)}
             if ended:
-                found |= {"epochs": len(clock.epochs), "seconds": round(seconds, 2), "printed": "".join(clock.text)[-300:]}
+                found |= {"epochs": len(clock.epochs), "seconds": round(seconds, 2)}
+                found["printed"] = "".join(clock.text)[-300:]
                 if not place.rehearse:
                     found["claimed_seconds"] = CLAIMED_SECONDS
             marks = sorted(clock.steps.items())
@@ -414,7 +415,8 @@ def on_the_device(events: list[dict[str, Any]]) -> tuple[float, int, list[dict[s
     for event in ran:
         totals[event["name"]] = totals.get(event["name"], 0.0) + float(event["dur"])
     longest = sorted(totals.items(), key=lambda item: item[1], reverse=True)[:5]
-    top = [{"name": name[:100], "share": round(1e-6 * time / (1e-6 * sum(totals.values())), 3)} for name, time in longest]
+    whole = sum(totals.values())
+    top = [{"name": name[:100], "share": round(time / whole, 3)} for name, time in longest]
     return 1e-6 * busy, len(ran), top
 
 

@@ -27,7 +27,8 @@ UNUSED = ("ruff", "pyright", "nbclient", "nbformat", "ipykernel", "playwright", 
 """Packages of the project's extras that no part of the GPU command uses."""
 MORE = ("expecttest",)
 """PyTorch's own test samples import it."""
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)) + (
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
 LIMIT = 64.0
