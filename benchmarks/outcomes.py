@@ -1,6 +1,6 @@
 """A pytest plugin that records outcomes while the tests run: `-p benchmarks.outcomes`, into the file `OCEAN_RECORD`.
 
-One JSON line for each test that failed, and one for each hundred that passed or were skipped, so that the counts of a
+One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped, so that the counts of a
 run that is ended at its limit are known, too.
 """
 
@@ -15,6 +15,9 @@ from benchmarks.strict import line
 
 STEP = 100
 """How many tests of one outcome are counted together."""
+
+TRIAL = ("implementation", "components", "absent")
+"""Properties that every test of an implementation has."""
 
 
 class Outcomes:
@@ -36,6 +39,8 @@ class Outcomes:
             self.count("skipped", reason.removeprefix("Skipped: ")[:200])
         elif report.when == "call":
             self.count("passed", "")
+            if recorded := {key: value for key, value in report.user_properties if key not in TRIAL}:
+                self.write({"test": report.nodeid, "recorded": recorded})
         if report.when == "call":
             self.slowest = sorted([*self.slowest, (round(report.duration, 2), report.nodeid)], reverse=True)[:10]
 
