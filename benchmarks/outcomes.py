@@ -1,7 +1,7 @@
 """A pytest plugin that records outcomes while the tests run: `-p benchmarks.outcomes`, into the file `OCEAN_RECORD`.
 
-One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped, so that the counts of a
-run that is ended at its limit are known, too.
+One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped, so
+that the counts of a run that is ended at its limit are known, too.
 """
 
 import os
