@@ -40,8 +40,10 @@ WORDS = {
     "images": ("{count:,} images/s", "每秒 {count:,} 张图像"),
     "memory": ("peak {mib:,.0f} MiB", "峰值 {mib:,.0f} MiB"),
     "busy": ("{ms:.3f} ms, the GPU computes in {share:.0%} of it", "{ms:.3f} 毫秒，其中 GPU 计算占 {share:.0%}"),
-    "times": ("{ratio:.2f} times: {cpu:.2f} ms a step on the CPU, {gpu:.2f} ms on the GPU",)
-    + ("{ratio:.2f} 倍：CPU 每步 {cpu:.2f} 毫秒，GPU 每步 {gpu:.2f} 毫秒",),
+    "times": (
+        "{ratio:.2f} times: {cpu:.2f} ms a step on the CPU, {gpu:.2f} ms on the GPU",
+        "{ratio:.2f} 倍：CPU 每步 {cpu:.2f} 毫秒，GPU 每步 {gpu:.2f} 毫秒",
+    ),
     "took": ("{seconds:.1f} s", "{seconds:.1f} 秒"),
 }
 """Every text, in English and Chinese."""
