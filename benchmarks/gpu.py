@@ -33,6 +33,8 @@ PACKED = ROOT / "build/gpu"
 """Where `benchmarks.pack` leaves the wheels and the images."""
 BUDGET = 480.0
 """Seconds that all parts may take together."""
+REHEARSAL = 10.0
+"""How many times longer a rehearsal may take, on whatever CPU there is."""
 GRACE = 8.0
 """Seconds in which a part that reached its limit can write what it has, before it is killed."""
 LOG_LIMIT = 8 * 2**20
@@ -268,7 +270,7 @@ def run(parts: Sequence[Part], output: Path, packed: Path, budget: float, *, reh
         def start(part: Part) -> Running | dict[str, Any]:
             left = budget - (time.monotonic() - began)
             words = part.rehearsal if rehearse else part.command
-            seconds = max(0.0, min(part.seconds, left))
+            seconds = max(0.0, min(part.seconds * (REHEARSAL if rehearse else 1), left))
             try:
                 return Running(part, words, seconds, scratch / f"part-{part.name}", environment)
             except OSError as error:
@@ -325,11 +327,16 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for gpu.json and gpu.log")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"parts to run: {', '.join(names)}")
     parser.add_argument("--packed", type=Path, default=PACKED, metavar="DIR", help="folder that benchmarks.pack filled")
-    parser.add_argument("--seconds", type=float, default=BUDGET, help=f"limit of all parts (default: {BUDGET:.0f})")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"limit of all parts (default: {BUDGET:.0f}, in a rehearsal {BUDGET * REHEARSAL:.0f})",
+    )
     parser.add_argument("--rehearse", action="store_true", help="run every part on the CPU, at reduced size")
     chosen = parser.parse_args()
     parts = [part for part in PARTS if chosen.only is None or part.name in chosen.only]
-    content = run(parts, chosen.output, chosen.packed, chosen.seconds, rehearse=chosen.rehearse)
+    budget = chosen.seconds or BUDGET * (REHEARSAL if chosen.rehearse else 1)
+    content = run(parts, chosen.output, chosen.packed, budget, rehearse=chosen.rehearse)
     bad = [name for name, entry in content["parts"].items() if entry["status"] != "done"]
     print(f"{chosen.output / 'gpu.json'}: {len(parts) - len(bad)} of {len(parts)} parts done")
     return 1 if bad else 0
