@@ -233,8 +233,29 @@ def prepare(packed: Path, scratch: Path, attempt: Callable[[str, Callable[[], No
     return environment
 
 
-def run(parts: Sequence[Part], output: Path, packed: Path, budget: float, *, rehearse: bool) -> dict[str, Any]:
-    """Prepare, run `parts`, record; return what `gpu.json` holds."""
+PREPARATION = (measured("environment", 60), measured("images", 90))
+"""Parts that come before all others and are recorded as preparation."""
+
+
+def run(
+    parts: Sequence[Part],
+    output: Path,
+    packed: Path,
+    budget: float,
+    *,
+    rehearse: bool,
+    preparation: Sequence[Part] = PREPARATION,
+) -> dict[str, Any]:
+    """Prepare, run `parts`, record; return the content of `gpu.json`.
+
+    Args:
+        parts: what is run, the most important first.
+        output: the folder for `gpu.json` and `gpu.log`; made if it is missing.
+        packed: the folder that `benchmarks.pack` filled; it may be missing.
+        budget: seconds for everything together.
+        rehearse: whether the CPU stands in for the GPU.
+        preparation: what is run before.
+    """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     record = Record(output / "gpu.json")
@@ -286,7 +307,7 @@ def run(parts: Sequence[Part], output: Path, packed: Path, budget: float, *, reh
             say(f"{part.name}: {entry['status']}, {entry['seconds']} s; {summary(entry)}")
             return entry
 
-        for first in (measured("environment", 60), measured("images", 90)):
+        for first in preparation:
             entry = finish(start(first), first)
             if first.name == "environment":
                 record.content["environment"] = (entry["figures"] or [None])[0]
