@@ -45,7 +45,7 @@ def record(**figure: Any) -> None:
     if path := os.environ.get("OCEAN_RECORD"):
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
-    print(text, end="", flush=True)
+    print(text, end="", flush=True, file=sys.__stdout__)  # not into the output of a program that is measured
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Outcomes:
             text = getattr(report.longrepr, "reprcrash", None)
             message = text.message if text is not None else str(report.longrepr)
             self.write({"outcome": f"failed ({report.when})", "test": report.nodeid, "message": message[:600]})
+        elif hasattr(report, "wasxfail"):
+            self.count("failed as expected", report.wasxfail[:200])
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.count("skipped", reason.removeprefix("Skipped: ")[:200])

@@ -27,6 +27,8 @@ WARNINGS = (
     "ignore:.*RNN module weights are not part of single contiguous chunk of memory:UserWarning",
     # A parameter that was made on the default stream gets its gradient on the test's own one.
     "ignore:.*AccumulateGrad node's stream does not match:UserWarning",
+    # PyTorch says so whenever this mode is turned on.
+    "ignore:.*Synchronization debug mode is a prototype feature:UserWarning",
     # TF32 is off on purpose.
     "ignore:.*TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled:UserWarning",
 )
