@@ -1,5 +1,6 @@
 """What the benchmarks share: the devices, the tables, and what a saved run remembers of the machine."""
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ Measure = Callable[[Case], None]
 
 REMARKS = pytest.StashKey[list[str]]()
 """What is to be said about the comparison with a saved run."""
+
+ROUNDS = 50
+"""How often a component is timed on a GPU."""
 
 COLUMNS = ["min", "median", "iqr", "rounds"]
 
@@ -91,6 +95,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(f"absent: {implementation.name} does not define {case.component}"))
 
 
+def clear_cache(device: torch.device) -> Callable[[], None]:
+    """What is done before each round on a GPU: its second-level cache is overwritten, and it becomes idle.
+
+    Otherwise a small input stays in the cache from round to round, which it never does in a training.
+    """
+    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    room = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def clear() -> None:
+        room.zero_()
+        torch.cuda.synchronize(device)
+
+    return clear
+
+
+@pytest.fixture(autouse=True)
+def idle_device() -> None:
+    """Before each benchmark the GPU has done its work and given back the memory that the last one left."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def measure(benchmark: Any, implementation: Implementation, device: torch.device) -> Measure:
     """Time one step of a case and assert its result; what can be compared stands in one table."""
@@ -100,6 +128,9 @@ def measure(benchmark: Any, implementation: Implementation, device: torch.device
         benchmark.extra_info.update(torch=torch.__version__, threads=torch.get_num_threads())
         step = timed(case, implementation, device)
         case.check(step())  # compiles, too
-        case.check(benchmark(step))
+        if device.type == "cuda":
+            case.check(benchmark.pedantic(step, setup=clear_cache(device), rounds=ROUNDS, warmup_rounds=3))
+        else:
+            case.check(benchmark(step))
 
     return run

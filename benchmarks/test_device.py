@@ -26,12 +26,24 @@ BATCHES = (64, 512, 4096)
 
 
 def training_step(
-    device: torch.device, batch: int, *, resident: bool, dtype: torch.dtype | None, compiled: str = "off"
+    device: torch.device,
+    batch: int,
+    *,
+    resident: bool,
+    dtype: torch.dtype | None,
+    compiled: str = "off",
+    wait: bool = True,
 ) -> Callable[[], float]:
     """One step of the tutorial's recipe, which ends when the device is done.
 
-    `resident`: the batch lies on the device already. Otherwise it comes from the host, as uint8, within the step, and
-    the loss goes back to the host.
+    Args:
+        device: where it computes.
+        batch: images a step.
+        resident: the batch is on the device already. Otherwise it comes from the host, as uint8, within the step, and
+            the loss goes back to the host.
+        dtype: what autocast computes in; None for float32.
+        compiled: as `--compile`.
+        wait: False: a step of a resident batch ends when its operations are queued.
     """
     torch.manual_seed(0)
     network = Ocean(10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -53,7 +65,8 @@ def training_step(
         value.backward()
         optimizer.step()
         if resident and device.type != "cpu":
-            torch.accelerator.synchronize()
+            if wait:
+                torch.accelerator.synchronize()
             return 0.0
         return value.item()  # waits for the device
 

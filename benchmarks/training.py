@@ -41,6 +41,7 @@ from reference.training import Observer, Progress, compute
 
 train_module = import_module("reference.run.train")  # the package offers the function under this name
 
+CPU = torch.device("cpu")
 FORWARD = 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10)
 FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
 """Of a step of 64: forward, gradient of weights, gradient of inputs; the pictures need none of the latter."""
@@ -208,11 +209,13 @@ def memory() -> None:
     print(f"| peak memory of a process that trains | {peak:.2f} GiB | |")
 
 
-def learn(train_set: Resident, test_set: Resident, epochs: int, seed: int) -> list[dict[str, Any]]:
-    """What the fast recipe comes to, as `scripts/train_full.py --recipe fast` trains, without its run folder."""
+def learn(
+    train_set: Resident, test_set: Resident, epochs: int, seed: int, device: torch.device = CPU
+) -> list[dict[str, Any]]:
+    """Train as `scripts/train_full.py --recipe fast` does, without its run folder; return the metrics of each epoch."""
     settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
     torch.manual_seed(seed)
-    plan = prepare(settings, train_set, test_set, CPU, choose_precision("auto", CPU))
+    plan = prepare(settings, train_set, test_set, device, choose_precision("auto", device))
     return plan.fit(Group(), Progress(), Observer()).history
 
 
@@ -239,7 +242,6 @@ def fast() -> None:
 PICTURES = 6_400
 """What the fast recipe learns from in `fast`: 100 steps of 64."""
 SEEDS = 10
-CPU = torch.device("cpu")
 
 
 def epochs() -> None:

@@ -74,9 +74,9 @@ def missing(name: str) -> str:
 @pytest.mark.parametrize(
     ("version", "state", "remedy"),
     [
-        (None, "wrong", 'python -m pip install "torch>=2.14.1"'),
-        ("2.2.1+cu121", "wrong", 'python -m pip install --upgrade "torch>=2.14.1"'),
-        ("2.9.0", "wrong", 'python -m pip install --upgrade "torch>=2.14.1"'),
+        (None, "wrong", 'python -m pip install "torch>=2.11"'),
+        ("2.2.1+cu121", "wrong", 'python -m pip install --upgrade "torch>=2.11"'),
+        ("2.9.0", "wrong", 'python -m pip install --upgrade "torch>=2.11"'),
         ("2.14.1+cu130", "good", ""),
         ("3.0.0a0", "good", ""),
     ],

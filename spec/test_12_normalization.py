@@ -17,6 +17,7 @@ from spec.support.assertions import Tolerance, assert_close, assert_differentiab
 from spec.support.clauses import clause
 from spec.support.run import current
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
+from spec.support.versions import batch_norm_2d
 
 Function = Callable[..., Tensor]
 Layer = Callable[..., Any]
@@ -581,7 +582,7 @@ def test_a_batch_norm_layer_prints_what_it_is(
 def test_the_state_of_batch_norm_starts_neutral_and_travels_both_ways(
     BatchNorm2d: Layer, options: dict[str, Any], affine: dict[str, float], remembered: bool
 ) -> None:
-    ours, pytorchs = BatchNorm2d(3, **options), nn.BatchNorm2d(3, **options)
+    ours, pytorchs = BatchNorm2d(3, **options), batch_norm_2d(3, **options)
     started = {name: torch.full((3,), value) for name, value in affine.items()}
     if remembered:
         started |= {

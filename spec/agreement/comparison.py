@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import reference
+from spec.support.versions import printed_here
 
 Namespace = Any
 
@@ -236,6 +237,8 @@ def _difference(name: str, ours: Any, theirs: Any, call: Call | None) -> str | N
             return f"{name}: {len(ours)} parts, not {len(theirs)}"
         pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
     else:
+        if isinstance(ours, str):
+            ours = printed_here(ours)
         return None if type(ours) is type(theirs) and ours == theirs else f"{name}: {ours!r}, not {theirs!r}"
     return next((found for pair in pairs if (found := _difference(*pair, call))), None)
 
