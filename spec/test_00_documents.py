@@ -68,7 +68,15 @@ def test_every_script_flag_and_link_exists(path: Path) -> None:
     for script in re.findall(r"(?:scripts|benchmarks)/\w+\.py", text):
         assert (ROOT / script).is_file(), script
     # TensorBoard's, everybody's, those of pip, pytest's plugins and torchrun
-    others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node", "check"}
+    others = {
+        "logdir",
+        "help",
+        "hypothesis-profile",
+        "benchmark-autosave",
+        "benchmark-compare",
+        "nproc-per-node",
+        "check",
+    }
     flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text))
     assert sorted(flags - others - defined_flags()) == []
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
