@@ -6,7 +6,6 @@ from reference.data.cifar10 import CIFAR10 as CIFAR10
 from reference.data.image_tree import ImageTree as ImageTree
 from reference.data.labeled_folder import LabeledFolder as LabeledFolder
 from reference.data.loader import DataLoader as DataLoader
-from reference.data.workers import get_worker_info as get_worker_info
 from reference.data.shapes import Shapes as Shapes
 from reference.data.transforms import Compose as Compose
 from reference.data.transforms import Normalize as Normalize
@@ -14,6 +13,7 @@ from reference.data.transforms import RandomCrop as RandomCrop
 from reference.data.transforms import RandomHorizontalFlip as RandomHorizontalFlip
 from reference.data.transforms import Resize as Resize
 from reference.data.transforms import ToTensor as ToTensor
+from reference.data.workers import get_worker_info as get_worker_info
 from reference.inference import predict as predict
 from reference.legacy_checkpoint import read_legacy_checkpoint as read_legacy_checkpoint
 from reference.models.ocean import Ocean as Ocean
