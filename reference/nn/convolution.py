@@ -112,8 +112,8 @@ def conv2d_by(
         raise ValueError(f"conv2d: input must have pixels, got the shape {tuple(input.shape)}")
     sides = _sides(padding, kernel_size, dilation)
     pairs = check_pair("conv2d: stride", stride), sides, check_pair("conv2d: dilation", dilation)
-    output = form(input if input.dim() == 4 else input[None], weight, bias, *pairs, groups)
-    return output if input.dim() == 4 else output[0]
+    batch = form(input if input.dim() == 4 else input[None], weight, bias, *pairs, groups)
+    return batch if input.dim() == 4 else batch[0]
 
 
 class Conv2d(nn.Module):
