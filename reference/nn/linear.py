@@ -27,16 +27,17 @@ def linear(
         TypeError: tensors of different dtypes, or not of numbers.
     """
     _check_tensors(input, weight, bias)
-    output = input @ weight.T if weight.dim() == 2 else input @ weight
+    # not `output`: the graph that TensorBoard draws has a node output.1 of its own, which the name would hide
+    products = input @ weight.T if weight.dim() == 2 else input @ weight
     if bias is None:
-        return output
+        return products
     try:
-        fits = torch.broadcast_shapes(output.shape, bias.shape) == output.shape
+        fits = torch.broadcast_shapes(products.shape, bias.shape) == products.shape
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"linear: bias {tuple(bias.shape)} does not fit the output {tuple(output.shape)}")
-    return output + bias
+        raise ValueError(f"linear: bias {tuple(bias.shape)} does not fit the output {tuple(products.shape)}")
+    return products + bias
 
 
 class Linear(nn.Module):
