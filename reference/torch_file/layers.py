@@ -100,7 +100,12 @@ STANDARD: dict[Name, str] = {
 """The layers and containers of PyTorch and of the reference, by the names of their classes."""
 
 CHAINS: dict[Name, tuple[str | None, ...]] = {
-    Name("torchvision.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),  # avgpool since 0.3
+    Name("torchvision.models.vgg", "VGG"): (
+        "features",
+        "avgpool",
+        None,
+        "classifier",
+    ),  # avgpool since torchvision 0.2.2
     Name("reference.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),
     Name("torchvision.models.alexnet", "AlexNet"): ("features", "avgpool", None, "classifier"),
     Name("torch.nn.parallel.data_parallel", "DataParallel"): ("module",),
