@@ -32,12 +32,13 @@ from benchmarks.pairs import Ratio, compare, shortest
 from reference.data.image_tree import ImageTree, read_tree, scan_tree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.transforms import ToTensor
-from reference.device import choose_precision, keep_freed_memory
+from reference.device import keep_freed_memory
 from reference.distributed import Group
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import RECIPES
 from reference.run import RunFolder, Settings, parts, prepare
+from reference.run.precision import resolve_precision
 from reference.training import Observer, Progress, compute
 
 train_module = import_module("reference.run.train")  # the package offers the function under this name
@@ -210,8 +211,9 @@ def memory() -> None:
 def learn(train_set: Resident, test_set: Resident, epochs: int, seed: int) -> list[dict[str, Any]]:
     """What the fast recipe comes to, as `scripts/train_full.py --recipe fast` trains, without its run folder."""
     settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
+    precision, _ = resolve_precision(settings, train_set, CPU)
     torch.manual_seed(seed)
-    plan = prepare(settings, train_set, test_set, CPU, choose_precision("auto", CPU))
+    plan = prepare(settings, train_set, test_set, CPU, precision)
     return plan.fit(Group(), Progress(), Observer()).history
 
 

@@ -1,38 +1,26 @@
 """Chapters 00, 19 and 21: is this machine ready? What `scripts/doctor.py` looks at.
 
 The chapters ask one thing after the other: `torch.__version__`, `torch.cuda.is_available()`, `nvidia-smi`. Here each is
-a `Finding`: what was looked at, what was found, whether it is good, and what to do if it is not.
+a `Finding`: what was looked at, what was found, whether it is good, and what to do if it is not. Nothing but Python's
+own library is needed: this is what people run where an installation has failed.
 """
 
 import importlib
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-
-from reference.data.cifar10 import ARCHIVE, FOLDER
-from reference.device import installed_version
-
-PYTHON = (3, 11)
-"""The oldest Python that runs this project."""
-LEAST = {
-    "torch": "2.14.1",
-    "numpy": "2",
-    "pillow": "12",
-    "tensorboard": "2.21",
-    "tqdm": "4.67",
-    "tyro": "1.0",
-    "jaxtyping": "0.3.11",
-    "filelock": "3.20",
-    "platformdirs": "4",
-}
-"""The oldest versions that this project asks for, as pyproject.toml has them."""
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DRIVERS = {11: 450, 12: 525, 13: 580}
+"""The oldest driver for each CUDA: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
 ROOM = 2 * 2**30
 """Bytes that CIFAR-10, unpacked, and some runs take."""
 
@@ -57,40 +45,55 @@ class Finding:
 
 
 def examine(folder: Path = Path()) -> list[Finding]:
-    """Everything that a training from `folder` depends on. Nothing is changed, nothing is fetched."""
+    """Everything that a training from `folder` depends on. Nothing is changed, nothing is fetched.
+
+    Without PyTorch it is what can be said without it.
+    """
+    try:
+        importlib.import_module("torch")
+    except Exception as error:  # a missing library of the system is an OSError
+        found = [*software(), *storage(folder)]
+        remedy = "reinstall PyTorch: https://pytorch.org/get-started/locally"
+        known = any(finding.what == "torch" and finding.state == "wrong" for finding in found)
+        broken = [] if known else [Finding("import torch", f"{type(error).__name__}: {error}", "wrong", remedy)]
+        driver = [Finding("driver", text)] if (text := nvidia_smi()) else []
+        return [*found, *broken, *driver]
     return [*software(), *processor(), *accelerators(), *tensorboard(), *storage(folder), *data(folder)]
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: of "2.14.1+cu130", (2, 14, 1)."""
-    found = []
-    for part in version.split("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        found.append(int(digits))
-    return tuple(found)
+def requirements() -> list[str]:
+    """What this project needs, as `name>=version`: from the pyproject.toml of the checkout, else as installed."""
+    if PROJECT.is_file():
+        return tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [entry for entry in importlib.metadata.requires("ocean-spec") or () if "extra ==" not in entry]
 
 
 def software() -> Iterator[Finding]:
-    """Python and the packages."""
-    running = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info >= PYTHON:
-        yield Finding("Python", running)
-    else:
-        yield Finding("Python", running, "wrong", f"install Python {'.'.join(map(str, PYTHON))} or newer")
-    for name, least in LEAST.items():
-        version = installed_version(name)
-        if version is None:
-            yield Finding(name, "not installed", "wrong", f'python -m pip install "{name}>={least}"')
-        elif numbers(version) < numbers(least):
-            yield Finding(name, version, "wrong", f'python -m pip install --upgrade "{name}>={least}"')
-        else:  # PyTorch's own version says for which CUDA it was built
-            yield Finding(name, torch.__version__ if name == "torch" else version)
+    """Python and the packages. Without `packaging`, one of them, versions are not compared."""
+    yield Finding("Python", ".".join(map(str, sys.version_info[:3])))
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        Requirement = None  # noqa: N806  (a class or nothing)
+    for entry in requirements():
+        name = re.split(r"[^\w-]", entry)[0]
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "not installed", "wrong", f'python -m pip install "{entry}"')
+            continue
+        if name == "torch":  # its own version says for which CUDA it was built
+            version = getattr(sys.modules.get("torch"), "__version__", version)
+        if Requirement is not None and not Requirement(entry).specifier.contains(version, prereleases=True):
+            yield Finding(name, version, "wrong", f'python -m pip install --upgrade "{entry}"')
+        else:
+            yield Finding(name, version)
 
 
 def processor() -> Iterator[Finding]:
     """Cores, threads, memory, and the instructions that make float32 and bfloat16 fast."""
+    import torch
+
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads == 1 < cores:
         yield Finding(
@@ -118,28 +121,80 @@ def host_memory() -> int | None:
 
 
 def accelerators() -> Iterator[Finding]:
-    """The cards that PyTorch can use, and the driver; why there is none."""
+    """The GPUs that PyTorch can use, and the driver; why there is none."""
+    import torch
+
     driver = nvidia_smi()
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(number)
-            free, whole = torch.cuda.mem_get_info(number)
-            memory = f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free"
-            text = f"{about.name}, {memory}, capability {about.major}.{about.minor}"
-            remedy = "" if free > 2**30 else "end the programs that hold its memory: nvidia-smi names them"
-            yield Finding(f"cuda:{number}", text, "note" if remedy else "good", remedy)
-        yield Finding("driver", driver or "unknown", "good", "")
+            yield gpu(f"cuda:{number}", torch.cuda.get_device_properties(number), *torch.cuda.mem_get_info(number))
+        yield driver_finding(driver, torch.version.cuda)
     elif torch.backends.mps.is_available():
         yield Finding("mps", "Apple's GPU")
     elif driver:
+        finding = driver_finding(driver, torch.version.cuda)
+        if finding.state == "wrong":
+            yield finding
+            return
         built = torch.version.cuda or "none"
         remedy = "install the PyTorch that fits the driver: https://pytorch.org/get-started/locally"
         yield Finding("card", f"{driver}, but PyTorch (built for CUDA {built}) cannot use it", "wrong", remedy)
     else:
         remedy = (
-            "fine for this course; on Colab: Runtime, Change runtime type, GPU; on a machine with a card: its driver"
+            "fine for this course; on Colab: Runtime, Change runtime type, GPU; on a machine with a GPU: its driver"
         )
         yield Finding("card", "none: torch.cuda.is_available() is False, and nvidia-smi finds nothing", "note", remedy)
+
+
+def gpu(name: str, about: Any, free: int, whole: int) -> Finding:
+    """One GPU: its memory, in bytes, and whether this PyTorch has kernels for its capability."""
+    import torch
+
+    memory = f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free"
+    text = f"{about.name}, {memory}, capability {about.major}.{about.minor}"
+    kernels = torch.cuda.get_arch_list()
+    if not has_kernels(kernels, about.major, about.minor):
+        remedy = "install a PyTorch that was built for this GPU: https://pytorch.org/get-started/locally"
+        return Finding(name, f"{text}, but this PyTorch was built for {', '.join(kernels)}", "wrong", remedy)
+    if free <= 2**30:
+        return Finding(name, text, "note", "end the programs that hold its memory: nvidia-smi names them")
+    return Finding(name, text)
+
+
+def has_kernels(built: list[str], major: int, minor: int) -> bool:
+    """Whether one of the architectures that PyTorch was `built` for runs on a GPU of this capability.
+
+    `sm_XY` runs on capability X.Y and on those above with the same X; `sm_XYa` on X.Y alone, `sm_XYf` as `sm_XY`;
+    `compute_XY` is compiled by the driver for every capability from X.Y on (CUDA C++ Programming Guide, 5.1.1, 5.1.2).
+    Architectures of other makers (`gfx90a`) are not judged.
+    """
+    judged = False
+    for name in built:
+        parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+        if parts is None:
+            continue
+        judged = True
+        kind, has_major, has_minor, only = parts[1], int(parts[2]), int(parts[3]), parts[4] == "a"
+        if only:
+            fits = (has_major, has_minor) == (major, minor)
+        elif kind == "sm":
+            fits = has_major == major and has_minor <= minor
+        else:
+            fits = (has_major, has_minor) <= (major, minor)
+        if fits:
+            return True
+    return not judged
+
+
+def driver_finding(driver: str, cuda: str | None) -> Finding:
+    """Whether the driver that `nvidia-smi` names is new enough for the CUDA that PyTorch was built for."""
+    versions = [int(found) for found in re.findall(r", (\d+)\.[\d.]+(?=;|$)", driver)]
+    least = DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
+    if versions and min(versions) < least:
+        text = f"{driver}: too old for CUDA {cuda}, for which this PyTorch was built; it needs {least} or newer"
+        remedy = "update the driver, or install a PyTorch for an older CUDA: https://pytorch.org/get-started/locally"
+        return Finding("driver", text, "wrong", remedy)
+    return Finding("driver", driver or "unknown")
 
 
 def nvidia_smi() -> str:
@@ -179,6 +234,10 @@ def storage(folder: Path) -> Iterator[Finding]:
 
 def data(folder: Path) -> Iterator[Finding]:
     """The data sets that are there."""
+    try:
+        from reference.data.cifar10 import ARCHIVE, FOLDER
+    except ImportError:  # of a package that `software` names
+        return
     present = [name for name in (ARCHIVE, FOLDER) if (folder / "data" / name).exists()]
     if present:
         yield Finding("CIFAR-10", f"data/{present[0]}")

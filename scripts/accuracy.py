@@ -1,11 +1,11 @@
 """Measure what a recipe reaches: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
 
 import json
-import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import mean, stdev, variance
+from statistics import mean, stdev
 from typing import Annotated, Any
 
 import tyro
@@ -32,7 +32,10 @@ def main() -> None:
     measurement = parse(Measurement)
     if measurement.seeds < 2:
         raise InputError(f"--seeds must be at least 2, got {measurement.seeds}")
-    others = [] if measurement.against is None else measured(measurement.against)
+    others: list[float] = []
+    if measurement.against is not None:  # before hours of training
+        others = measured(measurement.against)
+        welch(others, others)
     settings = Settings(**{field.name: getattr(measurement, field.name) for field in fields(Settings)})
     if measurement.ablation:
         ablate(settings, measurement.seeds)
@@ -41,21 +44,35 @@ def main() -> None:
     print("seed  test accuracy  test loss  sum of batch means")
     for seed, row in enumerate(summaries):
         print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
-    print(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(summaries)}")
+    print(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
     if others:
-        here, there = ([row["test_accuracy"] for row in rows] for rows in (summaries, others))
-        t, freedom, p = welch(here, there)
-        print_line(
-            f"against {measurement.against}: {spread(others)}; Welch's t {t:.2f}, {freedom:.1f} degrees, p {p:.2f}"
-        )
+        print_line(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
 
 
-def measured(folder: Path) -> list[dict[str, Any]]:
-    """The summaries of the trainings in `folder`; InputError if there are not two."""
+def measured(folder: Path) -> list[float]:
+    """The test accuracies of the trainings in `folder`.
+
+    Raises:
+        InputError: there are not two of them, or a summary.json is damaged.
+    """
     paths = sorted(folder.glob("seed-*/summary.json"))
     if len(paths) < 2:
         raise InputError(f"--against {folder}: needs two finished trainings, seed-*/summary.json, has {len(paths)}")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = []
+    for path in paths:
+        try:
+            found.append(float(json.loads(path.read_text(encoding="utf-8"))["test_accuracy"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--against {folder}: {path} is damaged ({error})") from error
+    return found
+
+
+def compared(here: Sequence[float], there: Sequence[float]) -> str:
+    """What Welch's test says of two samples; if neither varies there is no test, and their means say it all."""
+    if len(set(here)) == len(set(there)) == 1:
+        return f"{spread(there)}; neither varies, so there is no test: {here[0]:.4f} here, {there[0]:.4f} there"
+    t, freedom, p = welch(here, there)
+    return f"{spread(there)}; Welch's t {t:.2f}, {freedom:.1f} degrees, p {p:.2f}"
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
@@ -67,22 +84,16 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
         p: the chance of a |t| at least as large if the means were equal.
 
     Raises:
-        ValueError: a sample has fewer than two values, or neither varies.
+        InputError: SciPy is not installed.
     """
-    if min(len(first), len(second)) < 2:
-        raise ValueError(f"welch: each sample needs two values, got {len(first)} and {len(second)}")
-    errors = [variance(sample) / len(sample) for sample in (first, second)]
-    if sum(errors) == 0:
-        raise ValueError("welch: one of the samples needs to vary")
-    t = (mean(first) - mean(second)) / sum(errors) ** 0.5
-    parts = (error**2 / (len(sample) - 1) for error, sample in zip(errors, (first, second), strict=True))
-    freedom = sum(errors) ** 2 / sum(parts)
-    # Student's density is that of x = sqrt(freedom) · tan(angle) with cos(angle)^(freedom - 1); midpoints of the tail
-    steps, start = 10_000, math.atan(abs(t) / freedom**0.5)
-    width = (math.pi / 2 - start) / steps
-    tail = sum(math.cos(start + (step + 0.5) * width) ** (freedom - 1) for step in range(steps)) * width
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.pi**0.5
-    return t, freedom, 2 * scale * tail
+    try:
+        from scipy.stats import ttest_ind
+    except ImportError as error:
+        raise InputError("--against needs SciPy: python -m pip install scipy") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # about a sample that does not vary
+        result: Any = ttest_ind(first, second, equal_var=False)
+    return float(result.statistic), float(result.df), float(result.pvalue)
 
 
 def ablate(settings: Settings, seeds: int) -> None:
@@ -97,12 +108,17 @@ def ablate(settings: Settings, seeds: int) -> None:
         rows[f"without {ingredient}"] = train_seeds(without, seeds)
     print(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |\n|---|---|")
     for name, summaries in rows.items():
-        print(f"| {name} | {spread(summaries)} |")
+        print(f"| {name} | {spread(accuracies(summaries))} |")
 
 
-def spread(summaries: list[dict[str, Any]]) -> str:
-    accuracies = [summary["test_accuracy"] for summary in summaries]
-    return f"{mean(accuracies):.4f} ± {stdev(accuracies):.4f}"
+def accuracies(summaries: list[dict[str, Any]]) -> list[float]:
+    """The test accuracy of each training."""
+    return [summary["test_accuracy"] for summary in summaries]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{mean(values):.4f} ± {stdev(values):.4f}"
 
 
 if __name__ == "__main__":

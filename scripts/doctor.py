@@ -1,33 +1,33 @@
-"""Is this machine ready? `python scripts/doctor.py`, see `--help`."""
+"""Is this machine ready? `python scripts/doctor.py`, see `--help`. Needs nothing but Python."""
 
+import argparse
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 
-import tyro
+if sys.version_info < (3, 11):  # noqa: UP036  (this is what says so)
+    sys.exit("!! Python        %d.%d: install Python 3.11 or newer" % sys.version_info[:2])  # noqa: UP031  (old ones)
+sys.path.append(str(Path(__file__).parents[1]))  # where the project is not installed
 
 from reference.doctor import examine
 from reference.errors import exit_with
-from reference.text import json_text, print_line, styled
+from reference.text import json_text, print_line
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
-
-
-@dataclass(frozen=True)
-class Question:
-    """Say what a training will find here: versions, devices, memory, data; and what to do about what is wrong.
-
-    The exit status is 0 if a training can run, 1 if not.
-    """
-
-    json: bool = False
-    """Print one JSON list instead of text."""
+DESCRIPTION = """
+Say what a training will find here: versions, devices, memory, data; and what to do about what is wrong.
+The exit status is 0 if a training can run, 1 if not.
+"""
 
 
 def main() -> int:
-    with styled():
-        question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser.add_argument(
+        "--json", action=argparse.BooleanOptionalAction, default=False, help="print one JSON list instead of text"
+    )
+    words = parser.parse_args()
     findings = examine()
-    if question.json:
+    if words.json:
         print(json_text([asdict(finding) for finding in findings], indent=2, encoding=sys.stdout.encoding))
     else:
         for finding in findings:

@@ -1,5 +1,6 @@
 """Chapter 00: is a machine, rented or one's own, ready? `scripts/doctor.py`, and what an editor needs to work there."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +53,21 @@ def test_the_doctor_looks_at_everything_and_gives_a_remedy_for_what_is_not_good(
 
 
 @clause("00.doctor.versions")
-def test_it_asks_for_the_versions_that_the_package_asks_for() -> None:
+def test_it_asks_for_the_versions_that_the_package_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"])  # type: ignore[union-attr]
-    assert asked == doctor.LEAST
-    assert project["requires-python"] == f">={doctor.PYTHON[0]}.{doctor.PYTHON[1]}"
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    remedies = [finding.remedy for finding in doctor.software() if finding.what != "Python"]
+    assert remedies == [f'python -m pip install "{name}>={least}"' for name, least in asked.items()]
+    script = (ROOT / "scripts/doctor.py").read_text(encoding="utf-8")
+    oldest = project["requires-python"].removeprefix(">=")
+    assert f"sys.version_info < ({oldest.replace('.', ', ')})" in script
+    assert f"install Python {oldest} or newer" in script
+
+
+def missing(name: str) -> str:
+    """As `importlib.metadata.version`, where nothing is installed."""
+    raise PackageNotFoundError(name)
 
 
 @clause("00.doctor.versions")
@@ -71,23 +84,34 @@ def test_it_asks_for_the_versions_that_the_package_asks_for() -> None:
 def test_a_version_is_missing_old_or_good(
     version: str | None, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "installed_version", lambda _: version)
+    monkeypatch.setattr(doctor, "requirements", lambda: ["torch>=2.14.1"])
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing if version is None else lambda _: version)
+    monkeypatch.setattr(torch, "__version__", version)
     finding = found(doctor.software())["torch"]
     assert (finding.state, finding.remedy) == (state, remedy)
 
 
-def cards(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    """Two cards, of which each has so many GiB free."""
+def cards(
+    monkeypatch: pytest.MonkeyPatch,
+    free: float = 14.5,
+    *,
+    built: str = "sm_75 sm_80",
+    driver: str = "550.54.15",
+    cuda: str = "12.8",
+) -> None:
+    """Two GPUs, each with so many GiB free; the architectures and the CUDA that PyTorch was built for; the driver."""
     about = SimpleNamespace(name="Tesla T4", major=7, minor=5)
     answers: dict[str, Any] = {
         "is_available": lambda: True,
         "device_count": lambda: 2,
         "get_device_properties": lambda _: about,
+        "get_arch_list": built.split,
         "mem_get_info": lambda _: (int(free * 2**30), 15 * 2**30),
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
-    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "Tesla T4, 550.54.15")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(doctor, "nvidia_smi", lambda: f"Tesla T4, {driver}; Tesla T4, {driver}")
 
 
 @clause("00.doctor.cards", "00.machine.provider")
@@ -96,11 +120,108 @@ def test_cards_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(m
     findings = found(doctor.accelerators())
     assert [*findings] == ["cuda:0", "cuda:1", "driver"]
     assert findings["cuda:1"] == Finding("cuda:1", "Tesla T4, 14.5 of 15.0 GiB free, capability 7.5")
-    assert findings["driver"].found == "Tesla T4, 550.54.15"
+    assert findings["driver"] == Finding("driver", "Tesla T4, 550.54.15; Tesla T4, 550.54.15")
     cards(monkeypatch, free=0.5)
     taken = found(doctor.accelerators())["cuda:0"]
     assert taken.state == "note"
     assert "nvidia-smi" in taken.remedy
+
+
+@clause("00.doctor.kernels")
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        ("sm_75 sm_80 sm_86 sm_90", "7.5", True),
+        ("sm_80 sm_86 sm_90", "7.5", False),
+        ("sm_80 sm_90", "8.9", True),  # the same major capability, compiled for a smaller minor one
+        ("sm_86 sm_90", "8.0", False),
+        ("sm_80 sm_90", "12.0", False),  # another major capability
+        ("sm_80 sm_90 compute_90", "12.0", True),  # compiled by the driver
+        ("sm_90a", "9.0", True),
+        ("sm_90a compute_90a", "10.0", False),
+        ("sm_100f", "10.3", True),
+        ("sm_100 sm_120", "12.1", True),
+        ("gfx90a gfx942", "9.4", True),  # another maker's
+    ],
+)
+def test_a_gpu_without_kernels_in_this_pytorch_is_wrong(built: str, capability: str, runs: bool) -> None:
+    assert doctor.has_kernels(built.split(), *map(int, capability.split("."))) == runs
+
+
+@clause("00.doctor.kernels")
+def test_a_gpu_without_kernels_is_told_what_pytorch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, built="sm_80 sm_90")
+    finding = found(doctor.accelerators())["cuda:0"]
+    assert finding.state == "wrong"
+    assert "capability 7.5, but this PyTorch was built for sm_80, sm_90" in finding.found
+    assert "install a PyTorch" in finding.remedy
+
+
+@clause("00.doctor.driver")
+@pytest.mark.parametrize(
+    ("driver", "cuda", "state"),
+    [
+        ("550.54.15", "12.8", "good"),
+        ("550.54.15", "13.0", "wrong"),
+        ("580.65.06", "13.0", "good"),
+        ("525.60.13", "12.1", "good"),
+        ("470.82.01", "12.1", "wrong"),
+        ("470.82.01", "11.8", "good"),
+        ("418.67", "11.8", "wrong"),
+    ],
+)
+@pytest.mark.parametrize("available", [True, False])
+def test_a_driver_too_old_for_the_cuda_of_this_pytorch_is_wrong(
+    driver: str, cuda: str, state: str, available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards(monkeypatch, driver=driver, cuda=cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    findings = found(doctor.accelerators())
+    if state == "good":
+        assert available == ("driver" in findings)
+        return
+    assert findings["driver"].state == "wrong"
+    assert f"too old for CUDA {cuda}" in findings["driver"].found
+    assert "update the driver" in findings["driver"].remedy
+
+
+@clause("00.doctor.bare")
+@pytest.mark.slow
+@pytest.mark.parametrize("absent", ["torch tyro packaging", "tyro", "jaxtyping numpy", "torch"])
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "JSON"])
+def test_the_doctor_works_where_packages_are_missing(absent: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("doctor.py", *words, folder=tmp_path, prepare=partial(without, absent))
+    assert result.status == 1
+    assert result.err == ""
+    for name in absent.split():
+        assert f'python -m pip install "{name}>=' in (result.out if not words else str(json.loads(result.out)))
+
+
+def without(names: str) -> None:
+    """As on a machine where these packages are not installed."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        return missing(name) if name in names.split() else real(name)
+
+    importlib.metadata.version = version
+    for name in names.split():
+        for module in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+            del sys.modules[module]
+        sys.modules[name] = None  # type: ignore[assignment]
+    for module in [module for module in sys.modules if module.partition(".")[0] == "reference"]:
+        del sys.modules[module]
+
+
+@clause("00.doctor.bare")
+@pytest.mark.slow
+def test_the_doctor_needs_nothing_but_python(tmp_path: Path) -> None:
+    # -I: without PYTHONPATH and the user's packages; -S: without those that are installed
+    command = [sys.executable, "-I", "-S", ROOT / "scripts/doctor.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    assert "!! torch         not installed" in result.stdout
 
 
 @clause("00.doctor.cards", "21.card.available")
@@ -109,7 +230,8 @@ def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_card_at_all_is_not
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "Tesla T4, 450.0")
+    monkeypatch.setattr(torch.version, "cuda", "11.8")
+    monkeypatch.setattr(doctor, "nvidia_smi", lambda: "Tesla T4, 450.80.02")
     (finding,) = doctor.accelerators()
     assert finding.state == "wrong"
     assert "cannot use it" in finding.found
@@ -198,7 +320,7 @@ def test_the_dev_container_installs_the_package_and_asks_the_doctor() -> None:
     assert container["hostRequirements"]["gpu"] == "optional"
     assert 6006 in container["forwardPorts"]  # TensorBoard's
     version = tuple(map(int, container["image"].partition(":")[2].partition("-")[0].split(".")))
-    assert version >= doctor.PYTHON
+    assert version >= (3, 11)
 
 
 @clause("00.remote.collected")

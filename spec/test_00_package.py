@@ -121,13 +121,25 @@ def test_both_readmes_give_the_same_figures() -> None:
 @clause("00.package.imports")
 def test_the_package_asks_for_what_it_imports() -> None:
     project = tomllib.loads(readme("pyproject.toml"))["project"]
-    needed = {re.split(r"[>=\[]", entry)[0] for entry in project["dependencies"]} | {"pillow"}
-    names, imported = {"PIL": "pillow"}, set()
+
+    def names(entries: list[str]) -> set[str]:
+        return {re.split(r"[>=\[]", entry)[0] for entry in entries}
+
+    needed, optional = names(project["dependencies"]), names(project["optional-dependencies"]["test"])
+    distributions, imported, late = {"PIL": "pillow"}, set(), set()
     for path in [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inner = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+        }
+        for node in ast.walk(tree):
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             roots = {name.partition(".")[0] for name in found} - {*sys.stdlib_module_names, "reference"}
-            imported |= {names.get(root, root) for root in roots}
+            (late if id(node) in inner else imported).update(distributions.get(root, root) for root in roots)
+    assert late <= needed | optional
     assert imported <= needed
     assert "torchvision" not in imported

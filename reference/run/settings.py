@@ -122,7 +122,7 @@ LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 # What may differ when a run is resumed, because it changes where or how long it computes, but not what.
 CHANGEABLE = {
     *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
-    *("download", "mirrors", "resume"),
+    *("download", "mirrors", "resume", "output"),
 }
 
 
@@ -188,7 +188,7 @@ def stored_settings(folder: Path) -> Settings:
         raise InputError(f"--resume {folder}: no run is there ({path.name}: {error.strerror})") from error
     except KeyError as error:
         raise InputError(f"--resume {folder}: {path.name} is damaged (it has no entry {error})") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"--resume {folder}: {path.name} is damaged ({error})") from error
     return settings
 
