@@ -1,8 +1,9 @@
 """Chapter 17: saving and loading, such that a checkpoint alone is enough to predict and to go on training.
 
-A checkpoint is one plain dictionary of tensors, numbers, strings, lists and dictionaries, written by `torch.save` and
-read by `torch.load(weights_only=True)`: reading it runs no code. `load_checkpoint` hands out nothing that it has not
-verified, and `save_checkpoint` writes nothing that `load_checkpoint` would refuse. The entries:
+A checkpoint is one plain dictionary of tensors, numbers, strings, lists and dictionaries, written by `torch.save`.
+`load_checkpoint` reads it with the strict reader of `reference.untrusted`: it builds the tensors from the bytes that it
+has verified, and it runs no code of the file. `save_checkpoint` reads back what it is about to write, with the same
+reader. The entries:
 
     format, version     what the file is
     network             {"name": "Ocean", "classes": 10}: how to build the network again
@@ -13,24 +14,24 @@ verified, and `save_checkpoint` writes nothing that `load_checkpoint` would refu
     training            what going on needs besides: optimizer, progress, random states (`reference.run`)
 """
 
-import os
-import pickletools
-import re
-import warnings
-import zipfile
+import io
 from collections import OrderedDict
 from pathlib import Path
 from reprlib import repr as brief  # of a hostile file's lists in lists in lists the whole text might never end
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reference.errors import InputError
 from reference.files import atomic_write
-from reference.legacy_checkpoint import what_it_is
 from reference.models import Ocean
 from reference.text import is_printable, printable
+from reference.untrusted import what_it_is
+from reference.untrusted.archive import LOCAL
+from reference.untrusted.calls import PlainMachine
+from reference.untrusted.container import NONSENSE, opened, read_zip
+from reference.untrusted.pickle_machine import ForeignError
 
 FORMAT = "ocean-spec checkpoint"
 VERSION = 1
@@ -47,11 +48,6 @@ ENTRIES = {
 
 PLAIN = (type(None), bool, int, float, str)
 CONTAINERS = (dict, OrderedDict, list, tuple)
-GLOBALS = (
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|torch(\.storage)? \w+Storage|"
-    r"torch (u?int|b?float|complex)\d+\w*"
-)
-"""What a checkpoint may ask the reader for by name: nothing that takes memory for numbers that are not in the file."""
 
 
 def save_checkpoint(
@@ -98,10 +94,13 @@ def save_checkpoint(
         check_printable(content["class_names"])
         check_plain(content["metrics"], "metrics")
         check_plain(content["training"], "training")
-    except ValueError as problem:
+        data = io.BytesIO()
+        torch.save(content, data)
+        check_content(read_zip(data, data.tell(), PlainMachine).content)
+    except NONSENSE as problem:
         raise InputError(f"{path} is not written: {problem}") from None
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(data.getbuffer())
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -152,6 +151,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path} has checkpoint version {version}, this program reads version {VERSION}: update it")
     try:
         check_content(content)
+        check_plain(content, "its content")
     except ValueError as problem:
         raise InputError(f"{path} cannot be used: {problem}") from None
     content["class_names"] = [printable(name) for name in content["class_names"]]
@@ -159,60 +159,26 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def read_plain_file(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, if it is nothing but plain data, and exactly what was written.
+    """The plain data that `torch.save` wrote to `path`.
 
     Raises:
         InputError: the file is missing, not of `torch.save`, cut off, altered, or asks for code to be run.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
+        with opened(path) as (file, size, start):
+            if not start.startswith(LOCAL):
                 raise InputError(f"{path} is not a checkpoint: {what_it_is(path)}")
-            check_archive(file)
-            file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about what it is going to refuse
-                return torch.load(file, map_location="cpu", weights_only=True)
+            return read_zip(file, size, PlainMachine).content
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ForeignDataError as error:
+    except ForeignError as error:
         raise InputError(
             f"{path} was refused: it holds more than plain data ({error}), and reading that could run code; "
             f"{what_it_is(path)}"
         ) from error
-    except Exception as error:  # whatever a damaged archive makes the reader raise
-        reason = str(error).strip().splitlines()[:1]
-        raise InputError(f"{path} is damaged or cut off: {''.join(reason)}") from error
-
-
-class ForeignDataError(Exception):
-    """A file asks for something by name that no plain data need."""
-
-
-def check_archive(file: BinaryIO) -> None:
-    """Verify what `torch.load` takes on trust: that no bit has changed, and that nothing is larger than the file.
-
-    Raises:
-        ForeignDataError: the pickle asks for something that is not in `GLOBALS`.
-        Exception: the archive is damaged.
-    """
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if len({record.filename for record in records}) < len(records):
-            raise ValueError("two of its records have the same name")
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("its records are compressed, which torch.save never does")
-        if sum(record.file_size for record in records) > file.seek(0, os.SEEK_END):
-            raise ValueError("its records are larger than the file")
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of its record {broken} is wrong")
-        for record in records:
-            if record.filename.lower().endswith("/data.pkl"):
-                for code, argument, _ in pickletools.genops(archive.read(record)):
-                    if code.name == "GLOBAL" and not re.fullmatch(GLOBALS, str(argument)):
-                        raise ForeignDataError(f"it asks for {'.'.join(str(argument).split())}")
+    except NONSENSE as error:
+        reason = str(error) if type(error) is ValueError else "what it says makes no sense"
+        raise InputError(f"{path} is damaged or cut off: {reason}") from error
 
 
 def check_content(content: dict[str, Any]) -> None:
@@ -263,18 +229,42 @@ def check_printable(names: list[str]) -> None:
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Raise ValueError unless `value` is made of tensors, numbers, strings, None, lists, tuples and dictionaries."""
-    if type(value) in (dict, OrderedDict):
-        for key, inner in value.items():
-            check_plain(key, f"a key of {where}")
-            check_plain(inner, f"{where}[{key!r}]")
-    elif type(value) in CONTAINERS:
-        for number, inner in enumerate(value):
-            check_plain(inner, f"{where}[{number}]")
-    elif isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_quantized or value.is_meta):
-        raise ValueError(f"{where} is a {'meta' if value.is_meta else value.layout} tensor, which is no plain data")
-    elif type(value) not in (*PLAIN, Tensor, nn.Parameter):
-        raise ValueError(f"{where} is a {type(value).__module__}.{type(value).__name__}, which is no plain data")
+    """Raise ValueError unless `value` is made of tensors, numbers, strings, None, lists, tuples and dictionaries.
+
+    Keys of dictionaries are numbers, strings or None. Containers may contain each other in any depth.
+    """
+    seen: set[int] = set()
+    waiting: list[tuple[Any, Any]] = [(value, (None, where))]  # a value, and the place: its container's, and its own
+    while waiting:
+        value, place = waiting.pop()
+        kind = type(value)
+        if kind in CONTAINERS:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in entries:
+                if type(key) not in PLAIN:
+                    raise ValueError(f"a key of {written(place)} is a {kind_of(key)}, which no key of plain data is")
+                waiting.append((inner, (place, key)))
+        elif isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_quantized or value.is_meta):
+            layout = "meta" if value.is_meta else value.layout
+            raise ValueError(f"{written(place)} is a {layout} tensor, which is no plain data")
+        elif kind not in (*PLAIN, Tensor, nn.Parameter):
+            raise ValueError(f"{written(place)} is a {kind_of(value)}, which is no plain data")
+
+
+def kind_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def written(place: Any) -> str:
+    """A place in nested containers as one writes it in Python; of a deep one only the innermost keys."""
+    keys: list[str] = []
+    while place[0] is not None and len(keys) < 10:
+        place, key = place
+        keys.append(f"[{brief(key)}]")
+    return f"{place[1] if place[0] is None else '…'}{''.join(reversed(keys))}"
 
 
 def build_network(content: dict[str, Any]) -> nn.Module:

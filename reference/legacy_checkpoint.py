@@ -6,7 +6,7 @@ back. A working network can where each `forward` is known: of PyTorch's own laye
 nothing else, which is taken to be applied; and of VGG and AlexNet. Of any other it is said which one is not known.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
-from reference.models import Ocean, vgg16
 from reference.text import printable
-from reference.untrusted.calls import BOUND_METHOD
+from reference.untrusted.bounds import BATCH_LARGEST, ENTRIES, LARGEST
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
+from reference.untrusted.contents import Candidate, candidates
 from reference.untrusted.layers import Builder, CannotRunError, Printer
-from reference.untrusted.modules import ENTRIES, KEY, Budget, as_module, is_module
+from reference.untrusted.modules import Budget, Memory, as_module
 from reference.untrusted.pickle_machine import Record
+from reference.untrusted.state_dicts import Fit, fits
 
-LARGEST = 1 << 25  # numbers that one operation may make for one picture: 128 MiB
-
-STATE_DICTS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
-    "model1.8.weight": ("Ocean", Ocean),
-    "classifier.6.weight": ("VGG16", lambda classes: vgg16(num_classes=classes, init_weights=False)),
-}
-"""Networks that a state dict alone is enough for, by the tensor whose rows are their classes."""
+FORMATS = {"zip": "zip format, PyTorch 1.6 or later", "old": "format before PyTorch 1.6", "safetensors": "safetensors"}
+LISTED = 20  # names of candidates in a sentence
 
 
 @dataclass(frozen=True)
@@ -41,13 +37,15 @@ class LegacyCheckpoint:
 
     Attributes:
         path: the file.
-        container: "zip" (PyTorch 1.6 and later) or "old".
+        container: "zip" (PyTorch 1.6 and later), "old" or "safetensors".
         content: all of it: tensors, containers, and `Record` or `Name` for objects, classes and functions.
         state_dict: parameters and buffers by their dotted names, in the order of the modules; empty if there are none.
         tree: the network as PyTorch prints it; empty if the file holds a state dict only.
         network: ready to run, on the CPU, in training mode or not as it was saved; None if that cannot be.
         notes: what was taken for granted, and why there is no network, in sentences.
         sources: the source code of classes, which files before PyTorch 1.6 hold; texts, never run.
+        choices: the names of the networks and state dicts in it; if there are several and none was chosen, `state_dict`
+            and `tree` are empty.
     """
 
     path: Path
@@ -58,19 +56,21 @@ class LegacyCheckpoint:
     network: nn.Module | None = field(repr=False)
     notes: tuple[str, ...]
     sources: dict[str, str] = field(repr=False)
+    choices: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
         """What it is, in a few words."""
-        return "a whole network" if self.tree else "a state dict" if self.state_dict else "data, but no network"
+        if self.tree or self.state_dict:
+            return "a whole network" if self.tree else "a state dict"
+        return f"{len(self.choices)} networks" if self.choices else "data, but no network"
 
     def describe(self) -> str:
         """All of it as text, for people."""
-        formats = {"zip": "zip format, PyTorch 1.6 or later", "old": "format before PyTorch 1.6"}
         count = sum(tensor.numel() for tensor in self.state_dict.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state_dict.values()})
         lines = [
-            f"{printable(self.path)}: {self.what} ({formats[self.container]})",
+            f"{printable(self.path)}: {self.what} ({FORMATS[self.container]})",
             *([self.tree] if self.tree else []),
         ]
         if not self.tree:
@@ -95,137 +95,197 @@ class LegacyCheckpoint:
             raise InputError(f"{self.path} cannot predict: {' '.join(self.notes)}")
         if not any(True for _ in self.network.parameters()):
             raise InputError(f"{self.path} cannot predict: its network has no parameters")
-        network = self.network.float()
-        classes = scores(self.path, network, size)
+        classes, _ = scores(self.path, self.network, size)
         if names and len(names) != classes:
             raise InputError(f"{self.path} gives {classes} scores a picture, but there are {len(names)} class names")
-        return network, list(names) or [f"class {number}" for number in range(classes)]
+        return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
+
+    def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
+        """The number of images, at most `wanted`, of which no operation makes more than `BATCH_LARGEST` numbers.
+
+        Args:
+            wanted: images computed together.
+            size: height and width of the images.
+
+        Raises:
+            InputError: as `classifier` raises it.
+        """
+        if self.network is None:
+            raise InputError(f"{self.path} cannot predict: {' '.join(self.notes)}")
+        _, largest = scores(self.path, self.network, size)
+        return max(1, min(wanted, BATCH_LARGEST // largest))
 
 
-def read_legacy_checkpoint(path: Path | str, layers: Any = nn) -> LegacyCheckpoint:
-    """Read a file of `torch.save`: a whole network, a state dict, or what else it holds, of any PyTorch since 1.0.
+def read_legacy_checkpoint(path: Path | str, layers: Any = nn, choose: str | None = None) -> LegacyCheckpoint:
+    """Read a file of `torch.save` or safetensors: a whole network, a state dict, or what else it holds.
 
-    No class is needed, nothing in the file is run, and everything arrives on the CPU. Memory is bounded as
-    `reference.untrusted` says.
+    No class is needed, nothing in the file is run, and everything arrives on the CPU. Files of any PyTorch since 1.0
+    are read. Memory is bounded as `reference.untrusted` says.
 
     Args:
         path: the file.
         layers: the namespace that working layers are taken from, used as `torch.nn` is.
+        choose: which network to take where there are several: one of `choices`.
 
     Raises:
-        InputError: it is missing, damaged, or wants more than data to be made; the text says which.
+        InputError: it is missing, damaged, or wants more than data to be made, or there is no network of the name
+            `choose`; the text says which.
     """
     path = Path(path)
     file = read_torch_file(path)
     try:
-        return understood(path, file, layers)
+        return understood(path, file, layers, choose)
     except NONSENSE as error:
+        if isinstance(error, InputError):
+            raise
         raise refusal(path, error) from error
 
 
-def what_it_is(path: Path) -> str:
-    """A few words on a file that is no checkpoint of this project: what it is, or why it is not read here either."""
-    try:
-        found = read_legacy_checkpoint(path)
-    except InputError as error:
-        return f"it {str(error).removeprefix(f'{path} ')}"
-    kind = f" ({found.content.kind})" if isinstance(found.content, Record) else ""
-    return f"it holds {found.what}{kind}, which predict.py --legacy reads without running anything in it"
+@dataclass(frozen=True)
+class Choice:
+    """A network in a file, by the name under which it can be chosen.
+
+    Attributes:
+        name: where it is; empty if it is the whole content.
+        candidate: the record or the state dict.
+        fit: the known network that the state dict, or a part of it, is one of.
+    """
+
+    name: str
+    candidate: Candidate
+    fit: Fit | None = None
 
 
-def understood(path: Path, file: TorchFile, layers: Any) -> LegacyCheckpoint:
+def choices(found: Sequence[Candidate]) -> list[Choice]:
+    """What can be chosen; a state dict that holds several known networks is a choice for each of them."""
+    listed: list[Choice] = []
+    for candidate in found:
+        fitting = [] if isinstance(candidate.found, Record) else fits(candidate.found)
+        if len(fitting) > 1:
+            prefixes = [fit.prefix.rstrip(".") for fit in fitting]
+            listed += [
+                Choice(".".join(filter(None, (candidate.name, prefix))), candidate, fit)
+                for prefix, fit in zip(prefixes, fitting, strict=True)
+            ]
+        else:
+            listed.append(Choice(candidate.name, candidate, *fitting))
+    return listed
+
+
+def chosen(path: Path, listed: list[Choice], name: str | None, notes: list[str]) -> Choice | None:
+    """The network of that name; without a name the only one, or the only one that can be one.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    names = ", ".join(choice.name or "''" for choice in listed[:LISTED]) + (", …" if len(listed) > LISTED else "")
+    if name is not None:
+        for choice in listed:
+            if choice.name == name:
+                return choice
+        raise InputError(f"{path} holds no network {name!r}: there is {names or 'none at all'}")
+    likely = [choice for choice in listed if choice.fit or holds_weights(choice.candidate.found)] or listed
+    if len(likely) > 1:
+        notes.append(f"There are {len(listed)} networks in it: {names}. Choose one of them (predict.py --choose NAME).")
+        return None
+    if not likely:
+        notes.append("There is neither a network nor a state dict in it.")
+        return None
+    if len(listed) > 1:
+        notes.append(f"There are {len(listed)} state dicts in it ({names}), but only one of them has weights.")
+    return likely[0]
+
+
+def holds_weights(found: Record | dict[str, Tensor]) -> bool:
+    """Whether it is a network, or has a tensor that could be the weight of a layer; means and deviations are none."""
+    return isinstance(found, Record) or any(tensor.dim() > 1 for tensor in found.values())
+
+
+def understood(path: Path, file: TorchFile, layers: Any, choose: str | None) -> LegacyCheckpoint:
     """What the content of a file means; ValueError if it cannot be."""
     notes: list[str] = []
-    found = interesting(file.content, notes)
+    listed = choices(candidates(file.content))
+    choice = chosen(path, listed, choose, notes)
+    names = tuple(choice.name for choice in listed)
     network, tree, state = None, "", {}
-    if isinstance(found, Record):
-        root = as_module(found, {})
-        state = {name: tensor.detach() for name, tensor in root.tensors("", Budget())}
-        tree = root.text(Printer(), Budget())
+    if choice is not None:
+        if choice.candidate.method:
+            notes.append("It was saved as model.state_dict without parentheses: the network, not its state dict.")
+        if choice.name:
+            notes.append(f"It was found under {choice.name!r:.200}.")
         try:
-            network = Builder(layers, notes).network(root, tree)
+            if isinstance(choice.candidate.found, Record):
+                root = as_module(choice.candidate.found, {})
+                tensors = dict(root.tensors("", Budget()))
+                state = {name: tensor.detach() for name, tensor in tensors.items()}
+                tree = root.text(Printer(), Budget())
+                network = Builder(layers, notes, Memory(tensors.values())).network(root, tree)
+            else:
+                state = {name: tensor.detach() for name, tensor in choice.candidate.found.items()}
+                network = known_network(choice.fit, state, notes)
         except CannotRunError as reason:
             notes.append(f"There is no working network: {one_line(str(reason))}.")
-    elif found is not None:
-        state = {name: tensor.detach() for name, tensor in found.items()}
-        network = known_network(state, notes)
-    if found is None:
-        notes.append("There is neither a network nor a state dict in it.")
-    return LegacyCheckpoint(path, file.container, file.content, state, tree, network, tuple(notes), file.sources)
+    return LegacyCheckpoint(path, file.container, file.content, state, tree, network, tuple(notes), file.sources, names)
 
 
-def interesting(content: Any, notes: list[str]) -> Record | dict[str, Tensor] | None:
-    """The network or state dict in the content of a file: all of it, or the only one among a dictionary's entries."""
-    if isinstance(content, Record) and content.kind == BOUND_METHOD:
-        notes.append("It was saved as model.state_dict without parentheses: the whole network, not its state dict.")
-        content = content.arguments[0]
-    if is_module(content) or is_state_dict(content):
-        return content
-    if isinstance(content, dict):
-        inside = {key: value for key, value in content.items() if is_module(value) or is_state_dict(value)}
-        if len(inside) == 1:
-            ((key, value),) = inside.items()
-            notes.append(f"It was found under the key {key!r:.60} of a dictionary.")
-            return value
-    return None
+def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -> nn.Module:
+    """The network that a state dict fits, key by key and shape by shape.
 
-
-def is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and 0 < len(value) <= ENTRIES
-        and all(isinstance(k, str) and k.isprintable() and len(k) <= KEY for k in value)
-        and all(isinstance(tensor, Tensor) for tensor in value.values())
-    )
-
-
-PREFIXES = ("", "module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before each key of a state dict."""
-
-
-def known_network(state: dict[str, Tensor], notes: list[str]) -> nn.Module | None:
-    """The network that a state dict fits, key by key and shape by shape, if it is one of `STATE_DICTS`."""
-    shapes = {key: tensor.shape for key, tensor in state.items() if tensor.is_floating_point()}
-    for prefix in PREFIXES:
-        for key, (name, made) in STATE_DICTS.items():
-            last = shapes.get(prefix + key, ())
-            if len(last) != 2 or last[0] < 1:
-                continue
-            with torch.device("meta"):
-                network = made(last[0])
-            if len(shapes) == len(state) and shapes == {
-                prefix + name: own.shape for name, own in network.state_dict().items()
-            }:
-                network.load_state_dict({own.removeprefix(prefix): t for own, t in state.items()}, assign=True)
-                notes.append(f"Its keys and shapes are those of {name} for {last[0]} classes.")
-                return network
-    notes.append("There is no working network: a state dict holds numbers only, and its network is none known here.")
-    return None
+    Raises:
+        CannotRunError: there is none.
+    """
+    if fit is None:
+        raise CannotRunError("a state dict holds numbers only, and its network is none known here")
+    Memory(state.values())
+    place = f" under {fit.prefix!r}" if fit.others else ""
+    notes.append(f"Its keys and shapes{place} are those of {fit.known.name} for {fit.classes} classes.")
+    if fit.pruned:
+        notes.append("It was pruned: weights are the products of their two parts, weight_orig and weight_mask.")
+    if fit.others:
+        shown = ", ".join(fit.others[:5]) + (", …" if len(fit.others) > 5 else "")
+        notes.append(f"It holds {len(fit.others)} other tensors, which are left out: {shown}.")
+    return fit.network()
 
 
 class Bounded(TorchDispatchMode):
-    """No operation may make more than `LARGEST` numbers; views of what is there are free."""
+    """No operation may make more than `LARGEST` numbers; views of what is there are free.
+
+    Attributes:
+        largest: the most numbers that an operation has made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 1
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = function(*args, **(kwargs or {}))
         for made in tree_leaves(result):
-            if isinstance(made, Tensor) and made.numel() > LARGEST and made.untyped_storage()._cdata not in given:
-                raise ValueError(f"one of its layers makes {made.numel():,} numbers of one picture")
+            if isinstance(made, Tensor) and made.untyped_storage()._cdata not in given:
+                self.largest = max(self.largest, made.numel())
+                if made.numel() > LARGEST:
+                    raise ValueError(f"one of its layers makes {made.numel():,} numbers of one picture")
         return result
 
 
-def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> int:
-    """How many scores a picture gets, from a run on the meta device, which computes shapes only.
+def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """The number of scores of an image, and the most numbers that an operation makes of it.
+
+    The network runs on the meta device, which computes shapes only.
 
     Raises:
         InputError: the network gives none, or more than `ENTRIES`, or some layer makes more than `LARGEST` numbers.
     """
     parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    empty = {name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in parts.items()}
+    empty = {
+        name: torch.empty(part.shape, dtype=torch.float32 if part.is_floating_point() else part.dtype, device="meta")
+        for name, part in parts.items()
+    }
     network.eval()
+    bounded = Bounded()
     try:
-        with torch.no_grad(), Bounded():
+        with torch.no_grad(), bounded:
             output = functional_call(network, empty, (torch.empty(1, 3, *size, device="meta"),))
     except NONSENSE as error:
         reason = one_line(str(error).partition("\n")[0])
@@ -233,4 +293,4 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> int:
         raise InputError(f"{path} cannot predict: {failed} ({reason})") from error
     if not isinstance(output, Tensor) or output.dim() != 2 or not 0 < output.numel() <= ENTRIES:
         raise InputError(f"{path} cannot predict: its network does not give a row of scores for a picture")
-    return output.shape[1]
+    return output.shape[1], bounded.largest

@@ -35,6 +35,8 @@ class Question:
     legacy: bool = False
     """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
     in it is run. Without a picture: say what it holds."""
+    choose: str | None = None
+    """With --legacy, which network to take if the file holds several; without it they are listed."""
     class_names: tuple[str, ...] = ()
     """With --legacy, the name of each class in the order of the scores: such a file holds none. Without names classes
     are numbered."""
@@ -55,28 +57,30 @@ def main() -> int:
     with styled():
         question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
     if question.legacy:
-        found = read_legacy_checkpoint(question.checkpoint)
+        found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
         if not question.pictures:
             print(found.describe())
             return 0
         height = width = 32 if question.size is None else question.size
         network, class_names = found.classifier(question.class_names, (height, width))
+        batch_size = found.batch_size(question.batch_size, (height, width))
         for note in found.notes:  # what is taken for granted
             print_line(f"note: {note}", error=True)
     else:
         if not question.pictures:
             raise InputError("PICTURE is missing: name at least one picture or folder")
         content = load_checkpoint(question.checkpoint)
-        if question.class_names or question.size is not None:
-            raise InputError("--class-names and --size need --legacy: this checkpoint holds both")
+        if question.class_names or question.size is not None or question.choose is not None:
+            raise InputError("--class-names, --size and --choose need --legacy: this checkpoint needs none of them")
         height, width = content["preprocessing"]["size"]
         network, class_names = build_network(content), content["class_names"]
+        batch_size = question.batch_size
     answers = predict(
         network.to(choose_device(question.device)),
         class_names,
         question.pictures,
         top_k=question.top_k,
-        batch_size=question.batch_size,
+        batch_size=batch_size,
         size=(height, width),
     )
     show = show_json if question.json else show_text

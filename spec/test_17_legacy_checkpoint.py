@@ -1,10 +1,13 @@
 """Chapter 17: whole networks in files of any PyTorch, read without their classes and without running anything."""
 
 import copyreg
+import datetime
+import gzip
+import io
 import math
 import os
 import pickle
-import resource
+import re
 import struct
 import sys
 import time
@@ -14,24 +17,29 @@ import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import reference
 from reference.checkpoint import save_checkpoint
+from reference.errors import InputError
 from spec.support.assertions import assert_equal
 from spec.support.clauses import clause
 from spec.support.command import run
 from spec.support.fuzzing import fuzz
 from spec.support.torch_files import Call, Fresh, Global, Member, Object, Persistent, Raw, Writer, archive, pickled
 from spec.support.traps import EXTENSION, text, tricks
-from spec.support.watching import watched
+from spec.support.watching import Allocations, watched
+from spec.support.zip_lies import LIES
 
 Read = Callable[..., Any]
 FORMATS = pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
@@ -584,10 +592,18 @@ def test_two_networks_in_a_file_are_not_confused(read_legacy_checkpoint: Read, t
     found = read_legacy_checkpoint(save(both, tmp_path / "net.pth"))
     assert (found.state_dict, found.network, found.tree) == ({}, None, "")
     assert list(found.content) == ["generator", "critic"]
+    assert found.choices == ("generator", "critic")
+
+
+PREFIXES = (
+    *("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_orig_mod._orig_mod."),
+    *("model.", "net.", "network.module.", "module.model.", "model._orig_mod.", "trainer.model.net.module._orig_mod."),
+)
+"""What stands before the keys: of DataParallel, torch.compile, a class around the network, and several of these."""
 
 
 @clause("17.legacy.state_dict_alone")
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
 def test_a_state_dict_of_the_tutorial_s_network_is_enough(
     read_legacy_checkpoint: Read, tmp_path: Path, prefix: str
 ) -> None:
@@ -603,6 +619,297 @@ def test_a_state_dict_of_the_tutorial_s_network_is_enough(
         found = read_legacy_checkpoint(save(state, tmp_path / "net.pth"))
         assert found.network is None
         assert len(found.state_dict) == 10
+
+
+def scores_of(found: Any, pictures: Tensor) -> Tensor:
+    network, _ = found.classifier()
+    with torch.no_grad():
+        return network.eval()(pictures)
+
+
+def as_a_part(ocean: Ocean) -> dict[str, Tensor]:
+    """Of a class whose only part is the tutorial's Sequential under another name (lines 1057 to 1070)."""
+    return {key.replace("model1.", "model."): tensor for key, tensor in ocean.state_dict().items()}
+
+
+def with_wrapped_layers(ocean: Ocean) -> dict[str, Tensor]:
+    """Layers that are parallel, or compiled, each by itself."""
+    state = ocean.state_dict()
+    return {
+        key.replace("model1.0.", "model1.0.module.").replace("model1.7.", "model1.7._orig_mod."): tensor
+        for key, tensor in state.items()
+    }
+
+
+def averaged(ocean: Ocean) -> nn.Module:
+    return torch.optim.swa_utils.AveragedModel(ocean)
+
+
+def trained(ocean: nn.Module) -> dict[str, Any]:
+    """The state of an optimizer that has made a step: it holds tensors of the weights' shapes."""
+    optimizer = torch.optim.Adam(ocean.parameters())
+    for parameter in ocean.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def prefixed(prefix: str, ocean: Ocean) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in ocean.state_dict().items()}
+
+
+EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
+    "the Sequential alone": lambda ocean: ocean.model1.state_dict(),
+    "the Sequential as a part of a class": as_a_part,
+    "wrapped layers": with_wrapped_layers,
+    "an averaged model": lambda ocean: averaged(ocean).state_dict(),
+    "an averaged model in DataParallel": lambda ocean: nn.DataParallel(averaged(ocean)).state_dict(),
+    "an averaged model, whole": averaged,
+    "DataParallel, whole": nn.DataParallel,
+    "an averaged model of DataParallel, whole": lambda ocean: averaged(nn.DataParallel(ocean)),
+    "parameters": lambda ocean: {key: nn.Parameter(tensor) for key, tensor in ocean.state_dict().items()},
+    "named parameters": lambda ocean: dict(ocean.named_parameters()),
+    "arrays of NumPy": lambda ocean: {key: tensor.numpy() for key, tensor in ocean.state_dict().items()},
+    "PyTorch's tutorial": lambda ocean: {
+        "epoch": 5, "model_state_dict": ocean.state_dict(), "optimizer_state_dict": trained(ocean),
+        "loss": torch.ones(()),
+    },
+    "a tutorial on CIFAR-10": lambda ocean: {"net": ocean.state_dict(), "acc": 91.5, "epoch": 7},
+    "PyTorch's ImageNet example": lambda ocean: {
+        "epoch": 1, "arch": "ocean", "state_dict": prefixed("module.", ocean), "best_acc1": torch.tensor(3.0),
+        "optimizer": trained(ocean), "scheduler": {"last_epoch": 1, "_last_lr": [0.1]},
+    },
+    "timm": lambda ocean: {
+        "epoch": 1, "arch": "ocean", "state_dict": ocean.state_dict(), "optimizer": trained(ocean), "version": 2,
+        "args": types.SimpleNamespace(lr=0.1), "amp_scaler": {"scale": 65536.0}, "metric": 0.5,
+    },
+    "torchvision's references": lambda ocean: {
+        "model": ocean.state_dict(), "optimizer": trained(ocean), "lr_scheduler": {"milestones": {3: 1}}, "epoch": 1,
+        "args": types.SimpleNamespace(lr=0.1), "scaler": {},
+    },
+    "Lightning": lambda ocean: {
+        "epoch": 3, "global_step": 10, "pytorch-lightning_version": "2.5", "state_dict": prefixed("model.", ocean),
+        "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{}": {"best_score": torch.ones(())}},
+        "optimizer_states": [trained(ocean)], "lr_schedulers": [], "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 1},
+    },
+    "Lightning with the weights of its loss": lambda ocean: {
+        "state_dict": prefixed("net.", ocean) | {"criterion.weight": torch.ones(10), "accuracy.total": torch.tensor(3)}
+    },
+    "Hugging Face's Trainer": lambda ocean: {"module": ocean.state_dict(), "step": 3},
+    "random states beside it": lambda ocean: {
+        "model": ocean.state_dict(),
+        "rng": {"torch": torch.get_rng_state(), "numpy": np.random.RandomState(0).get_state()},
+    },
+    "means and deviations beside it": lambda ocean: {
+        "model": ocean.state_dict(), "normalization": {"mean": torch.ones(3), "std": torch.ones(3)},
+    },
+    "in dictionaries": lambda ocean: {"run": {"best": {"weights": {"net": ocean.state_dict()}}}, "epoch": 1},
+    "in a list": lambda ocean: [ocean.state_dict(), trained(ocean), 7],
+    "in a tuple": lambda ocean: (7, ocean.state_dict()),
+    "in a list in a dictionary": lambda ocean: {"checkpoints": [{"model": ocean.state_dict()}]},
+    "in an object": lambda ocean: types.SimpleNamespace(model=ocean.state_dict(), epoch=1),
+    "a network in a list": lambda ocean: [ocean, 3],
+    "a network and its optimizer": lambda ocean: {"model": ocean, "optimizer": torch.optim.SGD(ocean.parameters())},
+    "a date and a path beside it": lambda ocean: {
+        "model": ocean.state_dict(), "saved": datetime.datetime(2020, 1, 2), "path": Path("x"), "steps": range(3),
+    },
+}  # fmt: skip
+"""What people save, with the keys of the programs that they save it with."""
+
+
+@clause("17.legacy.everyday")
+@FORMATS
+@pytest.mark.parametrize("how", EVERYDAY)
+def test_a_checkpoint_of_everyday_is_recognized(
+    read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
+) -> None:
+    ocean = Ocean()
+    pictures = torch.rand(2, 3, 32, 32)
+    content = EVERYDAY[how](ocean)  # some of them let an optimizer make a step
+    with torch.no_grad():
+        expected = ocean(pictures)
+    assert_equal(scores_of(read_legacy_checkpoint(save(content, tmp_path / "net.pth", old)), pictures), expected)
+
+
+SEVERAL: dict[str, tuple[Callable[[Ocean, Ocean], Any], tuple[str, str]]] = {
+    "timm": (
+        lambda one, other: {"state_dict": one.state_dict(), "state_dict_ema": other.state_dict(), "epoch": 1},
+        ("state_dict", "state_dict_ema"),
+    ),
+    "torchvision's references": (
+        lambda one, other: {"model": one.state_dict(), "model_ema": averaged(other).state_dict(), "epoch": 1},
+        ("model", "model_ema"),
+    ),
+    "an average in the same state dict": (
+        lambda one, other: {"state_dict": prefixed("model.", one) | prefixed("ema_model.module.", other)},
+        ("state_dict.model.model1", "state_dict.ema_model.model1"),
+    ),
+    "an average in the same bare state dict": (
+        lambda one, other: prefixed("model.", one) | prefixed("ema.", other), ("model.model1", "ema.model1"),
+    ),
+    "a list": (lambda one, other: [one.state_dict(), {"net": other}], ("[0]", "[1].net")),
+    "a tuple of whole networks": (lambda one, other: (one, other), ("[0]", "[1]")),
+    "numbers for keys": (lambda one, other: {0: one.state_dict(), 1: other.state_dict()}, ("[0]", "[1]")),
+    "a network that is not known": (
+        lambda one, other: {"critic": nn.Linear(2, 3).state_dict(), "net": other}, ("critic", "net"),
+    ),
+}  # fmt: skip
+
+
+@clause("17.legacy.choices")
+@FORMATS
+@pytest.mark.parametrize("how", SEVERAL)
+def test_of_several_networks_one_is_chosen_by_its_name(
+    read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
+) -> None:
+    one, other = Ocean(), Ocean()
+    made, names = SEVERAL[how]
+    path = save(made(one, other), tmp_path / "net.pth", old)
+    found = read_legacy_checkpoint(path)
+    assert found.choices == names
+    assert (found.state_dict, found.network, found.tree) == ({}, None, "")
+    for said in (str(found.notes), found.describe()):
+        assert all(name in said for name in names)
+        assert "--choose" in said
+    with refused("There are 2 networks in it"):
+        found.classifier()
+    pictures = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = other(pictures)
+    assert_equal(scores_of(read_legacy_checkpoint(path, choose=names[1]), pictures), expected)
+    with refused(f"holds no network 'neither': there is {re.escape(names[0])}"):
+        read_legacy_checkpoint(path, choose="neither")
+
+
+@clause("17.legacy.choices")
+def test_where_there_is_one_network_it_may_be_chosen(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    path = save({"net": Ocean().state_dict(), "epoch": 1}, tmp_path / "net.pth")
+    assert read_legacy_checkpoint(path, choose="net").network is not None
+    with refused("holds no network 'model': there is net"):
+        read_legacy_checkpoint(path, choose="model")
+    with refused("holds no network 'model': there is none at all"):
+        read_legacy_checkpoint(save({"epoch": 1}, path), choose="model")
+
+
+@clause("17.legacy.everyday")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state | {"head.weight": torch.ones(2, 10)},
+        lambda state: state | {"model1.9.weight": torch.ones(2, 10)},
+        lambda state: state | {"model1.0.extra": torch.ones(3)},
+        lambda state: {key: tensor for key, tensor in state.items() if key != "model1.8.bias"},
+        lambda state: state | {"model1.8.weight": torch.ones(10, 63)},
+        lambda state: state | {"module.model1.8.weight": torch.ones(10, 64)},
+        lambda state: state | {"model1.0.weight_mask": torch.ones(32, 3, 5, 5)},
+    ],
+    ids=[
+        "a head",
+        "a layer more",
+        "a part more",
+        "a bias less",
+        "another width",
+        "a key twice",
+        "half of a pruned one",
+    ],
+)
+def test_a_state_dict_of_another_network_is_not_taken_for_a_known_one(
+    read_legacy_checkpoint: Read, tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    state = change(dict(Ocean().state_dict()))
+    found = read_legacy_checkpoint(save(state, tmp_path / "net.pth"))
+    assert found.network is None
+    assert found.state_dict.keys() == state.keys()
+
+
+@clause("17.legacy.pruned")
+@FORMATS
+@pytest.mark.parametrize("whole", [False, True], ids=["state dict", "whole network"])
+def test_pruned_networks_compute_with_their_masks(
+    read_legacy_checkpoint: Read, tmp_path: Path, whole: bool, old: bool
+) -> None:
+    ocean = Ocean()
+    prune.l1_unstructured(ocean.model1[0], "weight", 0.5)
+    prune.random_structured(ocean.model1[4], "weight", 0.3, dim=0)
+    prune.l1_unstructured(ocean.model1[4], "weight", 0.2)  # twice: a PruningContainer
+    prune.l1_unstructured(ocean.model1[8], "bias", 0.5)
+    pictures = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = ocean(pictures)
+    found = read_legacy_checkpoint(save(ocean if whole else ocean.state_dict(), tmp_path / "net.pth", old))
+    assert list(found.state_dict) == list(ocean.state_dict())
+    assert_equal(scores_of(found, pictures), expected)
+    if whole:
+        assert found.tree == repr(ocean)
+
+
+@clause("17.legacy.pruned")
+def test_another_hook_before_a_layer_is_code(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    writer = Writer()
+    for kind in ("their_code.Pruning", "torch.nn.utils.prune.L1Unstructured"):
+        layer = writer.linear(nn.Linear(2, 1))
+        layer.state["_forward_pre_hooks"] = OrderedDict(
+            {0: Object(Global(*kind.rsplit(".", 1)), {"_tensor_name": "bias"})}
+        )
+        found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(writer.sequential(layer))))
+        assert found.network is None
+        assert any("hooks" in note or "no mask" in note for note in found.notes)
+
+
+@clause("17.legacy.safetensors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_safetensors_file_is_read(read_legacy_checkpoint: Read, tmp_path: Path, dtype: torch.dtype) -> None:
+    ocean = Ocean().to(dtype)
+    safetensors.torch.save_file(prefixed("module.", ocean), tmp_path / "net.pth", metadata={"format": "pt"})
+    found = read_legacy_checkpoint(tmp_path / "net.pth")
+    assert found.container == "safetensors"
+    assert "a state dict (safetensors)" in found.describe()
+    for key, tensor in ocean.state_dict().items():
+        assert_equal(found.state_dict[f"module.{key}"], tensor, key)
+    pictures = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = ocean.float()(pictures)
+    assert_equal(scores_of(found, pictures), expected)
+
+
+SAFETENSORS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut off": (lambda data: data[:-1], "damaged"),
+    "longer": (lambda data: data + b"x", "damaged"),
+    "a header that is cut off": (lambda data: data[:20], "header|does not begin"),
+    "a header of exabytes": (lambda data: b"\xff" * 4 + bytes(4) + data[8:], "header of a safetensors file"),
+    "a header that is no JSON": (lambda data: data[:8] + b"{" * 8 + data[16:], "damaged"),
+    "a shape that does not fit": (lambda data: data.replace(b"[2,3]", b"[2,9]"), "damaged"),
+    "a shape of exabytes": (lambda data: data.replace(b"[2,3]", b"[9e9]"), "damaged"),
+    "another dtype": (lambda data: data.replace(b'"F32"', b'"F64"'), "damaged"),
+    "an unknown dtype": (lambda data: data.replace(b'"F32"', b'"XXX"'), "damaged"),
+    "a place outside": (lambda data: data.replace(b"[0,24]", b"[9,33]"), "damaged"),
+    "a truth value that is neither": (lambda data: data[:-1] + b"\x02", "truth value"),
+}
+
+
+@clause("17.legacy.safetensors")
+@pytest.mark.parametrize("lie", SAFETENSORS)
+def test_a_safetensors_file_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str) -> None:
+    change, says = SAFETENSORS[lie]
+    whole = safetensors.torch.save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True])})
+    read_legacy_checkpoint(written(tmp_path / "net.pth", whole))
+    assert change(whole) != whole
+    with refused(says):
+        read_legacy_checkpoint(written(tmp_path / "net.pth", change(whole)))
+
+
+@clause("17.legacy.safetensors")
+@pytest.mark.parametrize("first", [0x80, 0x3C, 0x08, 0x50], ids=["as a pickle", "as a web page", "as ONNX", "as zip"])
+def test_a_safetensors_file_may_begin_with_any_byte(read_legacy_checkpoint: Read, tmp_path: Path, first: int) -> None:
+    """It begins with the length of its header."""
+    whole = safetensors.torch.save({"a": torch.arange(6.0)})
+    length = int.from_bytes(whole[:8], "little")
+    padded = length + (first - length) % 256
+    header = whole[8 : 8 + length].ljust(padded)
+    path = written(tmp_path / "net.pth", padded.to_bytes(8, "little") + header + whole[8 + length :])
+    assert path.read_bytes()[0] == first
+    assert_equal(read_legacy_checkpoint(path).state_dict["a"], torch.arange(6.0))
 
 
 # What is not read
@@ -627,6 +934,12 @@ def test_special_tensors_are_refused_as_such(read_legacy_checkpoint: Read, tmp_p
         read_legacy_checkpoint(tmp_path / "net.pth")
 
 
+def numpy_archive() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(3))
+    return file.getvalue()
+
+
 @clause("17.legacy.not_read")
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -641,15 +954,39 @@ def test_special_tensors_are_refused_as_such(read_legacy_checkpoint: Read, tmp_p
         (archive([Member("data.pkl", pickled(1)), Member("constants.pkl", b"")]), "TorchScript"),
         (archive([Member("readme.txt", b"hello")]), "no data.pkl"),
         (archive([]), "not a file of torch.save"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5"),
+        (b"GGUF\x03\0\0\0" + bytes(600), "GGUF"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\xff" + bytes(600), "ONNX"),
+        (b"\x08\x03:\xa0\x01\x0a" + bytes(600), "ONNX"),
+        (b"\x1c\0\0\0TFL3" + bytes(600), "TensorFlow Lite"),
+        (b"\x93NUMPY\x01\0" + bytes(600), "NumPy array"),
+        (numpy_archive(), "NumPy arrays"),
+        (gzip.compress(b"x" * 600), "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><title>404</title>", "web page"),
     ],
-    ids=["nothing", "two bytes", "a text", "a picture", "a tar file", "a pickle", "another protocol", "TorchScript",
-         "a zip archive", "an empty archive"],
+    ids=["nothing", "two bytes", "a text", "an image", "a tar file", "a pickle", "another protocol", "TorchScript",
+         "a zip archive", "an empty archive", "HDF5", "GGUF", "ONNX", "ONNX without a producer", "TensorFlow Lite",
+         "NumPy", "NumPy's archive", "gzip", "Git LFS", "a web page"],
 )  # fmt: skip
 def test_other_files_are_refused_by_what_they_are(
     read_legacy_checkpoint: Read, tmp_path: Path, content: bytes, says: str
 ) -> None:
     with refused(says):
         read_legacy_checkpoint(written(tmp_path / "net.pth", content))
+
+
+@clause("17.legacy.not_read")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_programs_that_pytorch_writes_are_named(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(2, 1), nn.ReLU()).eval()
+    torch.jit.script(network).save(str(tmp_path / "net.pth"))
+    with refused("TorchScript archive, a program and not data"):
+        read_legacy_checkpoint(tmp_path / "net.pth")
+    torch.export.save(torch.export.export(network, (torch.ones(1, 2),)), tmp_path / "net.pth.pt2")
+    with refused("archive of torch.export, a program and not data"):
+        read_legacy_checkpoint(tmp_path / "net.pth.pt2")
 
 
 @clause("17.legacy.not_read")
@@ -682,7 +1019,7 @@ def test_a_changed_bit_of_a_zip_file_is_noticed(read_legacy_checkpoint: Read, tm
     for part in (struct.pack("<5f", *range(5)), b"_rebuild_tensor_v2"):
         at = whole.index(part)
         changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
-        with refused("wrong checksum"):
+        with refused("the checksum of member"):
             read_legacy_checkpoint(written(tmp_path / "net.pth", changed))
 
 
@@ -846,7 +1183,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
                          Member("data/0", b"1234", offset=64 + len(GOOD))]),
         "overlap",
     ),
-    "a member beyond the end": (lambda: archive([Member("data.pkl", GOOD, offset=10**6)]), "cut off|overlap"),
+    "a member beyond the end": (lambda: archive([Member("data.pkl", GOOD, offset=10**6)]), "belong to no member"),
     "a wrong checksum": (lambda: archive([Member("data.pkl", GOOD, crc=1)]), "checksum"),
     "another name in its header": (lambda: archive([Member("data.pkl", GOOD, local="archive/data/0")]), "not where"),
     "a name that leads out": (lambda: archive([Member("data.pkl", GOOD), Member("../../passwd", b"")]), "leads out"),
@@ -855,9 +1192,12 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "two folders": (lambda: archive([Member("data.pkl", GOOD), Member("/other/data.pkl", GOOD)]), "one folder"),
     "a comment behind it": (lambda: archive([Member("data.pkl", GOOD)], comment=b"hello"), "directory"),
     "sizes of 64 bits that lie": (
-        lambda: archive([Member("data.pkl", GOOD, size=2**32 - 1, extra=zip64(size=2**60, packed=2**60))]), "overlap"
+        lambda: archive([Member("data.pkl", GOOD, size=2**32 - 1, extra=zip64(size=2**60, packed=2**60))]),
+        "contradicts itself",
     ),
-    "sizes of 64 bits that are missing": (lambda: archive([Member("data.pkl", GOOD, size=2**32 - 1)]), "overlap"),
+    "sizes of 64 bits that are missing": (
+        lambda: archive([Member("data.pkl", GOOD, size=2**32 - 1)]), "contradicts itself"
+    ),
     "a place of 64 bits that lies": (
         lambda: archive([Member("data.pkl", GOOD, offset=2**32 - 1, extra=zip64(offset=2**63))]), ""
     ),
@@ -884,6 +1224,17 @@ def test_an_archive_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path:
     with refused(says):
         read_legacy_checkpoint(written(tmp_path / "net.pth", made()))
     assert os.listdir(tmp_path) == ["net.pth"]
+
+
+@clause("17.legacy.archives")
+@pytest.mark.parametrize("lie", LIES)
+def test_an_archive_that_two_readers_could_read_differently_is_refused(
+    read_legacy_checkpoint: Read, tmp_path: Path, lie: str
+) -> None:
+    path = save({"a": torch.ones(3), "b": torch.zeros(5)}, tmp_path / "net.pth")
+    read_legacy_checkpoint(path)
+    with refused():
+        read_legacy_checkpoint(written(path, LIES[lie](path.read_bytes())))
 
 
 @clause("17.legacy.archives")
@@ -1015,6 +1366,43 @@ def modules(levels: int) -> bytes:
     return code
 
 
+@cache
+def probed(bits: int = 17) -> list[int]:
+    """Whole numbers that make a dictionary slow: two thirds of a table of 2 to the power of `bits`.
+
+    CPython looks for a key k at the place i = k, then at 5i + p + 1, where p is k shifted to the right by 5 bits more
+    each time, modulo the table. The first half of the numbers fill an arc of that sequence (with p = 0); of the second
+    half each one runs through the arc, which n insertions pay with n² steps.
+    """
+    mask = (1 << bits) - 1
+    count = (1 << bits) // 3
+    arc, place = np.empty(count, np.int64), 1
+    for number in range(count):
+        arc[number], place = place, (5 * place + 1) & mask
+    order = np.full(1 << bits, -1, np.int64)
+    order[arc] = np.arange(count)
+    found: list[int] = []
+    for start in range(1 << 20, 1 << 31, 1 << 22):
+        key = np.arange(start, start + (1 << 22), dtype=np.int64)
+        place, shifted, inside = key & mask, key, order[key & mask] >= 0
+        for _ in range(7):
+            key, place, shifted = key[inside], place[inside], shifted[inside] >> 5
+            place = (place * 5 + shifted + 1) & mask
+            inside = order[place] >= 0
+        found += key[inside & (order[place] < count // 6)].tolist()
+        if len(found) >= count:
+            break
+    return [*arc.tolist(), *found[:count]]
+
+
+def word(number: int) -> bytes:
+    return b"J" + struct.pack("<i", number)
+
+
+def entry(number: int) -> bytes:
+    return word(number) + b"N"
+
+
 BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "lists in lists, twice each, a hundred deep": (lambda: doubled(100), None),
     "lists in lists, a hundred thousand deep": (lambda: tower(100_000), None),
@@ -1039,13 +1427,52 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a name without an end": (lambda: b"c" + b"a" * 1_000_000, "line of more than 200 bytes"),
     "a list as a key": (lambda: b"}]Ns", "list for a key"),
     "a tuple as a key": (lambda: b"})Ns", "tuple for a key"),
-    "a number with a fraction as a key": (lambda: b"}G" + struct.pack(">d", 0.5) + b"Ns", "float for a key"),
+    "fractions as keys": (
+        lambda: b"}(" + b"".join(b"G" + struct.pack(">d", n / 7) + b"N" for n in range(1, 10_002)) + b"u",
+        "more than 10,000 keys",
+    ),
     "keys that hash alike": (
         lambda: b"}("
         + b"".join(b"\x8a\x0a" + (7 + (2**61 - 1) * n).to_bytes(10, "little") + b"N" for n in range(20_000))
         + b"u",
-        "int for a key",
+        "more than 10,000 keys",
     ),
+    "keys along the probe sequence": (
+        lambda: b"}(" + b"".join(map(entry, probed())) + b"u", "more than 10,000 keys"
+    ),
+    "as many of them as a file may have": (lambda: b"}(" + b"".join(map(entry, probed(14)[:10_000])) + b"u", None),
+    "members of a set along the probe sequence": (
+        lambda: b"\x8f(" + b"".join(map(word, probed())) + b"\x90", "more than 10,000 keys"
+    ),
+    "members of a frozen set along the probe sequence": (
+        lambda: b"(" + b"".join(map(word, probed())) + b"\x91", "more than 10,000 keys"
+    ),
+    "members of a called set along the probe sequence": (
+        lambda: b"cbuiltins\nset\n(" + b"".join(map(word, probed())) + b"l\x85R", "more than 10,000 keys"
+    ),
+    "pairs along the probe sequence": (
+        lambda: b"ccollections\nOrderedDict\n(" + b"".join(word(key) + b"N\x86" for key in probed()) + b"t\x85R",
+        "more than 10,000 keys",
+    ),
+    "entries of an object along the probe sequence": (
+        lambda: b"cm\nN\n)\x81(" + b"".join(map(entry, probed())) + b"u", "more than 10,000 keys"
+    ),
+    "many dictionaries along the probe sequence": (
+        lambda: b"".join(b"}(" + b"".join(map(entry, probed(12))) + b"u0" for _ in range(40)) + b"N",
+        "more than 10,000 keys",
+    ),
+    "many copies along the probe sequence": (
+        lambda: b"ccollections\nCounter\nq\x00}(" + b"".join(map(entry, probed(12))) + b"u\x85q\x01"
+        + b"h\x00h\x01R0" * 300,
+        "more than 10,000 keys",
+    ),
+    "objects as keys": (
+        lambda: b"cm\nN\nq\x00}(" + b"h\x00)\x81N" * 20_000 + b"u", "more than 10,000 keys"
+    ),
+    "a memory along the probe sequence": (
+        lambda: b"N" + b"".join(b"r" + struct.pack("<I", key) for key in probed()), "of its memory"
+    ),
+    "a memory with a leap": (lambda: b"Nr\xff\xff\xff\xff", "place 4,294,967,295 of its memory"),
     "a million instructions more": (lambda: b"N0" * 500_001 + b"N", "more than 1,000,000 instructions"),
     "ten thousand copies of a list": (
         lambda: b"cbuiltins\nlist\nq\x00](" + b"N" * 10_000 + b"e\x85q\x01" + b"h\x00h\x01R0" * 10_000,
@@ -1141,6 +1568,8 @@ def flood(code: bytes) -> bytes:
 
 def limit_memory(more: int) -> None:
     """Of a new process: to what it has, and so much besides."""
+    import resource  # not on Windows
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -1178,6 +1607,108 @@ def test_numbers_take_the_memory_that_they_take_in_the_file(tmp_path: Path, old:
     result = run("predict.py", *words, folder=tmp_path, prepare=three_sixteenths_of_a_gibibyte_more)
     assert result.status == 2, result.out
     assert len(result.err.splitlines()) == 1
+
+
+STATES: dict[str, Callable[[Writer, Any], Any]] = {
+    "a view for each layer": lambda w, parameter: [
+        (number, parameter(w.rebuild(w.first, 0, (1024, 1024), (0, 0)))) for number in range(300)
+    ],
+    "views with overlaps": lambda w, parameter: [
+        (number, parameter(w.rebuild(w.first, 0, (1024, 1024), (1, 1)))) for number in range(300)
+    ],
+    "one view, a parameter for each layer": lambda w, parameter: (
+        lambda view: [(number, parameter(view)) for number in range(300)]
+    )(w.rebuild(w.first, 0, (1024, 1024), (0, 0))),
+}
+"""Ways to have 300 million numbers in a file of 100 KB; `parameter` makes one of a tensor."""
+
+
+@pytest.mark.slow
+@clause("17.legacy.bounded")
+@FORMATS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("where", "pruned"),
+    [("parameters", False), ("parameters", True), ("buffers", False), ("tensors", False), ("tensors", True)],
+    ids=["parameters", "pruned parameters", "buffers", "tensors for parameters", "pruned tensors for parameters"],
+)
+@pytest.mark.parametrize("what", STATES)
+def test_views_take_no_memory_up_to_the_prediction(
+    read_legacy_checkpoint: Read, tmp_path: Path, what: str, where: str, pruned: bool, dtype: torch.dtype, old: bool
+) -> None:
+    """A view with stride 0 has as many numbers as one likes; a change of its dtype makes them real."""
+    writer = Writer("1.5" if old else "1.6")
+    writer.first = writer.storage(torch.ones(4096, dtype=dtype))
+    make = Global("torch._utils", "_rebuild_parameter")
+    wrap = (lambda view: view) if where != "parameters" else lambda view: Call(make, (view, True, OrderedDict()))
+    layers = []
+    for _, tensor in STATES[what](writer, wrap):
+        if where == "buffers":
+            layers.append(writer.module("torch.nn.modules.linear.Identity", buffers={"it": tensor}))
+            continue
+        names = ("weight_orig", "weight_mask") if pruned else ("weight", "")
+        layer = writer.module(
+            "torch.nn.modules.linear.Linear", {names[0]: tensor, "bias": None}, in_features=1024, out_features=1024
+        )
+        if pruned:
+            layer.state["_buffers"] = OrderedDict({names[1]: tensor})
+            hook = Object(Global("torch.nn.utils.prune", "L1Unstructured"), {"_tensor_name": "weight", "amount": 1})
+            layer.state["_forward_pre_hooks"] = OrderedDict({0: hook})
+        layers.append(layer)
+    flat = [writer.flatten(), writer.linear(nn.Linear(3072, 1024))]
+    path = written(tmp_path / "net.pth", writer.file(writer.sequential(*flat, *layers)))
+    assert path.stat().st_size < 13_000_000
+    with Allocations() as memory, suppress(InputError):
+        network, _ = read_legacy_checkpoint(path).classifier()
+        network(torch.ones(1, 3, 32, 32))
+    assert memory.peak < 8 * path.stat().st_size + (64 << 20)
+
+
+@pytest.mark.slow
+@clause("17.legacy.bounded")
+def test_dimensions_count_as_instructions(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    """100,000 tensors of 64 dimensions: each is made with three instructions, and checked with 64 comparisons."""
+    writer = Writer()
+    view = writer.rebuild(writer.storage(torch.ones(0)), 0, (0,) * 64, (0,) * 64)
+    code = b"\x80\x02" + pickled(view.arguments)[2:-1] + b"r\x28\x00\x00\x000"
+    code += pickled(view.function)[2:-1] + b"r\x29\x00\x00\x000"
+    code += b"h\x29h\x28R0" * 100_000 + b"N."
+    storages = [Member(f"data/{key}", data) for key, (data, _) in writer.storages.items()]
+    with refused("more than 1,000,000 instructions"):
+        read_legacy_checkpoint(written(tmp_path / "net.pth", archive([Member("data.pkl", code), *storages])))
+
+
+@clause("17.legacy.bounded")
+def test_a_small_file_of_many_views_is_refused_with_both_figures(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    writer = Writer()
+    storage = writer.storage(torch.ones(1).half())
+    content = {f"{n}": writer.rebuild(storage, 0, (1024, 1024), (0, 0)) for n in range(5)}
+    with refused("its tensors have 10,485,760 bytes, but the file holds only 2 bytes"):
+        read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(content)))
+
+
+@clause("17.legacy.bounded")
+def test_shared_and_tied_weights_are_no_bomb(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    """One layer in twelve places, and an average that begins with the weights themselves."""
+    block = nn.Linear(600, 600)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 600), *[block] * 12, nn.Linear(600, 2)).half()
+    found, _ = read_legacy_checkpoint(save(network, tmp_path / "net.pth")).classifier()
+    assert found[2] is found[13]
+    state = network.state_dict()
+    save({"model": state, "ema": dict(state), "best": dict(state)}, tmp_path / "net.pth")
+    assert read_legacy_checkpoint(tmp_path / "net.pth", choose="ema").state_dict.keys() == state.keys()
+
+
+@clause("17.legacy.bounded")
+def test_a_batch_is_no_larger_than_its_activations_allow(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    """12 KB of weights that make 16 million numbers of one image: not 64 images at once."""
+    network = nn.Sequential(nn.Upsample(scale_factor=70), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = read_legacy_checkpoint(save(network, tmp_path / "net.pth"))
+    assert 3 * (32 * 70) ** 2 == 15_052_800
+    assert found.batch_size(64) == (1 << 26) // 15_052_800 == 4
+    assert found.batch_size(2) == 2
+    small = read_legacy_checkpoint(save(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), tmp_path / "net.pth"))
+    assert small.batch_size(64) == 64
 
 
 # Fuzzing

@@ -396,7 +396,6 @@ SLIPS = (
     ("reference.training", "targets = targets.to(device)\n", "targets = targets.cpu()\n", "whole"),
     ("reference.training", "torch.stack(losses).cpu().double()", "torch.stack(losses).double()", "whole"),
     ("reference.inference", ".to(like.device).to(like.dtype)", ".to(like.dtype)", "whole"),
-    ("reference.checkpoint", 'map_location="cpu", ', "", "whole"),
     ("reference.nn.pooling", "dtype=torch.int32, device=device)", "dtype=torch.int32)", "AvgPool2d"),
     ("reference.nn.pooling", "torch.arange(n, device=input.device)", "torch.arange(n)", "AdaptiveAvgPool2d"),
     ("reference.nn.attention", "dtype=torch.bool, device=logits.device)", "dtype=torch.bool)", "attention, causal"),

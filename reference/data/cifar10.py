@@ -2,15 +2,15 @@
 
 The official archive holds five training batches and a test batch of 10,000 pictures each, and the class names: Python 2
 pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function there is.
-`read_pickle` is that machine without calls: it can describe an array, and nothing else.
+`BatchMachine` is that machine without calls: it can describe an array, and nothing else.
 """
 
 import gzip
-import pickletools
+import io
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -23,6 +23,11 @@ from reference.data.download import download as fetch
 from reference.data.download import is_right, md5_of
 from reference.data.resident import Resident
 from reference.errors import InputError
+from reference.untrusted.bounds import CIFAR_ARCHIVE as ARCHIVE_LIMIT
+from reference.untrusted.bounds import CIFAR_FILE as FILE_LIMIT
+from reference.untrusted.bounds import CIFAR_HEADER as HEADER_LIMIT
+from reference.untrusted.bounds import CIFAR_INSTRUCTIONS, MIB, WORD
+from reference.untrusted.pickle_machine import ForeignError, Name, PickleMachine, Record
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -41,12 +46,6 @@ TRAIN_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4",
 TEST_BATCHES = ("test_batch",)
 META = "batches.meta"
 REMEDY = "delete it and use --download"
-
-MIB = 1 << 20
-FILE_LIMIT = 64 * MIB  # a genuine batch has 30 MiB
-ARCHIVE_LIMIT = 256 * MIB  # unpacked; the genuine one has 178 MiB
-HEADER_LIMIT = MIB // 16  # what a member may cost beside its content
-OPCODE_LIMIT = 200_000  # a genuine batch has some 30,000 instructions, three a picture
 
 # What gzip and tarfile raise on damaged files; ValueError where a header has no sense.
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, ValueError)
@@ -232,10 +231,10 @@ def decode(
 
 
 def decode_file(data: bytes, path: Path, convert: Callable[[object], T]) -> T:
-    """`convert(read_pickle(data))`, with whatever is wrong about it as an InputError that names the file."""
+    """`convert` of the value of a pickle; whatever is wrong about it becomes an InputError that names the file."""
     try:
-        return convert(read_pickle(data))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return convert(BatchMachine().read(io.BytesIO(data)))
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         reason = str(error)[:200] if isinstance(error, ValueError) else "its instructions make no sense"
         raise InputError(f"{path}: not a file of CIFAR-10 ({reason}); nothing in it was run") from error
 
@@ -269,132 +268,56 @@ def as_batch(value: object, n_classes: int) -> tuple[bytes | bytearray, list[int
 def as_array(value: object) -> tuple[int, bytes | bytearray]:
     """n and the bytes of a described array, which must be uint8 (n, 3072) in C order; ValueError otherwise."""
     match value:
-        case Described(
-            "numpy.core.multiarray._reconstruct",
-            _,
-            (_, (int(n), 3072), Described("numpy.dtype", ("u1", _, _)), False, content),
+        case Record(
+            kind=Name("numpy.core.multiarray", "_reconstruct"),
+            state=(_, (int(n), 3072), Record(kind=Name("numpy", "dtype"), arguments=("u1", _, _)), False, content),
         ):
             pass
-        case Described(
-            "numpy.core.numeric._frombuffer", (content, Described("numpy.dtype", ("u1", _, _)), (int(n), 3072), "C")
+        case Record(
+            kind=Name("numpy.core.numeric", "_frombuffer"),
+            arguments=(content, Record(kind=Name("numpy", "dtype"), arguments=("u1", _, _)), (int(n), 3072), "C"),
         ):  # pickle protocol 5
             pass
         case _:
             raise ValueError("data is not a uint8 array (n, 3072) in C order")
     match content:
-        case str(text) | Described("_codecs.encode", (str(text), "latin1")):  # Python 2; and Python 3 in its protocols
+        case str(text) | Record(kind=Name("_codecs", "encode"), arguments=(str(text), "latin1")):  # Python 2; Python 3
             return n, text.encode("latin-1")
         case bytes() | bytearray():
             return n, content
     raise ValueError("data has no bytes")
 
 
-# The pickle machine
+class BatchMachine(PickleMachine):
+    """The pickle machine for batches: it describes arrays of NumPy, and has texts for keys."""
 
+    DESCRIBABLE = (  # all that batches need, whichever Python and NumPy wrote them
+        Name("numpy.core.multiarray", "_reconstruct"),
+        Name("numpy.core.numeric", "_frombuffer"),
+        Name("numpy", "ndarray"),
+        Name("numpy", "dtype"),
+        Name("_codecs", "encode"),
+    )
 
-@dataclass(eq=False, slots=True)
-class Described:
-    """What Python's own reader would have imported or, when there are `arguments`, made by calling what it imported."""
+    def __init__(self) -> None:
+        super().__init__(CIFAR_INSTRUCTIONS)
 
-    name: str
-    arguments: object = None
-    state: object = None
+    def named(self, name: Name) -> Name:
+        known = Name(name.module.replace("numpy._core.", "numpy.core."), name.name)  # its name since NumPy 2
+        if known not in self.DESCRIBABLE:
+            raise ForeignError(f"it asks for {str(name)[:WORD]!r}, which no batch of pictures needs")
+        return known
 
+    def call(self, function: object, arguments: tuple[Any, ...]) -> Record:
+        return self.make(function, arguments)
 
-DESCRIBABLE = (  # all that batches need, whichever Python and numpy wrote them
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.numeric._frombuffer",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "_codecs.encode",
-)
-LITERALS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINSTRING", "SHORT_BINSTRING"),
-    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-)
-
-
-def read_pickle(data: bytes) -> object:
-    """What a pickle of protocol 2 to 5 holds: dictionaries, lists, tuples, strings, bytes, numbers and `Described`.
-
-    No function is called and no attribute is looked up that the pickle names. Time and memory are bounded by
-    `OPCODE_LIMIT` and the length of `data`.
-
-    Raises:
-        ValueError, LookupError, TypeError, AttributeError: it is damaged, or holds anything else.
-    """
-    stack: list[Any] = []
-    below: list[list[Any]] = []  # for each mark, the stack below it
-    memo: dict[Any, Any] = {}
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count == OPCODE_LIMIT:
-            raise ValueError(f"more than {OPCODE_LIMIT:,} instructions")
-        items: list[Any] = []
-        if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take all that lies above the mark
-            items, stack = stack, below.pop()
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case name if name in LITERALS:
-                stack.append(argument)
-            case "NONE" | "NEWFALSE" | "NEWTRUE":
-                stack.append({"NONE": None, "NEWFALSE": False, "NEWTRUE": True}[opcode.name])
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "MARK":
-                below.append(stack)
-                stack = []
-            case "EMPTY_TUPLE" | "TUPLE":
-                stack.append(tuple(items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
-                stack[-size:] = [tuple(stack[-size:])]
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                items = [stack.pop()]
-                list.extend(stack[-1], items)  # list.extend, not .extend: a TypeError if it is anything but a list
-            case "APPENDS":
-                list.extend(stack[-1], items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                dict.update(stack[-1], {as_text(key): value})
-            case "SETITEMS":
-                dict.update(stack[-1], zip(map(as_text, items[::2]), items[1::2], strict=True))
-            case "GLOBAL":
-                stack.append(describe(*str(argument).split(" ")))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(describe(as_text(module), as_text(name)))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(Described(function.name, arguments))
-            case "BUILD":
-                state = stack.pop()
-                stack[-1].state = state
-            case "STOP":
-                return stack.pop()
-            case _:
-                raise ValueError(f"it has the instruction {opcode.name}, which no batch of pictures needs")
-    raise ValueError("it has no end")
-
-
-def describe(module: str, name: str) -> Described:
-    full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # its name since numpy 2
-    if full_name not in DESCRIBABLE:
-        raise ValueError(f"it asks for {full_name[:100]!r}, which no batch of pictures needs")
-    return Described(full_name)
+    def key(self, value: Any, place: int) -> str:
+        return as_text(value)
 
 
 def as_text(value: object) -> str:
     """A name or dictionary key: a short printable string, which Python 2 wrote as bytes."""
-    if isinstance(value, str | bytes) and len(value) <= 100:
+    if isinstance(value, str | bytes) and len(value) <= WORD:
         text = value.decode("latin-1") if isinstance(value, bytes) else value
         if text.isprintable():
             return text

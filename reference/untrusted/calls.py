@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.untrusted.pickle_machine import NAME, Name, PickleMachine, Record, checked_key, put_into
-
-OVERLAP = 1 << 20  # a tensor whose strides use numbers more than once may have so many elements
-DIMENSIONS = 64
+from reference.untrusted.bounds import DIMENSIONS, NAME, OVERLAP, VIEWS
+from reference.untrusted.pickle_machine import ForeignError, Name, PickleMachine, Record
 
 # Storages
 
@@ -86,6 +84,7 @@ class TorchMachine(PickleMachine):
         self.storages: dict[str, tuple[Tensor, Kind]] = {}
         self.sources: dict[str, str] = {}
         self.letters = size  # of texts that are bytes in truth
+        self.shown = 0  # bytes of all tensors, each counted as if it had memory of its own
 
     def named(self, name: Name) -> object:
         if name.module in ("torch", "torch.cuda", "torch.storage"):
@@ -135,24 +134,47 @@ class TorchMachine(PickleMachine):
             raise ValueError(f"storage {key[:50]!r} is said to be two different things")
         return buffer
 
-    def check_truth_values(self) -> None:
-        """Once all numbers are there: what is neither 0 nor 1 is no truth value, whatever would become of it."""
+    def check(self) -> None:
+        """Check what can be known only once all numbers are there.
+
+        Raises:
+            ValueError: a truth value is neither 0 nor 1; or the tensors would take far more memory than their storages
+                if each of them had memory of its own.
+        """
         truths = [buffer for buffer, kind in self.storages.values() if kind.dtype == torch.bool and len(buffer)]
         if any(buffer.max() > 1 for buffer in truths):
             raise ValueError("a truth value is neither true nor false")
+        held = sum(len(buffer) for buffer, _ in self.storages.values())
+        if self.shown > VIEWS * held + OVERLAP * 4:
+            raise ValueError(
+                f"its tensors have {self.shown:,} bytes, but the file holds only {held:,} bytes of numbers"
+            )
+
+
+class PlainMachine(TorchMachine):
+    """The pickle machine for plain data: containers, numbers, texts and tensors, and no object of any other class."""
+
+    def named(self, name: Name) -> object:
+        found = super().named(name)
+        if found is name and name not in PLAIN:
+            raise ForeignError(f"it asks for {name}")
+        return found
+
+    def make(self, kind: object, arguments: tuple[Any, ...]) -> Record:
+        raise ForeignError(f"it makes an object of the class {kind if isinstance(kind, Name) else '?'}")
 
 
 # Calls: the functions that files may ask for, each written out. They take the machine and what the file gives them.
 
 
 def rebuild_tensor(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    return view(storage, offset, size, stride, storage.kind.dtype)
+    return view(machine, storage, offset, size, stride, storage.kind.dtype)
 
 
 def rebuild_tensor_v2(
     machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, bits: Any = None
 ) -> Tensor:
-    return with_gradient(view(storage, offset, size, stride, storage.kind.dtype), grad, bits)
+    return with_gradient(view(machine, storage, offset, size, stride, storage.kind.dtype), grad, bits)
 
 
 def rebuild_tensor_v3(
@@ -161,7 +183,7 @@ def rebuild_tensor_v3(
 ) -> Tensor:  # fmt: skip
     if machine.foreign:
         raise ValueError("it holds numbers of a newer kind in another byte order, which are not read")
-    return with_gradient(view(storage, offset, size, stride, dtype), grad, bits)
+    return with_gradient(view(machine, storage, offset, size, stride, dtype), grad, bits)
 
 
 def rebuild_parameter(machine: TorchMachine, data: Any, grad: Any = True, hooks: Any = None, *rest: Any) -> Tensor:
@@ -177,7 +199,7 @@ def rebuild_from_type(machine: TorchMachine, function: Any, kind: Any, arguments
     return machine.call(function, arguments)
 
 
-def view(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tensor:
+def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tensor:
     """A tensor on a storage; ValueError unless all of it lies inside."""
     if type(storage) is not Storage or type(dtype) is not torch.dtype:
         raise ValueError("a tensor has no storage, or numbers of no known kind")
@@ -186,12 +208,14 @@ def view(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tenso
     few_numbers("the stride of a tensor", stride)
     if len(size) != len(stride):
         raise ValueError(f"a tensor has {len(size)} sizes, but {len(stride)} strides")
+    machine.spend(len(size))
     held = len(storage.buffer) // dtype.itemsize
     elements, last = 1, offset
     for length, step in zip(size, stride, strict=True):
         elements, last = elements * length, last + (length - 1) * step
     if elements > max(held, OVERLAP) or (elements and last >= held) or offset > held:
         raise ValueError(f"a tensor of {elements:,} elements lies outside of its storage, which has {held:,}")
+    machine.shown += elements * dtype.itemsize
     start = storage.buffer.storage_offset()  # only a part of a storage begins later
     if start % dtype.itemsize:
         raise ValueError("a tensor begins in the middle of a number")
@@ -225,7 +249,7 @@ def ordered(machine: TorchMachine, pairs: Any = ()) -> OrderedDict[Any, Any]:
     if type(pairs) not in (list, tuple):
         raise ValueError("an OrderedDict is made of something else than pairs")
     machine.spend(len(pairs))
-    return put_into(OrderedDict(), [part for key, value in pairs for part in (key, value)])
+    return machine.put(OrderedDict(), [part for key, value in pairs for part in (key, value)])
 
 
 def mapping(machine: TorchMachine, argument: Any = None) -> dict[Any, Any]:
@@ -233,7 +257,7 @@ def mapping(machine: TorchMachine, argument: Any = None) -> dict[Any, Any]:
     if argument is None or type(argument) is Name:
         return {}
     machine.spend(len(argument))
-    return dict(dict.items(argument))
+    return machine.put({}, [part for entry in dict.items(argument) for part in entry])
 
 
 def collection(kind: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,7 +265,7 @@ def collection(kind: Callable[..., Any]) -> Callable[..., Any]:
         if type(items) not in (list, tuple):
             raise ValueError(f"a {kind.__name__} is made of something else than a list")
         machine.spend(len(items))
-        return kind(map(checked_key, items) if kind in (set, frozenset) else items)
+        return kind(machine.add(set(), items) if kind in (set, frozenset) else items)
 
     return call
 
@@ -309,6 +333,7 @@ def numpy_number(machine: TorchMachine, kind: Any, content: Any) -> object:
 BOUND_METHOD = Name("builtins", "getattr")
 TORCH_FUNCTIONS = [Name("torch._C", f"_VariableFunctions{suffix}") for suffix in ("", "Class")]
 NUMPY_DTYPE = Name("numpy", "dtype")
+NUMPY_ARRAY = {Name(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
 
 CALLS: dict[Any, Callable[..., object]] = {
     Name("torch._utils", "_rebuild_tensor"): rebuild_tensor,
@@ -338,15 +363,32 @@ CALLS: dict[Any, Callable[..., object]] = {
 }
 """What a file may ask for, by its exact name."""
 
+PLAIN = {
+    Name("torch._utils", "_rebuild_tensor_v2"),
+    Name("torch._utils", "_rebuild_tensor_v3"),
+    Name("torch._utils", "_rebuild_parameter"),
+    Name("collections", "OrderedDict"),
+}
+"""The calls for plain data."""
+
 NOTED = {
     NUMPY_DTYPE,
-    Name("numpy.core.multiarray", "_reconstruct"),
-    Name("numpy._core.multiarray", "_reconstruct"),
+    *NUMPY_ARRAY,
     Name("functools", "partial"),
     Name("torch.serialization", "_get_layout"),
     *(Name("pathlib", f"{pure}{system}Path") for pure in ("", "Pure") for system in ("Posix", "Windows")),
+    *(Name("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(Name("builtins", name) for name in ("range", "xrange", "slice")),  # protocol 2 writes range as xrange
+    *(
+        Name("types", "SimpleNamespace"),
+        Name("collections", "deque"),
+        Name("decimal", "Decimal"),
+        Name("uuid", "UUID"),
+        Name("fractions", "Fraction"),
+    ),
+    *(Name("numpy.random._pickle", f"__{name}_ctor") for name in ("generator", "bit_generator", "randomstate")),
 }
-"""What harmless files ask for beside a network: a record of it, which nobody can call."""
+"""What harmless files ask for beside a network: the result is a record of the call, which nobody can call."""
 
 UNREAD = {
     Name("torch._utils", name)

@@ -21,8 +21,9 @@ from reference.nn import (
     pooling,
     recurrent,
 )
-from reference.untrusted.modules import Budget, Module
-from reference.untrusted.pickle_machine import Name
+from reference.untrusted.bounds import WORKING_LAYERS
+from reference.untrusted.modules import Budget, Memory, Module
+from reference.untrusted.pickle_machine import Name, Record
 
 # PyTorch's layers, and which of their attributes they are made from
 
@@ -100,11 +101,17 @@ STANDARD: dict[Name, str] = {
 }
 """The layers and containers of PyTorch and of the reference, by the names of their classes."""
 
+AVERAGED = Name("torch.optim.swa_utils", "AveragedModel")
+PRUNING = "torch.nn.utils.prune"
+"""The module of the classes that multiply a weight by a mask before each use of a layer."""
+
 CHAINS: dict[Name, tuple[str | None, ...]] = {
     Name("torchvision.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),  # avgpool since 0.3
     Name("reference.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),
     Name("torchvision.models.alexnet", "AlexNet"): ("features", "avgpool", None, "classifier"),
     Name("torch.nn.parallel.data_parallel", "DataParallel"): ("module",),
+    Name("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module",),
+    AVERAGED: ("module",),
 }
 """Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
 
@@ -146,7 +153,7 @@ def layer_options(name: str, module: Module) -> dict[str, Any]:
     attributes, parameters = module.attributes, module.parameters
     options = {word: plain(attributes[word]) for word in LAYERS[name] if word in attributes}
     if name in BIAS:
-        options["bias"] = parameters.get("bias") is not None
+        options["bias"] = parameters.get("bias", parameters.get("bias_orig")) is not None
     elif parameters.get("weight") is not None and parameters.get("bias", 0) is None:
         options["bias"] = False  # of normalizations, lately
     if name == "MultiheadAttention":
@@ -203,7 +210,7 @@ class Printer:
     def __call__(self, module: Module) -> str:
         if id(module) not in self.known:
             self.known[id(module)] = ""
-            if STANDARD.get(module.kind, "Sequential") not in CONTAINERS:
+            if STANDARD.get(module.kind, "Sequential") not in (*CONTAINERS, *ATTENTION):  # these print their parts only
                 self.budget.spend(1 + len(module.parameters))
                 with suppress(CannotRunError):
                     self.known[id(module)] = make_layer(module, nn).extra_repr()
@@ -234,11 +241,12 @@ class Builder:
     Args:
         layers: the namespace of the layers.
         notes: gets a sentence for what is taken for granted.
+        memory: what the network's tensors may take.
     """
 
-    def __init__(self, layers: Any, notes: list[str]) -> None:
-        self.layers, self.notes = layers, notes
-        self.budget = Budget()
+    def __init__(self, layers: Any, notes: list[str], memory: Memory) -> None:
+        self.layers, self.notes, self.memory = layers, notes, memory
+        self.left = WORKING_LAYERS
         self.made: dict[int, nn.Module] = {}
 
     def network(self, root: Module, tree: str) -> nn.Module:
@@ -250,14 +258,17 @@ class Builder:
         network = self.build(root)
         if repr(network) != tree.replace("_LinearWithBias(", "NonDynamicallyQuantizableLinear("):
             raise CannotRunError("its layers have parts that such layers do not have")
+        Memory([*network.parameters(), *network.buffers()])  # a tensor in many places has become many parameters
         return network
 
     def build(self, module: Module) -> nn.Module:
         if id(module) not in self.made:
-            self.budget.spend(1 + len(module.parameters))
+            self.left -= 1 + len(module.parameters)
+            if self.left < 0:
+                raise CannotRunError(f"it has more than {WORKING_LAYERS:,} layers and tensors")
             composed = STANDARD.get(module.kind, "Sequential") in CONTAINERS
             made = self.composed(module) if composed else make_layer(module, self.layers)
-            fill(made, module)
+            fill(made, module, self.memory)
             self.made[id(module)] = made
         return self.made[id(module)]
 
@@ -292,17 +303,17 @@ class Builder:
         return (only,)
 
 
-def fill(layer: nn.Module, module: Module) -> None:
+def fill(layer: nn.Module, module: Module, memory: Memory) -> None:
     """Give a layer, and the parts that it has made itself, the parameters and buffers of the file.
 
     Raises:
         CannotRunError: they are not those that such a layer has.
     """
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        if module.attributes.get(hooks):
-            raise CannotRunError(f"a {module.title} has hooks, which are code")
-    left = {name for name, tensor in (module.parameters | module.buffers).items() if tensor is not None}
-    for own_tensors, tensors in ((layer._parameters, module.parameters), (layer._buffers, module.buffers)):
+    parameters, buffers = unpruned(module, memory)
+    if module.kind == AVERAGED:
+        buffers = {name: tensor for name, tensor in buffers.items() if name != "n_averaged"}
+    left = {name for name, tensor in (parameters | buffers).items() if tensor is not None}
+    for own_tensors, tensors in ((layer._parameters, parameters), (layer._buffers, buffers)):
         for name, own in [(name, own) for name, own in own_tensors.items() if own is not None]:
             found = tensors.get(name)
             if found is None and name == "num_batches_tracked":
@@ -321,4 +332,27 @@ def fill(layer: nn.Module, module: Module) -> None:
             child = module.children.get(name)
             if child is None:
                 raise CannotRunError(f"a {module.title} lacks its part {name!r}")
-            fill(part, child)
+            fill(part, child, memory)
+
+
+def unpruned(module: Module, memory: Memory) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """Parameters and buffers of a module, pruned ones put together again: `weight_orig` times `weight_mask`.
+
+    Raises:
+        CannotRunError: the module has other hooks, which are code.
+    """
+    parameters, buffers = dict(module.parameters), dict(module.buffers)
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = module.attributes.get(kind) or {}
+        if not isinstance(hooks, dict) or len(hooks) > len(module.parameters):
+            raise CannotRunError(f"a {module.title} has hooks, which are code")
+        for hook in hooks.values():
+            name = hook.attributes.get("_tensor_name") if isinstance(hook, Record) else None
+            if not isinstance(name, str) or hook.kind.module != PRUNING:
+                raise CannotRunError(f"a {module.title} has hooks, which are code")
+            value, mask = parameters.pop(f"{name}_orig", None), buffers.pop(f"{name}_mask", None)
+            if value is None or mask is None or value.shape != mask.shape:
+                raise CannotRunError(f"a {module.title} is pruned, but its {name} has no mask")
+            memory.spend(value.nbytes)
+            parameters[name] = nn.Parameter(value.detach() * mask.to(value.dtype), requires_grad=value.requires_grad)
+    return parameters, buffers

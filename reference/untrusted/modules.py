@@ -1,17 +1,13 @@
 """Records of modules: checked, their tensors under dotted names, and the network as `print` shows it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from reference.untrusted.bounds import DEPTH, ENTRIES, KEY, NETWORK_VIEWS, OVERLAP, WORD
 from reference.untrusted.pickle_machine import Name, Record
-
-ENTRIES = 100_000  # modules and tensors, each counted wherever it appears
-DEPTH = 64  # of modules in modules
-WORD = 100  # characters of a module's or tensor's own name
-KEY = 500  # characters of a tensor's dotted name
 
 MODULE_LIST = Name("torch.nn.modules.container", "ModuleList")
 
@@ -26,6 +22,33 @@ class Budget:
         self.left -= count
         if self.left < 0:
             raise ValueError(f"its network has more than {ENTRIES:,} modules and tensors")
+
+
+class Memory:
+    """The memory that tensors of a network may take when each of them gets memory of its own.
+
+    A conversion of the dtype, a product with a mask and a move to a GPU do that, even with a view with stride 0.
+
+    Args:
+        tensors: all tensors of the network. One that is there several times counts once.
+
+    Raises:
+        ValueError: they are far larger than their storages.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        distinct = {id(tensor): tensor for tensor in tensors}
+        storages = [tensor.untyped_storage() for tensor in distinct.values()]
+        self.held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        self.left = NETWORK_VIEWS * self.held + OVERLAP * 4
+        self.spend(sum(tensor.nbytes for tensor in distinct.values()))
+        self.left = NETWORK_VIEWS * self.held + OVERLAP * 4
+
+    def spend(self, size: int) -> None:
+        """Count bytes that are going to be taken."""
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"the tensors of its network share {self.held:,} bytes, and would take far more")
 
 
 @dataclass(eq=False)

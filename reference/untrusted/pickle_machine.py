@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-INSTRUCTIONS = 1_000_000
-"""At most so many in one file; a whole network has some 150 a layer."""
-
-NAME = 200  # characters of a class's or function's name
-LONG = 16  # bytes of a whole number
-KEY = 1 << 60  # below it no two whole numbers hash alike, so nobody can make a dictionary slow
+from reference.untrusted.bounds import INSTRUCTIONS, LONG, NAME, SCATTERED_KEYS
 
 ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"))
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+PROTOCOL = 5
+EMPTY = object()
+"""A place of a pickle's memory into which nothing was put."""
+
+
+class ForeignError(ValueError):
+    """A file asks by name for something that is not on the list of what this reader makes."""
 
 
 @runtime_checkable
@@ -202,28 +204,79 @@ def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
 
 
 class PickleMachine:
-    """Reads one pickle after the other; all of them together may have `INSTRUCTIONS`."""
+    """Reads one pickle after the other; all of them together may have `instructions`.
 
-    def __init__(self) -> None:
-        self.left = INSTRUCTIONS
+    A subclass says which names and calls it understands, and which keys it takes.
+
+    Args:
+        instructions: the largest number of instructions; copies of containers count as instructions too.
+    """
+
+    def __init__(self, instructions: int = INSTRUCTIONS) -> None:
+        self.instructions = self.left = instructions
+        self.scattered = SCATTERED_KEYS
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
-        """What REDUCE leaves on the stack. A subclass says which calls it understands; this one understands none."""
-        raise ValueError(f"it asks for a call of {function if isinstance(function, Name) else 'what is no function'}")
+        """The value that REDUCE leaves on the stack. This class understands no call."""
+        raise ForeignError(f"it asks for a call of {function if isinstance(function, Name) else 'what is no function'}")
 
     def persistent(self, identity: object) -> object:
-        """What a reference to something outside of the pickle stands for."""
+        """The value that a reference to something outside the pickle stands for."""
         raise ValueError("it refers to something outside of itself")
 
     def named(self, name: Name) -> object:
-        """What GLOBAL leaves on the stack."""
+        """The value that GLOBAL leaves on the stack."""
         return name
+
+    def make(self, kind: object, arguments: tuple[Any, ...]) -> Record:
+        """The record of an object that NEWOBJ leaves on the stack; the object is not made."""
+        if not isinstance(kind, Name):
+            raise ValueError("it makes an object of something that is no class")
+        return Record(kind, arguments)
+
+    def key(self, value: Any, place: int) -> Any:
+        """Check a key of a dictionary, or a member of a set, that is inserted after `place` others.
+
+        Returns:
+            The key: one that Python hashes and compares quickly and without running anything of the file.
+
+        Raises:
+            ValueError: it is no such key, or the file has more than `SCATTERED_KEYS` that could be chosen to collide.
+        """
+        if value is None or isinstance(value, str | bytes | Name):
+            return value
+        if isinstance(value, tuple | list | dict | set | frozenset | complex | bytearray):
+            raise ValueError(f"a dictionary has a {type(value).__name__} for a key")
+        if not (isinstance(value, int) and 0 <= value <= place):
+            self.scattered -= 1
+            if self.scattered < 0:
+                raise ValueError(f"it has more than {SCATTERED_KEYS:,} keys that are no texts")
+        return value
 
     def spend(self, count: int) -> None:
         """Count instructions, and what is copied in the course of one."""
         self.left -= count
         if self.left < 0:
-            raise ValueError(f"it has more than {INSTRUCTIONS:,} instructions")
+            raise ValueError(f"it has more than {self.instructions:,} instructions")
+
+    def put(self, target: Any, items: list[Any]) -> Any:
+        """Add key, value, key, value … to a dictionary, or to an object that is one besides."""
+        if isinstance(target, Record):
+            target.entries = {} if target.entries is None else target.entries
+            return self.put(target.entries, items)
+        if type(target) not in (dict, OrderedDict):
+            raise ValueError(f"it sets an entry of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self.key(key, len(target))] = value
+        return target
+
+    def add(self, target: Any, items: list[Any] | tuple[Any, ...]) -> set[Any]:
+        """Add members to a set."""
+        if type(target) is not set:
+            raise ValueError(f"it adds a member to a {type(target).__name__}")
+        for item in items:
+            target.add(self.key(item, len(target)))
+        return target
 
     def read(self, stream: Stream) -> Any:
         """The value of the pickle that begins here; the stream is left behind its end.
@@ -234,8 +287,8 @@ class PickleMachine:
         """
         stack: list[Any] = []
         below: list[list[Any]] = []  # for each mark, the stack below it
-        memo: dict[Any, Any] = {}
-        for name, argument in instructions(stream):
+        memory: list[Any] = []  # a list, not a dictionary: pickles number their memory without gaps
+        for count, (name, argument) in enumerate(instructions(stream)):
             self.spend(1)
             items: list[Any] = []
             if name in ABOVE_MARK:
@@ -244,11 +297,16 @@ class PickleMachine:
                 case "LITERAL":
                     stack.append(argument)
                 case "PUT":
-                    memo[argument] = stack[-1]
+                    if argument > count:
+                        raise ValueError(f"its {count + 1:,}. instruction uses the place {argument:,} of its memory")
+                    memory.extend([EMPTY] * (argument + 1 - len(memory)))
+                    memory[argument] = stack[-1]
                 case "GET":
-                    stack.append(memo[argument])
+                    if memory[argument] is EMPTY:
+                        raise LookupError(argument)
+                    stack.append(memory[argument])
                 case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
+                    memory.append(stack[-1])
                 case "MARK":
                     below.append(stack)
                     stack = []
@@ -256,6 +314,8 @@ class PickleMachine:
                     stack.append(tuple(items))
                 case "TUPLE1" | "TUPLE2" | "TUPLE3":
                     size = int(name[-1])
+                    if len(stack) < size:
+                        raise LookupError(size)
                     items = stack[-size:]
                     del stack[-size:]
                     stack.append(tuple(items))
@@ -264,11 +324,11 @@ class PickleMachine:
                 case "EMPTY_DICT":
                     stack.append({})
                 case "DICT":
-                    stack.append(put_into({}, items))
+                    stack.append(self.put({}, items))
                 case "EMPTY_SET":
                     stack.append(set())
                 case "FROZENSET":
-                    stack.append(frozenset(map(checked_key, items)))
+                    stack.append(frozenset(self.add(set(), items)))
                 case "APPEND":
                     item = stack.pop()
                     add_to(stack[-1], [item])
@@ -277,11 +337,11 @@ class PickleMachine:
                 case "SETITEM":
                     items = stack[-2:]
                     del stack[-2:]
-                    put_into(stack[-1], items)
+                    self.put(stack[-1], items)
                 case "SETITEMS":
-                    put_into(stack[-1], items)
+                    self.put(stack[-1], items)
                 case "ADDITEMS":
-                    set.update(stack[-1], map(checked_key, items))
+                    self.add(stack[-1], items)
                 case "GLOBAL":
                     stack.append(self.named(as_name(*argument)))
                 case "STACK_GLOBAL":
@@ -292,7 +352,7 @@ class PickleMachine:
                     stack.append(self.call(stack.pop(), arguments))
                 case "NEWOBJ":
                     arguments = checked_tuple(stack.pop())
-                    stack.append(new(stack.pop(), arguments))
+                    stack.append(self.make(stack.pop(), arguments))
                 case "BUILD":
                     state = stack.pop()
                     build(stack[-1], state)
@@ -305,7 +365,10 @@ class PickleMachine:
                         stack = below.pop()
                 case "DUP":
                     stack.append(stack[-1])
-                case "PROTO" | "FRAME" | "POP_MARK":
+                case "PROTO":
+                    if argument > PROTOCOL:
+                        raise ValueError(f"it is a pickle of protocol {argument}; at most {PROTOCOL} is known")
+                case "FRAME" | "POP_MARK":
                     pass
                 case "STOP":
                     return stack.pop()
@@ -318,15 +381,6 @@ def checked_tuple(value: Any) -> tuple[Any, ...]:
     return value
 
 
-def checked_key(value: Any) -> Any:
-    """Something a dictionary finds without comparing it to many others, and without running anything to compare."""
-    if value is None or isinstance(value, str | bytes | Name | Record) or (isinstance(value, int) and abs(value) < KEY):
-        return value
-    if isinstance(value, tuple | list | dict | set | frozenset | int | float | complex | bytearray):
-        raise ValueError(f"a dictionary has a {type(value).__name__} for a key")
-    return value  # what a subclass has made: it is told apart by identity
-
-
 def add_to(target: Any, items: list[Any]) -> None:
     """Append to a list, or to an object that is one besides."""
     if isinstance(target, Record):
@@ -336,31 +390,12 @@ def add_to(target: Any, items: list[Any]) -> None:
         list.extend(target, items)  # a TypeError if it is anything but a list
 
 
-def put_into(target: Any, items: list[Any]) -> Any:
-    """Add key, value, key, value … to a dictionary, or to an object that is one besides."""
-    if isinstance(target, Record):
-        target.entries = {} if target.entries is None else target.entries
-        return put_into(target.entries, items)
-    if type(target) not in (dict, OrderedDict):
-        raise ValueError(f"it sets an entry of a {type(target).__name__}")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        target[checked_key(key)] = value
-    return target
-
-
 def as_name(module: object, name: object) -> Name:
     """A name under its Python 3 module; ValueError if it is no short printable text."""
     for text in (module, name):
         if not isinstance(text, str) or not 0 < len(text) <= NAME or not text.isprintable():
             raise ValueError("the name of a class or function is not a short printable text")
     return Name(PYTHON_2.get(str(module), str(module)), str(name))
-
-
-def new(kind: object, arguments: tuple[Any, ...]) -> Record:
-    """An object of a class, not made."""
-    if not isinstance(kind, Name):
-        raise ValueError("it makes an object of something that is no class")
-    return Record(kind, arguments)
 
 
 def build(target: Any, state: Any) -> None:

@@ -4,12 +4,17 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 import reference
+from reference.untrusted import calls as bounds_of_calls
+from reference.untrusted import modules as bounds_of_modules
+from reference.untrusted import pickle_machine
 from spec.faults import Fault
 
 FILE = "test_17_legacy_checkpoint.py"
@@ -98,3 +103,90 @@ class LooksAtItsFolder(Fault):
     def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
         Path(path).with_suffix(".log").write_text("read")
         return reference.read_legacy_checkpoint(path, **options)
+
+
+class AsksPyTorchForZipFiles(Fault):
+    """A zip archive of plain data is read by PyTorch, whose reader finds another directory than the one verified."""
+
+    caught_by = f"{FILE}::test_an_archive_that_two_readers_could_read_differently_is_refused"
+    says = r"DID NOT RAISE"
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
+        content = torch.load(path, weights_only=True)
+        return SimpleNamespace(content=content, state_dict=content)
+
+
+class ConvertsEveryView(Fault):
+    """The numbers of each tensor are made real, as a change of the dtype does, before anything is counted."""
+
+    caught_by = f"{FILE}::test_views_take_no_memory_up_to_the_prediction"
+    says = r"assert \d{9,} < "
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
+        with patch.object(bounds_of_calls, "VIEWS", 1 << 60), patch.object(bounds_of_modules, "NETWORK_VIEWS", 1 << 60):
+            found = reference.read_legacy_checkpoint(path, **options)
+        kept = [tensor.float() + 0 for tensor in found.state_dict.values()]
+        return replace(found, notes=(*found.notes, f"{len(kept)} tensors"))
+
+
+class LetsKeysBeChosen(Fault):
+    """The number of keys that are no texts is not limited."""
+
+    caught_by = f"{FILE}::test_a_bomb_does_not_go_off"
+    says = r"DID NOT RAISE"
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
+        with patch.object(pickle_machine, "SCATTERED_KEYS", 20_001):
+            return reference.read_legacy_checkpoint(path, **options)
+
+
+class TakesTheFirstNetwork(Fault):
+    """Of several networks the first one is taken without a word."""
+
+    caught_by = f"{FILE}::test_of_several_networks_one_is_chosen_by_its_name"
+    says = r"assert \(\{|assert .*== \(\{\}, None"
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, choose: str | None = None, **options: Any) -> Any:
+        found = reference.read_legacy_checkpoint(path, choose=choose, **options)
+        return (
+            found
+            if choose or len(found.choices) < 2
+            else replace(
+                reference.read_legacy_checkpoint(path, choose=found.choices[0], **options), choices=found.choices
+            )
+        )
+
+
+class KnowsThreePrefixes(Fault):
+    """Before a key there may be nothing, module. or _orig_mod., once."""
+
+    caught_by = f"{FILE}::test_a_state_dict_of_the_tutorial_s_network_is_enough"
+    says = r"NoneType"
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
+        found = reference.read_legacy_checkpoint(path, **options)
+        first = next(iter(found.state_dict), "")
+        known = found.tree or first.removeprefix("module.").removeprefix("_orig_mod.").startswith("model1.")
+        return found if known and first.count("mod") < 3 else replace(found, network=None)
+
+
+class ForgetsTheMask(Fault):
+    """A pruned weight is weight_orig alone."""
+
+    caught_by = f"{FILE}::test_pruned_networks_compute_with_their_masks"
+    says = r"differ|expected"
+
+    @staticmethod
+    def read_legacy_checkpoint(path: Path, **options: Any) -> Any:
+        found = reference.read_legacy_checkpoint(path, **options)
+        for name, tensor in found.state_dict.items():
+            if name.endswith("_mask"):
+                tensor.fill_(1)
+        unmasked = {n.removesuffix("_orig"): t for n, t in found.state_dict.items() if not n.endswith("_mask")}
+        found.network.load_state_dict(unmasked)
+        return found

@@ -2,7 +2,8 @@
 
 Each input is one of `seeds()` with one to four changes: bytes, lengths, instructions of its pickle (checksums and
 directory put right again), or fields of the archive. A reader may refuse it with `InputError` or give a result, within
-seconds, and may do nothing to the world but open the file.
+seconds, and may do nothing to the world but open the file, and print nothing. The command tries `load_checkpoint` and
+`read_legacy_checkpoint` on each of them.
 """
 
 import argparse
@@ -16,13 +17,17 @@ import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.errors import InputError
+from reference.models import Ocean
 from spec.support.torch_files import MAGIC, PROTOCOL, Member, Writer, archive, pickled
 from spec.support.watching import watched
 
@@ -40,6 +45,7 @@ def seeds() -> Iterator[tuple[str, Parts]]:
         network = writer.sequential(*layers, writer.flatten(), writer.linear(nn.Linear(4, 2)))
         content = writer.module("__main__.Ocean", children={"model1": network})
         yield "old" if version == "1.5" else "zip", (pickled(content), writer.storages)
+    yield "zip", checkpoint()
     things: list[Any] = [
         nn.LSTM(2, 2, 1, bidirectional=True),
         nn.Sequential(nn.BatchNorm2d(2), nn.Embedding(2, 2), nn.LayerNorm(2)),
@@ -54,10 +60,23 @@ def seeds() -> Iterator[tuple[str, Parts]]:
         for number, thing in enumerate(things):
             buffer = io.BytesIO()
             torch.save(thing, buffer, pickle_protocol=(2, 4, 5)[number % 3])
-            with zipfile.ZipFile(buffer) as opened:
-                parts = {name.partition("/")[2]: opened.read(name) for name in opened.namelist()}
-            storages = {name.removeprefix("data/"): (data, 1) for name, data in parts.items() if name[:5] == "data/"}
-            yield "zip", (parts["data.pkl"], storages)
+            yield "zip", parts_of(buffer)
+
+
+def parts_of(file: io.BytesIO) -> Parts:
+    """The parts of what `torch.save` wrote."""
+    with zipfile.ZipFile(file) as opened:
+        parts = {name.partition("/")[2]: opened.read(name) for name in opened.namelist()}
+    storages = {name.removeprefix("data/"): (data, 1) for name, data in parts.items() if name[:5] == "data/"}
+    return parts["data.pkl"], storages
+
+
+@cache
+def checkpoint() -> Parts:
+    """A checkpoint of this project."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder, "net.pt"), Ocean(2), ("cat", "dog"), training={"step": 3, "state": {0: [0.5]}})
+        return parts_of(io.BytesIO(Path(folder, "net.pt").read_bytes()))
 
 
 def whole(kind: str, parts: Parts) -> bytes:
@@ -163,15 +182,17 @@ def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> C
     """
     kinds = list(seeds())
     path = folder / "input.pth"
-    for kind, parts in kinds:  # whole they are read; and what PyTorch imports on its first use is imported
+    for kind, parts in kinds:  # what PyTorch imports on its first use is imported
         path.write_bytes(whole(kind, parts))
-        read(path)
+        with suppress(InputError):
+            read(path)
     outcomes: Counter[str] = Counter()
     for number in range(inputs):
         draw = random.Random(f"{seed}:{number}")
         path.write_bytes(damaged(*draw.choice(kinds), draw))
         begun = time.perf_counter()
-        with watched() as events:
+        printed = io.StringIO()
+        with watched() as events, redirect_stdout(printed), redirect_stderr(printed):
             try:
                 found = read(path)
                 getattr(found, "describe", str)()
@@ -182,6 +203,7 @@ def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> C
                 raise AssertionError(f"input {number} of seed {seed} raised {type(error).__name__}: {error}") from error
         other = [event for event in events if not event.startswith(f"open ({str(path)!r}")]
         assert not other, f"reading input {number} of seed {seed} did {other}"
+        assert not printed.getvalue(), f"reading input {number} of seed {seed} printed {printed.getvalue()!r}"
         took = time.perf_counter() - begun
         assert took < LIMIT, f"reading input {number} of seed {seed} took {took:.1f} s"
     return outcomes
@@ -195,12 +217,13 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = fuzz(read_legacy_checkpoint, Path(folder), options.inputs, options.seed)
-    shown = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
-    took = time.perf_counter() - begun
-    print(f"{options.inputs:,} inputs of seed {options.seed} in {took:.0f} s: {shown}; nothing else")
+        for read in (load_checkpoint, read_legacy_checkpoint):
+            begun = time.perf_counter()
+            outcomes = fuzz(read, Path(folder), options.inputs, options.seed)
+            shown = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
+            took = time.perf_counter() - begun
+            print(f"{read.__name__}: {options.inputs:,} inputs of seed {options.seed} in {took:.0f} s: {shown}")
 
 
 if __name__ == "__main__":

@@ -165,12 +165,14 @@ class Writer:
         location: where the tensors were.
         big: the zip file's numbers are big-endian, and it says so.
         storages: the bytes by their keys.
+        first: a storage that several tensors are views of.
     """
 
     version: str = "1.6"
     location: str = "cpu"
     big: bool = False
     storages: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    first: Any = None
 
     def storage(self, values: Tensor) -> Persistent:
         """The storage of all numbers of a tensor, which must be contiguous."""
@@ -320,9 +322,12 @@ def archive(members: Iterable[Member], folder: str = "archive", wide: bool = Fal
         size = len(member.data) if member.size is None else member.size
         packed = size if member.packed is None else member.packed
         offset = len(body) if member.offset is None else member.offset
-        padding = -(len(body) + 30 + len(local) + 4) % 64
-        header = (b"PK\x03\x04", 20, member.flags, member.method, 0, 0, crc, packed, size, len(local), 4 + padding)
-        body += struct.pack("<4s5H3L2H", *header) + local + b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        # lengths that 32 bits do not hold stand in an extra field here too
+        far = struct.pack("<2H2Q", 1, 16, len(member.data), len(member.data)) if size == packed == 0xFFFFFFFF else b""
+        padding = -(len(body) + 30 + len(local) + 4 + len(far)) % 64
+        extra = far + b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        header = (b"PK\x03\x04", 20, member.flags, member.method, 0, 0, crc, packed, size, len(local), len(extra))
+        body += struct.pack("<4s5H3L2H", *header) + local + extra
         body += member.data
         listed = (b"PK\x01\x02", 0, 20, member.flags, member.method, 0, 0, crc, packed, size, len(name))
         directory += struct.pack("<4s6H3L5H2L", *listed, len(member.extra), 0, 0, 0, 0, offset) + name + member.extra

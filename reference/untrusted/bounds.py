@@ -1,0 +1,95 @@
+"""Every bound on what a foreign file may make the program do, in one place.
+
+The time for a dictionary or a set depends on its keys: whoever chooses them along CPython's probe sequence makes n
+insertions take n² steps. Texts and bytes cannot be chosen so, because Python hashes them with a secret that it draws
+for each process (unless the environment fixes `PYTHONHASHSEED`). Whole numbers that count 0, 1, 2, … as they are
+inserted do not collide. All other keys of one file are limited to `SCATTERED_KEYS`, so that they take at most
+`SCATTERED_KEYS`² / 2 steps, about a second.
+"""
+
+MIB = 1 << 20
+
+# Pickles
+
+INSTRUCTIONS = 1_000_000
+"""Instructions of one file; a whole network has about 150 a layer."""
+
+PICKLE_LIMIT = 64 * MIB
+"""Bytes of what is not tensors; a whole VGG16 has 20,000."""
+
+SCATTERED_KEYS = 10_000
+"""Keys of dictionaries and members of sets in one file that are neither texts nor numbers in the order 0, 1, 2, …"""
+
+NAME = 200
+"""Characters of the name of a class or function."""
+
+LONG = 64
+"""Bytes of a whole number."""
+
+# Archives
+
+MEMBERS = 100_000
+"""Members of a zip archive."""
+
+SAFETENSORS_HEADER = 16 * MIB
+"""Bytes of the header of a safetensors file; a tensor takes about 100."""
+
+# Tensors
+
+DIMENSIONS = 64
+"""Dimensions of a tensor."""
+
+OVERLAP = MIB
+"""Elements that a tensor may have beyond those of its storage (a view with stride 0, for example), and that all tensors
+of a network may have together beyond `NETWORK_VIEWS`."""
+
+VIEWS = 8
+"""The bytes of all tensors of a file, each counted as if it had memory of its own, may be this many times the bytes of
+their storages: tied weights and an exponential moving average share storages, and so do a few views."""
+
+NETWORK_VIEWS = 2
+"""The same for the elements of a network that is going to compute: a conversion of the dtype or a move to a GPU gives
+each of its tensors memory of its own."""
+
+# Networks
+
+ENTRIES = 100_000
+"""Modules and tensors of a network, each counted wherever it appears; entries of a state dict; classes."""
+
+WORKING_LAYERS = 20_000
+"""Layers that are made to work, with their tensors; a layer takes up to half a millisecond."""
+
+DEPTH = 64
+"""Modules inside each other."""
+
+LEVELS = 16
+"""Containers inside each other in which networks and state dicts are searched for."""
+
+CANDIDATES = 100
+"""Networks and state dicts that are found in one file."""
+
+WORD = 100
+"""Characters of a module's or tensor's own name."""
+
+KEY = 500
+"""Characters of a tensor's dotted name."""
+
+LARGEST = 1 << 25
+"""Elements that one operation of a network may make for one image: 128 MiB in float32."""
+
+BATCH_LARGEST = 1 << 26
+"""Elements that one operation of a network may make for one batch of images: 256 MiB in float32."""
+
+# CIFAR-10
+
+CIFAR_FILE = 64 * MIB
+"""Bytes of an unpacked file; a genuine batch has 30 MiB."""
+
+CIFAR_ARCHIVE = 256 * MIB
+"""Bytes of the unpacked archive; the genuine one has 178 MiB."""
+
+CIFAR_HEADER = MIB // 16
+"""Bytes that a member of the archive may take beside its content."""
+
+CIFAR_INSTRUCTIONS = 200_000
+"""Instructions of a batch; a genuine one has about 30,000, three an image."""
