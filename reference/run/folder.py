@@ -118,7 +118,8 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
     if not isinstance(stored, dict):
         return stored
     entries = stored["entries"]
-    return torch.sparse_coo_tensor(entries[:, :2].T, entries[:, 2], (classes, classes)).coalesce()
+    indices, counts = entries[:, :2].T, entries[:, 2]
+    return torch.sparse_coo_tensor(indices, counts, (classes, classes), check_invariants=True).coalesce()
 
 
 def write_json(path: Path, content: Any) -> None:

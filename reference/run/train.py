@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reference.data.resident import Resident
 from reference.device import (
     PRECISIONS,
     Precision,
@@ -29,6 +30,7 @@ from reference.files import remove_temporaries
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
+from reference.run.precision import resolve_precision
 from reference.run.settings import Settings, refuse_changes, stored_settings
 from reference.text import print_line
 from reference.training import Progress
@@ -53,9 +55,6 @@ def train(settings: Settings) -> int:
     group = Group()
     say = (lambda *_: None) if settings.quiet or not group.leads else print_line
     device = choose_device(group.device(settings.device))
-    if settings.precision == "auto" and settings.impl == "reference":
-        settings = replace(settings, precision="float32")
-    precision = choose_precision(settings.precision, device)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     keep_freed_memory()
@@ -70,6 +69,7 @@ def train(settings: Settings) -> int:
         group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
         group.led(lambda: remove_temporaries(folder))
         leaving.enter_context(explained(settings, device, folder / "last.pt"))
+        precision = agreed_precision(settings, train_set, device, group, say)  # seeds nothing, so before the seed
         seed_everything(settings.seed, deterministic=settings.deterministic)
         plan = prepare(settings, train_set, test_set, device, precision)
         progress = Progress()
@@ -109,6 +109,20 @@ def train(settings: Settings) -> int:
         f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
     )
     return 0
+
+
+def agreed_precision(
+    settings: Settings, train_set: Resident, device: torch.device, group: Group, say: Callable[..., None]
+) -> torch.dtype:
+    """The precision that the leading process comes to; it says how, if it measured."""
+    found: list[tuple[torch.dtype, str]] = []
+    group.led(lambda: found.append(resolve_precision(settings, train_set, device)))
+    precision, line = group.agree(found[0] if group.leads else None)
+    if line:
+        say(line)
+    if not group.leads:  # what the precision asks of this process's own device
+        choose_precision(precision_name(precision), device)
+    return precision
 
 
 def choose_folder(settings: Settings, dataset: str) -> Path:
@@ -195,13 +209,16 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
     Raises:
         InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
     """
-    if settings.output is None:
+    output = settings.output
+    if output is None:
         raise InputError("--output is needed: the folder for the runs")
     summaries = []
     for seed in range(seeds):
-        folder = settings.output / f"seed-{seed}"
+        folder = output / f"seed-{seed}"
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
         if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
             raise InputError(f"stopped; the same command goes on with {folder}")
+        if settings.precision == "auto":  # measured once, so that all trainings are alike
+            settings = replace(settings, precision=stored_settings(folder).precision)
         summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     return summaries
