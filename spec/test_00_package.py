@@ -87,7 +87,7 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
     )
     # TensorBoard's, everybody's, those of pytest's plugins, torchrun's
     others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node"}
-    trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py") + readme("benchmarks/__main__.py")))
+    trial = set(re.findall(r'"--([a-z-]+)"', readme("spec/support/plugin.py") + readme("benchmarks/__main__.py")))
     for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - others - trial:
         assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
 
@@ -96,7 +96,7 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
 def test_the_readme_s_profiles_exist() -> None:
     named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
     assert named == {"dev", "ci", "thorough"}
-    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("conftest.py")))
+    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("spec/support/plugin.py")))
     assert hypothesis.settings.get_profile("ci").max_examples == 100
     assert hypothesis.settings.get_profile("ci").derandomize
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000

@@ -101,7 +101,7 @@ def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_header_names_what_the_outcome_depends_on(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
-    assert re.search(r"on trial: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
+    assert re.search(r"under test: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
     assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
 
 
