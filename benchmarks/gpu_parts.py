@@ -159,7 +159,7 @@ def tf32(on: bool, device: torch.device) -> Iterator[None]:
     if not on or device.type != "cuda":
         yield
         return
-    import reference.run.train as module
+    import reference.run.precision as module
 
     choose = module.choose_precision
 

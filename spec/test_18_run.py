@@ -397,9 +397,9 @@ def at_a_terminal(*words: object, folder: Path) -> Iterator[tuple[subprocess.Pop
         command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
     )
     os.close(slave)
-    text = b""
-    with process:
-        while True:
+    text, end = b"", time.monotonic() + 120
+    try:
+        while time.monotonic() < end:
             try:
                 more = os.read(master, 4096) if select.select([master], [], [], 60)[0] else b""
             except OSError:  # the terminal's other end is closed
@@ -407,8 +407,11 @@ def at_a_terminal(*words: object, folder: Path) -> Iterator[tuple[subprocess.Pop
             if not more:
                 break
             text += more
-            yield process, text.decode()
-    os.close(master)
+            yield process, text.decode(errors="replace")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
     yield process, text.decode()
 
 
