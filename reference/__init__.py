@@ -1,186 +1,58 @@
 """Ocean Spec's reference: every component of the tutorial, in the order of its chapters, under its PyTorch name.
 
 A name's module is imported when the name is first used: whoever wants one component does not wait for the others.
+Editors and type checkers read `__init__.pyi`, which a test keeps equal to `PUBLIC`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from itertools import chain
 
-if TYPE_CHECKING:
-    from reference.checkpoint import load_checkpoint, save_checkpoint
-    from reference.data.cifar10 import CIFAR10
-    from reference.data.image_tree import ImageTree
-    from reference.data.labeled_folder import LabeledFolder
-    from reference.data.loader import DataLoader
-    from reference.data.shapes import Shapes
-    from reference.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
-    from reference.inference import predict
-    from reference.legacy_checkpoint import read_legacy_checkpoint
-    from reference.models import Ocean, append_classifier, replace_classifier, vgg16
-    from reference.nn.activation import (
-        LeakyReLU,
-        LogSoftmax,
-        ReLU,
-        Sigmoid,
-        Softmax,
-        Tanh,
-        leaky_relu,
-        log_softmax,
-        relu,
-        sigmoid,
-        softmax,
-        tanh,
-    )
-    from reference.nn.attention import MultiheadAttention, TransformerEncoderLayer, scaled_dot_product_attention
-    from reference.nn.container import Sequential
-    from reference.nn.convolution import Conv2d, conv2d, conv2d_output_size, same_padding
-    from reference.nn.dropout import Dropout, dropout
-    from reference.nn.embedding import Embedding, embedding
-    from reference.nn.linear import Flatten, Linear, flatten, linear
-    from reference.nn.loss import (
-        CrossEntropyLoss,
-        L1Loss,
-        MSELoss,
-        NLLLoss,
-        cross_entropy,
-        l1_loss,
-        mse_loss,
-        nll_loss,
-    )
-    from reference.nn.normalization import BatchNorm2d, LayerNorm, batch_norm, layer_norm
-    from reference.nn.pooling import (
-        AdaptiveAvgPool2d,
-        AvgPool2d,
-        MaxPool2d,
-        adaptive_avg_pool2d,
-        avg_pool2d,
-        max_pool2d,
-        pool2d_output_size,
-    )
-    from reference.nn.recurrent import GRU, LSTM, RNN
-    from reference.optim import SGD, Adam, AdamW
-    from reference.training import evaluate, fit
+import lazy_loader
+
 __version__ = "0.1.0"
 
-__all__ = [
-    "CIFAR10",
-    "GRU",
-    "LSTM",
-    "RNN",
-    "SGD",
-    "Adam",
-    "AdamW",
-    "AdaptiveAvgPool2d",
-    "AvgPool2d",
-    "BatchNorm2d",
-    "Compose",
-    "Conv2d",
-    "CrossEntropyLoss",
-    "DataLoader",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "ImageTree",
-    "L1Loss",
-    "LabeledFolder",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "MSELoss",
-    "MaxPool2d",
-    "MultiheadAttention",
-    "NLLLoss",
-    "Normalize",
-    "Ocean",
-    "RandomCrop",
-    "RandomHorizontalFlip",
-    "ReLU",
-    "Resize",
-    "Sequential",
-    "Shapes",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "ToTensor",
-    "TransformerEncoderLayer",
-    "adaptive_avg_pool2d",
-    "append_classifier",
-    "avg_pool2d",
-    "batch_norm",
-    "conv2d",
-    "conv2d_output_size",
-    "cross_entropy",
-    "dropout",
-    "embedding",
-    "evaluate",
-    "fit",
-    "flatten",
-    "l1_loss",
-    "layer_norm",
-    "leaky_relu",
-    "linear",
-    "load_checkpoint",
-    "log_softmax",
-    "max_pool2d",
-    "mse_loss",
-    "nll_loss",
-    "pool2d_output_size",
-    "predict",
-    "read_legacy_checkpoint",
-    "relu",
-    "replace_classifier",
-    "same_padding",
-    "save_checkpoint",
-    "scaled_dot_product_attention",
-    "sigmoid",
-    "softmax",
-    "tanh",
-    "vgg16",
-]
-
-_HOMES = {
-    "reference.checkpoint": "load_checkpoint save_checkpoint",
-    "reference.data.cifar10": "CIFAR10",
-    "reference.data.image_tree": "ImageTree",
-    "reference.data.labeled_folder": "LabeledFolder",
-    "reference.data.loader": "DataLoader",
-    "reference.data.shapes": "Shapes",
-    "reference.data.transforms": "Compose Normalize RandomCrop RandomHorizontalFlip Resize ToTensor",
-    "reference.inference": "predict",
-    "reference.legacy_checkpoint": "read_legacy_checkpoint",
-    "reference.models": "Ocean append_classifier replace_classifier vgg16",
-    "reference.nn.activation": (
-        "LeakyReLU LogSoftmax ReLU Sigmoid Softmax Tanh leaky_relu log_softmax relu sigmoid softmax tanh"
-    ),
-    "reference.nn.attention": "MultiheadAttention TransformerEncoderLayer scaled_dot_product_attention",
-    "reference.nn.container": "Sequential",
-    "reference.nn.convolution": "Conv2d conv2d conv2d_output_size same_padding",
-    "reference.nn.dropout": "Dropout dropout",
-    "reference.nn.embedding": "Embedding embedding",
-    "reference.nn.linear": "Flatten Linear flatten linear",
-    "reference.nn.loss": "CrossEntropyLoss L1Loss MSELoss NLLLoss cross_entropy l1_loss mse_loss nll_loss",
-    "reference.nn.normalization": "BatchNorm2d LayerNorm batch_norm layer_norm",
-    "reference.nn.pooling": (
-        "AdaptiveAvgPool2d AvgPool2d MaxPool2d adaptive_avg_pool2d avg_pool2d max_pool2d pool2d_output_size"
-    ),
-    "reference.nn.recurrent": "GRU LSTM RNN",
-    "reference.optim": "SGD Adam AdamW",
-    "reference.training": "evaluate fit",
+PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
+    "01": {"data.labeled_folder": ("LabeledFolder",)},
+    "03": {
+        "data.transforms": ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
+    },
+    "05": {"data.cifar10": ("CIFAR10",), "data.image_tree": ("ImageTree",), "data.shapes": ("Shapes",)},
+    "06": {"data.loader": ("DataLoader",)},
+    "08": {"nn.convolution": ("conv2d", "Conv2d", "conv2d_output_size", "same_padding")},
+    "10": {
+        "nn.pooling": (
+            *("max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
+            *("adaptive_avg_pool2d", "AdaptiveAvgPool2d", "pool2d_output_size"),
+        ),
+    },
+    "11": {
+        "nn.activation": (
+            *("relu", "ReLU", "leaky_relu", "LeakyReLU", "sigmoid", "Sigmoid", "tanh", "Tanh"),
+            *("softmax", "Softmax", "log_softmax", "LogSoftmax"),
+        ),
+    },
+    "12": {
+        "nn.linear": ("linear", "Linear", "flatten", "Flatten"),
+        "nn.dropout": ("dropout", "Dropout"),
+        "nn.normalization": ("batch_norm", "BatchNorm2d", "layer_norm", "LayerNorm"),
+        "nn.embedding": ("embedding", "Embedding"),
+        "nn.recurrent": ("RNN", "LSTM", "GRU"),
+        "nn.attention": ("scaled_dot_product_attention", "MultiheadAttention", "TransformerEncoderLayer"),
+    },
+    "13": {"nn.container": ("Sequential",), "models.ocean": ("Ocean",)},
+    "14": {
+        "nn.loss": (
+            *("l1_loss", "L1Loss", "mse_loss", "MSELoss", "nll_loss", "NLLLoss"),
+            *("cross_entropy", "CrossEntropyLoss"),
+        ),
+    },
+    "15": {"optim": ("SGD", "Adam", "AdamW")},
+    "16": {"models.vgg": ("vgg16", "append_classifier", "replace_classifier")},
+    "17": {"checkpoint": ("save_checkpoint", "load_checkpoint"), "legacy_checkpoint": ("read_legacy_checkpoint",)},
+    "18": {"training": ("fit", "evaluate")},
+    "20": {"inference": ("predict",)},
 }
-"""Where the names come from, as for the type checker above."""
+"""The public names, by chapter and by the module that defines them."""
 
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name that was not used before."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, used or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs=dict(chain.from_iterable(modules.items() for modules in PUBLIC.values()))
+)

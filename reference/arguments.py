@@ -126,7 +126,9 @@ def check_integer(name: str, value: Any, at_least: int | None = None, at_most: i
     return number  # pyright: ignore[reportReturnType]  a SymInt is used as an int
 
 
-def check_number(name: str, value: Any, at_least: float | None = None, at_most: float | None = None) -> float:
+def check_number(
+    name: str, value: Any, at_least: float | int | None = None, at_most: float | int | None = None
+) -> float | int:
     """`value`, which must be a real number between two others; NaN is not between any."""
     if isinstance(value, str | Tensor) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -134,7 +136,7 @@ def check_number(name: str, value: Any, at_least: float | None = None, at_most: 
     return value
 
 
-def check_probability(name: str, value: Any) -> float:
+def check_probability(name: str, value: Any) -> float | int:
     """`value`, which must be a probability, a number from 0 to 1."""
     check_number(name, value)
     if not 0 <= value <= 1:
@@ -200,7 +202,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point or dtype.is_complex else dtype
 
 
-def _check_limits(name: str, value: Any, at_least: float | None, at_most: float | None) -> None:
+def _check_limits(name: str, value: Any, at_least: float | int | None, at_most: float | int | None) -> None:
     if (at_least is None or value >= at_least) and (at_most is None or value <= at_most):
         return
     if at_most is None or at_most == math.inf:

@@ -52,16 +52,20 @@ def test_a_name_brings_its_own_module_only() -> None:
 
 @clause("00.package.lazy")
 def test_every_public_name_comes_from_where_the_type_checker_sees_it() -> None:
-    tree = ast.parse((ROOT / "reference/__init__.py").read_text(encoding="utf-8"))
-    seen = {
-        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    homes = {
+        name: f"reference.{module}"
+        for modules in reference.PUBLIC.values()
+        for module, names in modules.items()
+        for name in names
     }
-    del seen["TYPE_CHECKING"], seen["Any"]
-    assert seen == reference._HOME_OF
-    assert sorted(seen) == sorted(reference.__all__)
-    for name, home in seen.items():
-        assert getattr(reference, name) is getattr(importlib.import_module(str(home)), name)
-    with pytest.raises(AttributeError, match="has no attribute 'conv4d'"):
+    tree = ast.parse((ROOT / "reference/__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    stub = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert stub == {name: (home, name) for name, home in homes.items()}, "write reference/__init__.pyi anew"
+    assert sorted(homes) == sorted(reference.__all__)
+    for name, home in homes.items():
+        assert getattr(reference, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="No reference attribute conv4d"):
         _ = reference.conv4d
 
 
@@ -85,7 +89,7 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
     sources = "".join(path.read_text() for path in [ROOT / "reference/run.py", *(ROOT / "scripts").glob("*.py")])
     # TensorBoard's, everybody's, those of pytest's plugins, torchrun's
     others = {"logdir", "help", "hypothesis-profile", "benchmark-autosave", "benchmark-compare", "nproc-per-node"}
-    trial = set(re.findall(r'"--([a-z-]+)"', readme("conftest.py") + readme("benchmarks/__main__.py")))
+    trial = set(re.findall(r'"--([a-z-]+)"', readme("spec/support/plugin.py") + readme("benchmarks/__main__.py")))
     for flag in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text)) - others - trial:
         assert re.search(rf"^    {flag.replace('-', '_')}: ", sources, re.MULTILINE), flag
 
@@ -94,7 +98,7 @@ def test_every_script_and_flag_in_the_readme_exists() -> None:
 def test_the_readme_s_profiles_exist() -> None:
     named = set(re.findall(r"`(dev|ci|thorough)`", readme("README.md")))
     assert named == {"dev", "ci", "thorough"}
-    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("conftest.py")))
+    assert named <= set(re.findall(r'register_profile\("(\w+)"', readme("spec/support/plugin.py")))
     assert hypothesis.settings.get_profile("ci").max_examples == 100
     assert hypothesis.settings.get_profile("ci").derandomize
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import reference
 from spec.support.assertions import Tolerance, assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
-from spec.support.strategies import DTYPES, dtypes, given, laid_out, layouts, normal, seeds, spread, whole
+from spec.support.run import current
+from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
 
 Function = Callable[..., Tensor]
 Layer = Callable[..., Any]
@@ -175,7 +176,7 @@ FAR = pytest.mark.parametrize(
 def check_far_from_zero(normalize: Callable[[Tensor], Tensor], offset: float, n: int, batch: bool) -> None:
     """`normalize` takes `[n]` to `[n]`; each dtype that holds the offset."""
     __tracebackhide__ = True
-    for dtype in DTYPES:
+    for dtype in current().dtypes:
         if offset < torch.finfo(dtype).max:
             # PyTorch's batch norm adds up float32 in float64, and float64 one number after the other
             row = far_row(offset, n, dtype, in_order=batch and dtype == torch.float64)
@@ -380,7 +381,7 @@ def test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset(
 @clause("12.batch_norm.offset", "12.layer_norm.offset")
 @FAR
 def test_the_reference_normalizes_far_from_zero_as_exactly_as_around_it(offset: float, n: int) -> None:
-    for dtype in DTYPES:
+    for dtype in current().dtypes:
         if offset < torch.finfo(dtype).max:
             row = far_row(offset, n, dtype, in_order=False)
             expected = row.expected.to(dtype)
@@ -737,7 +738,7 @@ def test_layer_norm_far_from_zero_is_off_in_proportion_to_the_offset(
 @pytest.mark.parametrize("n", [2, 3, 17, 1000, 6272])
 @pytest.mark.parametrize("value", [1 / 3, 100.1, 1e4 / 7, 1e6 / 7], ids="{:.7g}".format)
 def test_a_constant_sample_becomes_the_bias_exactly(layer_norm: Function, value: float, n: int) -> None:
-    for dtype in {torch.float32, torch.float64}.intersection(DTYPES):
+    for dtype in {torch.float32, torch.float64}.intersection(current().dtypes):
         bias = torch.arange(n).remainder(5).to(dtype)
         # the mean of equal numbers is that number, and every deviation 0
         output = layer_norm(torch.full((2, n), value, dtype=dtype), (n,), torch.ones(n, dtype=dtype), bias)
@@ -747,7 +748,7 @@ def test_a_constant_sample_becomes_the_bias_exactly(layer_norm: Function, value:
 @clause("12.batch_norm.offset", "12.layer_norm.constant")
 @pytest.mark.parametrize("n", [2, 3, 17, 1000, 6272])
 def test_equal_numbers_become_0_exactly_in_every_norm_of_the_reference(n: int) -> None:
-    for value, dtype in product((1 / 3, 100.1, 1e4 / 7, 1e6 / 7), DTYPES):
+    for value, dtype in product((1 / 3, 100.1, 1e4 / 7, 1e6 / 7), current().dtypes):
         if value < torch.finfo(dtype).max:
             x = torch.full((1, n, 2), value, dtype=dtype)  # as samples of n numbers, and as channels of n
             batch = reference.batch_norm(x.movedim(1, 0).reshape(n, 2), None, None, training=True)

@@ -551,7 +551,7 @@ class Recurrent:
             pytest.param((5, 2, 4), torch.float32, r"input.*\b4", id="other features"),
             pytest.param((3,), torch.float32, "input.*(1D|shape)", id="one dimension"),
             pytest.param((1, 5, 2, 3), torch.float32, "input.*(4D|shape)", id="four dimensions"),
-            pytest.param((0, 2, 3), torch.float32, "sequence length|time step", id="no steps"),
+            pytest.param((0, 2, 3), torch.float32, "sequence length|time step|input", id="no steps"),
             pytest.param((5, 2, 3), torch.float64, "input.*float64", id="another type"),
             pytest.param((5, 2, 3), torch.int64, "input.*int64", id="whole numbers"),
         ],

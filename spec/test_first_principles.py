@@ -1,5 +1,5 @@
-"""First principles: no file of `reference/nn` and `reference/models`, nor `reference/optim.py`, uses what already is a
-component.
+"""First principles: no file of `reference/nn`, `reference/fast` and `reference/models`, nor `reference/arguments.py`,
+`reference/definitions.py` and `reference/optim.py`, uses what already is a component.
 
 Allowed are tensors (indexing, arithmetic, reductions, matrix products, `unfold`, `exp`, `log` and their like),
 autograd, `torch.nn.Module`, `torch.nn.Parameter`, `PackedSequence` as a container, and the reference's own components.
@@ -21,7 +21,8 @@ import pytest
 import reference
 
 ROOT = Path(reference.__file__).parent
-FILES = [*sorted((ROOT / "nn").glob("*.py")), *sorted((ROOT / "models").glob("*.py")), ROOT / "optim.py"]
+FILES = [path for folder in ("nn", "fast", "models") for path in sorted((ROOT / folder).glob("*.py"))]
+FILES += [ROOT / name for name in ("arguments.py", "definitions.py", "optim.py")]
 EXCUSED = {
     # built from any namespace of layers, PyTorch's unless told: the layers are not the file's own
     "models/ocean.py": ["torch.nn under another name"],
@@ -175,6 +176,32 @@ def _begins_like_a_dtype(node: ast.AST) -> bool:
 def test_the_reference_is_made_from_first_principles(file: Path) -> None:
     found = [line.partition(": ")[2] for line in violations(file.read_text(encoding="utf-8"))]
     assert found == EXCUSED.get(file.relative_to(ROOT).as_posix(), [])
+
+
+DEFINED = ("convolution", "pooling", "activation", "recurrent", "attention", "container", "loss")
+"""The files of `reference/nn` that begin with definitions."""
+
+
+@pytest.mark.parametrize("file", DEFINED)
+def test_the_first_code_of_a_component_is_its_definition(file: str) -> None:
+    tree = ast.parse((ROOT / f"nn/{file}.py").read_text(encoding="utf-8"))
+    code = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert code[0].name.endswith("_definition")
+    for node in code:
+        if node.name.endswith("_definition"):
+            assert isinstance(node, ast.FunctionDef)
+            assert ast.get_docstring(node), f"{node.name} must state the formula"
+            assert (node.end_lineno or 0) - node.lineno + 1 <= 25, f"{node.name} must have at most 25 lines"
+            assert not [part for part in ast.walk(node) if isinstance(part, ast.Raise | ast.Assert)], "a check"
+
+
+def test_the_dependencies_of_the_fast_forms_point_one_way() -> None:
+    for file in (ROOT / "fast").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        own = {
+            node.module for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module)[:9] == "reference"
+        }
+        assert own <= {"reference.arguments"}, file.name
 
 
 HEAD = "import torch\nfrom torch import Tensor, nn\nfrom torch.nn.utils.rnn import PackedSequence\n"

@@ -27,7 +27,8 @@ from spec.support.assertions import (
 )
 from spec.support.implementations import Component, load
 from spec.support.reproduction import Trace, literal
-from spec.support.strategies import TRACE, given, laid_out, normal, spread, whole
+from spec.support.run import current
+from spec.support.strategies import given, laid_out, normal, spread, whole
 
 
 def said(check: Callable[..., Any], *arguments: Any) -> str:
@@ -327,13 +328,13 @@ def test_the_simplest_failure_is_shown_with_its_own_calls(before: str) -> None:
         assert conv2d(x) == x, f"wrong at {x}"
 
     def component(function: Callable[[int], int]) -> Component:
-        return Component("conv2d", function, "from mine import conv2d", TRACE)
+        return Component("conv2d", function, "from mine import conv2d", current().trace)
 
     if before == "right":
         judge(component(lambda x: x))
     with pytest.raises(AssertionError, match="wrong at 7"):
         judge(component(lambda x: x if x < 7 else -x))
-    assert TRACE.text().endswith("from mine import conv2d\nprint(conv2d(7))")
+    assert current().trace.text().endswith("from mine import conv2d\nprint(conv2d(7))")
 
 
 def test_a_failure_that_comes_and_goes_is_a_failure() -> None:

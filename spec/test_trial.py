@@ -41,7 +41,36 @@ def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: P
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
     assert re.search(r"mine: 1 components on trial, \d+ passed\n    conv2d +\d+ passed\n", result.out)
-    assert "Linear" not in result.out  # imported from PyTorch: not the learner's work
+    assert "    Linear" not in result.out  # imported from PyTorch: not the learner's work
+    assert "not tested: mine.py imports Linear from PyTorch\n" in result.out
+
+
+@pytest.mark.parametrize(
+    ("mine", "judged", "left_out"),
+    [
+        ("from torch.nn import Linear", [], ["Linear"]),
+        ("from torch.nn.functional import conv2d, relu", [], ["conv2d", "relu"]),
+        ("from torch.nn import *\nclass Linear(Linear): pass", ["Linear"], None),
+        ("from torch_mine import relu", ["relu"], []),
+        ("from torchlike import relu", ["relu"], []),
+        ("import torch\nconv2d = torch.conv2d", ["conv2d"], []),
+        ("import torch\nconv2d, relu = torch.conv2d, torch.relu", ["conv2d", "relu"], []),
+        ("import torch.nn\nLinear: type = torch.nn.Linear", ["Linear"], []),
+        ("from torch.nn import Linear\n__all__ = ['Linear']", ["Linear"], []),
+        ("from torch import relu\nfrom functools import partial\nconv2d = partial(relu)", ["conv2d"], ["relu"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_is_judged_by_what_it_writes_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine: str, judged: list[str], left_out: list[str] | None
+) -> None:
+    for name in ("torch_mine", "torchlike"):
+        (tmp_path / f"{name}.py").write_text("def relu(input): return input.clamp(min=0)\n", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "mine.py").write_text(mine, encoding="utf-8")
+    implementation = load(str(tmp_path / "mine.py"))
+    assert sorted(implementation.components) == sorted(judged)
+    assert left_out is None or sorted(implementation.left_out) == sorted(left_out)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +130,7 @@ def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_header_names_what_the_outcome_depends_on(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
-    assert re.search(r"on trial: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
+    assert re.search(r"under test: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
     assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
 
 
@@ -213,6 +242,25 @@ def test_a_known_failure_that_is_none_fails_the_run(
     result = known(tmp_path, text, mine=mine)
     assert result.status == status, result.out
     assert says in result.out + result.err
+
+
+def test_pytorchs_known_failures_are_expected_and_shown(tmp_path: Path) -> None:
+    """Those of `spec/known_failures.toml`, without an option."""
+    options = ("-k", "large_negative_numbers_has_the_gradient", "--impl", "torch")
+    result = trial(tmp_path, *options, chapter="12_attention")
+    assert result.status == 0, result.out
+    assert "2 xfailed" in result.out
+    assert re.search(r"\n    known failure: spec/test_12_attention.py::\S+\[.*\]: .*log-sum-exp", result.out), (
+        result.out
+    )
+
+
+@pytest.mark.slow
+def test_pytorchs_known_failures_are_nobody_elses(tmp_path: Path) -> None:
+    options = ("-k", "large_negative_numbers_has_the_gradient", "--impl", "torch.nn.functional,reference")
+    result = trial(tmp_path, *options, chapter="12_attention")
+    assert result.status == 1, result.out
+    assert "2 failed, 2 passed" in result.out
 
 
 # What is refused

@@ -7,11 +7,21 @@ each in a learned projection; `TransformerEncoderLayer` adds a network for each 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from reference.arguments import (
+    accumulation_dtype,
+    check_dtype,
+    check_floating,
+    check_integer,
+    check_layout,
+    check_probability,
+    check_tensor,
+)
 from reference.nn.activation import relu, softmax
 from reference.nn.dropout import Dropout, dropout
 from reference.nn.initialization import xavier_normal_, xavier_uniform_
@@ -21,6 +31,56 @@ from reference.nn.normalization import LayerNorm
 # What a caller hands in is annotated loosely: a wrong shape or dtype shall meet the error that names it.
 Given = Shaped[Tensor, "..."]
 Mask = Shaped[Tensor, "..."] | None
+Layer = Callable[[Tensor], Tensor]
+
+
+def scaled_dot_product_attention_definition(
+    query: Float[Tensor, "*#leading queries features"],
+    key: Float[Tensor, "*#leading keys features"],
+    value: Float[Tensor, "*#leading keys value_features"],
+    mask: Float[Tensor, "*#leading #queries #keys"] | None,
+    dropout_p: float | int,
+    scale: float | int,
+) -> Float[Tensor, "*#leading queries value_features"]:
+    """output = softmax(scale · query keyᵀ + mask) value, with the softmax over the keys."""
+    dtype = accumulation_dtype(query.dtype)
+    logits = (query.to(dtype) * scale) @ key.to(dtype).mT
+    if mask is not None:
+        logits = logits + mask
+    unseen = (logits == -torch.inf).all(dim=-1, keepdim=True)  # their softmax would be 0 / 0; they get zeros
+    weights = softmax(logits.masked_fill(unseen, 0), dim=-1).masked_fill(unseen, 0)
+    return (dropout(weights, dropout_p) @ value.to(dtype)).to(query.dtype)
+
+
+def multihead_attention_definition(
+    queries: Float[Tensor, "batch queries embed_dim"],
+    keys: Float[Tensor, "batch keys embed_dim"],
+    values: Float[Tensor, "batch keys embed_dim"],
+    num_heads: int,
+    mask: Float[Tensor, "#batch #heads #queries keys"] | None,
+    dropout_p: float | int,
+) -> tuple[Float[Tensor, "batch queries embed_dim"], Float[Tensor, "batch heads queries keys"]]:
+    """[head_1 … head_h] of projected sequences, head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i; and the weights."""
+    q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (queries, keys, values))
+    logits = (q / math.sqrt(q.shape[-1])) @ k.mT
+    weights = dropout(softmax(logits if mask is None else logits + mask, dim=-1), dropout_p)
+    return (weights @ v).transpose(1, 2).flatten(-2), weights
+
+
+def transformer_encoder_layer_definition(
+    src: Float[Tensor, "*sequence d_model"],
+    attention: Layer,
+    feed_forward: Layer,
+    norm1: Layer,
+    norm2: Layer,
+    norm_first: bool,
+) -> Float[Tensor, "*sequence d_model"]:
+    """Attention and a network, each with a residual connection, normalized before or after it."""
+    if norm_first:
+        x = src + attention(norm1(src))
+        return x + feed_forward(norm2(x))
+    x = norm1(src + attention(src))
+    return norm2(x + feed_forward(x))
 
 
 def scaled_dot_product_attention(
@@ -58,7 +118,7 @@ def scaled_dot_product_attention(
         ValueError: a shape does not fit, `attn_mask` and `is_causal` are given, or `dropout_p` is outside [0, 1].
     """
     _check_query_key_value(query, key, value)
-    _require(0 <= dropout_p <= 1, f"scaled_dot_product_attention: dropout_p must be from 0 to 1, got {dropout_p}")
+    check_probability("scaled_dot_product_attention: dropout_p", dropout_p)
     _require(
         not is_causal or attn_mask is None,
         "scaled_dot_product_attention: attn_mask and is_causal=True are given, but only one mask can be used",
@@ -66,18 +126,15 @@ def scaled_dot_product_attention(
     if enable_gqa:
         key, value = _repeat_heads("key", key, query), _repeat_heads("value", value, query)
     _check_leading(query, key, value)
-
-    wide = torch.promote_types(query.dtype, torch.float32)
-    logits = _scaled_products(query.to(wide), key.to(wide), scale)
+    leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     if is_causal:
-        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
-        _check_attn_mask(attn_mask, query, logits)
-        logits = logits + (_additive(~attn_mask, wide) if attn_mask.dtype == torch.bool else attn_mask)
-
-    unseen = (logits == -torch.inf).all(dim=-1, keepdim=True)  # their softmax would be 0 / 0
-    weights = softmax(logits.masked_fill(unseen, 0), dim=-1).masked_fill(unseen, 0)
-    return (dropout(weights, dropout_p) @ value.to(wide)).to(query.dtype)
+        _check_attn_mask(attn_mask, query, (*leading, query.shape[-2], key.shape[-2]))
+        if attn_mask.dtype == torch.bool:
+            attn_mask = _additive(~attn_mask, accumulation_dtype(query.dtype))
+    scale = _default_scale(query) if scale is None else scale
+    return scaled_dot_product_attention_definition(query, key, value, attn_mask, dropout_p, scale)
 
 
 class MultiheadAttention(torch.nn.Module):
@@ -137,7 +194,7 @@ class MultiheadAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-            _require(size > 0, f"MultiheadAttention: {name} must be at least 1, got {size}")
+            check_integer(f"MultiheadAttention: {name}", size, at_least=1)
         text = f"MultiheadAttention: embed_dim must be a multiple of num_heads={num_heads}, got {embed_dim}"
         _require(embed_dim % num_heads == 0, text)
         self.embed_dim = embed_dim
@@ -223,17 +280,17 @@ class MultiheadAttention(torch.nn.Module):
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         mask = self._merge_masks(query, key, attn_mask, key_padding_mask, need_weights)
 
-        q, k, v = (self._split_heads(part) for part in self._project(query, key, value))
+        q, k, v = self._project(query, key, value)
         dropout_p = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            logits = _scaled_products(q, k)
-            weights = dropout(softmax(logits if mask is None else logits + mask, dim=-1), dropout_p)
-            heads = weights @ v
+            heads, weights = multihead_attention_definition(q, k, v, self.num_heads, mask, dropout_p)
         else:
             causal = is_causal and key_padding_mask is None
+            q, k, v = (self._split_heads(part) for part in (q, k, v))
             heads = scaled_dot_product_attention(q, k, v, None if causal else mask, dropout_p, causal)
-        output = self.out_proj(heads.permute(2, 0, 1, 3).flatten(-2))  # [queries, batch, embed_dim]
+            heads = heads.transpose(1, 2).flatten(-2)
+        output = self.out_proj(heads.transpose(0, 1))  # [queries, batch, embed_dim]
 
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
@@ -258,7 +315,7 @@ class MultiheadAttention(torch.nn.Module):
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (linear(*part) for part in zip((query, key, value), weights, biases, strict=True))
 
-        rows = (len(query), 1, self.embed_dim)
+        rows = (query.shape[0], 1, self.embed_dim)
         if self.bias_k is not None and self.bias_v is not None:
             k, v = torch.cat([k, self.bias_k.expand(rows)], dim=1), torch.cat([v, self.bias_v.expand(rows)], dim=1)
         if self.add_zero_attn:
@@ -282,9 +339,9 @@ class MultiheadAttention(torch.nn.Module):
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, query.dtype)
-            mask = mask.unflatten(0, (len(query), self.num_heads)) if mask.ndim == 3 else mask[None, None]
+            mask = mask.unflatten(0, (query.shape[0], self.num_heads)) if mask.ndim == 3 else mask[None, None]
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, query.dtype).reshape(len(query), 1, 1, key.shape[1])
+            padding = _additive(key_padding_mask, query.dtype).reshape(query.shape[0], 1, 1, key.shape[1])
             mask = padding if mask is None else mask + padding
         if mask is None:
             return None
@@ -354,6 +411,10 @@ class TransformerEncoderLayer(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("d_model", d_model), ("nhead", nhead)):
+            check_integer(f"TransformerEncoderLayer: {name}", size, at_least=1)
+        text = f"TransformerEncoderLayer: d_model must be a multiple of nhead={nhead}, got {d_model}"
+        _require(d_model % nhead == 0, text)
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout=dropout, bias=bias, batch_first=batch_first, device=device, dtype=dtype
         )
@@ -396,11 +457,10 @@ class TransformerEncoderLayer(torch.nn.Module):
         _check_sequence("TransformerEncoderLayer: src", src, "d_model", attn.embed_dim, attn.out_proj.weight.dtype)
         masks = {"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask}
         _check_masks("TransformerEncoderLayer", masks, is_causal, src, src, attn.num_heads, attn.batch_first)
-        if self.norm_first:
-            x = src + self._attend(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
-            return x + self._feed_forward(self.norm2(x))
-        x = self.norm1(src + self._attend(src, src_mask, src_key_padding_mask, is_causal))
-        return self.norm2(x + self._feed_forward(x))
+        attention = partial(self._attend, mask=src_mask, padding=src_key_padding_mask, is_causal=is_causal)
+        return transformer_encoder_layer_definition(
+            src, attention, self._feed_forward, self.norm1, self.norm2, self.norm_first
+        )
 
     def _attend(
         self, x: Float[Tensor, "*sequence d_model"], mask: Mask, padding: Mask, is_causal: bool
@@ -412,15 +472,9 @@ class TransformerEncoderLayer(torch.nn.Module):
         return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
 
-def _scaled_products(
-    query: Float[Tensor, "*_ queries features"],
-    key: Float[Tensor, "*_ keys features"],
-    scale: float | int | None = None,
-) -> Float[Tensor, "*_ queries keys"]:
-    """scale · query keyᵀ, scaled by 1/√features if None: products of random features spread like √features."""
-    if scale is None:
-        scale = 1 / math.sqrt(max(query.shape[-1], 1))  # without features every product is 0
-    return (query * scale) @ key.mT
+def _default_scale(query: Given) -> float:
+    """1/√features: products of random features spread like √features. Without features every product is 0."""
+    return 1 / math.sqrt(max(query.shape[-1], 1))
 
 
 def _additive(mask: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -448,10 +502,8 @@ def _repeat_heads(name: str, part: Given, query: Given) -> Shaped[Tensor, "..."]
 def _check_query_key_value(query: Given, key: Given, value: Given) -> None:
     for name, part in (("query", query), ("key", key), ("value", value)):
         role = f"scaled_dot_product_attention: {name}"
-        _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
-        _require(part.is_floating_point(), f"{role} is {part.dtype}, but must be floating point", TypeError)
-        _require(part.dtype == query.dtype, f"{role} is {part.dtype}, but query is {query.dtype}", TypeError)
-        _require(part.ndim >= 2, f"{role} has the shape {tuple(part.shape)}, but needs [*leading, length, features]")
+        check_dtype(role, check_floating(role, part), query.dtype, of="query")
+        check_layout(role, part, "[*leading, length, features]")
     (features, needed), (values, keys) = (key.shape[-1], query.shape[-1]), (value.shape[-2], key.shape[-2])
     _require(features == needed, f"scaled_dot_product_attention: key has {features} features, but query has {needed}")
     _require(values == keys, f"scaled_dot_product_attention: value has the length {values}, but key has {keys}")
@@ -465,21 +517,18 @@ def _check_leading(query: Given, key: Given, value: Given) -> None:
         raise ValueError(f"scaled_dot_product_attention: {shapes} need leading dimensions that broadcast") from None
 
 
-def _check_attn_mask(attn_mask: Given, query: Given, logits: Float[Tensor, "*leading queries keys"]) -> None:
-    role, needed = "scaled_dot_product_attention: attn_mask", tuple(logits.shape)
-    _require(isinstance(attn_mask, Tensor), f"{role} must be a tensor, got {type(attn_mask).__name__}", TypeError)
-    text = f"{role} is {attn_mask.dtype}, but needs torch.bool, torch.float32 or query's {query.dtype}"
-    _require(attn_mask.dtype in (torch.bool, torch.float32, query.dtype), text, TypeError)
+def _check_attn_mask(attn_mask: Given, query: Given, needed: tuple[int, ...]) -> None:
+    role = "scaled_dot_product_attention: attn_mask"
+    check_dtype(role, attn_mask, torch.bool, torch.float32, query.dtype)
     sizes = zip(reversed(attn_mask.shape), reversed(needed), strict=False)
-    fits = attn_mask.ndim <= logits.ndim and all(size in (1, full) for size, full in sizes)
+    fits = attn_mask.ndim <= len(needed) and all(size in (1, full) for size, full in sizes)
     _require(fits, f"{role} has the shape {tuple(attn_mask.shape)}, but must broadcast to {needed}")
 
 
 def _check_sequence(role: str, part: Given, width_name: str, width: int, dtype: torch.dtype) -> None:
-    _require(isinstance(part, Tensor), f"{role} must be a tensor, got {type(part).__name__}", TypeError)
-    _require(part.ndim in (2, 3), f"{role} has the shape {tuple(part.shape)}, but needs 3 dimensions, or 2 unbatched")
+    check_layout(role, part, "[length, batch, features]", "[batch, length, features]", "[length, features]")
     _require(part.shape[-1] == width, f"{role} has {part.shape[-1]} features, but {width_name}={width}")
-    _require(part.dtype == dtype, f"{role} is {part.dtype}, but the weights are {dtype}", TypeError)
+    check_dtype(role, part, dtype, of="the weights")
 
 
 def _check_masks(
@@ -487,7 +536,7 @@ def _check_masks(
 ) -> None:
     """Check the attention mask and the padding mask, in this order and under these names, against the sequences."""
     if query.ndim == 2:
-        batch, queries, keys = 1, len(query), len(key)
+        batch, queries, keys = 1, query.shape[0], key.shape[0]
     else:
         batch_dim, length_dim = (0, 1) if batch_first else (1, 0)
         batch, queries, keys = query.shape[batch_dim], query.shape[length_dim], key.shape[length_dim]
@@ -496,8 +545,7 @@ def _check_masks(
     for (name, mask), shapes in zip(masks.items(), (attention, padding), strict=True):
         if mask is not None:
             role = f"{owner}: {name}"
-            _require(isinstance(mask, Tensor), f"{role} must be a tensor, got {type(mask).__name__}", TypeError)
-            fits = mask.dtype == torch.bool or mask.is_floating_point()
+            fits = check_tensor(role, mask).dtype == torch.bool or mask.is_floating_point()
             _require(fits, f"{role} is {mask.dtype}, but must be bool or floating point", TypeError)
             text = f"{role} has the shape {tuple(mask.shape)}, but needs {' or '.join(map(str, shapes))}"
             _require(tuple(mask.shape) in shapes, text)

@@ -8,6 +8,13 @@ from typing import Any, overload
 from torch import nn
 
 
+def sequential_definition(layers: Iterable[nn.Module], input: Any) -> Any:
+    """f_n(… f_2(f_1(input))), `input` itself without layers."""
+    for layer in layers:
+        input = layer(input)
+    return input
+
+
 class Sequential(nn.Module):
     """The layers in turn, each applied to what the one before it returned: f_n(… f_2(f_1(input))).
 
@@ -31,9 +38,7 @@ class Sequential(nn.Module):
 
     def forward(self, input: Any) -> Any:
         """What the last layer returns; `input` itself if there are no layers."""
-        for module in self:
-            input = module(input)
-        return input
+        return sequential_definition(self, input)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -126,7 +131,7 @@ class Sequential(nn.Module):
         """The name of layer `index`."""
         number, n = operator.index(index), len(self)
         if not -n <= number < n:
-            raise IndexError(f"Sequential: index {number} is out of range for {n} layers")
+            raise IndexError(f"Sequential: index must be from {-n} to {n - 1} for {n} layers, got {number}")
         return list(self._modules)[number]
 
 

@@ -1,45 +1,63 @@
 """Chapters 08 and 09: two-dimensional convolution.
 
-A small kernel slides over the picture; each output pixel is the sum of the products of the kernel and the pixels
+A small kernel slides over the image; each output pixel is the sum of the products of the kernel and the pixels
 under it:
 
     output[n, o, y, x] = bias[o] + Σ_{c, i, j} weight[o, c, i, j] · input[n, c, y · stride + i · dilation − padding, …]
 
-(pixels outside the picture are 0; deep-learning libraries do not flip the kernel, so this is a cross-correlation). It
-is computed as matrix products: `_Windows` lays the pixels under one row of the kernel next to each other, so that the
-sum over j and c is a matrix product and the sum over i adds up `kernel height` of them. (Where a row has few products,
-as over the three colours of a picture, it lays out all rows, and there is one product.) It does so for a few pictures
-at a time: beside what it returns, the convolution of any number of pictures needs room for a few times `WORKSPACE`
-numbers (or for one picture, if that needs more), and for the kernels' matrices of those few pictures.
-
-With G the upstream gradient, Σ G · output is linear in G, in input and in weight. The output, the input's gradient
-and the weight's gradient are what is left of that one sum when one of the three is taken out; so each of the three
-functions below has the other two as its derivatives, and all derivatives of any order exist.
+Pixels outside the image are 0. Deep-learning libraries do not flip the kernel, so this is a cross-correlation.
+With groups the channels are split into blocks; block g of the outputs sees only block g of the inputs.
 """
 
 import math
-import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from reference.nn.autograd import Function
+from reference.arguments import (
+    Pair,
+    accumulation_dtype,
+    check_integer,
+    check_layout,
+    check_pair,
+    check_shape,
+    check_together,
+)
+from reference.fast.convolution import conv2d as fast_conv2d
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
 
-Pair = tuple[int, int]
-"""(vertical, horizontal)"""
+IMAGES = ("[batch, channels, height, width]", "[channels, height, width]")
+"""The layouts of an input of convolution and pooling."""
 
-WORKSPACE = 2**19
-"""How many numbers the laid-out windows or outputs of the pictures computed at a time may have (2 MiB in float32)."""
 
-WIDE = 256
-"""From how many pixels on pictures are multiplied one by one: then nothing needs to be put side by side, or back."""
+def conv2d_definition(
+    input: Shaped[Tensor, "batch in_channels height width"],
+    weight: Shaped[Tensor, "out_channels group_channels kernel_height kernel_width"],
+    bias: Shaped[Tensor, "out_channels"] | None,
+    stride: Pair,
+    padding: tuple[Pair, Pair],
+    dilation: Pair,
+    groups: int,
+) -> Shaped[Tensor, "batch out_channels out_height out_width"]:
+    """The formula above; `padding` is ((top, bottom), (left, right)), the other pairs are (vertical, horizontal)."""
+    (top, bottom), (left, right) = padding
+    height, width, kernel_height, kernel_width = map(int, (*input.shape[2:], *weight.shape[2:]))
+    dtype = accumulation_dtype(input.dtype)
+    padded = input.new_zeros(*input.shape[:2], top + height + bottom, left + width + right, dtype=dtype)
+    padded[..., top : top + height, left : left + width] = input
 
-DEEP = 16
-"""From how many products on a single row of the kernel makes a matrix product."""
+    blocks = padded.unflatten(1, (groups, weight.shape[1]))  # [n, groups, c, row, column]
+    kernels = weight.to(dtype).unflatten(0, (groups, -1))  # [groups, o, c, i, j]
+    total = padded.new_zeros(()) if bias is None else bias.to(dtype).unflatten(0, (groups, -1))[..., None, None]
+    for i, j in product(range(kernel_height), range(kernel_width)):
+        down = slice(i * dilation[0], top + height + bottom - (kernel_height - 1 - i) * dilation[0], stride[0])
+        across = slice(j * dilation[1], left + width + right - (kernel_width - 1 - j) * dilation[1], stride[1])
+        total = total + torch.einsum("ngcyx,goc->ngoyx", blocks[..., down, across], kernels[..., i, j])
+    return total.flatten(1, 2).to(input.dtype)
 
 
 def conv2d(
@@ -54,14 +72,14 @@ def conv2d(
     """Slide the kernels `weight` over `input` (module docstring: the formula).
 
     Args:
-        input: pictures `[batch, in_channels, height, width]`, or one without the batch dimension.
+        input: images `[batch, in_channels, height, width]`, or one without the batch dimension.
         weight: kernels `[out_channels, in_channels / groups, kernel height, kernel width]`, of the dtype of `input`.
-        bias: what is added to each output channel, `[out_channels]`.
-        stride: by how many pixels the kernel moves; like the next two an integer or a pair (vertical, horizontal).
-        padding: how many zeros surround the picture on each side, or "valid" (none), or "same" (as many as keep the
-            picture's size, one more at the bottom and right where the number is odd; only with stride 1).
+        bias: the offset of each output channel, `[out_channels]`.
+        stride: the step of the kernel, in pixels; like the next two an integer or a pair (vertical, horizontal).
+        padding: how many zeros surround the image on each side, or "valid" (none), or "same" (as many as keep the
+            image's size, one more at the bottom and right where the number is odd; only with stride 1).
         dilation: the distance between neighbouring kernel elements, in pixels.
-        groups: into how many blocks the channels are split; block g of the outputs sees only block g of the inputs.
+        groups: the number of blocks the channels are split into.
 
     Returns:
         `[batch, out_channels, out_height, out_width]` (contiguous; `conv2d_output_size` says the size), without the
@@ -71,27 +89,30 @@ def conv2d(
         ValueError: sizes that do not fit each other, or an argument outside its range.
         TypeError: an argument of the wrong type, or tensors of different dtypes.
     """
+    # An exported program states the formula: the fast form cuts the batch, of a size that is then unknown, into pieces.
+    form = conv2d_definition if torch.compiler.is_exporting() else fast_conv2d
+    return conv2d_by(form, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_by(
+    form: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> Tensor:
+    """Check the arguments of `conv2d` and compute it by `form`, the definition or the fast one."""
     _check_tensors(input, weight, bias, groups)
     height, width, *kernel_size = map(int, (*input.shape[-2:], *weight.shape[2:]))  # a tracer's sizes are tensors
-    output_size = conv2d_output_size((height, width), kernel_size, stride, padding, dilation)
+    conv2d_output_size((height, width), kernel_size, stride, padding, dilation)
     if 0 in (height, width) and 0 not in input.shape[:-2]:
-        raise ValueError(f"conv2d: input of shape {tuple(input.shape)} has no pixels, but pictures and channels")
-    images = input if input.dim() == 4 else input[None]
-    windows = _Windows(
-        in_channels=int(images.shape[1]),
-        in_size=(height, width),
-        out_channels=int(weight.shape[0]),
-        out_size=output_size,
-        kernel_size=(kernel_size[0], kernel_size[1]),
-        stride=as_pair("conv2d: stride", stride),
-        padding=_sides(padding, kernel_size, dilation),
-        dilation=as_pair("conv2d: dilation", dilation),
-        groups=groups,
-        rows=kernel_size[0] if images.shape[1] // groups * kernel_size[1] < DEEP else 1,
-    )
-    output: Tensor = _Output.apply(images, weight, windows)  # pyright: ignore[reportAssignmentType]
-    if bias is not None:
-        output += bias[:, None, None]
+        raise ValueError(f"conv2d: input must have pixels, got the shape {tuple(input.shape)}")
+    sides = _sides(padding, kernel_size, dilation)
+    pairs = check_pair("conv2d: stride", stride), sides, check_pair("conv2d: dilation", dilation)
+    output = form(input if input.dim() == 4 else input[None], weight, bias, *pairs, groups)
     return output if input.dim() == 4 else output[0]
 
 
@@ -109,8 +130,8 @@ class Conv2d(nn.Module):
         dilation: see `conv2d`.
         groups: see `conv2d`; both numbers of channels must be divisible by it.
         bias: whether the layer has a bias.
-        padding_mode: what surrounds the picture: "zeros"; "reflect" (mirrored at the border pixel); "replicate" (the
-            border pixel again and again); "circular" (the opposite side).
+        padding_mode: the values that surround the image: "zeros"; "reflect" (mirrored at the border pixel);
+            "replicate" (the border pixel repeated); "circular" (the opposite side).
         device: where the parameters are.
         dtype: their type.
 
@@ -119,6 +140,7 @@ class Conv2d(nn.Module):
         TypeError: an argument of the wrong type.
     """
 
+    _conv2d = staticmethod(conv2d)
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"]
     bias: Float[Tensor, "out_channels"] | None
 
@@ -137,8 +159,7 @@ class Conv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if groups <= 0:
-            raise ValueError(f"Conv2d: groups must be positive, got {groups}")
+        check_integer("Conv2d: groups", groups, at_least=1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels < 0 or channels % groups:
                 raise ValueError(f"Conv2d: {name} must be a multiple of groups={groups}, not negative, got {channels}")
@@ -157,7 +178,7 @@ class Conv2d(nn.Module):
         if isinstance(padding, str):
             _check_named_padding("Conv2d", padding, self.stride)
         for size in self.kernel_size:
-            _check_integer("Conv2d: kernel_size", size, at_least=0)
+            check_integer("Conv2d: kernel_size", size, at_least=0)
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
         )
@@ -183,10 +204,10 @@ class Conv2d(nn.Module):
         if self.padding_mode != "zeros":
             input = _pad(input, _sides(padding, self.kernel_size, self.dilation), self.padding_mode)
             padding = 0
-        return conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer: what differs from the default."""
+        """The arguments shown in `repr`: those that are not the default."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
         if self.padding != (0,) * len(self.padding):
             parts.append(f"padding={self.padding}")
@@ -213,7 +234,7 @@ def conv2d_output_size(
         floor((size + 2 · padding − dilation · (kernel_size − 1) − 1) / stride) + 1
 
     Args:
-        input_size: the picture's size; like all that follow an integer or a pair (vertical, horizontal), in pixels.
+        input_size: the image's size; like the other arguments an integer or a pair (vertical, horizontal), in pixels.
         kernel_size: the kernel's size.
         stride: see `conv2d`.
         padding: see `conv2d`.
@@ -223,17 +244,17 @@ def conv2d_output_size(
         (out_height, out_width).
 
     Raises:
-        ValueError: an argument outside its range, or a kernel that is larger than the padded picture.
+        ValueError: an argument outside its range, or a kernel that is larger than the padded image.
         TypeError: an argument of the wrong type.
     """
-    sizes = as_pair("conv2d: input_size", input_size, at_least=0)
-    kernels = as_pair("conv2d: kernel_size", kernel_size, at_least=1)
-    strides = as_pair("conv2d: stride", stride, at_least=1)
-    dilations = as_pair("conv2d: dilation", dilation, at_least=1)
+    sizes = check_pair("conv2d: input_size", input_size, at_least=0)
+    kernels = check_pair("conv2d: kernel_size", kernel_size, at_least=1)
+    strides = check_pair("conv2d: stride", stride, at_least=1)
+    dilations = check_pair("conv2d: dilation", dilation, at_least=1)
     if isinstance(padding, str):
         _check_named_padding("conv2d", padding, strides)
     else:
-        as_pair("conv2d: padding", padding, at_least=0)
+        check_pair("conv2d: padding", padding, at_least=0)
     padded = [size + sum(sides) for size, sides in zip(sizes, _sides(padding, kernels, dilations), strict=True)]
     extents = [dilation * (kernel - 1) + 1 for kernel, dilation in zip(kernels, dilations, strict=True)]
     if any(extent > size for extent, size in zip(extents, padded, strict=True)):
@@ -246,7 +267,7 @@ def conv2d_output_size(
 
 
 def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1) -> tuple[Pair, Pair]:
-    """The padding that keeps a picture's size at stride 1: dilation · (kernel_size − 1) zeros in all, halved.
+    """The padding that keeps an image's size at stride 1: dilation · (kernel_size − 1) zeros in all, halved.
 
     An odd kernel gets the same number on both sides, (kernel_size − 1) / 2 (2 for a 5 × 5 kernel); where the number of
     zeros is odd, the bottom and the right get one more.
@@ -262,249 +283,15 @@ def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]
         ValueError: an argument is smaller than 1.
         TypeError: an argument is not an integer.
     """
-    kernels = as_pair("same_padding: kernel_size", kernel_size, at_least=1)
-    dilations = as_pair("same_padding: dilation", dilation, at_least=1)
+    kernels = check_pair("same_padding: kernel_size", kernel_size, at_least=1)
+    dilations = check_pair("same_padding: dilation", dilation, at_least=1)
     vertical, horizontal = (step * (kernel - 1) for kernel, step in zip(kernels, dilations, strict=True))
     return (vertical // 2, vertical - vertical // 2), (horizontal // 2, horizontal - horizontal // 2)
 
 
-class _Windows(NamedTuple):
-    """Where a convolution's windows lie, and how pictures, windows, outputs and kernels become matrices.
-
-    The layouts, for n pictures and c input or o output channels in each of the groups. Large pictures have matrices of
-    their own: they are n lanes of m = 1 picture; small ones stand side by side in one lane of m = n pictures.
-        columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row y of
-            the padded pictures the pixels that lie under `rows` rows of the kernel, at `[…, y % stride, y // stride]`:
-            so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
-        block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
-        matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
-        pixels: `[lanes · groups, o, out_height · m · out_width]`, the output.
-    """
-
-    in_channels: int
-    in_size: Pair
-    out_channels: int
-    out_size: Pair
-    kernel_size: Pair
-    stride: Pair
-    padding: tuple[Pair, Pair]
-    dilation: Pair
-    groups: int
-    rows: int
-    """How many rows of the kernel are laid out together: 1 or all. Only then do the columns hold each pixel once for
-    each of its rows, but a matrix product over few channels of one row would be too short to be fast."""
-
-    @property
-    def channels(self) -> Pair:
-        """c and o: input and output channels of one group."""
-        return self.in_channels // self.groups, self.out_channels // self.groups
-
-    @property
-    def depth(self) -> int:
-        """How many products a matrix product adds up."""
-        return self.channels[0] * self.rows * self.kernel_size[1]
-
-    @property
-    def steps(self) -> Pair:
-        """By how many rows of the padded picture the columns' rows are apart, and in how many phases they stand."""
-        return (1, self.stride[0]) if self.rows == 1 else (self.stride[0], 1)
-
-    def lanes(self, n: int) -> int:
-        """How many lanes `n` pictures have."""
-        return n if math.prod(self.out_size) >= WIDE else 1
-
-    def padded_shape(self, n: int) -> tuple[int, ...]:
-        """The shape of `n` padded pictures, `[lanes · groups, c, m, height, width]`, the height whole phases."""
-        (top, bottom), (left, right) = self.padding
-        lanes, phases = self.lanes(n), self.steps[1]
-        height = -(-(top + self.in_size[0] + bottom) // phases) * phases
-        return lanes * self.groups, self.channels[0], n // lanes, height, left + self.in_size[1] + right
-
-    def columns_shape(self, n: int) -> tuple[int, ...]:
-        """The shape of the columns of `n` pictures."""
-        blocks, _, m, height, _ = self.padded_shape(n)
-        phases = self.steps[1]
-        heights = height // phases if self.rows == 1 else self.out_size[0]
-        return blocks, self.depth, phases, heights, m, self.out_size[1]
-
-    def batches(self, n: int) -> Iterator[slice]:
-        """Cut `n` pictures into batches whose columns and pixels fit into the workspace."""
-        numbers = max(math.prod(self.columns_shape(1)), self.out_channels * math.prod(self.out_size))
-        size = max(1, WORKSPACE // max(1, numbers))
-        return (slice(start, min(start + size, n)) for start in range(0, n, size))
-
-    def columns(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Lay out the windows of `images`, `[n, in_channels, height, width]`, as columns."""
-        padded = images.new_zeros(self.padded_shape(len(images)), dtype=dtype)
-        self._inside(padded).copy_(self._split(images))
-        (step, phases), gaps = self.steps, self.dilation
-        windows = padded.unfold(4, gaps[1] * (self.kernel_size[1] - 1) + 1, self.stride[1])[..., :: gaps[1]]
-        windows = windows.unfold(3, gaps[0] * (self.rows - 1) + 1, step)[..., :: gaps[0]]
-        windows = windows.unflatten(3, (windows.shape[3] // phases, phases))
-        return windows.permute(0, 1, 7, 6, 4, 3, 2, 5).flatten(1, 3)
-
-    def images(self, columns: Tensor) -> Tensor:
-        """The transpose of `columns` with single rows: add up, for each pixel, what stands at its places."""
-        channels, (_, width), (_, gap) = self.channels[0], self.kernel_size, self.dilation
-        windows = columns.unflatten(1, (channels, width)).permute(0, 1, 2, 5, 4, 3, 6)
-        n = len(columns) // self.groups * columns.shape[4]
-        padded = columns.new_zeros(self.padded_shape(n))
-        rows = padded.unflatten(3, windows.shape[4:6])
-        for j in range(width):
-            start, step = j * gap, self.stride[1]
-            rows[..., start : start + step * (self.out_size[1] - 1) + 1 : step] += windows[:, :, j]
-        return self._merge(self._inside(padded))
-
-    def block(self, columns: Tensor, i: int) -> Tensor:
-        """The pixels under the kernel's block `i` of rows."""
-        first, phase = divmod(i * self.dilation[0], self.stride[0])
-        return columns[:, :, phase, first : first + self.out_size[0]].flatten(2)
-
-    def pixels(self, output: Tensor, dtype: torch.dtype) -> Tensor:
-        """Lay out `output`, `[n, out_channels, out_height, out_width]`, as pixels."""
-        return self._split(output).transpose(2, 3).to(dtype).flatten(2)
-
-    def output(self, pixels: Tensor) -> Tensor:
-        """The inverse of `pixels`."""
-        height, width = self.out_size
-        return self._merge(pixels.unflatten(2, (height, -1, width)).transpose(2, 3))
-
-    def matrices(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Lay out the kernels as matrices."""
-        blocks = weight.to(dtype).unflatten(2, (-1, self.rows)).unflatten(0, (self.groups, -1))
-        return blocks.permute(3, 0, 1, 2, 4, 5).flatten(3)
-
-    def weight(self, matrices: Tensor) -> Tensor:
-        """The inverse of `matrices`."""
-        blocks = matrices.unflatten(3, (self.channels[0], self.rows, self.kernel_size[1]))
-        return blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4).flatten(0, 1)
-
-    def in_lanes(self, matrices: Tensor, n: int) -> Tensor:
-        """The matrices for each lane of `n` pictures, `[kernel_height / rows, lanes · groups, o, depth]`."""
-        return matrices[:, None].expand(-1, self.lanes(n), -1, -1, -1).flatten(1, 2)
-
-    def _split(self, images: Tensor) -> Tensor:
-        """`[n, channels, height, width]` as `[lanes · groups, channels / groups, m, height, width]`, a view."""
-        lanes = self.lanes(len(images))
-        split = images.unflatten(1, (self.groups, -1)).unflatten(0, (lanes, len(images) // lanes))
-        return split.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
-
-    def _merge(self, images: Tensor) -> Tensor:
-        """The inverse of `_split`."""
-        return images.unflatten(0, (-1, self.groups)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
-
-    def _inside(self, padded: Tensor) -> Tensor:
-        """The part of padded pictures that is the pictures themselves."""
-        (top, _), (left, _) = self.padding
-        return padded[..., top : top + self.in_size[0], left : left + self.in_size[1]]
-
-
-class _Output(Function):
-    """The output from input and weight: Σ_i matrix_i · block_i."""
-
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
-        output = input.new_empty(len(input), windows.out_channels, *windows.out_size)
-        dtype = _accumulator(input.dtype)
-        kernels = windows.matrices(weight, dtype)
-        for batch in windows.batches(len(input)):
-            columns = windows.columns(input[batch], dtype)
-            matrices = windows.in_lanes(kernels, len(input[batch]))
-            pixels = matrices[0] @ windows.block(columns, 0)
-            for i in range(1, len(matrices)):
-                pixels.baddbmm_(matrices[i], windows.block(columns, i))
-            output[batch] = windows.output(pixels)
-        return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        input, weight = ctx.saved_tensors
-        wants_input, wants_weight, _ = ctx.needs_input_grad
-        return (
-            _InputGradient.apply(*grads, weight.conj(), ctx.windows) if wants_input else None,
-            _WeightGradient.apply(input.conj(), *grads, ctx.windows) if wants_weight else None,
-            None,
-        )
-
-
-class _InputGradient(Function):
-    """The input's gradient from the output's gradient and weight: block_i += matrix_iᵀ · pixels."""
-
-    @staticmethod
-    def forward(output_grad: Tensor, weight: Tensor, windows: _Windows) -> Tensor:
-        windows = windows._replace(rows=1)
-        input_grad = output_grad.new_empty(len(output_grad), windows.in_channels, *windows.in_size)
-        dtype = _accumulator(output_grad.dtype)
-        kernels = windows.matrices(weight, dtype)
-        for batch in windows.batches(len(output_grad)):
-            pixels = windows.pixels(output_grad[batch], dtype)
-            columns = pixels.new_zeros(windows.columns_shape(len(output_grad[batch])))
-            for i, matrices in enumerate(windows.in_lanes(kernels, len(output_grad[batch]))):
-                windows.block(columns, i).baddbmm_(matrices.mT, pixels)
-            input_grad[batch] = windows.images(columns)
-        return input_grad
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        output_grad, weight = ctx.saved_tensors
-        wants_output_grad, wants_weight, _ = ctx.needs_input_grad
-        return (
-            _Output.apply(*grads, weight.conj(), ctx.windows) if wants_output_grad else None,
-            _WeightGradient.apply(*grads, output_grad.conj(), ctx.windows) if wants_weight else None,
-            None,
-        )
-
-
-class _WeightGradient(Function):
-    """The weight's gradient from input and the output's gradient: matrix_i += pixels · block_iᵀ."""
-
-    @staticmethod
-    def forward(input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
-        dtype = _accumulator(input.dtype)
-        blocks, groups, (_, out_channels) = windows.kernel_size[0] // windows.rows, windows.groups, windows.channels
-        first = next(windows.batches(len(input)), slice(0, 1))  # no batch has more lanes
-        lanes = windows.lanes(first.stop)
-        matrices = input.new_zeros(blocks, lanes * groups, out_channels, windows.depth, dtype=dtype)
-        for batch in windows.batches(len(input)):
-            columns, pixels = windows.columns(input[batch], dtype), windows.pixels(output_grad[batch], dtype)
-            for i in range(blocks):
-                matrices[i, : len(pixels)].baddbmm_(pixels, windows.block(columns, i).mT)
-        return windows.weight(matrices.unflatten(1, (lanes, groups)).sum(1, dtype=dtype)).to(input.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.windows = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        input, output_grad = ctx.saved_tensors
-        wants_input, wants_output_grad, _ = ctx.needs_input_grad
-        return (
-            _InputGradient.apply(output_grad.conj(), *grads, ctx.windows) if wants_input else None,
-            _Output.apply(input.conj(), *grads, ctx.windows) if wants_output_grad else None,
-            None,
-        )
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which long sums of `dtype` are formed."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def _pad(input: Tensor, sides: tuple[Pair, Pair], mode: str) -> Tensor:
-    """Surround the pictures with pixels of their own, `input[..., rows, columns]`; negative padding cuts pixels off."""
-    _check_rank(input)
+    """Surround the images with pixels of their own, `input[..., rows, columns]`; negative padding cuts pixels off."""
+    check_layout("Conv2d: input", input, *IMAGES)
     if 0 in input.shape[-3:]:
         raise ValueError(f"Conv2d: padding_mode={mode!r} needs pixels, but input has the shape {tuple(input.shape)}")
     for dim, (before, after) in zip((-2, -1), sides, strict=True):
@@ -529,35 +316,8 @@ def _sides(padding: int | Sequence[int] | str, kernel_size: Sequence[int], dilat
     """`padding` as ((top, bottom), (left, right))."""
     if padding == "same":
         return same_padding(kernel_size, dilation)
-    vertical, horizontal = (0, 0) if isinstance(padding, str) else as_pair("conv2d: padding", padding)
+    vertical, horizontal = (0, 0) if isinstance(padding, str) else check_pair("conv2d: padding", padding)
     return (vertical, vertical), (horizontal, horizontal)
-
-
-def as_pair(name: str, value: Any, at_least: int | None = None) -> Pair:
-    """`value`, an integer or one or two of them, as (vertical, horizontal).
-
-    Args:
-        name: the function and the argument, for the messages.
-        value: what was passed.
-        at_least: the smallest number that is allowed.
-
-    Raises:
-        ValueError: a number is too small, or there are not one or two.
-        TypeError: something is not an integer.
-    """
-    numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"{name} must be an integer or a pair (vertical, horizontal), got {value!r}")
-    checked = tuple(_check_integer(name, number, at_least) for number in numbers)
-    return checked[0], checked[-1]
-
-
-def _check_integer(name: str, value: Any, at_least: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return operator.index(value)
 
 
 def _repeat(value: int | Sequence[int]) -> tuple[int, ...]:
@@ -572,38 +332,19 @@ def _check_named_padding(function: str, padding: str, stride: Sequence[int]) -> 
         raise ValueError(f'{function}: padding="same" needs stride 1, got {tuple(stride)}')
 
 
-def _check_rank(input: Tensor) -> None:
-    if input.dim() not in (3, 4):
-        raise ValueError(
-            "conv2d: input must be [batch, channels, height, width] or [channels, height, width], "
-            f"got the shape {tuple(input.shape)}"
-        )
-
-
 def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     """Raise if the tensors do not fit each other."""
-    given = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"conv2d: {name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype != input.dtype or tensor.dtype == torch.bool:
-            raise TypeError(
-                f"conv2d: {name} is {tensor.dtype} and input is {input.dtype}; all tensors need one dtype, of numbers"
-            )
-        if tensor.device != input.device:
-            raise ValueError(f"conv2d: {name} is on {tensor.device}, but input is on {input.device}")
-    _check_rank(input)
+    check_together("conv2d", input=input, weight=weight, bias=bias)
+    check_layout("conv2d: input", input, *IMAGES)
+    check_layout("conv2d: weight", weight, "[out_channels, in_channels / groups, height, width]")
+    check_integer("conv2d: groups", groups, at_least=1)
     shape = tuple(weight.shape)
-    if weight.dim() != 4:
-        raise ValueError(
-            f"conv2d: weight must be [out_channels, in_channels / groups, height, width], got the shape {shape}"
-        )
-    if _check_integer("conv2d: groups", groups, at_least=1) and (shape[0] == 0 or shape[0] % groups):
+    if shape[0] == 0 or shape[0] % groups:
         raise ValueError(f"conv2d: weight {shape} must have a positive multiple of groups={groups} output channels")
     if input.shape[-3] != shape[1] * groups:
         raise ValueError(
             f"conv2d: input has {input.shape[-3]} channels, but weight {shape} with groups={groups} "
             f"needs {shape[1] * groups}"
         )
-    if bias is not None and bias.shape != shape[:1]:
-        raise ValueError(f"conv2d: bias must have the shape ({shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None:
+        check_shape("conv2d: bias", bias, shape[:1], of="the output channels")

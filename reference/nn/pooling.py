@@ -1,21 +1,126 @@
-"""Chapter 10: pooling, a window that slides over the picture and leaves of what is under it the largest, or the mean.
+"""Chapter 10: pooling, a window that slides over the image and is replaced by its maximum or its mean.
 
-Pooling keeps every channel for itself and has no parameters. By default the windows do not overlap: the stride is the
-window's size.
+Pooling keeps the channels apart and has no parameters. By default the windows do not overlap: the stride is the size
+of the window. Window (y, x) covers the pixels
+
+    (y · stride + i · dilation − padding, x · stride + j · dilation − padding),  0 ≤ i, j < kernel size
+
+    max_pool2d:           output[…, y, x] = max_{i, j} input[…, pixel]
+    avg_pool2d:           output[…, y, x] = Σ_{i, j} input[…, pixel] / divisor      (dilation 1; 0 outside the image)
+    adaptive_avg_pool2d:  output[…, y, x] = the mean over rows ⌊y · height / n⌋ to ⌈(y + 1) · height / n⌉ − 1, columns
+                          likewise, for n rows of windows
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
-from reference.nn.convolution import Pair, as_pair
+from reference.arguments import (
+    Pair,
+    accumulation_dtype,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_layout,
+    check_pair,
+    check_real,
+    check_tensor,
+)
+from reference.fast.pooling import adaptive_avg_pool2d as fast_adaptive_avg_pool2d
+from reference.fast.pooling import avg_pool2d as fast_avg_pool2d
+from reference.fast.pooling import max_pool2d as fast_max_pool2d
+from reference.nn.convolution import IMAGES
 
 Size = int | Sequence[int]
 """An integer for both directions, or a pair (vertical, horizontal)."""
+
+
+def max_pool2d_definition(
+    input: Shaped[Tensor, "*batch height width"],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    output_size: Pair,
+) -> tuple[Shaped[Tensor, "*batch out_height out_width"], Int[Tensor, "*batch out_height out_width"]]:
+    """The maxima and their places, row · width + column.
+
+    Of equal maxima the first in reading order has the place; of several NaN, the last.
+    """
+    windows, rows, columns = _windows(input, kernel_size, stride, padding, dilation, output_size)
+    inside = _inside(rows, columns, input.shape[-2:])
+    lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min
+    windows = windows.masked_fill(~inside, lowest).flatten(-2)
+
+    largest = windows.amax(-1, keepdim=True)
+    wins = inside.flatten(-2) & ((windows == largest) | (windows != windows))  # only NaN differs from itself
+    first = wins.int().argmax(-1, keepdim=True)
+    last = windows.shape[-1] - 1 - wins.int().flip(-1).argmax(-1, keepdim=True)
+    winner = torch.where(largest == largest, first, last)
+    places = (rows * input.shape[-1] + columns).flatten(-2).expand(windows.shape)
+    return windows.gather(-1, winner).squeeze(-1), places.gather(-1, winner).squeeze(-1)
+
+
+def avg_pool2d_definition(
+    input: Shaped[Tensor, "*batch height width"],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    output_size: Pair,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Shaped[Tensor, "*batch out_height out_width"]:
+    """The means. The divisor is the number of pixels, with those of the padding if `count_include_pad`."""
+    windows, rows, columns = _windows(input, kernel_size, stride, padding, (1, 1), output_size)
+    inside = _inside(rows, columns, input.shape[-2:])
+    counted = _inside(rows, columns, input.shape[-2:], padding if count_include_pad else (0, 0))
+    total = windows.to(accumulation_dtype(input.dtype)).masked_fill(~inside, 0).sum((-2, -1))
+    divisor = counted.sum((-2, -1)) if divisor_override is None else divisor_override
+    return torch.div(total, divisor, rounding_mode=None if input.is_floating_point() else "trunc").to(input.dtype)
+
+
+def adaptive_avg_pool2d_definition(
+    input: Shaped[Tensor, "*batch height width"], output_size: Pair
+) -> Shaped[Tensor, "*batch out_height out_width"]:
+    """The means of `output_size` windows, which share the image evenly."""
+    inside = []
+    for n, length in zip(output_size, input.shape[-2:], strict=True):
+        window, pixel = torch.arange(n, device=input.device)[:, None], torch.arange(length, device=input.device)
+        inside.append((pixel >= window * length // max(n, 1)) & (pixel < -(-(window + 1) * length // max(n, 1))))
+    covered = inside[0][:, None, :, None] & inside[1][:, None, :]  # [y, x, row, column]
+    pixels = input.to(accumulation_dtype(input.dtype))[..., None, None, :, :].masked_fill(~covered, 0)
+    return (pixels.sum((-2, -1)) / covered.sum((-2, -1))).to(input.dtype)
+
+
+def _windows(
+    input: Shaped[Tensor, "*batch height width"],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    output_size: Pair,
+) -> tuple[Shaped[Tensor, "*batch y x i j"], Int[Tensor, "y 1 i 1"], Int[Tensor, "x 1 j"]]:
+    """The pixels of the windows, their rows and their columns; a pixel outside the image has an arbitrary value."""
+
+    def positions(dim: int) -> Int[Tensor, "windows kernel"]:
+        window = torch.arange(output_size[dim], device=input.device)[:, None]
+        return window * stride[dim] + torch.arange(kernel_size[dim], device=input.device) * dilation[dim] - padding[dim]
+
+    rows, columns = positions(0)[:, None, :, None], positions(1)[:, None, :]
+    return input[..., rows.clamp(0, input.shape[-2] - 1), columns.clamp(0, input.shape[-1] - 1)], rows, columns
+
+
+def _inside(
+    rows: Int[Tensor, "y 1 i 1"], columns: Int[Tensor, "x 1 j"], size: Sequence[int], margin: Pair = (0, 0)
+) -> Bool[Tensor, "y x i j"]:
+    """Whether the positions are in an image of `size`, or in a margin around it."""
+    (height, width), (vertical, horizontal) = size, margin
+    in_rows = (rows >= -vertical) & (rows < height + vertical)
+    return in_rows & (columns >= -horizontal) & (columns < width + horizontal)
 
 
 def max_pool2d(
@@ -35,40 +140,26 @@ def max_pool2d(
         output[…, y, x] = max_{i, j} input[…, y · stride + i · dilation − padding, x · stride + j · dilation − padding]
 
     Where several are equally large, the first in reading order is the maximum, and receives the gradient; where there
-    are NaN, the last one. What lies outside the picture counts as −∞ and never wins.
+    are NaN, the last one. What lies outside the image counts as −∞ and never wins.
 
     Args:
-        input: pictures `[batch, channels, height, width]`, or one without the batch dimension.
+        input: images `[batch, channels, height, width]`, or one without the batch dimension.
         kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next three.
         stride: by how many pixels the window moves; `None` is `kernel_size`.
-        padding: how far windows may reach out of the picture on each side, at most half of `kernel_size`.
+        padding: how far windows may reach out of the image on each side, at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
         ceil_mode: keep a last window that reaches out at the bottom or right (`pool2d_output_size`).
         return_indices: whether to return also where the maxima are.
 
     Returns:
         The maxima, `[batch, channels, out_height, out_width]`; with `return_indices` also their places as numbers into
-        the flattened picture, row · width + column, int64, of the same shape.
+        the flattened image, row · width + column, int64, of the same shape.
 
     Raises:
         ValueError: a shape without pixels, or an argument outside its range.
         TypeError: an argument of the wrong type.
     """
-    _check_images("max_pool2d", input)
-    if input.dtype == torch.bool or input.is_complex():
-        raise TypeError(f"max_pool2d: input must have an order, got {input.dtype}")
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
-    size = (input.shape[-2], input.shape[-1])
-    window = _window("max_pool2d", size, kernel_size, stride, padding, dilation, ceil_mode)
-    lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min
-    padded = _pad(input, window, lowest)
-    places = _places(padded.detach(), window, lowest)
-    output = padded.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
-    if not return_indices:
-        return output
-    (top, left), width = window.padding, padded.shape[-1]
-    return output, (places // width - top) * size[1] + places % width - left
+    return max_pool2d_by(fast_max_pool2d, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def avg_pool2d(
@@ -84,14 +175,14 @@ def avg_pool2d(
 
         output[…, y, x] = Σ_{i, j} input[…, y · stride + i − padding, x · stride + j − padding] / divisor
 
-    with zeros outside the picture.
+    with zeros outside the image.
 
     Args:
-        input: pictures `[batch, channels, height, width]`, or one without the batch dimension; int64 is divided
+        input: images `[batch, channels, height, width]`, or one without the batch dimension; int64 is divided
             towards 0.
         kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next two.
         stride: by how many pixels the window moves; `None` is `kernel_size`.
-        padding: how many zeros surround the picture on each side, at most half of `kernel_size`.
+        padding: how many zeros surround the image on each side, at most half of `kernel_size`.
         ceil_mode: keep a last window that reaches out at the bottom or right (`pool2d_output_size`).
         count_include_pad: whether zeros of the padding count in the divisor; what reaches out beyond it never does.
         divisor_override: divide by this instead.
@@ -103,27 +194,9 @@ def avg_pool2d(
         ValueError: a shape without pixels, or an argument outside its range.
         TypeError: an argument of the wrong type.
     """
-    _check_images("avg_pool2d", input)
-    if input.is_complex() or not (input.is_floating_point() or input.dtype == torch.int64):
-        raise TypeError(f"avg_pool2d: input must be floating-point or int64, got {input.dtype}")
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"avg_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
-    size = (input.shape[-2], input.shape[-1])
-    window = _window("avg_pool2d", size, kernel_size, stride, padding, 1, ceil_mode)
-    total = _sums(_pad(input, window, 0), window)
-    if divisor_override is None:
-        margins = window.padding if count_include_pad else (0, 0)
-        counts = [
-            (start + kernel).clamp(max=length + margin) - start.clamp(min=-margin)
-            for start, kernel, length, margin in zip(
-                window.starts(input.device), window.kernel, size, margins, strict=True
-            )
-        ]
-        divisor = counts[0][:, None] * counts[1]
-    else:
-        divisor = _check_divisor(divisor_override)
-    rounding = None if input.is_floating_point() else "trunc"
-    return torch.div(total, divisor, rounding_mode=rounding).to(input.dtype)
+    return avg_pool2d_by(
+        fast_avg_pool2d, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
 def adaptive_avg_pool2d(
@@ -133,33 +206,71 @@ def adaptive_avg_pool2d(
     ceil((y + 1) · height / n) − 1, and the columns likewise.
 
     Args:
-        input: pictures `[batch, channels, height, width]`, or one without the batch dimension, floating-point.
-        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the picture's
+        input: images `[batch, channels, height, width]`, or one without the batch dimension, floating-point.
+        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
             size.
 
     Returns:
         `[batch, channels, *output_size]`.
 
     Raises:
-        ValueError: a picture without pixels, or a negative number of windows.
+        ValueError: an image without pixels, or a negative number of windows.
         TypeError: an argument of the wrong type.
     """
-    _check_images("adaptive_avg_pool2d", input)
-    if not input.is_floating_point():
-        raise TypeError(f"adaptive_avg_pool2d: input must be floating-point, got {input.dtype}")
+    return adaptive_avg_pool2d_by(fast_adaptive_avg_pool2d, input, output_size)
+
+
+def max_pool2d_by(
+    form: Callable[..., tuple[Tensor, Tensor]],
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
+    return_indices: bool,
+) -> Any:
+    """Check the arguments of `max_pool2d` and compute it by `form`, the definition or the fast one."""
+    _check_images("max_pool2d", check_real("max_pool2d: input", input))
+    window = _window("max_pool2d", input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
+    output, places = form(input, *window)
+    return (output, places) if return_indices else output
+
+
+def avg_pool2d_by(
+    form: Callable[..., Tensor],
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: Any,
+    count_include_pad: bool,
+    divisor_override: Any,
+) -> Tensor:
+    """Check the arguments of `avg_pool2d` and compute it by `form`, the definition or the fast one."""
+    check_tensor("avg_pool2d: input", input)
+    if not (input.is_floating_point() or input.dtype == torch.int64):
+        raise TypeError(f"avg_pool2d: input must be floating-point or int64, got {input.dtype}")
+    _check_images("avg_pool2d", input)
+    sizes = _window("avg_pool2d", input.shape[-2:], kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override is not None and check_integer("avg_pool2d: divisor_override", divisor_override) == 0:
+        raise ValueError("avg_pool2d: divisor_override must not be 0")
+    kernel, step, margin, _, output_size = sizes
+    return form(input, kernel, step, margin, output_size, count_include_pad, divisor_override)
+
+
+def adaptive_avg_pool2d_by(form: Callable[..., Tensor], input: Tensor, output_size: Any) -> Tensor:
+    """Check the arguments of `adaptive_avg_pool2d` and compute it by `form`, the definition or the fast one."""
+    check_layout("adaptive_avg_pool2d: input", check_floating("adaptive_avg_pool2d: input", input), *IMAGES)
     if 0 in input.shape[-2:]:
-        raise ValueError(f"adaptive_avg_pool2d: input of shape {tuple(input.shape)} has no pixels")
+        raise ValueError(f"adaptive_avg_pool2d: input must have pixels, got the shape {tuple(input.shape)}")
     wanted = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not isinstance(wanted, Sequence):
         raise TypeError(f"adaptive_avg_pool2d: output_size must be an integer or a pair, got {output_size!r}")
     if len(wanted) != 2:
         raise ValueError(f"adaptive_avg_pool2d: output_size must be an integer or a pair, got {output_size!r}")
     size = [length if n is None else n for n, length in zip(wanted, input.shape[-2:], strict=True)]
-    height, width = as_pair("adaptive_avg_pool2d: output_size", size, at_least=0)
-    wide = input.to(_accumulator(input.dtype))
-    if (height, width) == (1, 1):  # what follows would do, but reads the picture twice
-        return wide.mean((-2, -1), keepdim=True).to(input.dtype)
-    return _adaptive_mean(_adaptive_mean(wide, -2, height), -1, width).to(input.dtype)
+    return form(input, check_pair("adaptive_avg_pool2d: output_size", size, at_least=0))
 
 
 class MaxPool2d(nn.Module):
@@ -173,6 +284,8 @@ class MaxPool2d(nn.Module):
         return_indices: whether to return also where the maxima are.
         ceil_mode: keep a last window that reaches out at the bottom or right.
     """
+
+    _max_pool2d = staticmethod(max_pool2d)
 
     def __init__(
         self,
@@ -193,12 +306,12 @@ class MaxPool2d(nn.Module):
 
     def forward(self, input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."] | tuple[Tensor, Tensor]:
         """The maxima of `input`, `[batch, channels, height, width]` with or without the batch dimension."""
-        return max_pool2d(
+        return self._max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer."""
+        """The arguments shown in `repr`."""
         return (
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
@@ -216,6 +329,8 @@ class AvgPool2d(nn.Module):
         count_include_pad: whether zeros of the padding count in the divisor.
         divisor_override: divide by this instead.
     """
+
+    _avg_pool2d = staticmethod(avg_pool2d)
 
     def __init__(
         self,
@@ -236,7 +351,7 @@ class AvgPool2d(nn.Module):
 
     def forward(self, input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "*batch channels out_height out_width"]:
         """The means of `input`, `[batch, channels, height, width]` with or without the batch dimension."""
-        return avg_pool2d(
+        return self._avg_pool2d(
             input,
             self.kernel_size,
             self.stride,
@@ -247,7 +362,7 @@ class AvgPool2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer."""
+        """The arguments shown in `repr`."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
@@ -255,9 +370,11 @@ class AdaptiveAvgPool2d(nn.Module):
     """`adaptive_avg_pool2d` as a layer.
 
     Args:
-        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the picture's
+        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
             size.
     """
+
+    _adaptive_avg_pool2d = staticmethod(adaptive_avg_pool2d)
 
     def __init__(self, output_size: int | Sequence[int | None]) -> None:
         super().__init__()
@@ -265,10 +382,10 @@ class AdaptiveAvgPool2d(nn.Module):
 
     def forward(self, input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "*batch channels out_height out_width"]:
         """The means of `input`, `[batch, channels, height, width]` with or without the batch dimension."""
-        return adaptive_avg_pool2d(input, self.output_size)
+        return self._adaptive_avg_pool2d(input, self.output_size)
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer."""
+        """The arguments shown in `repr`."""
         return f"output_size={self.output_size}"
 
 
@@ -284,11 +401,11 @@ def pool2d_output_size(
 
         floor((size + 2 · padding − dilation · (kernel_size − 1) − 1) / stride) + 1
 
-    or with `ceil_mode` the same rounded up, less one if the last window would start beyond the picture and its left
+    or with `ceil_mode` the same rounded up, less one if the last window would start beyond the image and its left
     padding.
 
     Args:
-        input_size: the picture's size; like the next four an integer or a pair (vertical, horizontal), in pixels.
+        input_size: the image's size; like the next four an integer or a pair (vertical, horizontal), in pixels.
         kernel_size: the window's size.
         stride: `None` is `kernel_size`.
         padding: at most half of `kernel_size`.
@@ -302,40 +419,22 @@ def pool2d_output_size(
         ValueError: an argument outside its range, or no window fits.
         TypeError: an argument of the wrong type.
     """
-    return _window("pool2d", input_size, kernel_size, stride, padding, dilation, ceil_mode).out_size
-
-
-class _Window(NamedTuple):
-    """A pooling's arguments as pairs (vertical, horizontal), and how many windows there are."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    out_size: Pair
-
-    def starts(self, device: torch.device) -> list[Int[Tensor, "windows"]]:
-        """The row where each window starts and the column where each window starts, from −padding on."""
-        return [
-            step * torch.arange(n, dtype=torch.int32, device=device) - padding
-            for step, n, padding in zip(self.stride, self.out_size, self.padding, strict=True)
-        ]
+    return _window("pool2d", input_size, kernel_size, stride, padding, dilation, ceil_mode)[-1]
 
 
 def _window(
     name: str, input_size: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> _Window:
-    """The arguments of the function `name`, checked; `pool2d_output_size` says the formula of the last field."""
-    sizes = as_pair(f"{name}: input_size", input_size, at_least=0)
-    kernels = as_pair(f"{name}: kernel_size", kernel_size, at_least=1)
+) -> tuple[Pair, Pair, Pair, Pair, Pair]:
+    """The arguments of the function `name`, checked: kernel size, stride, padding, dilation, and the output size."""
+    sizes = check_pair(f"{name}: input_size", input_size, at_least=0)
+    kernels = check_pair(f"{name}: kernel_size", kernel_size, at_least=1)
     no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    strides = kernels if no_stride else as_pair(f"{name}: stride", stride, at_least=1)
-    paddings = as_pair(f"{name}: padding", padding, at_least=0)
+    strides = kernels if no_stride else check_pair(f"{name}: stride", stride, at_least=1)
+    paddings = check_pair(f"{name}: padding", padding, at_least=0)
     if any(margin > kernel // 2 for margin, kernel in zip(paddings, kernels, strict=True)):
         raise ValueError(f"{name}: padding must be at most half of kernel_size={kernel_size}, got {padding}")
-    dilations = as_pair(f"{name}: dilation", dilation, at_least=1)
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"{name}: ceil_mode must be a bool, got {ceil_mode!r}")
+    dilations = check_pair(f"{name}: dilation", dilation, at_least=1)
+    check_flag(f"{name}: ceil_mode", ceil_mode)
     counts = []
     for size, kernel, step, margin, gap in zip(sizes, kernels, strides, paddings, dilations, strict=True):
         room = size + 2 * margin - gap * (kernel - 1) - 1
@@ -348,99 +447,10 @@ def _window(
                 f"{sizes[0]} × {sizes[1]} pixels with padding={padding}"
             )
         counts.append(count)
-    return _Window(kernels, strides, paddings, dilations, (counts[0], counts[1]))
-
-
-def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
-    """`input` surrounded by `value` as far as the windows reach."""
-    (top, left), (height, width) = window.padding, input.shape[-2:]
-    reach = [
-        step * (n - 1) + dilation * (kernel - 1) + 1
-        for step, n, dilation, kernel in zip(
-            window.stride, window.out_size, window.dilation, window.kernel, strict=True
-        )
-    ]
-    padded_size = (max(top + height, reach[0]), max(left + width, reach[1]))
-    if padded_size == (height, width):
-        return input
-    padded = input.new_full((*input.shape[:-2], *padded_size), value)
-    padded[..., top : top + height, left : left + width] = input
-    return padded
-
-
-def _places(
-    padded: Tensor, window: _Window, lowest: float | int
-) -> Int[Tensor, "*batch channels out_height out_width"]:
-    """Where each window's maximum is, as row · width + column of the padded picture."""
-    width, (top, left) = padded.shape[-1], window.padding
-    rows, columns = window.starts(padded.device)
-    # A window that holds nothing above −∞ points to its first pixel inside the picture.
-    first_row, first_column = (
-        start + gap * ((gap - 1 - start) // gap).clamp(min=0)
-        for start, gap in zip((rows, columns), window.dilation, strict=True)
-    )
-    places = (first_row[:, None] + top) * width + first_column + left
-    places = places.expand(*padded.shape[:-2], *window.out_size)
-    largest = torch.full_like(places, lowest, dtype=padded.dtype)
-    for i in range(window.kernel[0]):
-        for j in range(window.kernel[1]):
-            down, right = i * window.dilation[0], j * window.dilation[1]
-            candidate = padded[
-                ...,
-                down : down + window.stride[0] * (window.out_size[0] - 1) + 1 : window.stride[0],
-                right : right + window.stride[1] * (window.out_size[1] - 1) + 1 : window.stride[1],
-            ].contiguous()
-            better = (candidate > largest) | (candidate != candidate)
-            # Places grow in reading order, so the better candidate's place is also the larger one.
-            place = (rows[:, None] + top + down) * width + columns + left + right
-            places = torch.maximum(places, better * place)
-            largest = torch.maximum(largest, candidate)
-    return places.long()
-
-
-def _sums(padded: Tensor, window: _Window) -> Tensor:
-    """The sum of each window: first down the columns, then along the rows."""
-    total = padded.to(_accumulator(padded.dtype))
-    for dim, kernel, step, n in zip((-2, -1), window.kernel, window.stride, window.out_size, strict=True):
-        if step == kernel:  # windows side by side are a reshape, whose gradient has nothing to add up
-            total = total.narrow(dim, 0, n * kernel).unflatten(dim, (n, kernel)).sum(dim)
-        else:
-            total = total.unfold(dim, kernel, step).sum(-1)
-    return total
-
-
-def _adaptive_mean(input: Tensor, dim: int, n: int) -> Tensor:
-    """The means of `n` windows along `dim`, -1 or -2; they are up to one pixel longer than length / n, rounded up."""
-    length = input.shape[dim]
-    if n > 0 and length % n == 0:  # windows of one length, side by side
-        return input.unflatten(dim, (n, length // n)).mean(dim)
-    numbers = torch.arange(n, device=input.device)
-    starts, ends = (numbers * length) // max(n, 1), -(-(numbers + 1) * length // max(n, 1))
-    positions = starts[:, None] + torch.arange(-(-length // max(n, 1)) + 1, device=input.device)
-    picked = input.index_select(dim, positions.flatten().clamp(max=length - 1)).unflatten(dim, positions.shape)
-    across = [1] * (-1 - dim)  # the dimensions after `dim`
-    total = picked.masked_fill((positions >= ends[:, None]).reshape(*positions.shape, *across), 0).sum(dim)
-    return total / (ends - starts).reshape(n, *across)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums of `dtype` are formed."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _check_divisor(divisor: Any) -> int:
-    if not isinstance(divisor, int) or isinstance(divisor, bool):
-        raise TypeError(f"avg_pool2d: divisor_override must be an integer, got {divisor!r}")
-    if divisor == 0:
-        raise ValueError("avg_pool2d: divisor_override must not be 0")
-    return divisor
+    return kernels, strides, paddings, dilations, (counts[0], counts[1])
 
 
 def _check_images(name: str, input: Tensor) -> None:
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: input must be a tensor, got {type(input).__name__}")
-    if input.dim() not in (3, 4):
-        raise ValueError(
-            f"{name}: input must be [batch, channels, height, width] or [channels, height, width], "
-            f"got the shape {tuple(input.shape)}"
-        )
+    check_layout(f"{name}: input", input, *IMAGES)
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"{name}: only the batch may be empty, got input of shape {tuple(input.shape)}")

@@ -7,7 +7,7 @@ the cell and share everything else: layers on top of each other, both directions
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from reference.arguments import check_dtype, check_flag, check_integer, check_tensor
 from reference.nn.activation import relu, sigmoid, tanh
 from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
@@ -26,6 +27,33 @@ Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]
 State = tuple[Float[Tensor, "batch _"], ...]  # of one layer in one direction: (h,), for the LSTM (h, c)
 States = tuple[Float[Tensor, "stack *batch _"], ...]  # of all layers and directions, in the order of their parameters
+
+
+# The definitions: the next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the state before.
+
+
+def rnn_definition(
+    from_input: Gates, from_state: Gates, state: State, activation: Callable[[Tensor], Tensor] = tanh
+) -> State:
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu instead of tanh."""
+    return (activation(from_input + from_state),)
+
+
+def lstm_definition(from_input: Gates, from_state: Gates, state: State) -> State:
+    """c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g) and h_t = σ(o) ⊙ tanh(c_t), where i, f, g, o are parts of the sum."""
+    i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
+    memory = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(memory), memory
+
+
+def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
+    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, where the reset gate r acts on the state's share of the new state n."""
+    input_r, input_z, input_n = from_input.chunk(3, dim=-1)
+    state_r, state_z, state_n = from_state.chunk(3, dim=-1)
+    r = sigmoid(input_r + state_r)
+    z = sigmoid(input_z + state_z)
+    n = tanh(input_n + r * state_n)
+    return ((1 - z) * n + z * state[0],)
 
 
 class _Recurrent(torch.nn.Module):
@@ -50,10 +78,9 @@ class _Recurrent(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            self._check(isinstance(size, int), f"{name} must be an integer, got {size!r}", TypeError)
-            self._check(size > 0, f"{name} must be at least 1, got {size}")
+            check_integer(f"{type(self).__name__}: {name}", size, at_least=1)
         for name, flag in (("bias", bias), ("batch_first", batch_first)):
-            self._check(isinstance(flag, bool), f"{name} must be True or False, got {flag!r}", TypeError)
+            check_flag(f"{type(self).__name__}: {name}", flag)
         probability = isinstance(dropout, float | int) and not isinstance(dropout, bool) and 0 <= dropout <= 1
         self._check(probability, f"dropout must be a number from 0 to 1, got {dropout!r}")
         self._check(0 <= proj_size < hidden_size, f"proj_size must be from 0 to {hidden_size - 1}, got {proj_size}")
@@ -252,7 +279,7 @@ class _Recurrent(torch.nn.Module):
         return tuple(state if batched else state.unsqueeze(1) for state in states)
 
     def _check_input(self, input: Tensor, dimensions: tuple[int, ...]) -> None:
-        self._check(isinstance(input, Tensor), f"input must be a tensor, got {type(input).__name__}", TypeError)
+        check_tensor(f"{type(self).__name__}: input", input)
         layout = "[batch, time, features]" if self.batch_first else "[time, batch, features]"
         text = f"input has the shape {tuple(input.shape)}, but needs {layout} or [time, features]"
         self._check(input.ndim in dimensions, text)
@@ -261,8 +288,7 @@ class _Recurrent(torch.nn.Module):
         self._check_dtype("input", input)
 
     def _check_dtype(self, name: str, value: Tensor) -> None:
-        dtype = self._weights("_l0")[0].dtype
-        self._check(value.dtype == dtype, f"{name} is {value.dtype}, but the weights are {dtype}", TypeError)
+        check_dtype(f"{type(self).__name__}: {name}", value, self._weights("_l0")[0].dtype, of="the weights")
 
     def _check(self, valid: bool, text: str, error: type[Exception] = ValueError) -> None:
         if not valid:
@@ -320,12 +346,13 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        activation = tanh if self.nonlinearity == "tanh" else relu
-        return (activation(from_input + from_state),)
+        return rnn_definition(from_input, from_state, state, tanh if self.nonlinearity == "tanh" else relu)
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory: gates decide what a memory c keeps, takes in and shows (Hochreiter, Schmidhuber, 1997).
+    """Long short-term memory: gates decide what a memory c keeps, takes in and shows.
+
+    Hochreiter and Schmidhuber, 1997; the forget gate is that of Gers, Schmidhuber and Cummins, 2000.
 
         i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)         input, forget and output gate, each with its own rows
         g       = tanh( … the same sum … )                         what could be remembered
@@ -359,9 +386,7 @@ class LSTM(_Recurrent):
         super().__init__("LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
-        memory = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
-        return sigmoid(o) * tanh(memory), memory
+        return lstm_definition(from_input, from_state, state)
 
 
 class GRU(_Recurrent):
@@ -396,12 +421,7 @@ class GRU(_Recurrent):
         super().__init__("GRU", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype)
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        input_r, input_z, input_n = from_input.chunk(3, dim=-1)
-        state_r, state_z, state_n = from_state.chunk(3, dim=-1)
-        r = sigmoid(input_r + state_r)
-        z = sigmoid(input_z + state_z)
-        n = tanh(input_n + r * state_n)
-        return ((1 - z) * n + z * state[0],)
+        return gru_definition(from_input, from_state, state)
 
 
 def _pad(

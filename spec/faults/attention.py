@@ -231,3 +231,35 @@ class TheMaskIsForgotten(Fault):
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         def _sa_block(self, x: Tensor, attn_mask: Any, *args: Any, **options: Any) -> Tensor:
             return super()._sa_block(x, None, *args, **options | {"is_causal": False})
+
+
+class LogSumExpSwallowsTheNumberOfKeys(Fault):
+    """exp(logit - logsumexp): at -1e9 float32 has no room for the logarithm of the number of keys."""
+
+    caught_by = "test_12_attention.py::test_a_row_of_large_negative_numbers_has_the_gradient_of_the_formula"
+    says = r"the gradient of value differs at index \[0, 0, 0, 0\]\nE? *got        8.0\nE? *expected   2.0"
+
+    @staticmethod
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        logits = query @ key.mT / math.sqrt(query.shape[-1])
+        logits = logits if attn_mask is None else logits + attn_mask
+        return (logits - logits.logsumexp(-1, keepdim=True)).exp() @ value
+
+
+class LargeMasksMultiplyTheGradient(Fault):
+    """Without weights the gradient is as many times too large as there are keys."""
+
+    caught_by = (
+        "test_12_attention.py::test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without_weights"
+    )
+    says = r"the gradient of value without need_weights differs"
+
+    class MultiheadAttention(nn.MultiheadAttention):
+        def forward(self, *args: Any, need_weights: bool = True, **options: Any) -> Any:
+            output, weights = super().forward(*args, need_weights=True, **options)
+            if need_weights:
+                return output, weights
+            keys = args[1].shape[1]
+            return keys * output - (keys - 1) * output.detach(), None

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spec.support.strategies import TRACE
+from spec.support.run import current
 
 # What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
 REJECTIONS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError)
@@ -211,7 +211,7 @@ def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: 
     fast = hypothesis.settings.get_current_profile_name() != "thorough"
     for name, checked, points in checks:
         try:
-            with TRACE.off():
+            with current().trace.off():
                 torch.autograd.gradcheck(checked, points, fast_mode=fast)
         except (RuntimeError, AssertionError) as error:
             pytest.fail(f"the {name} is not that of difference quotients (float64, steps of 1e-6)\n{error}")

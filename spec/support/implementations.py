@@ -4,6 +4,7 @@ An implementation is a set of components under their PyTorch names. A component 
 it only remembers how, so that a failure can show the calls to repeat.
 """
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -21,32 +22,15 @@ from torch import nn
 import reference
 from spec.support.reproduction import Trace
 
-COMPONENTS = (
-    # 01, 03-06
-    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),
-    *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
-    # 08-10
-    *("conv2d", "Conv2d", "max_pool2d", "MaxPool2d", "avg_pool2d", "AvgPool2d"),
-    *("adaptive_avg_pool2d", "AdaptiveAvgPool2d", "conv2d_output_size", "pool2d_output_size", "same_padding"),
-    # 11
-    *("relu", "ReLU", "leaky_relu", "LeakyReLU", "sigmoid", "Sigmoid", "tanh", "Tanh"),
-    *("softmax", "Softmax", "log_softmax", "LogSoftmax"),
-    # 12
-    *("linear", "Linear", "flatten", "Flatten", "dropout", "Dropout", "batch_norm", "BatchNorm2d"),
-    *("layer_norm", "LayerNorm", "embedding", "Embedding", "RNN", "LSTM", "GRU"),
-    *("scaled_dot_product_attention", "MultiheadAttention", "TransformerEncoderLayer"),
-    # 13
-    *("Sequential", "Ocean"),
-    # 14
-    *("l1_loss", "L1Loss", "mse_loss", "MSELoss", "nll_loss", "NLLLoss", "cross_entropy", "CrossEntropyLoss"),
-    # 15
-    *("SGD", "Adam", "AdamW"),
-    # 16
-    *("vgg16", "append_classifier", "replace_classifier"),
-    # 17
-    "read_legacy_checkpoint",
-    # 20
-    "predict",
+NOT_ON_TRIAL = ("save_checkpoint", "load_checkpoint", "fit", "evaluate")
+"""The public names that are the program's own: nothing of PyTorch has their signatures."""
+
+COMPONENTS = tuple(
+    name
+    for modules in reference.PUBLIC.values()
+    for names in modules.values()
+    for name in names
+    if name not in NOT_ON_TRIAL
 )
 """Every name that can be on trial."""
 
@@ -89,6 +73,7 @@ class Implementation:
         version: Of what it comes from, for the header.
         components: What it defines of `COMPONENTS`.
         imports: The line of Python that brings a component.
+        left_out: The components that a file only imports from PyTorch.
     """
 
     name: str
@@ -96,6 +81,7 @@ class Implementation:
     version: str
     components: Mapping[str, Any]
     imports: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     def component(self, name: str, trace: Trace) -> "Component":
         """One of its components, ready to be called."""
@@ -107,8 +93,8 @@ class Component:
     """A component on trial; whatever is asked of it is asked of the implementation's own."""
 
     def __init__(self, name: str, target: Any, import_line: str, trace: Trace) -> None:
-        self.target = target
-        self._name, self._import_line, self._trace = name, import_line, trace
+        self.target, self.name = target, name
+        self._import_line, self._trace = import_line, trace
         self.__doc__ = target.__doc__
         self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
 
@@ -116,7 +102,7 @@ class Component:
         """Call it, and remember how."""
         if not self._trace.on:
             return self.target(*args, **kwargs)
-        self._trace.call(self._name, self._import_line, self.__signature__, args, kwargs)
+        self._trace.call(self.name, self._import_line, self.__signature__, args, kwargs)
         result = self.target(*args, **kwargs)
         if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph
             self._trace.watch(result)
@@ -126,7 +112,7 @@ class Component:
         return getattr(self.target, name)
 
     def __repr__(self) -> str:
-        return f"<{self._name} on trial>"
+        return f"<{self.name} on trial>"
 
 
 def load(name: str) -> Implementation:
@@ -143,9 +129,9 @@ def load(name: str) -> Implementation:
     if name.endswith(".py"):
         path = Path(name)
         namespace = _import_file(path)
-        found = {component: value for component, value in _defined(namespace).items() if component in COMPONENTS}
+        found, left_out = _defined(namespace, path)
         imports = dict.fromkeys(found, f"from {path.stem} import *  # {path.name}, in its own folder")
-        return Implementation(name, path.stem, "", found, imports)
+        return Implementation(name, path.stem, "", found, imports, left_out)
     module, _, attribute = name.partition(":")
     namespace = _import_module(module)
     if attribute:
@@ -230,18 +216,26 @@ def _import_module(name: str) -> ModuleType:
         raise ImplementationError(f"--impl {name}: importing it raised {type(error).__name__}: {error}") from error
 
 
-def _defined(module: ModuleType) -> dict[str, Any]:
-    """What a file offers: what its `__all__` names, or else what it has, but for what it imports from PyTorch.
+def _defined(module: ModuleType, path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The components that a file offers, and those that it does not because it only imports them from PyTorch.
 
-    A learner who builds on `from torch.nn import Linear` does not want PyTorch's `Linear` judged as his own.
+    A file offers what its `__all__` names, or else what it has. A learner who builds on `from torch.nn import Linear`
+    does not want PyTorch's `Linear` judged as their own; who writes `conv2d = torch.conv2d` does.
     """
-    if hasattr(module, "__all__"):
-        return {name: getattr(module, name) for name in module.__all__ if hasattr(module, name)}
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not (getattr(value, "__module__", None) or "torch").startswith("torch")
-    }
+    names = getattr(module, "__all__", None)
+    found = {name: getattr(module, name) for name in COMPONENTS if hasattr(module, name)}
+    if names is not None:
+        return {name: value for name, value in found.items() if name in names}, ()
+    tree = ast.parse(path.read_bytes())
+    written = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    imported = tuple(name for name, value in found.items() if _is_pytorchs(value) and name not in written)
+    return {name: value for name, value in found.items() if name not in imported}, imported
+
+
+def _is_pytorchs(value: Any) -> bool:
+    """Whether a component is PyTorch's own; what is written in C may not say where it comes from."""
+    home = getattr(value, "__module__", None) or "torch"
+    return home == "torch" or home.startswith("torch.")
 
 
 def _signature(target: Any) -> inspect.Signature | None:

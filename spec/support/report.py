@@ -16,11 +16,13 @@ class Trial:
         outcomes: How many tests ended how, over all components.
         components: The same for each component that a test names.
         absent: The components that tests name and the implementation lacks.
+        known: The known failures, by the test's id, with their reasons.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     components: dict[str, Counter[str]] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
+    known: dict[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> int:
@@ -38,6 +40,8 @@ def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) 
                 continue
             trial = trials[name]
             trial.outcomes[outcome] += 1
+            if outcome == "xfailed":
+                trial.known[report.nodeid] = report.wasxfail.removeprefix("reason: ")
             absent = properties.get("absent", [])
             trial.absent.update(absent)
             for component in absent or properties["components"]:
@@ -54,6 +58,7 @@ def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
         for component, counts in sorted(judged.items()):
             if every_component or counts["failed"] or counts["error"]:
                 found.append(f"    {component:<30} {_counts(counts)}")
+        found += [f"    known failure: {name}: {reason}" for name, reason in trial.known.items()]
         if trial.absent:
             found.append(f"    absent: {', '.join(sorted(trial.absent))}")
     return found

@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch import Tensor
 
-from spec.support.reproduction import Trace
-
-TRACE = Trace()
-"""The calls of the example that runs; every example begins with an empty one."""
-
-DTYPES: list[torch.dtype] = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-"""The floating-point types that are tried; `--dtype` chooses among them."""
+from spec.support.run import current
 
 
 def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -43,7 +37,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
         def example(*fixtures: Any, **arguments: Any) -> None:
             __tracebackhide__ = True
             if any(isinstance(value, DataObject) for value in arguments.values()):  # it draws more while it runs
-                TRACE.clear()
+                current().trace.clear()
                 test(*fixtures, **arguments)
                 return
             drawn = {name: deepcopy(arguments[name]) for name in drawn_by_name}
@@ -51,7 +45,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             failure = _failure_of(test, *fixtures, **arguments)
             if failure is not None:
                 torch.set_rng_state(random_state)
-                TRACE.clear()
+                current().trace.clear()
                 test(*fixtures, **arguments | drawn)
                 raise failure
             found.append(drawn)
@@ -66,9 +60,9 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             if failure is None and examples:
                 return
             found.clear()
-            # else the name of the implementation would be part of what the examples are derived from
-            search.hypothesis.inner_test._hypothesis_internal_add_digest = b""  # type: ignore[attr-defined]
-            search(*fixtures, **arguments)
+            # the name of the test item, and so of the implementation, must not decide which examples are drawn
+            seed = 0 if hypothesis.settings().derandomize else current().seed
+            hypothesis.seed(f"{test.__module__}.{test.__qualname__} {seed}")(search)(*fixtures, **arguments)
             if failure is not None:
                 raise failure
             examples[:] = found
@@ -82,7 +76,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
 
 def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> BaseException | None:
     """Run a test without noting its calls; what it raised, if it failed."""
-    with TRACE.off():
+    with current().trace.off():
         try:
             test(*fixtures, **arguments)
         except (Exception, pytest.fail.Exception) as error:
@@ -92,7 +86,7 @@ def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
     """A floating-point type that the run asks for."""
-    return st.deferred(lambda: st.sampled_from(DTYPES))
+    return st.deferred(lambda: st.sampled_from(current().dtypes))
 
 
 seeds = st.integers(0, 2**16)

@@ -1,0 +1,366 @@
+"""The pytest plugin of the specification: options, implementations under test, fixtures, outcomes, report."""
+
+import os
+import platform
+import random
+import re
+import tomllib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from spec.support import report as trial_report
+from spec.support import simulated_device
+from spec.support.clauses import CLAUSES
+from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
+from spec.support.run import DTYPES, RUN, Run, current
+from spec.support.strategies import seed_all
+
+ABSENT = pytest.StashKey[list[str]]()
+"""The components that a test needs and its implementation does not define."""
+
+KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures.toml"
+"""The tests that implementations of others fail, by implementation and type of device."""
+
+ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
+"""The chapters with components that compute on the device of their tensors. Files and scripts start on the CPU."""
+
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+
+_common = hypothesis.settings(
+    deadline=None,  # a shared machine has no reliable time; pytest-timeout finds a hang
+    # a test inherited by several classes runs on several objects, none of which keeps state
+    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+)
+hypothesis.settings.register_profile("dev", _common, max_examples=25)
+hypothesis.settings.register_profile("ci", _common, max_examples=100, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", _common, max_examples=2000)
+hypothesis.settings.register_profile("gpu", _common, max_examples=25, derandomize=True, database=None)
+hypothesis.settings.register_profile(  # whether a wrong implementation is rejected, not by how simple an example
+    "faults",
+    parent=hypothesis.settings.get_profile("ci"),
+    phases=[hypothesis.Phase.generate],
+    report_multiple_bugs=False,
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of a trial."""
+    group = parser.getgroup("trial")
+    group.addoption(
+        "--impl",
+        metavar="NAME[,NAME]",
+        help="implementations under test: reference, reference.definitions, torch, torch-compile, a dotted module, "
+        "a .py file "
+        "(default: reference,torch)",
+    )
+    group.addoption("--impl-complete", action="store_true", help="an absent component fails")
+    group.addoption(
+        "--device", default="cpu", help="the device of the tensors in chapters 07 to 15; other chapters are left out"
+    )
+    group.addoption("--gpu-rehearsal", action="store_true", help="run the tests marked gpu on the CPU, at reduced size")
+    group.addoption("--dtype", metavar="NAME[,NAME]", help="floating-point types of the properties (default: all four)")
+    group.addoption(
+        "--known-failures", metavar="FILE", help='TOML: "test id" = "reason"; each must match a test, and it must fail'
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the implementations under test and start the run. An error here ends the run with one line."""
+    if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker["workercount"]))
+    config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test verifies")
+    implementations = _implementations(config)
+    asked = config.getoption("hypothesis_seed", None)  # of --hypothesis-seed
+    RUN.set(Run(_dtypes(config), seed=random.getrandbits(32) if asked is None else asked))
+    _choose_device(config)
+    config.pluginmanager.register(Components())
+    config.pluginmanager.register(Specification(config, implementations))
+
+
+def _implementations(config: pytest.Config) -> list[Implementation]:
+    names = [name for name in (config.getoption("--impl") or "reference,torch").split(",") if name]
+    try:
+        implementations = [load(name) for name in names]
+    except ImplementationError as error:
+        raise pytest.UsageError(str(error)) from None
+    ids = [implementation.id for implementation in implementations]
+    if not ids or len(set(ids)) < len(ids):
+        raise pytest.UsageError(f"--impl needs different names, got {config.getoption('--impl')!r}")
+    return implementations
+
+
+def _dtypes(config: pytest.Config) -> tuple[torch.dtype, ...]:
+    if (chosen := config.getoption("--dtype")) is None:
+        return DTYPES
+    if unknown := [name for name in chosen.split(",") if name not in DTYPE_NAMES]:
+        raise pytest.UsageError(f"--dtype must be among {', '.join(DTYPE_NAMES)}, got {', '.join(unknown)}")
+    return tuple(DTYPE_NAMES[name] for name in chosen.split(","))
+
+
+def _choose_device(config: pytest.Config) -> None:
+    name = str(config.getoption("--device"))
+    if name == simulated_device.NAME:
+        simulated_device.register()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise pytest.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type != "cpu":  # the mode adds a little time to every call
+        torch.set_default_device(device)
+
+
+def accelerator() -> torch.device | None:
+    """The GPU of this machine, if it has one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps") if torch.backends.mps.is_available() else None
+
+
+@pytest.fixture(scope="session")
+def implementation(request: pytest.FixtureRequest) -> Implementation:
+    """The implementation under test."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def rehearsal(request: pytest.FixtureRequest) -> bool:
+    """Whether the CPU takes the place of the GPU; tests then use smaller sizes."""
+    return bool(request.config.getoption("--gpu-rehearsal"))
+
+
+@pytest.fixture(scope="session")
+def card(rehearsal: bool) -> torch.device:
+    """The device of a test marked gpu. Without a GPU such a test is skipped before it asks for the device."""
+    return torch.device("cpu") if rehearsal else accelerator() or torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _randomness() -> Iterator[None]:
+    """Start every test with the same random state, and restore the state of the generators afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    trace = current().trace
+    seed_all(0)
+    trace.clear()
+    yield
+    trace.clear()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def _component_fixture(name: str) -> Callable[..., Any]:
+    @pytest.fixture(scope="session", name=name)
+    @staticmethod
+    def component(implementation: Implementation) -> Component:
+        return implementation.component(name, current().trace)
+
+    return component
+
+
+@pytest.fixture
+def component(request: pytest.FixtureRequest, implementation: Implementation) -> Component:
+    """The component that a test is parametrized with, by its name."""
+    return implementation.component(request.param, current().trace)
+
+
+Components = type("Components", (), {name: _component_fixture(name) for name in COMPONENTS})
+"""A plugin with one fixture per component: a test asks for `conv2d` by its name."""
+
+
+def _implementation_of(item: pytest.Item) -> Implementation | None:
+    return getattr(item, "callspec", None) and item.callspec.params.get("implementation")  # type: ignore[attr-defined]
+
+
+class Specification:
+    """The hooks of one run.
+
+    Args:
+        config: The configuration of the run.
+        implementations: The implementations under test.
+    """
+
+    def __init__(self, config: pytest.Config, implementations: list[Implementation]) -> None:
+        self.config = config
+        self.implementations = implementations
+        self.named: str | None = config.getoption("--impl")
+
+    def pytest_report_header(self) -> list[str]:
+        """Everything that the outcome depends on."""
+        shown = ", ".join(f"{i.name} {i.version}".strip() for i in self.implementations)
+        option = self.config.getoption
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in current().dtypes)
+        return [
+            f"under test: {shown}",
+            *(
+                f"not tested: {i.name} imports {', '.join(i.left_out)} from PyTorch"
+                for i in self.implementations
+                if i.left_out
+            ),
+            f"torch {torch.__version__}, Python {platform.python_version()}, device {option('--device')}, "
+            f"{torch.get_num_threads()} threads, {dtypes}, seed {option('randomly_seed', 'not set')}",
+        ]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test that asks for a component once per implementation."""
+        if "implementation" in metafunc.fixturenames:
+            implementations = self.implementations
+            if "benchmark" in metafunc.fixturenames and not self.named:
+                implementations = [*implementations, load("torch-compile")]  # benchmarks time compiled code as well
+            metafunc.parametrize(
+                "implementation", implementations, ids=[i.id for i in implementations], scope="session", indirect=True
+            )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note the components of each test; apply the known failures; leave out tests of nothing that was named."""
+        elsewhere = self.config.getoption("--device") != "cpu"
+        chosen, left_out = [], []
+        for item in _in_order(items):
+            if elsewhere and item.path.parent.name == "spec" and not ON_ANY_DEVICE.match(item.path.name):
+                left_out.append(item)
+                continue
+            if (implementation := _implementation_of(item)) is None:
+                (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
+                continue
+            parameter = item.callspec.params.get("component")  # type: ignore[attr-defined]
+            components = [name for name in (*getattr(item, "fixturenames", ()), parameter) if name in COMPONENTS]
+            absent = [name for name in components if name not in implementation.components]
+            item.stash[ABSENT] = absent
+            item.user_properties += [
+                ("implementation", implementation.id), ("components", components), ("absent", absent)
+            ]  # fmt: skip
+            chosen.append(item)
+        if left_out:
+            self.config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+        whole = not any("::" in str(argument) for argument in self.config.args)
+        for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
+            if name in [implementation.name for implementation in self.implementations]:
+                reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
+                _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
+        if (path := self.config.getoption("--known-failures")) is not None:
+            _apply_known_failures(Path(path), items, whole=whole)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skip a test of an absent component, and a test that needs a GPU where there is none."""
+        if item.get_closest_marker("gpu") and not self.config.getoption("--gpu-rehearsal") and accelerator() is None:
+            pytest.skip("there is no accelerator here; --gpu-rehearsal runs the same on the CPU, at reduced size")
+        if absent := item.stash.get(ABSENT, []):
+            implementation = _implementation_of(item)
+            assert implementation is not None  # only tests of an implementation have absent components
+            text = f"absent: {implementation.name} does not define {', '.join(absent)}"
+            if self.config.getoption("--impl-complete"):
+                pytest.fail(text, pytrace=False)
+            pytest.skip(text)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Add the clauses and the last calls to a failure."""
+        report = yield
+        if report.failed and call.when == "call":
+            ids = [name for mark in item.iter_markers("clause") for name in mark.args]
+            if ids:
+                report.sections.append(("what the specification says", "\n".join(str(CLAUSES[name]) for name in ids)))
+            if text := current().trace.text():
+                report.sections.append(("the last calls, to paste into Python", text))
+        return report
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Count an absent component as an outcome of its own."""
+        if report.when == "setup" and report.skipped and dict(report.user_properties).get("absent"):
+            return "absent", "a", "ABSENT"
+        return None
+
+    def _trials(self) -> dict[str, trial_report.Trial]:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        return trial_report.collect(reporter.stats, [i.id for i in self.implementations]) if reporter else {}
+
+    def _empty(self) -> list[str]:
+        """The implementations that were to be tested and were not.
+
+        Of the default implementations one is enough: PyTorch lacks all components of some chapters.
+        """
+        trials = self._trials()
+        if self.named is not None:
+            return [name for name, trial in trials.items() if not trial.judged]
+        if any(trial.judged for trial in trials.values()):
+            return []
+        return [name for name, trial in trials.items() if trial.outcomes["absent"]]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fail a run that tested nothing of an implementation."""
+        if hasattr(self.config, "workerinput") or exitstatus != 0 or self.config.getoption("collectonly"):
+            return
+        if self._empty():
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the report of the trial."""
+        trials = self._trials()
+        if self.named is None and not any(trial.outcomes for trial in trials.values()):
+            return
+        every_component = self.named is not None or (self.config.getoption("verbose") or 0) > 0
+        terminalreporter.section("trial")
+        for line in trial_report.lines(trials, every_component=every_component):
+            terminalreporter.write_line(line)
+        for name in self._empty():
+            terminalreporter.write_line(f"empty run: nothing of {name} was judged", red=True)
+
+
+def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Put the trial's own tests first: the other verdicts depend on them, and each waits for a pytest that it starts.
+
+    The runs of a property follow each other, one per implementation, because they share their examples.
+    """
+    items = sorted(items, key=lambda item: bool(re.match(r"test_\d", item.path.name)))
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        function = getattr(item, "function", None)
+        groups.setdefault(function if hasattr(function, "hypothesis") else item, []).append(item)
+    return [item for group in groups.values() for item in group]
+
+
+def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) -> None:
+    """Expect the tests that the file of `--known-failures` names to fail."""
+    source = f"--known-failures {path}"
+    try:
+        reasons = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise pytest.UsageError(f"{source}: {error}") from None
+    files = {item.nodeid.partition("::")[0] for item in items}
+    for name in reasons:
+        if (file := name.partition("::")[0]) not in files and not Path(file).is_file():
+            raise pytest.UsageError(f"{source}: {name!r} matches no test")
+    _expect_failures(source, reasons, items, whole=whole)
+
+
+def _expect_failures(source: str, reasons: dict[str, Any], items: list[pytest.Item], *, whole: bool) -> None:
+    """Expect tests to fail, by id, with their reasons.
+
+    An entry must match a test exactly, unless its file is not part of this run.
+    """
+    by_id = {item.nodeid: item for item in items}
+    files = {name.partition("::")[0] for name in by_id}
+    for name, reason in reasons.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise pytest.UsageError(f"{source}: {name!r} needs a reason in words, got {reason!r}")
+        item = by_id.get(name)
+        if item is None:
+            if name.partition("::")[0] in files and whole:
+                raise pytest.UsageError(f"{source}: {name!r} matches no test")
+            continue
+        if item.stash.get(ABSENT, []):
+            raise pytest.UsageError(f"{source}: {name!r} is absent, it cannot fail")
+        item.add_marker(pytest.mark.xfail(reason=reason, strict=True))

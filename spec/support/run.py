@@ -1,0 +1,35 @@
+"""The run in progress: the dtypes that it tests and the calls that it has recorded."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from spec.support.reproduction import Trace
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The floating-point types of the specification."""
+
+
+@dataclass
+class Run:
+    """One run of the specification.
+
+    Attributes:
+        dtypes: The floating-point types to test; `--dtype` selects them.
+        trace: The calls of the example in progress; every example starts with an empty trace.
+        seed: Each property derives its examples from it, unless the Hypothesis profile asks for fixed ones.
+    """
+
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    trace: Trace = field(default_factory=Trace)
+    seed: int | str = 0
+
+
+RUN: ContextVar[Run] = ContextVar("run")
+"""Set by the plugin (`spec/support/plugin.py`) while pytest runs."""
+
+
+def current() -> Run:
+    """The run in progress."""
+    return RUN.get()
