@@ -3,8 +3,8 @@
 import json
 import os
 import platform
-import statistics
 import signal
+import statistics
 import subprocess
 import sys
 import time
