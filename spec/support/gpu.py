@@ -11,6 +11,7 @@ Without CUDA nothing of this happens, except that the numbers are drawn as descr
 """
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -169,6 +170,7 @@ class DrawnOnTheHost(TorchFunctionMode):
 def pytest_configure(config: pytest.Config) -> None:
     """Draw on the host where another device is the default; accept CUDA's own warnings where there is CUDA."""
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the tests of deterministic algorithms
         for text in WARNINGS:
             config.addinivalue_line("filterwarnings", text)
     compiled = "compile" in str(config.getoption("--impl") or "")  # the compiler would trace the mode as well
