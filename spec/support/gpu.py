@@ -22,6 +22,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+_CPU = torch.device("cpu")
+
 WARNINGS = (
     # The first matrix product of a thread of the autograd engine, which then makes the context current.
     "ignore:.*Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
@@ -159,7 +161,9 @@ class DrawnOnTheHost(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func not in self.DRAWS or kwargs.get("device") is not None or kwargs.get("out") is not None:
+        own = kwargs.get("device") is not None or kwargs.get("out") is not None
+        own |= getattr(kwargs.get("generator"), "device", _CPU) != _CPU
+        if func not in self.DRAWS or own:
             return func(*args, **kwargs)
         wants_gradient = kwargs.pop("requires_grad", False)
         drawn = func(*args, **kwargs | {"device": "cpu"}).to(torch.get_default_device())
