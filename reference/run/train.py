@@ -99,6 +99,7 @@ def train(settings: Settings) -> int:
                 group.complain(error, progress)
                 raise
             if progress.epoch < settings.epochs:
+                run.bar.close()
                 run.save()
                 print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
                 return 128 + run.signal
