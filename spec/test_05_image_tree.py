@@ -279,7 +279,8 @@ def test_what_is_not_a_regular_file_of_its_size_is_named_and_can_be_skipped(
             target.symlink_to("/dev/zero")
     elif kind == "a socket":
         monkeypatch.chdir(target.parent)  # an address has at most 107 bytes
-        socket.socket(socket.AF_UNIX).bind(target.name)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(target.name)  # the file stays
     elif kind == "a FIFO":
         os.mkfifo(target)
     else:

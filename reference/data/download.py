@@ -148,6 +148,19 @@ class PacedHandler(request.HTTPHandler, request.HTTPSHandler):
         return self.do_open(cast(Any, partial(self.connection, HTTPSConnection)), req)
 
 
+class Redirections(request.HTTPRedirectHandler):
+    """Follows redirections, and closes a connection on which one could not be read to its end."""
+
+    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except TransferError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 class Version(NamedTuple):
     """What a partial file is the beginning of: `size` bytes behind `url`, which the server calls `mark`."""
 
@@ -286,7 +299,7 @@ def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
     for handler in (
         request.ProxyHandler(),
         PacedHandler(pace),
-        request.HTTPRedirectHandler(),
+        Redirections(),
         request.HTTPDefaultErrorHandler(),
         request.HTTPErrorProcessor(),
         request.UnknownHandler(),
@@ -369,7 +382,7 @@ def md5_digits(md5: str | None) -> str | None:
 
 
 def hexadecimal(digits: str | None, name: str, lengths: range) -> str | None:
-    """`digits` in lower case, without spaces around them; InputError unless they are hexadecimal and of such a length."""
+    """`digits` in lower case, without spaces around them; InputError unless they are hexadecimal, in such a number."""
     if digits is None:
         return None
     found = digits.strip().lower()
