@@ -290,7 +290,7 @@ def test_a_known_failure_that_is_none_fails_the_run(
 
 
 def test_pytorchs_known_failures_are_expected_and_shown(tmp_path: Path) -> None:
-    """Those of `spec/known_failures.toml`, without an option."""
+    """Those of `spec/known_failures/torch.toml`, without an option."""
     options = ("-k", "large_negative_numbers_has_the_gradient", "--impl", "torch")
     result = trial(tmp_path, *options, chapter="12_attention")
     assert result.status == 0, result.out

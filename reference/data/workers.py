@@ -108,7 +108,12 @@ class WorkerPool:
             if stop:
                 self._end()
 
-    def _check(self, epoch: int) -> None:
+    def _check(self, epoch: int) -> bool:
+        """Return True if this process may take the next batch of an epoch.
+
+        Raises:
+            RuntimeError: the iteration belongs to another process, or a later iteration has begun.
+        """
         if self.owner != os.getpid():
             raise RuntimeError(
                 f"DataLoader: this iteration belongs to process {self.owner}, which this process was forked off; begin "

@@ -24,7 +24,7 @@ from spec.support.strategies import seed_all
 ABSENT = pytest.StashKey[list[str]]()
 """The components that a test needs and its implementation does not define."""
 
-KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures.toml"
+KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures/torch.toml"
 """The tests that implementations of others fail, by implementation and type of device."""
 
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
