@@ -15,8 +15,10 @@ from benchmarks.pairs import HEAD, PAIRS, compare, row
 from reference.models import Ocean
 from spec.support.implementations import load
 
-LIMITS = {"convolution": 3.0, "pooling": 1.5, "activation": 2.0, "loss": 2.0, "optim": 1.0, "step": 3.0}
-"""How many times PyTorch's time the reference may take, by topic."""
+TOPICS = ("convolution", "pooling", "activation", "loss", "optim", "step")
+
+LIMITS = {"convolution": 3.0, "pooling": 1.5, "step": 3.0}
+"""The wanted ratio to PyTorch's time, for the topics with a form for training; the others are definitions, not tuned."""
 
 PRODUCTS_LIMIT = 1.5
 """How many times the time of its matrix products a convolution may take."""
@@ -70,7 +72,7 @@ def main() -> None:
     """Measure what the command line asks for and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs a ratio, at least 7 (default: {PAIRS})")
-    parser.add_argument("--topic", choices=LIMITS, action="append", help="default: all, and the growth")
+    parser.add_argument("--topic", choices=TOPICS, action="append", help="default: all, and the growth")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also measure the growth and draw it there as SVG")
     parser.add_argument(
         "--processor-time", action="store_true", help="one thread's time on the processor: for a machine that is shared"
@@ -81,7 +83,7 @@ def main() -> None:
     clock = time.process_time if chosen.processor_time else time.perf_counter
     if chosen.processor_time:
         torch.set_num_threads(1)
-    topics = chosen.topic or list(LIMITS)
+    topics = chosen.topic or TOPICS
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}, float32; "
         f"load of the machine {os.getloadavg()[0]:.1f}\n"
@@ -89,7 +91,7 @@ def main() -> None:
     reference, pytorch = load("reference"), load("torch")
     print(HEAD)
 
-    def report(what: str, against: str, own: Step, other: Step, limit: float) -> None:
+    def report(what: str, against: str, own: Step, other: Step, limit: float | None) -> None:
         print(row(what, against, compare(own, other, pairs=chosen.pairs, clock=clock), limit), flush=True)
 
     everything = (test_convolution, test_pooling, test_activation, test_loss, test_optim)
@@ -97,7 +99,7 @@ def main() -> None:
     for case in cases:
         own, other = timed(case, reference, CPU), timed(case, pytorch, CPU)
         case.check(own())
-        report(str(case), "PyTorch", own, other, LIMITS[case.topic])
+        report(str(case), "PyTorch", own, other, LIMITS.get(case.topic))
         if isinstance(case, Pass) and case.topic == "convolution":
             report(str(case), "its matrix products", own, products(case), PRODUCTS_LIMIT)
     if "step" in topics:

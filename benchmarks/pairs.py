@@ -82,8 +82,8 @@ HEAD = "| what | against | ratio (half of the pairs) | wanted | ms | ms |\n|---|
 """The head of a Markdown table of ratios."""
 
 
-def row(what: str, against: str, ratio: Ratio, limit: float) -> str:
-    """A row of the table; `limit` is what the median should be at most."""
-    wanted = f"≤ {limit:g}" + ("" if ratio.median <= limit else ", **missed**")
+def row(what: str, against: str, ratio: Ratio, limit: float | None) -> str:
+    """A row of the table; `limit` is the largest wanted median, or None."""
+    wanted = "" if limit is None else f"≤ {limit:g}" + ("" if ratio.median <= limit else ", **missed**")
     times = " | ".join(f"{1e3 * seconds:.3g}" for seconds in (ratio.first, ratio.second))
     return f"| {what} | {against} | {ratio} | {wanted} | {times} |"

@@ -108,8 +108,8 @@ class WorkerPool:
             if stop:
                 self._end()
 
-    def _check(self, epoch: int) -> bool:
-        """Return True if this process may take the next batch of an epoch.
+    def _check(self, epoch: int) -> None:
+        """Raise if this process may not take the next batch of an epoch.
 
         Raises:
             RuntimeError: the iteration belongs to another process, or a later iteration has begun.
@@ -123,7 +123,6 @@ class WorkerPool:
             raise RuntimeError(
                 "DataLoader: a later iteration has begun; with persistent_workers there is one at a time"
             )
-        return True
 
     def _give(self, number: int, batch: Any) -> None:
         """Let batch `number` be made, by a new worker if its worker is not there yet."""
