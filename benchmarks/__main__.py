@@ -18,7 +18,7 @@ from spec.support.implementations import load
 TOPICS = ("convolution", "pooling", "activation", "loss", "optim", "step")
 
 LIMITS = {"convolution": 3.0, "pooling": 1.5, "step": 3.0}
-"""The wanted ratio to PyTorch's time where there is a form for training; other components are definitions, not tuned."""
+"""The wanted ratio to PyTorch's time, where there is a form for training; definitions are not tuned."""
 
 PRODUCTS_LIMIT = 1.5
 """How many times the time of its matrix products a convolution may take."""
