@@ -5,10 +5,12 @@ soon as it is known. A rehearsal runs on the CPU, on fewer images and for fewer 
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
 import pickle
+import pkgutil
 import platform
 import runpy
 import subprocess
@@ -159,9 +161,9 @@ def tf32(on: bool, device: torch.device) -> Iterator[None]:
     if not on or device.type != "cuda":
         yield
         return
-    import reference.run.train as module
-
-    choose = module.choose_precision
+    importing = [sys.modules[name] for name in ("reference.run", *_submodules("reference.run"))]
+    users = [module for module in importing if "choose_precision" in vars(module)]
+    choose = reference.device.choose_precision
 
     def allowing(*arguments: Any, **named: Any) -> Any:
         chosen = choose(*arguments, **named)
@@ -169,11 +171,21 @@ def tf32(on: bool, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.conv.fp32_precision = "tf32"  # pyright: ignore[reportAttributeAccessIssue]
         return chosen
 
-    vars(module)["choose_precision"] = allowing
+    for module in users:
+        vars(module)["choose_precision"] = allowing
     try:
         yield
     finally:
-        vars(module)["choose_precision"] = choose
+        for module in users:
+            vars(module)["choose_precision"] = choose
+
+
+def _submodules(package: str) -> list[str]:
+    """The names of a package's modules, all imported."""
+    names = [f"{package}.{found.name}" for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    for name in names:
+        importlib.import_module(name)
+    return names
 
 
 def trainings(place: Place, how: str) -> None:

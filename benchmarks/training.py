@@ -31,12 +31,13 @@ from benchmarks.pairs import Ratio, compare, shortest
 from reference.data.image_tree import ImageTree, read_tree, scan_tree
 from reference.data.resident import Resident, ResidentLoader
 from reference.data.transforms import ToTensor
-from reference.device import choose_precision, keep_freed_memory
+from reference.device import keep_freed_memory
 from reference.distributed import Group
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import RECIPES
 from reference.run import RunFolder, Settings, parts, prepare
+from reference.run.precision import resolve_precision
 from reference.training import Observer, Progress, compute
 
 train_module = import_module("reference.run.train")  # the package offers the function under this name
@@ -214,8 +215,9 @@ def learn(
 ) -> list[dict[str, Any]]:
     """Train as `scripts/train_full.py --recipe fast` does, without its run folder; return the metrics of each epoch."""
     settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
+    precision, _ = resolve_precision(settings, train_set, device)
     torch.manual_seed(seed)
-    plan = prepare(settings, train_set, test_set, device, choose_precision("auto", device))
+    plan = prepare(settings, train_set, test_set, device, precision)
     return plan.fit(Group(), Progress(), Observer()).history
 
 

@@ -9,17 +9,21 @@ Layers that look at a whole batch (batch normalization in training) would see th
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from reference.errors import InputError, TrainingError
-from reference.training import Observer, Optimizer, Progress
+from reference.errors import STOPPING, InputError, TrainingError
+from reference.text import print_line
+from reference.training import Observer, Optimizer
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 PATIENCE = timedelta(minutes=10)
@@ -41,6 +45,7 @@ class Group:
             raise InputError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them ({error})") from error
         self.talk: Any = None
         self.broken = False  # another process is gone
+        self.standing: Callable[[], str] = str
 
     @property
     def leads(self) -> bool:
@@ -74,8 +79,44 @@ class Group:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        self.talk = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+        with self._heard():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            self.talk = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Let a signal end the process at once while it meets the others, also in C++, where no handler of Python runs.
+
+        The wait has no end if one of the others is gone: without this, torchrun's SIGTERM is not heard.
+        """
+        hearing, speaking = socket.socketpair()
+        speaking.setblocking(False)  # `set_wakeup_fd` requires it
+
+        def listen() -> None:
+            while number := hearing.recv(1):
+                if number[0] in STOPPING:
+                    if number[0] == signal.SIGINT:
+                        print_line("interrupted", error=True)
+                    elif self._speaks():
+                        print_line(f"error: {self._stopped(number[0])}", error=True)
+                    os._exit(128 + number[0])
+
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        handlers = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+        before = signal.set_wakeup_fd(speaking.fileno())
+        for number in handlers:
+            signal.signal(number, lambda *_: None)  # the thread answers
+        thread = Thread(target=listen, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            speaking.close()
+            thread.join()  # it answers a signal that came last
+            hearing.close()
 
     def leave(self) -> None:
         """Part from the others; if one of them is gone, do not wait: what is under way with it never ends."""
@@ -114,15 +155,64 @@ class Group:
         if self.agree(trouble is not None):
             raise trouble or SystemExit(2)
 
-    def complain(self, error: RuntimeError, progress: Progress) -> None:
-        """Raise TrainingError if an error says that another process is gone; what else it says is not our business."""
-        words = ("connection closed", "connection reset", "broken pipe", "timed out", "remote process exited")
-        if self.size > 1 and (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)):
+    @contextmanager
+    def accompanied(self, standing: Callable[[], str]) -> Iterator[None]:
+        """Say in one line, once for all processes, if another process is gone, wherever in the training that shows.
+
+        Args:
+            standing: Says how the training stands and what to do: "stopped after step 3. The last checkpoint …".
+
+        Raises:
+            TrainingError: A message to or from another process failed.
+            SystemExit: This process was told to stop, as torchrun does to the others when one is gone; or another
+                process has said the line already.
+        """
+        self.standing = standing
+        try:
+            yield
+        except RuntimeError as error:
+            if not self._means_gone(error):
+                raise
             self.broken = True
-            raise TrainingError(
-                f"another process of this training is gone: stopped after step {progress.step:,}. The last checkpoint "
-                "is whole; go on with --resume, with as many processes as you like"
-            ) from error
+            if not self._speaks():
+                raise SystemExit(2) from error
+            raise TrainingError(f"another process of this training is gone: {standing()}") from error
+        except SystemExit as leaving:
+            if self.size > 1 and leaving.code in [128 + number for number in STOPPING]:
+                self.broken = True  # so nobody waits for the others
+                if self._speaks():
+                    print_line(f"error: {self._stopped(int(leaving.code) - 128)}", error=True)
+            raise
+
+    def _means_gone(self, error: RuntimeError) -> bool:
+        """Whether an error says that another process is gone. Gloo raises a bare RuntimeError."""
+        words = (
+            "/gloo/",
+            "gloo connect",
+            "connection closed",
+            "connection reset",
+            "broken pipe",
+            "timed out",
+            "remote process exited",
+        )
+        text = str(error).lower()
+        return self.size > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words))
+
+    def _stopped(self, number: int) -> str:
+        """The line for a signal: torchrun sends it for either of two reasons."""
+        name = signal.Signals(number).name
+        return f"another process of this training is gone, or the job was told to stop ({name}): {self.standing()}"
+
+    def _speaks(self) -> bool:
+        """Whether this process is the first that wants to say that another one is gone, by torchrun's store."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return True
+        try:  # a connection of its own: the other one is busy while this process waits in `join`
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=1))
+            return store.add(f"ocean/gone/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+        except (RuntimeError, KeyError, ValueError):
+            return True
 
     def part(self, batch: Tensor) -> Tensor:
         """This process's part of a batch: the parts are disjoint, in order, and complete."""

@@ -108,5 +108,5 @@ def is_temporary(path: Path) -> bool:
 
 def remove_temporaries(folder: Path) -> None:
     """Delete what killed writers left in `folder`; only for a caller that holds the folder's lock."""
-    for leftover in filter(is_temporary, folder.iterdir()):
+    for leftover in filter(is_temporary, folder.glob(f".*{TEMPORARY_SUFFIX}")):
         leftover.unlink(missing_ok=True)

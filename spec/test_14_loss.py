@@ -642,6 +642,71 @@ def test_the_cross_entropy_ignores_by_default_minus_100_and_nothing_else(cross_e
         cross_entropy(torch.zeros(2, 2), torch.tensor([0, label]))
 
 
+# compared in one byte, each ignore_index would be the class number: they differ by a multiple of 256
+ONE_BYTE = [(156, -100), (255, -1), (0, 256), (0, -256), (3, 259), (199, -57)]
+BYTES = pytest.mark.parametrize(
+    ("label", "ignore_index"), ONE_BYTE, ids=[f"{label} is not {index}" for label, index in ONE_BYTE]
+)
+
+
+def check_one_byte(loss: Callable[..., Tensor], label: int, ignore_index: int, **options: Any) -> None:
+    """A target of uint8 means what the same numbers of int64 mean; only the class that is named is ignored."""
+    __tracebackhide__ = True
+    scores = whole(2, 256, seed=0)
+    for reduction in ("none", "mean", "sum"):
+        same: dict[str, Any] = {"reduction": reduction, **options}
+        wide, narrow = torch.tensor([label, 1]), torch.tensor([label, 1], dtype=torch.uint8)
+        expected = loss(scores, wide, ignore_index=ignore_index, **same)
+        assert_equal(loss(scores, narrow, ignore_index=ignore_index, **same), expected, f"the loss, {reduction}")
+        expected = loss(scores, wide, ignore_index=label, **same)
+        assert_equal(loss(scores, narrow, ignore_index=label, **same), expected, f"what is ignored, {reduction}")
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte")
+@BYTES
+def test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers(
+    nll_loss: Loss, label: int, ignore_index: int
+) -> None:
+    check_one_byte(nll_loss, label, ignore_index)
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte")
+@BYTES
+def test_the_cross_entropy_compares_class_numbers_of_one_byte_as_integers(
+    cross_entropy: Loss, label: int, ignore_index: int
+) -> None:
+    check_one_byte(cross_entropy, label, ignore_index)
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte", "14.cross_entropy.label_smoothing")
+def test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers(cross_entropy: Loss) -> None:
+    for label, ignore_index in ONE_BYTE:
+        check_one_byte(cross_entropy, label, ignore_index, label_smoothing=0.25)
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte", "14.layer.options")
+@BYTES
+def test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers(
+    NLLLoss: Layer, label: int, ignore_index: int
+) -> None:
+    check_one_byte(lambda x, target, **options: NLLLoss(**options)(x, target), label, ignore_index)
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte", "14.layer.options")
+@BYTES
+def test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers(
+    CrossEntropyLoss: Layer, label: int, ignore_index: int
+) -> None:
+    check_one_byte(lambda x, target, **options: CrossEntropyLoss(**options)(x, target), label, ignore_index)
+
+
+@clause("14.loss.ignore_index", "14.loss.one_byte")
+def test_class_156_of_one_byte_is_not_minus_100(cross_entropy: Loss) -> None:
+    logits = torch.zeros(3, 200, dtype=torch.float64)
+    output = cross_entropy(logits, torch.full((3,), 156, dtype=torch.uint8))
+    assert_close(output, math.log(200), rounding(torch.float64, 2 * 200 + 3 + 8, 1 + math.log(200)))
+
+
 EMPTY = pytest.mark.parametrize(("reduction", "expected"), [("mean", math.nan), ("sum", 0.0)])
 
 
@@ -694,6 +759,56 @@ def test_nan_reaches_the_cross_entropy_of_its_own_place_unless_that_is_ignored(
 def test_the_cross_entropy_with_an_infinite_logit_is(cross_entropy: Loss, logits: list[float], expected: float) -> None:
     output = cross_entropy(torch.tensor([logits]), torch.tensor([1]))
     assert_close(output, expected, rounding(torch.float32, 2 * 3 + 2))
+
+
+# The mean of many losses in half precision
+
+MANY = 2**16
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+def check_many(mean: Tensor, each: float, dtype: torch.dtype, operations: int = 0) -> None:
+    """The mean of 65,536 losses of `each`, whose sum float16, which ends at 65,504, does not hold."""
+    __tracebackhide__ = True
+    # computed in float32 by sums of halves, and rounded once
+    tolerance = rounding(torch.float32, 16 + operations, each)
+    once = rounding(dtype, 0, each)
+    total = Tolerance(tolerance.absolute + once.absolute, f"{tolerance.because}; {once.because} for the result")
+    assert_close(mean, each, total, "the mean")
+
+
+@clause("14.loss.half_mean")
+@HALF
+def test_the_mean_of_many_l1_losses_is_finite_in(l1_loss: Loss, dtype: torch.dtype) -> None:
+    check_many(l1_loss(torch.full((MANY,), 3.0, dtype=dtype), torch.zeros(MANY, dtype=dtype)), 3.0, dtype)
+
+
+@clause("14.loss.half_mean")
+@HALF
+def test_the_mean_of_many_mse_losses_is_finite_in(mse_loss: Loss, dtype: torch.dtype) -> None:
+    check_many(mse_loss(torch.full((MANY,), 3.0, dtype=dtype), torch.zeros(MANY, dtype=dtype)), 9.0, dtype)
+
+
+@clause("14.loss.half_mean")
+@HALF
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_mean_of_many_nll_losses_is_finite_in(nll_loss: Loss, weighted: bool, dtype: torch.dtype) -> None:
+    scores = torch.tensor([-3.0, -1.0], dtype=dtype).expand(MANY, 2)
+    weight = torch.tensor([2.0, 1.0], dtype=dtype) if weighted else None
+    check_many(nll_loss(scores, torch.zeros(MANY, dtype=torch.int64), weight), 3.0, dtype)
+
+
+@clause("14.loss.half_mean")
+@HALF
+@pytest.mark.parametrize("probabilities", [False, True], ids=["class numbers", "probabilities"])
+def test_the_mean_of_many_cross_entropies_is_finite_in(
+    cross_entropy: Loss, probabilities: bool, dtype: torch.dtype
+) -> None:
+    # log 1024 = 6.93 each
+    logits = torch.zeros(1, 1024, dtype=dtype).expand(MANY // 4, 1024)
+    target = torch.zeros(MANY // 4, dtype=torch.int64)
+    of_classes = torch.full((MANY // 4, 1024), 2.0**-10, dtype=dtype) if probabilities else target
+    check_many(cross_entropy(logits, of_classes), math.log(1024), dtype, operations=10 + 10 + 8)
 
 
 # The gradients

@@ -506,11 +506,11 @@ def test_the_archive_of_those_lies_is_read_when_it_is_honest(tmp_path: Path) -> 
 @clause("17.checkpoint.one_reader")
 def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has been verified and what is used are the same bytes, because nobody reads the file a second time."""
-    path = saved(tmp_path)
+    path, expected = saved(tmp_path), whole_content()
     monkeypatch.delattr(torch, "load")
     monkeypatch.delattr(torch.serialization, "load")
     monkeypatch.delattr(torch._C, "PyTorchFileReader")
-    assert same(load_checkpoint(path), whole_content())
+    assert same(load_checkpoint(path), expected)
 
 
 @clause("17.checkpoint.one_reader")

@@ -1517,6 +1517,42 @@ def test_a_bomb_does_not_go_off(read_legacy_checkpoint: Read, tmp_path: Path, bo
     assert time.perf_counter() - begun < 30
 
 
+def numbers_from(start: int, code: bytes = b"") -> bytes:
+    """10,001 whole numbers that do not begin with 0, each followed by an instruction."""
+    return b"".join(word(start + number) + code for number in range(10_001))
+
+
+KEYS = {
+    "a dictionary": b"}(" + numbers_from(9, b"N") + b"u",
+    "a dictionary from the stack": b"(" + numbers_from(9, b"N") + b"d",
+    "one entry after the other": b"}" + numbers_from(9, b"Ns"),
+    "a set": b"\x8f(" + numbers_from(9) + b"\x90",
+    "a frozen set": b"(" + numbers_from(9) + b"\x91",
+    "a set that is called": b"cbuiltins\nset\n(" + numbers_from(9) + b"l\x85R",
+    "a Counter": b"ccollections\nCounter\n}(" + numbers_from(9, b"N") + b"u\x85R",
+    "pairs": b"ccollections\nOrderedDict\n(" + numbers_from(9, b"N\x86") + b"t\x85R",
+    "an object": b"cm\nN\n)\x81(" + numbers_from(9, b"N") + b"u",
+    "negative numbers": b"}(" + numbers_from(-10_001, b"N") + b"u",
+}
+"""Every way to put keys that could be chosen into a container."""
+
+
+@clause("17.legacy.bounded")
+@FORMATS
+@pytest.mark.parametrize("container", KEYS)
+def test_keys_that_could_be_chosen_are_limited(
+    read_legacy_checkpoint: Read, tmp_path: Path, container: str, old: bool
+) -> None:
+    with refused("it has more than 10,000 keys that are no texts"):
+        read_legacy_checkpoint(written(tmp_path / "net.pth", packed(KEYS[container], "old" if old else "zip")))
+
+
+@clause("17.legacy.bounded")
+def test_texts_and_numbers_in_their_order_are_not_limited(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    content = {"texts": {f"{n}": n for n in range(30_000)}, "numbers": {n: n for n in range(30_000)}}
+    assert read_legacy_checkpoint(save(content, tmp_path / "net.pth")).content == content
+
+
 CLAIMS = {
     "a text that claims gigabytes": b"X\xff\xff\xff\xffabc",
     "a text that claims exabytes": b"\x8d" + struct.pack("<Q", 2**62) + b"abc",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader as PytorchDataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from reference.training import Evaluation, Observer, Progress, fit
 from spec.support.assertions import Tolerance, assert_close, rounding
 from spec.support.cifar_archives import TRAIN, accept_any_checksum, meta, python2_pickle, write_folder
 from spec.support.clauses import clause
@@ -221,6 +222,53 @@ def program(
     return steps
 
 
+class Printing(Observer):
+    """Prints, logs and saves what the chapter's program does, told by the reference's `fit`."""
+
+    def __init__(self, network: nn.Module, folder: Path, writer: SummaryWriter) -> None:
+        self.network, self.folder, self.writer = network, folder, writer
+
+    def on_epoch_start(self, progress: Progress) -> None:
+        print(f"-------第 {progress.epoch + 1} 轮训练开始-------")
+
+    def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+        for step, loss in losses.items():
+            if step % 100 == 0:
+                print(f"训练次数：{step}, Loss: {loss}")
+                self.writer.add_scalar("train_loss", loss, step)
+
+    def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
+        print(f"整体测试集上的Loss: {evaluation.loss_sum}")
+        print(f"整体测试集上的正确率: {evaluation.accuracy}")
+        self.writer.add_scalar("test_loss", evaluation.loss_sum, progress.epoch - 1)
+        self.writer.add_scalar("test_accuracy", evaluation.accuracy, progress.epoch - 1)
+        torch.save(self.network, self.folder / f"ocean_{progress.epoch - 1}.pth")
+        print("模型已保存")
+
+
+def by_fit(
+    network: nn.Module,
+    train_loader: Iterable[Any],
+    test_loader: Iterable[Any],
+    test_size: int,
+    folder: Path,
+    epochs: int = EPOCHS,
+) -> int:
+    """As `program`, by the reference's `fit` and `evaluate`."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
+    with SummaryWriter(folder / "logs_train") as writer:
+        observer = Printing(network, folder, writer)
+        progress = fit(
+            network, nn.CrossEntropyLoss(), optimizer, train_loader, test_loader, epochs=epochs, observer=observer
+        )
+    assert progress.confusion is not None
+    assert progress.confusion.sum() == test_size
+    return progress.step
+
+
+PROGRAMS = {"listing": program, "fit": by_fit}
+
+
 def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """As many batches as a loader makes of `size` items; each item is one number, so that ten epochs take a second."""
     generator = torch.Generator().manual_seed(seed)
@@ -232,18 +280,23 @@ def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(TRAIN_SIZE // 10, id="a tenth of the pictures"),
-        pytest.param(TRAIN_SIZE, id="as many pictures", marks=pytest.mark.slow),
+        pytest.param((program, size), id=f"{name}, {words}", marks=marks)
+        for name, program in PROGRAMS.items()
+        for size, words, marks in (
+            (TRAIN_SIZE // 10, "a tenth of the pictures", ()),
+            (TRAIN_SIZE, "as many pictures", pytest.mark.slow),
+        )
     ],
 )
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Ten epochs of as many steps as the chapter's, or of a tenth of them, with a network of twenty numbers."""
     folder, out = tmp_path_factory.mktemp("train"), io.StringIO()
-    train, test = batches(request.param, 1), batches(request.param // 5, 2)
+    program, size = request.param
+    train, test = batches(size, 1), batches(size // 5, 2)
     with redirect_stdout(out), torch.random.fork_rng():
         torch.manual_seed(0)
-        steps = program(nn.Linear(1, 10), train, test, request.param // 5, folder)
-    return Outcome(out.getvalue(), steps, request.param, folder)
+        steps = program(nn.Linear(1, 10), train, test, size // 5, folder)
+    return Outcome(out.getvalue(), steps, size, folder)
 
 
 NUMBER = r"\d+\.\d+(?:e-\d+)?"
@@ -326,9 +379,26 @@ def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
     assert f"{accuracy}" == f"{accuracy.item()}"  # a tensor of one number prints as the number
 
 
+@clause("18.listing.train", "18.listing.lines")
+def test_fit_prints_the_losses_that_the_listing_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for name, run in PROGRAMS.items():
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        run(nn.Linear(1, 10), batches(6400, 1), batches(640, 2), 640, tmp_path / name, 2)
+        printed.append(capsys.readouterr().out.splitlines())
+    assert len(printed[0]) == 2 * 5
+    for ours, theirs in zip(printed[1], printed[0], strict=True):
+        # the same float32 losses; the sum over 10 batches is of float64, the accuracy is once a float32 number
+        assert re.sub(NUMBER, "", ours) == re.sub(NUMBER, "", theirs)
+        found, expected = ([float(number) for number in re.findall(NUMBER, line)] for line in (ours, theirs))
+        assert found == pytest.approx(expected, rel=torch.finfo(torch.float32).eps)
+
+
 @clause("18.listing.train")
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_train_py_runs_to_its_end_with_the_tutorials_network(
-    model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    program: Callable[..., int], model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On few pictures, in batches of 64 of which the last has 16, as with all of them."""
     generator = torch.Generator().manual_seed(4)

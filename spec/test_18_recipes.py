@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,15 @@ from torch import Tensor, nn
 
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
-from reference.device import choose_precision
+from reference.device import PRECISIONS, choose_precision
 from reference.distributed import Group, _SharedOptimizer
 from reference.errors import InputError
 from reference.models import Ocean
 from reference.optim import SGD
 from reference.recipes import ABLATION, RECIPES, FallingRate, Muon, Vary, orthogonalize, patches, whiten
 from reference.run import Settings, prepare, train_seeds
+from reference.run import precision as precision_module
+from reference.run.precision import SECONDS, measure, resolve_precision, step_seconds
 from reference.training import Observer, Progress, evaluate, fit
 from scripts.accuracy import compared, measured, welch
 from spec.support.clauses import clause
@@ -147,11 +152,157 @@ def test_the_precision_is_said_recorded_and_kept(tmp_path: Path, name: str) -> N
 @pytest.mark.slow
 def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
     names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    expected = names[choose_precision("auto", CPU)]
-    assert config(trained(tmp_path, "--epochs", 1, "--device", "cpu"))["precision"] == expected
+    recorded = config(trained(tmp_path, "--epochs", 1, "--device", "cpu"))["precision"]
+    assert recorded in ("float32", names[choose_precision("auto", CPU)])
     result = train(tmp_path, *TINY, "--epochs", 1, "--impl", "reference", "--output", "own")
     assert result.status == 0, result.err
     assert config(tmp_path / "own")["precision"] == "float32"
+
+
+# ------------------------------------------------------------------------------------------------ precision, measured
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A processor that says that it computes in bfloat16, and a cache folder of its own; the file of the answers."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(precision_module, "user_cache_path", lambda name: tmp_path / name)
+    return tmp_path / "ocean-spec" / "precision.json"
+
+
+def taking(times: dict[torch.dtype, list[float]], monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Let the steps of each precision take these times, again and again; returns the steps as they are made."""
+    made: list[torch.dtype] = []
+
+    def step_seconds(_: object, images: Tensor, targets: Tensor, precision: torch.dtype) -> float:
+        assert len(images) == len(targets)
+        made.append(precision)
+        values = times[precision]
+        return values[made.count(precision) % len(values)]
+
+    monkeypatch.setattr(precision_module, "step_seconds", step_seconds)
+    monkeypatch.setattr(precision_module, "SECONDS", 0.0)  # two turns, of which one counts
+    return made
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize(("float32", "bfloat16", "expected"), [(20, 33, "float32"), (33, 20, "bfloat16")])
+def test_auto_is_what_the_faster_steps_are_made_in(
+    float32: float, bfloat16: float, expected: str, able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = taking({torch.float32: [float32 / 1e3], torch.bfloat16: [bfloat16 / 1e3]}, monkeypatch)
+    first, line = resolve_precision(Settings(), Shapes(size=80), CPU)
+    assert first == PRECISIONS[expected]
+    times = f"{float32:.1f} ms a step in float32, {bfloat16:.1f} ms a step in bfloat16"
+    assert line == f"--precision auto: {expected} ({times}, measured)"
+    assert made == [torch.float32, torch.bfloat16] * 2  # in turns, so that a busy machine slows both
+    again, line = resolve_precision(Settings(), Shapes(size=80), CPU)
+    assert again == first
+    assert "remembered from an earlier run" in line
+    assert len(made) == 4
+    assert json.loads(able.read_text())
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize(
+    "other",
+    [{"batch_size": 128}, {"optimizer": "muon"}, {"whiten": True}, "threads", "torch"],
+    ids=["batch", "optimizer", "whitened", "threads", "PyTorch"],
+)
+def test_what_changes_the_time_of_a_step_is_measured_anew(
+    other: Any, able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
+    resolve_precision(Settings(), Shapes(size=40), CPU)
+    if other == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    elif other == "torch":
+        monkeypatch.setattr(precision_module, "installed_version", lambda _: "9.9")
+    resolve_precision(Settings(**other) if isinstance(other, dict) else Settings(), Shapes(size=40), CPU)
+    assert len(made) == 8
+    assert len(json.loads(able.read_text())) == 2
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', "[" * 10**5])
+def test_damaged_answers_are_measured_anew(content: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
+    able.parent.mkdir()
+    able.write_text(content)
+    assert resolve_precision(Settings(), Shapes(size=40), CPU)[0] == torch.bfloat16
+    assert json.loads(able.read_text())
+
+
+@clause("18.precision.measured")
+def test_a_cache_folder_that_cannot_be_made_costs_only_the_memory(
+    able: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
+    able.parent.write_text("a file where the folder should be")
+    assert resolve_precision(Settings(), Shapes(size=40), CPU)[0] == torch.bfloat16
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize(
+    "settings", [Settings(impl="reference"), Settings(precision="float32")], ids=["reference", "float32"]
+)
+def test_nothing_is_measured_that_does_not_depend_on_it(
+    settings: Settings, able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = taking({}, monkeypatch)
+    assert resolve_precision(settings, Shapes(size=40), CPU) == (torch.float32, "")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert resolve_precision(Settings(), Shapes(size=40), CPU) == (torch.float32, "")
+    assert made == []
+    assert not able.exists()
+
+
+@clause("18.precision.measured")
+@pytest.mark.slow
+def test_measuring_takes_a_second_and_changes_no_training(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_set = Shapes(size=4096)
+    for batch_size in (16, 4096):
+        begun = time.perf_counter()
+        times = measure(Settings(batch_size=batch_size), train_set, CPU)
+        taken = time.perf_counter() - begun
+        # what is under way when the time is over is finished: a step of each
+        assert taken < SECONDS + 0.3 + 4 * sum(times.values())
+        assert min(times.values()) > 0
+    # the choice is as good as the best of the two, by steps that are measured here, in turns
+    plan = prepare(Settings(), train_set, train_set, CPU)
+    images, targets = train_set.images[:64] / 255, train_set.targets[:64]
+    best = {name: min(step_seconds(plan, images, targets, PRECISIONS[name]) for _ in range(5)) for name in times}
+    chosen, _ = resolve_precision(Settings(), train_set, CPU)
+    assert best[next(name for name in best if PRECISIONS[name] == chosen)] < 1.25 * min(best.values())
+
+
+@clause("18.precision.measured")
+@pytest.mark.slow
+def test_a_measured_precision_is_said_recorded_and_resumed(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    prepared = partial(announce_bfloat16, tmp_path / "cache")
+    words = (*TINY, "--epochs", 4, "--output", "parts", "--log-every", 1)
+    command = Command("train_full.py", *words, folder=tmp_path, prepare=prepared)
+    command.wait_for("step 12: ")
+    command.send(signal.SIGINT)
+    result = command.wait()
+    assert result.status == 130, result.err
+    chosen = config(tmp_path / "parts")["precision"]
+    assert f"--precision auto: {chosen} (" in result.out
+    assert f" in {chosen}, in parts" in result.out
+    assert train(tmp_path, "--resume", "parts", prepare=prepared).status == 0
+    result = train(tmp_path, *words[:-3], "straight", "--log-every", 1, prepare=prepared)
+    assert "remembered from an earlier run" in result.out
+    assert_same_training(tmp_path / "straight", tmp_path / "parts")
+    # measuring draws no random number of the training's
+    result = train(tmp_path, *words[:-3], "fixed", "--precision", chosen, "--log-every", 1)
+    assert_same_training(tmp_path / "straight", tmp_path / "fixed")
+
+
+def announce_bfloat16(cache: Path) -> None:
+    """A processor that says that it computes in bfloat16, and a cache folder of its own."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    torch.cpu.get_capabilities = lambda: {"avx512_bf16": True}
 
 
 PAGES = """

@@ -7,6 +7,7 @@ import signal
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,6 +172,29 @@ def test_fit_goes_on_wherever_it_was_stopped(stop_after: int, shuffle: bool) -> 
         for line in lines:
             del line["images_per_second"]
     assert progress.history == expected.history
+
+
+@clause("18.fit.images_per_second")
+def test_images_per_second_counts_the_images_of_the_training_and_its_time() -> None:
+    pause, sizes = 0.02, [16, 16, 8]
+    batches = [(torch.zeros(size, 3, 32, 32), torch.zeros(size, dtype=torch.int64)) for size in sizes]
+
+    def slow() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            time.sleep(pause)
+            yield batch
+
+    class Slow:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return slow()
+
+    network = Ocean()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    begun = time.perf_counter()
+    progress = fit(network, nn.CrossEntropyLoss(), optimizer, Slow(), batches, epochs=1)
+    whole = time.perf_counter() - begun
+    # at least the three pauses, at most everything that fit did
+    assert sum(sizes) / whole <= progress.history[0]["images_per_second"] <= sum(sizes) / (3 * pause)
 
 
 class Fixed(nn.Module):

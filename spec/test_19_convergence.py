@@ -1,6 +1,6 @@
 """Chapter 19, on a card: `pytest -m gpu`. Without one, `--gpu-rehearsal` runs the same bodies on the CPU, smaller.
 
-`docs/gpu.md` says whether and where this has run on a GPU. The rehearsal shows that the bodies run and that their bounds
+`docs/gpu.md` says whether and where this has run on a GPU. The rehearsal shows that the bodies run and their bounds
 can be broken, the simulated device that everything lies where it must and no step waits. What only a card can show:
 
 - CUDA: that its losses keep within the bands of float32, TF32, bfloat16 and float16; that deterministic algorithms

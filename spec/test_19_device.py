@@ -140,6 +140,27 @@ def test_a_training_that_is_timed_notes_both_ends_of_every_epoch() -> None:
 
 
 @clause("19.device.choose")
+@pytest.mark.parametrize(
+    ("cards", "mps", "expected"),
+    [(2, False, "cuda:0"), (1, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")],
+    ids=["two GPUs", "a GPU and MPS", "MPS", "neither"],
+)
+def test_auto_is_the_first_gpu_else_mps_else_the_cpu(
+    cards: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device("auto") == torch.device(expected)
+    assert choose_device("cpu") == torch.device("cpu")
+    if cards:
+        assert choose_device("cuda") == torch.device("cuda:0")
+        assert choose_device(f"cuda:{cards - 1}") == torch.device(f"cuda:{cards - 1}")
+    with pytest.raises(InputError, match=f"--device cuda:{cards}: "):
+        choose_device(f"cuda:{cards}")
+
+
+@clause("19.device.choose")
 def test_a_device_is_chosen_by_name_and_one_that_is_not_there_is_refused_with_what_there_is() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert describe_device(torch.device("cpu")).startswith("cpu (")

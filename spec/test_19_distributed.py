@@ -3,10 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from reference.models import Ocean
 from reference.training import Progress, evaluate, fit
 from spec.support.assertions import Tolerance, assert_close
 from spec.support.clauses import clause
-from spec.support.command import FORKS, run
+from spec.support.command import FORKS, Command, run
 from spec.test_18_loss_curve import LONGEST_SUM, pytorchs_losses
 
 SIZES = (16, 16, 7, 1)  # the pictures of each batch: even, uneven, and one that leaves a process nothing to do
@@ -146,10 +150,10 @@ TINY = (
 )
 
 
-def torchrun(processes: int, *words: object) -> "subprocess.Popen[str]":
+def torchrun(processes: int, *words: object, script: Path = ROOT / "scripts/train_full.py") -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*command, str(ROOT / "scripts/train_full.py"), *map(str, words)],
+        [*command, str(script), *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -217,7 +221,7 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
     _, err = job.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert job.returncode != 0
-    gone = r"^error: another process of this training is gone: stopped after step [\d,]+\. .* go on with --resume"
+    gone = r"^error: another process of this training is gone: stopped after step [\d,]+\. .* continue with --resume"
     assert len(re.findall(gone, err, re.MULTILINE)) == 1, err
     assert re.search(rf"rank *: {victim} .*\n *exitcode *: -9 ", err), err
     assert len(load_checkpoint(folder / "last.pt")["training"]["progress"]["history"]) >= 1
@@ -232,13 +236,212 @@ def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("waited"))
     group = Group()
-    group.complain(RuntimeError("a defect of ours"), Progress())
+    with pytest.raises(RuntimeError, match="a defect of ours"), group.accompanied(lambda: "stopped"):
+        raise RuntimeError("a defect of ours")
     group.leave()
     assert left == ["waited"]
-    with pytest.raises(TrainingError, match="another process of this training is gone: stopped after step 1,234"):
-        group.complain(RuntimeError("[gloo/tcp] Connection closed by peer"), Progress(step=1234))
+    expected = "another process of this training is gone: stopped after step 1,234"
+    with pytest.raises(TrainingError, match=expected), group.accompanied(lambda: "stopped after step 1,234"):
+        raise RuntimeError("[gloo/tcp] Connection closed by peer")
     group.leave()
     assert left == ["waited"]
+
+
+# Where a process is killed: module, function, and which of its calls. The leading process alone calls those in LED.
+EARLY = ("reference.run.train:choose_device:1", "reference.run.train:load_data:1", "reference.distributed:Group.join:1")
+MEETING = ("torch.distributed.distributed_c10d:_new_process_group_helper:1",)
+LED = (
+    "reference.run.train:choose_folder:1",
+    "reference.run.train:locked:1",
+    "reference.run.train:remove_temporaries:1",
+    "reference.run.train:resolve_precision:1",
+    "reference.run.train:write_config:1",
+    "reference.run.folder:RunFolder.__enter__:1",
+    "reference.run.folder:RunFolder.save:1",
+    "reference.run.folder:RunFolder.keep:1",
+)
+LATER = (
+    *(f"reference.distributed:Group.agree:{number}" for number in range(1, 7)),
+    "reference.run.train:prepare:1",
+    "reference.run.train:compile_network:1",
+    "torch.distributed:broadcast:1",
+    "torch.distributed:broadcast:4",
+    "reference.distributed:Group.part:1",
+    "reference.training:evaluate:1",
+)
+RESUMED = ("reference.run.train:load_data:1", "reference.run.train:restore:1", "reference.run.train:prepare:1")
+DEATHS = [
+    *((point, victim, False) for point in (*EARLY, *MEETING, *LATER) for victim in (0, 1)),
+    *((point, 0, False) for point in LED),
+    *((point, victim, True) for point in RESUMED for victim in (0, 1)),
+]
+
+
+def as_process(rank: int, size: int, victim: int, point: str, port: int) -> None:
+    """Make this process number `rank` of `size`, as torchrun does; the victim is killed at `point`.
+
+    Before a death that comes before the meeting, the victim waits until the others wait for it.
+    """
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)
+    others = [f"{number} waits" for number in range(size) if number != victim]
+    if rank != victim:
+        whole = dist.init_process_group
+
+        def announced(*args: Any, **options: Any) -> None:
+            store.set(f"{rank} waits", "")
+            whole(*args, **options)
+
+        dist.init_process_group = announced
+        return
+    module, path, calls = point.split(":")
+    owner: Any = import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    whole, left = getattr(owner, name), int(calls)
+
+    def deadly(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if point in EARLY:
+                store.wait(others, timedelta(seconds=60))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **options)
+
+    setattr(owner, name, deadly)
+
+
+def deaths(folder: Path, words: tuple[object, ...], size: int, victim: int, point: str) -> list[str]:
+    """Train with several processes of which one is killed; as torchrun, end the others by SIGTERM.
+
+    Returns:
+        What the others printed as errors.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    commands = []
+    for rank in range(size):
+        (place := folder / f"process-{rank}").mkdir(exist_ok=True)
+        prepare = partial(as_process, rank, size, victim, point, store.port)
+        commands.append(Command("train_full.py", *words, folder=place, prepare=prepare))
+    assert commands[victim].wait(60).status == -signal.SIGKILL, f"{point} was never called"
+    began = time.monotonic()
+    others = [command for rank, command in enumerate(commands) if rank != victim]
+    time.sleep(0.1)  # torchrun looks every 0.1 s
+    for command in others:
+        command.send(signal.SIGTERM)
+    results = [command.wait(25) for command in others]
+    assert time.monotonic() - began < 10
+    assert all(result.status in (2, 128 + signal.SIGTERM) for result in results), results
+    return [result.err for result in results]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint."""
+    folder = tmp_path_factory.mktemp("begun")
+    assert run("train_full.py", *TINY, "--epochs", 1, "--output", folder / "run", folder=folder).status == 0
+    return folder / "run"
+
+
+def short(value: object) -> str:
+    return {True: "resumed", False: "new"}.get(value, "") if isinstance(value, bool) else str(value).rpartition(".")[2]  # type: ignore[call-overload]
+
+
+@clause("19.processes.killed")
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "victim", "resumed"), DEATHS, ids=short)
+def test_wherever_a_process_is_killed_the_others_say_so_and_their_advice_is_true(
+    point: str, victim: int, resumed: bool, tmp_path: Path, begun: Path
+) -> None:
+    folder = tmp_path / "run"
+    words: tuple[object, ...] = (*TINY, "--epochs", 1, "--output", folder)
+    if resumed:
+        shutil.copytree(begun, folder)
+        words = ("--resume", folder, "--epochs", 2)
+    (err,) = deaths(tmp_path, (*words, "--quiet"), 2, victim, point)
+    lines = [line for line in err.splitlines() if line != "finishing this step and saving; once more to stop at once"]
+    assert len(lines) == 1, err
+    assert re.match(r"error: another process of this training is gone(:|, or the job was told to stop)", lines[0]), err
+    # the advice is about what is there, and following it leads to a whole training
+    assert ("resume" in lines[0]) == (folder / "last.pt").exists(), lines[0]
+    if "resume" in lines[0]:
+        words = ("--resume", re.findall(r"--resume (\S+),", lines[0])[0])
+    elif "delete" in lines[0]:
+        shutil.rmtree(re.findall(r"delete (\S+) and start again", lines[0])[0])
+    else:
+        assert "start the same command again" in lines[0]
+    result = run("train_full.py", *words, "--quiet", folder=tmp_path)
+    assert result.status == 0, (lines[0], result.err)
+
+
+@clause("19.processes.killed")
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [EARLY[1], "reference.run.train:prepare:1", "reference.distributed:Group.part:1"])
+def test_of_several_that_are_left_one_says_it(point: str, tmp_path: Path) -> None:
+    words = (*TINY, "--epochs", 1, "--output", tmp_path / "run", "--quiet")
+    errors = "".join(deaths(tmp_path, words, 3, 1, point))
+    assert "Traceback" not in errors
+    assert errors.count("another process of this training is gone") == 1, errors
+
+
+@clause("19.processes.killed")
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "interrupted")])
+def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signals, said: str, tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    command = Command(
+        "train_full.py", *TINY, "--quiet", folder=tmp_path, prepare=partial(as_process, 0, 2, 1, "", store.port)
+    )
+    store.wait(["0 waits"], timedelta(seconds=60))
+    command.send(number)
+    result = command.wait(10)
+    assert result.status == 128 + number
+    assert result.err.count("\n") == 1
+    assert said in result.err
+
+
+@clause("19.processes.killed")
+@pytest.mark.slow
+def test_waiting_for_the_others_has_an_end_and_says_so(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    command = Command("train_full.py", *TINY, "--quiet", folder=tmp_path, prepare=partial(impatient, store.port))
+    result = command.wait(60)
+    assert result.status == 2
+    assert re.fullmatch(
+        r"error: another process of this training is gone: .*start the same command again\n", result.err
+    )
+
+
+def impatient(port: int) -> None:
+    """The first of two processes; the second one never comes."""
+    as_process(0, 2, 1, "", port)
+    import_module("reference.distributed").PATIENCE = timedelta(seconds=1)
+
+
+@clause("19.processes.killed")
+@pytest.mark.slow
+def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_meet_it(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, runpy, signal, sys, time\n"
+        "from importlib import import_module\n"
+        "def load_data(*_):\n    time.sleep(2)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ['RANK'] == '1':\n    vars(import_module('reference.run.train'))['load_data'] = load_data\n"
+        "import torch\n"
+        f"runpy.run_path({str(ROOT / 'scripts/train_full.py')!r}, run_name='__main__')\n"
+    )
+    job = torchrun(2, *TINY, "--output", tmp_path / "run", script=script)
+    began = time.monotonic()
+    _, err = job.communicate(timeout=100)
+    assert time.monotonic() - began < 30  # torchrun waits that long for a process that ignores SIGTERM
+    assert job.returncode != 0
+    assert len(re.findall(r"^error: another process of this training is gone", err, re.MULTILINE)) == 1, err
+    assert "resume" not in err
+    assert re.search(r"rank *: 1 .*\n *exitcode *: -9 ", err), err
 
 
 @clause("19.processes.cards")

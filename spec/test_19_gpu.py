@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import reference
 from spec.support.assertions import assert_close, assert_equal, rounding
 from spec.support.clauses import clause
-from spec.support.gpu import LeakCheck, ieee
+from spec.support.gpu import DrawnOnTheHost, LeakCheck, ieee
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -83,6 +83,29 @@ def test_the_tests_run_on_a_stream_that_is_not_the_default_one(card: torch.devic
     if card.type != "cuda":
         pytest.skip("only CUDA has streams")
     assert torch.cuda.current_stream(card) != torch.cuda.default_stream(card)
+
+
+@clause("19.gpu.drawn")
+def test_numbers_without_a_device_are_drawn_on_the_host_and_are_the_same_on_every_device(card: torch.device) -> None:
+    def numbers() -> list[Tensor]:
+        torch.manual_seed(7)
+        return [torch.rand(3), torch.randn(2, 2), torch.randint(0, 9, (5,)), torch.randperm(6)]
+
+    expected = numbers()
+    device = torch.device("meta") if card.type == "cpu" else card
+    with device, DrawnOnTheHost():
+        found = numbers()
+        named = torch.rand(3, device="cpu", requires_grad=True)
+        assert torch.randn(2, requires_grad=True).requires_grad
+    assert (named.device.type, named.requires_grad) == ("cpu", True)
+    for one, other in zip(found, expected, strict=True):
+        assert one.device.type == device.type
+        assert one.shape == other.shape
+        if device.type != "meta":  # which keeps no numbers
+            assert_equal(one.cpu(), other)
+    with DrawnOnTheHost():
+        for one, other in zip(numbers(), expected, strict=True):
+            assert_equal(one, other)
 
 
 # Optimizers

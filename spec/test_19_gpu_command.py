@@ -4,6 +4,7 @@
 `python -m benchmarks.gpu --rehearse`.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import reference.device
 from benchmarks import figures, gpu, pack
-from benchmarks.gpu_parts import on_the_device
+from benchmarks.gpu_parts import on_the_device, tf32
 from benchmarks.strict import dump, line
 from spec.support.clauses import clause
 
@@ -169,6 +172,25 @@ def test_the_time_in_which_a_gpu_computes_counts_what_overlaps_once() -> None:
     assert busy == pytest.approx(8e-6)
     assert count == 4
     assert longest[0] == {"name": "b", "share": round(4.5 / 10.5, 3)}
+
+
+@clause("19.gpu.command")
+def test_tf32_can_be_allowed_in_a_training_that_asks_for_float32() -> None:
+    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
+    cuda = torch.device("cuda", 0)
+    train = importlib.import_module("reference.run.train")
+    try:
+        with tf32(True, cuda):
+            assert train.choose_precision("float32", cuda) == torch.float32
+            assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+        assert train.choose_precision is reference.device.choose_precision
+        with tf32(False, cuda):
+            train.choose_precision("float32", cuda)
+            assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
+    finally:
+        for setting, was in zip(settings, before, strict=True):
+            setting.fp32_precision = was
 
 
 # The documents

@@ -74,7 +74,7 @@ def test_the_notebook_is_kept_without_what_it_printed() -> None:
         assert cell.get("execution_count") is None
 
 
-@clause("21.notebook.runs")
+@clause("21.notebook.runs", "21.speed.providers")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq", "ignore::DeprecationWarning:jupyter_client")
@@ -96,3 +96,12 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 4  # the curves, the predictions, the confusion matrix, the answers
     assert (tmp_path / "colab/summary.json").exists()
+    # lines 2319 and 2320: the run itself notes on what and how fast it trained
+    assert torch.device(json.loads((tmp_path / "colab/config.json").read_text())["device"]).type in (
+        "cpu",
+        "cuda",
+        "mps",
+    )
+    metrics = [json.loads(line) for line in (tmp_path / "colab/metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 2
+    assert all(line["images_per_second"] > 1 for line in metrics)

@@ -179,7 +179,10 @@ def test_the_reference_is_made_from_first_principles(file: Path) -> None:
     assert found == EXCUSED.get(file.relative_to(ROOT).as_posix(), [])
 
 
-DEFINED = ("convolution", "pooling", "activation", "recurrent", "attention", "container", "loss")
+DEFINED = (
+    *("convolution", "pooling", "activation", "recurrent", "attention", "container"),
+    *("loss", "normalization", "linear", "dropout", "embedding"),
+)
 """The files of `reference/nn` that begin with definitions."""
 
 

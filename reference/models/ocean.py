@@ -12,8 +12,12 @@ class Ocean(nn.Module):
     Shapes for `b` pictures: [b, 3, 32, 32] → [b, 32, 32, 32] → [b, 32, 16, 16] → [b, 32, 16, 16] → [b, 32, 8, 8]
     → [b, 64, 8, 8] → [b, 64, 4, 4] → [b, 1024] → [b, 64] → [b, classes]; 145,578 parameters for ten classes.
 
-    The tutorial calls it a VGG; it is the "CIFAR-10 quick" network without its activations: between the poolings every
-    layer is linear, and so are the last two together.
+    The tutorial calls it a VGG. Its convolutions and linear layers have the sizes of Caffe's `cifar10_quick`, but that
+    network has ReLUs, windows of 3 with stride 2 in all poolings, and averages in the second and the third one. Here
+    every pooling takes maxima of 2×2 windows, no activation follows a layer, and the last two layers together are one
+    linear map.
+
+    Source: the tutorial's lines 897 to 915; Caffe, examples/cifar10/cifar10_quick_train_test.prototxt.
 
     Args:
         classes: how many scores a picture gets.

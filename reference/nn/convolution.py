@@ -44,20 +44,20 @@ def conv2d_definition(
     groups: int,
 ) -> Shaped[Tensor, "batch out_channels out_height out_width"]:
     """The formula above; `padding` is ((top, bottom), (left, right)), the other pairs are (vertical, horizontal)."""
-    ((top, bottom), (left, right)), (height, width) = padding, input.shape[-2:]
+    (top, bottom), (left, right) = padding
+    height, width, kernel_height, kernel_width = map(int, (*input.shape[2:], *weight.shape[2:]))
     dtype = accumulation_dtype(input.dtype)
     padded = input.new_zeros(*input.shape[:2], top + height + bottom, left + width + right, dtype=dtype)
     padded[..., top : top + height, left : left + width] = input
+
     blocks = padded.unflatten(1, (groups, weight.shape[1]))  # [n, groups, c, row, column]
     kernels = weight.to(dtype).unflatten(0, (groups, -1))  # [groups, o, c, i, j]
-    output = padded.new_zeros(()) if bias is None else bias.to(dtype).unflatten(0, (groups, -1))[..., None, None]
-    sizes = zip(padded.shape[2:], weight.shape[2:], dilation, strict=True)
-    rows, columns = (size - gap * (k - 1) for size, k, gap in sizes)
-    for i, j in product(*map(range, weight.shape[2:])):
-        down, right = i * dilation[0], j * dilation[1]
-        pixels = blocks[..., down : down + rows : stride[0], right : right + columns : stride[1]]
-        output = output + torch.einsum("ngcyx,goc->ngoyx", pixels, kernels[..., i, j])
-    return output.flatten(1, 2).to(input.dtype)
+    total = padded.new_zeros(()) if bias is None else bias.to(dtype).unflatten(0, (groups, -1))[..., None, None]
+    for i, j in product(range(kernel_height), range(kernel_width)):
+        down = slice(i * dilation[0], top + height + bottom - (kernel_height - 1 - i) * dilation[0], stride[0])
+        across = slice(j * dilation[1], left + width + right - (kernel_width - 1 - j) * dilation[1], stride[1])
+        total = total + torch.einsum("ngcyx,goc->ngoyx", blocks[..., down, across], kernels[..., i, j])
+    return total.flatten(1, 2).to(input.dtype)
 
 
 def conv2d(
@@ -112,8 +112,8 @@ def conv2d_by(
         raise ValueError(f"conv2d: input must have pixels, got the shape {tuple(input.shape)}")
     sides = _sides(padding, kernel_size, dilation)
     pairs = check_pair("conv2d: stride", stride), sides, check_pair("conv2d: dilation", dilation)
-    output = form(input if input.dim() == 4 else input[None], weight, bias, *pairs, groups)
-    return output if input.dim() == 4 else output[0]
+    batch = form(input if input.dim() == 4 else input[None], weight, bias, *pairs, groups)
+    return batch if input.dim() == 4 else batch[0]
 
 
 class Conv2d(nn.Module):

@@ -8,6 +8,14 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from reference.arguments import check_floating, check_probability, check_tensor
+
+
+def dropout_definition(input: Shaped[Tensor, "*shape"], p: float | int = 0.5) -> Shaped[Tensor, "*shape"]:
+    """output = input · mask / (1 - p), mask ~ Bernoulli(1 - p) for each element; at p = 1 the mask is 0 everywhere."""
+    mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p) if p < 1 else torch.zeros_like(input)
+    return input * mask
+
 
 def dropout(
     input: Shaped[Tensor, "*shape"], p: float | int = 0.5, training: bool = True, inplace: bool = False
@@ -30,16 +38,13 @@ def dropout(
         ValueError: `p` is outside [0, 1].
         TypeError: `input` has a dtype that cannot hold the factor 1 / (1 - p).
     """
-    _check_probability("dropout", p)
-    if not training or p == 0 or input.numel() == 0:
+    check_probability("dropout: p", p)
+    if not training or p == 0 or check_tensor("dropout: input", input).numel() == 0:
         return input
-    if p == 1:
-        mask = torch.zeros((), dtype=input.dtype, device=input.device)
-    elif input.is_floating_point() or input.is_complex():
-        mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
-    else:
-        raise TypeError(f"dropout: input is {input.dtype}, but a mask scaled by 1 / (1 - p) needs floating point")
-    return input.mul_(mask) if inplace else input * mask
+    if p < 1 and not input.is_complex():
+        check_floating("dropout: input", input)
+    output = dropout_definition(input, p)
+    return input.copy_(output) if inplace else output
 
 
 class Dropout(torch.nn.Module):
@@ -55,7 +60,7 @@ class Dropout(torch.nn.Module):
 
     def __init__(self, p: float | int = 0.5, inplace: bool = False) -> None:
         super().__init__()
-        _check_probability("Dropout", p)
+        check_probability("Dropout: p", p)
         self.p = p
         self.inplace = inplace
 
@@ -64,8 +69,3 @@ class Dropout(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, inplace={self.inplace}"
-
-
-def _check_probability(name: str, p: float | int) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"{name}: p is a probability from 0 to 1, got {p}")

@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Num, Shaped
 from torch import Tensor
 
+from reference.arguments import check_dtype, check_integer, check_layout, check_shape
 from reference.nn.initialization import normal_
+
+
+def embedding_definition(
+    input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"]
+) -> Num[Tensor, "*positions dim"]:
+    """output[i, …] = weight[input[i, …]]; unlike an index, a negative number does not count from the end."""
+    return weight.index_select(0, input.reshape(-1)).reshape(*input.shape, weight.shape[1])
 
 
 def embedding(
@@ -40,22 +48,20 @@ def embedding(
         TypeError: `input` is neither int64 nor int32.
         IndexError: `input` holds a number that is not a row of `weight` (on the CPU).
     """
-    if weight.dim() != 2:
-        raise ValueError(f"embedding: weight has the shape {tuple(weight.shape)}, but needs [rows, dim]")
-    if input.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"embedding: input is {input.dtype}, but row numbers need int64 or int32")
+    check_layout("embedding: weight", weight, "[rows, dim]")
+    check_dtype("embedding: input", input, torch.int64, torch.int32, of="row numbers")
     _check_dense("embedding", sparse)
     padding_idx = _row("embedding", padding_idx, weight.shape[0])
-    words = input.reshape(-1)
     if max_norm is not None:
-        _shorten(weight, words, max_norm, norm_type)
-    rows = _look_up(weight, words)
+        _shorten(weight, input.reshape(-1), max_norm, norm_type)
+    rows = _look_up(input, weight)
     if padding_idx is not None:
-        rows = torch.where((words == padding_idx)[:, None], rows.detach(), rows)
+        rows = torch.where((input == padding_idx)[..., None], rows.detach(), rows)
     if scale_grad_by_freq and rows.requires_grad:
+        words = input.reshape(-1)
         counts = words.new_zeros(weight.shape[0]).index_add(0, words, torch.ones_like(words))
-        rows.register_hook(lambda gradient: gradient / counts[words][:, None])
-    return rows.reshape(*input.shape, weight.shape[1])
+        rows.register_hook(lambda gradient: gradient / counts[input][..., None])
+    return rows
 
 
 class Embedding(torch.nn.Module):
@@ -108,12 +114,9 @@ class Embedding(torch.nn.Module):
             table = torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype)
             self.weight = torch.nn.Parameter(table, requires_grad=not _freeze)
             self.reset_parameters()
-        elif _weight.shape == (num_embeddings, embedding_dim):
-            self.weight = torch.nn.Parameter(_weight, requires_grad=not _freeze)
         else:
-            raise ValueError(
-                f"Embedding: _weight has the shape {tuple(_weight.shape)}, but needs {(num_embeddings, embedding_dim)}"
-            )
+            check_shape("Embedding: _weight", _weight, (num_embeddings, embedding_dim))
+            self.weight = torch.nn.Parameter(_weight, requires_grad=not _freeze)
 
     @classmethod
     def from_pretrained(
@@ -131,10 +134,7 @@ class Embedding(torch.nn.Module):
         Raises:
             ValueError: `embeddings` does not have two dimensions, or as the constructor says.
         """
-        if embeddings.dim() != 2:
-            raise ValueError(
-                f"Embedding.from_pretrained: embeddings has the shape {tuple(embeddings.shape)}, but needs [rows, dim]"
-            )
+        check_layout("Embedding.from_pretrained: embeddings", embeddings, "[rows, dim]")
         rows, dim = embeddings.shape
         options = padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         return cls(rows, dim, *options, _weight=embeddings, _freeze=freeze)
@@ -170,14 +170,15 @@ class Embedding(torch.nn.Module):
         return text
 
 
-def _look_up(weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"]) -> Num[Tensor, "n dim"]:
-    """weight[words], which alone would take a negative number for one that counts from the end."""
+def _look_up(input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"]) -> Num[Tensor, "*positions dim"]:
+    """The definition, with an error that names the row."""
     try:
-        return weight.index_select(0, words)
+        return embedding_definition(input, weight)
     except IndexError:  # raised on the CPU only: an accelerator would have to wait for the answer
+        rows, shape = weight.shape[0], tuple(weight.shape)
+        got = f"{input.min()} to {input.max()}"
         raise IndexError(
-            f"embedding: input holds numbers from {words.min()} to {words.max()}, "
-            f"but weight {tuple(weight.shape)} needs 0 to {weight.shape[0] - 1}"
+            f"embedding: input must be from 0 to {rows - 1} for weight of shape {shape}, got {got}"
         ) from None
 
 
@@ -186,20 +187,16 @@ def _shorten(
     weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"], max_norm: float | int, norm_type: float | int
 ) -> None:
     """Multiply those rows by max_norm / norm whose norm is above `max_norm`; 1e-7 keeps the result below it."""
-    rows = _look_up(weight, words)
+    rows = _look_up(words, weight)
     norms = torch.linalg.vector_norm(rows, norm_type, dim=1, keepdim=True)
     weight[words] = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)
 
 
 def _row(name: str, padding_idx: int | None, rows: int) -> int | None:
     """`padding_idx` counted from 0."""
-    if padding_idx is None or 0 <= padding_idx < rows:
-        return padding_idx
-    if -rows <= padding_idx < 0:
-        return padding_idx + rows
-    raise ValueError(f"{name}: padding_idx is {padding_idx}, but the {rows} rows need one from {-rows} to {rows - 1}")
+    return None if padding_idx is None else check_integer(f"{name}: padding_idx", padding_idx, -rows, rows - 1) % rows
 
 
 def _check_dense(name: str, sparse: bool) -> None:
     if sparse:
-        raise ValueError(f"{name}: sparse is True, but gradients are dense here; it needs to be False")
+        raise ValueError(f"{name}: sparse must be False, as gradients are dense here, got {sparse!r}")

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reference.arguments import check_number
+
 
 @torch.no_grad()
 def uniform_(tensor: Float[Tensor, "..."], bound: float | int) -> Float[Tensor, "..."]:
@@ -28,8 +30,7 @@ def uniform_(tensor: Float[Tensor, "..."], bound: float | int) -> Float[Tensor, 
     Raises:
         ValueError: `bound` is negative.
     """
-    if bound < 0:
-        raise ValueError(f"uniform_: bound must not be negative, got {bound}")
+    check_number("uniform_: bound", bound, at_least=0)
     return tensor.uniform_(-bound, bound)
 
 
@@ -48,8 +49,7 @@ def normal_(tensor: Float[Tensor, "..."], mean: float | int = 0.0, std: float | 
     Raises:
         ValueError: `std` is negative.
     """
-    if std < 0:
-        raise ValueError(f"normal_: std must not be negative, got {std}")
+    check_number("normal_: std", std, at_least=0)
     return tensor.normal_(mean, std)
 
 
@@ -132,7 +132,5 @@ def fan_out(tensor: Float[Tensor, "..."]) -> int:
 
 def _check_weight(tensor: Tensor) -> None:
     if tensor.dim() < 2:
-        raise ValueError(
-            f"initialization: tensor has the shape {tuple(tensor.shape)}, but its fan needs at least two dimensions, "
-            "[outputs, inputs, ...]"
-        )
+        shape = tuple(tensor.shape)
+        raise ValueError(f"initialization: tensor must be [outputs, inputs, *kernel size], got the shape {shape}")

@@ -1,4 +1,8 @@
-"""Chapter 12: the linear layer, and flattening before it."""
+"""Chapter 12: the linear layer, and flattening before it.
+
+Each definition (`linear_definition`, `flatten_definition`) is the formula; the public function of the same name checks
+its arguments and computes the definition.
+"""
 
 import math
 
@@ -6,7 +10,31 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from reference.arguments import check_dim, check_integer, check_layout, check_tensor, check_together
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
+
+# The definitions
+
+
+def linear_definition(
+    input: Shaped[Tensor, "*leading features"],
+    weight: Shaped[Tensor, "..."],
+    bias: Shaped[Tensor, "..."] | None = None,
+) -> Shaped[Tensor, "..."]:
+    """output[…, o] = Σ_i input[…, i] · weight[o, i] + bias[o]."""
+    # not named `output`: the graph that TensorBoard draws has a node output.1, which that name would hide
+    products = input @ weight.T if weight.dim() == 2 else input @ weight
+    return products if bias is None else products + bias
+
+
+def flatten_definition(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1) -> Shaped[Tensor, "..."]:
+    """The dimensions `start_dim` to `end_dim` as one: output[…, i · columns + j, …] = input[…, i, j, …], and so on."""
+    shape = input.shape or torch.Size([1])
+    start, end = start_dim % len(shape), end_dim % len(shape)
+    return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+
+
+# The public functions and their layers
 
 
 def linear(
@@ -26,17 +54,18 @@ def linear(
         ValueError: shapes that do not fit each other.
         TypeError: tensors of different dtypes, or not of numbers.
     """
-    _check_tensors(input, weight, bias)
-    output = input @ weight.T if weight.dim() == 2 else input @ weight
-    if bias is None:
-        return output
-    try:
-        fits = torch.broadcast_shapes(output.shape, bias.shape) == output.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"linear: bias {tuple(bias.shape)} does not fit the output {tuple(output.shape)}")
-    return output + bias
+    check_together("linear", input=input, weight=weight, bias=bias)
+    check_layout("linear: input", input, "[*leading, in_features]", "[in_features]")
+    check_layout("linear: weight", weight, "[out_features, in_features]", "[in_features]")
+    features, needed = input.shape[-1], weight.shape[-1]
+    if features != needed:
+        raise ValueError(f"linear: input has {features} features, but weight {tuple(weight.shape)} needs {needed}")
+    if bias is not None:
+        shape = (*input.shape[:-1], *weight.shape[:-1])
+        sizes = zip(reversed(bias.shape), reversed(shape), strict=False)
+        if bias.dim() > len(shape) or any(size not in (1, full) for size, full in sizes):
+            raise ValueError(f"linear: bias must broadcast to the output, {shape}, got the shape {tuple(bias.shape)}")
+    return linear_definition(input, weight, bias)
 
 
 class Linear(nn.Module):
@@ -69,10 +98,7 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(size, int):
-                raise TypeError(f"Linear: {name} must be an integer, got {size!r}")
-            if size < 0:
-                raise ValueError(f"Linear: {name} must not be negative, got {size}")
+            check_integer(f"Linear: {name}", size, at_least=0)
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
@@ -94,7 +120,7 @@ class Linear(nn.Module):
         return linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer."""
+        """The arguments shown in `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
@@ -113,16 +139,13 @@ def flatten(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1)
         ValueError: a dimension that `input` does not have, or `start_dim` after `end_dim`.
         TypeError: `input` is not a tensor, or a dimension not an integer.
     """
-    if not isinstance(input, Tensor):
-        raise TypeError(f"flatten: input must be a tensor, got {type(input).__name__}")
-    start = _dimension("start_dim", start_dim, input)
-    end = _dimension("end_dim", end_dim, input)
+    check_tensor("flatten: input", input)
+    start = check_dim("flatten: start_dim", start_dim, input)
+    end = check_dim("flatten: end_dim", end_dim, input)
     if start > end:
-        raise ValueError(f"flatten: start_dim={start_dim} comes after end_dim={end_dim} in {tuple(input.shape)}")
-    if start == end and input.dim() > 0:
-        return input
-    shape = tuple(input.shape)
-    return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+        shape = tuple(input.shape)
+        raise ValueError(f"flatten: start_dim must not come after end_dim={end_dim} in {shape}, got {start_dim}")
+    return input if start == end and input.dim() > 0 else flatten_definition(input, start, end)
 
 
 class Flatten(nn.Module):
@@ -143,38 +166,5 @@ class Flatten(nn.Module):
         return flatten(input, self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of the printed layer."""
+        """The arguments shown in `repr`."""
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
-
-
-def _dimension(name: str, dim: int, input: Tensor) -> int:
-    """`dim` counted from the front."""
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"flatten: {name} must be an integer, got {dim!r}")
-    dims = max(1, input.dim())
-    if not -dims <= dim < dims:
-        raise ValueError(f"flatten: {name} must be from {-dims} to {dims - 1} for {tuple(input.shape)}, got {dim}")
-    return dim % dims
-
-
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise if the tensors do not fit each other."""
-    given = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"linear: {name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype != input.dtype or tensor.dtype == torch.bool:
-            raise TypeError(
-                f"linear: {name} is {tensor.dtype} and input is {input.dtype}; all tensors need one dtype, of numbers"
-            )
-        if tensor.device != input.device:
-            raise ValueError(f"linear: {name} is on {tensor.device}, but input is on {input.device}")
-    if input.dim() == 0 or weight.dim() not in (1, 2):
-        raise ValueError(
-            "linear: input must be [..., in_features] and weight [out_features, in_features], "
-            f"got {tuple(input.shape)} and {tuple(weight.shape)}"
-        )
-    if input.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"linear: input has {input.shape[-1]} features, but weight {tuple(weight.shape)} needs {weight.shape[-1]}"
-        )

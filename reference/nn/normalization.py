@@ -32,10 +32,7 @@ def batch_norm_definition(
     momentum: Momentum = 0.1,
     eps: float | int = 1e-5,
 ) -> Float[Tensor, "batch channels *positions"]:
-    """(x - mean) / sqrt(var + eps) · weight + bias, with the mean and var of each channel, or the running ones.
-
-    In training, running = (1 - momentum) · running + momentum · new, for the mean and the unbiased variance.
-    """
+    """(x - mean) / sqrt(var + eps) · weight + bias, with the mean and var of each channel, or the running ones."""
     x = input.movedim(1, -1)
     if training:
         over = tuple(range(x.dim() - 1))
@@ -43,9 +40,8 @@ def batch_norm_definition(
         var = deviation.square().mean(over)
         n = math.prod(x.shape[:-1])
         if running_mean is not None and running_var is not None and n > 0:
-            with torch.no_grad():
-                running_mean.copy_((1 - momentum) * running_mean + momentum * mean.reshape(-1))
-                running_var.copy_((1 - momentum) * running_var + momentum * (var * (n / (n - 1))))
+            blend(running_mean, mean.reshape(-1), momentum)
+            blend(running_var, var * (n / (n - 1)), momentum)
     else:
         deviation = x - running_mean  # pyright: ignore[reportOperatorIssue]  evaluation has both
         var = running_var.to(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
@@ -76,6 +72,12 @@ def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Te
     deviation = x - rounded
     rest = deviation.mean(over, keepdim=True)
     return rounded + rest, deviation - rest
+
+
+@torch.no_grad()
+def blend(running: Float[Tensor, "channels"], new: Float[Tensor, "channels"], momentum: Momentum) -> None:
+    """running = (1 - momentum) · running + momentum · new; `new` is the mean, or the unbiased variance."""
+    running.copy_((1 - momentum) * running + momentum * new)
 
 
 def affine(

@@ -233,8 +233,8 @@ def max_pool2d_by(
     """Check the arguments of `max_pool2d` and compute it by `form`, the definition or the fast one."""
     _check_images("max_pool2d", check_real("max_pool2d: input", input))
     window = _window("max_pool2d", input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
-    output, places = form(input, *window)
-    return (output, places) if return_indices else output
+    maxima, places = form(input, *window)
+    return (maxima, places) if return_indices else maxima
 
 
 def avg_pool2d_by(

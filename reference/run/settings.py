@@ -122,7 +122,7 @@ LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 # What may differ when a run is resumed, because it changes where or how long it computes, but not what.
 CHANGEABLE = {
     *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
-    *("download", "mirrors", "resume"),
+    *("download", "mirrors", "resume", "output"),
 }
 
 

@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reference.data.resident import Resident
 from reference.device import (
     PRECISIONS,
     Precision,
@@ -29,6 +30,7 @@ from reference.files import remove_temporaries
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
+from reference.run.precision import resolve_precision
 from reference.run.settings import Settings, refuse_changes, stored_settings
 from reference.text import print_line
 from reference.training import Progress
@@ -42,7 +44,8 @@ def train(settings: Settings) -> int:
 
     Raises:
         InputError: something given cannot be used.
-        TrainingError: the loss is no finite number any more; the last good checkpoint is kept.
+        TrainingError: the loss is no finite number any more, or another process is gone; the last good checkpoint is
+            kept.
     """
     settings.check()
     if settings.resume is not None:
@@ -52,27 +55,27 @@ def train(settings: Settings) -> int:
         refuse_changes(settings, stored)
     group = Group()
     say = (lambda *_: None) if settings.quiet or not group.leads else print_line
-    device = choose_device(group.device(settings.device))
-    if settings.precision == "auto" and settings.impl == "reference":
-        settings = replace(settings, precision="float32")
-    precision = choose_precision(settings.precision, device)
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    keep_freed_memory()
-    train_set, test_set, data = load_data(settings, say)
-
+    progress = Progress()
+    held = settings.resume  # the run's folder, as soon as it is known to be no other run's
     with ExitStack() as leaving:
-        group.join(device)
         leaving.callback(group.leave)
+        leaving.enter_context(group.accompanied(lambda: standing(settings, held, progress)))
+        device = choose_device(group.device(settings.device))
+        if settings.num_threads is not None:
+            torch.set_num_threads(settings.num_threads)
+        keep_freed_memory()
+        train_set, test_set, data = load_data(settings, say)
+        group.join(device)
         chosen: list[Path] = []
         group.led(lambda: chosen.append(choose_folder(settings, data["dataset"])))
         folder = group.agree(chosen[0] if group.leads else None)
         group.led(lambda: leaving.enter_context(locked(folder, new=settings.resume is None)))
+        held = folder
         group.led(lambda: remove_temporaries(folder))
         leaving.enter_context(explained(settings, device, folder / "last.pt"))
+        precision = agreed_precision(settings, train_set, device, group, say)  # seeds nothing, so before the seed
         seed_everything(settings.seed, deterministic=settings.deterministic)
         plan = prepare(settings, train_set, test_set, device, precision)
-        progress = Progress()
         if group.agree((folder / "last.pt").exists()):
             progress = restore(folder / "last.pt", plan, data, train_set.classes)
         if progress.epoch > settings.epochs:
@@ -95,10 +98,8 @@ def train(settings: Settings) -> int:
                     f"{error}: stopped. {folder / 'last.pt'} still holds the last good state; "
                     f"try a --learning-rate below {settings.learning_rate:g}"
                 ) from error
-            except RuntimeError as error:
-                group.complain(error, progress)
-                raise
             if progress.epoch < settings.epochs:
+                run.bar.close()
                 run.save()
                 print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
                 return 128 + run.signal
@@ -109,6 +110,32 @@ def train(settings: Settings) -> int:
         f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
     )
     return 0
+
+
+def standing(settings: Settings, folder: Path | None, progress: Progress) -> str:
+    """How far a training has come that ends because of another process, and what to do: for `Group.accompanied`."""
+    if folder is not None and (folder / "last.pt").exists():
+        where = f"stopped after step {progress.step:,}" if progress.step else "stopped before the first step"
+        return (
+            f"{where}. The last checkpoint is complete; continue with --resume {folder}, with any number of processes"
+        )
+    begun = folder is not None and settings.output is not None and (folder / "config.json").exists()
+    again = f"delete {folder} and start again" if begun else "start the same command again"
+    return f"stopped before the first checkpoint was written; {again}"
+
+
+def agreed_precision(
+    settings: Settings, train_set: Resident, device: torch.device, group: Group, say: Callable[..., None]
+) -> torch.dtype:
+    """The precision that the leading process comes to; it says how, if it measured."""
+    found: list[tuple[torch.dtype, str]] = []
+    group.led(lambda: found.append(resolve_precision(settings, train_set, device)))
+    precision, line = group.agree(found[0] if group.leads else None)
+    if line:
+        say(line)
+    if not group.leads:  # what the precision asks of this process's own device
+        choose_precision(precision_name(precision), device)
+    return precision
 
 
 def choose_folder(settings: Settings, dataset: str) -> Path:
@@ -153,15 +180,12 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
         The exit status: 0, or 128 and the number of the signal that stopped them.
 
     Raises:
-        TrainingError: as `fit`; also if another process is gone.
+        TrainingError: as `fit`.
     """
     follower = Follower(group)
     handlers = {number: signal.signal(number, follower.on_signal) for number in STOPPING if not is_ignored(number)}
     try:
         plan.fit(group, progress, follower)
-    except RuntimeError as error:
-        group.complain(error, progress)
-        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -195,13 +219,16 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
     Raises:
         InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
     """
-    if settings.output is None:
+    output = settings.output
+    if output is None:
         raise InputError("--output is needed: the folder for the runs")
     summaries = []
     for seed in range(seeds):
-        folder = settings.output / f"seed-{seed}"
+        folder = output / f"seed-{seed}"
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
         if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
             raise InputError(f"stopped; the same command goes on with {folder}")
+        if settings.precision == "auto":  # measured once, so that all trainings are alike
+            settings = replace(settings, precision=stored_settings(folder).precision)
         summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     return summaries

@@ -106,7 +106,12 @@ PRUNING = "torch.nn.utils.prune"
 """The module of the classes that multiply a weight by a mask before each use of a layer."""
 
 CHAINS: dict[Name, tuple[str | None, ...]] = {
-    Name("torchvision.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),  # avgpool since 0.3
+    Name("torchvision.models.vgg", "VGG"): (
+        "features",
+        "avgpool",
+        None,
+        "classifier",
+    ),  # avgpool since torchvision 0.2.2
     Name("reference.models.vgg", "VGG"): ("features", "avgpool", None, "classifier"),
     Name("torchvision.models.alexnet", "AlexNet"): ("features", "avgpool", None, "classifier"),
     Name("torch.nn.parallel.data_parallel", "DataParallel"): ("module",),

@@ -13,6 +13,11 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
 
 
+def modulo_256(target: Tensor, ignore_index: int) -> int:
+    """The number that a comparison in one byte takes `ignore_index` for."""
+    return ignore_index % 256 if target.dtype == torch.uint8 else ignore_index
+
+
 # l1_loss
 
 
@@ -242,6 +247,31 @@ class IgnoredPlacesAreMultipliedBy0(Fault):
 # NLLLoss
 
 
+class OneByteIsComparedModulo256(Fault):
+    """`target != ignore_index`, in the dtype of the target: -100 becomes 156."""
+
+    caught_by = "test_14_loss.py::test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers"
+    says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
+
+    @staticmethod
+    def nll_loss(input: Tensor, target: Tensor, *, ignore_index: int, reduction: str) -> Tensor:
+        index = modulo_256(target, ignore_index)
+        return F.nll_loss(input, target, ignore_index=index, reduction=reduction)
+
+
+class HalfPrecisionIsAddedUp(Fault):
+    """The losses are added up in their own dtype, and the sum is divided: float16 ends at 65,504."""
+
+    caught_by = "test_14_loss.py::test_the_mean_of_many_nll_losses_is_finite_in"
+    says = r"got        (inf|nan)\n.*expected   3.0"
+
+    @staticmethod
+    def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        losses = F.nll_loss(input, target, weight, reduction="none")
+        weights = torch.ones_like(losses) if weight is None else weight[target]
+        return losses.sum() / weights.sum()
+
+
 class NLLLayerTrainsItsWeight(Fault):
     """A parameter instead of a buffer."""
 
@@ -263,6 +293,18 @@ class NLLLayerForgetsWhatIsIgnored(Fault):
     class NLLLoss(nn.NLLLoss):
         def forward(self, input: Tensor, target: Tensor) -> Tensor:
             return F.nll_loss(input, target, self.weight, reduction=self.reduction)
+
+
+class NLLLayerComparesOneByteModulo256(Fault):
+    """The layer keeps its `ignore_index` in the dtype of the target."""
+
+    caught_by = "test_14_loss.py::test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers"
+    says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
+
+    class NLLLoss(nn.NLLLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            index = modulo_256(target, self.ignore_index)
+            return F.nll_loss(input, target, self.weight, ignore_index=index, reduction=self.reduction)
 
 
 class NLLLayerWeighsInTrainingOnly(Fault):
@@ -343,6 +385,57 @@ class GradientIsDetached(Fault):
 
 
 # CrossEntropyLoss
+
+
+class CrossEntropyComparesOneByteModulo256(Fault):
+    """`target != ignore_index`, in the dtype of the target."""
+
+    caught_by = "test_14_loss.py::test_class_156_of_one_byte_is_not_minus_100"
+    says = r"got        nan\n.*expected   5.29"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Tensor:
+        return F.cross_entropy(input, target, ignore_index=modulo_256(target, ignore_index))
+
+
+class SmoothingComparesOneByteModulo256(Fault):
+    """Only the uniform part of the loss is compared in one byte, as in PyTorch."""
+
+    caught_by = "test_14_loss.py::test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers"
+    says = r"the loss, none differs at index \[0\]"
+
+    @staticmethod
+    def cross_entropy(
+        input: Tensor, target: Tensor, *, ignore_index: int, reduction: str, label_smoothing: float
+    ) -> Tensor:
+        losses = F.cross_entropy(input, target.long(), ignore_index=ignore_index, reduction="none")
+        uniform = -input.log_softmax(1).mean(1).masked_fill(target == ignore_index, 0)
+        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
+        kept = (target.long() != ignore_index).sum()
+        return losses.sum() / kept if reduction == "mean" else reduced(losses, reduction)
+
+
+class CrossEntropyLayerComparesOneByteModulo256(Fault):
+    """The layer keeps its `ignore_index` in the dtype of the target."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers"
+    says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
+
+    class CrossEntropyLoss(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            index = modulo_256(target, self.ignore_index)
+            return F.cross_entropy(input, target, ignore_index=index, reduction=self.reduction)
+
+
+class CrossEntropyIsRoundedBeforeTheMean(Fault):
+    """The losses of float16 are added up in float16."""
+
+    caught_by = "test_14_loss.py::test_the_mean_of_many_cross_entropies_is_finite_in"
+    says = r"got        inf\n.*expected   6.9"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(input, target, reduction="sum") / len(input)
 
 
 class CrossEntropyLayerExpectsLogProbabilities(Fault):

@@ -11,7 +11,9 @@ Without CUDA nothing of this happens, except that the numbers are drawn as descr
 """
 
 import gc
+import os
 import sys
+import time
 from collections.abc import Callable, Generator
 from functools import cache
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
 
 WARNINGS = (
     # The first matrix product of a thread of the autograd engine, which then makes the context current.
@@ -55,7 +59,10 @@ class LeakCheck:
 
     def leaked(self) -> int:
         """How many bytes more are in use than at the start; 0 if not more."""
-        if self.allocated() > self.before:  # collecting garbage takes time, and most tests leave none
+        for pause in (0.0, *[0.05] * 10):  # autograd's threads drop their last tensors a moment later
+            if self.allocated() <= self.before:
+                return 0
+            time.sleep(pause)
             self.settle()
         return max(0, self.allocated() - self.before)
 
@@ -154,7 +161,9 @@ class DrawnOnTheHost(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func not in self.DRAWS or kwargs.get("device") is not None or kwargs.get("out") is not None:
+        own = kwargs.get("device") is not None or kwargs.get("out") is not None
+        own |= getattr(kwargs.get("generator"), "device", _CPU) != _CPU
+        if func not in self.DRAWS or own:
             return func(*args, **kwargs)
         wants_gradient = kwargs.pop("requires_grad", False)
         drawn = func(*args, **kwargs | {"device": "cpu"}).to(torch.get_default_device())
@@ -165,6 +174,7 @@ class DrawnOnTheHost(TorchFunctionMode):
 def pytest_configure(config: pytest.Config) -> None:
     """Draw on the host where another device is the default; accept CUDA's own warnings where there is CUDA."""
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the tests of deterministic algorithms
         for text in WARNINGS:
             config.addinivalue_line("filterwarnings", text)
     compiled = "compile" in str(config.getoption("--impl") or "")  # the compiler would trace the mode as well

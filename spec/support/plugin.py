@@ -236,6 +236,9 @@ class Specification:
             if elsewhere and item.path.parent.name == "spec" and not ON_ANY_DEVICE.match(item.path.name):
                 left_out.append(item)
                 continue
+            item.user_properties.append(
+                ("clauses", [name for mark in item.iter_markers("clause") for name in mark.args])
+            )
             if (implementation := _implementation_of(item)) is None:
                 (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
                 continue
@@ -320,6 +323,8 @@ class Specification:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the report of the trial."""
+        covered = trial_report.clauses(terminalreporter.stats)
+        terminalreporter.write_line(f"clauses: {len(covered)} of {len(CLAUSES)} covered by the tests of this run")
         trials = self._trials()
         if self.named is None and not any(trial.outcomes for trial in trials.values()):
             return

@@ -49,6 +49,12 @@ def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) 
     return trials
 
 
+def clauses(stats: Mapping[str, Sequence[Any]]) -> set[str]:
+    """The clauses that a test of the run was about, if the test came to a verdict."""
+    judged = [report for outcome in ("passed", "failed", "xfailed", "xpassed") for report in stats.get(outcome, ())]
+    return {name for report in judged for name in dict(getattr(report, "user_properties", ())).get("clauses", ())}
+
+
 def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
     """The report as text: a line for each implementation, one for each component that failed (or for every one)."""
     found = []

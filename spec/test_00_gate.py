@@ -1,0 +1,98 @@
+"""Chapter 00: the gate, `.ci/run`: a step that lacks what it needs fails instead of passing over it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spec.support.clauses import clause
+
+ROOT = Path(__file__).parents[1]
+README = "# Title\n\n```bash\necho scripts/train_full.py\necho pytest ran\n```\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the gate, a README, and programs that do nothing."""
+    folder = tmp_path / "checkout"
+    (folder / ".ci").mkdir(parents=True)
+    shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
+    (folder / "README.md").write_text(README)
+    programs = folder / "programs"
+    programs.mkdir()
+    for name in ("bash", "awk", "sed", "mktemp", "rm", "dirname", "cat", "tail", "tar", "mkdir", "env"):
+        (programs / name).symlink_to(shutil.which(name) or pytest.fail(f"there is no {name}"))
+    return folder
+
+
+def gate(checkout: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {"PATH": str(checkout / "programs"), "TMPDIR": str(checkout), "HOME": os.environ.get("HOME", "/")}
+    words = [str(checkout / ".ci/run"), *steps]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=kept | environment)
+
+
+@clause("00.gate.readme")
+def test_the_gate_runs_the_second_command_of_the_readme(checkout: Path) -> None:
+    done = gate(checkout, "test")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pytest ran" in done.stdout.splitlines()
+
+
+@clause("00.gate.readme")
+@pytest.mark.parametrize(
+    "block",
+    ["echo scripts/train_full.py", "echo scripts/train_full.py\n", "echo scripts/train_full.py\n# echo pytest", ""],
+)
+def test_the_gate_fails_without_a_second_command(checkout: Path, block: str) -> None:
+    (checkout / "README.md").write_text(f"```bash\n{block}\n```\n")
+    done = gate(checkout, "test")
+    assert done.returncode == 1
+    assert done.stderr == "error: README.md: line 2 of the first code block is no command\n"
+
+
+@clause("00.gate.readme")
+@pytest.mark.parametrize(("step", "needed"), [("train", "scripts/train_full.py"), ("test", "pytest")])
+def test_the_gate_fails_if_a_command_of_the_readme_is_another_one(checkout: Path, step: str, needed: str) -> None:
+    (checkout / "README.md").write_text("```bash\necho one\necho two\n```\n")
+    done = gate(checkout, step)
+    assert done.returncode == 1
+    assert f"does not call {needed}" in done.stderr
+
+
+@clause("00.gate.needs")
+def test_the_gate_fails_if_the_images_ought_to_be_there_and_are_not(checkout: Path) -> None:
+    done = gate(checkout, "images", OCEAN_DATA=str(checkout / "nowhere"))
+    assert done.returncode == 1
+    assert "nowhere: there must be a folder train and a folder test in it" in done.stderr
+    (checkout.parent / "shared").mkdir()
+    for step in ("images", "real", "slow"):
+        done = gate(checkout, step)
+        assert done.returncode == 1
+        assert "../shared is there, so the images ought to be" in done.stderr
+
+
+@clause("00.gate.needs")
+def test_the_gate_says_that_a_training_on_images_was_left_out_where_there_need_be_none(checkout: Path) -> None:
+    done = gate(checkout, "real")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the real training was NOT run" in done.stdout
+
+
+@clause("00.gate.needs")
+def test_the_gate_fails_without_a_browser_unless_told(checkout: Path) -> None:
+    done = gate(checkout, "browser")
+    assert done.returncode == 1
+    assert "there is no browser" in done.stderr
+    assert gate(checkout, "browser", OCEAN_WITHOUT="browser").returncode == 0
+    (checkout / "programs/chromium").write_text("#!/bin/sh\n")
+    (checkout / "programs/chromium").chmod(0o755)
+    assert gate(checkout, "browser").returncode == 0
+
+
+@clause("00.gate.steps")
+def test_the_gate_runs_single_steps_and_refuses_others(checkout: Path) -> None:
+    assert "test" in gate(checkout, "--list").stdout.split()
+    done = gate(checkout, "test", "nonsense")
+    assert (done.returncode, "there is no step nonsense" in done.stderr, done.stdout) == (1, True, "")
