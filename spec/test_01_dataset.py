@@ -91,7 +91,7 @@ def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, m
     opened.putdata(values[mode])
     if mode == "PA":
         opened.putpalette([0, 0, 0, 100, 0, 0])
-    monkeypatch.setattr(Image, "open", lambda _: opened)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: opened)
     first, second = pixels(draw(tmp_path / "a.png"))[0].tolist()
     assert first == ([255, 0, 0] if mode == "HSV" else [100, 0, 0])
     assert second == ([128] * 3 if mode == "HSV" else [255] * 3)

@@ -564,6 +564,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "hub" / "checkpoints"
 
 
+def in_cache(cache: Path) -> list[str]:
+    """The names of the files in the cache, without the empty lock that lets a second process wait."""
+    return [path.name for path in cache.iterdir() if path.suffix != ".lock" or path.stat().st_size > 0]
+
+
 class Publisher:
     """Serves files from this machine, and counts how often each was asked for."""
 
@@ -595,6 +600,7 @@ class Publisher:
 @pytest.fixture
 def publisher(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("reference.data.download.PAUSE", 0.0)
     publisher = Publisher()
     yield publisher
     publisher.server.shutdown()
@@ -620,7 +626,7 @@ def test_trained_weights_are_fetched_once_and_loaded(
     for weights in (VGG16_Weights.IMAGENET1K_V1, "IMAGENET1K_V1"):
         assert_holds(vgg16(weights=weights, progress=False), tiny_state())
     assert publisher.asked == [f"/{published}"]
-    assert [path.name for path in cache.iterdir()] == [published]
+    assert in_cache(cache) == [published]
     assert capsys.readouterr().err == ""
 
 
@@ -682,9 +688,38 @@ def test_a_file_with_another_hash_is_refused_and_nothing_is_left(
         publisher.withheld = 100
     else:
         publisher.files[f"/{published}"] += b"!"
-    with rejects(naming="hash value|IncompleteRead"):
+    with rejects(naming="hash value|IncompleteRead|wrong checksum, SHA-256|connection broke after"):
         on_meta(vgg16, weights="DEFAULT", progress=False)
-    assert list(cache.iterdir()) == []
+    assert in_cache(cache) == []
+
+
+@clause("16.weights.hash")
+def test_the_reference_stops_at_the_size_that_torchvision_tells(
+    published: str, publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(publisher.files[f"/{published}"])
+    meta = VGG16_Weights.IMAGENET1K_V1.value.meta
+    for told, fits in ((size / 2**20, True), (size / 2**20 - 0.01, False)):
+        monkeypatch.setitem(meta, "_file_size", round(told, 3))
+        if fits:
+            assert read_weights("DEFAULT", "VGG16_Weights", progress=False)[0] == str(cache / published)
+            (cache / published).unlink()
+        else:
+            with rejects(naming=rf"its file has {size:,} bytes, at most .* are right"):
+                read_weights("DEFAULT", "VGG16_Weights", progress=False)
+    assert in_cache(cache) == []
+
+
+@clause("16.weights.hash")
+def test_weights_are_fetched_by_the_one_downloader(
+    published: str, publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    publisher.withheld = 1
+    with rejects(naming="the connection broke after"):
+        read_weights("DEFAULT", "VGG16_Weights", progress=False)
+    publisher.withheld = 0
+    assert read_weights("DEFAULT", "VGG16_Weights", progress=False)[0] == str(cache / published)
 
 
 @clause("16.weights.cached")
@@ -712,7 +747,7 @@ def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(
     assert len(said.splitlines()) == 1
     assert f"fetch {address} (528 MB, its SHA-256 begins with 397923af)" in said
     assert f"put it at {cache / 'vgg16-397923af.pth'}, or give the path of the file as weights=" in said
-    assert list(cache.iterdir()) == []
+    assert in_cache(cache) == []
     # and a file that is put there is taken, once it is the right one
     (cache / "vgg16-397923af.pth").write_bytes(b"")
     with pytest.raises(InputError, match="SHA-256 does not begin with 397923af"):
@@ -898,7 +933,7 @@ def test_pretrained_true_means_the_weights_of_imagenet_and_needs_a_network(
         on_meta(torchvision.models.vgg16, pretrained=True)
     caught.value.close()
     assert publisher.asked == ["/vgg16-397923af.pth"]
-    assert list(cache.iterdir()) == []
+    assert in_cache(cache) == []
 
 
 @clause("16.listing.pretrained")

@@ -225,6 +225,8 @@ def download(
                 return destination
             reasons.append(f"{url}: wrong checksum, {problem}")
             forget(part)
+        if not remembered(part):  # what cannot be continued is of no use
+            forget(part)
     kept = f"; run again to continue {part}" if remembered(part) else ""
     raise InputError(f"cannot download {destination.name}: {'; '.join(reasons) or 'no address given'}{kept}")
 
