@@ -176,12 +176,14 @@ class Group:
             self.broken = True
             if not self._speaks():
                 raise SystemExit(2) from error
-            raise TrainingError(f"another process of this training is gone: {standing()}") from error
+            late = f" or did not answer for {PATIENCE}" if "time" in str(error).lower() else ""
+            raise TrainingError(f"another process of this training is gone{late}: {standing()}") from error
         except SystemExit as leaving:
-            if self.size > 1 and leaving.code in [128 + number for number in STOPPING]:
-                self.broken = True  # so nobody waits for the others
+            stopped = [number for number in STOPPING if leaving.code == 128 + number]
+            if self.size > 1 and stopped:
+                self.broken = True  # so this process does not wait for the others
                 if self._speaks():
-                    print_line(f"error: {self._stopped(int(leaving.code) - 128)}", error=True)
+                    print_line(f"error: {self._stopped(stopped[0])}", error=True)
             raise
 
     def _means_gone(self, error: RuntimeError) -> bool:
