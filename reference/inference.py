@@ -53,7 +53,7 @@ def predict(
         network: gives `len(class_names)` scores a picture. It answers in evaluation mode, and between two answers every
             layer is in the mode in which it was given.
         class_names: in the order of the scores, as a checkpoint holds them.
-        pictures: files of any kind that Pillow reads, of any size up to 20,000×20,000 pixels; a folder stands for the
+        pictures: regular files that `open_picture` reads, of up to 20,000×20,000 pixels; a folder stands for the
             pictures in it and in its sub-folders (`pictures_in`). They are asked for batch by batch.
         top_k: how many classes to name; all of them if there are fewer.
         batch_size: pictures computed together; it does not change the answers beyond rounding.

@@ -208,6 +208,8 @@ def headed(kind: str, width: int, height: int) -> bytes:
         return file.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", height, width), 1)
     if kind == "BMP":
         return file.replace(struct.pack("<ii", 16, 16), struct.pack("<ii", width, height), 1)
+    if kind == "JPEG2000":
+        return file.replace(struct.pack(">II", 16, 16), struct.pack(">II", height, width), 1)
     if kind == "QOI":
         return file.replace(struct.pack(">II", 16, 16), struct.pack(">II", width, height), 1)
     raise AssertionError(kind)
@@ -222,7 +224,13 @@ def several_scans(file: bytes) -> bytes:
 @clause("01.picture.limit")
 @pytest.mark.parametrize(
     ("kind", "limit"),
-    [("JPEG", LARGEST), ("progressive JPEG", LARGEST_WHOLE), ("several scans JPEG", LARGEST_WHOLE), ("BMP", LARGEST)],
+    [
+        ("JPEG", LARGEST),
+        ("JPEG2000", LARGEST_WHOLE * 2 // 3),
+        ("progressive JPEG", LARGEST_WHOLE),
+        ("several scans JPEG", LARGEST_WHOLE),
+        ("BMP", LARGEST),
+    ],
 )
 def test_the_limit_of_pixels_follows_from_how_a_format_is_decoded(kind: str, limit: int, tmp_path: Path) -> None:
     height = 20_000

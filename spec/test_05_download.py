@@ -5,6 +5,8 @@ Ordinary downloads are specified in `test_05_cifar10.py`. Here a mirror is a fun
 
 import contextlib
 import hashlib
+import json
+import os
 import random
 import socket
 import threading
@@ -263,3 +265,37 @@ def test_what_a_server_says_is_one_short_printable_line(
         download([url], tmp_path / "file", MD5, progress=False)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+PLANTED = {
+    "brackets inside each other": "[" * 60_000,
+    "a mark that is a list": '["URL", ["x"], 300000]',
+    "a mark with a line end": json.dumps(["URL", 'x"\r\nX-More: 1', 300_000]),
+    "a mark beyond Latin-1": '["URL", "\u0100", 300000]',
+    "a size that is a text": '["URL", "x", "300000"]',
+    "sparse": "",
+}
+
+
+@clause("05.download.same_file")
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", [*PLANTED, "a FIFO", "a folder"])
+def test_a_planted_note_beside_a_part_neither_hangs_nor_fails(
+    kind: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(b"others wrote this")
+    note = tmp_path / "file.part.json"
+    if kind == "a FIFO":
+        os.mkfifo(note)
+    elif kind == "a folder":
+        note.mkdir()
+        with pytest.raises(OSError, match=r"file\.part\.json"):
+            download([good_mirror[0]], tmp_path / "file", MD5, progress=False)
+        return
+    else:
+        note.write_text(PLANTED[kind].replace("URL", good_mirror[0]))
+        if kind == "sparse":
+            os.truncate(note, 2**40)
+    download([good_mirror[0]], tmp_path / "file", MD5, progress=False)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "file.lock"}

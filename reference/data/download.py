@@ -26,6 +26,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reference.errors import InputError
+from reference.files import read_regular
 
 ATTEMPTS = 4  # for each mirror
 PAUSE = 1.0  # seconds before the second attempt, one more before each later one
@@ -34,6 +35,7 @@ LEAST_RATE = 4096  # bytes of the file per second, averaged over `TIMEOUT`; CIFA
 ANSWER = 1 << 20  # bytes of everything before the file: status lines, headers, redirections with their bodies
 LARGEST = 1 << 30  # bytes of a file of unknown size
 REASON = 200  # characters of what a server says, in an error
+SIDECAR = 1 << 16  # bytes of `NAME.part.json`
 CHUNK = 1 << 18  # bytes
 PASSING = frozenset({408, 416, 429, 500, 502, 503, 504})  # statuses that may be others when asked again
 
@@ -154,7 +156,7 @@ class Redirections(request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         try:
             return super().http_error_302(req, fp, code, msg, headers)
-        except TransferError:
+        except Exception:  # a TransferError in its body, a target that is no address
             fp.close()
             raise
 
@@ -351,9 +353,10 @@ def sidecar(part: Path) -> Path:
 def remembered(part: Path) -> Version | None:
     """What `part` is the beginning of; `None` when there is nothing that can be continued."""
     try:
-        url, mark, size = json.loads(sidecar(part).read_text())
-        return Version(url, mark, size) if 0 < part.stat().st_size <= size else None
-    except (FileNotFoundError, ValueError, TypeError):  # the last two: a killed process left half a sidecar
+        url, mark, size = json.loads(read_regular(sidecar(part), SIDECAR))
+        right = isinstance(url, str) and isinstance(mark, str) and mark.isascii() and mark.isprintable()
+        return Version(url, mark, size) if right and 0 < part.stat().st_size <= size else None
+    except (OSError, ValueError, TypeError, RecursionError):  # there is none, half a one, or one that others put there
         return None
 
 

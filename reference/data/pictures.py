@@ -139,6 +139,8 @@ def _check_pixels(image: Image.Image) -> None:
     pixels, limit = image.width * image.height, HUGE
     if image.format in AS_A_WHOLE or _keeps_coefficients(image):
         limit = LARGEST if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
+        if image.format == "JPEG2000":  # 24 bytes a pixel
+            limit = LARGEST_WHOLE * 2 // 3
     elif image.format in (*BY_ROWS, "MPO"):
         limit = LARGEST
     if pixels > limit:
