@@ -1,14 +1,67 @@
-"""Writing a file so that a reader, a crash or a full disk never meets half of it."""
+"""Writing a file so that a reader, a crash or a full disk never meets half of it, and reading only regular files."""
 
+import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike[str], largest: int) -> BinaryIO:
+    """Open a regular file for reading, without waiting and without an effect on anything else.
+
+    Opening a FIFO waits for its writer, and opening a device may act on it, so the kind is looked up before; and once
+    more afterwards, because the name may lead to another file by then.
+
+    Args:
+        path: a file, or a link to one.
+        largest: bytes that it may have, by its own size: a sparse file counts in full.
+
+    Raises:
+        OSError: there is no such file, it is a folder, or it cannot be read.
+        ValueError: it is not a regular file, or it is larger than `largest`; the text says which.
+    """
+    _check_regular(os.stat(path), largest)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+    try:
+        _check_regular(os.fstat(file.fileno()), largest)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: str | os.PathLike[str], largest: int) -> bytes:
+    """The content of a regular file, opened by `open_regular`; ValueError if it has grown beyond `largest` since."""
+    with open_regular(path, largest) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return content
+
+
+def _check_regular(status: os.stat_result, largest: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"it is {SPECIAL.get(stat.S_IFMT(status.st_mode), 'special')}, not a regular file")
+    if status.st_size > largest:
+        raise ValueError(f"it has {status.st_size:,} bytes, at most {largest:,} are allowed")
 
 
 @contextmanager

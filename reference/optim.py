@@ -295,7 +295,9 @@ class Adam(Optimizer):
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
         state = self.state[parameter] or self._begin(parameter, gradient, group)
         state["step"] += 1
-        t, lr, beta1, beta2 = (_plain(value, group) for value in (state["step"], group["lr"], *group["betas"]))
+        t, beta1, beta2 = (_plain(value, group) for value in (state["step"], *group["betas"]))
+        lr = group["lr"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr  # divided in its own precision, as in PyTorch
         parameter, gradient, m, v = map(_real, (parameter, gradient, state["exp_avg"], state["exp_avg_sq"]))
         if group["weight_decay"] != 0:
             if group["decoupled_weight_decay"]:
@@ -308,7 +310,7 @@ class Adam(Optimizer):
             largest = _real(state["max_exp_avg_sq"])
             v = largest.copy_(torch.maximum(largest.clone(), v))
         root = (v.sqrt() / (1 - beta2**t) ** 0.5).add_(group["eps"])
-        step_size = lr / (1 - beta1**t)
+        step_size = _plain(lr / (1 - beta1**t), group)
         if isinstance(step_size, Tensor):
             parameter.sub_(step_size * m / root)
         else:

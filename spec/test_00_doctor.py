@@ -84,7 +84,7 @@ def missing(name: str) -> str:
 def test_a_version_is_missing_old_or_good(
     version: str | None, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "requirements", lambda: ["torch>=2.14.1"])
+    monkeypatch.setattr(doctor, "requirements", lambda: ["torch>=2.11"])
     monkeypatch.setattr(doctor.importlib.metadata, "version", missing if version is None else lambda _: version)
     monkeypatch.setattr(torch, "__version__", version)
     finding = found(doctor.software())["torch"]

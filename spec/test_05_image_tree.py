@@ -3,12 +3,15 @@
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -197,15 +200,103 @@ def test_it_travels_to_another_process(ImageTree: Make, root: Path) -> None:
 
 
 @clause("05.tree.pictures_only")
-def test_what_is_no_picture_or_lies_deeper_is_left_out(ImageTree: Make, root: Path) -> None:
+def test_hidden_files_and_what_is_no_picture_are_left_out(ImageTree: Make, root: Path) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "readme.txt").write_text("a tree")
     (root / "train" / "ant" / "notes.txt").write_text("ant")
     (root / "train" / "ant" / ".4.png").write_bytes(b"")
-    draw(root / "train" / "ant" / "more" / "5.png", 1)
-    draw(root / "train" / "ant" / "folder.png" / "6.png", 1)
+    draw(root / "train" / "ant" / ".thumbnails" / "0.png", 1)
+    draw(root / "train" / "ant" / "more" / ".0.png", 1)
     dataset = ImageTree(root)
     assert (len(dataset), dataset.classes) == (12, CLASSES)
+
+
+@clause("05.tree.sub_folders")
+def test_images_in_sub_folders_belong_to_the_class_as_in_torchvision(ImageTree: Make, root: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    for shade, path in enumerate(("more/5.png", "folder.png/6.png", "a/b/c/0.png", "a/b/d/0.png"), 201):
+        draw(root / "train" / "ant" / path, shade)
+    shutil.rmtree(root / "train" / "bee")
+    draw(root / "train" / "bee" / "only" / "deeper.png", 210)
+    for _ in range(2):  # decoded, then from a cache, if there is one
+        dataset = ImageTree(root)
+        theirs = ImageFolder(root / "train")
+        expected = {Path(path).relative_to(root / "train").as_posix(): target for path, target in theirs.samples}
+        assert dict(zip(dataset.paths, dataset.targets.tolist(), strict=True)) == expected
+        shades = dict(zip(dataset.paths, shade_of(dataset), strict=True))
+        assert shades["ant/a/b/c/0.png"] == 203
+        assert shades["ant/a/b/d/0.png"] == 204
+        assert shades["bee/only/deeper.png"] == 210
+    draw(root / "train" / "ant" / "a" / "b" / "c" / "0.png", 220)
+    assert 220 in shade_of(ImageTree(root))
+
+
+@clause("05.tree.sub_folders")
+@pytest.mark.timeout(60)
+def test_links_in_circles_end_and_no_folder_is_read_twice(root: Path) -> None:
+    folders = [root / "train" / "ant" / f"{i}" for i in range(12)]
+    for i, folder in enumerate(folders):
+        draw(folder / "0.png", 100 + i)
+    for folder in folders:  # 12! ways
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+        (folder / "up").symlink_to(root / "train")
+    dataset = ReferenceTree(root)
+    shades = [shade for shade, target in zip(shade_of(dataset), dataset.targets, strict=True) if target == 0]
+    assert sorted(set(shades)) == sorted({*(100 + i for i in range(12)), *range(10, 130, 10)})
+    assert len(shades) == 12 + 12  # its own 4 and those of the two other classes, to which "up" leads
+
+
+@clause("05.tree.sub_folders")
+def test_a_tree_deeper_than_pythons_recursion_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depth = 1200
+    monkeypatch.chdir(root / "train" / "ant")
+    for _ in range(depth):  # the whole path is close to the system's limit of 4096 bytes
+        os.mkdir("d")
+        os.chdir("d")
+    draw(Path("0.png"), 250)
+    dataset = ReferenceTree(root)
+    assert dataset.paths[shade_of(dataset).index(250)] == "ant/" + "d/" * depth + "0.png"
+
+
+@clause("05.tree.regular")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "a link to it"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a sparse file"])
+def test_what_is_not_a_regular_file_of_its_size_is_named_and_can_be_skipped(
+    kind: str, link: bool, root: Path, tmp_path: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ReferenceTree(root)
+    path = target = root / "train" / "ant" / "x.png"
+    if link:
+        target = tmp_path / "target"
+        path.symlink_to(target)
+    if kind == "a device":
+        if not link:
+            path.symlink_to("/dev/zero")  # only root makes devices
+        else:
+            target.symlink_to("/dev/zero")
+    elif kind == "a socket":
+        monkeypatch.chdir(target.parent)  # an address has at most 107 bytes
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(target.name)  # the file stays
+    elif kind == "a FIFO":
+        os.mkfifo(target)
+    else:
+        with open(target, "wb") as file:
+            file.write((root / "train" / "ant" / "0.png").read_bytes())
+            file.truncate(5 * 2**30)
+    said = "it has 5,368,709,120 bytes, at most 1,073,741,824 are allowed"
+    if kind != "a sparse file":
+        said = f"it is {kind}, not a regular file"
+    with pytest.raises(InputError, match=re.escape(f"ant/x.png: not a readable picture ({said}); 1 of 13")):
+        ReferenceTree(root)
+    for _ in range(2):
+        dataset = ReferenceTree(root, skip_broken=True)
+        assert dataset.skipped == ["ant/x.png"]
+        assert sorted(dataset.paths) == sorted(whole.paths)
+    assert reads.count("decode") == 2, "what was refused is remembered until it changes"
 
 
 @clause("05.tree.names")
@@ -389,15 +480,15 @@ def test_a_mended_picture_is_taken_again(ImageTree: Make, root: Path, later: Non
 def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.read_bytes
+    real = image_tree.read_regular
 
-    def denied(path: Path) -> bytes:
+    def denied(path: Path, largest: int) -> bytes:
         if path.name == "0.png" and path.parent.name == "ant":
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, largest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", denied)
+        patch.setattr(image_tree, "read_regular", denied)
         with pytest.raises(InputError, match=r"ant/0\.png: not a readable picture \(Permission denied\); 1 of 12"):
             ReferenceTree(root)
     assert len(ReferenceTree(root)) == 12
@@ -577,6 +668,87 @@ def test_a_damaged_entry_is_decoded_anew(
     assert same(ReferenceTree(root), first)
     assert reads.count("decode") == 2
     assert entry.read_bytes() == whole, "the entry was not mended"
+
+
+def planted(header: bytes, pixels: bytes) -> bytes:
+    """An entry with a right checksum, which is no secret."""
+    return image_tree.checksum_of(header, memoryview(pixels)) + b"\n" + header + pixels
+
+
+PIXELS = bytes(12 * 3 * 32 * 32)
+PLANTED: dict[str, bytes] = {
+    "another shape": planted(b"[[6, 6, 32, 32], {}]\n", PIXELS),
+    "another size": planted(b"[[12, 3, 64, 16], {}]\n", PIXELS),
+    "a shape of texts": planted(b'[["12", 3, 32, 32], {}]\n', PIXELS),
+    "a shape of truth values": planted(b"[[12, 3, 32, 32, true], {}]\n", PIXELS),
+    "a negative length": planted(b"[[-1, 3, 32, 32], {}]\n", PIXELS),
+    "too few images": planted(b"[[11, 3, 32, 32], {}]\n", PIXELS[: 11 * 3 * 32 * 32]),
+    "an unknown broken image": planted(b'[[11, 3, 32, 32], {"ant/9.png": "x"}]\n', PIXELS[: 11 * 3 * 32 * 32]),
+    "broken images in a list": planted(b"[[12, 3, 32, 32], [1]]\n", PIXELS),
+    "a reason that is no text": planted(b'[[11, 3, 32, 32], {"ant/0.png": [1]}]\n', PIXELS[: 11 * 3 * 32 * 32]),
+    "an object": planted(b"{}\n", PIXELS),
+    "a number": planted(b"7\n", PIXELS),
+    "no JSON": planted(b"[[12, 3, 32, 32]\n", PIXELS),
+    "no UTF-8": planted(b'["\xff"]\n', PIXELS),
+    "brackets inside each other": planted(b"[" * 200_000 + b"\n", PIXELS),
+    "no line end": b"\0" * (12 * 3 * 32 * 32),
+}
+
+
+@clause("05.cache.planted")
+@pytest.mark.parametrize("entry", PLANTED)
+@pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
+def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
+    settled: bool, entry: str, root: Path, reads: list[str], request: pytest.FixtureRequest
+) -> None:
+    if settled:
+        request.getfixturevalue("later")
+    first = ReferenceTree(root)
+    (path,) = entries(root)
+    whole = path.read_bytes()
+    path.write_bytes(PLANTED[entry])
+    assert same(ReferenceTree(root), first)
+    assert reads.count("decode") == 2
+    assert path.read_bytes() == whole
+
+
+@clause("05.cache.planted")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", [".pixels", ".seen", "lock"])
+@pytest.mark.parametrize("kind", ["FIFO", "link to a FIFO", "folder", "device", "sparse", "link in a circle"])
+def test_a_planted_file_of_another_kind_neither_hangs_nor_fails(
+    kind: str, suffix: str, root: Path, tmp_path: Path, later: None
+) -> None:
+    first = ReferenceTree(root)
+    path = root / ".ocean-cache" / "lock" if suffix == "lock" else entries(root, suffix)[0]
+    path.unlink()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "link to a FIFO":
+        os.mkfifo(tmp_path / "fifo")
+        path.symlink_to(tmp_path / "fifo")
+    elif kind == "folder":
+        (path / "inside").mkdir(parents=True)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(2**40)
+    else:
+        path.symlink_to(path)
+    tracemalloc.start()
+    assert same(ReferenceTree(root), first)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@clause("05.cache.planted")
+def test_a_planted_lock_does_not_empty_the_file_that_it_links_to(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    (root / ".ocean-cache").mkdir()
+    (root / ".ocean-cache" / "lock").symlink_to(tmp_path / "thesis")
+    assert len(ReferenceTree(root)) == 12
+    assert (tmp_path / "thesis").read_text() == "years of work"
 
 
 @clause("05.tree.own_tensor")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from reference.data.download import download as fetch
-from reference.data.download import is_right, md5_of
+from reference.data.download import is_right, md5_digits, md5_of
 from reference.data.resident import Resident
 from reference.errors import InputError
 from reference.untrusted.bounds import CIFAR_ARCHIVE as ARCHIVE_LIMIT
@@ -33,6 +33,7 @@ FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 OFFICIAL_MD5 = "c58f30108f718f92721af3b95e74349a"
+OFFICIAL_SIZE = 170_498_071  # bytes
 OFFICIAL_FILES_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -66,9 +67,9 @@ class CIFAR10(Resident):
         target_transform: called with the class number when an item is taken.
         download: fetch the archive into `root` first, unless the unpacked folder or the right archive is there.
         mirrors: addresses of the archive, in the order to try them.
-        archive_md5: the MD5 that the packed archive must have; `None` accepts any. Unpacked files are checked one by
-            one against the official sums, but only while this is the official one: for others there is nothing to hold
-            them against.
+        archive_md5: the MD5 that the packed archive must have, in upper or lower case; `None` accepts any. Unpacked
+            files are checked one by one against the official sums, but only while this is the official one: for others
+            there is nothing to hold them against.
         progress: show a bar while downloading.
 
     Raises:
@@ -87,6 +88,7 @@ class CIFAR10(Resident):
         archive_md5: str | None = OFFICIAL_MD5,
         progress: bool = True,
     ) -> None:
+        archive_md5 = md5_digits(archive_md5)
         source = locate(Path(root).expanduser(), download, mirrors, archive_md5, progress)
         batches = TRAIN_BATCHES if train else TEST_BATCHES
         self.images, self.targets, self.classes = decode(read_files(source, batches, archive_md5), batches, source)
@@ -102,6 +104,7 @@ def cifar10_pair(
     progress: bool = True,
 ) -> tuple[CIFAR10, CIFAR10]:
     """Training and test set of `CIFAR10` with its arguments, from one pass over the archive instead of two."""
+    archive_md5 = md5_digits(archive_md5)
     source = locate(Path(root).expanduser(), download, mirrors, archive_md5, progress)
     files = read_files(source, TRAIN_BATCHES + TEST_BATCHES, archive_md5)
     pair = CIFAR10.__new__(CIFAR10), CIFAR10.__new__(CIFAR10)
@@ -122,7 +125,8 @@ def locate(root: Path, download: bool, mirrors: Sequence[str], archive_md5: str 
         return root
     archive = root / ARCHIVE
     if download:
-        fetch(mirrors, archive, archive_md5, progress=progress)
+        largest = OFFICIAL_SIZE if archive_md5 == OFFICIAL_MD5 else ARCHIVE_LIMIT  # packed is smaller than unpacked
+        fetch(mirrors, archive, archive_md5, largest=largest, progress=progress)
     elif not archive.is_file():
         sought = f"neither the folder {FOLDER} nor the archive {ARCHIVE} is there"
         raise InputError(f"no CIFAR-10 in {root}: {sought}; put one of them there or use --download")

@@ -2,16 +2,23 @@
 
 While it grows the file is called `NAME.part`, and `NAME.part.json` remembers what it is the beginning of. `NAME.lock`,
 empty and left there, lets a second process wait for the first.
+
+A mirror may be hostile. It cannot fill the disk (`largest`), fill the memory (`ANSWER`) or block the download for ever
+(`Pace`): the next mirror is asked instead.
 """
 
 import hashlib
+import io
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Sequence
-from http.client import HTTPException, HTTPResponse
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib import request
 from urllib.error import HTTPError, URLError
 
@@ -22,7 +29,11 @@ from reference.errors import InputError
 
 ATTEMPTS = 4  # for each mirror
 PAUSE = 1.0  # seconds before the second attempt, one more before each later one
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without a byte, for the whole answer before the file begins, and for each `LEAST_RATE` check
+LEAST_RATE = 4096  # bytes of the file per second, averaged over `TIMEOUT`; CIFAR-10 takes 12 hours at this rate
+ANSWER = 1 << 20  # bytes of everything before the file: status lines, headers, redirections with their bodies
+LARGEST = 1 << 30  # bytes of a file of unknown size
+REASON = 200  # characters of what a server says, in an error
 CHUNK = 1 << 18  # bytes
 PASSING = frozenset({408, 416, 429, 500, 502, 503, 504})  # statuses that may be others when asked again
 
@@ -35,6 +46,121 @@ class TransferError(Exception):
         self.passing = passing
 
 
+class Pace:
+    """The time in which a mirror must deliver: the answer within `TIMEOUT`, then `LEAST_RATE` bytes a second.
+
+    A timeout of the socket alone is not enough: it begins anew with each byte, so that one byte a second, an endless
+    row of `100 Continue` or endless trailers never meet it.
+    """
+
+    def __init__(self) -> None:
+        self.answer_left: int | None = ANSWER
+        self.last = 0.0
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin the next period of `TIMEOUT` seconds."""
+        self.deadline, self.gained = time.monotonic() + TIMEOUT, 0
+
+    def begin_file(self) -> None:
+        """The answer is complete, and the bytes of the file follow."""
+        self.answer_left = None
+        self.renew()
+
+    def left(self) -> float:
+        """Seconds until the deadline; raises `overdue` when there are none."""
+        if (left := self.deadline - time.monotonic()) <= 0:
+            raise self.overdue()
+        return left
+
+    def arrived(self, count: int) -> None:
+        """`count` bytes came through the connection; TransferError if that is too much for an answer."""
+        self.last = time.monotonic()
+        if self.answer_left is not None:
+            self.answer_left -= count
+            if self.answer_left < 0:
+                raise TransferError(f"the answer takes more than {ANSWER:,} bytes before the file", passing=False)
+
+    def delivered(self, count: int) -> None:
+        """`count` of them belong to the file."""
+        self.gained += count
+        if self.gained >= LEAST_RATE * TIMEOUT:
+            self.renew()
+
+    def overdue(self) -> Exception:
+        """The error at the deadline: a silent connection may recover, a slow one is left for the next mirror."""
+        if time.monotonic() - self.last > TIMEOUT / 2:
+            return TimeoutError("timed out")
+        if self.answer_left is not None:
+            return TransferError(f"no complete answer within {TIMEOUT:g} seconds", passing=False)
+        return TransferError(f"slower than {LEAST_RATE:,} bytes a second", passing=False)
+
+
+class PacedSocket(io.RawIOBase):
+    """What a connection receives, under a `Pace`."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, pace: Pace) -> None:
+        self.raw, self.sock, self.pace = raw, sock, pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        self.sock.settimeout(self.pace.left())
+        try:
+            count = cast(Any, self.raw).readinto(buffer)
+        except TimeoutError:
+            raise self.pace.overdue() from None
+        self.pace.arrived(count)
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class PacedResponse(HTTPResponse):
+    """An answer of a server, each byte of which is read under `pace`."""
+
+    def __init__(self, sock: socket.socket, *args: Any, pace: Pace, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.pace = pace
+        self.fp = io.BufferedReader(PacedSocket(cast(Any, self.fp).detach(), sock, pace))
+
+
+class PacedHandler(request.HTTPHandler, request.HTTPSHandler):
+    """Opens http and https addresses under one `pace`, redirections included."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def connection(self, kind: type[HTTPConnection], host: str, **options: Any) -> HTTPConnection:
+        """A connection to `host` that gives `PacedResponse`s; a proxy's answer is one of them."""
+        made = kind(host, **options)
+        made.response_class = cast(Any, partial(PacedResponse, pace=self.pace))
+        return made
+
+    def http_open(self, req: request.Request) -> HTTPResponse:
+        return self.do_open(cast(Any, partial(self.connection, HTTPConnection)), req)
+
+    def https_open(self, req: request.Request) -> HTTPResponse:
+        return self.do_open(cast(Any, partial(self.connection, HTTPSConnection)), req)
+
+
+class Redirections(request.HTTPRedirectHandler):
+    """Follows redirections, and closes a connection on which one could not be read to its end."""
+
+    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except TransferError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 class Version(NamedTuple):
     """What a partial file is the beginning of: `size` bytes behind `url`, which the server calls `mark`."""
 
@@ -43,7 +169,15 @@ class Version(NamedTuple):
     size: int
 
 
-def download(urls: Sequence[str], destination: str | Path, md5: str | None, *, progress: bool = True) -> Path:
+def download(
+    urls: Sequence[str],
+    destination: str | Path,
+    md5: str | None,
+    *,
+    sha256: str | None = None,
+    largest: int = LARGEST,
+    progress: bool = True,
+) -> Path:
     """Fetch a file from the first of `urls` that delivers it, unless it is there already.
 
     A broken connection is taken up where it broke, in this call or a later one, if the server proves that its file is
@@ -52,66 +186,73 @@ def download(urls: Sequence[str], destination: str | Path, md5: str | None, *, p
     Args:
         urls: http or https addresses of the same file, in the order to try them.
         destination: the path of the file; missing folders above it are made.
-        md5: the MD5 of the right file, in hexadecimal digits; `None` accepts any file.
+        md5: the MD5 of the right file, 32 hexadecimal digits in upper or lower case; `None` accepts any file.
+        sha256: the first hexadecimal digits of the SHA-256 of the right file, or all of them; `None` accepts any file.
+        largest: bytes that the file may have; a mirror that sends more is left for the next.
         progress: show a bar with the bytes on standard error.
 
     Returns:
         `destination`.
 
     Raises:
-        InputError: an address is not of http or https, or no address delivered the right file; says why each did not.
+        InputError: an address is not of http or https, `md5` or `sha256` is not hexadecimal (both before anything is
+            transferred), or no address delivered the right file; says why each did not.
         OSError: the file cannot be written, the disk is full for instance. What has arrived is kept.
     """
     destination = Path(destination)
+    sums = Checksums(md5_digits(md5), hexadecimal(sha256, "sha256", range(1, 65)))
     for url in urls:
         if not url.lower().startswith(("http://", "https://")):
             raise InputError(f"cannot download from {url!r}: the address must start with http:// or https://")
-    if destination.is_file() and is_right(destination, md5):
+    if destination.is_file() and sums.problem(destination) is None:
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f"{destination.name}.part")
     reasons = []
     with FileLock(destination.with_name(f"{destination.name}.lock")):
-        if destination.is_file() and is_right(destination, md5):  # fetched by the process we waited for
+        if destination.is_file() and sums.problem(destination) is None:  # fetched by the process we waited for
             return destination
         for url in urls:
             try:
-                fetch(url, part, progress)
+                fetch(url, part, progress, largest)
             except TransferError as error:
                 reasons.append(f"{url}: {error}")
                 continue
-            if is_right(part, md5):
+            problem = sums.problem(part)
+            if problem is None:
                 os.replace(part, destination)
                 forget(part)
                 return destination
-            reasons.append(f"{url}: wrong checksum, MD5 {md5_of(part)} instead of {md5}")
+            reasons.append(f"{url}: wrong checksum, {problem}")
             forget(part)
     kept = f"; run again to continue {part}" if remembered(part) else ""
     raise InputError(f"cannot download {destination.name}: {'; '.join(reasons) or 'no address given'}{kept}")
 
 
-def fetch(url: str, part: Path, progress: bool) -> None:
+def fetch(url: str, part: Path, progress: bool, largest: int = LARGEST) -> None:
     """Bring `part` to the whole file behind `url` in up to `ATTEMPTS` transfers; TransferError when that fails."""
     for attempt in range(1, ATTEMPTS):
         try:
-            return transfer(url, part, progress)
+            return transfer(url, part, progress, largest)
         except TransferError as error:
             if not error.passing:
                 raise
         time.sleep(PAUSE * attempt)
-    return transfer(url, part, progress)
+    return transfer(url, part, progress, largest)
 
 
-def transfer(url: str, part: Path, progress: bool) -> None:
+def transfer(url: str, part: Path, progress: bool, largest: int) -> None:
     """One request: the rest of `part` if the server proves that it belongs to it, the whole file otherwise."""
     headers = {"User-Agent": "ocean-spec"}
     version, start = remembered(part), 0
-    if version is not None and version.url == url:
+    if version is not None and version.url == url and version.size <= largest:
         start = part.stat().st_size
         headers |= {"Range": f"bytes={start}-", "If-Range": version.mark}
         if start == version.size:  # only the checksum was missing
             return
     with connect(url, headers, part) as response:
+        if response.length is not None and start + response.length > largest:
+            raise TransferError(f"its file has {start + response.length:,} bytes, at most {largest:,} are right", False)
         if response.status != 206:  # the server ignores ranges, or holds another version now
             forget(part)
             start, version = 0, version_of(response, url)
@@ -121,52 +262,62 @@ def transfer(url: str, part: Path, progress: bool) -> None:
         try:
             if start == 0 and version is not None:
                 sidecar(part).write_text(json.dumps(version))
-            append(response, part, start, progress)
+            append(response, part, start, progress, largest)
         except OSError as error:  # the disk's: what goes wrong in the network comes as TransferError
             raise OSError(error.errno, error.strerror, os.fspath(part)) from error
 
 
-def append(response: HTTPResponse, part: Path, start: int, progress: bool) -> None:
-    """Write what arrives behind the first `start` bytes of `part`."""
+def append(response: PacedResponse, part: Path, start: int, progress: bool, largest: int) -> None:
+    """Write what arrives behind the first `start` bytes of `part`, which may grow to `largest`."""
     total = None if response.length is None else start + response.length  # None: the server does not say
     name = part.name.removesuffix(".part")
     with (
         part.open("ab") as file,
         tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
+        arrived = start
         while chunk := receive(response):
+            arrived += len(chunk)
+            if arrived > largest:
+                break
             file.write(chunk)
             bar.update(len(chunk))
+            response.pace.delivered(len(chunk))
         file.flush()
         os.fsync(file.fileno())
-        arrived = file.tell()
+    if arrived > largest:
+        forget(part)
+        raise TransferError(f"its file has more than the {largest:,} bytes that are right", passing=False)
     if total is not None and arrived < total:
         raise TransferError(f"the connection broke after {arrived:,} of {total:,} bytes", passing=True)
 
 
-def connect(url: str, headers: dict[str, str], part: Path) -> HTTPResponse:
+def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
     """Send the request; TransferError when there is no answer, or none with a file."""
     opener = request.OpenerDirector()  # not build_opener's, which follows a redirection to ftp:
+    pace = Pace()
     for handler in (
-        request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPRedirectHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPErrorProcessor,
-        request.UnknownHandler,
+        request.ProxyHandler(),
+        PacedHandler(pace),
+        Redirections(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPErrorProcessor(),
+        request.UnknownHandler(),
     ):
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     try:
-        return opener.open(request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = cast(PacedResponse, opener.open(request.Request(url, headers=headers), timeout=TIMEOUT))
     except HTTPError as error:
         error.close()
         if error.code == 416:  # the file has become shorter than what was kept of it
             forget(part)
-        raise TransferError(f"the server answered {error.code} {error.reason}", error.code in PASSING) from error
+        said = f"{error.code} {str(error.reason)[:REASON]}"
+        raise TransferError(f"the server answered {said}", error.code in PASSING) from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: not an address at all
         reason = error.reason if isinstance(error, URLError) else error
-        raise TransferError(f"no connection ({reason})", isinstance(error, OSError)) from error
+        raise TransferError(f"no connection ({str(reason)[:REASON]})", isinstance(error, OSError)) from error
+    pace.begin_file()
+    return response
 
 
 def receive(response: HTTPResponse) -> bytes:
@@ -174,7 +325,7 @@ def receive(response: HTTPResponse) -> bytes:
     try:
         return response.read1(CHUNK)
     except (OSError, HTTPException) as error:
-        raise TransferError(f"the connection broke ({error})", passing=True) from error
+        raise TransferError(f"the connection broke ({str(error)[:REASON]})", passing=True) from error
 
 
 def version_of(response: HTTPResponse, url: str) -> Version | None:
@@ -210,12 +361,49 @@ def forget(part: Path) -> None:
     part.unlink(missing_ok=True)
 
 
+class Checksums(NamedTuple):
+    """What the right file has: an MD5, and a SHA-256 that begins with these digits; `None` asks for none."""
+
+    md5: str | None
+    sha256: str | None = None
+
+    def problem(self, path: Path) -> str | None:
+        """The first checksum of `path` that is wrong, in words, or None."""
+        if self.md5 is not None and (found := md5_of(path)) != self.md5:
+            return f"MD5 {found} instead of {self.md5}"
+        if self.sha256 is not None and not (found := sha256_of(path)).startswith(self.sha256):
+            return f"SHA-256 {found} instead of {self.sha256}{'…' * (len(self.sha256) < 64)}"
+        return None
+
+
+def md5_digits(md5: str | None) -> str | None:
+    """`md5` as `md5_of` writes it; InputError unless it is `None` or 32 hexadecimal digits."""
+    return hexadecimal(md5, "the MD5 of the archive", range(32, 33))
+
+
+def hexadecimal(digits: str | None, name: str, lengths: range) -> str | None:
+    """`digits` in lower case, without spaces around them; InputError unless they are hexadecimal, in such a number."""
+    if digits is None:
+        return None
+    found = digits.strip().lower()
+    if not re.fullmatch("[0-9a-f]+", found) or len(found) not in lengths:
+        count = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        raise InputError(f"{name} must be {count} hexadecimal digits, got {digits[:REASON]!r}")
+    return found
+
+
 def is_right(path: Path, md5: str | None) -> bool:
     """Whether the file has that MD5; `None` asks for none."""
-    return md5 is None or md5_of(path) == md5
+    return Checksums(md5_digits(md5)).problem(path) is None
 
 
 def md5_of(path: Path) -> str:
     """The MD5 of a file in hexadecimal digits, which tells whole from damaged; against malice it proves nothing."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -28,13 +28,15 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from reference.data.labeled_folder import list_pictures
-from reference.data.pictures import decode_picture, not_readable, printable
+from reference.data.pictures import LARGEST_FILE, decode_picture, not_readable, printable
 from reference.data.resident import Resident
 from reference.errors import InputError
-from reference.files import atomic_write, remove_temporaries
+from reference.files import atomic_write, open_regular, read_regular, remove_temporaries
 
-CACHE_FORMAT = 3  # raised when the decoding or the layout of an entry changes
+CACHE_FORMAT = 4  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
+HEADER = 2**16  # bytes of an entry's header, and as many again for each broken image
+LARGE_FILE = 2**26  # bytes; from here on one file at a time is in memory
 SMALL_FILE = 2**14  # bytes; up to here a picture is decoded in about the time that Python takes for opening it
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
@@ -46,11 +48,13 @@ class ImageTree(Resident):
     """The pictures in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and kept.
 
     The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Characters of their names
-    that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Hidden files and
-    folders, files that are no pictures by their extension, and folders inside class folders are left out.
+    that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Images in
+    sub-folders of a class folder, at any depth, belong to the class, as in torchvision's `ImageFolder`; links to
+    folders are followed, but no folder is read twice for one class. Hidden files and folders, and files that are no
+    images by their extension, are left out.
 
     The items come in one fixed mixed order: class after class, as they lie on the disk, a recipe that does not shuffle
-    learns nothing. Each class is put in the order of the BLAKE2b digests of `<class>/<name>` and spread evenly over the
+    learns nothing. Each class is put in the order of the BLAKE2b digests of its `paths` and spread evenly over the
     whole, so that every stretch of the data, the last small batch too, holds the classes in their proportions. The
     order depends on these names alone, neither on the system nor on where the tree lies.
 
@@ -58,8 +62,8 @@ class ImageTree(Resident):
     file that was changed, added, removed or renamed since is noticed.
 
     Attributes:
-        paths: `<class>/<name>` of each item.
-        skipped: `<class>/<name>` of each broken picture that was left out, sorted.
+        paths: `<class>/<name>` of each item, or `<class>/<sub-folder>/<name>`.
+        skipped: the same of each broken picture that was left out, sorted.
 
     Args:
         root: the folder that holds `train/` and `test/`.
@@ -116,7 +120,7 @@ class Tree(NamedTuple):
 
     folder: Path  # root/train or root/test
     classes: tuple[str, ...]
-    paths: list[str]  # <class>/<name> in the mixed order
+    paths: list[str]  # <class>/<name>, or <class>/<sub-folder>/<name>, in the mixed order
     stats: list[tuple[int, ...]]  # of each picture, its bytes and what else tells that the file has changed
     settled: bool  # no file has changed so recently that another change might leave its stats as they are
 
@@ -135,13 +139,14 @@ def scan_tree(root: Path, split: str) -> Tree:
         folder = printable(root / split / name)
         if name not in classes:
             raise InputError(f"{folder}: {printable(root / 'train')} has no such class; add it there or remove it here")
-        pictures = list_pictures(root / split / name)
+        pictures = list(images_under(root / split / name, name))
         if not pictures:
             raise InputError(f"{folder}: the class folder holds no pictures; add some or remove it")
-        paths = [f"{name}/{entry.name}" for entry in pictures]
+        paths = [path for path, _ in pictures]
         digests = [hashlib.blake2b(os.fsencode(path)).digest() for path in paths]
         # One half of the digest orders the class, the other one the pictures of all classes that share a place.
-        mixed = sorted(zip(digests, paths, map(_stat, pictures), strict=True))  # no two paths are the same
+        stats = (_stat(entry) for _, entry in pictures)
+        mixed = sorted(zip(digests, paths, stats, strict=True))  # no two paths are the same
         found += [((2 * rank + 1) / len(mixed), key[32:], path, stat) for rank, (key, path, stat) in enumerate(mixed)]
     found.sort()
     stats = [stat for *_, stat in found]
@@ -149,6 +154,23 @@ def scan_tree(root: Path, split: str) -> Tree:
     # nothing. Windows keeps no time of the last change at all.
     settled = os.name != "nt" and max(stat[-1] for stat in stats) < began - 2_000_000_000
     return Tree(root / split, tuple(classes), [path for _, _, path, _ in found], stats, settled)
+
+
+def images_under(folder: Path, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Each image in `folder` and its sub-folders, as its path below `path`, which is what `folder` is called.
+
+    Every folder is read once, however many links lead to it: links may form circles.
+    """
+    waiting, seen = [(folder, path)], set()
+    while waiting:
+        folder, path = waiting.pop()
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        yield from ((f"{path}/{entry.name}", entry) for entry in list_pictures(folder))
+        waiting += [(folder / name, f"{path}/{name}") for name in reversed(class_folders(folder))]
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -172,15 +194,15 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
     recipe = json.dumps([CACHE_FORMAT, tree.folder.name, *size, PIL.__version__, *map(features.version, DECODERS)])
     stats = digest(recipe, *tree.paths, *map(str, tree.stats))
     folders = [tree.folder.parent / ".ocean-cache", user_cache_path("ocean-spec") / "image-trees"]
-    if entry := _recall(folders, stats):
+    if entry := _recall(folders, stats, tree, size):
         return entry
     with _build_lock(folders):
-        if entry := _recall(folders, stats):  # another run has just made it
+        if entry := _recall(folders, stats, tree, size):  # another run has just made it
             return entry
         contents, fresh = [""], None
         if any(True for folder in folders for _ in folder.glob("*.pixels")):
             contents = read_tree(tree, size, progress, decode=False)[1]
-            entry = _read_entry(folders, digest(recipe, *tree.paths, *contents))
+            entry = _read_entry(folders, digest(recipe, *tree.paths, *contents), tree, size)
         if entry is None:
             fresh, contents = read_tree(tree, size, progress, decode=True)
             entry = fresh
@@ -200,22 +222,28 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
     pixels = np.empty((count if decode else 0, 3, *size), np.uint8)
     broken: dict[str, str] = {}
     contents = [""] * count
-    huge_turn = threading.Lock()  # memory holds one huge picture, but not one for each core
+    huge_turn = threading.RLock()  # memory holds one huge picture, but not one for each core
 
     def read(place: int) -> None:
-        path = tree.paths[place]
-        try:
-            content = (tree.folder / path).read_bytes()
-            contents[place] = digest(content)
-            if decode:
-                picture = decode_picture(io.BytesIO(content), path, size, huge_turn)
-                pixels[place] = np.asarray(picture).transpose(2, 0, 1)
-        except (OSError, MemoryError) as error:
-            broken[path] = str(not_readable(path, error))
-        except InputError as error:
-            broken[path] = str(error)
-            if isinstance(error.__cause__, MemoryError):
-                contents[place] = ""  # the file may be sound
+        path, refused = tree.paths[place], ""
+        with huge_turn if tree.stats[place][0] > LARGE_FILE else nullcontext():
+            try:
+                try:
+                    content = read_regular(tree.folder / path, LARGEST_FILE)
+                except ValueError as error:  # it is too large or not regular, and stays so until its stats change
+                    refused = str(error)
+                    raise
+                contents[place] = digest(content)
+                if decode:
+                    picture = decode_picture(io.BytesIO(content), path, size, huge_turn)
+                    pixels[place] = np.asarray(picture).transpose(2, 0, 1)
+            except InputError as error:
+                broken[path] = str(error)
+                if isinstance(error.__cause__, MemoryError):
+                    contents[place] = ""  # the file may be sound
+            except (OSError, ValueError, MemoryError) as error:
+                broken[path] = str(not_readable(path, error))
+                contents[place] = refused and digest(refused)
 
     bar, off = f"{'decoding' if decode else 'comparing'} {tree.folder.name}", None if progress else True
     small: list[int] = []
@@ -268,28 +296,49 @@ def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
     yield
 
 
-def _recall(folders: Sequence[Path], stats: str) -> Decoded | None:
+def _recall(folders: Sequence[Path], stats: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
     """The entry that was last found for files of these stats."""
     for seen in [seen for folder in folders for seen in folder.glob("*.seen")]:
-        with suppress(OSError):
-            if seen.read_bytes() == stats.encode() and (entry := _read_entry(folders, seen.stem)):
-                return entry
+        with suppress(OSError, ValueError):  # ValueError: longer than stats are, or not a regular file
+            if read_regular(seen, len(stats)) == stats.encode():
+                entry = _read_entry(folders, seen.stem, tree, size)
+                if entry:
+                    return entry
     return None
 
 
-def _read_entry(folders: Sequence[Path], key: str) -> Decoded | None:
-    """The entry of that key, if it is there and undamaged: JSON and plain numbers, nothing in it is executed."""
+def _read_entry(folders: Sequence[Path], key: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
+    """The entry of that key, if it is there, undamaged and one of `tree` in `size`.
+
+    It is JSON and plain numbers, and nothing in it is executed. It may have been put there by others, and so its kind,
+    its size, its header and its shape are checked before they are used.
+    """
+    count, image = len(tree.paths), 3 * size[0] * size[1]
     for path in (folder / f"{key}.pixels" for folder in folders):
-        with suppress(OSError), open(path, "rb") as file:
-            checksum, header = file.readline(), file.readline()
-            pixels = np.fromfile(file, np.uint8)
+        with suppress(OSError, ValueError), open_regular(path, HEADER * (1 + count) + count * image) as file:
+            checksum, header = file.readline(HEADER), file.readline(HEADER * (1 + count))
+            pixels = np.fromfile(file, np.uint8, count * image + 1)
             if checksum == checksum_of(header, pixels.data) + b"\n":
+                shape, broken = _checked_header(header, set(tree.paths), size)
+                found = pixels.reshape(shape)
                 for used in (path, path.with_suffix(".seen")):
                     with suppress(OSError):
                         os.utime(used)
-                shape, broken = json.loads(header)
-                return pixels.reshape(shape), broken
+                return found, broken
     return None
+
+
+def _checked_header(header: bytes, paths: set[str], size: tuple[int, int]) -> tuple[list[int], dict[str, str]]:
+    """The shape of the pixels and the broken images that an entry's header names; ValueError if they cannot be."""
+    try:
+        content = json.loads(header)
+    except RecursionError as error:
+        raise ValueError("brackets inside each other") from error
+    match content:
+        case [[*shape], dict(broken)] if set(broken) <= paths and all(isinstance(v, str) for v in broken.values()):
+            if shape == [len(paths) - len(broken), 3, *size]:
+                return shape, broken
+    raise ValueError("it does not describe this tree")
 
 
 def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str | None) -> None:

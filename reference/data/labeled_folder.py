@@ -104,9 +104,9 @@ def check_index(dataset: MapDataset, index: int) -> int:
 def list_pictures(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """The picture files directly in `folder`, sorted by name, links included.
 
-    A link that leads nowhere counts: opening it names it, leaving it out would hide it.
+    A link that leads nowhere, a FIFO, a socket and a device count: reading them names them, leaving them out would hide
+    them.
     """
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if is_picture_name(entry.name)]
-    files = [entry for entry in found if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))]
+        files = [entry for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
     return sorted(files, key=lambda entry: entry.name)

@@ -5,26 +5,54 @@ in a dozen ways. `open_picture` gives 8-bit RGB or one `InputError` that names t
 """
 
 import os
+import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from reference.errors import InputError
+from reference.files import open_regular
 from reference.text import printable
 
 StrPath = str | os.PathLike[str]
 
 LARGEST = 20_000 * 20_000  # pixels; decoded they take 1.6 GB
+LARGEST_WHOLE = 10_000 * 10_000  # pixels of an image that its decoder keeps several times, up to 16 bytes a pixel
 HUGE = 2**24  # pixels; from here on (64 MB decoded) memory counts for more than the last bit
+LARGEST_FILE = 2**30  # bytes
+
+BY_ROWS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "PSD", "SGI", "TGA")
+"""Formats that are decoded a few rows at a time, into at most 4 bytes a pixel: up to `LARGEST` pixels."""
+
+AS_A_WHOLE = ("TIFF", "WEBP", "AVIF", "JPEG2000")
+"""Formats of photographs that are decoded as a whole: up to `LARGEST_WHOLE` pixels."""
+
+RARE = (
+    *("BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MCIDAS", "MSP", "PCD"),
+    *("PIXAR", "QOI", "SPIDER", "SUN", "XBM", "XPM", "XVTHUMB"),
+)
+"""Other formats, some of which Pillow decodes in Python, a pixel at a time: up to `HUGE` pixels."""
+
+CONTAINERS = {b"\0\0\1\0": "ICO", b"icns": "ICNS", b"BLP1": "BLP", b"BLP2": "BLP"}
+"""Formats, by their first bytes, that hold an image of another format with a size of its own."""
 
 _opening = threading.RLock()
+
+
+def _forked() -> None:
+    global _decoding
+    _opening.release()
+    _decoding = 0  # no other thread of the parent decodes here
+
+
 if hasattr(os, "register_at_fork"):  # a child must inherit neither a lock that nobody opens nor the lifted limit
-    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked)
 
 
 def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Image:
@@ -35,18 +63,21 @@ def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Im
     their own lightest value; what is not a number is black. Of an animation it is the first frame.
 
     Args:
-        path: a picture of any format that Pillow decodes, of up to `LARGEST` pixels.
+        path: a regular file of up to `LARGEST_FILE` bytes, in a format that Pillow decodes by itself (`BY_ROWS`,
+            `AS_A_WHOLE`, `RARE`); it may have `LARGEST`, `LARGEST_WHOLE` or `HUGE` pixels.
         size: (height, width) to resize to: bilinear with antialiasing, as torchvision's `Resize((height, width))`.
             Only a picture above `HUGE` pixels may differ from that slightly: it is first averaged down by a whole
             number, to no less than four times the longer side of `size`. `None` keeps the size.
 
     Raises:
-        InputError: the file is missing, damaged, no picture, or larger than `LARGEST`.
+        InputError: the file is missing, damaged, not regular, not an image, or too large.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, LARGEST_FILE) as file:
             return decode_picture(file, path, size)
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise not_readable(path, error) from error
 
 
@@ -55,13 +86,20 @@ def decode_picture(
 ) -> Image.Image:
     """`open_picture` of an open file that errors call `name`; `huge_turn` is held while a huge one is decoded."""
     try:
-        with _size_unlimited():
-            image = Image.open(file)
-        pixels = image.width * image.height
-        if pixels > LARGEST:
-            raise ValueError(f"{image.width}×{image.height} = {pixels:,} pixels, at most {LARGEST:,} are allowed")
-        with huge_turn if huge_turn and pixels > HUGE else nullcontext():
-            return _decode(image, size)
+        with _without_warnings():
+            image, kind = None, CONTAINERS.get(file.read(4))
+            file.seek(0)
+            if kind is not None:
+                with _pillow_limit(HUGE), suppress(Image.UnidentifiedImageError):  # TGA may begin with the same bytes
+                    image = Image.open(file, formats=[kind])
+                    _check_pixels(image)
+                    return _decode(image, size)
+                file.seek(0)
+            with _pillow_limit(None):  # nothing is decoded while the header is read
+                image = Image.open(file, formats=_formats())
+            _check_pixels(image)
+            with huge_turn if huge_turn and image.width * image.height > HUGE else nullcontext():
+                return _decode(image, size)
     except Exception as error:  # Pillow's decoders raise nearly every kind
         raise not_readable(name, error) from error
 
@@ -82,19 +120,85 @@ def is_picture_name(name: str) -> bool:
 @cache
 def _extensions() -> frozenset[str]:
     formats = Image.registered_extensions().items()
-    only_identified = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their headers, but decodes none
-    return frozenset(extension for extension, name in formats if name in Image.OPEN and name not in only_identified)
+    return frozenset(extension for extension, name in formats if name in (*_formats(), "MPO"))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are opened, in the order in which they are tried.
+
+    Left out are EPS, which starts Ghostscript; IPTC, FPX and MIC, which open an image of any format within them; and
+    BUFR, GRIB, HDF5, MPEG and WMF, of which Pillow knows the headers only.
+    """
+    Image.init()
+    return tuple(name for name in (*BY_ROWS, *AS_A_WHOLE, *RARE) if name in Image.OPEN)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """ValueError if an opened image has more pixels than its format may have here."""
+    pixels, limit = image.width * image.height, HUGE
+    if image.format in AS_A_WHOLE or _keeps_coefficients(image):
+        limit = LARGEST if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
+    elif image.format in (*BY_ROWS, "MPO"):
+        limit = LARGEST
+    if pixels > limit:
+        kind = "" if limit == LARGEST else f" in this kind of {image.format}"
+        raise ValueError(f"{image.width}×{image.height} = {pixels:,} pixels, at most {limit:,} are allowed{kind}")
+
+
+def _keeps_coefficients(image: Image.Image) -> bool:
+    """Whether a JPEG comes in several scans, so that the decoder keeps 2 bytes for each pixel and component."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    layers, file = getattr(image, "layers", 1), getattr(image, "fp", None)
+    if image.info.get("progressive") or file is None:
+        return True
+    place = file.tell()  # behind the header of the first scan: its number of components, and 3 + 2 of each other bytes
+    file.seek(place - 4 - 2 * layers)
+    whole = file.read(1) == bytes([layers])
+    file.seek(place)
+    return not whole
 
 
 @contextmanager
-def _size_unlimited() -> Iterator[None]:
-    """Pillow's own limit (179 megapixels) is lifted while a header is read; ours is checked right after."""
+def _pillow_limit(pixels: int | None) -> Iterator[None]:
+    """Pillow's own limit for a while, for one thread at a time: `pixels`, or none where ours is checked right after.
+
+    The limit also applies to what a container holds, which Pillow decodes while it opens or loads the container.
+    """
     with _opening:
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels and pixels // 2  # it warns of half and refuses
         try:
             yield
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"an image in it has more than the {pixels:,} pixels that are allowed") from error
         finally:
             Image.MAX_IMAGE_PIXELS = usual
+
+
+_decoding = 0
+_SILENT: Any = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """No warnings of Pillow while any thread decodes: they name no file, and the image is readable nevertheless.
+
+    `warnings.catch_warnings` does not serve: two threads that enter and leave it in turn leave the filters changed.
+    """
+    global _decoding
+    with _opening:
+        _decoding += 1
+        if _decoding == 1:
+            cast(list[Any], warnings.filters).insert(0, _SILENT)
+    try:
+        yield
+    finally:
+        with _opening:
+            _decoding = max(0, _decoding - 1)
+            if _decoding == 0:
+                with suppress(ValueError):  # others have put their own filters in place meanwhile
+                    cast(list[Any], warnings.filters).remove(_SILENT)
 
 
 def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -1,21 +1,20 @@
 """Chapter 16: trained weights, fetched once from where torchvision says they are, or read from a file."""
 
-import hashlib
 import importlib
+import math
 import os
 import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
+from reference.data.download import LARGEST, download, sha256_of
 from reference.errors import InputError
 
 SUFFIXES = (".pth", ".pt")
@@ -92,12 +91,6 @@ def check_state(source: str, state: Mapping[str, Any], expected: Mapping[str, Te
         raise InputError(f"{source} does not hold the weights of a {network}: {problem}")
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_path(text: str) -> bool:
     return text.endswith(SUFFIXES) or os.sep in text or "/" in text
 
@@ -131,19 +124,16 @@ def _digest_in(name: str) -> str:
 
 
 def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
-    """Bring the file of a member to `path`, whole and with the right SHA-256, or leave nothing there."""
+    """Bring the file of a member to `path`, whole and with the right SHA-256, or leave nothing under that name."""
+    size = member.meta.get("_file_size")  # MiB, rounded to three digits
+    largest = LARGEST if size is None else math.ceil((size + 0.001) * 2**20)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(member.url, str(path), begins or None, progress)
-    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # a full disk, no connection, another SHA-256
-        if isinstance(error, HTTPError):
-            error.close()
-        reason = " ".join(str(error.reason if type(error) is URLError else error).split())
-        size = member.meta.get("_file_size")
+        download([member.url], path, None, sha256=begins or None, largest=largest, progress=progress)
+    except (OSError, InputError) as error:  # a full disk; no connection, another SHA-256
         told = [f"{size:.0f} MB"] if size else []
         told += [f"its SHA-256 begins with {begins}"] if begins else []
         raise InputError(
-            f"{member} could not be fetched ({reason}): fetch {member.url} ({', '.join(told)}) and put it at {path}, "
+            f"{member} could not be fetched ({error}): fetch {member.url} ({', '.join(told)}) and put it at {path}, "
             "or give the path of the file as weights="
         ) from error
 

@@ -217,7 +217,7 @@ class RunFolder(Observer):
             os.kill(os.getpid(), number)
         self.signal = number
         # above the progress bar, which is drawn again below it
-        self.bar.write("finishing this step and saving; once more to stop at once", file=sys.stderr)
+        self.bar.write("finishing this step and saving; once more to stop at once\n", file=sys.stderr, end="")
 
     def should_stop(self) -> bool:
         self.signal = self.group.largest(self.signal)
@@ -239,7 +239,7 @@ class RunFolder(Observer):
                 with self.writing():
                     self.tracker.scalars(step, train_loss=loss)
                 if not self.settings.quiet:
-                    self.bar.write(f"step {step:,}: train_loss {loss:.4f}")
+                    self.bar.write(f"step {step:,}: train_loss {loss:.4f}\n", end="")  # see on_signal
         self.bar.set_postfix(loss=f"{losses[max(losses)]:.4f}", refresh=False)
         self.bar.update(progress.seen - self.bar.n)
 
@@ -252,7 +252,8 @@ class RunFolder(Observer):
             print(
                 f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
                 f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
-                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
+                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s\n",
+                end="",  # one write, which the message of `on_signal` cannot part
             )
 
     def keep(self, progress: Progress, evaluation: Evaluation) -> None:

@@ -99,6 +99,7 @@ def train(settings: Settings) -> int:
                     f"try a --learning-rate below {settings.learning_rate:g}"
                 ) from error
             if progress.epoch < settings.epochs:
+                run.bar.close()
                 run.save()
                 group.agree(None)
                 print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")

@@ -60,9 +60,12 @@ class _Tree:
         return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
 
     def pictures(self, name: str) -> list[str]:
-        inside = (self.folder / name).iterdir()
-        files = [path.name for path in inside if (path.is_file() or path.is_symlink()) and path.name[0] != "."]
-        return [f"{name}/{file}" for file in files if file.lower().endswith((".png", ".bmp", ".jpg"))]
+        found = []
+        for folder, inner, files in os.walk(self.folder / name, followlinks=True):
+            inner[:] = [folder for folder in inner if folder[0] != "."]
+            where = Path(folder).relative_to(self.folder).as_posix()
+            found += [f"{where}/{file}" for file in files if file[0] != "."]
+        return [path for path in found if path.lower().endswith((".png", ".bmp", ".jpg"))]
 
     def order(self, found: dict[str, list[str]]) -> list[str]:
         places = []
@@ -164,11 +167,34 @@ class NumbersOfWhatIsThere(Fault):
             return self.folders(self.folder).index(path.partition("/")[0])
 
 
-class GoesDeeper(Fault):
-    """Pictures in folders inside the class folders are taken, too."""
+class StaysAtTheTop(Fault):
+    """Images in sub-folders of the class folders are left out silently."""
 
-    caught_by = f"{FILE}::test_what_is_no_picture_or_lies_deeper_is_left_out"
-    says = r"\(14, "
+    caught_by = f"{FILE}::test_images_in_sub_folders_belong_to_the_class_as_in_torchvision"
+    says = r"ant/a/b/c/0\.png|no pictures"
+
+    class ImageTree(_Tree):
+        def pictures(self, name: str) -> list[str]:
+            return [path for path in super().pictures(name) if path.count("/") == 1]
+
+
+class LosesTheSubFolder(Fault):
+    """An image in a sub-folder is called as if it lay in the class folder."""
+
+    caught_by = f"{FILE}::test_images_in_sub_folders_belong_to_the_class_as_in_torchvision"
+    says = r"ant/a/b/c/0\.png"
+
+    class ImageTree(_Tree):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.paths = [f"{path.partition('/')[0]}/{path.rpartition('/')[2]}" for path in self.paths]
+
+
+class TakesHiddenFolders(Fault):
+    """Thumbnails in a hidden folder are taken for images of the class."""
+
+    caught_by = f"{FILE}::test_hidden_files_and_what_is_no_picture_are_left_out"
+    says = r"\(13, "
 
     class ImageTree(_Tree):
         def pictures(self, name: str) -> list[str]:
