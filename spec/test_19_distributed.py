@@ -259,6 +259,8 @@ LED = (
     "reference.run.folder:RunFolder.__enter__:1",
     "reference.run.folder:RunFolder.save:1",
     "reference.run.folder:RunFolder.keep:1",
+    "reference.run.folder:RunFolder.keep:2",
+    "reference.run.folder:RunFolder.finish:1",
 )
 LATER = (
     *(f"reference.distributed:Group.agree:{number}" for number in range(1, 7)),
@@ -269,7 +271,7 @@ LATER = (
     "reference.distributed:Group.part:1",
     "reference.training:evaluate:1",
 )
-FEW = (*TINY[:2], "--limit-train", 32, "--limit-test", 8, "--batch-size", 16, "--num-threads", 1, "--epochs", 1)
+FEW = (*TINY[:2], "--limit-train", 32, "--limit-test", 8, "--batch-size", 16, "--num-threads", 1, "--epochs", 2)
 RESUMED = ("reference.run.train:load_data:1", "reference.run.train:restore:1", "reference.run.train:prepare:1")
 DEATHS = [
     *((point, victim, False) for point in (*EARLY, *MEETING, *LATER) for victim in (0, 1)),
@@ -335,7 +337,7 @@ def deaths(folder: Path, words: tuple[object, ...], size: int, victim: int, poin
     for command in others:
         command.send(signal.SIGTERM)
     results = [command.wait(25) for command in others]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # seconds, on a busy machine; torchrun's SIGKILL comes after 30
     assert all(result.status in (2, 128 + signal.SIGTERM) for result in results), results
     return [result.err for result in results]
 
@@ -364,7 +366,7 @@ def test_wherever_a_process_is_killed_the_others_say_so_and_their_advice_is_true
     words: tuple[object, ...] = (*FEW, "--output", folder)
     if resumed:
         shutil.copytree(begun, folder)
-        words = ("--resume", folder, "--epochs", 2)
+        words = ("--resume", folder, "--epochs", 3)
     (err,) = deaths(tmp_path, (*words, "--quiet"), 2, victim, point)
     lines = [line for line in err.splitlines() if line != "finishing this step and saving; once more to stop at once"]
     assert len(lines) == 1, err
@@ -405,6 +407,29 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
     assert result.status == 128 + number
     assert result.err.count("\n") == 1
     assert said in result.err
+
+
+@clause("19.processes.one_writer")
+@pytest.mark.slow
+def test_several_processes_that_are_told_to_stop_save_and_blame_nobody(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    folder, commands = tmp_path / "run", []
+    for rank in range(2):
+        (place := tmp_path / f"process-{rank}").mkdir()
+        prepare = partial(as_process, rank, 2, -1, "", store.port)
+        words = (*FEW[:-1], 10_000, "--quiet", "--output", folder)
+        commands.append(Command("train_full.py", *words, folder=place, prepare=prepare))
+    end = time.monotonic() + 60
+    while not (folder / "best.pt").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for command in commands:
+        command.send(signal.SIGTERM)
+    results = [command.wait(30) for command in commands]
+    assert [result.status for result in results] == [128 + signal.SIGTERM] * 2, results
+    assert "nothing is lost" in results[0].out
+    assert "gone" not in results[0].err + results[1].err
+    assert Progress(**load_checkpoint(folder / "last.pt")["training"]["progress"]).step > 0
 
 
 @clause("19.processes.meeting")

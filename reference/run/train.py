@@ -101,9 +101,11 @@ def train(settings: Settings) -> int:
             if progress.epoch < settings.epochs:
                 run.bar.close()
                 run.save()
+                group.agree(None)
                 print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
                 return 128 + run.signal
             summary = run.finish()
+            group.agree(None)
     print_line(
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
         f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
@@ -186,6 +188,7 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
     handlers = {number: signal.signal(number, follower.on_signal) for number in STOPPING if not is_ignored(number)}
     try:
         plan.fit(group, progress, follower)
+        group.agree(None)  # the leading process has written everything
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
