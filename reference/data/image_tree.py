@@ -132,12 +132,13 @@ def scan_tree(root: Path, split: str) -> Tree:
         if not folder.is_dir():
             raise InputError(f"{printable(folder)}: there is no such folder; {layout}")
     classes, present = class_folders(root / "train"), class_folders(root / split)
+    known = set(classes)
     if not present:
         raise InputError(f"{printable(root / split)}: there are no class folders in it; {layout}")
     found: list[tuple[float, bytes, str, tuple[int, ...]]] = []
     for name in present:
         folder = printable(root / split / name)
-        if name not in classes:
+        if name not in known:
             raise InputError(f"{folder}: {printable(root / 'train')} has no such class; add it there or remove it here")
         pictures = list(images_under(root / split / name, name))
         if not pictures:

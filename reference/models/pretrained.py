@@ -3,9 +3,7 @@
 import importlib
 import math
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,10 @@ from torch import Tensor
 
 from reference.data.download import LARGEST, download, sha256_of
 from reference.errors import InputError
+from reference.untrusted.archive import LOCAL
+from reference.untrusted.calls import StateMachine
+from reference.untrusted.container import NONSENSE, opened, read_old, read_zip
+from reference.untrusted.pickle_machine import ForeignError
 
 SUFFIXES = (".pth", ".pt")
 
@@ -56,19 +58,20 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: the file is missing, damaged, asks for code to be run, or holds something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what it is going to refuse
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
+        with opened(path) as (file, size, start):
+            read = read_zip if start.startswith(LOCAL) else read_old
+            content = read(file, size, StateMachine).content
+    except InputError:
+        raise
+    except ForeignError as error:
         raise InputError(
             f"{path} was not read, because it holds more than tensors, or is damaged, and reading it could run code; "
             "what is needed is what torch.save(network.state_dict(), path) writes (out of a whole network "
             "reference.read_legacy_checkpoint takes it)"
         ) from error
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise InputError(f"{path} is damaged or cut off: {' '.join(str(error).split())[:200]}") from error
+    except NONSENSE as error:
+        reason = str(error) if type(error) is ValueError else "what it says makes no sense"
+        raise InputError(f"{path} is damaged or cut off: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content

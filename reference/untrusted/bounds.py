@@ -47,6 +47,10 @@ VIEWS = 8
 """The bytes of all tensors of a file, each counted as if it had memory of its own, may be this many times the bytes of
 their storages: tied weights and an exponential moving average share storages, and so do a few views."""
 
+PRETRAINED = 1 << 30
+"""Bytes that the tensors of a state dict may have beyond their storages if they are only copied into a network of known
+size: VGG16, the largest one, has 553 MB."""
+
 NETWORK_VIEWS = 2
 """The same for the elements of a network that is going to compute: a conversion of the dtype or a move to a GPU gives
 each of its tensors memory of its own."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.untrusted.bounds import DIMENSIONS, NAME, OVERLAP, VIEWS
+from reference.untrusted.bounds import DIMENSIONS, NAME, OVERLAP, PRETRAINED, VIEWS
 from reference.untrusted.pickle_machine import ForeignError, Name, PickleMachine, Record
 
 # Storages
@@ -76,7 +76,10 @@ class TorchMachine(PickleMachine):
     Attributes:
         storages: the bytes of each storage and what they are, by key.
         sources: source code by the name of its class.
+        allowance: bytes that the tensors may have together beyond what the storages allow.
     """
+
+    allowance = 0
 
     def __init__(self, numbers: Callable[[str, "Kind", int], Tensor], size: int, *, foreign: bool = False) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class TorchMachine(PickleMachine):
         if any(buffer.max() > 1 for buffer in truths):
             raise ValueError("a truth value is neither true nor false")
         held = sum(len(buffer) for buffer, _ in self.storages.values())
-        if self.shown > VIEWS * held + OVERLAP * 4:
+        if self.shown > VIEWS * held + OVERLAP * 4 + self.allowance:
             raise ValueError(
                 f"its tensors have {self.shown:,} bytes, but the file holds only {held:,} bytes of numbers"
             )
@@ -162,6 +165,12 @@ class PlainMachine(TorchMachine):
 
     def make(self, kind: object, arguments: tuple[Any, ...]) -> Record:
         raise ForeignError(f"it makes an object of the class {kind if isinstance(kind, Name) else '?'}")
+
+
+class StateMachine(PlainMachine):
+    """The pickle machine for the state dict of a network of known size, into which the tensors are copied."""
+
+    allowance = PRETRAINED
 
 
 # Calls: the functions that files may ask for, each written out. They take the machine and what the file gives them.
@@ -213,7 +222,7 @@ def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: An
     elements, last = 1, offset
     for length, step in zip(size, stride, strict=True):
         elements, last = elements * length, last + (length - 1) * step
-    if elements > max(held, OVERLAP) or (elements and last >= held) or offset > held:
+    if elements > max(held, OVERLAP + machine.allowance // 4) or (elements and last >= held) or offset > held:
         raise ValueError(f"a tensor of {elements:,} elements lies outside of its storage, which has {held:,}")
     machine.shown += elements * dtype.itemsize
     start = storage.buffer.storage_offset()  # only a part of a storage begins later

@@ -158,7 +158,8 @@ class Bounded:
         return data
 
 
-def read_old(file: BinaryIO, size: int) -> TorchFile:
+def read_old(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMachine) -> TorchFile:
+    """The content of a file before PyTorch 1.6; the arguments and errors are those of `read_zip`."""
     left = size
 
     def promised(key: str, kind: Kind, length: int) -> Tensor:
@@ -168,7 +169,7 @@ def read_old(file: BinaryIO, size: int) -> TorchFile:
             raise ValueError(f"its storages are to have more bytes than the {size:,} of the whole file")
         return empty(length)
 
-    machine = TorchMachine(promised, size)
+    machine = machine_of(promised, size)
     stream = Bounded(file, min(size, PICKLE_LIMIT))
     if machine.read(stream) != MAGIC:
         raise ValueError("it is a pickle, but not one of torch.save")
