@@ -31,6 +31,7 @@ from reference.models.pretrained import read_weights
 from spec.support.assertions import assert_equal, rejects
 from spec.support.clauses import clause
 from spec.support.strategies import whole
+from spec.support.zip_lies import LIES
 
 Make = Callable[..., Any]
 
@@ -879,6 +880,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
         reference.vgg16(weights=path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@clause("16.weights.checked")
+@pytest.mark.parametrize("lie", LIES)
+def test_an_archive_of_weights_that_two_readers_could_read_differently_is_refused(tmp_path: Path, lie: str) -> None:
+    """The same reader as for checkpoints reads trained weights: PyTorch's own takes no part."""
+    torch.save({"features.0.weight": torch.arange(6.0)}, tmp_path / "mine.pth")
+    (tmp_path / "mine.pth").write_bytes(LIES[lie]((tmp_path / "mine.pth").read_bytes()))
+    with pytest.raises(InputError, match=r"mine\.pth (is damaged or cut off|was not read)"):
+        reference.vgg16(weights=tmp_path / "mine.pth")
 
 
 @clause("16.weights.checked")

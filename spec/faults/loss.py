@@ -222,7 +222,7 @@ class ClassesAreTheLastDimension(Fault):
     """Right for [batch, classes] only, not for [batch, classes, positions]."""
 
     caught_by = "test_14_loss.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
-    says = r"shape|size|out of bounds|Target"
+    says = r"shape|size|out of bounds|Target|got        0\.4\S*\n.*expected   0\.2"
 
     @staticmethod
     def nll_loss(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
