@@ -40,22 +40,21 @@ def leaky_relu_definition(
 
 
 def sigmoid_definition(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """1 / (1 + exp(−x)) = exp(x) / (1 + exp(x)).
-
-    From x = 40 on the result is 1 to the last bit, even of float64, and exp(x) need not grow until it overflows.
-    """
-    exponential = input.clamp(max=40).exp()
-    return exponential / (1 + exponential)
+    """1 / (1 + exp(−x)) for x ≥ 0, and the same as exp(x) / (1 + exp(x)) for x < 0: exp(−|x|) never overflows."""
+    positive = input >= 0
+    exponential = torch.where(positive, -input, input).exp()
+    return torch.where(positive, 1, exponential) / (1 + exponential)
 
 
 def tanh_definition(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """(exp(x) − exp(−x)) / (exp(x) + exp(−x)) = (exp(2x) − 1) / (exp(2x) + 1).
+    """(exp(x) − exp(−x)) / (exp(x) + exp(−x)) = (exp(2x) − 1) / (exp(2x) + 1) for x < 0, and −tanh(−x) for x ≥ 0.
 
-    `expm1` is exp − 1 without the digits that a subtraction would lose for small x. From x = 20 on the result is 1 to
-    the last bit, even of float64, and exp(2x) need not grow until it overflows.
+    exp(−2|x|) never overflows, and `expm1` is exp − 1 without the digits that a subtraction would lose for small x.
     """
-    less_one = (2 * input.clamp(max=20)).expm1()
-    return less_one / (less_one + 2)
+    positive = input >= 0
+    less_one = torch.where(positive, -2 * input, 2 * input).expm1()
+    ratio = less_one / (less_one + 2)
+    return torch.where(positive, -ratio, ratio)
 
 
 def softmax_definition(input: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:

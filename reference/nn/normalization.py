@@ -66,12 +66,13 @@ def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Te
     """The mean of x over some dimensions, which are kept, and x - mean.
 
     The mean is rounded to the digits of x: far from 0, or where x is constant, that is more than there is between its
-    elements. So the deviations from it have a mean of their own, whose digits are theirs, and which is subtracted too.
+    elements. So the deviations from it have a mean of their own, with their digits, which is subtracted too. An infinite
+    mean stays infinite.
     """
     rounded = x.mean(over, keepdim=True)
     deviation = x - rounded
     rest = deviation.mean(over, keepdim=True)
-    return rounded + rest, deviation - rest
+    return torch.where(rounded.isinf(), rounded, rounded + rest), deviation - rest
 
 
 @torch.no_grad()
