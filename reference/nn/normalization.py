@@ -66,8 +66,8 @@ def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Te
     """The mean of x over some dimensions, which are kept, and x - mean.
 
     The mean is rounded to the digits of x: far from 0, or where x is constant, that is more than there is between its
-    elements. So the deviations from it have a mean of their own, with their digits, which is subtracted too. An infinite
-    mean stays infinite.
+    elements. So the deviations from it have a mean of their own, with their digits, which is subtracted too. A mean
+    that is infinite stays so.
     """
     rounded = x.mean(over, keepdim=True)
     deviation = x - rounded
