@@ -59,7 +59,7 @@ class DataLoader:
         collate_fn: Callable[[Any], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
-        timeout: float = 0,
+        timeout: float | int = 0,
         worker_init_fn: Callable[[int], Any] | None = None,
         multiprocessing_context: BaseContext | str | None = None,
         generator: torch.Generator | None = None,
@@ -314,7 +314,7 @@ def _walk(item: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _check_workers(
-    num_workers: int, timeout: float, context: BaseContext | str | None, ahead: int | None, persistent: bool
+    num_workers: int, timeout: float | int, context: BaseContext | str | None, ahead: int | None, persistent: bool
 ) -> None:
     if num_workers < 0:
         raise ValueError(f"num_workers must not be negative, got {num_workers}")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from io import BufferedIOBase
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -82,7 +83,10 @@ def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Im
 
 
 def decode_picture(
-    file: BinaryIO, name: StrPath, size: tuple[int, int] | None = None, huge_turn: AbstractContextManager | None = None
+    file: BufferedIOBase | BinaryIO,
+    name: StrPath,
+    size: tuple[int, int] | None = None,
+    huge_turn: AbstractContextManager | None = None,
 ) -> Image.Image:
     """`open_picture` of an open file that errors call `name`; `huge_turn` is held while a huge one is decoded."""
     try:

@@ -59,7 +59,7 @@ class WorkerPool:
         context: BaseContext | str | None,
         *,
         ahead: int = 2,
-        timeout: float = 0,
+        timeout: float | int = 0,
         init: Callable[[int], Any] | None = None,
     ) -> None:
         self.context = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
