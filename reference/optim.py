@@ -380,7 +380,7 @@ class AdamW(Adam):
             group["decoupled_weight_decay"] = True
 
 
-def _counter(steps: float) -> Tensor:
+def _counter(steps: float | int) -> Tensor:
     """A count of steps as a tensor that counts exactly to 2²⁴ at least, whatever the default dtype."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(float(steps), dtype=dtype)
