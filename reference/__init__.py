@@ -6,7 +6,10 @@ Editors and type checkers read `__init__.pyi`, which a test keeps equal to `PUBL
 
 from itertools import chain
 
-import lazy_loader
+try:
+    import lazy_loader
+except ModuleNotFoundError:  # on a bare Python `scripts/doctor.py` must still be able to say what is missing
+    lazy_loader = None
 
 __version__ = "0.1.0"
 
@@ -53,6 +56,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The public names, by chapter and by the module that defines them."""
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs=dict(chain.from_iterable(modules.items() for modules in PUBLIC.values()))
-)
+if lazy_loader is not None:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__, submod_attrs=dict(chain.from_iterable(modules.items() for modules in PUBLIC.values()))
+    )

@@ -1,10 +1,8 @@
 """Chapter 18: `scripts/train_full.py` as a command: its flags, its stored settings, and what interrupts it."""
 
 import errno
-import fcntl
 import json
 import os
-import pty
 import re
 import resource
 import select
@@ -13,7 +11,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -393,6 +390,10 @@ def screen(text: str) -> list[str]:
 
 def at_a_terminal(*words: object, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The command with a terminal for its output; yields the process with all it has printed, as more comes."""
+    import fcntl  # these three: POSIX only
+    import pty
+    import termios
+
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # without a width there is no bar
     command = [sys.executable, str(SCRIPTS / "train_full.py"), *map(str, words)]

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
-from io import BufferedIOBase
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -83,7 +82,7 @@ def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Im
 
 
 def decode_picture(
-    file: BufferedIOBase | BinaryIO,
+    file: BinaryIO,
     name: StrPath,
     size: tuple[int, int] | None = None,
     huge_turn: AbstractContextManager | None = None,
