@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import resource
 import select
 import shutil
 import signal
@@ -292,6 +291,8 @@ def stop_the_clock() -> None:
 
 def limit_files(most: int) -> None:
     """No file may grow beyond `most` bytes: every larger write fails as on a full disk."""
+    import resource  # POSIX only
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
