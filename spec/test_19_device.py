@@ -407,11 +407,11 @@ def test_planted_bugs_of_placement_are_caught() -> None:
 
 # What stands in the reference, and what a slip there would look like: the CPU alone would notice none of them.
 SLIPS = (
-    ("reference.training", "targets.to(device))\n            loss.b", "targets)\n            loss.b", "whole"),
+    ("reference.training", "targets.to(device))\n        loss.b", "targets)\n        loss.b", "whole"),
     (
         "reference.training",
-        "compute(network, images.to(device), precision)\n            loss =",
-        "compute(network, images, precision)\n            loss =",
+        "compute(network, images.to(device), precision)\n        loss =",
+        "compute(network, images, precision)\n        loss =",
         "whole",
     ),
     ("reference.training", "targets = targets.to(device)\n", "targets = targets.cpu()\n", "whole"),
@@ -420,7 +420,12 @@ SLIPS = (
     ("reference.fast.pooling", "dtype=torch.int32, device=device)", "dtype=torch.int32)", "AvgPool2d"),
     ("reference.fast.pooling", "torch.arange(n, device=input.device)", "torch.arange(n)", "AdaptiveAvgPool2d"),
     ("reference.nn.attention", "dtype=torch.bool, device=query.device)", "dtype=torch.bool)", "attention, causal"),
-    ("reference.optim", "value.to(parameter.device, parameter.dtype, copy=True)", "value.clone()", "whole"),
+    (
+        "reference.optim",
+        "torch.zeros_like(parameter, memory_format=torch.preserve_format)",
+        "torch.zeros(parameter.shape, dtype=parameter.dtype)",
+        "Adam",
+    ),
 )
 
 

@@ -8,11 +8,8 @@ import math
 import os
 import pickle
 import signal
-import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -858,26 +855,6 @@ def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tu
         assert [answer["picture"] for answer in json.loads(result.out)][-2:] == ["猫.png", "\udcff.png"]
 
 
-@contextmanager
-def waiting(path: Path) -> Iterator[None]:
-    """A file whose reader waits for its content as long as this lasts; then it ends, without any."""
-    os.mkfifo(path)
-    descriptor = os.open(path, os.O_RDWR)  # for reading too: so it does not wait for the reader itself
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-        threading.Thread(target=ended, args=(path,), daemon=True).start()
-
-
-def ended(path: Path) -> None:
-    """A reader that comes only now would wait for somebody to write; it finds the end, too."""
-    while path.exists():
-        with suppress(OSError):  # nobody reads
-            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        time.sleep(0.01)
-
-
 def program(stdout: str, *words: str) -> str:
     """A program that runs the script with another standard output."""
     script = str(Path(__file__).parents[1] / "scripts" / "predict.py")
@@ -887,16 +864,33 @@ def program(stdout: str, *words: str) -> str:
     )
 
 
+WAITING = """
+import time
+from pathlib import Path
+import reference.inference as inference
+
+def open_later(path, size, read=inference.open_picture):
+    while Path(path).name == "later.png" and not Path("go").exists():
+        time.sleep(0.005)
+    return read(path, size)
+
+inference.open_picture = open_later
+"""
+"""The begin of a program in which reading `later.png` waits until there is a file `go`."""
+
+
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
 def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, words: tuple[str, ...]) -> None:
     """Also where a system prints only what fills a buffer, as into a file."""
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
-    (folder / "buffered.py").write_text(program("open(1, 'w', 65536, closefd=False)", *asked))
-    with waiting(folder / "later.png"):
-        command = Command(str(folder / "buffered.py"), folder=folder)
-        command.wait_for('"error": null\n  }' if words else "0.png")
+    (folder / "buffered.py").write_text(WAITING + program("open(1, 'w', 65536, closefd=False)", *asked))
+    command = Command(str(folder / "buffered.py"), folder=folder)
+    command.wait_for('"error": null\n  }' if words else "0.png")
+    assert command.process.is_alive()
+    (folder / "later.png").write_bytes(b"no image")
+    (folder / "go").touch()
     result = command.wait()
     assert result.status == 2
     assert result.err.startswith("error: later.png: not a readable picture")
@@ -971,12 +965,13 @@ def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[obje
 @clause("20.script.errors")
 @pytest.mark.slow
 def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
-    with waiting(folder / "never.png"):
-        words = ("0.png", "never.png", "--batch-size", 1, "--checkpoint", "net.pt")
-        command = Command("predict.py", *words, folder=folder)
-        command.wait_for("0.png")
-        command.send(signal.SIGINT)
-        result = command.wait()
+    asked = ("0.png", "later.png", "--batch-size", "1", "--checkpoint", "net.pt")
+    (folder / "later.png").touch()
+    (folder / "waits.py").write_text(WAITING + program("sys.stdout", *asked))
+    command = Command(str(folder / "waits.py"), folder=folder)
+    command.wait_for("0.png")
+    command.send(signal.SIGINT)
+    result = command.wait()
     assert (result.status, result.err) == (130, "interrupted\n")
 
 
