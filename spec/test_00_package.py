@@ -73,6 +73,7 @@ def readme(name: str) -> str:
 
 
 @clause("00.package.imports")
+@pytest.mark.slow
 def test_the_package_asks_for_what_it_imports() -> None:
     project = tomllib.loads(readme("pyproject.toml"))["project"]
 

@@ -371,6 +371,7 @@ def test_the_help_can_be_read_on_an_ascii_console(script: str, tmp_path: Path) -
 
 @clause("00.text.names")
 @pytest.mark.parametrize("name", DANGEROUS.values(), ids=DANGEROUS)
+@pytest.mark.slow
 def test_class_names_that_cannot_be_printed_are_refused_in_writing_and_escaped_in_reading(
     name: str, tmp_path: Path
 ) -> None:

@@ -267,6 +267,7 @@ def test_a_huge_picture_differs_from_the_plain_recipe_only_slightly(suffix: str,
 @pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
 @pytest.mark.parametrize("size", [(16, 16), None], ids=["resized", "full size"])
 @pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
+@pytest.mark.slow
 def test_a_huge_picture_of_another_mode_is_converted_the_same_in_every_part(
     mode: str, size: tuple[int, int] | None, tmp_path: Path
 ) -> None:
@@ -734,6 +735,7 @@ def test_the_reference_says_which_index_and_which_length(root: Path) -> None:
 
 
 @clause("01.folder.concatenation")
+@pytest.mark.slow
 def test_the_reference_adds_thousands_of_parts(root: Path) -> None:
     nothing: list[int] = []
     many = ReferenceFolder(root, "bees", height_of) + nothing

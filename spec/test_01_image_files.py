@@ -78,6 +78,7 @@ INSIDE: dict[str, Callable[[int, int], bytes]] = {
 
 @clause("01.picture.container")
 @pytest.mark.parametrize("container", INSIDE)
+@pytest.mark.slow
 def test_an_image_inside_a_container_is_bounded_before_it_is_decoded(
     container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_hundred_steps_draw_the_line_y_equals_2x(tmp_path: Path) -> None:
 
 
 @clause("02.add_image.printed")
+@pytest.mark.slow
 def test_an_array_of_rows_columns_and_channels_becomes_the_picture(tmp_path: Path) -> None:
     # chapter 02, line 128
     array = picture()
@@ -81,6 +82,7 @@ def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> No
 
 
 @clause("02.add_image.pil")
+@pytest.mark.slow
 def test_a_pil_picture_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         with pytest.raises(NotImplementedError, match="numpy array or torch tensor"):

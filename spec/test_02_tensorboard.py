@@ -387,6 +387,7 @@ def test_a_font_of_the_system_is_used_if_it_has_the_characters(monkeypatch: pyte
 @clause("02.drawing.names")
 @pytest.mark.usefixtures("no_system_fonts")
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@pytest.mark.slow
 def test_drawings_of_different_names_differ(names: tuple[str, ...]) -> None:
     """Row by row of the confusion matrix, and caption by caption below the test images."""
     n = len(names)

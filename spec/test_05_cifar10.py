@@ -558,6 +558,7 @@ def probed_memory() -> bytes:
 
 
 @clause("05.batch.content")
+@pytest.mark.slow
 def test_the_keys_of_a_batch_cannot_be_chosen_to_make_it_slow(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": probed_memory()})
     assert "its 4. instruction uses the place 6 of its memory" in refusal(tmp_path)

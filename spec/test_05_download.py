@@ -171,6 +171,7 @@ def test_the_archive_of_cifar_10_is_bounded(md5: str, tmp_path: Path, monkeypatc
 @clause("05.download.rate")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mirror", SLOW)
+@pytest.mark.slow
 def test_a_mirror_slower_than_the_least_rate_is_left(
     mirror: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_mirror_slower_than_the_least_rate_is_left(
 @clause("05.download.rate")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mirror", NO_ANSWER)
+@pytest.mark.slow
 def test_a_mirror_without_a_complete_answer_is_left(
     mirror: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_mirror_without_a_complete_answer_is_left(
 
 
 @clause("05.download.rate")
+@pytest.mark.slow
 def test_a_steady_mirror_may_take_longer_than_the_timeout(good_mirror: tuple[str, list[bytes]], tmp_path: Path) -> None:
     def steady(connection: socket.socket) -> None:
         connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(CONTENT))

@@ -249,6 +249,7 @@ def test_links_in_circles_end_and_no_folder_is_read_twice(root: Path) -> None:
 
 
 @clause("05.tree.sub_folders")
+@pytest.mark.slow
 def test_a_tree_deeper_than_pythons_recursion_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     depth = 1200
     monkeypatch.chdir(root / "train" / "ant")
@@ -268,6 +269,7 @@ def test_a_tree_deeper_than_pythons_recursion_is_read(root: Path, monkeypatch: p
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("link", [False, True], ids=["itself", "a link to it"])
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a sparse file"])
+@pytest.mark.slow
 def test_what_is_not_a_regular_file_of_its_size_is_named_and_can_be_skipped(
     kind: str, link: bool, root: Path, tmp_path: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -659,6 +661,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @clause("05.cache.damage")
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
+@pytest.mark.slow
 def test_a_damaged_entry_is_decoded_anew(
     settled: bool, damage: str, root: Path, reads: list[str], request: pytest.FixtureRequest
 ) -> None:
@@ -702,6 +705,7 @@ PLANTED: dict[str, bytes] = {
 @clause("05.cache.planted")
 @pytest.mark.parametrize("entry", PLANTED)
 @pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
+@pytest.mark.slow
 def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
     settled: bool, entry: str, root: Path, reads: list[str], request: pytest.FixtureRequest
 ) -> None:
@@ -720,6 +724,7 @@ def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", [".pixels", ".seen", "lock"])
 @pytest.mark.parametrize("kind", ["FIFO", "link to a FIFO", "folder", "device", "sparse", "link in a circle"])
+@pytest.mark.slow
 def test_a_planted_file_of_another_kind_neither_hangs_nor_fails(
     kind: str, suffix: str, root: Path, tmp_path: Path, later: None
 ) -> None:
@@ -780,6 +785,7 @@ def test_the_checksum_is_of_every_part_and_of_their_order() -> None:
 
 
 @clause("05.cache.bounded")
+@pytest.mark.slow
 def test_the_cache_folder_stays_bounded_and_keeps_what_is_in_use(root: Path, later: None, reads: list[str]) -> None:
     used = ReferenceTree(root, size=(7, 7))
     for i in range(1, 10):

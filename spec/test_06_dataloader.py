@@ -171,6 +171,7 @@ def test_the_first_item_of_the_data_set_is_its_first_picture_and_target_whatever
 
 
 @clause("06.loader.listing")
+@pytest.mark.slow
 def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
@@ -569,6 +570,7 @@ def test_every_combination_of_options_gives_the_batches_of_pytorch_s_loader(
 
 @clause("06.workers.same_batches")
 @with_workers
+@pytest.mark.slow
 def test_the_work_is_done_by_two_other_processes(DataLoader: Loader) -> None:
     found = shown(DataLoader(Processes(8), batch_size=2, num_workers=2))
     first, second = found[0][0], found[1][0]

@@ -96,6 +96,7 @@ def alive(process: int) -> bool:
 @clause("06.loader.getitems")
 @with_workers
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.slow
 def test_getitems_is_given_the_indices_of_a_batch(DataLoader: Loader, num_workers: int) -> None:
     loader = DataLoader(AtOnce(6), batch_size=4, num_workers=num_workers)
     assert lists(loader) == [[0, 10, 20, 30], [40, 50]]
@@ -145,6 +146,7 @@ def test_pin_memory_pins_the_tensors_of_every_container(
 @clause("06.workers.persistent")
 @with_workers
 @pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.slow
 def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bool) -> None:
     loader = DataLoader(Processes(4), num_workers=2, persistent_workers=persistent)
     epochs = [lists(loader) for _ in range(2)]
@@ -163,6 +165,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 @pytest.mark.parametrize("persistent", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("finished", [[True] * 3, [False, True, False, True]], ids=["whole epochs", "with breaks"])
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.slow
 def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
@@ -183,6 +186,7 @@ def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
 @with_workers
 @pytest.mark.parametrize(("options", "ahead"), [({}, 2), ({"prefetch_factor": 1}, 1), ({"prefetch_factor": 3}, 3)])
 @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_each_worker_has_prefetch_factor_batches_ahead(
     DataLoader: Loader, options: dict[str, int], ahead: int, num_workers: int
 ) -> None:
@@ -424,6 +428,7 @@ class Exits(Numbers):
         ("Ctrl-C", "KeyboardInterrupt"),
     ],
 )
+@pytest.mark.slow
 def test_an_item_that_ends_its_worker_is_an_error_within_seconds(way: str, says: str) -> None:
     begun = time.monotonic()
     seen: list[int] = []

@@ -333,6 +333,7 @@ LINES = PRINTED.splitlines()[2:-2]
 
 @clause("13.listing.sequential", "13.network.graph_warning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.slow
 def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
     network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

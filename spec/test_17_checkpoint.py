@@ -617,6 +617,7 @@ def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str)
 
 
 @clause("17.checkpoint.whole")
+@pytest.mark.slow
 def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
     assert fuzz(load_checkpoint, tmp_path, 300, seed=0)["refused"] > 250
 
@@ -707,6 +708,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
 @clause("17.checkpoint.refuses_to_write")
 @pytest.mark.parametrize("what", UNSAVABLE)
 @pytest.mark.parametrize("older", [True, False], ids=["over an older one", "for the first time"])
+@pytest.mark.slow
 def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
     network, names, options, message = UNSAVABLE[what]
     before = written(tmp_path, whole_file()).read_bytes() if older else None

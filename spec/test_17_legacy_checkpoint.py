@@ -410,6 +410,7 @@ def old_ocean(writer: Writer, kind: Any = "__main__.Ocean") -> tuple[Any, nn.Mod
 @clause("17.legacy.pytorch_1")
 @pytest.mark.parametrize("location", ["cpu", "cuda:0"])
 @pytest.mark.parametrize("version", ["1.5", "1.6", "1.13"])
+@pytest.mark.slow
 def test_a_file_of_pytorch_1_opens(read_legacy_checkpoint: Read, tmp_path: Path, version: str, location: str) -> None:
     writer = Writer(version, location)
     content, ocean = old_ocean(writer)
@@ -721,6 +722,7 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
 @clause("17.legacy.everyday")
 @FORMATS
 @pytest.mark.parametrize("how", EVERYDAY)
+@pytest.mark.slow
 def test_a_checkpoint_of_everyday_is_recognized(
     read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
 ) -> None:

@@ -325,6 +325,7 @@ def test_every_epoch_begins_with_its_number(outcome: Outcome) -> None:
 
 
 @clause("18.listing.closing_lines", "18.accuracy.whole")
+@pytest.mark.slow
 def test_every_epoch_ends_with_three_lines(outcome: Outcome) -> None:
     # chapter 18, lines 1533, 1534 and 1540: the accuracy is a tensor, and is printed as a plain number
     three = rf"整体测试集上的Loss: {NUMBER}\n整体测试集上的正确率: 0\.\d+\n模型已保存\n(?=-------|\Z)"
@@ -340,6 +341,7 @@ def test_every_epoch_leaves_a_file(outcome: Outcome) -> None:
 
 
 @clause("18.listing.tags")
+@pytest.mark.slow
 def test_the_board_gets_train_loss_every_100_steps_and_the_tests_by_epoch(outcome: Outcome) -> None:
     # chapter 18, lines 1518, 1535, 1536, 1551, 1555 and 1559
     events = EventAccumulator(str(outcome.folder / "logs_train"), size_guidance={"scalars": 0}).Reload()

@@ -86,6 +86,7 @@ class Watcher(nn.Module):
 
 @clause("18.precision.layers_only")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.slow
 def test_only_the_layers_compute_in_the_precision(precision: torch.dtype) -> None:
     network, dtypes = Watcher(), set()
 
@@ -695,6 +696,7 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) ->
     ],
     ids=["two degrees", "one degree", "equal means"],
 )
+@pytest.mark.slow
 def test_welchs_test_by_the_cases_that_have_a_formula(
     first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
 ) -> None:

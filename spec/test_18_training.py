@@ -156,6 +156,7 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
 @pytest.mark.parametrize(
     "stop_after", [n if n in (3, 9) else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 11)]
 )
+@pytest.mark.slow
 def test_fit_goes_on_wherever_it_was_stopped(stop_after: int, shuffle: bool) -> None:
     """Ten places in two epochs: after each of the three steps and in each of the two evaluated batches."""
     torch.manual_seed(7)

@@ -225,6 +225,7 @@ def test_the_second_listing_of_chapter_05_writes_the_first_ten_training_images(t
 
 
 @clause("06.listing.at_324")
+@pytest.mark.slow
 def test_the_listing_of_the_loader_writes_the_full_batches_of_two_epochs(tmp_path: Path) -> None:
     write_cifar10(tmp_path, "dataset", test=200)
     outcome = as_printed(324, tmp_path)
@@ -350,6 +351,7 @@ def test_the_listing_without_sequential_fails_at_two_more_lines_until_it_is_whol
 
 
 @clause("13.listing.at_890")
+@pytest.mark.slow
 def test_the_listing_with_sequential_prints_and_leaves_its_graph(tmp_path: Path) -> None:
     outcome = as_printed(890, tmp_path)
     assert outcome.out.startswith("Ocean(\n  (model1): Sequential(\n    (0): Conv2d(3, 32, ")
@@ -645,6 +647,7 @@ class Clock:
 
 @clause("19.listing.end_time", "20.recipe.end_time", "21.timer.end_time")
 @pytest.mark.parametrize("first", [1744, 1911, 2173])
+@pytest.mark.slow
 def test_the_listings_with_a_timer_never_take_the_time_of_the_end(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

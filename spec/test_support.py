@@ -297,6 +297,7 @@ def test_another_layout_holds_the_same_numbers(layout: int) -> None:
 # Properties
 
 
+@pytest.mark.slow
 def test_every_implementation_is_judged_by_the_same_examples() -> None:
     seen: dict[str, list[Any]] = {"first": [], "second": []}
 

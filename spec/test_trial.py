@@ -43,6 +43,7 @@ WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{te
 
 
 @pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "FutureWarning", "RuntimeWarning"])
+@pytest.mark.slow
 def test_an_implementation_that_warns_is_judged_by_its_values(category: str, tmp_path: Path) -> None:
     """The project's own code must not warn; that of others may."""
     warns = WARNS.format(text="old", category=category)
@@ -74,6 +75,7 @@ def test_the_reference_must_not_warn() -> None:
     assert not any(map(is_own, ["torch", "torchvision.transforms.v2", "mine.py", "references", "spec.faults.loss:X"]))
 
 
+@pytest.mark.slow
 def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
@@ -113,6 +115,7 @@ def test_a_file_is_judged_by_what_it_writes_itself(
 @pytest.mark.parametrize(
     "mine", [pytest.param("", id="nothing"), pytest.param("import torch\n", id="an import", marks=SLOW)]
 )
+@pytest.mark.slow
 def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, mine: str) -> None:
     result = trial(tmp_path, mine=mine)
     assert result.status == 5, result.out
@@ -120,6 +123,7 @@ def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, 
     assert "passed" not in result.out
 
 
+@pytest.mark.slow
 def test_a_run_says_how_many_clauses_its_tests_cover(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented", mine=RIGHT)
     # the two documented matrices of chapter 08; what is absent covers nothing
@@ -227,6 +231,7 @@ def part(text: str, test: str) -> str:
         "5×5 输入与 3×3 卷积核在步长 1",
     ],
 )
+@pytest.mark.slow
 def test_a_failure_says_where_what_how_exactly_and_why(failures: tuple[Path, str], text: str) -> None:
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
@@ -262,6 +267,7 @@ def known(folder: Path, text: str, *arguments: str, mine: str = STRIDE_IGNORED) 
 NAME = "spec/test_08_convolution.py::test_stride_is_the_step[mine]"
 
 
+@pytest.mark.slow
 def test_a_known_failure_is_expected_with_its_reason(tmp_path: Path) -> None:
     result = known(tmp_path, f'"{NAME}" = "no strides yet"\n')
     assert result.status == 0, result.out
@@ -289,6 +295,7 @@ def test_a_known_failure_that_is_none_fails_the_run(
     assert says in result.out + result.err
 
 
+@pytest.mark.slow
 def test_pytorchs_known_failures_are_expected_and_shown(tmp_path: Path) -> None:
     """Those of `spec/known_failures/torch.toml`, without an option."""
     options = ("-k", "large_negative_numbers_has_the_gradient", "--impl", "torch")

@@ -10,6 +10,7 @@ import argparse
 import io
 import pickletools
 import random
+import re
 import struct
 import tempfile
 import time
@@ -166,7 +167,7 @@ def damaged(kind: str, parts: Parts, draw: random.Random) -> bytes:
     for _ in range(changes):
         if kind == "zip" and draw.random() < 0.6:  # in its headers and its directory
             signature = draw.choice((b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"))
-            places = [i for i in range(len(data)) if data.startswith(signature, i)] or [0]
+            places = [match.start() for match in re.finditer(re.escape(signature), data)] or [0]
             at = draw.choice(places)
             data = data[:at] + damaged_bytes(data[at : at + 46], draw) + data[at + 46 :]
         else:
