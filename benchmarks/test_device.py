@@ -57,11 +57,11 @@ def training_step(
         images, targets = images.to(device), targets.to(device)
 
     def step() -> float:
-        pictures = images.to(device, non_blocking=True).float().div_(255)
+        inputs = images.to(device, non_blocking=True).float().div_(255)
         classes = targets.to(device, non_blocking=True)
         optimizer.zero_grad()
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            value = loss(network(pictures), classes)
+            value = loss(network(inputs), classes)
         value.backward()
         optimizer.step()
         if resident and device.type != "cpu":

@@ -84,9 +84,9 @@ def endless(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def tutorial_steps(pictures: Resident, steps: int) -> Callable[[], float]:
+def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
     """A function that makes `steps` steps of the tutorial's loop."""
-    batches = endless(DataLoader(Converted(pictures), batch_size=64))
+    batches = endless(DataLoader(Converted(data_set), batch_size=64))
     network = nn.Sequential(
         *(nn.Conv2d(3, 32, 5, 1, 2), nn.MaxPool2d(2), nn.Conv2d(32, 32, 5, 1, 2), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 5, 1, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10)),
@@ -135,9 +135,9 @@ class Tutorial:
         self.process.join()
 
 
-def our_steps(pictures: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
+def our_steps(data_set: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
     """A function that makes `steps` steps as `fit` makes them."""
-    batches = endless(ResidentLoader(pictures, batch))
+    batches = endless(ResidentLoader(data_set, batch))
     network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loss_function, optimizer = nn.CrossEntropyLoss(), SGD(network.parameters(), lr=0.01)
 

@@ -150,8 +150,8 @@ def draw_predictions(
     draw = ImageDraw.Draw(sheet)
     for number, (image, (target, guess)) in enumerate(zip(images, pairs, strict=True)):
         left, top = number % columns * width, number // columns * (height + caption)
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        tile = Image.fromarray(image.permute(1, 2, 0).numpy())
+        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, top))
         draw.text(
             (left + 2, top + height), labels[guess].text, "green" if guess == target else "red", labels[guess].font
         )

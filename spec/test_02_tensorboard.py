@@ -222,13 +222,13 @@ def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
 
 @clause("02.add_image.formats")
 def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
-    picture = Image.effect_noise((7, 5), 80).convert("RGB")
+    drawn = Image.effect_noise((7, 5), 80).convert("RGB")
     tracker = Tracker(tmp_path)
-    tracker.picture("it", picture, 3)
+    tracker.picture("it", drawn, 3)
     tracker.close()
     (image,) = read(tmp_path).Images("it")
     assert image.step == 3
-    assert pixels(image).tobytes() == picture.tobytes()
+    assert pixels(image).tobytes() == drawn.tobytes()
 
 
 @clause("02.writer.flush")

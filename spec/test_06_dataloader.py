@@ -176,9 +176,9 @@ def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    # chapter 06, lines 334 and 345 to 357, with pictures of one pixel: number i is the shade i of 10,000
-    pictures = [(torch.full((1, 1, 1), i / 10_000), i % 10) for i in range(10_000)]
-    loader = DataLoader(dataset=pictures, batch_size=64, shuffle=True, num_workers=0, drop_last=True)
+    # chapter 06, lines 334 and 345 to 357, with images of one pixel: number i is the shade i of 10,000
+    items = [(torch.full((1, 1, 1), i / 10_000), i % 10) for i in range(10_000)]
+    loader = DataLoader(dataset=items, batch_size=64, shuffle=True, num_workers=0, drop_last=True)
     with SummaryWriter(str(tmp_path)) as writer:
         for epoch in range(2):
             for step, (images, targets) in enumerate(loader):
@@ -189,7 +189,7 @@ def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader,
     assert events.Tags()["images"] == ["Epoch: 0", "Epoch: 1"]
     grids = [events.Images(tag) for tag in ("Epoch: 0", "Epoch: 1")]
     assert [[event.step for event in grid] for grid in grids] == [list(range(156))] * 2
-    # line 362's picture: the two epochs show their pictures in different orders
+    # line 362's picture: the two epochs show their images in different orders
     assert grids[0][0].encoded_image_string != grids[1][0].encoded_image_string
 
 

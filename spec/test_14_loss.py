@@ -202,9 +202,9 @@ def test_the_loop_of_the_chapter_prints_ok_for_each_picture(
     CrossEntropyLoss: Layer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pictures = [(normal(3, 4, 4, seed=label, dtype=torch.float32), label) for label in range(10)]
+    items = [(normal(3, 4, 4, seed=label, dtype=torch.float32), label) for label in range(10)]
     ocean, loss = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.Linear(64, 64)), CrossEntropyLoss()
-    for images, labels in DataLoader(pictures, batch_size=1):
+    for images, labels in DataLoader(items, batch_size=1):
         loss(ocean(images), labels).backward()
         print("ok")
     assert capsys.readouterr().out.split() == ["ok"] * 10

@@ -649,11 +649,11 @@ def test_a_varied_picture_is_one_of_the_moved_ones_all_of_which_come_up(mirror: 
         str(moved(image.tolist(), down, right, flip)): flip
         for down in shifts for right in shifts for flip in ((False, True) if mirror else (False,))
     }  # fmt: skip
-    seen = [str(picture[0].tolist()) for picture in varied]
+    seen = [str(one[0].tolist()) for one in varied]
     # the chance that one of at most 50 never comes up in 600 draws is below 50 · 0.98^600 = 3e-4; the seed is fixed
     assert set(seen) == set(possible)
     if mirror:
-        share = sum(possible[picture] for picture in seen) / 600
+        share = sum(possible[one] for one in seen) / 600
         assert abs(share - 0.5) < 4 * (0.25 / 600) ** 0.5  # four standard deviations
     assert torch.equal(varied[:, 1], varied[:, 0] + 100)  # the channels move together
     assert torch.equal(varied[:, 2], 255 - varied[:, 0])

@@ -226,9 +226,9 @@ def test_both_methods_of_moving_train_the_same_network(card: torch.device, rehea
         layers, loss = start(), nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE)
         for images, targets in batches(REHEARSED_STEPS):
-            layers, pictures, classes = method(layers, images, targets)
+            layers, moved, classes = method(layers, images, targets)
             optimizer.zero_grad()
-            loss(layers(pictures), classes).backward()
+            loss(layers(moved), classes).backward()
             optimizer.step()
         weights.append([p.detach().cpu() for p in layers.parameters()])
     for one, two in zip(*weights, strict=True):

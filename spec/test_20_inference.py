@@ -126,8 +126,8 @@ def test_the_first_linear_layer_takes_1024_numbers(ocean: Ocean) -> None:
 @pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("L", 1), ("P", 1), ("LA", 2), ("1", 1), ("CMYK", 4)])
 def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Ocean, mode: str, channels: int) -> None:
     # chapter 20, line 2068
-    picture = random_picture(mode, 32, 32, seed=0)
-    image = TRANSFORM(picture)
+    original = random_picture(mode, 32, 32, seed=0)
+    image = TRANSFORM(original)
     assert image.shape == (channels, 32, 32)
     # chapter 20, line 2104: the reshape that adds the batch dimension stands before the network and refuses it first
     said = rf"shape '\[1, 3, 32, 32\]' is invalid for input of size {channels * 1024}"
@@ -136,7 +136,7 @@ def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Oce
     said = rf"expected input\[1, {channels}, 32, 32\] to have 3 channels, but got {channels} channels instead"
     with pytest.raises(RuntimeError, match=said):
         ocean(image[None])
-    assert TRANSFORM(picture.convert("RGB")).shape == (3, 32, 32)
+    assert TRANSFORM(original.convert("RGB")).shape == (3, 32, 32)
 
 
 @clause("20.recipe.convert")
@@ -144,11 +144,11 @@ def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Oce
 def test_an_image_of_another_mode_with_three_channels_passes_with_other_numbers(ocean: Ocean, mode: str) -> None:
     rgb = random_picture("RGB", 32, 32, seed=0)
     # Pillow makes LAB by a colour profile only; its own bytes, relabelled, are an image of the mode
-    picture = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
-    image = torch.reshape(TRANSFORM(picture), (1, 3, 32, 32))
+    original = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
+    image = torch.reshape(TRANSFORM(original), (1, 3, 32, 32))
     assert ocean(image).shape == (1, 10)  # no error
     if mode != "LAB":
-        back = picture.convert("RGB")
+        back = original.convert("RGB")
         assert not torch.equal(image[0], TRANSFORM(back))
 
 
@@ -392,12 +392,12 @@ def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
     """The tutorial's steps, lines 2066 to 2110, one picture at a time, and the relative tolerance of a probability.
 
     In float64. A sum of n products and a bias is off by at most (n + 1) · eps times the sum of their absolute values,
-    in whatever order; the network of the absolute values, given those of the picture, says how large that can become
+    in whatever order; the network of the absolute values, given those of the image, says how large that can become
     until it reaches the scores, since the largest of several numbers is off by no more than the worst of them. An error
     e in every score is a factor between exp(-2e) and exp(2e) in a probability.
     """
-    with Image.open(path) as picture:
-        image = picture.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    with Image.open(path) as opened:
+        image = opened.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
     pixels = torch.tensor(np.array(image).tolist(), dtype=torch.float64, device="cpu").permute(2, 0, 1) / 255
     double, largest = copy.deepcopy(network).cpu().double().eval(), copy.deepcopy(network).cpu().double()
     operations = 1  # the division by 255

@@ -214,15 +214,15 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
         image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 at once
         factor = max(1, min(image.size) // side)
     image.load()
-    picture = _to_rgb(image, factor)
-    with suppress(Exception):  # damaged metadata do not make a picture unreadable
-        picture.info = image.info
-        ImageOps.exif_transpose(picture, in_place=True)
-        picture.getexif().clear()  # a second turn would be one too many
-    picture.info = {}
-    if size is None or picture.size == (size[1], size[0]):
-        return picture
-    return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    decoded = _to_rgb(image, factor)
+    with suppress(Exception):  # damaged metadata do not make an image unreadable
+        decoded.info = image.info
+        ImageOps.exif_transpose(decoded, in_place=True)
+        decoded.getexif().clear()  # a second turn would be one too many
+    decoded.info = {}
+    if size is None or decoded.size == (size[1], size[0]):
+        return decoded
+    return decoded.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
@@ -232,10 +232,10 @@ def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
     levels = _levels(image.crop(box) for box in boxes) if image.mode.startswith(("I", "F")) else None
     if len(boxes) == factor == 1:
         return _band_to_rgb(image, levels)
-    picture = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     for box in boxes:
-        picture.paste(_band_to_rgb(image.crop(box), levels).reduce(factor), (0, box[1] // factor))
-    return picture
+        reduced.paste(_band_to_rgb(image.crop(box), levels).reduce(factor), (0, box[1] // factor))
+    return reduced
 
 
 def _band_to_rgb(band: Image.Image, levels: tuple[float, float] | None) -> Image.Image:

@@ -96,10 +96,10 @@ class ResidentLoader(DataLoader):
             rows: Any = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
             if self.shuffle and images.device.type != "cpu":  # a list would be copied, and waited for
                 rows = torch.tensor(numbers, device="cpu").to(images.device, non_blocking=True)
-            pictures, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
+            batch, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
             if self.vary is not None:
-                pictures = self.vary(pictures, self.generator)
-            yield pictures.to(torch.float32).div_(255), labels
+                batch = self.vary(batch, self.generator)
+            yield batch.to(torch.float32).div_(255), labels
 
     def _resident(self) -> tuple[UInt8[Tensor, "n channels height width"], Int[Tensor, "n"]]:
         """All pictures and labels, on the device if they are wanted there and it has room for them."""

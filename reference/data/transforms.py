@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reference.data.resampling import resize_tensor
 
-Picture: TypeAlias = Image.Image | Tensor
+ImageOrTensor: TypeAlias = Image.Image | Tensor
 """A PIL picture, or a tensor `[…, height, width]`."""
 
 Size: TypeAlias = int | Sequence[int]
@@ -189,7 +189,7 @@ class Resize(nn.Module):
         self.interpolation = _as_resampling(interpolation)
         self.antialias = antialias
 
-    def forward(self, picture: Picture) -> Picture:
+    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
         old = _height_and_width("Resize", picture)
         new = self._new_size(*old)
         if new == old:
@@ -260,7 +260,7 @@ class RandomCrop(nn.Module):
             raise ValueError(f"RandomCrop: padding_mode must be one of {known}, got {padding_mode!r}")
         self.padding_mode = padding_mode
 
-    def forward(self, picture: Picture) -> Picture:
+    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
         _height_and_width("RandomCrop", picture)
         picture = self._pad(picture, self.borders)
         height, width = _height_and_width("RandomCrop", picture)
@@ -279,7 +279,7 @@ class RandomCrop(nn.Module):
             return picture.crop((left, top, left + columns, top + rows))
         return picture[..., top : top + rows, left : left + columns]
 
-    def _pad(self, picture: Picture, borders: "_Borders") -> Picture:
+    def _pad(self, picture: ImageOrTensor, borders: "_Borders") -> ImageOrTensor:
         if not any(borders):
             return picture
         if self.padding_mode == "constant":
@@ -309,7 +309,7 @@ class RandomHorizontalFlip(nn.Module):
             raise ValueError(f"RandomHorizontalFlip: p must be a probability from 0 to 1, got {p}")
         self.p = p
 
-    def forward(self, picture: Picture) -> Picture:
+    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
         _height_and_width("RandomHorizontalFlip", picture)
         if torch.rand(1) >= self.p:
             return picture
@@ -371,7 +371,7 @@ def _height_and_width(transform: str, picture: Any) -> tuple[int, int]:
     raise TypeError(f"{transform}: needs a PIL image or a tensor image [..., height, width], got {got}")
 
 
-def _framed(picture: Picture, borders: _Borders, fill: Any) -> Picture:
+def _framed(picture: ImageOrTensor, borders: _Borders, fill: Any) -> ImageOrTensor:
     """The picture with a border of `fill`."""
     left, top, right, bottom = borders
     height, width = _height_and_width("RandomCrop", picture)
@@ -387,12 +387,12 @@ def _framed(picture: Picture, borders: _Borders, fill: Any) -> Picture:
         raise ValueError(f"RandomCrop: fill must be one number or {bands}, as the picture's channels, got {fill!r}")
     colour = tuple(value if picture.mode == "F" else int(value) for value in values)
     size = (width + left + right, height + top + bottom)
-    image = Image.new(picture.mode, size, colour if bands > 1 else colour[0])
-    image.paste(picture, (left, top))
-    return _with_palette_of(picture, image)
+    framed = Image.new(picture.mode, size, colour if bands > 1 else colour[0])
+    framed.paste(picture, (left, top))
+    return _with_palette_of(picture, framed)
 
 
-def _continued(picture: Picture, borders: _Borders, padding_mode: str) -> Picture:
+def _continued(picture: ImageOrTensor, borders: _Borders, padding_mode: str) -> ImageOrTensor:
     """The picture with a border that is made of its own pixels."""
     height, width = _height_and_width("RandomCrop", picture)
     rows = _continued_places(height, borders.top, borders.bottom, padding_mode)
@@ -402,8 +402,8 @@ def _continued(picture: Picture, borders: _Borders, padding_mode: str) -> Pictur
         return picture[..., rows[:, None], columns]
     places = np.ix_(rows.numpy(), columns.numpy())
     bands = [Image.fromarray(np.asarray(band)[places]) for band in picture.split()]
-    image = Image.merge(picture.mode, bands) if len(bands) > 1 else bands[0]
-    return _with_palette_of(picture, image)
+    continued = Image.merge(picture.mode, bands) if len(bands) > 1 else bands[0]
+    return _with_palette_of(picture, continued)
 
 
 def _continued_places(size: int, before: int, after: int, padding_mode: str) -> Tensor:
@@ -418,7 +418,7 @@ def _continued_places(size: int, before: int, after: int, padding_mode: str) -> 
     return period[places % len(period)]
 
 
-def _with_palette_of(picture: Image.Image, image: Image.Image) -> Image.Image:
-    if (palette := picture.getpalette()) is not None:
-        image.putpalette(palette)
-    return image
+def _with_palette_of(source: Image.Image, target: Image.Image) -> Image.Image:
+    if (palette := source.getpalette()) is not None:
+        target.putpalette(palette)
+    return target

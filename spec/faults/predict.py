@@ -83,9 +83,9 @@ class _Recipe:
         return self.answers(network, list(class_names), pictures, top_k, batch_size, size)
 
     def answers(
-        self, network: nn.Module, names: list[str], pictures: Any, top_k: int, batch_size: int, size: tuple[int, int]
+        self, network: nn.Module, names: list[str], paths: Any, top_k: int, batch_size: int, size: tuple[int, int]
     ) -> Iterator[Answer]:
-        files = self.files(pictures)
+        files = self.files(paths)
         while group := list(islice(files, batch_size)):
             errors, images = {}, []
             for place, path in enumerate(group):
