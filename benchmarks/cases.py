@@ -16,7 +16,7 @@ from spec.support.assertions import EXACT, Tolerance, assert_close, rounding
 from spec.support.implementations import Implementation
 
 BATCH = 64
-"""Pictures in a batch, as in the tutorial."""
+"""Images in a batch, as in the tutorial."""
 
 Step = Callable[[], Sequence[Tensor]]
 """One step, ready to be timed; it returns everything that it computed."""

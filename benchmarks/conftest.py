@@ -62,16 +62,16 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each benchmark runs on the CPU and, where there is one, on the card; or only on the device that is asked for.
+    """Each benchmark runs on the CPU and, where there is one, on the GPU; or only on the device that is asked for.
 
-    With `-m gpu` the CPU's belong to it: they are what the card is compared with. In the rehearsal it stands for both.
+    With `-m gpu` the CPU's belong to it: they are what the GPU is compared with. In the rehearsal it stands for both.
     """
     if "device" in metafunc.fixturenames:
         chosen = str(metafunc.config.getoption("--device"))
         if chosen != "cpu":
             places = [(chosen, chosen, True)]
         elif metafunc.config.getoption("--gpu-rehearsal"):
-            places = [("card", "cpu", True)]
+            places = [("gpu", "cpu", True)]
         else:
             places = [("cpu", "cpu", metafunc.config.getoption("markexpr") == "gpu")]
             places += [("cuda", "cuda", True)] if torch.cuda.is_available() else []

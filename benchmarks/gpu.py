@@ -75,7 +75,7 @@ def pytest_part(
 
 
 # That the components pass on the device is a part of its own here, by several processes.
-_GPU_TESTS = ("spec", "-m", "gpu", "--deselect", "spec/test_19_convergence.py::test_the_specification_runs_on_the_card")
+_GPU_TESTS = ("spec", "-m", "gpu", "--deselect", "spec/test_19_convergence.py::test_the_specification_runs_on_the_gpu")
 _COMPONENTS = ("spec", "--impl", "reference,torch", "--hypothesis-profile", "gpu")
 
 # The training steps first, always in the same order: what the limit cuts off are components.

@@ -343,12 +343,12 @@ def batch(piece: tuple[np.ndarray[Any, Any], list[int]]) -> bytes:
 
 def fast(place: Place) -> None:
     """`--recipe fast`: 6,400 images until the tutorial's accuracy, then 1, 4 and 10 epochs, each over 3 seeds."""
-    from benchmarks.training import PICTURES, learn
+    from benchmarks.training import IMAGES, learn
 
     train_set, test_set = place.halves()
     few = Shapes(train=True, size=64) if place.rehearse else type("Few", (Resident,), {})()
     if not place.rehearse:
-        few.images, few.targets = train_set.images[:PICTURES], train_set.targets[:PICTURES]
+        few.images, few.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
     few.classes = train_set.classes
     learn(few, test_set, 1, 0, place.device)  # the device's start is not part of the first training
     seeds = range(2 if place.rehearse else 3)

@@ -12,7 +12,7 @@ BATCH = 16
 
 
 def seconds_of(channels: int, size: int) -> float:
-    """Forward and backward of a 5×5 convolution from `channels` to `channels`, pictures of `size` × `size` pixels."""
+    """Forward and backward of a 5×5 convolution from `channels` to `channels`, images of `size` × `size` pixels."""
     x = torch.randn(BATCH, channels, size, size, requires_grad=True)
     w = torch.randn(channels, channels, 5, 5, requires_grad=True)
     upstream = torch.randn(BATCH, channels, size, size)
@@ -22,7 +22,7 @@ def seconds_of(channels: int, size: int) -> float:
 def curves() -> dict[str, list[tuple[float, float]]]:
     """(pixels or channels' product, seconds) for each of the two."""
     return {
-        "pixels of a picture": [(size**2, seconds_of(32, size)) for size in (8, 16, 32, 64, 128)],
+        "pixels of an image": [(size**2, seconds_of(32, size)) for size in (8, 16, 32, 64, 128)],
         "input × output channels": [(c * c, seconds_of(c, 16)) for c in (16, 32, 64, 128, 256)],
     }
 

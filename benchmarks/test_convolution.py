@@ -7,7 +7,7 @@ from benchmarks.conftest import Measure
 
 
 def convolution(in_channels: int, out_channels: int, size: int, kernel: int = 5, *, first: bool = False) -> Pass:
-    """A convolution that keeps the picture's size; `first`: its input is the pictures, which need no gradient."""
+    """A convolution that keeps the image's size; `first`: its input is the images, which need no gradient."""
     return Pass(
         "convolution",
         "conv2d",

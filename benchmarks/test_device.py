@@ -1,11 +1,11 @@
-"""CPU against card: what a training step costs on each, with and without the way to the card, and the memory it takes.
+"""CPU against GPU: what a training step costs on each, with and without the way to the GPU, and the memory it takes.
 
-    pytest benchmarks/test_device.py -m gpu                      # on a card
+    pytest benchmarks/test_device.py -m gpu                      # on a GPU
     pytest benchmarks/test_device.py -m gpu --gpu-rehearsal      # the same on the CPU
 
 Every time ends when the device has done its work. The other files compare the components one by one: with `-m gpu` each
-is timed on the CPU and on the card. The tutorial's claims, ten times as fast and 148 seconds for ten epochs, are the
-ratio of two rows of "training step, 64 pictures", and 7,820 such steps and ten evaluations:
+is timed on the CPU and on the GPU. The tutorial's claims, ten times as fast and 148 seconds for ten epochs, are the
+ratio of two rows of "training step, 64 images", and 7,820 such steps and ten evaluations:
 `python scripts/train_full.py --dataset cifar10 --device cuda` prints its images a second.
 """
 
@@ -22,7 +22,7 @@ from reference.models import Ocean
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(min_rounds=7, max_time=1.0)]
 BATCHES = (64, 512, 4096)
-"""The tutorial's batch, and two that keep a card busy."""
+"""The tutorial's batch, and two that keep a GPU busy."""
 
 
 def training_step(
@@ -73,10 +73,10 @@ def training_step(
     return step
 
 
-@pytest.fixture(params=["cpu", "card"])
-def place(request: pytest.FixtureRequest, card: torch.device) -> torch.device:
-    """The processor, or the card."""
-    return torch.device("cpu") if request.param == "cpu" else card
+@pytest.fixture(params=["cpu", "gpu"])
+def place(request: pytest.FixtureRequest, gpu: torch.device) -> torch.device:
+    """The processor, or the GPU."""
+    return torch.device("cpu") if request.param == "cpu" else gpu
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -87,47 +87,47 @@ def test_training_step(
 ) -> None:
     if rehearsal and batch > BATCHES[0]:
         pytest.skip("rehearsed with the tutorial's batch only")
-    benchmark.group = f"training step, {batch} pictures, {'resident' if resident else 'with transfers'}, {dtype}"
+    benchmark.group = f"training step, {batch} images, {'resident' if resident else 'with transfers'}, {dtype}"
     step = training_step(place, batch, resident=resident, dtype=dtype)
     step()
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     benchmark(step)
-    benchmark.extra_info.update(pictures=batch, device=str(place), torch=torch.__version__)
+    benchmark.extra_info.update(images=batch, device=str(place), torch=torch.__version__)
     if place.type == "cuda":
         peak = torch.cuda.max_memory_allocated(place)
         benchmark.extra_info["peak_mib"] = round(peak / 2**20, 1)
-        # at least the pictures as floats and the first layer's scores of them are alive at once
+        # at least the images as floats and the first layer's scores of them are alive at once
         assert peak > batch * (3 + 32) * 32 * 32 * 4
 
 
 @pytest.mark.parametrize("compiled", ["graphs", "full"])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_compiled_training_step(benchmark: Any, card: torch.device, rehearsal: bool, batch: int, compiled: str) -> None:
-    """In the table of the same steps not compiled: whether `train_full.py --compile` pays on this card."""
+def test_compiled_training_step(benchmark: Any, gpu: torch.device, rehearsal: bool, batch: int, compiled: str) -> None:
+    """In the table of the same steps not compiled: whether `train_full.py --compile` pays on this GPU."""
     if rehearsal and (batch > BATCHES[0] or compiled == "full"):
         pytest.skip("rehearsed with the tutorial's batch only, and without fusing")
     torch._dynamo.reset()
-    benchmark.group = f"training step, {batch} pictures, resident, None"
-    step = training_step(card, batch, resident=True, dtype=None, compiled=compiled)
+    benchmark.group = f"training step, {batch} images, resident, None"
+    step = training_step(gpu, batch, resident=True, dtype=None, compiled=compiled)
     for _ in range(5):  # compiled, warmed up and recorded
         step()
     benchmark(step)
-    benchmark.extra_info.update(pictures=batch, device=str(card), torch=torch.__version__)
+    benchmark.extra_info.update(images=batch, device=str(gpu), torch=torch.__version__)
 
 
-@pytest.mark.parametrize("direction", ["to the card", "to the host"])
-def test_transfer(benchmark: Any, card: torch.device, rehearsal: bool, direction: str) -> None:
-    """All of CIFAR-10's training pictures, 154 MB, one way."""
-    pictures = torch.zeros(500 if rehearsal else 50_000, 3, 32, 32, dtype=torch.uint8)
-    start, target = (pictures, card) if direction == "to the card" else (pictures.to(card), torch.device("cpu"))
+@pytest.mark.parametrize("direction", ["to the GPU", "to the host"])
+def test_transfer(benchmark: Any, gpu: torch.device, rehearsal: bool, direction: str) -> None:
+    """All of CIFAR-10's training images, 154 MB, one way."""
+    images = torch.zeros(500 if rehearsal else 50_000, 3, 32, 32, dtype=torch.uint8)
+    start, target = (images, gpu) if direction == "to the GPU" else (images.to(gpu), torch.device("cpu"))
 
     def travel() -> torch.Tensor:
         arrived = start.to(target, copy=True)
-        if card.type != "cpu":
+        if gpu.type != "cpu":
             torch.accelerator.synchronize()
         return arrived
 
     benchmark.group = "transfer"
     assert benchmark(travel).device.type == target.type
-    benchmark.extra_info["megabytes"] = pictures.numel() / 1e6
+    benchmark.extra_info["megabytes"] = images.numel() / 1e6

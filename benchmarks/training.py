@@ -1,7 +1,7 @@
 """How fast the tutorial's training is here, as ratios of pairs run in turn: `python benchmarks/training.py [FIGURE …]`.
 
-The baseline is the tutorial's own loop (chapter 18, lines 1499 to 1518): a DataLoader that converts picture by picture,
-PyTorch's layers and SGD in float32, batches of 64. The pictures are those of OCEAN_DATA, else random ones.
+The baseline is the tutorial's own loop (chapter 18, lines 1499 to 1518): a DataLoader that converts image by image,
+PyTorch's layers and SGD in float32, batches of 64. The images are those of OCEAN_DATA, else random ones.
 """
 
 import argparse
@@ -45,11 +45,11 @@ train_module = import_module("reference.run.train")  # the package offers the fu
 CPU = torch.device("cpu")
 FORWARD = 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10)
 FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
-"""Of a step of 64: forward, gradient of weights, gradient of inputs; the pictures need none of the latter."""
+"""Of a step of 64: forward, gradient of weights, gradient of inputs; the images need none of the latter."""
 
 
-class Pictures(Resident):
-    """Pictures in memory, random if no folder is named."""
+class Images(Resident):
+    """Images in memory, random if no folder is named."""
 
     classes = tuple("0123456789")
 
@@ -65,11 +65,11 @@ class Pictures(Resident):
 
 
 class Converted(Dataset[tuple[Tensor, int]]):
-    """What the tutorial's loader reads: decoded pictures, each through Pillow and ToTensor every time."""
+    """What the tutorial's loader reads: decoded images, each through Pillow and ToTensor every time."""
 
-    def __init__(self, pictures: Resident) -> None:
-        self.pixels = pictures.images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.targets = pictures.targets.tolist()
+    def __init__(self, images: Resident) -> None:
+        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.targets = images.targets.tolist()
         self.transform = ToTensor()
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
 
 def answer(pipe: Any, steps: int) -> None:
     """The life of the tutorial's process: for each message, the seconds that so many of its steps take."""
-    run = tutorial_steps(Pictures(train=True), steps)
+    run = tutorial_steps(Images(train=True), steps)
     run()
     while pipe.recv():
         start = time.perf_counter()
@@ -155,10 +155,10 @@ def our_steps(data_set: Resident, steps: int, precision: torch.dtype, batch: int
 
 
 def steps_per_second() -> None:
-    pictures = Pictures(train=True)
+    images = Images(train=True)
     tutorial = Tutorial(10)
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        ratio = compare(tutorial, our_steps(pictures, 10, dtype), seconds=0.4)
+        ratio = compare(tutorial, our_steps(images, 10, dtype), seconds=0.4)
         row(f"steps/s, {name}, against the tutorial's loop", ratio, f"{1e2 * ratio.second:.1f} ms a step")
     tutorial.close()
 
@@ -166,7 +166,7 @@ def steps_per_second() -> None:
 def gemm_share() -> None:
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-        step = our_steps(Pictures(train=True), 1, dtype)
+        step = our_steps(Images(train=True), 1, dtype)
         ratio = compare(lambda a=a, b=b: a @ b, step, seconds=0.3)
         scale = FLOPS / (2 * 2048**3)
         share = Ratio(tuple(one * scale for one in ratio.ratios), ratio.first, ratio.second)
@@ -174,9 +174,9 @@ def gemm_share() -> None:
 
 
 def input_epoch() -> None:
-    pictures = Pictures(train=True)
-    tutorial = endless(DataLoader(Converted(pictures), batch_size=64))
-    ours = endless(ResidentLoader(pictures, 64))
+    images = Images(train=True)
+    tutorial = endless(DataLoader(Converted(images), batch_size=64))
+    ours = endless(ResidentLoader(images, 64))
 
     def take(batches: Iterator[Any]) -> Callable[[], int]:
         return lambda: sum(len(targets) for _, targets in islice(batches, 40))
@@ -186,7 +186,7 @@ def input_epoch() -> None:
 
 def cache() -> None:
     start = time.perf_counter()
-    Pictures(train=True), Pictures(train=False)
+    Images(train=True), Images(train=False)
     print(f"| loading both halves, cached if they were | {time.perf_counter() - start:.2f} s | |")
 
 
@@ -200,12 +200,12 @@ def decode() -> None:
 
 
 def memory() -> None:
-    """Of a process that holds the pictures and trains 100 steps in each precision."""
+    """Of a process that holds the images and trains 100 steps in each precision."""
     import resource  # POSIX only
 
-    pictures = Pictures(train=True)
+    images = Images(train=True)
     for dtype in (torch.float32, torch.bfloat16):
-        our_steps(pictures, 100, dtype)()
+        our_steps(images, 100, dtype)()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"| peak memory of a process that trains | {peak:.2f} GiB | |")
 
@@ -223,8 +223,8 @@ def learn(
 
 def fast() -> None:
     """The fast recipe's shortest run, evaluation included, against the ten epochs of the tutorial."""
-    train_set, test_set = Pictures(train=True), Pictures(train=False)
-    train_set.images, train_set.targets = train_set.images[:PICTURES], train_set.targets[:PICTURES]
+    train_set, test_set = Images(train=True), Images(train=False)
+    train_set.images, train_set.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
     tutorial, ratios, seconds, accuracies = Tutorial(40), [], [], []
     for seed in range(SEEDS):
         ten_epochs = tutorial() / 40 * 782 * 10  # its evaluations not even counted
@@ -234,21 +234,21 @@ def fast() -> None:
         ratios.append(ten_epochs / seconds[-1])
     tutorial.close()
     row(
-        f"recipe fast, {PICTURES:,} pictures, against the tutorial's ten epochs",
+        f"recipe fast, {IMAGES:,} images, against the tutorial's ten epochs",
         Ratio(tuple(ratios), statistics.median(ratios) * statistics.median(seconds), statistics.median(seconds)),
         f"{statistics.median(seconds):.2f} s, accuracy {statistics.mean(accuracies):.4f} ± "
         f"{statistics.stdev(accuracies):.4f} over {SEEDS} seeds, least {min(accuracies):.4f}",
     )
 
 
-PICTURES = 6_400
+IMAGES = 6_400
 """What the fast recipe learns from in `fast`: 100 steps of 64."""
 SEEDS = 10
 
 
 def epochs() -> None:
-    """What the fast recipe reaches on all pictures."""
-    train_set, test_set = Pictures(train=True), Pictures(train=False)
+    """What the fast recipe reaches on all images."""
+    train_set, test_set = Images(train=True), Images(train=False)
     for count in (1, 4, 10):
         start = time.perf_counter()
         accuracy = learn(train_set, test_set, count, seed=0)[-1]["test_accuracy"]
@@ -280,7 +280,7 @@ TRAIN_FULL = (sys.executable, "scripts/train_full.py")
 
 def besides() -> None:
     """What a run does besides training: two epochs of the tutorial's recipe in a run folder."""
-    train_set, test_set = Pictures(train=True), Pictures(train=False)
+    train_set, test_set = Images(train=True), Images(train=False)
     spent: dict[str, float] = {"fit": 0.0, "evaluate": 0.0, "on_epoch": 0.0, "on_steps": 0.0}
 
     def timed(owner: Any, name: str) -> Any:
@@ -296,7 +296,7 @@ def besides() -> None:
         return patch.object(owner, name, run)
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
-        data = {"dataset": "pictures", "fingerprint": ""}
+        data = {"dataset": "images", "fingerprint": ""}
         patches.enter_context(patch.object(train_module, "load_data", lambda *_: (train_set, test_set, data)))
         for owner, name in ((parts, "fit"), (training_module, "evaluate")):
             patches.enter_context(timed(owner, name))
@@ -307,7 +307,7 @@ def besides() -> None:
     arithmetic = forward / (forward + FLOPS * len(train_set) / 64)
     for what, names, more in (
         ("evaluation once an epoch", ("evaluate",), f"{arithmetic:.1%} of the arithmetic"),
-        ("logs, pictures and checkpoints", ("on_epoch", "on_steps"), ""),
+        ("logs, images and checkpoints", ("on_epoch", "on_steps"), ""),
     ):
         share = sum(spent[name] for name in names) / spent["fit"]
         print(f"| share of a run: {what} | {share:.1%} | {more} |", flush=True)
@@ -326,7 +326,7 @@ KINDS = {
 def profile() -> None:
     """Which operations take the time of a step, by PyTorch's profiler."""
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        step = our_steps(Pictures(train=True), 1, dtype)
+        step = our_steps(Images(train=True), 1, dtype)
         step()
         with torch.profiler.profile() as profiler:
             for _ in range(40):
@@ -340,15 +340,15 @@ def profile() -> None:
 
 
 def growth() -> None:
-    """The time of a step against its pictures and of an epoch against its share of the data, and how steep they are."""
-    pictures = Pictures(train=True)
+    """The time of a step against its images and of an epoch against its share of the data, and how steep they are."""
+    images = Images(train=True)
     sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
-    steps = [(batch, shortest(our_steps(pictures, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]
+    steps = [(batch, shortest(our_steps(images, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]
     for batch, seconds in steps:
-        print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs a picture |")
+        print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs an image |")
     print(f"| slope of a step's time on a log-log plot | {slope(steps):.2f} | wanted: ≤ 1 |")
     epochs = [
-        (782 * percent // 100, elapsed(our_steps(pictures, 782 * percent // 100, torch.bfloat16))) for percent in shares
+        (782 * percent // 100, elapsed(our_steps(images, 782 * percent // 100, torch.bfloat16))) for percent in shares
     ]
     for percent, (count, seconds) in zip(shares, epochs, strict=True):
         print(f"| {percent} % of an epoch | {seconds:.2f} s | {count} steps |")

@@ -8,7 +8,7 @@ reader. The entries:
     format, version     what the file is
     network             {"name": "Ocean", "classes": 10}: how to build the network again
     class_names         the name of each class, in the order of the scores
-    preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: what a picture goes through before the network
+    preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: what an image goes through before the network
     state_dict          the network's parameters and buffers, on the CPU, each with memory of its own size
     metrics             of the epoch after which it was saved; empty before the first
     training            what going on needs besides: optimizer, progress, random states (`reference.run`)

@@ -46,7 +46,7 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
     """The precision called `name`; `auto` is bfloat16 where `device` computes in it by itself, else float32.
 
     A processor does if it has AVX-512 BF16 or AMX: that doubles its arithmetic. Without them bfloat16 works, slowly.
-    float32 that is asked for is float32 on cards too: TF32 is turned off for the whole process.
+    float32 that is asked for is float32 on GPUs too: TF32 is turned off for the whole process.
     """
     if name != "auto":
         if name == "float32" and device.type == "cuda":  # else cuDNN computes convolutions in TF32, with 10 bits
@@ -99,10 +99,10 @@ def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
     """Compile `network` in place for `device`: it stays the module that it is, only its call changes.
 
     Args:
-        how: off: not at all. graphs: a card replays the operations of a step as CUDA graphs, recorded in the first
+        how: off: not at all. graphs: a GPU replays the operations of a step as CUDA graphs, recorded in the first
             steps, instead of being told one after the other; elsewhere they are traced alike and run as they are.
             full: operations are fused into new kernels, too, which takes long; it needs a C++ compiler for the CPU,
-            Triton for a card. Each shape of a batch is compiled on its own, the last one of an epoch as well.
+            Triton for a GPU. Each shape of a batch is compiled on its own, the last one of an epoch as well.
     """
     if how == "graphs":
         network.compile(dynamic=False, backend="cudagraphs" if device.type == "cuda" else "aot_eager")

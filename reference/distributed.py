@@ -1,7 +1,7 @@
-"""Chapter 19, several cards: one training by several processes, `torchrun --nproc-per-node=2 scripts/train_full.py`.
+"""Chapter 19, several GPUs: one training by several processes, `torchrun --nproc-per-node=2 scripts/train_full.py`.
 
 Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
-The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the pictures, so all
+The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the images, so all
 processes take the very step that one process would take, up to the rounding of the sums, and stay equal. The state of a
 training therefore does not depend on their number: it can go on with another one.
 
@@ -53,28 +53,28 @@ class Group:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The name of this process's own device: of several cards the one with its number on this machine.
+        """The name of this process's own device: of several GPUs the one with its number on this machine.
 
         Raises:
-            InputError: there are fewer cards than processes, or one card is asked for by its number.
+            InputError: there are fewer GPUs than processes, or one GPU is asked for by its number.
         """
         if self.size == 1:
             return name
         if name.startswith("cuda:"):
-            raise InputError(f"--device {name}: several processes need a card each; say --device cuda")
+            raise InputError(f"--device {name}: several processes need a GPU each; say --device cuda")
         if not torch.cuda.is_available() or name not in ("auto", "cuda"):
             return name
-        number, cards = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        number, gpus = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        if here > cards:
+        if here > gpus:
             raise InputError(
-                f"{here} processes on this machine, but {cards} cards, and each process needs one: "
-                f"--nproc-per-node={cards}, or --device cpu"
+                f"{here} processes on this machine, but {gpus} GPUs, and each process needs one: "
+                f"--nproc-per-node={gpus}, or --device cpu"
             )
         return f"cuda:{number}"
 
     def join(self, device: torch.device) -> None:
-        """Meet the others: over NCCL for gradients on cards, over gloo for everything else."""
+        """Meet the others: over NCCL for gradients on GPUs, over gloo for everything else."""
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -250,7 +250,7 @@ class _Shared(nn.Module):
         part = self.group.part(images)
         if self.training:
             return self.network(part)
-        # an empty part would give no width; its process computes one picture and leaves it out
+        # an empty part would give no width; its process computes one image and leaves it out
         scores = self.network(part if len(part) else images[:1])
         whole = scores.new_zeros(len(images), *scores.shape[1:])
         self.group.part(whole).copy_(scores[: len(part)])
@@ -268,7 +268,7 @@ class _SharedLoss:
         if not self.shared.training:
             return self.loss_function(scores, targets)
         part = self.shared.group.part(targets)
-        # the mean over no pictures is not a number, but the gradient that they add is 0
+        # the mean over no images is not a number, but the gradient that they add is 0
         own = self.loss_function(scores, part) * (len(part) / len(targets)) if len(part) else scores.sum() * 0
         whole = own.detach().clone()
         dist.all_reduce(whole)

@@ -104,7 +104,7 @@ def processor() -> Iterator[Finding]:
     memory = host_memory()
     if memory is not None:
         enough = memory >= 2 * 2**30
-        remedy = "" if enough else "close other programs, or train on fewer pictures: --limit-train 10000"
+        remedy = "" if enough else "close other programs, or train on fewer images: --limit-train 10000"
         yield Finding("memory", f"{memory / 2**30:.1f} GiB", "good" if enough else "note", remedy)
     capability = torch.backends.cpu.get_cpu_capability()
     supported = torch.cpu.get_capabilities()
@@ -138,12 +138,12 @@ def accelerators() -> Iterator[Finding]:
             return
         built = torch.version.cuda or "none"
         remedy = "install the PyTorch that fits the driver: https://pytorch.org/get-started/locally"
-        yield Finding("card", f"{driver}, but PyTorch (built for CUDA {built}) cannot use it", "wrong", remedy)
+        yield Finding("gpu", f"{driver}, but PyTorch (built for CUDA {built}) cannot use it", "wrong", remedy)
     else:
         remedy = (
             "fine for this course; on Colab: Runtime, Change runtime type, GPU; on a machine with a GPU: its driver"
         )
-        yield Finding("card", "none: torch.cuda.is_available() is False, and nvidia-smi finds nothing", "note", remedy)
+        yield Finding("gpu", "none: torch.cuda.is_available() is False, and nvidia-smi finds nothing", "note", remedy)
 
 
 def gpu(name: str, about: Any, free: int, whole: int) -> Finding:
@@ -198,7 +198,7 @@ def driver_finding(driver: str, cuda: str | None) -> Finding:
 
 
 def nvidia_smi() -> str:
-    """What `nvidia-smi` says of the cards and the driver, empty if there is no such program or it finds none."""
+    """What `nvidia-smi` says of the GPUs and the driver, empty if there is no such program or it finds none."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

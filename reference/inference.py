@@ -1,4 +1,4 @@
-"""Chapter 20: what is on a picture? A trained network's answer, with probabilities.
+"""Chapter 20: what is on an image? A trained network's answer, with probabilities.
 
 The recipe is the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch axis, evaluation mode, no
 gradients. The softmax of the scores sums to one and orders the classes; that 80 % of the answers given with 0.8 are
@@ -17,23 +17,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference.data.labeled_folder import list_pictures
-from reference.data.pictures import open_picture, printable
+from reference.data.images import open_image, printable
+from reference.data.labeled_folder import list_images
 from reference.errors import InputError
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one picture.
+    """The answer for one image.
 
     Attributes:
-        picture: the file; or the folder, if no picture could be found in it.
+        image: the file; or the folder, if no image could be found in it.
         classes: (name, probability) from the most to the least probable, as many as were asked for; empty after an
             error.
         error: why there is no answer, or None.
     """
 
-    picture: Path
+    image: Path
     classes: list[tuple[str, float]]
     error: str | None = None
 
@@ -41,26 +41,26 @@ class Prediction:
 def predict(
     network: nn.Module,
     class_names: Sequence[str],
-    pictures: Path | str | Iterable[Path | str],
+    images: Path | str | Iterable[Path | str],
     *,
     top_k: int = 3,
     batch_size: int = 64,
     size: tuple[int, int] = (32, 32),
 ) -> Iterator[Prediction]:
-    """Say what is on each picture, in their order, `batch_size` at a time; only one batch is in memory.
+    """Say what is on each image, in their order, `batch_size` at a time; only one batch is in memory.
 
     Args:
-        network: gives `len(class_names)` scores a picture. It answers in evaluation mode, and between two answers every
+        network: gives `len(class_names)` scores an image. It answers in evaluation mode, and between two answers every
             layer is in the mode in which it was given.
         class_names: in the order of the scores, as a checkpoint holds them.
-        pictures: regular files that `open_picture` reads, of up to 20,000×20,000 pixels; a folder stands for the
-            pictures in it and in its sub-folders (`pictures_in`). They are asked for batch by batch.
+        images: regular files that `open_image` reads, of up to 20,000×20,000 pixels; a folder stands for the
+            images in it and in its sub-folders (`images_in`). They are asked for batch by batch.
         top_k: how many classes to name; all of them if there are fewer.
-        batch_size: pictures computed together; it does not change the answers beyond rounding.
+        batch_size: images computed together; it does not change the answers beyond rounding.
         size: height and width the network was trained on.
 
     Yields:
-        One `Prediction` a picture; a picture that cannot be read, a folder without pictures, and a picture for which
+        One `Prediction` an image; an image that cannot be read, a folder without images, and an image for which
         the network has no finite scores have an `error` instead of classes and do not end the rest.
 
     Raises:
@@ -69,9 +69,9 @@ def predict(
     """
     if top_k < 1 or batch_size < 1:
         raise InputError(f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}")
-    if isinstance(pictures, str | os.PathLike):
-        pictures = [pictures]
-    return _answers(network, list(class_names), pictures_in(pictures), top_k, batch_size, size)
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    return _answers(network, list(class_names), images_in(images), top_k, batch_size, size)
 
 
 def _answers(
@@ -88,7 +88,7 @@ def _answers(
             try:
                 if error is not None:
                     raise InputError(error)
-                pixels.append(torch.from_numpy(np.array(open_picture(path, size))))
+                pixels.append(torch.from_numpy(np.array(open_image(path, size))))
                 readable.append(place)
             except InputError as reason:
                 errors[place] = str(reason)
@@ -105,15 +105,15 @@ def _answers(
             yield Prediction(path, answers.get(place, []), errors.get(place))
 
 
-def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "pictures classes"]:
-    """The softmax of the scores for `pixels` [pictures, height, width, 3] of 0 to 255, in float64 on the CPU."""
+def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "images classes"]:
+    """The softmax of the scores for `pixels` [images, height, width, 3] of 0 to 255, in float64 on the CPU."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = pixels.permute(0, 3, 1, 2).to(like.device).to(like.dtype) / 255
     with torch.no_grad(), evaluating(network):
         scores = network(images)
     if scores.shape != (len(pixels), classes):
         raise ValueError(
-            f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} pictures; "
+            f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} images; "
             f"{classes} class names need {[len(pixels), classes]}"
         )
     return scores.cpu().double().softmax(dim=1)
@@ -131,13 +131,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def pictures_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
+def images_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
     """The files that `paths` stand for, one by one: each with None, or with why there is none.
 
-    What is not a folder stands for itself, whatever its name. A folder stands for the pictures in it, then for those in
+    What is not a folder stands for itself, whatever its name. A folder stands for the images in it, then for those in
     its sub-folders, each time in the order of the names, code point by code point; hidden ones (`.…`), files that are
-    no pictures by their extension, and links to folders, which could lead in a circle, are left out. A folder that
-    cannot be read, and one of `paths` without a single picture, is an error of its own.
+    no images by their extension, and links to folders, which could lead in a circle, are left out. A folder that
+    cannot be read, and one of `paths` without a single image, is an error of its own.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -148,7 +148,7 @@ def pictures_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]
             empty = False
             yield found
         if empty:
-            yield path, f"{printable(path)}: there are no pictures in this folder (such as .jpg or .png)"
+            yield path, f"{printable(path)}: there are no images in this folder (such as .jpg or .png)"
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
@@ -156,11 +156,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
     while waiting:
         folder = waiting.pop()
         try:
-            pictures = [entry.name for entry in list_pictures(folder)]
+            images = [entry.name for entry in list_images(folder)]
             with os.scandir(folder) as entries:
                 inner = [e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
         except OSError as error:
             yield folder, f"{printable(folder)}: this folder cannot be read ({error.strerror or error})"
             continue
-        yield from ((folder / name, None) for name in pictures)
+        yield from ((folder / name, None) for name in images)
         waiting += [folder / name for name in sorted(inner, reverse=True)]

@@ -84,10 +84,10 @@ class LegacyCheckpoint:
 
         Args:
             names: of the classes, in the order of the scores; if there are none, they are called "class 0" and so on.
-            size: height and width of the pictures it is going to see.
+            size: height and width of the images it is going to see.
 
         Raises:
-            InputError: there is no network, it gives no scores for such pictures, or not as many as there are names.
+            InputError: there is no network, it gives no scores for such images, or not as many as there are names.
         """
         if min(size) < 1:
             raise InputError(f"size must be at least 1, got {size[0]}×{size[1]}")
@@ -97,7 +97,7 @@ class LegacyCheckpoint:
             raise InputError(f"{self.path} cannot predict: its network has no parameters")
         classes, _ = scores(self.path, self.network, size)
         if names and len(names) != classes:
-            raise InputError(f"{self.path} gives {classes} scores a picture, but there are {len(names)} class names")
+            raise InputError(f"{self.path} gives {classes} scores an image, but there are {len(names)} class names")
         return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
 
     def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
@@ -265,7 +265,7 @@ class Bounded(TorchDispatchMode):
             if isinstance(made, Tensor) and made.untyped_storage()._cdata not in given:
                 self.largest = max(self.largest, made.numel())
                 if made.numel() > LARGEST:
-                    raise ValueError(f"one of its layers makes {made.numel():,} numbers of one picture")
+                    raise ValueError(f"one of its layers makes {made.numel():,} numbers of one image")
         return result
 
 
@@ -289,8 +289,8 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> tuple[int, 
             output = functional_call(network, empty, (torch.empty(1, 3, *size, device="meta"),))
     except NONSENSE as error:
         reason = one_line(str(error).partition("\n")[0])
-        failed = f"its network fails on a picture of {size[0]}×{size[1]}"
+        failed = f"its network fails on an image of {size[0]}×{size[1]}"
         raise InputError(f"{path} cannot predict: {failed} ({reason})") from error
     if not isinstance(output, Tensor) or output.dim() != 2 or not 0 < output.numel() <= ENTRIES:
-        raise InputError(f"{path} cannot predict: its network does not give a row of scores for a picture")
+        raise InputError(f"{path} cannot predict: its network does not give a row of scores for an image")
     return output.shape[1], bounded.largest

@@ -1,8 +1,8 @@
 """Beyond chapter 18: what brings the tutorial's network to the tutorial's accuracy in a fraction of the time.
 
 A recipe is a name for settings of `reference.run`: `tutorial` is the tutorial's training, `fast` replaces its way of
-learning and keeps its network and its data. The ingredients are here: a first layer that is computed from the pictures
-instead of being trained (`whiten`), the optimizer `Muon`, a learning rate that falls (`FallingRate`), and pictures that
+learning and keeps its network and its data. The ingredients are here: a first layer that is computed from the images
+instead of being trained (`whiten`), the optimizer `Muon`, a learning rate that falls (`FallingRate`), and images that
 are mirrored and shifted (`Vary`). `scripts/accuracy.py --ablation` measures what each is worth.
 """
 
@@ -42,8 +42,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "momentum 0.9 (instead: none)": {"momentum": 0.0},
     "weight decay (instead: none)": {"weight_decay": 0.0},
     "a new order every epoch (instead: the stored one)": {"shuffle": False},
-    "mirrored pictures (instead: as they are)": {"mirror": False},
-    "shifted pictures (instead: as they are)": {"shift": 0},
+    "mirrored images (instead: as they are)": {"mirror": False},
+    "shifted images (instead: as they are)": {"shift": 0},
 }
 """Each ingredient of `fast`, and the settings that take it out."""
 
@@ -157,7 +157,7 @@ def whiten(
 
     Its filters become the eigenvectors of the covariance of `seen` with the largest eigenvalues λ, the directions in
     which patches differ most, each divided by sqrt(λ + 0.01), which keeps what hardly varies from being blown up. What
-    the pictures alone tell need not be learned, and no gradient of this layer and of its outputs is computed.
+    the images alone tell need not be learned, and no gradient of this layer and of its outputs is computed.
 
     Args:
         weight: its filters, changed in place; they ask for no gradient any more.
@@ -172,11 +172,11 @@ def whiten(
 
 @dataclass(frozen=True)
 class Vary:
-    """Shows each picture of a batch a little differently every time: mirrored or not, and moved.
+    """Shows each image of a batch a little differently every time: mirrored or not, and moved.
 
     Attributes:
-        mirror: half of the pictures, drawn anew, are mirrored left to right.
-        shift: each picture is moved by a random whole number of pixels, from -shift to shift, in both directions; its
+        mirror: half of the images, drawn anew, are mirrored left to right.
+        shift: each image is moved by a random whole number of pixels, from -shift to shift, in both directions; its
             border is repeated where nothing is left to show.
     """
 

@@ -2,9 +2,9 @@
 
 train_loss                  at every hundredth step, counted over all epochs
 test_loss, test_accuracy    after each epoch, at the steps 0, 1, 2, … as in the tutorial; test_loss is its sum of
-                            batch means, and test_loss_mean the mean over the pictures
+                            batch means, and test_loss_mean the mean over the images
 graph                       the network's
-predictions                 the first test pictures, with what they are and what they were taken for
+predictions                 the first test images, with what they are and what they were taken for
 confusion                   the confusion matrix
 """
 
@@ -71,8 +71,8 @@ class Tracker:
             self.writer.add_graph(network.eval(), example)
         network.train(training)
 
-    def picture(self, tag: str, image: Image.Image, step: int) -> None:
-        """Write one RGB picture."""
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
+        """Write one RGB image."""
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         self.writer.add_image(tag, pixels.reshape(image.height, image.width, 3), step, dataformats="HWC")
 

@@ -22,8 +22,8 @@ class Progress:
         epoch: whole epochs done: trained and evaluated.
         batch: batches trained in the epoch under way; all of them while it is being evaluated.
         step: optimizer steps in all.
-        loss_sum: the losses of the epoch under way, each times its batch's pictures.
-        seen: pictures in `loss_sum`.
+        loss_sum: the losses of the epoch under way, each times its batch's images.
+        seen: images in `loss_sum`.
         order: the train loader's generator as the epoch under way began: it draws the epoch's order again.
         history: one dictionary of metrics for each epoch done.
         confusion: the confusion matrix after the last of them.
@@ -44,11 +44,11 @@ class Evaluation:
     """What a network does on a test set.
 
     Attributes:
-        loss: the mean loss of a picture.
+        loss: the mean loss of an image.
         loss_sum: the sum of the batches' mean losses, which the tutorial prints as the loss on the whole test set.
-        accuracy: the share of pictures whose highest score is the right class.
-        confusion: `confusion[i, j]` pictures of class `i` were taken for class `j`; sparse (COO) above `DENSE` classes.
-        predictions: the class with the highest score, picture by picture.
+        accuracy: the share of images whose highest score is the right class.
+        confusion: `confusion[i, j]` images of class `i` were taken for class `j`; sparse (COO) above `DENSE` classes.
+        predictions: the class with the highest score, image by image.
     """
 
     loss: float
@@ -235,7 +235,7 @@ def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tenso
 
 
 def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], observer: Observer) -> None:
-    """Bring the losses of the pending steps `(step, loss, pictures)` to the host in one transfer and hand them on.
+    """Bring the losses of the pending steps `(step, loss, images)` to the host in one transfer and hand them on.
 
     Raises:
         TrainingError: one of them is not finite.
@@ -243,11 +243,11 @@ def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], ob
     if not pending:
         return
     losses = torch.stack([loss for _, loss, _ in pending]).tolist()
-    for (step, _, pictures), loss in zip(pending, losses, strict=True):
+    for (step, _, images), loss in zip(pending, losses, strict=True):
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of step {step} is {loss}")
-        progress.loss_sum += loss * pictures
-        progress.seen += pictures
+        progress.loss_sum += loss * images
+        progress.seen += images
     observer.on_steps(progress, {step: loss for (step, _, _), loss in zip(pending, losses, strict=True)})
     pending.clear()
 

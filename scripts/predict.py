@@ -1,6 +1,6 @@
-"""Say what is on a picture: `python scripts/predict.py PICTURE… --checkpoint FILE`, see `--help`.
+"""Say what is on an image: `python scripts/predict.py IMAGE… --checkpoint FILE`, see `--help`.
 
-With `--legacy` FILE is any file of `torch.save`; without a picture the script says what is in it.
+With `--legacy` FILE is any file of `torch.save`; without an image the script says what is in it.
 """
 
 import sys
@@ -21,36 +21,36 @@ from reference.text import json_text, output_lost, print_line, styled
 
 @dataclass(frozen=True)
 class Question:
-    """Say what is on pictures, with the probability of each class.
+    """Say what is on images, with the probability of each class.
 
     The probabilities are the softmax of the network's scores: they sum to one and order the classes, but that 80 % of
     the answers given with 80 % are right is not promised.
     """
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """Files of any kind that Pillow reads, and folders: the pictures in them and in their sub-folders, by name, without
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Files of any kind that Pillow reads, and folders: the images in them and in their sub-folders, by name, without
     hidden ones."""
     checkpoint: Path
     """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it."""
     legacy: bool = False
     """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
-    in it is run. Without a picture: say what it holds."""
+    in it is run. Without an image: say what it holds."""
     choose: str | None = None
     """With --legacy, which network to take if the file holds several; without it they are listed."""
     class_names: tuple[str, ...] = ()
     """With --legacy, the name of each class in the order of the scores: such a file holds none. Without names classes
     are numbered."""
     size: int | None = None
-    """With --legacy, the side to which pictures are resized: 32, the tutorial's, if not given; VGG16 was trained on
+    """With --legacy, the side to which images are resized: 32, the tutorial's, if not given; VGG16 was trained on
     224."""
     top_k: int = 3
-    """How many classes to name for a picture."""
+    """How many classes to name for an image."""
     batch_size: int = 64
-    """Pictures computed together."""
+    """Images computed together."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
-    """Print one JSON list instead of text; an element appears as soon as its picture is answered."""
+    """Print one JSON list instead of text; an element appears as soon as its image is answered."""
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
         question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
     if question.legacy:
         found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
-        if not question.pictures:
+        if not question.images:
             print(found.describe())
             return 0
         height = width = 32 if question.size is None else question.size
@@ -67,8 +67,8 @@ def main() -> int:
         for note in found.notes:  # what is taken for granted
             print_line(f"note: {note}", error=True)
     else:
-        if not question.pictures:
-            raise InputError("PICTURE is missing: name at least one picture or folder")
+        if not question.images:
+            raise InputError("IMAGE is missing: name at least one image or folder")
         content = load_checkpoint(question.checkpoint)
         if question.class_names or question.size is not None or question.choose is not None:
             raise InputError("--class-names, --size and --choose need --legacy: this checkpoint needs none of them")
@@ -78,7 +78,7 @@ def main() -> int:
     answers = predict(
         network.to(choose_device(question.device)),
         class_names,
-        question.pictures,
+        question.images,
         top_k=question.top_k,
         batch_size=batch_size,
         size=(height, width),
@@ -96,7 +96,7 @@ def show_text(answers: Iterator[Prediction]) -> bool:
             print_line(f"error: {answer.error}", error=True)
         else:
             named = ", ".join(f"{name} {share:.1%}" for name, share in answer.classes)
-            print_line(f"{answer.picture}: {named}")
+            print_line(f"{answer.image}: {named}")
             if output_lost():
                 break
     return failed
@@ -110,7 +110,7 @@ def show_json(answers: Iterator[Prediction]) -> bool:
             failed = True
             print_line(f"error: {answer.error}", error=True)
         element = {
-            "picture": str(answer.picture),
+            "image": str(answer.image),
             "classes": [{"name": name, "probability": share} for name, share in answer.classes],
             "error": answer.error,
         }

@@ -44,7 +44,7 @@ def test_the_doctor_looks_at_everything_and_gives_a_remedy_for_what_is_not_good(
         "CIFAR-10",
     }
     assert looked_at <= {*findings}
-    assert {*findings} & {"card", "cuda:0", "mps"}
+    assert {*findings} & {"gpu", "cuda:0", "mps"}
     assert findings["torch"].found == torch.__version__
     assert findings["instructions"].found.startswith(torch.backends.cpu.get_cpu_capability())
     assert f"of {os.cpu_count()} cores" in findings["threads"].found
@@ -91,7 +91,7 @@ def test_a_version_is_missing_old_or_good(
     assert (finding.state, finding.remedy) == (state, remedy)
 
 
-def cards(
+def gpus(
     monkeypatch: pytest.MonkeyPatch,
     free: float = 14.5,
     *,
@@ -114,14 +114,14 @@ def cards(
     monkeypatch.setattr(doctor, "nvidia_smi", lambda: f"Tesla T4, {driver}; Tesla T4, {driver}")
 
 
-@clause("00.doctor.cards", "00.machine.provider")
-def test_cards_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards(monkeypatch, free=14.5)
+@clause("00.doctor.gpus", "00.machine.provider")
+def test_gpus_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, free=14.5)
     findings = found(doctor.accelerators())
     assert [*findings] == ["cuda:0", "cuda:1", "driver"]
     assert findings["cuda:1"] == Finding("cuda:1", "Tesla T4, 14.5 of 15.0 GiB free, capability 7.5")
     assert findings["driver"] == Finding("driver", "Tesla T4, 550.54.15; Tesla T4, 550.54.15")
-    cards(monkeypatch, free=0.5)
+    gpus(monkeypatch, free=0.5)
     taken = found(doctor.accelerators())["cuda:0"]
     assert taken.state == "note"
     assert "nvidia-smi" in taken.remedy
@@ -150,7 +150,7 @@ def test_a_gpu_without_kernels_in_this_pytorch_is_wrong(built: str, capability: 
 
 @clause("00.doctor.kernels")
 def test_a_gpu_without_kernels_is_told_what_pytorch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards(monkeypatch, built="sm_80 sm_90")
+    gpus(monkeypatch, built="sm_80 sm_90")
     finding = found(doctor.accelerators())["cuda:0"]
     assert finding.state == "wrong"
     assert "capability 7.5, but this PyTorch was built for sm_80, sm_90" in finding.found
@@ -174,7 +174,7 @@ def test_a_gpu_without_kernels_is_told_what_pytorch_was_built_for(monkeypatch: p
 def test_a_driver_too_old_for_the_cuda_of_this_pytorch_is_wrong(
     driver: str, cuda: str, state: str, available: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cards(monkeypatch, driver=driver, cuda=cuda)
+    gpus(monkeypatch, driver=driver, cuda=cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     findings = found(doctor.accelerators())
     if state == "good":
@@ -224,8 +224,8 @@ def test_the_doctor_needs_nothing_but_python(tmp_path: Path) -> None:
     assert "!! torch         not installed" in result.stdout
 
 
-@clause("00.doctor.cards", "21.card.available")
-def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_card_at_all_is_not(
+@clause("00.doctor.gpus", "21.gpu.available")
+def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_gpu_at_all_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -241,8 +241,8 @@ def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_card_at_all_is_not
     assert finding.found.startswith("none: torch.cuda.is_available() is False")
 
 
-@clause("21.card.nvidia_smi")
-def test_nvidia_smi_is_asked_and_its_failure_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@clause("21.gpu.nvidia_smi")
+def test_nvidia_smi_is_asked_and_its_failure_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.nvidia_smi() == ""
     program = tmp_path / "nvidia-smi"

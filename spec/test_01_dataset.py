@@ -1,4 +1,4 @@
-"""Chapter 01: `LabeledFolder`, the labelled folder of pictures; and how pictures are opened."""
+"""Chapter 01: `LabeledFolder`, the labelled folder of images; and how images are opened."""
 
 import os
 import pickle
@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from reference.data.images import HUGE, LARGEST, decode_image, is_image_name, open_image
 from reference.data.labeled_folder import LabeledFolder as ReferenceFolder
-from reference.data.pictures import HUGE, LARGEST, decode_picture, is_picture_name, open_picture
 from reference.errors import InputError
 from spec.support.assertions import rejects
 from spec.support.clauses import clause
 
 
 def gradient(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A smooth picture without two equal rows or columns, uint8 [height, width, channels]."""
+    """A smooth image without two equal rows or columns, uint8 [height, width, channels]."""
     rows, columns = np.mgrid[0:height, 0:width]
     planes = [(rows * (3 + k) + columns * (7 - k) + 40 * k) % 256 for k in range(channels)]
     return np.stack(planes, axis=-1).astype(np.uint8)
@@ -36,27 +36,27 @@ def draw(path: Path, height: int = 6, width: int = 8, **options: Any) -> Path:
 
 
 def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    picture = open_picture(path, size)
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
+    image = open_image(path, size)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
 
 
 # ---------------------------------------------------------------------------------------------------------- pixels
 
 
-@clause("01.picture.pixels")
-def test_an_rgb_picture_keeps_its_pixels(tmp_path: Path) -> None:
+@clause("01.image.pixels")
+def test_an_rgb_image_keeps_its_pixels(tmp_path: Path) -> None:
     assert np.array_equal(pixels(draw(tmp_path / "a.png")), gradient(6, 8))
 
 
-@clause("01.picture.pixels")
-def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
+@clause("01.image.pixels")
+def test_one_pixel_is_an_image(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
     assert pixels(tmp_path / "a.png", (2, 3)).tolist() == [[[1, 2, 3]] * 3] * 2
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "LAB", "P", "RGB"])
 def test_a_mode_without_alpha_shows_the_colours_pillow_shows(mode: str, tmp_path: Path) -> None:
     source = Image.fromarray(gradient(6, 8))
@@ -73,7 +73,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.rint(colour.astype(float) * a + 255 * (1 - a)).astype(int)
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
     colour, alpha = gradient(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -83,7 +83,7 @@ def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(pixels(tmp_path / f"a{suffix}"), over_white(colour, alpha))
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 @pytest.mark.parametrize("mode", ["HSV", "RGBa", "PA"])
 def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Image.new(mode, (2, 1))
@@ -97,40 +97,40 @@ def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, m
     assert second == ([128] * 3 if mode == "HSV" else [255] * 3)
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 def test_la_is_laid_over_white(tmp_path: Path) -> None:
     grey, alpha = gradient(16, 16, 1)[..., 0], np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).save(tmp_path / "a.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), over_white(np.dstack([grey] * 3), alpha))
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 def test_a_palette_with_one_transparent_colour_shows_white_there(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    picture.save(tmp_path / "a.png", transparency=1)
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "a.png", transparency=1)
     assert pixels(tmp_path / "a.png").tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 def test_a_palette_with_an_alpha_for_each_colour_is_laid_over_white(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    picture.save(tmp_path / "a.png", transparency=bytes([255, 128, 0]))
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "a.png", transparency=bytes([255, 128, 0]))
     middle = [round(c * 128 / 255 + 255 * 127 / 255) for c in (40, 50, 60)]
     assert pixels(tmp_path / "a.png").tolist() == [[[10, 20, 30], middle, [255, 255, 255]]]
 
 
-@clause("01.picture.pixels")
+@clause("01.image.pixels")
 @pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9)), ("I;16", 700)])
 def test_a_colour_declared_transparent_shows_white(mode: str, colour: Any, tmp_path: Path) -> None:
-    picture = Image.new(mode, (2, 1), 0)
-    picture.putpixel((1, 0), colour)
-    picture.save(tmp_path / "a.png", transparency=colour)
+    image = Image.new(mode, (2, 1), 0)
+    image.putpixel((1, 0), colour)
+    image.save(tmp_path / "a.png", transparency=colour)
     assert pixels(tmp_path / "a.png").tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-@clause("01.picture.scale")
+@clause("01.image.scale")
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"], ids=["I;16", "I;16B"])
 def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]])
@@ -139,7 +139,7 @@ def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
     assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 1, 1, 1, 127, 128, 254, 255, 255]
 
 
-@clause("01.picture.scale")
+@clause("01.image.scale")
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -162,7 +162,7 @@ def test_floats_are_scaled_from_the_smallest_customary_range(
     assert pixels(tmp_path / "a.tif")[0, :, 1].tolist() == expected
 
 
-@clause("01.picture.scale")
+@clause("01.image.scale")
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([0, 100, 255], [0, 100, 255]), ([0, 25700, 65535], [0, 100, 255]), ([-(2**31), 0, 2**31 - 1], [0, 128, 255])],
@@ -181,10 +181,10 @@ ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     6: lambda p: np.rot90(p, -1),
     7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
     8: lambda p: np.rot90(p),
-}  # EXIF 2.3, tag 0x0112: where row 0 and column 0 of the stored picture belong
+}  # EXIF 2.3, tag 0x0112: where row 0 and column 0 of the stored image belong
 
 
-@clause("01.picture.orientation")
+@clause("01.image.orientation")
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", ORIENTED)
 def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, tmp_path: Path) -> None:
@@ -196,16 +196,16 @@ def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, 
     assert pixels(path).shape == expected.shape
     tolerance = 12 if suffix == ".jpg" else 0  # JPEG of the best quality still rounds, more so at the gradient's jumps
     assert abs(pixels(path) - expected).max() <= tolerance
-    assert not open_picture(path).getexif(), "a viewer would turn it a second time"
+    assert not open_image(path).getexif(), "a viewer would turn it a second time"
 
 
-@clause("01.picture.pixels")
-def test_damaged_metadata_do_not_make_a_picture_unreadable(tmp_path: Path) -> None:
+@clause("01.image.pixels")
+def test_damaged_metadata_do_not_make_an_image_unreadable(tmp_path: Path) -> None:
     path = draw(tmp_path / "a.png", exif=b"Exif\0\0XX\x00\x99nonsense")
     assert np.array_equal(pixels(path), gradient(6, 8))
 
 
-@clause("01.picture.first_frame")
+@clause("01.image.first_frame")
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
 def test_of_an_animation_the_first_frame_is_shown(suffix: str, tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
@@ -219,7 +219,7 @@ def test_of_an_animation_the_first_frame_is_shown(suffix: str, tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------------------- resizing
 
 
-@clause("01.picture.size")
+@clause("01.image.size")
 @pytest.mark.parametrize("size", [(32, 32), (5, 7), (1, 1), (100, 3)], ids=str)
 @pytest.mark.parametrize("stored", [(48, 64), (7, 5), (1, 1), (33, 1)], ids=str)
 def test_size_is_height_and_width_and_resizing_is_pillows_bilinear(
@@ -230,7 +230,7 @@ def test_size_is_height_and_width_and_resizing_is_pillows_bilinear(
     assert np.array_equal(pixels(path, size), np.asarray(expected))
 
 
-@clause("01.picture.size")
+@clause("01.image.size")
 def test_resizing_equals_torchvisions_resize(tmp_path: Path) -> None:
     from torchvision.transforms import Resize
 
@@ -238,8 +238,8 @@ def test_resizing_equals_torchvisions_resize(tmp_path: Path) -> None:
     assert np.array_equal(pixels(path, (20, 30)), np.asarray(Resize((20, 30))(Image.fromarray(gradient(48, 64)))))
 
 
-@clause("01.picture.orientation")
-def test_a_turned_picture_is_resized_after_turning(tmp_path: Path) -> None:
+@clause("01.image.orientation")
+def test_a_turned_image_is_resized_after_turning(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = draw(tmp_path / "a.png", 40, 90, exif=exif)
@@ -250,64 +250,64 @@ def test_a_turned_picture_is_resized_after_turning(tmp_path: Path) -> None:
 @pytest.fixture
 def huge_from_a_quarter_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert HUGE == 16 * 2**20
-    monkeypatch.setattr("reference.data.pictures.HUGE", 2**18)
+    monkeypatch.setattr("reference.data.images.HUGE", 2**18)
 
 
-@clause("01.picture.size")
+@clause("01.image.size")
 @pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_huge_picture_differs_from_the_plain_recipe_only_slightly(suffix: str, tmp_path: Path) -> None:
+def test_a_huge_image_differs_from_the_plain_recipe_only_slightly(suffix: str, tmp_path: Path) -> None:
     small = Image.fromarray(gradient(16, 16)).resize((1300, 1100), Image.Resampling.BICUBIC)
     small.save(tmp_path / f"a{suffix}", compress_level=1)
     plain = Image.open(tmp_path / f"a{suffix}").resize((32, 24), Image.Resampling.BILINEAR)
     assert abs(pixels(tmp_path / f"a{suffix}", (24, 32)) - np.asarray(plain).astype(int)).max() <= 4
 
 
-@clause("01.picture.size")
+@clause("01.image.size")
 @pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
 @pytest.mark.parametrize("size", [(16, 16), None], ids=["resized", "full size"])
 @pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
 @pytest.mark.slow
-def test_a_huge_picture_of_another_mode_is_converted_the_same_in_every_part(
+def test_a_huge_image_of_another_mode_is_converted_the_same_in_every_part(
     mode: str, size: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     height, width = 1280, 1100  # the lower half is white
     if mode == "RGBA":
-        picture, expected = Image.new(mode, (width, height), (100, 0, 0, 255)), [100, 0, 0]
-        picture.paste((0, 0, 0, 0), (0, height // 2, width, height))
+        image, expected = Image.new(mode, (width, height), (100, 0, 0, 255)), [100, 0, 0]
+        image.paste((0, 0, 0, 0), (0, height // 2, width, height))
     else:
         top = 65535 if mode == "I;16" else 1
-        picture, expected = Image.new(mode, (width, height), 0), [0, 0, 0]
-        picture.paste(top, (0, height // 2, width, height))
-    picture.save(tmp_path / "a.tif")
+        image, expected = Image.new(mode, (width, height), 0), [0, 0, 0]
+        image.paste(top, (0, height // 2, width, height))
+    image.save(tmp_path / "a.tif")
     found = pixels(tmp_path / "a.tif", size)
     middle, border = len(found) // 2, 0 if size is None else 1  # resizing mixes the two rows at the border
     assert (found[: middle - border] == expected).all()
     assert (found[middle + border :] == 255).all()
 
 
-@clause("01.picture.size")
+@clause("01.image.size")
 @pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
-def test_a_long_thin_picture_is_not_reduced_below_what_is_wanted(tmp_path: Path) -> None:
+def test_a_long_thin_image_is_not_reduced_below_what_is_wanted(tmp_path: Path) -> None:
     Image.fromarray(np.tile(gradient(20, 1), (1, 20_000, 1))).save(tmp_path / "a.png", compress_level=1)
     found = pixels(tmp_path / "a.png", (20, 4))
     assert np.array_equal(found, np.tile(gradient(20, 1), (1, 4, 1)))
 
 
-@clause("01.picture.limit")
+@clause("01.image.limit")
 def test_pillows_own_size_limit_is_neither_met_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = draw(tmp_path / "a.png", 6, 8)
     assert pixels(path).shape == (6, 8, 3)
     with pytest.raises(InputError):
-        open_picture(tmp_path / "missing.png")
+        open_image(tmp_path / "missing.png")
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-@clause("01.picture.limit")
+@clause("01.image.limit")
 def test_pillows_own_size_limit_survives_many_threads(tmp_path: Path) -> None:
     path, before = draw(tmp_path / "a.png"), Image.MAX_IMAGE_PIXELS
-    threads = [threading.Thread(target=lambda: [open_picture(path) for _ in range(50)]) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: [open_image(path) for _ in range(50)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -323,11 +323,11 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-@clause("01.picture.limit")
-def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+@clause("01.image.limit")
+def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_that_claims(20_001, 20_000))
     with pytest.raises(InputError, match=r"bomb.png: .*20001×20000 = 400,020,000 pixels, at most 400,000,000"):
-        open_picture(tmp_path / "bomb.png")
+        open_image(tmp_path / "bomb.png")
     assert LARGEST == 400_000_000
 
 
@@ -340,7 +340,7 @@ def jpeg(tmp_path: Path) -> bytes:
 
 BROKEN: dict[str, Callable[[Path], bytes]] = {
     "empty.png": lambda _: b"",
-    "text.png": lambda _: b"this is no picture\n" * 20,
+    "text.png": lambda _: b"this is no image\n" * 20,
     "cut.jpg": lambda tmp: jpeg(tmp)[:700],
     "header.jpg": lambda tmp: jpeg(tmp)[:20],
     "cut.png": lambda tmp: draw(tmp / "whole.png", 64, 64).read_bytes()[:-60],
@@ -353,31 +353,31 @@ BROKEN: dict[str, Callable[[Path], bytes]] = {
 }
 
 
-@clause("01.picture.rejects")
+@clause("01.image.rejects")
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_picture_is_named_with_the_reason_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_with_the_reason_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(BROKEN[name](tmp_path))
-    with pytest.raises(InputError, match=rf"{name}: not a readable picture \(.+\)$") as caught:
-        open_picture(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: not a readable image \(.+\)$") as caught:
+        open_image(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert "object at 0x" not in str(caught.value)
 
 
-@clause("01.picture.rejects")
+@clause("01.image.rejects")
 def test_a_missing_file_and_a_directory_are_named_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no\.png: not a readable picture \(No such file or directory\)"):
-        open_picture(tmp_path / "no.png")
-    with pytest.raises(InputError, match=r"not a readable picture \(Is a directory\)"):
-        open_picture(tmp_path)
+    with pytest.raises(InputError, match=r"no\.png: not a readable image \(No such file or directory\)"):
+        open_image(tmp_path / "no.png")
+    with pytest.raises(InputError, match=r"not a readable image \(Is a directory\)"):
+        open_image(tmp_path)
 
 
-@clause("01.picture.rejects")
+@clause("01.image.rejects")
 def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\\nb é\.png: not a readable picture"):
-        open_picture(tmp_path / "a\nb é.png")
+    with pytest.raises(InputError, match=r"a\\nb é\.png: not a readable image"):
+        open_image(tmp_path / "a\nb é.png")
 
 
-@clause("01.picture.rejects")
+@clause("01.image.rejects")
 @pytest.mark.parametrize(
     "fault", [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)]
 )
@@ -389,12 +389,12 @@ def test_whatever_a_decoder_raises_becomes_an_input_error(
 
     path = draw(tmp_path / "a.png")
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_end", fail)
-    with pytest.raises(InputError, match=r"a\.png: not a readable picture \(.+\)") as caught, open(path, "rb") as file:
-        decode_picture(file, path)
+    with pytest.raises(InputError, match=r"a\.png: not a readable image \(.+\)") as caught, open(path, "rb") as file:
+        decode_image(file, path)
     assert caught.value.__cause__ is fault
 
 
-@clause("01.picture.extensions")
+@clause("01.image.extensions")
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -408,14 +408,14 @@ def test_whatever_a_decoder_raises_becomes_an_input_error(
         ],
     ],
 )
-def test_pictures_are_told_by_the_extension(name: str, expected: bool) -> None:
-    assert is_picture_name(name) is expected
+def test_images_are_told_by_the_extension(name: str, expected: bool) -> None:
+    assert is_image_name(name) is expected
 
 
-@clause("01.picture.import")
+@clause("01.image.import")
 @pytest.mark.slow
 def test_importing_does_not_load_every_plugin() -> None:
-    code = "import reference.data.pictures, sys; print('PIL.FliImagePlugin' in sys.modules)"
+    code = "import reference.data.images, sys; print('PIL.FliImagePlugin' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -423,7 +423,7 @@ def test_importing_does_not_load_every_plugin() -> None:
 
 
 MENDED = """
-class Pictures:
+class Images:
     def __init__(self, root, label):
         self.root_dir = root
         self.label_dir = label
@@ -431,24 +431,24 @@ class Pictures:
 
     def __getitem__(self, index):
         name = self.names[index]
-        picture = open_picture(join(self.root_dir, self.label_dir, name))
+        image = open_image(join(self.root_dir, self.label_dir, name))
         label = self.label_dir
-        return picture, label
+        return image, label
 
     def __len__(self):
         return len(self.names)
 
 root, ants_label = "dataset/train", "ants"
-ants = Pictures(root, ants_label)
+ants = Images(root, ants_label)
 item, length = ants[0], len(ants)
 """
 """The listing's program in our own words."""
 
 
 def run_listing(changed: str = "", into: str = "") -> dict[str, Any]:
-    """Run it with one of its lines changed, in a folder that holds one picture called 0.jpg."""
+    """Run it with one of its lines changed, in a folder that holds one image called 0.jpg."""
     assert changed in MENDED
-    names: dict[str, Any] = {"listdir": lambda _: ["0.jpg"], "open_picture": Path, "join": os.path.join}
+    names: dict[str, Any] = {"listdir": lambda _: ["0.jpg"], "open_image": Path, "join": os.path.join}
     exec(compile(MENDED.replace(changed, into, 1) if changed else MENDED, "listing", "exec"), names)
     return names
 
@@ -470,7 +470,7 @@ def test_a_method_without_its_colon_stops_the_whole_file() -> None:
 @clause("01.listing.label_name")
 def test_the_ants_label_is_used_under_a_name_that_does_not_exist_yet() -> None:
     with pytest.raises(NameError, match="'label' is not defined"):
-        run_listing("Pictures(root, ants_label)", "Pictures(root, label)")  # line 68
+        run_listing("Images(root, ants_label)", "Images(root, label)")  # line 68
 
 
 @clause("01.listing.arguments")
@@ -492,9 +492,9 @@ def test_label_dot_dir_needs_a_label() -> None:
 
 
 @clause("01.listing.name_dot")
-def test_picture_dot_name_needs_a_picture() -> None:
-    with pytest.raises(UnboundLocalError, match="local variable 'picture'"):
-        run_listing("name = self.names[index]", "picture.name = self.names[index]")  # line 55
+def test_image_dot_name_needs_an_image() -> None:
+    with pytest.raises(UnboundLocalError, match="local variable 'image'"):
+        run_listing("name = self.names[index]", "image.name = self.names[index]")  # line 55
 
 
 @clause("01.listing.laber")
@@ -520,7 +520,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def heights(dataset: Any) -> list[Any]:
-    """The items by number, a picture as its height."""
+    """The items by number, an image as its height."""
     items = [dataset[i] for i in range(len(dataset))]
     return [(item[0].height, item[1]) if isinstance(item[0], Image.Image) else item for item in items]
 
@@ -580,25 +580,25 @@ def test_brackets_call_getitem_and_len_calls_len(LabeledFolder: Folder, root: Pa
 
 
 @clause("01.folder.length")
-def test_the_length_is_the_number_of_pictures(LabeledFolder: Folder, root: Path) -> None:
+def test_the_length_is_the_number_of_images(LabeledFolder: Folder, root: Path) -> None:
     assert [len(LabeledFolder(root, label)) for label in ("ants", "bees")] == [6, 3]
 
 
 @clause("01.folder.index", "01.folder.order")
-def test_items_are_picture_and_folder_name_in_the_order_of_the_file_names(
+def test_items_are_image_and_folder_name_in_the_order_of_the_file_names(
     LabeledFolder: Folder, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = os.listdir
     monkeypatch.setattr(os, "listdir", lambda *args: sorted(listed(*args), key=str.lower, reverse=True))
     ants = LabeledFolder(root, "ants")
     assert heights(ants) == ANTS
-    picture, label = ants[4]
-    assert (picture.mode, label) == ("RGB", "ants")
-    assert np.array_equal(np.asarray(picture), gradient(4, 5))
+    image, label = ants[4]
+    assert (image.mode, label) == ("RGB", "ants")
+    assert np.array_equal(np.asarray(image), gradient(4, 5))
 
 
-@clause("01.folder.pictures_only")
-def test_what_is_no_picture_is_left_out(LabeledFolder: Folder, root: Path) -> None:
+@clause("01.folder.images_only")
+def test_what_is_no_image_is_left_out(LabeledFolder: Folder, root: Path) -> None:
     (root / "ants" / "notes.txt").write_text("ant")
     (root / "ants" / "Thumbs.db").write_bytes(b"\0")
     draw(root / "ants" / ".hidden.png")
@@ -608,8 +608,8 @@ def test_what_is_no_picture_is_left_out(LabeledFolder: Folder, root: Path) -> No
     assert heights(ants) == ANTS
 
 
-@clause("01.folder.pictures_only")
-def test_links_to_pictures_are_followed_and_dangling_ones_are_named(LabeledFolder: Folder, root: Path) -> None:
+@clause("01.folder.images_only")
+def test_links_to_images_are_followed_and_dangling_ones_are_named(LabeledFolder: Folder, root: Path) -> None:
     (root / "bees" / "3.jpg").symlink_to(root / "ants" / "a.png")
     (root / "bees" / "4.jpg").symlink_to(root / "nowhere.png")
     (root / "bees" / "5.jpg").symlink_to(root / "ants")
@@ -644,8 +644,8 @@ def test_only_one_integer_takes_an_item(LabeledFolder: Folder, index: Any, root:
 
 
 @clause("01.folder.transform")
-def test_the_transform_is_applied_to_the_picture_only(LabeledFolder: Folder, root: Path) -> None:
-    assert LabeledFolder(root, "bees", transform=lambda picture: picture.size)[1] == ((8, 8), "bees")
+def test_the_transform_is_applied_to_the_image_only(LabeledFolder: Folder, root: Path) -> None:
+    assert LabeledFolder(root, "bees", transform=lambda image: image.size)[1] == ((8, 8), "bees")
 
 
 @clause("01.folder.rejects")
@@ -707,8 +707,8 @@ def test_ten_thousand_items_leave_no_file_open(LabeledFolder: Folder, root: Path
 # ------------------------------------------------------------------------------------------- the reference's words
 
 
-def height_of(picture: Image.Image) -> int:
-    return picture.height
+def height_of(image: Image.Image) -> int:
+    return image.height
 
 
 @clause("01.folder.rejects")
@@ -716,10 +716,10 @@ def test_the_reference_names_what_it_cannot_use(root: Path) -> None:
     (root / "wasps").mkdir()
     with pytest.raises(InputError, match=r"there is no folder .*flies"):
         ReferenceFolder(root, "flies")
-    with pytest.raises(InputError, match=r"wasps holds no pictures"):
+    with pytest.raises(InputError, match=r"wasps holds no images"):
         ReferenceFolder(root, "wasps")
-    (root / "bees" / "1.jpg").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"1\.jpg: not a readable picture"):
+    (root / "bees" / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1\.jpg: not a readable image"):
         ReferenceFolder(root, "bees")[1]
 
 

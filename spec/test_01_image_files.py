@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 import reference
-from reference.data import pictures
-from reference.data.pictures import HUGE, LARGEST, LARGEST_FILE, LARGEST_WHOLE, is_picture_name, open_picture
+from reference.data import images
+from reference.data.images import HUGE, LARGEST, LARGEST_FILE, LARGEST_WHOLE, is_image_name, open_image
 from reference.errors import InputError
 from reference.inference import predict
 from spec.support.clauses import clause
@@ -76,7 +76,7 @@ INSIDE: dict[str, Callable[[int, int], bytes]] = {
 }
 
 
-@clause("01.picture.container")
+@clause("01.image.container")
 @pytest.mark.parametrize("container", INSIDE)
 @pytest.mark.slow
 def test_an_image_inside_a_container_is_bounded_before_it_is_decoded(
@@ -93,46 +93,46 @@ def test_an_image_inside_a_container_is_bounded_before_it_is_decoded(
     for name in ("PngImagePlugin.PngImageFile", "JpegImagePlugin.JpegImageFile", "Jpeg2KImagePlugin.Jpeg2KImageFile"):
         Image.init()
         monkeypatch.setattr(f"PIL.{name}.load_prepare", lambda image: refuse(image.size))
-    with pytest.raises(InputError, match=r"bomb\..*: not a readable picture \(.*16,777,216 pixels that are allowed\)"):
-        open_picture(path)
+    with pytest.raises(InputError, match=r"bomb\..*: not a readable image \(.*16,777,216 pixels that are allowed\)"):
+        open_image(path)
     assert decoded == []
     # the suffix does not decide
     (tmp_path / "bomb.png").write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="16,777,216 pixels"):
-        open_picture(tmp_path / "bomb.png", (32, 32))
+        open_image(tmp_path / "bomb.png", (32, 32))
 
 
-@clause("01.picture.container")
+@clause("01.image.container")
 @pytest.mark.parametrize("container", ["PNG in ICO", "PNG in ICNS"])
 def test_icons_are_read(container: str, tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     (tmp_path / "icon").write_bytes(INSIDE[container](1024, 1024) if "ICNS" in container else ico(white_png(256, 256)))
-    assert open_picture(tmp_path / "icon").size in ((1024, 1024), (256, 256))
+    assert open_image(tmp_path / "icon").size in ((1024, 1024), (256, 256))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-@clause("01.picture.container")
+@clause("01.image.container")
 def test_an_image_whose_first_bytes_are_those_of_a_container_is_read(tmp_path: Path) -> None:
     """TGA has no signature: one with a colour map of kind 1 may begin as ICO does."""
     (tmp_path / "a.tga").write_bytes(saved(8, 6, "TGA", "L"))
-    assert open_picture(tmp_path / "a.tga").size == (8, 6)
+    assert open_image(tmp_path / "a.tga").size == (8, 6)
     (tmp_path / "b.tga").write_bytes(b"\0\0\1\0" + b"nonsense" * 4)
-    with pytest.raises(InputError, match=r"b\.tga: not a readable picture \(.+\)$"):
-        open_picture(tmp_path / "b.tga")
+    with pytest.raises(InputError, match=r"b\.tga: not a readable image \(.+\)$"):
+        open_image(tmp_path / "b.tga")
 
 
 # -------------------------------------------------------------------------------------------------- memory, measured
 
 MEASURE = """
 import sys
-from reference.data.pictures import open_picture
+from reference.data.images import open_image
 from PIL import Image
 Image.init()
 def peak():
     return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 before = peak()
 try:
-    open_picture(sys.argv[1], (32, 32))
+    open_image(sys.argv[1], (32, 32))
     print("read", end=" ")
 except ValueError as error:
     print("refused", end=" ")
@@ -180,7 +180,7 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.slow
-@clause("01.picture.memory")
+@clause("01.image.memory")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -222,7 +222,7 @@ def several_scans(file: bytes) -> bytes:
     return file[:place] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(100)
 
 
-@clause("01.picture.limit")
+@clause("01.image.limit")
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [
@@ -238,7 +238,7 @@ def test_the_limit_of_pixels_follows_from_how_a_format_is_decoded(kind: str, lim
     content = headed(kind.removeprefix("several scans "), limit // height + 1, height)
     (tmp_path / "a").write_bytes(several_scans(content) if kind.startswith("several") else content)
     with pytest.raises(InputError, match=rf"pixels, at most {limit:,} are allowed"):
-        open_picture(tmp_path / "a")
+        open_image(tmp_path / "a")
     assert (LARGEST, LARGEST_WHOLE, HUGE, LARGEST_FILE) == (400_000_000, 100_000_000, 2**24, 2**30)
 
 
@@ -269,7 +269,7 @@ OTHERS: dict[str, bytes] = {
 }
 
 
-@clause("01.picture.formats")
+@clause("01.image.formats")
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_format_that_pillow_does_not_decode_by_itself_is_not_opened(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,17 +281,17 @@ def test_a_format_that_pillow_does_not_decode_by_itself_is_not_opened(
     monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
     for name in ("a.png", "a.jpg", "a.eps"):
         (tmp_path / name).write_bytes(OTHERS[kind])
-        with pytest.raises(InputError, match=r"not a readable picture \(no picture format is recognized\)"):
-            open_picture(tmp_path / name)
+        with pytest.raises(InputError, match=r"not a readable image \(no image format is recognized\)"):
+            open_image(tmp_path / name)
 
 
-@clause("01.picture.formats")
+@clause("01.image.formats")
 def test_formats_that_are_not_opened_are_no_image_names() -> None:
     for name in ("a.eps", "a.ps", "a.iim", "a.wmf", "a.emf", "a.bufr", "a.grib", "a.h5", "a.mpg", "a.fpx", "a.mic"):
-        assert not is_picture_name(name), name
+        assert not is_image_name(name), name
     for name in ("a.jpg", "a.mpo", "a.ico", "a.icns", "a.psd", "a.dds", "a.qoi", "a.fits", "a.jp2", "a.tga"):
-        assert is_picture_name(name), name
-    opened = {*pictures.BY_ROWS, *pictures.AS_A_WHOLE, *pictures.RARE}
+        assert is_image_name(name), name
+    opened = {*images.BY_ROWS, *images.AS_A_WHOLE, *images.RARE}
     Image.init()
     assert set(Image.OPEN) - opened == {"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"} | (
         {"FPX", "MIC"} & set(Image.OPEN)
@@ -326,7 +326,7 @@ def special(kind: str, folder: Path) -> Path:
 KINDS = ["a FIFO", "a socket", "a device", "a terminal", "a sparse file"]
 
 
-@clause("01.picture.regular")
+@clause("01.image.regular")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("link", [False, True], ids=["itself", "a link to it"])
@@ -339,11 +339,11 @@ def test_only_regular_files_of_bounded_size_are_opened(kind: str, link: bool, tm
     if kind == "a sparse file":
         said = "it has 5,368,709,120 bytes, at most 1,073,741,824 are allowed"
     with pytest.raises(InputError) as caught:
-        open_picture(path)
-    assert str(caught.value) == f"{path}: not a readable picture ({said})"
+        open_image(path)
+    assert str(caught.value) == f"{path}: not a readable image ({said})"
 
 
-@clause("01.picture.regular")
+@clause("01.image.regular")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alone", [False, True], ids=["in a folder", "named"])
@@ -353,24 +353,24 @@ def test_a_special_file_does_not_keep_back_the_answers_of_its_batch(kind: str, a
     asked = [tmp_path / "a.png", tmp_path / "x.png"] if alone else [tmp_path]
     names = [f"class {i}" for i in range(10)]
     answers = list(predict(reference.Ocean(), names, asked))
-    assert [answer.picture.name for answer in answers] == ["a.png", "x.png"]
+    assert [answer.image.name for answer in answers] == ["a.png", "x.png"]
     assert len(answers[0].classes) == 3
     said = str(answers[1].error)
     assert "not a regular file" in said or "5,368,709,120 bytes" in said
 
 
-@clause("01.picture.regular")
+@clause("01.image.regular")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_labeled_folder_names_a_special_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "ants").mkdir()
     special(kind, tmp_path / "ants")
     dataset = reference.LabeledFolder(tmp_path, "ants")
-    with pytest.raises(InputError, match=r"x\.png: not a readable picture"):
+    with pytest.raises(InputError, match=r"x\.png: not a readable image"):
         dataset[0]
 
 
-@clause("01.picture.regular")
+@clause("01.image.regular")
 def test_a_file_that_becomes_a_fifo_after_it_was_looked_up_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,7 +378,7 @@ def test_a_file_that_becomes_a_fifo_after_it_was_looked_up_does_not_block(
     (tmp_path / "a.png").write_bytes(saved(8, 8, "PNG"))
     monkeypatch.setattr(os, "open", lambda name, *rest: genuine(path if str(name).endswith("a.png") else name, *rest))
     with pytest.raises(InputError, match="it is a FIFO, not a regular file"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
 
 
 # ----------------------------------------------------------------------------------------------------------- warnings
@@ -401,7 +401,7 @@ def noisy(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-@clause("01.picture.warnings")
+@clause("01.image.warnings")
 def test_pillow_warns_of_these_images(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -413,7 +413,7 @@ def test_pillow_warns_of_these_images(tmp_path: Path) -> None:
     assert len({str(warning.message)[:20] for warning in caught}) >= 2
 
 
-@clause("01.picture.warnings")
+@clause("01.image.warnings")
 @pytest.mark.parametrize("action", ["error", "always"])
 def test_a_readable_image_causes_no_warning_in_any_thread(action: Any, tmp_path: Path) -> None:
     paths, failures = noisy(tmp_path), []
@@ -421,7 +421,7 @@ def test_a_readable_image_causes_no_warning_in_any_thread(action: Any, tmp_path:
     def read() -> None:
         try:
             for path in paths * 5:
-                open_picture(path, (32, 32))
+                open_image(path, (32, 32))
         except Exception as error:
             failures.append(error)
 

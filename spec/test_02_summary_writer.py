@@ -28,12 +28,12 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def pixels(folder: Path, tag: str) -> np.ndarray:
-    """The pixels of the only picture of a tag, `[height, width, 3]`."""
+    """The pixels of the only image of a tag, `[height, width, 3]`."""
     (event,) = read(folder).Images(tag)
     return np.array(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     """An array `[height, width, channels]` of bytes, of the size of the chapter's photograph."""
     return np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
 
@@ -52,9 +52,9 @@ def test_a_hundred_steps_draw_the_line_y_equals_2x(tmp_path: Path) -> None:
 
 @clause("02.add_image.printed")
 @pytest.mark.slow
-def test_an_array_of_rows_columns_and_channels_becomes_the_picture(tmp_path: Path) -> None:
+def test_an_array_of_rows_columns_and_channels_becomes_the_image(tmp_path: Path) -> None:
     # chapter 02, line 128
-    array = picture()
+    array = image()
     with SummaryWriter(tmp_path) as writer:
         writer.add_image("img test", array, 1, dataformats="HWC")
     (event,) = read(tmp_path).Images("img test")
@@ -83,18 +83,18 @@ def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> No
 
 @clause("02.add_image.pil")
 @pytest.mark.slow
-def test_a_pil_picture_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
+def test_a_pil_image_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         with pytest.raises(NotImplementedError, match="numpy array or torch tensor"):
-            writer.add_image("x", Image.fromarray(picture()), 1, dataformats="HWC")
-        writer.add_image("x", np.array(Image.fromarray(picture())), 1, dataformats="HWC")
+            writer.add_image("x", Image.fromarray(image()), 1, dataformats="HWC")
+        writer.add_image("x", np.array(Image.fromarray(image())), 1, dataformats="HWC")
 
 
 @clause("02.add_image.dataformats")
 def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_path: Path) -> None:
     # chapter 02, line 127, which is commented out there
     with SummaryWriter(tmp_path) as writer, pytest.raises(TypeError, match="Cannot handle this data type"):
-        writer.add_image("img test", picture(), 1)
+        writer.add_image("img test", image(), 1)
 
 
 @clause("02.server.port")
@@ -122,10 +122,10 @@ def test_the_folder_and_the_port_are_flags_of_tensorboard() -> None:
     ("name", "axes"), [("HWC", (0, 1, 2)), ("CHW", (2, 0, 1)), ("WHC", (1, 0, 2))], ids=["HWC", "CHW", "WHC"]
 )
 @pytest.mark.parametrize("kind", ["bytes", "floats"])
-def test_a_picture_comes_back_whatever_the_order_of_its_axes(
+def test_an_image_comes_back_whatever_the_order_of_its_axes(
     tmp_path: Path, name: str, axes: tuple[int, ...], kind: str
 ) -> None:
-    array = picture()[:6, :5]
+    array = image()[:6, :5]
     moved = np.transpose(array, axes)
     with SummaryWriter(tmp_path) as writer:
         writer.add_image("x", moved if kind == "bytes" else moved.astype(np.float64) / 255, 0, dataformats=name)
@@ -134,16 +134,16 @@ def test_a_picture_comes_back_whatever_the_order_of_its_axes(
 
 
 @clause("02.add_image.formats")
-def test_a_grey_picture_has_two_axes(tmp_path: Path) -> None:
-    array = picture()[:6, :5, 0]
+def test_a_grey_image_has_two_axes(tmp_path: Path) -> None:
+    array = image()[:6, :5, 0]
     with SummaryWriter(tmp_path) as writer:
         writer.add_image("x", array, 0, dataformats="HW")
     assert np.array_equal(pixels(tmp_path, "x"), np.repeat(array[..., None], 3, axis=2))
 
 
 @clause("02.add_images.grid")
-def test_pictures_of_a_batch_are_put_side_by_side(tmp_path: Path) -> None:
-    batch = torch.from_numpy(picture()[:4, :6]).permute(2, 0, 1)[None].repeat(3, 1, 1, 1)
+def test_images_of_a_batch_are_put_side_by_side(tmp_path: Path) -> None:
+    batch = torch.from_numpy(image()[:4, :6]).permute(2, 0, 1)[None].repeat(3, 1, 1, 1)
     batch[1] = 255 - batch[1]
     with SummaryWriter(tmp_path) as writer:
         writer.add_images("x", batch, 0)

@@ -77,8 +77,8 @@ def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@clause("02.run.pictures")
-def test_the_pictures_are_there_for_every_epoch(run_folder: Path) -> None:
+@clause("02.run.images")
+def test_the_images_are_there_for_every_epoch(run_folder: Path) -> None:
     events = read(run_folder)
     for tag in ("predictions", "confusion"):
         images = events.Images(tag)
@@ -146,7 +146,7 @@ def test_a_real_tensorboard_server_shows_the_run(run_folder: Path) -> None:
 @pytest.mark.slow
 @clause("02.server.http")
 def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> None:
-    # chapter 02, lines 92, 93 and 104; line 128's picture, of 2×3 pixels
+    # chapter 02, lines 92, 93 and 104; line 128's image, of 2×3 pixels
     with SummaryWriter(str(tmp_path)) as writer:
         for i in range(100):
             writer.add_scalar("y=2x", 2 * i, i)
@@ -165,7 +165,7 @@ def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> No
 @pytest.mark.slow
 @clause("02.writer.two_epochs", "02.server.http")
 def test_a_real_tensorboard_server_has_156_grids_of_each_of_two_epochs(tmp_path: Path) -> None:
-    # chapter 06, lines 352 to 357, with grids of two pictures of one shade each; a server keeps ten unless it is told
+    # chapter 06, lines 352 to 357, with grids of two images of one shade each; a server keeps ten unless it is told
     with SummaryWriter(str(tmp_path)) as writer:
         for epoch in range(2):
             for step in range(156):
@@ -200,7 +200,7 @@ def page(address: str, profile: Path) -> str:
 @clause("02.server.page")
 @pytest.mark.parametrize("logged", [True, False], ids=["what was logged", "nothing where nothing was"])
 def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
-    # chapter 02, lines 93, 104, 128 and the pictures of lines 111 and 132
+    # chapter 02, lines 93, 104, 128 and the images of lines 111 and 132
     if logged:
         with SummaryWriter(str(tmp_path / "logs" / "a run")) as writer:
             for i in range(100):
@@ -221,10 +221,10 @@ def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
 
 
 @clause("02.add_image.formats")
-def test_a_picture_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
+def test_an_image_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
     drawn = Image.effect_noise((7, 5), 80).convert("RGB")
     tracker = Tracker(tmp_path)
-    tracker.picture("it", drawn, 3)
+    tracker.image("it", drawn, 3)
     tracker.close()
     (image,) = read(tmp_path).Images("it")
     assert image.step == 3
@@ -256,7 +256,7 @@ def logged(folder: Path, steps: range, epochs: range) -> None:
         tracker.scalars(step, train_loss=step / 8)
     for epoch in epochs:
         tracker.scalars(epoch, test_loss=epoch / 8)
-        tracker.picture("confusion", Image.new("RGB", (2, 2), (epoch, 0, 0)), epoch)
+        tracker.image("confusion", Image.new("RGB", (2, 2), (epoch, 0, 0)), epoch)
     tracker.close()
     # the next event file's name is made of the second
     (newest,) = (path for path in folder.glob("events.out.tfevents.*") if not path.name.endswith(".old"))
@@ -302,7 +302,7 @@ def test_forgetting_nothing_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 @clause("02.drawing.predictions")
-def test_the_grid_shows_each_picture_and_says_in_colour_whether_it_was_right() -> None:
+def test_the_grid_shows_each_image_and_says_in_colour_whether_it_was_right() -> None:
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[1] = 200
     grid = draw_predictions(
@@ -317,13 +317,13 @@ def test_the_grid_shows_each_picture_and_says_in_colour_whether_it_was_right() -
     assert not greenish(grid.crop((0, 64, 20, 88)))
 
 
-def greenish(picture: Image.Image) -> bool:
+def greenish(image: Image.Image) -> bool:
     """Is any pixel green, however faint the font's smoothing leaves it?"""
-    return any(green > red for _, (red, green, _) in picture.getcolors(10_000))
+    return any(green > red for _, (red, green, _) in image.getcolors(10_000))
 
 
-def reddish(picture: Image.Image) -> bool:
-    return any(red > green for _, (red, green, _) in picture.getcolors(10_000))
+def reddish(image: Image.Image) -> bool:
+    return any(red > green for _, (red, green, _) in image.getcolors(10_000))
 
 
 @clause("02.drawing.confusion")
@@ -332,9 +332,7 @@ def test_the_confusion_matrix_is_darkest_where_the_share_is_largest() -> None:
     brightness = [
         [sum(sheet.getpixel((90 + column * 44 + 2, 90 + row * 44 + 2))) for column in (0, 1)] for row in (0, 1)
     ]
-    assert (
-        brightness[0][0] < brightness[0][1] < brightness[1][0] == brightness[1][1]
-    )  # a class without pictures is white
+    assert brightness[0][0] < brightness[0][1] < brightness[1][0] == brightness[1][1]  # a class without images is white
 
 
 NAMES = {
@@ -457,7 +455,7 @@ def test_the_sparse_matrix_is_the_dense_one(classes: int, seed: int, size: int) 
     assert packed(dense) is dense
 
 
-@clause("02.run.pictures")
+@clause("02.run.images")
 @pytest.mark.slow
 def test_the_logged_drawings_show_what_the_network_predicts(run_folder: Path) -> None:
     """Pixel by pixel, drawn again from the last checkpoint; targets in place of predictions would have no red."""

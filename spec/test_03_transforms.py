@@ -1,4 +1,4 @@
-"""Chapter 03: why a network takes tensors, and how `ToTensor` makes one of a picture."""
+"""Chapter 03: why a network takes tensors, and how `ToTensor` makes one of an image."""
 
 import importlib.util
 import io
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spec.support.assertions import assert_equal, rejects
 from spec.support.clauses import clause
-from spec.support.pictures import BYTE_MODES, MODES, pixels_of, random_picture
+from spec.support.images import BYTE_MODES, MODES, pixels_of, random_image
 from spec.support.strategies import given, seeds
 
 Transform = Callable[..., Any]
@@ -28,7 +28,7 @@ sides = st.integers(1, 5)
 
 @clause("03.tensor.attributes")
 def test_a_tensor_has_what_training_needs_and_an_array_does_not(ToTensor: Transform) -> None:
-    tensor = ToTensor()(random_picture("RGB", 3, 2, seed=0))
+    tensor = ToTensor()(random_image("RGB", 3, 2, seed=0))
     # chapter 03, lines 141 to 144
     assert (tensor.grad, str(tensor.device), tensor.is_cuda, tensor.requires_grad) == (None, "cpu", False, False)
     assert [name for name in ("grad", "is_cuda", "requires_grad") if hasattr(np.zeros(3), name)] == []
@@ -36,7 +36,7 @@ def test_a_tensor_has_what_training_needs_and_an_array_does_not(ToTensor: Transf
 
 @clause("03.tensor.is_cuda")
 def test_the_attribute_is_called_is_cuda(ToTensor: Transform) -> None:
-    tensor = ToTensor()(random_picture("L", 1, 1, seed=0))
+    tensor = ToTensor()(random_image("L", 1, 1, seed=0))
     assert hasattr(tensor, "is_cuda")
     assert not hasattr(tensor, "is CUDA")
 
@@ -53,7 +53,7 @@ def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() 
 
 @clause("03.tensor.grad")
 def test_the_gradient_cannot_be_set_to_0_but_to_none_and_to_zeros(ToTensor: Transform) -> None:
-    tensor = ToTensor()(random_picture("RGB", 4, 4, seed=0))
+    tensor = ToTensor()(random_image("RGB", 4, 4, seed=0))
     with rejects(naming="grad"):
         tensor.grad = 0
     tensor.grad = None
@@ -63,7 +63,7 @@ def test_the_gradient_cannot_be_set_to_0_but_to_none_and_to_zeros(ToTensor: Tran
 
 @clause("03.tensor.requires_grad_assigned")
 def test_requires_grad_can_be_assigned_to_leaves_only(ToTensor: Transform) -> None:
-    tensor = ToTensor()(random_picture("RGB", 1, 1, seed=0))
+    tensor = ToTensor()(random_image("RGB", 1, 1, seed=0))
     tensor.requires_grad = True
     with rejects(naming="leaf"):
         (tensor * 2).requires_grad = False
@@ -87,28 +87,28 @@ def test_torchvision_s_transforms_are_a_package_with_a_module_of_that_name() -> 
 
 @clause("03.transforms.tool")
 def test_a_transform_is_made_first_and_called_then(ToTensor: Transform) -> None:
-    picture = random_picture("RGB", 3, 2, seed=0)
+    image = random_image("RGB", 3, 2, seed=0)
     tool = ToTensor()
-    result = tool(picture)
+    result = tool(image)
     assert result.shape == (3, 2, 3)
-    assert_equal(tool(picture), result)
+    assert_equal(tool(image), result)
     with rejects(naming=None):  # the signature takes no argument
-        ToTensor(picture)
+        ToTensor(image)
 
 
 @clause("03.board.tensor")
-def test_a_tensor_goes_to_the_board_as_it_is_and_shows_the_picture(ToTensor: Transform, tmp_path: Path) -> None:
+def test_a_tensor_goes_to_the_board_as_it_is_and_shows_the_image(ToTensor: Transform, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    picture = random_picture("RGB", 5, 3, seed=0)
+    image = random_image("RGB", 5, 3, seed=0)
     # chapter 03, lines 171 to 174
     writer = SummaryWriter(tmp_path)
-    writer.add_image("tensor img", ToTensor()(picture), 1)
+    writer.add_image("tensor img", ToTensor()(image), 1)
     writer.close()
     (shown,) = EventAccumulator(str(tmp_path)).Reload().Images("tensor img")
     assert (shown.step, shown.height, shown.width) == (1, 3, 5)
-    assert Image.open(io.BytesIO(shown.encoded_image_string)).tobytes() == picture.tobytes()
+    assert Image.open(io.BytesIO(shown.encoded_image_string)).tobytes() == image.tobytes()
 
 
 # The properties
@@ -119,10 +119,10 @@ def test_a_tensor_goes_to_the_board_as_it_is_and_shows_the_picture(ToTensor: Tra
 def test_bytes_become_channels_first_and_are_divided_by_255(
     ToTensor: Transform, mode: str, width: int, height: int, seed: int
 ) -> None:
-    picture = random_picture(mode, width, height, seed)
+    image = random_image(mode, width, height, seed)
     # in float64, then rounded once: the same number as one correctly rounded division in float32
-    expected = torch.tensor(pixels_of(picture), dtype=torch.float64, device="cpu") / 255
-    assert_equal(ToTensor()(picture), expected.to(torch.float32))
+    expected = torch.tensor(pixels_of(image), dtype=torch.float64, device="cpu") / 255
+    assert_equal(ToTensor()(image), expected.to(torch.float32))
 
 
 @clause("03.totensor.other_numbers", "03.totensor.modes")
@@ -131,23 +131,23 @@ def test_bytes_become_channels_first_and_are_divided_by_255(
 )
 def test_other_modes_keep_their_numbers(ToTensor: Transform, mode: str, dtype: torch.dtype) -> None:
     for seed in range(20):
-        picture = random_picture(mode, 1 + seed % 5, 1 + seed // 5, seed)
-        assert_equal(ToTensor()(picture), torch.tensor(pixels_of(picture), dtype=dtype, device="cpu"))
+        image = random_image(mode, 1 + seed % 5, 1 + seed // 5, seed)
+        assert_equal(ToTensor()(image), torch.tensor(pixels_of(image), dtype=dtype, device="cpu"))
 
 
 @clause("03.totensor.sixteen_bits")
 def test_16_bits_are_taken_for_signed_numbers(ToTensor: Transform) -> None:
-    picture = Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))
-    assert_equal(ToTensor()(picture), torch.tensor([[[0, 32767, -32768, -1]]], dtype=torch.int16, device="cpu"))
+    image = Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))
+    assert_equal(ToTensor()(image), torch.tensor([[[0, 32767, -32768, -1]]], dtype=torch.int16, device="cpu"))
 
 
 @clause("03.totensor.palette")
-def test_of_a_picture_with_a_palette_it_takes_the_indices_not_the_colours(ToTensor: Transform) -> None:
-    picture = Image.fromarray(np.array([[1, 0]], np.uint8))
-    picture.putpalette([10, 20, 30, 255, 255, 255])
-    assert picture.mode == "P"
-    assert_equal(ToTensor()(picture), torch.tensor([[[1 / 255, 0]]], device="cpu"))
-    assert_equal(ToTensor()(picture.convert("RGB"))[:, 0, 0], torch.tensor([1.0, 1, 1], device="cpu"))
+def test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours(ToTensor: Transform) -> None:
+    image = Image.fromarray(np.array([[1, 0]], np.uint8))
+    image.putpalette([10, 20, 30, 255, 255, 255])
+    assert image.mode == "P"
+    assert_equal(ToTensor()(image), torch.tensor([[[1 / 255, 0]]], device="cpu"))
+    assert_equal(ToTensor()(image.convert("RGB"))[:, 0, 0], torch.tensor([1.0, 1, 1], device="cpu"))
 
 
 @clause("03.totensor.exact")
@@ -163,9 +163,9 @@ def test_each_of_the_256_bytes_is_divided_not_multiplied(ToTensor: Transform) ->
 @pytest.mark.parametrize(("value", "becomes"), [(0, 0.0), (255, 1.0)], ids=["black is 0", "white is 1"])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
 def test_black_is_0_and_white_is_1(ToTensor: Transform, mode: str, value: int, becomes: float) -> None:
-    picture = Image.new(mode, (2, 1), (value,) * 3 if mode == "RGB" else value)
-    channels = len(picture.getbands())
-    assert_equal(ToTensor()(picture), torch.full((channels, 1, 2), becomes, device="cpu"))
+    image = Image.new(mode, (2, 1), (value,) * 3 if mode == "RGB" else value)
+    channels = len(image.getbands())
+    assert_equal(ToTensor()(image), torch.full((channels, 1, 2), becomes, device="cpu"))
 
 
 @clause("03.totensor.arrays")
@@ -209,20 +209,20 @@ def test_bytes_become_the_default_dtype(ToTensor: Transform) -> None:
 
 @clause("03.totensor.round_trip")
 @pytest.mark.parametrize("mode", BYTE_MODES)
-def test_there_and_back_again_is_the_picture_to_the_last_bit(ToTensor: Transform, mode: str) -> None:
-    picture = random_picture(mode, 40, 30, seed=0)
-    tensor = ToTensor()(picture)
+def test_there_and_back_again_is_the_image_to_the_last_bit(ToTensor: Transform, mode: str) -> None:
+    image = random_image(mode, 40, 30, seed=0)
+    tensor = ToTensor()(image)
     back = [Image.fromarray((band * 255).to(torch.uint8).numpy()) for band in tensor]
-    assert [band.tobytes() for band in back] == [band.tobytes() for band in picture.split()]
+    assert [band.tobytes() for band in back] == [band.tobytes() for band in image.split()]
 
 
 @clause("03.totensor.copy")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_tensor_is_a_copy(ToTensor: Transform, mode: str) -> None:
-    picture = random_picture(mode, 4, 3, seed=1)
-    before = picture.tobytes()
-    ToTensor()(picture).zero_()
-    assert picture.tobytes() == before
+    image = random_image(mode, 4, 3, seed=1)
+    before = image.tobytes()
+    ToTensor()(image).zero_()
+    assert image.tobytes() == before
 
 
 @clause("03.totensor.repr")
@@ -236,11 +236,11 @@ def test_it_prints_its_name(ToTensor: Transform) -> None:
 @clause("03.totensor.rejects")
 @pytest.mark.parametrize(
     "value",
-    [torch.zeros(3, 2, 2), [[0, 1]], "picture.png", None],
+    [torch.zeros(3, 2, 2), [[0, 1]], "image.png", None],
     ids=["a tensor", "a list", "a file's name", "nothing"],
 )
-def test_what_is_neither_a_picture_nor_an_array_is_rejected(ToTensor: Transform, value: Tensor | list | None) -> None:
-    with rejects(naming=r"\bpic(ture)?\b"):
+def test_what_is_neither_an_image_nor_an_array_is_rejected(ToTensor: Transform, value: Tensor | list | None) -> None:
+    with rejects(naming=r"\b(pic|image)\b"):
         ToTensor()(value)
 
 

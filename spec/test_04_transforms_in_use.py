@@ -27,7 +27,7 @@ from spec.support.assertions import (
     rounding,
 )
 from spec.support.clauses import clause
-from spec.support.pictures import MODES, pixels_of, random_picture
+from spec.support.images import MODES, pixels_of, random_image
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seed_all, seeds, whole
 
 Transform = Callable[..., Any]
@@ -41,24 +41,24 @@ Resampling = Image.Resampling
 def photograph() -> Image.Image:
     """As large as the tutorial's photograph, 768×512, and with its first byte: slopes in three directions."""
     y, x = np.mgrid[:512, :768]
-    picture = np.stack([(80 + x) % 256, (x + y) % 256, (3 * y) % 256], axis=-1).astype(np.uint8)
-    return Image.fromarray(picture)
+    image = np.stack([(80 + x) % 256, (x + y) % 256, (3 * y) % 256], axis=-1).astype(np.uint8)
+    return Image.fromarray(image)
 
 
 def numbered(height: int, width: int) -> Tensor:
-    """A picture of one channel in which every pixel is another number."""
+    """An image of one channel in which every pixel is another number."""
     return torch.arange(height * width).reshape(1, height, width)
 
 
 # The values
 
 
-@clause("04.picture.printed")
+@clause("04.image.printed")
 def test_the_photograph_prints_its_class_mode_and_size(tmp_path: Path) -> None:
     photograph().save(tmp_path / "0013035.jpg")
-    with Image.open(tmp_path / "0013035.jpg") as picture:
+    with Image.open(tmp_path / "0013035.jpg") as image:
         # chapter 04, line 231; the size is (width, height)
-        assert repr(picture).startswith("<PIL.JpegImagePlugin.JpegImageFile image mode=RGB size=768x512 at 0x")
+        assert repr(image).startswith("<PIL.JpegImagePlugin.JpegImageFile image mode=RGB size=768x512 at 0x")
 
 
 @clause("04.normalize.pixel")
@@ -113,7 +113,7 @@ def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> Non
 
 
 @clause("04.transforms.machine")
-def test_a_transform_of_a_picture_needs_no_accelerator(ToTensor: Transform, Normalize: Transform) -> None:
+def test_a_transform_of_an_image_needs_no_accelerator(ToTensor: Transform, Normalize: Transform) -> None:
     assert str(Normalize([0.5], [0.5])(ToTensor()(photograph())).device) == "cpu"
 
 
@@ -128,16 +128,16 @@ def test_the_board_needs_no_distutils_any_more() -> None:
 
 
 @clause("04.transforms.kinds")
-def test_a_picture_comes_as_a_pil_picture_a_tensor_or_an_array(
+def test_an_image_comes_as_a_pil_image_a_tensor_or_an_array(
     ToTensor: Transform, Resize: Transform, RandomCrop: Transform, RandomHorizontalFlip: Transform
 ) -> None:
-    picture = random_picture("RGB", 4, 3, seed=0)
-    array = np.array(picture)
-    assert_equal(ToTensor()(array), ToTensor()(picture))
+    image = random_image("RGB", 4, 3, seed=0)
+    array = np.array(image)
+    assert_equal(ToTensor()(array), ToTensor()(image))
     for transform in (Resize((2, 2)), RandomCrop(2), RandomHorizontalFlip(1)):
-        assert isinstance(transform(picture), Image.Image)
-        assert isinstance(transform(ToTensor()(picture)), Tensor)
-        with rejects(naming="ndarray|'picture'"):  # an array goes through ToTensor first
+        assert isinstance(transform(image), Image.Image)
+        assert isinstance(transform(ToTensor()(image)), Tensor)
+        with rejects(naming="ndarray|'image'"):  # an array goes through ToTensor first
             transform(array)
 
 
@@ -161,16 +161,14 @@ def test_with_their_own_mean_and_standard_deviation_the_pixels_are_centred_and_o
 
 
 @clause("04.normalize.board")
-def test_the_normalized_picture_is_black_on_the_board(
-    ToTensor: Transform, Normalize: Transform, tmp_path: Path
-) -> None:
+def test_the_normalized_image_is_black_on_the_board(ToTensor: Transform, Normalize: Transform, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    picture = random_picture("RGB", 5, 3, seed=0)
+    image = random_image("RGB", 5, 3, seed=0)
     with SummaryWriter(tmp_path) as writer:
         # chapter 04, line 213
-        writer.add_image("Normalize", Normalize([1, 3, 5], [0.5, 0.5, 0.5])(ToTensor()(picture)), 1)
+        writer.add_image("Normalize", Normalize([1, 3, 5], [0.5, 0.5, 0.5])(ToTensor()(image)), 1)
     (shown,) = EventAccumulator(str(tmp_path)).Reload().Images("Normalize")
     assert set(Image.open(io.BytesIO(shown.encoded_image_string)).tobytes()) == {0}
 
@@ -194,7 +192,7 @@ def test_a_pair_stretches(Resize: Transform) -> None:
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 7), (9, 2)])
 def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
     resize = Resize((height, width))
-    assert resize(random_picture("RGB", 5, 4, seed=0)).size == (width, height)  # PIL: width first
+    assert resize(random_image("RGB", 5, 4, seed=0)).size == (width, height)  # PIL: width first
     assert resize(torch.zeros(3, 4, 5)).shape == (3, height, width)
 
 
@@ -223,8 +221,8 @@ def test_one_number_keeps_the_photograph_s_proportions(Resize: Transform) -> Non
 
 @clause("04.resize.type")
 @pytest.mark.parametrize("mode", MODES)
-def test_resize_keeps_the_mode_of_a_picture(Resize: Transform, mode: str) -> None:
-    resized = Resize((2, 3))(random_picture(mode, 5, 4, seed=0))
+def test_resize_keeps_the_mode_of_an_image(Resize: Transform, mode: str) -> None:
+    resized = Resize((2, 3))(random_image(mode, 5, 4, seed=0))
     assert isinstance(resized, Image.Image)
     assert (resized.mode, resized.size) == (mode, (3, 2))
 
@@ -233,7 +231,7 @@ def test_resize_keeps_the_mode_of_a_picture(Resize: Transform, mode: str) -> Non
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
 def test_resize_keeps_the_dtype_of_a_tensor(Resize: Transform, dtype: torch.dtype, antialias: bool) -> None:
-    # a picture of one value keeps it
+    # an image of one value keeps it
     expected = torch.full((3, 2, 3), 9, dtype=dtype)
     resized = Resize((2, 3), antialias=antialias)(torch.full((3, 4, 6), 9, dtype=dtype))
     assert_close(resized, expected, rounding(torch.float32, 16, 9.0))
@@ -397,25 +395,25 @@ def test_resized_bytes_are_the_nearest_whole_numbers(
     interpolation=st.sampled_from([Resampling.NEAREST, Resampling.BILINEAR, Resampling.BICUBIC]),
     seed=seeds,
 )
-def test_a_resized_picture_is_pillow_s_to_the_last_bit(
+def test_a_resized_image_is_pillow_s_to_the_last_bit(
     Resize: Transform, mode: str, old: Pair, new: Pair, interpolation: Any, seed: int
 ) -> None:
-    picture = random_picture(mode, *old, seed)
-    before = picture.tobytes()
-    resized = Resize(new[::-1], interpolation=interpolation)(picture)
-    assert resized.tobytes() == picture.resize(new, interpolation).tobytes()
-    assert picture.tobytes() == before
+    image = random_image(mode, *old, seed)
+    before = image.tobytes()
+    resized = Resize(new[::-1], interpolation=interpolation)(image)
+    assert resized.tobytes() == image.resize(new, interpolation).tobytes()
+    assert image.tobytes() == before
 
 
 @clause("04.resize.pillow", "04.resize.antialias")
 @given(mode=st.sampled_from(["L", "RGB"]), old=st.tuples(sides, sides), new=st.tuples(sides, sides), seed=seeds)
-def test_a_resized_picture_is_the_antialiased_definition_rounded_twice(
+def test_a_resized_image_is_the_antialiased_definition_rounded_twice(
     Resize: Transform, mode: str, old: Pair, new: Pair, seed: int
 ) -> None:
-    picture = random_picture(mode, *old, seed)
-    result = torch.tensor(pixels_of(Resize(new)(picture)), dtype=torch.float64)
+    image = random_image(mode, *old, seed)
+    result = torch.tensor(pixels_of(Resize(new)(image)), dtype=torch.float64)
     twice = Tolerance(1.001, "half a unit along the rows, half along the columns, and 22 bits of each weight")
-    assert_close(result, bilinear(pixels_of(picture), new, antialias=True), twice)
+    assert_close(result, bilinear(pixels_of(image), new, antialias=True), twice)
 
 
 @clause("04.resize.antialias")
@@ -430,11 +428,11 @@ def test_without_antialias_a_tensor_that_shrinks_loses_pixels(Resize: Transform)
 
 
 @clause("04.resize.antialias")
-def test_pictures_are_antialiased_whatever_one_asks_for(Resize: Transform) -> None:
-    picture = random_picture("RGB", 6, 6, seed=0)
+def test_images_are_antialiased_whatever_one_asks_for(Resize: Transform) -> None:
+    image = random_image("RGB", 6, 6, seed=0)
     with pytest.warns(UserWarning, match=r"(?i)anti-?alias.*ignored"):
-        resized = Resize((2, 2), antialias=False)(picture)
-    assert resized.tobytes() == Resize((2, 2))(picture).tobytes()
+        resized = Resize((2, 2), antialias=False)(image)
+    assert resized.tobytes() == Resize((2, 2))(image).tobytes()
 
 
 @clause("04.resize.nearest")
@@ -449,7 +447,7 @@ def test_nearest_copies_the_pixel_at_the_rounded_down_place(
 
 
 @clause("04.resize.nearest")
-def test_nearest_takes_another_pixel_of_a_picture_than_of_a_tensor(Resize: Transform) -> None:
+def test_nearest_takes_another_pixel_of_an_image_than_of_a_tensor(Resize: Transform) -> None:
     line = torch.tensor([[[10, 20, 30, 40]]], dtype=torch.uint8)
     halve = Resize((1, 2), Resampling.NEAREST)
     assert_equal(halve(line), [[[10, 30]]])
@@ -493,10 +491,10 @@ def test_the_longer_side_is_at_most_max_size(
 
 
 @clause("04.resize.identity")
-def test_a_picture_of_the_right_size_is_returned_itself(Resize: Transform) -> None:
-    picture, tensor = random_picture("RGB", 4, 3, seed=0), torch.rand(3, 3, 4)
+def test_an_image_of_the_right_size_is_returned_itself(Resize: Transform) -> None:
+    image, tensor = random_image("RGB", 4, 3, seed=0), torch.rand(3, 3, 4)
     for resize in (Resize(3), Resize((3, 4))):
-        assert resize(picture) is picture
+        assert resize(image) is image
         assert resize(tensor) is tensor
 
 
@@ -510,7 +508,7 @@ def test_nan_spreads_no_further_than_the_window(Resize: Transform, antialias: bo
 
 @clause("04.resize.empty_batch")
 @pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
-def test_a_batch_of_no_pictures_gives_a_batch_of_none(Resize: Transform, antialias: bool) -> None:
+def test_a_batch_of_no_images_gives_a_batch_of_none(Resize: Transform, antialias: bool) -> None:
     assert Resize((2, 3), antialias=antialias)(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 2, 3)
 
 
@@ -526,7 +524,7 @@ def test_resize_is_differentiable(Resize: Transform, size: Pair, antialias: bool
 
 @st.composite
 def crops(draw: st.DrawFn) -> tuple[int, int, Pair, Any]:
-    """Height and width of a picture, a window that fits into it when it is padded, and the padding."""
+    """Height and width of an image, a window that fits into it when it is padded, and the padding."""
     height, width = draw(st.integers(3, 6)), draw(st.integers(3, 6))
     padding = draw(
         st.sampled_from([None, 0, 1, 2]) | st.tuples(*[st.integers(0, 2)] * 2) | st.tuples(*[st.integers(0, 2)] * 4)
@@ -554,24 +552,24 @@ def padded(pixels: np.ndarray, padding: Any, padding_mode: str, fill: int) -> np
 @given(
     case=crops(),
     padding_mode=st.sampled_from(["constant", "edge", "reflect", "symmetric"]),
-    kind=st.sampled_from(["tensor", "batch", "grey picture", "colours"]),
+    kind=st.sampled_from(["tensor", "batch", "grey image", "colours"]),
     seed=seeds,
 )
-def test_every_crop_is_the_drawn_window_of_the_padded_picture(
+def test_every_crop_is_the_drawn_window_of_the_padded_image(
     RandomCrop: Transform, case: tuple[int, int, Pair, Any], padding_mode: str, kind: str, seed: int
 ) -> None:
     height, width, size, padding = case
     array = np.arange(height * width, dtype=np.uint8).reshape(height, width)
     array = np.stack([array, array + 1, array + 2], -1) if kind == "colours" else array
-    whole_picture = padded(array, padding, padding_mode, 200)
+    whole_image = padded(array, padding, padding_mode, 200)
     # the row is drawn first, then the column; where there is no choice of either, nothing is drawn
     seed_all(seed)
     top = left = 0
-    if whole_picture.shape[:2] != size:
-        top = int(torch.randint(0, whole_picture.shape[0] - size[0] + 1, (1,)))
-        left = int(torch.randint(0, whole_picture.shape[1] - size[1] + 1, (1,)))
+    if whole_image.shape[:2] != size:
+        top = int(torch.randint(0, whole_image.shape[0] - size[0] + 1, (1,)))
+        left = int(torch.randint(0, whole_image.shape[1] - size[1] + 1, (1,)))
     next_number = torch.rand(1)
-    expected = torch.from_numpy(whole_picture[top : top + size[0], left : left + size[1]].copy())
+    expected = torch.from_numpy(whole_image[top : top + size[0], left : left + size[1]].copy())
     seed_all(seed)
     crop = RandomCrop(size, padding, fill=200, padding_mode=padding_mode)
     if kind in ("tensor", "batch"):
@@ -608,21 +606,21 @@ def test_what_is_missing_is_added_on_both_sides_if_asked_for(RandomCrop: Transfo
 
 
 @clause("04.crop.padding")
-def test_the_fill_is_one_number_or_one_for_each_channel_of_a_picture(RandomCrop: Transform) -> None:
-    picture = random_picture("RGB", 2, 2, seed=0)
-    assert RandomCrop(4, 1, fill=7)(picture).getpixel((0, 0)) == (7, 7, 7)
-    assert RandomCrop(4, 1, fill=(7, 8, 9))(picture).getpixel((0, 3)) == (7, 8, 9)
+def test_the_fill_is_one_number_or_one_for_each_channel_of_an_image(RandomCrop: Transform) -> None:
+    image = random_image("RGB", 2, 2, seed=0)
+    assert RandomCrop(4, 1, fill=7)(image).getpixel((0, 0)) == (7, 7, 7)
+    assert RandomCrop(4, 1, fill=(7, 8, 9))(image).getpixel((0, 3)) == (7, 8, 9)
 
 
 @clause("04.crop.modes")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_crop_keeps_the_mode_and_the_colours(RandomCrop: Transform, mode: str) -> None:
-    picture = random_picture(mode, 4, 3, seed=0)
-    cropped = RandomCrop((5, 6), padding=1)(picture)
+    image = random_image(mode, 4, 3, seed=0)
+    cropped = RandomCrop((5, 6), padding=1)(image)
     assert cropped.mode == mode
     inner = cropped.crop((1, 1, 5, 4))
-    assert inner.tobytes() == picture.tobytes()
-    assert inner.getpalette() == picture.getpalette()
+    assert inner.tobytes() == image.tobytes()
+    assert inner.getpalette() == image.getpalette()
 
 
 @clause("04.crop.gradients")
@@ -641,15 +639,15 @@ def test_a_crop_is_differentiable(RandomCrop: Transform) -> None:
 
 @clause("04.flip.definition")
 @given(mode=st.sampled_from(MODES), height=sides, width=sides, batch=st.booleans(), layout=layouts, seed=seeds)
-def test_a_flip_exchanges_left_and_right_and_twice_is_the_picture(
+def test_a_flip_exchanges_left_and_right_and_twice_is_the_image(
     RandomHorizontalFlip: Transform, mode: str, height: int, width: int, batch: bool, layout: int, seed: int
 ) -> None:
     flip = RandomHorizontalFlip(p=1)
-    picture = random_picture(mode, width, height, seed)
-    flipped = flip(picture)
-    assert (flipped.mode, flipped.size) == (mode, picture.size)
-    assert pixels_of(flipped) == [[line[::-1] for line in band] for band in pixels_of(picture)]
-    assert flip(flipped).tobytes() == picture.tobytes()
+    image = random_image(mode, width, height, seed)
+    flipped = flip(image)
+    assert (flipped.mode, flipped.size) == (mode, image.size)
+    assert pixels_of(flipped) == [[line[::-1] for line in band] for band in pixels_of(image)]
+    assert flip(flipped).tobytes() == image.tobytes()
     tensor = whole(*([2] if batch else []), 3, height, width, seed=seed)
     given_tensor = laid_out(tensor, layout)
     result = flip(given_tensor)
@@ -696,8 +694,8 @@ def test_compose_calls_one_after_the_other_from_the_left(Compose: Transform) -> 
 
 @clause("04.compose.empty")
 def test_compose_of_nothing_changes_nothing(Compose: Transform) -> None:
-    picture = random_picture("RGB", 2, 2, seed=0)
-    assert Compose([])(picture) is picture
+    image = random_image("RGB", 2, 2, seed=0)
+    assert Compose([])(image) is image
     assert Compose([Compose([]), lambda x: x + 2])(3) == 5
 
 
@@ -769,7 +767,7 @@ def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Tra
     ],
     ids=[
         "bytes", "no channels", "no deviation", "none in half precision", "too few means", "too few deviations",
-        "too many of both", "a picture",
+        "too many of both", "an image",
     ],
 )  # fmt: skip
 def test_normalize_rejects(Normalize: Transform, mean: Any, std: Any, pixels: Any, naming: str) -> None:
@@ -796,10 +794,10 @@ def test_normalize_rejects(Normalize: Transform, mean: Any, std: Any, pixels: An
         "a largest size with a pair", "a largest size that is none", "an unknown interpolation",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of a picture", "of a tensor"])
-def test_resize_rejects(Resize: Transform, options: dict[str, Any], naming: str, picture: Any) -> None:
+@pytest.mark.parametrize("image", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of an image", "of a tensor"])
+def test_resize_rejects(Resize: Transform, options: dict[str, Any], naming: str, image: Any) -> None:
     with rejects(naming=naming):
-        Resize(**options)(picture)
+        Resize(**options)(image)
 
 
 @clause("04.resize.rejects")
@@ -809,12 +807,12 @@ def test_resize_of_a_tensor_rejects_pillow_s_other_interpolations(Resize: Transf
 
 
 @clause("04.transforms.rejects")
-@pytest.mark.parametrize("value", [torch.zeros(3), "picture.png"], ids=["a tensor of 1 dimension", "a file's name"])
-def test_what_is_no_picture_is_rejected(
+@pytest.mark.parametrize("value", [torch.zeros(3), "image.png"], ids=["a tensor of 1 dimension", "a file's name"])
+def test_what_is_no_image_is_rejected(
     Resize: Transform, RandomCrop: Transform, RandomHorizontalFlip: Transform, value: Any
 ) -> None:
     for transform in (Resize(2), RandomCrop(2), RandomHorizontalFlip(1)):
-        with rejects(naming=r"not a torch image|tensor image|'str'|'picture'"):
+        with rejects(naming=r"not a torch image|tensor image|'str'|'image'"):
             transform(value)
 
 
@@ -832,18 +830,18 @@ def test_what_is_no_picture_is_rejected(
         ({"size": 2, "padding": "1"}, r"\bpadding\b"),
     ],
     ids=[
-        "a larger square", "a wider one", "a higher one", "one that is larger than the padded picture", "three numbers",
+        "a larger square", "a wider one", "a higher one", "one that is larger than the padded image", "three numbers",
         "three paddings", "an unknown border", "a padding in words",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of a picture", "of a tensor"])
-def test_random_crop_rejects(RandomCrop: Transform, options: dict[str, Any], naming: str, picture: Any) -> None:
+@pytest.mark.parametrize("image", [Image.new("L", (4, 4)), torch.zeros(1, 4, 4)], ids=["of an image", "of a tensor"])
+def test_random_crop_rejects(RandomCrop: Transform, options: dict[str, Any], naming: str, image: Any) -> None:
     with rejects(naming=naming):
-        RandomCrop(**options)(picture)
+        RandomCrop(**options)(image)
 
 
 @clause("04.crop.rejects")
-def test_a_fill_of_several_numbers_is_for_pictures_only(RandomCrop: Transform) -> None:
+def test_a_fill_of_several_numbers_is_for_images_only(RandomCrop: Transform) -> None:
     with rejects(naming=r"\bfill\b"):
         RandomCrop(2, 1, fill=(1, 2, 3))(torch.zeros(3, 4, 4))
 
@@ -860,7 +858,7 @@ def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTen
 
 
 def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
-    """The very same results, of the same random numbers, as torchvision's, on so many random pictures.
+    """The very same results, of the same random numbers, as torchvision's, on so many random images.
 
     Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied with 1 / 255 instead of being divided.
     """
@@ -875,9 +873,9 @@ def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
         window = (int(numbers.integers(1, height)), int(numbers.integers(1, width)))
         padding = [None, 1, (2, 1), (0, 1, 2, 2)][seed % 4]
         padding_mode = ["constant", "edge", "reflect", "symmetric"][seed // 4 % 4]
-        picture = random_picture(["L", "RGB", "RGBA", "LA"][seed // 16 % 4], width, height, seed)
-        tensor = own["ToTensor"]()(picture)
-        assert_close(tensor, to_tensor(picture).as_subclass(Tensor), rounding(torch.float32, int(v2)))
+        image = random_image(["L", "RGB", "RGBA", "LA"][seed // 16 % 4], width, height, seed)
+        tensor = own["ToTensor"]()(image)
+        assert_close(tensor, to_tensor(image).as_subclass(Tensor), rounding(torch.float32, int(v2)))
         results = []
         for make in (own, theirs):
             seed_all(seed)
@@ -886,8 +884,8 @@ def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
             resize = make["Resize"]((new_height, new_width), antialias=None if seed % 3 else True)
             normalize = make["Normalize"]([0.4] * len(tensor), [0.3] * len(tensor))
             exact = torch.cat([part.flatten() for part in (chain(tensor), normalize(tensor), torch.rand(1))])
-            results.append((exact, chain(picture).tobytes() + resize(picture).tobytes(), resize(tensor)))
-        assert_equal(results[0][0], results[1][0], "crop, flip, normalized picture and next random number")
+            results.append((exact, chain(image).tobytes() + resize(image).tobytes(), resize(tensor)))
+        assert_equal(results[0][0], results[1][0], "crop, flip, normalized image and next random number")
         assert results[0][1] == results[1][1]
         assert_close(results[0][2], results[1][2], resize_rounding(torch.float32, (height, width), True))
 
@@ -897,7 +895,7 @@ HOMES = pytest.mark.parametrize("home", ["torchvision.transforms", "torchvision.
 
 @clause("04.transforms.torchvision")
 @HOMES
-def test_they_agree_with_torchvision_on_30_pictures(
+def test_they_agree_with_torchvision_on_30_images(
     home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
     RandomCrop: Transform, RandomHorizontalFlip: Transform,
 ) -> None:  # fmt: skip
@@ -908,7 +906,7 @@ def test_they_agree_with_torchvision_on_30_pictures(
 @pytest.mark.slow
 @clause("04.transforms.torchvision")
 @HOMES
-def test_they_agree_with_torchvision_on_3000_pictures(
+def test_they_agree_with_torchvision_on_3000_images(
     home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
     RandomCrop: Transform, RandomHorizontalFlip: Transform,
 ) -> None:  # fmt: skip

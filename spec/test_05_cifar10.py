@@ -57,8 +57,8 @@ def small() -> SmallCifar10:
     return small_cifar10()
 
 
-def pictures(small: SmallCifar10, *names: str) -> torch.Tensor:
-    """The pictures of those batches by the format's own words: 1024 red, 1024 green, 1024 blue bytes, row by row."""
+def images_of(small: SmallCifar10, *names: str) -> torch.Tensor:
+    """The images of those batches by the format's own words: 1024 red, 1024 green, 1024 blue bytes, row by row."""
     rows = [row for name in names for row in small.images[name]]
     return torch.tensor([[[[int(row[1024 * c + 32 * y + x]) for x in range(32)] for y in range(32)] for c in range(3)]
                          for row in rows], dtype=torch.uint8)  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_official_sums_are_those_that_torchvision_knows() -> None:
 
 @clause("05.cifar10.format")
 @pytest.mark.parametrize("where", ["unpacked folder", "packed archive", "the folder itself", "the archive itself"])
-def test_pictures_labels_and_names_come_in_the_order_of_the_official_files(
+def test_images_labels_and_names_come_in_the_order_of_the_official_files(
     where: str, small: SmallCifar10, tmp_path: Path
 ) -> None:
     md5 = None
@@ -106,7 +106,7 @@ def test_pictures_labels_and_names_come_in_the_order_of_the_official_files(
         dataset = CIFAR10(root, train=train, archive_md5=md5)
         assert dataset.images.dtype == torch.uint8
         assert dataset.images.shape == (6 * len(names), 3, 32, 32)
-        assert torch.equal(dataset.images, pictures(small, *names))
+        assert torch.equal(dataset.images, images_of(small, *names))
         assert dataset.targets.dtype == torch.int64
         assert dataset.targets.tolist() == [label for name in names for label in small.labels[name]]
         assert dataset.classes == CLASSES
@@ -133,7 +133,7 @@ def test_a_pair_is_the_two_sets_from_one_pass(
 
 
 @clause("05.cifar10.transform")
-def test_an_item_is_a_picture_and_a_number_through_their_transforms(small: SmallCifar10, tmp_path: Path) -> None:
+def test_an_item_is_an_image_and_a_number_through_their_transforms(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, small.files)
     image, label = CIFAR10(tmp_path, archive_md5=None)[0]
     assert isinstance(image, Image.Image)
@@ -178,7 +178,7 @@ def test_batches_that_python_3_wrote_are_read_too(
     files = {"test_batch": pickle.dumps(batch, protocol), "batches.meta": pickle.dumps(names, protocol)}
     write_folder(tmp_path, files)
     dataset = CIFAR10(tmp_path, train=False, archive_md5=None)
-    assert torch.equal(dataset.images, pictures(small, "test_batch"))
+    assert torch.equal(dataset.images, images_of(small, "test_batch"))
     assert dataset.targets.tolist() == small.labels["test_batch"]
     assert dataset.classes == CLASSES
 
@@ -351,7 +351,7 @@ def test_an_archive_packed_again_by_others_is_read(small: SmallCifar10, tmp_path
         info.name = f"./{info.name}"
         info.pax_headers = {"mtime": "1.5", "comment": "an extended header before each member"}
     md5 = write_archive(tmp_path, parts)
-    assert torch.equal(CIFAR10(tmp_path, archive_md5=md5).images, pictures(small, *TRAIN))
+    assert torch.equal(CIFAR10(tmp_path, archive_md5=md5).images, images_of(small, *TRAIN))
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -489,7 +489,7 @@ def test_these_programs_do_run_in_pythons_own_reader(program: str, tmp_path: Pat
 @clause("05.batch.no_execution")
 def test_a_name_that_no_batch_needs_is_said(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": pickle.dumps(Runs(eval, "1"))})
-    assert "(it asks for 'builtins.eval', which no batch of pictures needs)" in refusal(tmp_path)
+    assert "(it asks for 'builtins.eval', which no batch of images needs)" in refusal(tmp_path)
 
 
 NUMBER_OF_BYTES = struct.pack("<Q", 1 << 42)
@@ -516,7 +516,7 @@ HOSTILE = {
     "no end": (b"\x80\x02}", "it has no end"),
     "no bytes": (b"", "it has no end"),
     "an unknown instruction": (b"\x80\x02\xff.", "it has the instruction b'\\xff'"),
-    "a JPEG picture": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "it has the instruction b'\\xff'"),
+    "a JPEG image": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "it has the instruction b'\\xff'"),
     "a list": (pickle.dumps([1, 2]), "not a dictionary with data and a list of labels"),
     "no labels": (pickle.dumps({"data": None}), "not a dictionary with data and a list of labels"),
     "CIFAR-100's labels": (
@@ -589,13 +589,13 @@ CONTENTS: dict[str, tuple[Any, Any, str]] = {
     "objects": (array(dtype=object), [1, 2], NO_ARRAY),
     "fields": (array(dtype=[("red", "u1")]), [1, 2], NO_ARRAY),
     "another width": (array((2, 3071)), [1, 2], NO_ARRAY),
-    "unpacked pictures": (array((2, 3, 32, 32)), [1, 2], NO_ARRAY),
+    "unpacked images": (array((2, 3, 32, 32)), [1, 2], NO_ARRAY),
     "columns first": (array(order="F"), [1, 2], NO_ARRAY),
     "a list as data": ([[0] * 3072] * 2, [1, 2], NO_ARRAY),
     "bytes as data": (bytes(6144), [1, 2], NO_ARRAY),
-    "no pictures": (array((0, 3072)), [], "data has 0 bytes"),
-    "a label too few": (array(), [1], "1 labels for 2 pictures"),
-    "a label too many": (array(), [1, 2, 3], "3 labels for 2 pictures"),
+    "no images": (array((0, 3072)), [], "data has 0 bytes"),
+    "a label too few": (array(), [1], "1 labels for 2 images"),
+    "a label too many": (array(), [1, 2, 3], "3 labels for 2 images"),
     "a label too large": (array(), [1, 10], NO_LABEL),
     "a negative label": (array(), [1, -1], NO_LABEL),
     "a giant label": (array(), [1, 10**5000], "a whole number has 2,077 bytes"),
@@ -1232,7 +1232,7 @@ def test_download_fetches_the_archive_and_reads_it(small: SmallCifar10, server: 
     settings: dict[str, Any] = {"mirrors": [server.url], "archive_md5": md5, "progress": False}
     for train, names in ((True, TRAIN), (False, ("test_batch",))):
         dataset = CIFAR10(tmp_path / "here", train=train, download=True, **settings)
-        assert torch.equal(dataset.images, pictures(small, *names))
+        assert torch.equal(dataset.images, images_of(small, *names))
     assert [len(part) for part in cifar10_pair(tmp_path / "here", download=True, **settings)] == [30, 6]
     assert len(server.requests) == 1
     (tmp_path / "here" / ARCHIVE).write_bytes(b"damaged")

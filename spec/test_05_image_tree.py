@@ -1,4 +1,4 @@
-"""Chapter 05: a tree of pictures as a data set, and the cache in which the reference keeps it decoded."""
+"""Chapter 05: a tree of images as a data set, and the cache in which the reference keeps it decoded."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def draw(path: Path, shade: int, height: int = 8, width: int = 8) -> None:
 
 
 def shade_of(dataset: Any) -> list[int]:
-    """The blue of each picture, which `draw` sets."""
+    """The blue of each image, which `draw` sets."""
     return dataset.images[:, 2, 0, 0].tolist()
 
 
@@ -53,7 +53,7 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Four training and two test pictures in each of three classes; their times are an hour old."""
+    """Four training and two test images in each of three classes; their times are an hour old."""
     root, shade = tmp_path / "tree", 10
     for split, count in (("train", 4), ("test", 2)):
         for name in CLASSES:
@@ -96,7 +96,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @clause("05.tree.classes")
-def test_each_picture_stands_with_its_class(ImageTree: Make, root: Path) -> None:
+def test_each_image_stands_with_its_class(ImageTree: Make, root: Path) -> None:
     train, test = ImageTree(root, size=(8, 8)), ImageTree(root, train=False, size=(8, 8))
     assert train.classes == test.classes == CLASSES
     assert (len(train), len(test)) == (12, 6)
@@ -114,7 +114,7 @@ def test_each_picture_stands_with_its_class(ImageTree: Make, root: Path) -> None
 
 
 @clause("05.tree.size")
-def test_pictures_of_any_size_become_one_size_by_pillows_bilinear(ImageTree: Make, root: Path) -> None:
+def test_images_of_any_size_become_one_size_by_pillows_bilinear(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
     dataset = ImageTree(root, size=(12, 10))
     expected = Image.open(root / "train" / "ant" / "wide.png").resize((10, 12), Image.Resampling.BILINEAR)
@@ -127,7 +127,7 @@ def by_digest(paths: Iterable[str], half: slice) -> list[str]:
 
 
 @clause("05.tree.order")
-def test_of_equal_classes_the_kth_pictures_by_digest_stand_together(ImageTree: Make, root: Path) -> None:
+def test_of_equal_classes_the_kth_images_by_digest_stand_together(ImageTree: Make, root: Path) -> None:
     first, second = slice(0, 64), slice(64, 128)  # hexadecimal digits
     classes = [by_digest((f"{name}/{i}.png" for i in range(4)), first) for name in CLASSES]
     expected = [path for block in zip(*classes, strict=True) for path in by_digest(block, second)]
@@ -145,7 +145,7 @@ def test_every_stretch_holds_the_classes_in_their_proportions(ImageTree: Make, t
     for length in range(1, 91):
         for name, size in sizes.items():
             count = sum(path.startswith(name) for path in paths[:length])
-            # up to a share x of the whole stand round(size · x) of each class: half a picture off for each of the three
+            # up to a share x of the whole stand round(size · x) of each class: half an image off for each of the three
             assert abs(count - length * size / 90) <= 0.5 + 3 * 0.5, (length, name)
 
 
@@ -189,7 +189,7 @@ def test_large_files_and_small_ones_stand_alike(root: Path, monkeypatch: pytest.
 def test_items_pass_through_the_transforms(ImageTree: Make, root: Path) -> None:
     plain = ImageTree(root, size=(8, 8))
     assert plain[0][0].getpixel((0, 0))[2] == shade_of(plain)[0]
-    changed = ImageTree(root, True, lambda picture: picture.size, lambda target: CLASSES[target], size=(4, 6))
+    changed = ImageTree(root, True, lambda image: image.size, lambda target: CLASSES[target], size=(4, 6))
     assert changed[0] == ((6, 4), plain.paths[0].split("/")[0])
 
 
@@ -199,8 +199,8 @@ def test_it_travels_to_another_process(ImageTree: Make, root: Path) -> None:
     assert same(pickle.loads(pickle.dumps(dataset)), dataset)
 
 
-@clause("05.tree.pictures_only")
-def test_hidden_files_and_what_is_no_picture_are_left_out(ImageTree: Make, root: Path) -> None:
+@clause("05.tree.images_only")
+def test_hidden_files_and_what_is_no_image_are_left_out(ImageTree: Make, root: Path) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "readme.txt").write_text("a tree")
     (root / "train" / "ant" / "notes.txt").write_text("ant")
@@ -296,7 +296,7 @@ def test_what_is_not_a_regular_file_of_its_size_is_named_and_can_be_skipped(
     said = "it has 5,368,709,120 bytes, at most 1,073,741,824 are allowed"
     if kind != "a sparse file":
         said = f"it is {kind}, not a regular file"
-    with pytest.raises(InputError, match=re.escape(f"ant/x.png: not a readable picture ({said}); 1 of 13")):
+    with pytest.raises(InputError, match=re.escape(f"ant/x.png: not a readable image ({said}); 1 of 13")):
         ReferenceTree(root)
     for _ in range(2):
         dataset = ReferenceTree(root, skip_broken=True)
@@ -322,7 +322,7 @@ def test_a_name_that_is_not_unicode_will_do(ImageTree: Make, root: Path) -> None
 
 
 @clause("05.tree.links")
-def test_linked_classes_and_pictures_are_followed(ImageTree: Make, root: Path, tmp_path: Path, later: None) -> None:
+def test_linked_classes_and_images_are_followed(ImageTree: Make, root: Path, tmp_path: Path, later: None) -> None:
     draw(tmp_path / "elsewhere" / "0.png", 7)
     (root / "train" / "dog").symlink_to(tmp_path / "elsewhere")
     (root / "train" / "ant" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
@@ -391,11 +391,11 @@ def test_a_wrong_layout_is_rejected(ImageTree: Make, spoil: Callable[[Path], Non
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (spoil_root, r"tree: there is no such folder; a tree of pictures is laid out as train/<class>/… and test/"),
+        (spoil_root, r"tree: there is no such folder; a tree of images is laid out as train/<class>/… and test/"),
         (spoil_train, r"tree/train: there is no such folder; .* train/<class>/…"),
         (spoil_test, r"tree/test: there is no such folder; .* test/<class>/…"),
         (no_classes, r"tree/test: there are no class folders in it; .* laid out as"),
-        (empty_class, r"tree/test/bee: the class folder holds no pictures; add some or remove it"),
+        (empty_class, r"tree/test/bee: the class folder holds no images; add some or remove it"),
         (unknown_class, r"tree/test/bee: .*tree/train has no such class; add it there or remove it here"),
     ],
 )
@@ -421,19 +421,19 @@ def break_two(root: Path) -> None:
 
 
 @clause("05.tree.broken")
-@pytest.mark.parametrize("content", ["cut off", "no picture", "empty"])
-def test_a_broken_picture_is_named(ImageTree: Make, content: str, root: Path) -> None:
+@pytest.mark.parametrize("content", ["cut off", "no image", "empty"])
+def test_a_broken_image_is_named(ImageTree: Make, content: str, root: Path) -> None:
     path = root / "train" / "bee" / "1.png"
-    path.write_bytes({"cut off": path.read_bytes()[:-30], "no picture": b"meow", "empty": b""}[content])
+    path.write_bytes({"cut off": path.read_bytes()[:-30], "no image": b"meow", "empty": b""}[content])
     for _ in range(2):  # decoded, then from a cache, if there is one
         with pytest.raises((ValueError, OSError), match=r"bee.1\.png"):
             ImageTree(root)
 
 
 @clause("05.tree.broken")
-def test_the_first_broken_picture_is_named_and_all_are_counted(root: Path, reads: list[str]) -> None:
+def test_the_first_broken_image_is_named_and_all_are_counted(root: Path, reads: list[str]) -> None:
     break_two(root)
-    text = r"tree/train/bee/1\.png: not a readable picture \(.+\); 2 of 12 pictures are broken: .* --skip-broken"
+    text = r"tree/train/bee/1\.png: not a readable image \(.+\); 2 of 12 images are broken: .* --skip-broken"
     for _ in range(2):  # decoded, then from the cache
         with pytest.raises(InputError, match=text) as caught:
             ReferenceTree(root)
@@ -443,7 +443,7 @@ def test_the_first_broken_picture_is_named_and_all_are_counted(root: Path, reads
 
 @clause("05.tree.broken")
 @pytest.mark.parametrize("first_without", [False, True], ids=["at once", "after the error"])
-def test_broken_pictures_can_be_skipped_and_are_listed(ImageTree: Make, first_without: bool, root: Path) -> None:
+def test_broken_images_can_be_skipped_and_are_listed(ImageTree: Make, first_without: bool, root: Path) -> None:
     whole = ImageTree(root)
     break_two(root)
     if first_without:
@@ -460,7 +460,7 @@ def test_broken_pictures_can_be_skipped_and_are_listed(ImageTree: Make, first_wi
 
 
 @clause("05.tree.broken")
-def test_a_class_of_broken_pictures_only_is_an_error_even_when_skipping(ImageTree: Make, root: Path) -> None:
+def test_a_class_of_broken_images_only_is_an_error_even_when_skipping(ImageTree: Make, root: Path) -> None:
     for path in (root / "train" / "bee").iterdir():
         path.write_text("buzz")
     with pytest.raises((ValueError, OSError), match="class bee"):
@@ -473,7 +473,7 @@ def test_a_class_of_broken_pictures_only_is_an_error_even_when_skipping(ImageTre
 
 
 @clause("05.tree.mended")
-def test_a_mended_picture_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
+def test_a_mended_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
     whole = ImageTree(root)
     good = (root / "train" / "ant" / "0.png").read_bytes()
     (root / "train" / "ant" / "0.png").write_bytes(b"")
@@ -495,13 +495,13 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
 
     with monkeypatch.context() as patch:
         patch.setattr(image_tree, "read_regular", denied)
-        with pytest.raises(InputError, match=r"ant/0\.png: not a readable picture \(Permission denied\); 1 of 12"):
+        with pytest.raises(InputError, match=r"ant/0\.png: not a readable image \(Permission denied\); 1 of 12"):
             ReferenceTree(root)
     assert len(ReferenceTree(root)) == 12
 
 
 @clause("05.tree.mended")
-def test_a_lack_of_memory_is_not_remembered_as_a_broken_picture(
+def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -509,7 +509,7 @@ def test_a_lack_of_memory_is_not_remembered_as_a_broken_picture(
 
     with monkeypatch.context() as patch:
         patch.setattr("PIL.PngImagePlugin.PngImageFile.load_end", fail)
-        with pytest.raises(InputError, match=r"not a readable picture \(MemoryError\); 12 of 12"):
+        with pytest.raises(InputError, match=r"not a readable image \(MemoryError\); 12 of 12"):
             ReferenceTree(root)
     assert len(ReferenceTree(root)) == 12
 
@@ -517,7 +517,7 @@ def test_a_lack_of_memory_is_not_remembered_as_a_broken_picture(
 @clause("05.tree.broken")
 def test_a_dangling_link_is_named(root: Path) -> None:
     (root / "train" / "ant" / "9.png").symlink_to(root / "nowhere.png")
-    with pytest.raises(InputError, match=r"ant/9\.png: not a readable picture \(No such file or directory\); 1 of 13"):
+    with pytest.raises(InputError, match=r"ant/9\.png: not a readable image \(No such file or directory\); 1 of 13"):
         ReferenceTree(root)
     draw(root / "nowhere.png", 7)
     assert 7 in shade_of(ReferenceTree(root))
@@ -884,13 +884,13 @@ import pathlib, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 from reference.data import image_tree
 root, mark = map(pathlib.Path, sys.argv[1:3])
-real = image_tree.decode_picture
+real = image_tree.decode_image
 def slow(*args):
     with open(mark, "a") as file:
         file.write("x")
     time.sleep(0.05)
     return real(*args)
-image_tree.decode_picture = slow
+image_tree.decode_image = slow
 if len(sys.argv) > 3:  # stop between writing and renaming
     def stop(descriptor):
         pathlib.Path(sys.argv[3]).touch()
@@ -920,7 +920,7 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.slow
 @clause("05.cache.side_by_side")
-def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_pictures(root: Path, tmp_path: Path) -> None:
+def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
     runs = [start(root, tmp_path / "decoded") for _ in range(2)]
     outputs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
@@ -988,13 +988,13 @@ def test_no_bar_is_drawn_without_a_terminal(root: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-# ---------------------------------------------------------------------------------------------------- real pictures
+# ---------------------------------------------------------------------------------------------------- real images
 
 
 @pytest.mark.slow
 @clause("05.tree.classes")
-@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no tree of real pictures")
-def test_ten_thousand_real_pictures(ImageTree: Make) -> None:
+@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no tree of real images")
+def test_ten_thousand_real_images(ImageTree: Make) -> None:
     root = Path(os.environ["OCEAN_DATA"])
     dataset = ImageTree(root, train=False)
     assert len(dataset) == 10_000
@@ -1004,5 +1004,5 @@ def test_ten_thousand_real_pictures(ImageTree: Make) -> None:
         with Image.open(root / "test" / dataset.paths[i]) as stored:
             assert np.array_equal(dataset.images[i].permute(1, 2, 0), np.asarray(stored.convert("RGB")))
     assert same(ImageTree(root, train=False), dataset)
-    # in the mixed order every ten pictures are one of each class
+    # in the mixed order every ten images are one of each class
     assert (dataset.targets.reshape(-1, 10).sort().values == torch.arange(10)).all()

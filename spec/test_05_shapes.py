@@ -19,7 +19,7 @@ from spec.support.clauses import clause
 
 Make = Callable[..., Any]
 
-# The definition's fingerprint: SHA-256 of the pictures' bytes for seed 0, recorded from this code when it was settled.
+# The definition's fingerprint: SHA-256 of the images' bytes for seed 0, recorded from this code when it was settled.
 # Whoever changes a pixel changes the data set that every published figure was measured on.
 TRAIN_DIGEST = "ae7e18adb121cbd18e65912210d34359bccb519cf619473a2a69cf18326bbbc4"
 TEST_DIGEST = "76bbaab0b10a7a9e9125086acb28dce97e77c7864ff0ea53348732359a9b4e18"
@@ -65,7 +65,7 @@ def splitmix64(state: int, number: int) -> int:
 
 
 def drawn_one_pixel_at_a_time(seed: int, train: bool, index: int) -> tuple[list[int], int]:
-    """The 3·32·32 values of a picture, channel by channel and row by row, and its class number."""
+    """The 3·32·32 values of an image, channel by channel and row by row, and its class number."""
     state = splitmix64(2 * seed + (0 if train else 1), 0)
     block = [splitmix64(state, 398 * i) for i in range(index - index % 10, index - index % 10 + 10)]
     target = sorted(block).index(block[index % 10])
@@ -106,7 +106,7 @@ def test_the_number_generator_of_the_oracle_is_splitmix64() -> None:
     [(0, "train", i) for i in range(10)]  # one of each class
     + [(0, "train", 4321), (0, "test", 0), (0, "test", 1999), (7, "train", 12), (2**63 - 1, "test", 3)],
 )
-def test_a_picture_is_what_the_drawing_rule_says(Shapes: Make, seed: int, part: str, index: int) -> None:
+def test_an_image_is_what_the_drawing_rule_says(Shapes: Make, seed: int, part: str, index: int) -> None:
     shapes = Shapes(train=part == "train", size=index + 1, seed=seed)
     values, target = drawn_one_pixel_at_a_time(seed, part == "train", index)
     assert shapes.targets[index].item() == target
@@ -114,7 +114,7 @@ def test_a_picture_is_what_the_drawing_rule_says(Shapes: Make, seed: int, part: 
 
 
 @clause("05.shapes.rule")
-def test_the_default_pictures_are_the_recorded_ones(Shapes: Make, train: Any, test: Any) -> None:
+def test_the_default_images_are_the_recorded_ones(Shapes: Make, train: Any, test: Any) -> None:
     assert digest(train.images) == TRAIN_DIGEST
     assert digest(test.images) == TEST_DIGEST
 
@@ -155,7 +155,7 @@ def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(Shapes: Make, train
 
 
 @clause("05.shapes.size")
-def test_there_are_9600_training_and_2000_test_pictures_of_3x32x32_bytes(Shapes: Make, train: Any, test: Any) -> None:
+def test_there_are_9600_training_and_2000_test_images_of_3x32x32_bytes(Shapes: Make, train: Any, test: Any) -> None:
     for shapes, count in [(train, 9600), (test, 2000)]:
         assert len(shapes) == count
         assert shapes.images.dtype == torch.uint8
@@ -189,13 +189,13 @@ def test_the_order_of_the_classes_is_mixed(Shapes: Make, train: Any) -> None:
 
 
 @clause("05.shapes.disjoint")
-def test_no_picture_occurs_twice_within_or_between_train_and_test(Shapes: Make, train: Any, test: Any) -> None:
-    pictures = {picture.numpy().tobytes() for shapes in (train, test) for picture in shapes.images}
-    assert len(pictures) == len(train) + len(test)
+def test_no_image_occurs_twice_within_or_between_train_and_test(Shapes: Make, train: Any, test: Any) -> None:
+    images = {image.numpy().tobytes() for shapes in (train, test) for image in shapes.images}
+    assert len(images) == len(train) + len(test)
 
 
 @clause("05.shapes.seeds")
-def test_different_seeds_draw_different_pictures_in_a_different_order(Shapes: Make) -> None:
+def test_different_seeds_draw_different_images_in_a_different_order(Shapes: Make) -> None:
     one, other = Shapes(size=100, seed=1), Shapes(size=100, seed=2)
     assert (one.images != other.images).flatten(1).any(dim=1).all()
     assert not torch.equal(one.targets, other.targets)
@@ -221,18 +221,18 @@ def test_the_values_span_the_bytes(Shapes: Make, train: Any) -> None:
 
 
 @clause("05.shapes.items")
-def test_an_item_is_a_picture_and_a_class_number(Shapes: Make, train: Any) -> None:
-    picture, target = train[3]
-    assert isinstance(picture, Image.Image)
-    assert (picture.mode, picture.size) == ("RGB", (32, 32))
-    assert picture.getpixel((5, 7)) == tuple(train.images[3, :, 7, 5].tolist())
+def test_an_item_is_an_image_and_a_class_number(Shapes: Make, train: Any) -> None:
+    image, target = train[3]
+    assert isinstance(image, Image.Image)
+    assert (image.mode, image.size) == ("RGB", (32, 32))
+    assert image.getpixel((5, 7)) == tuple(train.images[3, :, 7, 5].tolist())
     assert type(target) is int
     assert target == train.targets[3]
 
 
 @clause("05.shapes.items")
 def test_transforms_are_applied_when_an_item_is_taken(Shapes: Make) -> None:
-    shapes = Shapes(True, lambda picture: picture.size, lambda target: -target, size=10)
+    shapes = Shapes(True, lambda image: image.size, lambda target: -target, size=10)
     assert [shapes[i] for i in range(10)] == [((32, 32), -target) for target in shapes.targets.tolist()]
 
 
@@ -316,7 +316,7 @@ def test_a_linear_model_does_not_pass_60_percent(
 @pytest.mark.parametrize("features", [mean_colour, colour_histogram])
 def test_colour_does_not_tell_the_class(Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]) -> None:
     accuracy = best_linear_accuracy(features(train), train, features(test), test)
-    # Chance is 0.1, standard deviation over 2,000 pictures √(0.1 · 0.9 / 2000) = 0.0067; half of one in ten above it.
+    # Chance is 0.1, standard deviation over 2,000 images √(0.1 · 0.9 / 2000) = 0.0067; half of one in ten above it.
     assert accuracy < 0.15
 
 

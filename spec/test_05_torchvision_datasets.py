@@ -44,17 +44,17 @@ def root(tmp_path: Path, small: SmallCifar10, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def as_tensor(picture: Image.Image) -> Tensor:
+def as_tensor(image: Image.Image) -> Tensor:
     """The transform of the chapter, in other words."""
-    pixels = torch.tensor([picture.getpixel((x, y)) for y in range(32) for x in range(32)], dtype=torch.float32)
+    pixels = torch.tensor([image.getpixel((x, y)) for y in range(32) for x in range(32)], dtype=torch.float32)
     return pixels.T.reshape(3, 32, 32) / 255
 
 
 # The values
 
 
-@clause("05.cifar10.ten_pictures")
-def test_the_loop_writes_ten_pictures_of_32_by_32(CIFAR10: Make, root: Path, tmp_path: Path) -> None:
+@clause("05.cifar10.ten_images")
+def test_the_loop_writes_ten_images_of_32_by_32(CIFAR10: Make, root: Path, tmp_path: Path) -> None:
     # chapter 05, lines 304 to 306
     train_set = CIFAR10(root=root, train=True, transform=as_tensor)
     with SummaryWriter(tmp_path / "logs") as writer:
@@ -62,22 +62,22 @@ def test_the_loop_writes_ten_pictures_of_32_by_32(CIFAR10: Make, root: Path, tmp
             img, _ = train_set[i]
             writer.add_image("test torchvison compose", img, i)
     read = event_accumulator.EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
-    pictures = read.Images("test torchvison compose")
-    assert [(event.step, event.height, event.width) for event in pictures] == [(i, 32, 32) for i in range(10)]
+    images = read.Images("test torchvison compose")
+    assert [(event.step, event.height, event.width) for event in images] == [(i, 32, 32) for i in range(10)]
 
 
 @clause("05.board.samples")
-def test_a_reader_keeps_fewer_pictures_than_were_written_unless_told() -> None:
-    # chapter 05, line 311: "ten pictures to slide through" is what the server keeps, not what every reader does
+def test_a_reader_keeps_fewer_images_than_were_written_unless_told() -> None:
+    # chapter 05, line 311: "ten images to slide through" is what the server keeps, not what every reader does
     assert event_accumulator.DEFAULT_SIZE_GUIDANCE["images"] < 10
 
 
 @clause("05.cifar10.size")
 @pytest.mark.parametrize("train", [True, False])
-def test_a_picture_is_32_by_32_in_colour(CIFAR10: Make, root: Path, train: bool) -> None:
+def test_an_image_is_32_by_32_in_colour(CIFAR10: Make, root: Path, train: bool) -> None:
     # chapter 05, line 310
-    picture, _ = CIFAR10(root, train=train)[0]
-    assert (picture.size, picture.mode) == ((32, 32), "RGB")
+    image, _ = CIFAR10(root, train=train)[0]
+    assert (image.size, image.mode) == ((32, 32), "RGB")
 
 
 # The claims
@@ -109,38 +109,38 @@ def test_only_train_false_gives_the_test_set(CIFAR10: Make, root: Path, small: S
 
 
 @clause("05.cifar10.transform")
-def test_a_transform_is_applied_once_to_each_picture_that_is_taken(CIFAR10: Make, root: Path) -> None:
+def test_a_transform_is_applied_once_to_each_image_that_is_taken(CIFAR10: Make, root: Path) -> None:
     taken: list[Any] = []
 
-    def transform(picture: Image.Image) -> Tensor:
-        taken.append(picture)
-        return as_tensor(picture)
+    def transform(image: Image.Image) -> Tensor:
+        taken.append(image)
+        return as_tensor(image)
 
     dataset = CIFAR10(root, train=False, transform=transform)
     assert taken == []
-    picture, _ = dataset[2]
+    image, _ = dataset[2]
     assert len(taken) == 1
-    assert_equal(picture, as_tensor(CIFAR10(root, train=False)[2][0]))
+    assert_equal(image, as_tensor(CIFAR10(root, train=False)[2][0]))
 
 
 @clause("05.cifar10.transform")
-def test_without_a_transform_pictures_come_and_targets_have_one_of_their_own(CIFAR10: Make, root: Path) -> None:
+def test_without_a_transform_images_come_and_targets_have_one_of_their_own(CIFAR10: Make, root: Path) -> None:
     dataset = CIFAR10(root, train=False, target_transform=lambda label: CLASSES[label])
-    picture, name = dataset[1]
-    assert isinstance(picture, Image.Image)
+    image, name = dataset[1]
+    assert isinstance(image, Image.Image)
     assert name == CLASSES[CIFAR10(root, train=False)[1][1]]
 
 
-@clause("05.cifar10.first_picture")
-def test_the_listing_shows_the_training_set_whose_first_picture_is_not_the_test_sets(
+@clause("05.cifar10.first_image")
+def test_the_listing_shows_the_training_set_whose_first_image_is_not_the_test_sets(
     CIFAR10: Make, root: Path, small: SmallCifar10
 ) -> None:
     """Line 310 shows a cat, with which the official test set begins; the listing writes the training set."""
-    picture, label = CIFAR10(root, train=True)[0]
+    image, label = CIFAR10(root, train=True)[0]
     assert label == small.labels["data_batch_1"][0]
-    assert picture.tobytes() != CIFAR10(root, train=False)[0][0].tobytes()
+    assert image.tobytes() != CIFAR10(root, train=False)[0][0].tobytes()
     red = small.images["data_batch_1"][0, :1024].reshape(32, 32)
-    assert [picture.getpixel((x, 0))[0] for x in range(32)] == red[0].tolist()
+    assert [image.getpixel((x, 0))[0] for x in range(32)] == red[0].tolist()
 
 
 @clause("05.datasets.download")

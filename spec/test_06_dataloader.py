@@ -75,7 +75,7 @@ class Broken(Numbers):
 
     def __getitem__(self, index: int) -> int:
         if index == 7:
-            raise ValueError("picture 7 is broken")
+            raise ValueError("image 7 is broken")
         return index
 
 
@@ -129,7 +129,7 @@ def test_a_batch_size_of_4_takes_4_at_a_time(DataLoader: Loader) -> None:
 
 @clause("06.loader.test_steps", "06.loader.drop_last")
 @pytest.mark.parametrize(("drop_last", "steps", "last"), [(True, 156, 64), (False, 157, 16)])
-def test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16(
+def test_the_10000_test_images_make_156_batches_of_64_and_a_rest_of_16(
     DataLoader: Loader, drop_last: bool, steps: int, last: int
 ) -> None:
     # chapter 06, line 334: 10,000 = 156 · 64 + 16
@@ -141,7 +141,7 @@ def test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16(
 
 
 @clause("06.loader.train_steps")
-def test_the_50000_training_pictures_make_782_steps_and_not_781_and_a_quarter(DataLoader: Loader) -> None:
+def test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter(DataLoader: Loader) -> None:
     # chapter 18, line 1515, divides: 50,000 / 64 = 781.25
     loader = DataLoader(Numbers(50_000), batch_size=64)
     sizes = [len(batch) for batch in loader]
@@ -153,7 +153,7 @@ def test_the_50000_training_pictures_make_782_steps_and_not_781_and_a_quarter(Da
 @clause("06.loader.first_item")
 # NumPy 2 warns that Python 2's pickles write align=0 where it wants False, and use the old name numpy.core.
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
-def test_the_first_item_of_the_data_set_is_its_first_picture_and_target_whatever_the_loader_does(
+def test_the_first_item_of_the_data_set_is_its_first_image_and_target_whatever_the_loader_does(
     DataLoader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = small_cifar10()
@@ -189,13 +189,13 @@ def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader,
     assert events.Tags()["images"] == ["Epoch: 0", "Epoch: 1"]
     grids = [events.Images(tag) for tag in ("Epoch: 0", "Epoch: 1")]
     assert [[event.step for event in grid] for grid in grids] == [list(range(156))] * 2
-    # line 362's picture: the two epochs show their images in different orders
+    # line 362's image: the two epochs show their images in different orders
     assert grids[0][0].encoded_image_string != grids[1][0].encoded_image_string
 
 
 @clause("06.loader.shuffle")
 def test_the_global_seed_0_shuffles_8_items_like_this(DataLoader: Loader) -> None:
-    # chapter 06, line 320, with eight cards; the numbers are those of torch.manual_seed(0) on every platform
+    # chapter 06, line 320, with eight GPUs; the numbers are those of torch.manual_seed(0) on every platform
     torch.manual_seed(0)
     loader = DataLoader(Numbers(8), batch_size=8, shuffle=True)
     assert next(iter(loader)).tolist() == [2, 0, 5, 3, 1, 4, 7, 6]
@@ -474,7 +474,7 @@ def test_collate_fn_makes_the_batch_of_the_list_of_its_items(DataLoader: Loader)
     [
         pytest.param([torch.zeros(3), torch.zeros(2)], r"shapes \[\(2,\), \(3,\)\]|equal size", id="different shapes"),
         pytest.param([[1, 2], [1]], r"equal size", id="different lengths"),
-        pytest.param([Image.new("L", (1, 1))] * 2, r"found.*Image", id="pictures that are no tensors yet"),
+        pytest.param([Image.new("L", (1, 1))] * 2, r"found.*Image", id="images that are no tensors yet"),
         pytest.param([None, None], r"found.*NoneType", id="nothing"),
     ],
 )
@@ -618,7 +618,7 @@ def test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause(D
         report = "".join(traceback.format_exception(error))
         traceback.clear_frames(error.__traceback__)  # PyTorch's error holds itself, and with it the processes
     assert seen == [[0, 1], [2, 3], [4, 5]]
-    assert "picture 7 is broken" in report
+    assert "image 7 is broken" in report
     assert "in __getitem__" in report  # where in the worker it was raised
     assert "worker" in report
     assert multiprocessing.active_children() == []
@@ -724,9 +724,9 @@ def test_options_that_exclude_each_other_are_rejected(DataLoader: Loader, option
 
 @clause("06.loader.errors_pass")
 def test_an_error_of_the_data_set_reaches_the_consumer_as_it_is(DataLoader: Loader) -> None:
-    with pytest.raises(ValueError, match="picture 7 is broken") as caught:
+    with pytest.raises(ValueError, match="image 7 is broken") as caught:
         list(DataLoader(Broken(12), batch_size=2))
-    assert str(caught.value) == "picture 7 is broken"
+    assert str(caught.value) == "image 7 is broken"
 
 
 @clause("06.loader.empty")
@@ -754,7 +754,7 @@ def test_the_reference_s_loaders_shuffle_nothing_where_pytorch_s_refuses(kind: A
 @with_workers
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_reference_says_which_item_it_was(num_workers: int) -> None:
-    with pytest.raises(ValueError, match="picture 7 is broken") as caught:
+    with pytest.raises(ValueError, match="image 7 is broken") as caught:
         list(ReferenceLoader(Broken(12), batch_size=2, num_workers=num_workers))
     assert caught.value.__notes__ == ["DataLoader: raised by Broken, index 7"]
     if num_workers:
@@ -800,7 +800,7 @@ def test_the_reference_says_what_to_do_about_what_cannot_be_sent() -> None:
 
 
 class Numbered(Resident):
-    """`n` pictures of 2×2 pixels, each with its number as its target."""
+    """`n` images of 2×2 pixels, each with its number as its target."""
 
     def __init__(self, n: int) -> None:
         self.images = torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8, generator=seeded(n))
@@ -831,7 +831,7 @@ def test_both_loaders_of_the_reference_yield_what_pytorch_s_loader_yields(
 @clause("06.resident.same_batches")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled with the same seed"])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [64, 64, 16]), (True, [64, 64])])
-def test_144_pictures_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_them(
+def test_144_images_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_them(
     shuffle: bool, drop_last: bool, sizes: list[int]
 ) -> None:
     """The fast path and PyTorch's own, of 32×32 pixels, bit for bit; the last batch of 16 too."""
@@ -851,7 +851,7 @@ def test_144_pictures_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_
 
 @clause("06.resident.each_once")
 @given(EPOCHS, seeds)
-def test_the_resident_loader_yields_every_picture_once(options: dict[str, Any], seed: int) -> None:
+def test_the_resident_loader_yields_every_image_once(options: dict[str, Any], seed: int) -> None:
     n, size = options.pop("n"), options["batch_size"]
     loader = ResidentLoader(Numbered(n), generator=seeded(seed), **options)
     batches = [targets.tolist() for _, targets in loader]
@@ -905,5 +905,5 @@ def test_the_resident_loader_rejects_an_impossible_batch_size(batch_size: Any) -
 @clause("06.resident.rejects")
 @pytest.mark.parametrize("index", [3, -4])
 def test_an_index_outside_the_data_set_is_rejected(index: int) -> None:
-    with pytest.raises(IndexError, match=f"index {index} is out of range for 3 pictures"):
+    with pytest.raises(IndexError, match=f"index {index} is out of range for 3 images"):
         Numbered(3)[index]

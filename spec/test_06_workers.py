@@ -133,11 +133,11 @@ def test_pin_memory_without_an_accelerator_only_warns(DataLoader: Loader) -> Non
 @pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")  # in a rehearsal
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_pin_memory_pins_the_tensors_of_every_container(
-    DataLoader: Loader, card: torch.device, num_workers: int
+    DataLoader: Loader, gpu: torch.device, num_workers: int
 ) -> None:
     items = [{"x": torch.ones(2), "y": (1, "a")}, {"x": torch.zeros(2), "y": (2, "b")}]
     (batch,) = DataLoader(items, batch_size=2, pin_memory=True, num_workers=num_workers)
-    pinned = card.type == "cuda"
+    pinned = gpu.type == "cuda"
     assert (batch["x"].is_pinned(), batch["y"][0].is_pinned()) == (pinned, pinned)
     assert_equal(batch["x"], torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     assert list(batch["y"][1]) == ["a", "b"]

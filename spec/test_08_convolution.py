@@ -25,7 +25,7 @@ INPUT = [[1, 2, 0, 3, 1], [0, 1, 2, 3, 1], [1, 2, 1, 0, 0], [5, 2, 3, 1, 1], [2,
 KERNEL = [[1, 2, 1], [0, 1, 0], [2, 1, 0]]
 
 
-def picture() -> Tensor:
+def image() -> Tensor:
     return torch.tensor(INPUT).reshape(1, 1, 5, 5)
 
 
@@ -40,7 +40,7 @@ def kernel() -> Tensor:
 def test_stride_1_gives_the_documented_matrix(conv2d: Conv2d) -> None:
     # chapter 08, line 445
     expected = [[[[10, 12, 12], [18, 16, 16], [13, 9, 3]]]]
-    assert_equal(conv2d(picture(), kernel(), stride=1), expected)
+    assert_equal(conv2d(image(), kernel(), stride=1), expected)
 
 
 @clause("08.conv2d.padding1")
@@ -49,22 +49,22 @@ def test_padding_1_gives_the_documented_matrix(conv2d: Conv2d) -> None:
     expected = [
         [[[1, 3, 4, 10, 8], [5, 10, 12, 12, 6], [7, 18, 16, 16, 8], [11, 13, 9, 3, 4], [14, 13, 9, 7, 4]]]
     ]  # fmt: skip
-    assert_equal(conv2d(picture(), kernel(), stride=1, padding=1), expected)
+    assert_equal(conv2d(image(), kernel(), stride=1, padding=1), expected)
 
 
 # The claims
 
 
 @clause("08.conv2d.unbatched")
-def test_a_picture_without_a_batch_is_a_batch_of_one_without_it(conv2d: Conv2d) -> None:
-    assert_equal(conv2d(picture()[0], kernel()), conv2d(picture(), kernel())[0])
+def test_an_image_without_a_batch_is_a_batch_of_one_without_it(conv2d: Conv2d) -> None:
+    assert_equal(conv2d(image()[0], kernel()), conv2d(image(), kernel())[0])
 
 
 @clause("08.conv2d.unbatched")
 @pytest.mark.parametrize(
     ("input_shape", "kernel_shape"),
     [((5, 5), (1, 1, 3, 3)), ((1, 1, 1, 5, 5), (1, 1, 3, 3)), ((1, 1, 5, 5), (1, 3, 3)), ((1, 1, 5, 5), (3, 3))],
-    ids=["a picture of 2 dimensions", "a picture of 5", "a kernel of 3", "a kernel of 2"],
+    ids=["an image of 2 dimensions", "an image of 5", "a kernel of 3", "a kernel of 2"],
 )
 def test_other_numbers_of_dimensions_are_rejected(
     conv2d: Conv2d, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...]
@@ -90,23 +90,23 @@ def test_padding_1_keeps_the_size_of_no_kernel_but_3_by_3(conv2d: Conv2d, size: 
 @clause("08.conv2d.parameters")
 def test_bias_is_added_to_each_output_channel(conv2d: Conv2d) -> None:
     weight = torch.cat([kernel(), kernel()])
-    output = conv2d(picture(), weight, bias=torch.tensor([7, -1]))
-    plain = conv2d(picture(), kernel())
+    output = conv2d(image(), weight, bias=torch.tensor([7, -1]))
+    plain = conv2d(image(), kernel())
     assert_equal(output, torch.cat([plain + 7, plain - 1], dim=1))
 
 
 @clause("08.conv2d.parameters")
 def test_stride_is_the_step(conv2d: Conv2d) -> None:
     # every second row and column of the documented matrix of line 445
-    assert_equal(conv2d(picture(), kernel(), stride=2), [[[[10, 12], [13, 3]]]])
-    assert_equal(conv2d(picture(), kernel(), stride=(2, 1)), [[[[10, 12, 12], [13, 9, 3]]]])
+    assert_equal(conv2d(image(), kernel(), stride=2), [[[[10, 12], [13, 3]]]])
+    assert_equal(conv2d(image(), kernel(), stride=(2, 1)), [[[[10, 12, 12], [13, 9, 3]]]])
 
 
 @clause("08.conv2d.parameters")
 def test_padding_is_a_border_of_zeros(conv2d: Conv2d) -> None:
     bordered = torch.zeros(1, 1, 7, 9, dtype=torch.int64)
-    bordered[:, :, 1:6, 2:7] = picture()
-    assert_equal(conv2d(picture(), kernel(), padding=(1, 2)), conv2d(bordered, kernel()))
+    bordered[:, :, 1:6, 2:7] = image()
+    assert_equal(conv2d(image(), kernel(), padding=(1, 2)), conv2d(bordered, kernel()))
 
 
 # The properties
@@ -231,7 +231,7 @@ def test_it_is_linear_in_the_input_and_in_the_weight(conv2d: Conv2d, case: Case,
 @given(
     seed=seeds, kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), down=st.integers(0, 3), right=st.integers(0, 3)
 )
-def test_a_shifted_picture_gives_the_shifted_output(
+def test_a_shifted_image_gives_the_shifted_output(
     conv2d: Conv2d, seed: int, kernel: Pair, down: int, right: int
 ) -> None:
     x, w = whole(1, 2, 4, 5, seed=seed), whole(2, 2, *kernel, seed=seed + 1)
@@ -242,7 +242,7 @@ def test_a_shifted_picture_gives_the_shifted_output(
 
 @clause("08.conv2d.identity")
 @given(seed=seeds, kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 5])), dtype=dtypes())
-def test_a_kernel_of_one_in_the_middle_gives_the_picture_back(
+def test_a_kernel_of_one_in_the_middle_gives_the_image_back(
     conv2d: Conv2d, seed: int, kernel: Pair, dtype: torch.dtype
 ) -> None:
     x = normal(2, 1, 4, 6, seed=seed, dtype=dtype)
@@ -288,7 +288,7 @@ def test_same_is_a_border_with_the_odd_zero_at_the_end(conv2d: Conv2d, seed: int
 
 @clause("08.conv2d.same")
 def test_valid_is_no_border(conv2d: Conv2d) -> None:
-    assert_equal(conv2d(picture(), kernel(), padding="valid"), conv2d(picture(), kernel()))
+    assert_equal(conv2d(image(), kernel(), padding="valid"), conv2d(image(), kernel()))
 
 
 @clause("08.conv2d.layouts")
@@ -314,7 +314,7 @@ def test_what_is_not_finite_reaches_the_windows_that_cover_it(conv2d: Conv2d, ca
 
 
 @clause("08.conv2d.empty")
-def test_no_pictures_give_no_outputs(conv2d: Conv2d) -> None:
+def test_no_images_give_no_outputs(conv2d: Conv2d) -> None:
     assert conv2d(torch.ones(0, 3, 5, 5), torch.ones(4, 3, 3, 3), torch.ones(4)).shape == (0, 4, 3, 3)
 
 
@@ -330,17 +330,17 @@ OPTIONS = [
 
 
 def by_shifts(x: Tensor, w: Tensor, padding: Any, stride: Any = 1, dilation: Any = 1) -> Tensor:
-    """For each element of the kernel the picture shifted and multiplied by it, all added up; in two groups."""
+    """For each element of the kernel the image shifted and multiplied by it, all added up; in two groups."""
     pairs = (option if isinstance(option, tuple) else (option, option) for option in (padding, stride, dilation))
     (top, left), (down, right), (far, wide) = pairs
     padded = x.new_zeros(*x.shape[:2], x.shape[2] + 2 * top, x.shape[3] + 2 * left)
     padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = x
     height, width = padded.shape[2] - far * (w.shape[2] - 1), padded.shape[3] - wide * (w.shape[3] - 1)
-    kernels, pictures = w.unflatten(0, (2, -1)), padded.unflatten(1, (2, -1))
+    kernels, images = w.unflatten(0, (2, -1)), padded.unflatten(1, (2, -1))
     shifted = (
         torch.einsum(
             "ngcyx,goc->ngoyx",
-            pictures[..., i * far : i * far + height : down, j * wide : j * wide + width : right],
+            images[..., i * far : i * far + height : down, j * wide : j * wide + width : right],
             kernels[..., i, j],
         )
         for i, j in product(range(w.shape[2]), range(w.shape[3]))
@@ -351,7 +351,7 @@ def by_shifts(x: Tensor, w: Tensor, padding: Any, stride: Any = 1, dilation: Any
 @clause("08.conv2d.definition", "08.conv2d.groups", "08.conv2d.gradients")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("channels", "size"), SIZES)
-def test_many_pixels_channels_and_pictures_change_nothing(
+def test_many_pixels_channels_and_images_change_nothing(
     conv2d: Conv2d, channels: int, size: Pair, options: dict[str, Any]
 ) -> None:
     x, w = whole(20, channels, *size, seed=0).requires_grad_(), whole(6, channels // 2, 3, 5, seed=1).requires_grad_()
@@ -366,17 +366,17 @@ def test_many_pixels_channels_and_pictures_change_nothing(
 
 @clause("08.conv2d.workspace")
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (32, 16), (32, 8)])
-def test_four_times_the_pictures_need_no_more_workspace(
+def test_four_times_the_images_need_no_more_workspace(
     conv2d: Conv2d, implementation: Implementation, channels: int, size: int
 ) -> None:
     """What is allocated at once beyond the output, and then beyond the gradients."""
     if implementation.name == "reference.definitions":
         pytest.skip("the definition computes all images at once; bounded memory is what the fast form is for")
 
-    def workspace(pictures: int) -> tuple[int, int]:
+    def workspace(images: int) -> tuple[int, int]:
         x, w, upstream = (  # on the CPU, where what is allocated can be counted
             torch.ones(shape, requires_grad=True, device="cpu")
-            for shape in ((pictures, channels, size, size), (8, channels, 5, 5), (pictures, 8, size, size))
+            for shape in ((images, channels, size, size), (8, channels, 5, 5), (images, 8, size, size))
         )
         with Allocations([x, w, upstream]) as forward:
             output = conv2d(x, w, padding=2)
@@ -437,7 +437,7 @@ def test_torch_func_finds_the_gradients_of_the_reference() -> None:
     ("change", "naming"),
     [
         pytest.param({"weight": (4, 2, 3, 3)}, "channels", id="a kernel for other channels"),
-        pytest.param({"weight": (4, 3, 6, 3)}, "kernel", id="a kernel larger than the picture"),
+        pytest.param({"weight": (4, 3, 6, 3)}, "kernel", id="a kernel larger than the image"),
         pytest.param({"bias": (3,)}, "bias", id="a bias for other channels"),
         pytest.param({"bias": (4, 1)}, "bias", id="a bias of two dimensions"),
         pytest.param({"stride": 0}, "stride", id="no step"),

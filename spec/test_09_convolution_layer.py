@@ -51,8 +51,8 @@ def test_a_full_batch_becomes_64_by_6_by_30_by_30(Conv2d: Layer) -> None:
 
 
 @clause("09.conv2d.last_batch")
-def test_the_157th_and_last_batch_has_16_pictures(Conv2d: Layer) -> None:
-    # chapter 09, line 543; the test set has 10,000 pictures, and 10000 = 156 · 64 + 16
+def test_the_157th_and_last_batch_has_16_images(Conv2d: Layer) -> None:
+    # chapter 09, line 543; the test set has 10,000 images, and 10000 = 156 · 64 + 16
     batches = [len(batch) for batch in BatchSampler(SequentialSampler(range(10_000)), 64, drop_last=False)]
     assert batches == [64] * 156 + [16]
     assert Ocean(Conv2d)(torch.ones(batches[-1], 3, 32, 32)).shape == torch.Size([16, 6, 30, 30])
@@ -74,11 +74,11 @@ def test_the_board_refuses_6_channels_and_the_reshape_doubles_the_batch(Conv2d: 
         with pytest.raises(AssertionError, match="3 channels"):
             writer.add_images("after conv2d", output, 0)
         # chapter 09, line 526
-        pictures = torch.reshape(output, (-1, 3, 30, 30))
-        assert pictures.shape == torch.Size([128, 3, 30, 30])
-        writer.add_images("after conv2d", pictures, 0)
-    # not 64 pictures: each was cut into two, of channels that have nothing to do with red, green and blue
-    assert_equal(pictures[1], output[0, 3:], "the second picture on the board")
+        images = torch.reshape(output, (-1, 3, 30, 30))
+        assert images.shape == torch.Size([128, 3, 30, 30])
+        writer.add_images("after conv2d", images, 0)
+    # not 64 images: each was cut into two, of channels that have nothing to do with red, green and blue
+    assert_equal(images[1], output[0, 3:], "the second image on the board")
     # chapter 09, line 526, of the last batch of 16
     assert torch.reshape(output[:16], (-1, 3, 30, 30)).shape == torch.Size([32, 3, 30, 30])
 
@@ -113,7 +113,7 @@ def test_the_first_five_parameters_are_in_that_order(Conv2d: Layer) -> None:
 @clause("09.conv2d.test_set")
 def test_the_test_set_is_a_fifth_of_the_training_set() -> None:
     cifar10 = torchvision.datasets.CIFAR10
-    # a file holds 10,000 pictures; whether that is so for a real file the tests of chapter 05 say
+    # a file holds 10,000 images; whether that is so for a real file the tests of chapter 05 say
     assert (len(cifar10.train_list), len(cifar10.test_list)) == (5, 1)
 
 
@@ -180,16 +180,16 @@ def test_same_padding_is_the_inverse_of_the_formula(
     for sides, k, d in zip(same_padding(kernel, dilation), kernel, dilation, strict=True):
         before, after = sides
         assert before <= after <= before + 1
-        assert 9 + before + after - d * (k - 1) == 9  # a picture of 9 keeps its size
+        assert 9 + before + after - d * (k - 1) == 9  # an image of 9 keeps its size
 
 
 @clause("09.sizes.rejects")
 @pytest.mark.parametrize(
     ("arguments", "naming"),
     [
-        pytest.param({"input_size": -1}, "input_size", id="a negative picture"),
+        pytest.param({"input_size": -1}, "input_size", id="a negative image"),
         pytest.param({"kernel_size": 0}, "kernel_size", id="no kernel"),
-        pytest.param({"kernel_size": 9}, "kernel", id="a kernel larger than the picture"),
+        pytest.param({"kernel_size": 9}, "kernel", id="a kernel larger than the image"),
         pytest.param({"stride": 0}, "stride", id="no step"),
         pytest.param({"padding": -1}, "padding", id="a negative border"),
         pytest.param({"padding": "some"}, "padding", id="an unknown padding"),
@@ -217,7 +217,7 @@ def test_same_padding_of_nothing_is_rejected(same_padding: Callable[..., Any], n
 
 
 def bordered(x: Tensor, padding: Pair, mode: str) -> Tensor:
-    """The picture with its border, pixel by pixel, from the meaning of the mode."""
+    """The image with its border, pixel by pixel, from the meaning of the mode."""
 
     def source(i: int, size: int) -> int | None:
         """Which pixel stands at place `i`, or None for a zero."""
@@ -342,6 +342,6 @@ def test_a_layer_that_cannot_be_is_rejected(Conv2d: Layer, change: dict[str, Any
 
 
 @clause("09.conv2d.layer_rejects")
-def test_a_picture_of_other_channels_is_rejected(Conv2d: Layer) -> None:
+def test_an_image_of_other_channels_is_rejected(Conv2d: Layer) -> None:
     with rejects(naming="3 channels|needs 3"):
         Ocean(Conv2d)(torch.ones(64, 1, 32, 32))

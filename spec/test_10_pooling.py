@@ -20,22 +20,22 @@ Pool = Callable[..., Any]
 Layer = Callable[..., nn.Module]
 Pair = tuple[int, int]
 
-# chapter 08, lines 428 to 432: the picture that chapter 10 pools
+# chapter 08, lines 428 to 432: the image that chapter 10 pools
 INPUT = [[1, 2, 0, 3, 1], [0, 1, 2, 3, 1], [1, 2, 1, 0, 0], [5, 2, 3, 1, 1], [2, 1, 0, 1, 1]]
 
 
-def picture(dtype: torch.dtype = torch.float32) -> Tensor:
+def image(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(INPUT, dtype=dtype).reshape(1, 1, 5, 5)
 
 
 # The values
 
 
-@clause("10.max_pool2d.picture")
+@clause("10.max_pool2d.image")
 @pytest.mark.parametrize(("ceil_mode", "expected"), [(True, [[[[2, 3], [5, 1]]]]), (False, [[[[2]]]])])
 def test_ceil_mode_keeps_the_windows_that_reach_out(max_pool2d: Pool, ceil_mode: bool, expected: list[Any]) -> None:
-    # chapter 10, line 566: the picture shows the maxima with and without ceil_mode
-    assert_equal(max_pool2d(picture(), 3, ceil_mode=ceil_mode), expected)
+    # chapter 10, line 566: the image shows the maxima with and without ceil_mode
+    assert_equal(max_pool2d(image(), 3, ceil_mode=ceil_mode), expected)
 
 
 @clause("10.MaxPool2d.batch")
@@ -56,11 +56,11 @@ def test_the_network_of_the_chapter_pools_every_batch(MaxPool2d: Layer) -> None:
         def forward(self, input: Tensor) -> Tensor:
             return self.maxpool1(input)
 
-    # 10,000 pictures in batches of 64 leave 16 for the last
+    # 10,000 images in batches of 64 leave 16 for the last
     for count in (64, 16):
-        pictures = torch.rand(count, 3, 32, 32)
-        tiles = pictures[..., :30, :30].unflatten(-1, (10, 3)).unflatten(-3, (10, 3))
-        assert_equal(Ocean()(pictures), tiles.amax((-3, -1)))
+        images = torch.rand(count, 3, 32, 32)
+        tiles = images[..., :30, :30].unflatten(-1, (10, 3)).unflatten(-3, (10, 3))
+        assert_equal(Ocean()(images), tiles.amax((-3, -1)))
 
 
 # The claims
@@ -75,10 +75,10 @@ def test_a_network_has_as_many_parameters_with_it_as_without(MaxPool2d: Layer) -
 
 
 @clause("10.MaxPool2d.no_parameters")
-def test_only_a_linear_layer_made_for_the_smaller_picture_has_fewer(MaxPool2d: Layer) -> None:
-    picture = torch.rand(1, 3, 32, 32)
-    features = MaxPool2d(3)(picture).numel()
-    assert (picture.numel(), features) == (3072, 300)
+def test_only_a_linear_layer_made_for_the_smaller_image_has_fewer(MaxPool2d: Layer) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    features = MaxPool2d(3)(image).numel()
+    assert (image.numel(), features) == (3072, 300)
     assert parameters(nn.Linear(3072, 10)) == 30730
     assert parameters(nn.Linear(features, 10)) == 3010
 
@@ -99,13 +99,13 @@ def test_by_default_a_window_that_reaches_out_is_left_out(MaxPool2d: Layer) -> N
 @clause("10.max_pool2d.integers")
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int8], ids=str)
 def test_whole_numbers_can_be_pooled_too(max_pool2d: Pool, dtype: torch.dtype) -> None:
-    output = max_pool2d(picture(dtype), 3, ceil_mode=True)
+    output = max_pool2d(image(dtype), 3, ceil_mode=True)
     assert_equal(output, torch.tensor([[[[2, 3], [5, 1]]]], dtype=dtype))
 
 
 @clause("10.max_pool2d.unbatched")
-def test_a_picture_without_a_batch_can_be_pooled_too(max_pool2d: Pool) -> None:
-    assert_equal(max_pool2d(picture()[0], 3), [[[2]]])
+def test_an_image_without_a_batch_can_be_pooled_too(max_pool2d: Pool) -> None:
+    assert_equal(max_pool2d(image()[0], 3), [[[2]]])
 
 
 @clause("10.max_pool2d.unbatched")
@@ -116,7 +116,7 @@ def test_other_numbers_of_dimensions_are_rejected(max_pool2d: Pool, shape: tuple
 
 
 @clause("10.max_pool2d.not_blurred")
-def test_every_number_of_the_output_is_one_of_the_picture(max_pool2d: Pool) -> None:
+def test_every_number_of_the_output_is_one_of_the_image(max_pool2d: Pool) -> None:
     x = normal(1, 1, 6, 6, seed=0)
     output = max_pool2d(x, 3)
     assert set(output.flatten().tolist()) <= set(x.flatten().tolist())
@@ -148,7 +148,7 @@ def test_an_edge_stays_sharp_where_a_mean_would_blur_it(max_pool2d: Pool, avg_po
 
 @dataclass(frozen=True)
 class Case:
-    """A pooling that is possible: the picture's shape, the windows, and a seed for the numbers."""
+    """A pooling that is possible: the image's shape, the windows, and a seed for the numbers."""
 
     batch: int
     channels: int
@@ -183,7 +183,7 @@ class Case:
         """The rows (axis 0) or columns (axis 1) under each window; those below 0 or from `size` on are outside.
 
         Windows begin at the border's first pixel and every stride from there. Without `ceil_mode` one that reaches
-        beyond the border is left out; with it, one is kept if it begins inside the picture (or the border before it)
+        beyond the border is left out; with it, one is kept if it begins inside the image (or the border before it)
         and if the window before it leaves something over.
         """
         size, padding, gap = self.size[axis], self.padding[axis], self.dilation[axis]
@@ -220,7 +220,7 @@ def cases(draw: st.DrawFn, *, dilated: bool = False) -> Case:
     )
     size = (height, width)
     case = Case(batch, channels, size, kernel, stride, padding, dilation, ceil_mode, draw(layouts), draw(seeds))
-    # A dilated window may have all its pixels in the border: PyTorch then returns a place outside the picture.
+    # A dilated window may have all its pixels in the border: PyTorch then returns a place outside the image.
     hypothesis.assume(
         all(any(0 <= i < case.size[axis] for i in window) for axis in (0, 1) for window in case.windows(axis))
     )
@@ -240,7 +240,7 @@ def each_window(case: Case, x: Tensor, of_window: Callable[[Plane, list[int], li
 
 
 def inside(plane: Plane, rows: list[int], columns: list[int]) -> list[Pair]:
-    """The places of a window that are in the picture, in reading order."""
+    """The places of a window that are in the image, in reading order."""
     return [(y, x) for y, x in product(rows, columns) if 0 <= y < len(plane) and 0 <= x < len(plane[0])]
 
 
@@ -288,17 +288,17 @@ def test_padding_never_wins(max_pool2d: Pool, case: Case) -> None:
     nothing = torch.full(case.shape, -torch.inf)
     output, indices = max_pool2d(nothing, **case.max_options, return_indices=True)
     assert output.max() == -torch.inf, "a pixel of the border is the maximum"
-    assert 0 <= indices.min() <= indices.max() < case.size[0] * case.size[1], "a place is outside the picture"
+    assert 0 <= indices.min() <= indices.max() < case.size[0] * case.size[1], "a place is outside the image"
 
 
 @clause("10.max_pool2d.monotone")
 @given(case=cases(dilated=True), up=st.integers(-3, 3))
-def test_brighter_pictures_give_brighter_maxima(max_pool2d: Pool, case: Case, up: int) -> None:
+def test_brighter_images_give_brighter_maxima(max_pool2d: Pool, case: Case, up: int) -> None:
     x = case.tensor(whole)
     brighter = x + whole(*case.shape, seed=case.seed + 1).abs()
     output = max_pool2d(x, **case.max_options)
-    assert (max_pool2d(brighter, **case.max_options) >= output).all(), "a maximum of the brighter picture is darker"
-    assert_equal(max_pool2d(x + up, **case.max_options), output + up, f"the maxima of a picture that is {up} brighter")
+    assert (max_pool2d(brighter, **case.max_options) >= output).all(), "a maximum of the brighter image is darker"
+    assert_equal(max_pool2d(x + up, **case.max_options), output + up, f"the maxima of an image that is {up} brighter")
 
 
 @clause("10.max_pool2d.output_size", "10.pool2d_output_size.formula")
@@ -372,7 +372,7 @@ DIVISION = rounding(torch.float32, 2)
 
 @clause("10.avg_pool2d.count_include_pad")
 @given(case=cases())
-def test_without_counting_the_border_a_grey_picture_stays_as_grey(avg_pool2d: Pool, case: Case) -> None:
+def test_without_counting_the_border_a_grey_image_stays_as_grey(avg_pool2d: Pool, case: Case) -> None:
     grey = torch.full(case.shape, 0.5)
     output = avg_pool2d(grey, **case.options, count_include_pad=False)
     assert_close(output, torch.full((case.batch, case.channels, *case.out_size), 0.5), DIVISION)
@@ -381,7 +381,7 @@ def test_without_counting_the_border_a_grey_picture_stays_as_grey(avg_pool2d: Po
 @clause("10.avg_pool2d.count_include_pad")
 def test_by_default_the_border_counts_and_what_reaches_beyond_it_does_not(avg_pool2d: Pool) -> None:
     white = torch.ones(1, 1, 2, 4)
-    # of the 3 · 3 pixels at the corners of the picture with its border 4 are white, in the middle 6
+    # of the 3 · 3 pixels at the corners of the image with its border 4 are white, in the middle 6
     ninths = torch.tensor([[[[4.0, 6.0, 6.0, 4.0], [4.0, 6.0, 6.0, 4.0]]]]) / 9
     assert_close(avg_pool2d(white, 3, stride=1, padding=1), ninths, DIVISION)
     # the second window of ceil_mode begins in column 2 and reaches beyond the border: 2 rows and 2 columns, all white
@@ -397,7 +397,7 @@ def test_the_mean_of_whole_numbers_is_cut_off(avg_pool2d: Pool) -> None:
 
 @dataclass(frozen=True)
 class AdaptiveCase:
-    """An adaptive pooling: the picture's shape and how many windows are wanted."""
+    """An adaptive pooling: the image's shape and how many windows are wanted."""
 
     shape: tuple[int, int, int, int]
     output_size: tuple[int | None, int | None]
@@ -422,7 +422,7 @@ adaptive_cases = st.builds(
 
 
 def window_means(case: AdaptiveCase, x: Tensor) -> Any:
-    """Window y of n begins at the y-th n-th of the picture, rounded down, and ends at the next, rounded up."""
+    """Window y of n begins at the y-th n-th of the image, rounded down, and ends at the next, rounded up."""
 
     def spans(length: int, n: int) -> list[range]:
         return [range(math.floor(i * length / n), math.ceil((i + 1) * length / n)) for i in range(n)]
@@ -453,7 +453,7 @@ def test_it_is_the_mean_of_as_many_windows_as_are_wanted(
 
 @clause("10.adaptive_avg_pool2d.identity")
 @given(case=adaptive_cases, times=st.integers(1, 3))
-def test_wanting_the_size_it_has_gives_the_picture_back(
+def test_wanting_the_size_it_has_gives_the_image_back(
     adaptive_avg_pool2d: Pool, case: AdaptiveCase, times: int
 ) -> None:
     x = case.tensor(whole)
@@ -466,7 +466,7 @@ def test_wanting_the_size_it_has_gives_the_picture_back(
 
 @clause("10.adaptive_avg_pool2d.any_size")
 @given(seed=seeds, size=st.tuples(st.integers(1, 12), st.integers(1, 12)))
-def test_every_picture_becomes_the_wanted_size(adaptive_avg_pool2d: Pool, seed: int, size: Pair) -> None:
+def test_every_image_becomes_the_wanted_size(adaptive_avg_pool2d: Pool, seed: int, size: Pair) -> None:
     assert adaptive_avg_pool2d(whole(1, 2, *size, seed=seed), 3).shape == (1, 2, 3, 3)
     grey = torch.full((1, 1, *size), 0.5)
     assert_close(adaptive_avg_pool2d(grey, (2, 3)), torch.full((1, 1, 2, 3), 0.5), DIVISION)
@@ -514,25 +514,25 @@ def test_what_is_not_finite_reaches_the_adaptive_means_that_cover_it(adaptive_av
 
 
 @clause("10.pooling.empty")
-def test_maxima_of_no_pictures_and_of_one_without_a_batch(max_pool2d: Pool) -> None:
+def test_maxima_of_no_images_and_of_one_without_a_batch(max_pool2d: Pool) -> None:
     for part in max_pool2d(torch.ones(0, 3, 5, 4), 2, return_indices=True):
         assert part.shape == (0, 3, 2, 2)
-    of_one, of_batch = (max_pool2d(x, 3, 1, 1, return_indices=True) for x in (picture()[0], picture()))
+    of_one, of_batch = (max_pool2d(x, 3, 1, 1, return_indices=True) for x in (image()[0], image()))
     for one, batch in zip(of_one, of_batch, strict=True):
         assert_equal(one, batch[0])
 
 
 @clause("10.pooling.empty")
-def test_means_of_no_pictures_and_of_one_without_a_batch(avg_pool2d: Pool) -> None:
+def test_means_of_no_images_and_of_one_without_a_batch(avg_pool2d: Pool) -> None:
     assert avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
-    assert_equal(avg_pool2d(picture()[0], 3, 1, 1), avg_pool2d(picture(), 3, 1, 1)[0])
+    assert_equal(avg_pool2d(image()[0], 3, 1, 1), avg_pool2d(image(), 3, 1, 1)[0])
 
 
 @clause("10.pooling.empty")
-def test_adaptive_means_of_no_pictures_of_no_windows_and_of_one_without_a_batch(adaptive_avg_pool2d: Pool) -> None:
+def test_adaptive_means_of_no_images_of_no_windows_and_of_one_without_a_batch(adaptive_avg_pool2d: Pool) -> None:
     assert adaptive_avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
     assert adaptive_avg_pool2d(torch.ones(1, 3, 5, 4), (0, 2)).shape == (1, 3, 0, 2)
-    assert_equal(adaptive_avg_pool2d(picture()[0], (2, 3)), adaptive_avg_pool2d(picture(), (2, 3))[0])
+    assert_equal(adaptive_avg_pool2d(image()[0], (2, 3)), adaptive_avg_pool2d(image(), (2, 3))[0])
 
 
 # The gradients
@@ -658,7 +658,7 @@ def test_adaptive_avg_pool2d_as_a_layer(
 
 @clause("10.MaxPool2d.layer")
 def test_the_defaults_of_max_pooling(MaxPool2d: Layer) -> None:
-    # chapter 10, line 558: the picture of the parameters
+    # chapter 10, line 558: the image of the parameters
     layer = MaxPool2d(3)
     assert (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (3, 3, 0, 1)
     assert (layer.return_indices, layer.ceil_mode) == (False, False)
@@ -666,7 +666,7 @@ def test_the_defaults_of_max_pooling(MaxPool2d: Layer) -> None:
 
 @clause("10.MaxPool2d.layer")
 def test_in_the_layer_return_indices_comes_before_ceil_mode(MaxPool2d: Layer) -> None:
-    output, indices = MaxPool2d(3, None, 0, 1, True)(picture())
+    output, indices = MaxPool2d(3, None, 0, 1, True)(image())
     assert_equal(output, [[[[2]]]])
     assert_equal(indices, torch.tensor([[[[1]]]]))  # the first 2 of the window
 
@@ -736,7 +736,7 @@ WINDOWS = [
     pytest.param({"kernel_size": 0}, r"kernel", id="a window of nothing"),
     pytest.param({"kernel_size": (2, 2, 2)}, r"kernel_size", id="a window of three dimensions"),
     pytest.param({"kernel_size": 2.5}, r"kernel_size", id="a window of two and a half"),
-    pytest.param({"kernel_size": 6}, r"kernel_size=6|output size is too small", id="a window larger than the picture"),
+    pytest.param({"kernel_size": 6}, r"kernel_size=6|output size is too small", id="a window larger than the image"),
     pytest.param({"kernel_size": (2, 6)}, r"kernel_size=.*6|output size is too small", id="a window wider than it"),
     pytest.param({"kernel_size": 6, "ceil_mode": True}, r"kernel_size=6|output size", id="one larger by a step"),
     pytest.param({"stride": 0}, r"stride", id="no step"),
@@ -766,7 +766,7 @@ SHAPES = [
         *WINDOWS,
         pytest.param({"dilation": 0}, "dilation", id="no dilation"),
         pytest.param({"dilation": (1, 1, 1)}, "dilation", id="three dilations"),
-        pytest.param({"dilation": 3}, "dilation=3|output size is too small", id="holes larger than the picture"),
+        pytest.param({"dilation": 3}, "dilation=3|output size is too small", id="holes larger than the image"),
     ],
 )
 def test_no_maximum_of(max_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
@@ -794,8 +794,8 @@ def test_no_mean_of(avg_pool2d: Pool, options: dict[str, Any], naming: str) -> N
     [
         *WINDOWS,
         pytest.param({"dilation": 0}, "dilation", id="no dilation"),
-        pytest.param({"input_size": (5, 5, 5)}, "input_size", id="a picture of three dimensions"),
-        pytest.param({"input_size": -1}, "input_size", id="a negative picture"),
+        pytest.param({"input_size": (5, 5, 5)}, "input_size", id="an image of three dimensions"),
+        pytest.param({"input_size": -1}, "input_size", id="a negative image"),
     ],
 )
 def test_no_size_of(pool2d_output_size: Pool, options: dict[str, Any], naming: str) -> None:
@@ -805,14 +805,14 @@ def test_no_size_of(pool2d_output_size: Pool, options: dict[str, Any], naming: s
 
 @clause("10.max_pool2d.rejects")
 @pytest.mark.parametrize(("shape", "naming"), SHAPES)
-def test_no_maximum_of_a_picture_of(max_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+def test_no_maximum_of_an_image_of(max_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
     with rejects(naming=naming):
         max_pool2d(torch.ones(shape), 1)
 
 
 @clause("10.avg_pool2d.rejects")
 @pytest.mark.parametrize(("shape", "naming"), SHAPES)
-def test_no_mean_of_a_picture_of(avg_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+def test_no_mean_of_an_image_of(avg_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
     with rejects(naming=naming):
         avg_pool2d(torch.ones(shape), 1)
 
@@ -852,7 +852,7 @@ def test_no_adaptive_mean_of_size(adaptive_avg_pool2d: Pool, output_size: Any, n
         pytest.param((1, 3, 5, 5), torch.int64, r"adaptive_avg_pool2d.*(int64|long)", id="whole numbers"),
     ],
 )
-def test_no_adaptive_mean_of_a_picture_of(
+def test_no_adaptive_mean_of_an_image_of(
     adaptive_avg_pool2d: Pool, shape: Sequence[int], dtype: torch.dtype, naming: str
 ) -> None:
     with rejects(naming=naming):

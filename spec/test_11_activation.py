@@ -69,13 +69,13 @@ def test_the_listing_prints_its_result_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@clause("11.sigmoid.pictures", "11.sigmoid.listing")
+@clause("11.sigmoid.images", "11.sigmoid.listing")
 @given(seed=seeds)
-def test_sigmoid_washes_pictures_out(Sigmoid: Layer, seed: int) -> None:
-    pictures = torch.rand(2, 3, 4, 4, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    pictures[0, 0, 0, :2] = torch.tensor([0.0, 1.0], device="cpu")
-    output = Sigmoid()(pictures.to(torch.get_default_device()))
-    assert output.shape == pictures.shape
+def test_sigmoid_washes_images_out(Sigmoid: Layer, seed: int) -> None:
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0], device="cpu")
+    output = Sigmoid()(images.to(torch.get_default_device()))
+    assert output.shape == images.shape
     # chapter 11, line 701: black becomes 0.5, white 1 / (1 + 1/e)
     assert_close(output.min(), 0.5, relative(0.5))
     assert_close(output.max(), 0.7310585786300049, relative(0.7310585786300049))
@@ -160,8 +160,8 @@ def test_through_sigmoids_the_gradient_shrinks_fourfold_a_layer_through_relus_no
 
 
 @clause("11.sigmoid.not_better")
-def test_on_pictures_of_bars_relu_learns_what_sigmoid_does_not(ReLU: Layer, Sigmoid: Layer) -> None:
-    """A counterexample at small scale, no verdict on all pictures: 16 pictures of 8 × 8, lying and standing bars."""
+def test_on_images_of_bars_relu_learns_what_sigmoid_does_not(ReLU: Layer, Sigmoid: Layer) -> None:
+    """A counterexample at small scale, no verdict on all images: 16 images of 8 × 8, lying and standing bars."""
     bars = torch.zeros(16, 8, 8)
     for i in range(8):
         bars[i, i], bars[8 + i, :, i] = 1, 1

@@ -55,7 +55,7 @@ def positive(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tens
 
 @clause("12.dropout.zero_fraction")
 @pytest.mark.parametrize("p", PROBABILITIES, ids="p = {}".format)
-@pytest.mark.parametrize("shape", [(40_000,), (200, 2, 10, 10)], ids=["a row", "pictures"])
+@pytest.mark.parametrize("shape", [(40_000,), (200, 2, 10, 10)], ids=["a row", "images"])
 def test_the_fraction_p_of_the_numbers_becomes_0(dropout: Function, p: float, shape: Shape) -> None:
     dropped = (dropout(torch.ones(shape), p) == 0).double()
     assert_close(dropped.mean(), p, hoeffding(40_000), "the fraction of zeros")
@@ -72,9 +72,9 @@ def test_the_expectation_of_the_output_is_the_input(dropout: Function, p: float)
 
 
 @clause("12.dropout.independent")
-@pytest.mark.parametrize("step", [1, 10, 100], ids=["in a row", "in a channel", "in a picture"])
+@pytest.mark.parametrize("step", [1, 10, 100], ids=["in a row", "in a channel", "in an image"])
 def test_each_number_is_dropped_independently_of_its_neighbours(dropout: Function, step: int) -> None:
-    # 200 pictures of 2 channels of 10 rows of 10
+    # 200 images of 2 channels of 10 rows of 10
     dropped = dropout(torch.ones(200, 2, 10, 10), 0.25).reshape(-1) == 0
     pairs = dropped.reshape(-1, 2, step)
     both = (pairs[:, 0] & pairs[:, 1]).double()

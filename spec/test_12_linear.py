@@ -24,17 +24,17 @@ Shape = tuple[int, ...]
 
 
 def batches(drop_last: bool = False) -> Iterator[Tensor]:
-    """The shapes of the chapter's loader: the test set has 10,000 pictures, and 10000 = 156 · 64 + 16."""
-    pictures = torch.zeros(64, 3, 32, 32)
+    """The shapes of the chapter's loader: the test set has 10,000 images, and 10000 = 156 · 64 + 16."""
+    images = torch.zeros(64, 3, 32, 32)
     for numbers in BatchSampler(SequentialSampler(range(10_000)), 64, drop_last):
-        yield pictures[: len(numbers)]
+        yield images[: len(numbers)]
 
 
 # The values
 
 
 @clause("12.linear.features")
-def test_64_pictures_in_a_row_are_196608_numbers(Linear: Layer) -> None:
+def test_64_images_in_a_row_are_196608_numbers(Linear: Layer) -> None:
     # chapter 12, line 757: Linear(196608, 10)
     layer = Linear(64 * 3 * 32 * 32, 10)
     assert layer.weight.shape == torch.Size([10, 196608])
@@ -45,7 +45,7 @@ def test_64_pictures_in_a_row_are_196608_numbers(Linear: Layer) -> None:
 
 
 @clause("12.linear.last_batch")
-def test_the_last_batch_of_16_pictures_does_not_fit(Linear: Layer) -> None:
+def test_the_last_batch_of_16_images_does_not_fit(Linear: Layer) -> None:
     layer = Linear(196608, 10)
     *_, last = batches()
     assert last.shape == torch.Size([16, 3, 32, 32])
@@ -105,15 +105,15 @@ def test_a_batch_need_not_be_made_one_dimensional(Linear: Layer, Flatten: Layer)
 
 
 @clause("12.flatten.batch")
-def test_flattening_everything_gives_one_answer_for_64_pictures(Linear: Layer, flatten: Function) -> None:
+def test_flattening_everything_gives_one_answer_for_64_images(Linear: Layer, flatten: Function) -> None:
     assert Linear(196608, 10)(flatten(next(batches()))).shape == (10,)
 
 
 @clause("12.flatten.batch")
-def test_flattening_from_dimension_1_keeps_the_pictures_apart(flatten: Function) -> None:
-    pictures = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
-    assert_equal(flatten(pictures, 1), [list(range(12)), list(range(12, 24))])
-    assert_equal(flatten(pictures), list(range(24)))
+def test_flattening_from_dimension_1_keeps_the_images_apart(flatten: Function) -> None:
+    images = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    assert_equal(flatten(images, 1), [list(range(12)), list(range(12, 24))])
+    assert_equal(flatten(images), list(range(24)))
 
 
 @clause("12.flatten.order")
@@ -122,7 +122,7 @@ def test_flatten_lays_the_numbers_out_in_reading_order(flatten: Function) -> Non
 
 
 @clause("12.linear.not_visualised")
-def test_the_listing_shows_no_picture_and_writes_no_file(
+def test_the_listing_shows_no_image_and_writes_no_file(
     Linear: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # chapter 12, lines 745 and 788, say that the result is visualised
@@ -134,7 +134,7 @@ def test_the_listing_shows_no_picture_and_writes_no_file(
 
 
 @clause("12.linear.models")
-def test_torchvision_offers_networks_for_pictures() -> None:
+def test_torchvision_offers_networks_for_images() -> None:
     assert "vgg16" in torchvision.models.list_models()
     with torch.device("meta"):  # shapes without numbers: VGG16 has 138 million of them
         assert torchvision.models.vgg16()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)

@@ -434,7 +434,7 @@ def test_an_empty_input_of_one_dimension_has_no_channels(batch_norm: Function, t
 
 
 @clause("12.batch_norm.gradients")
-@pytest.mark.parametrize("shape", [(3, 2), (2, 1, 3), (2, 2, 1, 2)], ids=["a table", "sequences", "pictures"])
+@pytest.mark.parametrize("shape", [(3, 2), (2, 1, 3), (2, 2, 1, 2)], ids=["a table", "sequences", "images"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_batch_norm_is_differentiable_twice(batch_norm: Function, shape: Shape, training: bool) -> None:
     channels = shape[1]
@@ -851,7 +851,7 @@ def test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways(
     ("change", "naming"),
     [
         pytest.param({"input": torch.ones(1, 3)}, "input|value", id="a single sample"),
-        pytest.param({"input": torch.ones(1, 3, 1, 1)}, "input|value", id="a single picture of one pixel"),
+        pytest.param({"input": torch.ones(1, 3, 1, 1)}, "input|value", id="a single image of one pixel"),
         pytest.param({"input": torch.ones(2, 3, dtype=torch.int64)}, "input|Long|int64", id="whole numbers"),
         pytest.param({"running_mean": torch.zeros(4)}, "running_mean", id="a running mean of other channels"),
         pytest.param({"running_var": torch.ones(2)}, "running_var", id="a running variance of other channels"),

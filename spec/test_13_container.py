@@ -40,7 +40,7 @@ Ocean(
   )
 )"""
 
-# chapter 13, line 839: the sizes in the picture, layer by layer
+# chapter 13, line 839: the sizes in the image, layer by layer
 SHAPES = [(32, 32, 32), (32, 16, 16), (32, 16, 16), (32, 8, 8), (64, 8, 8), (64, 4, 4), (1024,), (64,), (10,)]
 
 

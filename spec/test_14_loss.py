@@ -140,16 +140,16 @@ def test_the_cross_entropy_falls_as_the_right_logit_rises(cross_entropy: Loss) -
 
 @clause("14.loss.basis")
 def test_backward_through_a_loss_tells_how_to_update(cross_entropy: Loss) -> None:
-    network, pictures, labels = nn.Linear(3, 2), normal(4, 3, seed=0, dtype=torch.float32), torch.tensor([0, 1, 0, 1])
+    network, images, labels = nn.Linear(3, 2), normal(4, 3, seed=0, dtype=torch.float32), torch.tensor([0, 1, 0, 1])
     assert network.weight.grad is None
-    before = cross_entropy(network(pictures), labels)
+    before = cross_entropy(network(images), labels)
     before.backward()
     with torch.no_grad():
         for parameter in network.parameters():
             assert parameter.grad is not None
             assert parameter.grad.shape == parameter.shape
             parameter -= 0.1 * parameter.grad
-    assert cross_entropy(network(pictures), labels) < before
+    assert cross_entropy(network(images), labels) < before
 
 
 @clause("14.loss.documentation")
@@ -198,7 +198,7 @@ def test_a_test_set_one_by_one_prints_ok_10000_times() -> None:
 
 
 @clause("14.cross_entropy.listing")
-def test_the_loop_of_the_chapter_prints_ok_for_each_picture(
+def test_the_loop_of_the_chapter_prints_ok_for_each_image(
     CrossEntropyLoss: Layer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -97,7 +97,7 @@ def on_meta(make: Make, *args: Any, **options: Any) -> Any:
         return make(*args, **options)
 
 
-def pictures(*shape: int) -> Tensor:
+def images(*shape: int) -> Tensor:
     return torch.ones(shape, device="meta")
 
 
@@ -144,7 +144,7 @@ def test_it_is_configuration_d_of_the_paper(vgg16: Make) -> None:
     assert found == [name for stage in CONFIGURATION_D for name in ["Conv2d", "ReLU"] * len(stage) + ["MaxPool2d"]]
 
 
-@clause("16.vgg16.structure", "16.vgg16.pictures")
+@clause("16.vgg16.structure", "16.vgg16.images")
 def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
     # chapter 16, lines 1156 and 1160
     network = on_meta(vgg16)
@@ -153,7 +153,7 @@ def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
     for layer in network.modules():
         if type(layer).__name__ in watched:
             layer.register_forward_hook(lambda _layer, _input, output: found.append(tuple(output.shape[1:])))
-    assert network(pictures(2, 3, 224, 224)).shape == (2, 1000)
+    assert network(images(2, 3, 224, 224)).shape == (2, 1000)
     stages = [(64, 112, 112), (128, 56, 56), (256, 28, 28), (512, 14, 14), (512, 7, 7)]
     assert found == [*stages, (512, 7, 7), (4096,), (4096,), (1000,)]
 
@@ -164,15 +164,15 @@ def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
     [(32, 32), (63, 100), *(pytest.param(size, marks=pytest.mark.slow) for size in ((32, 500), (225, 223)))],
     ids=str,
 )
-def test_pictures_of_other_sizes_get_as_many_scores(vgg16: Make, size: tuple[int, int]) -> None:
-    assert on_meta(vgg16)(pictures(3, 3, *size)).shape == (3, 1000)
+def test_images_of_other_sizes_get_as_many_scores(vgg16: Make, size: tuple[int, int]) -> None:
+    assert on_meta(vgg16)(images(3, 3, *size)).shape == (3, 1000)
 
 
 @clause("16.vgg16.other_sizes")
 @pytest.mark.parametrize("size", [(31, 32), (224, 31)], ids=str)
-def test_pictures_that_the_poolings_leave_nothing_of_are_rejected(vgg16: Make, size: tuple[int, int]) -> None:
+def test_images_that_the_poolings_leave_nothing_of_are_rejected(vgg16: Make, size: tuple[int, int]) -> None:
     with rejects(naming="size|pixels"):
-        on_meta(vgg16)(pictures(1, 3, *size))
+        on_meta(vgg16)(images(1, 3, *size))
 
 
 @clause("16.vgg16.classes")
@@ -220,7 +220,7 @@ def fill(network: nn.Module) -> None:
             flat.scatter_(1, columns.to(flat.device), values.to(flat))
 
 
-def whole_picture(*shape: int) -> Tensor:
+def whole_image(*shape: int) -> Tensor:
     return whole(*shape, seed=1, largest=2)
 
 
@@ -254,12 +254,12 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
     network.double()
     state = network.state_dict()
     for size in [(224, 224), (32, 48), (75, 130)]:
-        images = whole_picture(1, 3, *size)
+        images = whole_image(1, 3, *size)
         with torch.no_grad():
             found, expected = network(images), scores(state, images)
-        assert expected.unique().numel() > 100  # the picture has reached the scores
+        assert expected.unique().numel() > 100  # the image has reached the scores
         assert expected.abs().max() < 2**53
-        assert_equal(found, expected, f"the scores of a picture of {size[0]}×{size[1]}")
+        assert_equal(found, expected, f"the scores of an image of {size[0]}×{size[1]}")
 
 
 @clause("16.vgg16.definition")
@@ -267,7 +267,7 @@ def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> Non
     """The same of the convolutions alone, which are a tenth of the numbers."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())
     fill(features)
-    images = whole_picture(2, 3, 32, 48)
+    images = whole_image(2, 3, 32, 48)
     expected, state = images, features.state_dict()
     for index in range(31):
         if f"{index}.weight" in state:
@@ -377,7 +377,7 @@ def test_a_layer_7_beside_is_never_run(vgg16: Make) -> None:
     network, calls = on_meta(vgg16), []
     network.add_module("7", on_meta(nn.Linear, 1000, 10))
     network.get_submodule("7").register_forward_hook(lambda *_: calls.append("7"))
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 1000)
+    assert network(images(1, 3, 32, 32)).shape == (1, 1000)
     assert calls == []
     assert list(network.state_dict())[-2:] == ["7.weight", "7.bias"]  # it is saved nevertheless
 
@@ -387,7 +387,7 @@ def test_a_layer_7_inside_the_classifier_is_run(vgg16: Make) -> None:
     network, calls = on_meta(vgg16), []
     network.classifier.add_module("7", on_meta(nn.Linear, 1000, 10))
     network.classifier[7].register_forward_hook(lambda *_: calls.append("7"))
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 10)
+    assert network(images(1, 3, 32, 32)).shape == (1, 10)
     assert calls == ["7"]
 
 
@@ -398,7 +398,7 @@ def test_classifier_6_is_the_seventh_layer_and_the_third_linear_one(vgg16: Make)
     assert [i for i, layer in enumerate(network.classifier) if type(layer).__name__ == "Linear"] == [0, 3, 6]
     assert len(network.classifier) == 7
     network.classifier[6] = on_meta(nn.Linear, 4096, 10)
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 10)
+    assert network(images(1, 3, 32, 32)).shape == (1, 10)
 
 
 # append_classifier and replace_classifier
@@ -444,7 +444,7 @@ def test_the_layer_beside_changes_nothing_and_learns_nothing(append_classifier: 
 def test_vgg16_with_the_layer_beside_prints_as_documented(append_classifier: Make) -> None:
     network = append_classifier(on_meta(torchvision.models.vgg16), 10, inside=False)
     assert str(network) == PRINTED
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 1000)
+    assert network(images(1, 3, 32, 32)).shape == (1, 1000)
 
 
 @clause("16.edit.append")
@@ -452,14 +452,14 @@ def test_vgg16_with_the_layer_inside_gives_ten_scores(append_classifier: Make) -
     network = append_classifier(on_meta(torchvision.models.vgg16), 10)
     inside = PRINTED.replace(APPENDED, "").replace("\n  )\n)", f"{APPENDED.replace('(7)', '  (7)')}\n  )\n)")
     assert str(network) == inside
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 10)
+    assert network(images(1, 3, 32, 32)).shape == (1, 10)
 
 
 @clause("16.edit.replace", "16.vgg16.printed_replaced")
 def test_vgg16_with_its_last_layer_replaced_gives_ten_scores(replace_classifier: Make) -> None:
     network = replace_classifier(on_meta(torchvision.models.vgg16), 10)
     assert str(network) == PRINTED_REPLACED + "\n)"
-    assert network(pictures(1, 3, 32, 32)).shape == (1, 10)
+    assert network(images(1, 3, 32, 32)).shape == (1, 10)
 
 
 @clause("16.edit.replace")
@@ -960,7 +960,7 @@ def test_the_reference_takes_pretrained_as_torchvision_does(publisher: Publisher
 
 @clause("16.listing.train_data", "16.listing.pretrained")
 @pytest.mark.filterwarnings("ignore:.*deprecated since 0.13:UserWarning")
-def test_the_listing_prints_both_networks_and_shows_them_no_picture(
+def test_the_listing_prints_both_networks_and_shows_them_no_image(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its steps, lines 1176 to 1188, with weights that need no network; the two printings are the documented ones."""

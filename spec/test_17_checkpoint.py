@@ -408,7 +408,7 @@ def test_the_trap_would_snap(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_says_in_one_line_that_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     hostile(kind, tmp_path)
-    result = run("predict.py", "picture.png", "--checkpoint", "net.pt", folder=tmp_path)
+    result = run("predict.py", "image.png", "--checkpoint", "net.pt", folder=tmp_path)
     assert result.status == 2
     assert len(result.err.splitlines()) == 1
     assert result.err.startswith("error: net.pt ")
@@ -787,7 +787,7 @@ def test_weights_that_are_views_are_saved_without_what_they_are_views_of(tmp_pat
 
 @clause("17.checkpoint.compact")
 def test_the_order_in_memory_comes_back_too(tmp_path: Path) -> None:
-    """Training lays pictures and kernels out channels last; a resumed one computes with the same layout."""
+    """Training lays images and kernels out channels last; a resumed one computes with the same layout."""
     network = Ocean().to(memory_format=torch.channels_last)
     twice = torch.zeros(64, 3, 5, 5).to(memory_format=torch.channels_last)
     network.model1[0].weight.data = twice[:32]  # a view: what is copied keeps its order too

@@ -172,9 +172,9 @@ def test_the_tutorial_s_network_needs_no_class(
         torch.load(tmp_path / "net.pth", weights_only=False)
     found = read_legacy_checkpoint(tmp_path / "net.pth")
     assert found.tree == repr(network)
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert_equal(found.network(pictures), network(pictures), "the scores")
+        assert_equal(found.network(images), network(images), "the scores")
     assert any("their_code.Ocean" in note and "'model1'" in note for note in found.notes)  # what was taken for granted
 
 
@@ -223,9 +223,9 @@ def test_the_tutorial_s_files_of_vgg16_open(read_legacy_checkpoint: Read, tmp_pa
     assert len(found.tree.splitlines()) == 45
     assert sum(tensor.numel() for tensor in found.state_dict.values()) == 138_357_544 - 990 * 4097
     assert len(found.state_dict) == 32
-    pictures = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        assert_equal(found.network.eval()(pictures), network.eval()(pictures), "the scores")
+        assert_equal(found.network.eval()(images), network.eval()(images), "the scores")
     assert any("without parentheses" in note for note in found.notes) is call
 
 
@@ -259,8 +259,8 @@ def test_what_is_beside_vgg_s_own_parts_is_never_run(read_legacy_checkpoint: Rea
 
     plain = read_legacy_checkpoint(written(tmp_path / "net.pth", writer(False)))
     found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer(True)))
-    pictures = torch.rand(2, 3, 32, 32)
-    assert_equal(found.network(pictures), plain.network(pictures), "the scores")
+    images = torch.rand(2, 3, 32, 32)
+    assert_equal(found.network(images), plain.network(images), "the scores")
     assert found.tree.endswith("  (7): Linear(in_features=4, out_features=10, bias=True)\n)")
     assert any("'7'" in note and "never run" in note for note in found.notes)
 
@@ -419,9 +419,9 @@ def test_a_file_of_pytorch_1_opens(read_legacy_checkpoint: Read, tmp_path: Path,
     assert found.tree == repr(ocean)
     for key, tensor in ocean.state_dict().items():
         assert_equal(found.state_dict[key], tensor, key)
-    pictures = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        assert_equal(found.network(pictures), ocean(pictures), "the scores")
+        assert_equal(found.network(images), ocean(images), "the scores")
 
 
 @clause("17.legacy.pytorch_1")
@@ -612,9 +612,9 @@ def test_a_state_dict_of_the_tutorial_s_network_is_enough(
     state = {prefix + key: tensor for key, tensor in ocean.state_dict().items()}
     found = read_legacy_checkpoint(save(state, tmp_path / "net.pth"))
     assert list(found.state_dict) == list(state)
-    pictures = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        assert_equal(found.network(pictures), ocean(pictures), "the scores")
+        assert_equal(found.network(images), ocean(images), "the scores")
     for other in (torch.zeros(31), torch.zeros(32, dtype=torch.int64)):
         state[prefix + "model1.0.bias"] = other
         found = read_legacy_checkpoint(save(state, tmp_path / "net.pth"))
@@ -622,10 +622,10 @@ def test_a_state_dict_of_the_tutorial_s_network_is_enough(
         assert len(found.state_dict) == 10
 
 
-def scores_of(found: Any, pictures: Tensor) -> Tensor:
+def scores_of(found: Any, images: Tensor) -> Tensor:
     network, _ = found.classifier()
     with torch.no_grad():
-        return network.eval()(pictures)
+        return network.eval()(images)
 
 
 def as_a_part(ocean: Ocean) -> dict[str, Tensor]:
@@ -727,11 +727,11 @@ def test_a_checkpoint_of_everyday_is_recognized(
     read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
 ) -> None:
     ocean = Ocean()
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     content = EVERYDAY[how](ocean)  # some of them let an optimizer make a step
     with torch.no_grad():
-        expected = ocean(pictures)
-    assert_equal(scores_of(read_legacy_checkpoint(save(content, tmp_path / "net.pth", old)), pictures), expected)
+        expected = ocean(images)
+    assert_equal(scores_of(read_legacy_checkpoint(save(content, tmp_path / "net.pth", old)), images), expected)
 
 
 SEVERAL: dict[str, tuple[Callable[[Ocean, Ocean], Any], tuple[str, str]]] = {
@@ -776,10 +776,10 @@ def test_of_several_networks_one_is_chosen_by_its_name(
         assert "--choose" in said
     with refused("There are 2 networks in it"):
         found.classifier()
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        expected = other(pictures)
-    assert_equal(scores_of(read_legacy_checkpoint(path, choose=names[1]), pictures), expected)
+        expected = other(images)
+    assert_equal(scores_of(read_legacy_checkpoint(path, choose=names[1]), images), expected)
     with refused(f"holds no network 'neither': there is {re.escape(names[0])}"):
         read_legacy_checkpoint(path, choose="neither")
 
@@ -836,12 +836,12 @@ def test_pruned_networks_compute_with_their_masks(
     prune.random_structured(ocean.model1[4], "weight", 0.3, dim=0)
     prune.l1_unstructured(ocean.model1[4], "weight", 0.2)  # twice: a PruningContainer
     prune.l1_unstructured(ocean.model1[8], "bias", 0.5)
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        expected = ocean(pictures)
+        expected = ocean(images)
     found = read_legacy_checkpoint(save(ocean if whole else ocean.state_dict(), tmp_path / "net.pth", old))
     assert list(found.state_dict) == list(ocean.state_dict())
-    assert_equal(scores_of(found, pictures), expected)
+    assert_equal(scores_of(found, images), expected)
     if whole:
         assert found.tree == repr(ocean)
 
@@ -869,10 +869,10 @@ def test_a_safetensors_file_is_read(read_legacy_checkpoint: Read, tmp_path: Path
     assert "a state dict (safetensors)" in found.describe()
     for key, tensor in ocean.state_dict().items():
         assert_equal(found.state_dict[f"module.{key}"], tensor, key)
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        expected = ocean.float()(pictures)
-    assert_equal(scores_of(found, pictures), expected)
+        expected = ocean.float()(images)
+    assert_equal(scores_of(found, images), expected)
 
 
 SAFETENSORS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -1773,7 +1773,7 @@ def test_thousands_of_damaged_files_are_refused_or_read(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, and the tutorial's network as a graphics card of 2020 left it."""
+    """Two images, and the tutorial's network as a GPU of 2020 left it."""
     writer = Writer("1.5", "cuda:0")
     content, _ = old_ocean(writer, "model.Ocean")
     written(tmp_path / "old.pth", writer.file(content))
@@ -1832,7 +1832,7 @@ def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
     assert result.out == f"1.png: name{best} {shares[best]:.1%}\n"
     result = run("predict.py", *words, "--class-names", "dog", "cat", folder=folder)
     assert result.status == 2
-    assert "gives 10 scores a picture, but there are 2 class names" in result.err
+    assert "gives 10 scores an image, but there are 2 class names" in result.err
 
 
 @clause("17.legacy.script")
@@ -1849,20 +1849,20 @@ def test_class_names_without_legacy_are_refused(folder: Path) -> None:
     ("network", "says"),
     [
         (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(100, 2)), "fails on a picture of 32×32"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(100, 2)), "fails on an image of 32×32"),
         (lambda: nn.Sequential(nn.Conv2d(3, 1, 1)), "row of scores"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 1, 1, padding=10**6), nn.Flatten()), "numbers of one picture"),
-        (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(10**5), nn.Conv2d(3, 1, 1)), "numbers of one picture"),
-        (lambda: nn.Sequential(nn.Upsample(scale_factor=1e5), nn.Conv2d(3, 1, 1)), "numbers of one picture|fails"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 1, 1, padding=10**6), nn.Flatten()), "numbers of one image"),
+        (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(10**5), nn.Conv2d(3, 1, 1)), "numbers of one image"),
+        (lambda: nn.Sequential(nn.Upsample(scale_factor=1e5), nn.Conv2d(3, 1, 1)), "numbers of one image|fails"),
         (lambda: nn.Sequential(nn.Conv2d(3, 300, 1), nn.AdaptiveAvgPool2d(20), nn.Flatten()), "row of scores"),
         (lambda: nn.LSTM(3, 2), "fails|row"),
         (lambda: nn.ModuleList([nn.Linear(1, 1)]), "cannot predict"),
     ],
-    ids=["no parameters", "another size", "a map", "an endless border", "an endless average", "an endless picture",
+    ids=["no parameters", "another size", "a map", "an endless border", "an endless average", "an endless image",
          "endless scores",
          "a sequence", "no forward"],
 )  # fmt: skip
-def test_a_network_that_cannot_classify_pictures_is_refused(
+def test_a_network_that_cannot_classify_images_is_refused(
     read_legacy_checkpoint: Read, tmp_path: Path, network: Callable[[], nn.Module], says: str
 ) -> None:
     found = read_legacy_checkpoint(save(network(), tmp_path / "net.pth"))

@@ -70,7 +70,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
 
 
 @clause("18.network.output")
-def test_64_pictures_get_ten_scores_each(Ocean: Make) -> None:
+def test_64_images_get_ten_scores_each(Ocean: Make) -> None:
     # chapter 18, line 1446
     assert Ocean()(torch.ones(64, 3, 32, 32)).shape == (64, 10)
 
@@ -147,7 +147,7 @@ def test_five_files_of_10000_are_50000_images_and_one_is_the_test_set(CIFAR10: M
 
 
 @clause("18.loader.steps")
-def test_a_pass_over_50000_pictures_takes_782_steps(DataLoader: Make) -> None:
+def test_a_pass_over_50000_images_takes_782_steps(DataLoader: Make) -> None:
     # chapter 18, line 1515
     assert TRAIN_SIZE / BATCH == 781.25
     assert len(DataLoader(range(TRAIN_SIZE), batch_size=BATCH)) == 782
@@ -176,7 +176,7 @@ class Outcome:
 
     out: str
     steps: int
-    size: int  # how many pictures it was trained on
+    size: int  # how many images it was trained on
     folder: Path
 
 
@@ -283,8 +283,8 @@ def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         pytest.param((program, size), id=f"{name}, {words}", marks=marks)
         for name, program in PROGRAMS.items()
         for size, words, marks in (
-            (TRAIN_SIZE // 10, "a tenth of the pictures", ()),
-            (TRAIN_SIZE, "as many pictures", pytest.mark.slow),
+            (TRAIN_SIZE // 10, "a tenth of the images", ()),
+            (TRAIN_SIZE, "as many images", pytest.mark.slow),
         )
     ],
 )
@@ -365,15 +365,15 @@ def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
     parts = list(zip(scores.split(BATCH), targets.split(BATCH), strict=True))
     assert len(parts) == len(DataLoader(range(TEST_SIZE), batch_size=BATCH)) == 157
     printed = sum(loss_function(part, wanted).item() for part, wanted in parts)
-    # by hand, picture by picture: the logarithm of the sum of the exponentials, less the right score
+    # by hand, image by image: the logarithm of the sum of the exponentials, less the right score
     losses = scores.exp().sum(1).log() - scores[range(TEST_SIZE), targets]
     on_the_whole = losses.mean().item()
     expected = sum(part.mean().item() for part in losses.split(BATCH))
-    # some thirty roundings a picture, and the sums of 64 and of 157 numbers of up to the printed one
+    # some thirty roundings an image, and the sums of 64 and of 157 numbers of up to the printed one
     error = (30 + 64 + 157) * torch.finfo(torch.float64).eps * printed
     assert abs(printed - expected) <= error
     assert 150 < printed / on_the_whole < 164  # about 157 times what it is called
-    assert abs(printed / 157 - on_the_whole) > error  # nor is it so exactly: the last 16 pictures weigh as much as 64
+    assert abs(printed / 157 - on_the_whole) > error  # nor is it so exactly: the last 16 images weigh as much as 64
     right = sum((part.argmax(1) == wanted).sum() for part, wanted in parts)
     accuracy = right / TEST_SIZE
     by_hand = sum(row.index(max(row)) == target for row, target in zip(scores.tolist(), targets.tolist(), strict=True))
@@ -402,7 +402,7 @@ def test_fit_prints_the_losses_that_the_listing_prints(tmp_path: Path, capsys: p
 def test_train_py_runs_to_its_end_with_the_tutorials_network(
     program: Callable[..., int], model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On few pictures, in batches of 64 of which the last has 16, as with all of them."""
+    """On few images, in batches of 64 of which the last has 16, as with all of them."""
     generator = torch.Generator().manual_seed(4)
     data = [(torch.rand(3, 32, 32, generator=generator), i % 10) for i in range(80)]
     loader = PytorchDataLoader(data, batch_size=BATCH)

@@ -16,7 +16,7 @@ from spec.support.clauses import clause
 Make = Callable[..., Any]
 BATCH, LEARNING_RATE = 64, 0.01  # chapter 18
 STEPS = 200
-# The longest sum of the network's forward and backward: a kernel's gradient over all pictures and pixels of a batch.
+# The longest sum of the network's forward and backward: a kernel's gradient over all images and pixels of a batch.
 LONGEST_SUM = BATCH * 32 * 32
 
 

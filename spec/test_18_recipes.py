@@ -64,8 +64,8 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
 
 
 @clause("18.precision.chosen")
-@pytest.mark.parametrize("able", [True, False], ids=["a card with bfloat16", "a card without"])
-def test_auto_asks_the_card_without_emulation(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+@pytest.mark.parametrize("able", [True, False], ids=["a GPU with bfloat16", "a GPU without"])
+def test_auto_asks_the_gpu_without_emulation(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert choose_precision("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
     assert choose_precision("auto", torch.device("mps")) == torch.float32
@@ -422,7 +422,7 @@ def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | Non
     ("asked", "step"),
     [pytest.param(2, 2, id="in the first epoch", marks=pytest.mark.slow), pytest.param(7, 5, id="in the second")],
 )
-def test_fit_goes_on_with_momentum_rate_and_varied_pictures_as_they_were(asked: int, step: int) -> None:
+def test_fit_goes_on_with_momentum_rate_and_varied_images_as_they_were(asked: int, step: int) -> None:
     straight, _ = fit_fast(Progress(), Observer())
     progress = Progress()
     network, optimizer = fit_fast(progress, Recorder(asked))  # asked after each step and each evaluated batch
@@ -446,8 +446,8 @@ def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) ->
 
 @clause("18.recipe.learns")
 @pytest.mark.slow
-@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real pictures")
-def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_pictures_seen_once(tmp_path: Path) -> None:
+@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real images")
+def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_images_seen_once(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", os.environ["OCEAN_DATA"], "--quiet", "--num-threads", 1)
     result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 6_400, "--output", "run")
     assert result.status == 0, result.err
@@ -553,7 +553,7 @@ def test_the_whitening_layer_makes_of_what_it_sees_its_uncorrelated_principal_co
 
 
 @clause("18.recipe.whitening")
-def test_the_whitening_layer_is_computed_from_the_pictures_and_stays_as_it_is() -> None:
+def test_the_whitening_layer_is_computed_from_the_images_and_stays_as_it_is() -> None:
     network, optimizer = fit_fast(Progress(), Observer())
     first, *others = network.parameters()
     bias = others.pop(0)
@@ -606,7 +606,7 @@ def test_muon_rejects_a_number_out_of_its_range(name: str, value: float) -> None
         Muon([nn.Parameter(torch.zeros(2))], **{name: value})
 
 
-# ------------------------------------------------------------------------------------------------ rate and pictures
+# ------------------------------------------------------------------------------------------------ rate and images
 
 
 @clause("18.recipe.falling_rate")
@@ -626,7 +626,7 @@ def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
 
 
 def moved(image: list[list[int]], down: int, right: int, mirror: bool) -> list[list[int]]:
-    """Plain Python: mirror, then look at the picture from `down` and `right` pixels away, with its border repeated."""
+    """Plain Python: mirror, then look at the image from `down` and `right` pixels away, with its border repeated."""
     rows = [row[::-1] if mirror else row for row in image]
     height, width = len(rows), len(rows[0])
     return [
@@ -638,7 +638,7 @@ def moved(image: list[list[int]], down: int, right: int, mirror: bool) -> list[l
 @clause("18.recipe.vary")
 @pytest.mark.parametrize("mirror", [True, False], ids=["mirrored", "not mirrored"])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_a_varied_picture_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bool, shift: int) -> None:
+def test_a_varied_image_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bool, shift: int) -> None:
     image = torch.arange(30, dtype=torch.uint8).reshape(5, 6)
     batch = torch.stack([image, image + 100, 255 - image]).expand(600, 3, 5, 6).contiguous()
     varied = Vary(mirror, shift)(batch, torch.Generator().manual_seed(0))

@@ -139,7 +139,7 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
     network, recorder = Ocean(), Recorder()
     progress = fit_shapes(network, epochs=2, shuffle=shuffle, progress=Progress(), observer=recorder)
     assert list(recorder.losses.values()) == losses
-    assert list(recorder.losses) == [1, 2, 3, 4, 5, 6]  # 40 pictures in batches of 16: three steps an epoch
+    assert list(recorder.losses) == [1, 2, 3, 4, 5, 6]  # 40 images in batches of 16: three steps an epoch
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
     assert [line["step"] for line in progress.history] == [3, 6]
@@ -199,7 +199,7 @@ def test_images_per_second_counts_the_images_of_the_training_and_its_time() -> N
 
 
 class Fixed(nn.Module):
-    """A network that gives each picture the scores written in its first pixels."""
+    """A network that gives each image the scores written in its first pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def test_evaluate_counts_and_averages_by_its_definitions() -> None:
     assert result.loss_sum == pytest.approx(sum(batch_means), rel=tolerance)
     assert result.predictions.tolist() == [1, 0, 0, 1, 0]
     assert result.accuracy == 4 / 5
-    assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one picture of class 1 was taken for class 0
+    assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one image of class 1 was taken for class 0
 
 
 @clause("18.fit.no_batches")
@@ -305,7 +305,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
     assert sum(map(sum, summary["confusion"])) == 24
     assert sum(summary["confusion"][i][i] for i in range(10)) / 24 == pytest.approx(summary["test_accuracy"])
 
-    assert "shapes: 80 training and 24 test pictures of 10 classes" in result.out
+    assert "shapes: 80 training and 24 test images of 10 classes" in result.out
     assert "Ocean: 145,578 parameters" in result.out
     logged = scalars(folder)
     assert [step for step, _ in logged["train_loss"]] == [4, 8, 12]
@@ -668,23 +668,23 @@ QUICK = ("--batch-size", 16, "--epochs", 1, "--num-threads", 1, "--output", "run
 
 
 def tree(folder: Path, *, per_class: int = 6) -> Path:
-    """A person's own pictures: three classes, pictures of different sizes."""
+    """A person's own images: three classes, images of different sizes."""
     for split in ("train", "test"):
         for number, name in enumerate(("one", "three", "two")):
             (folder / "mine" / split / name).mkdir(parents=True)
             for i in range(per_class):
-                picture = Image.new("RGB", (20 + i, 50 - i), (80 * number, 10 * i, 90))
-                picture.save(folder / "mine" / split / name / f"{i}.png")
+                image = Image.new("RGB", (20 + i, 50 - i), (80 * number, 10 * i, 90))
+                image.save(folder / "mine" / split / name / f"{i}.png")
     return folder / "mine"
 
 
 @clause("18.data.tree")
 @pytest.mark.slow
-def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_path: Path) -> None:
+def test_a_tree_of_a_persons_own_images_is_learned_with_its_own_classes(tmp_path: Path) -> None:
     tree(tmp_path)
     result = train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK)
     assert result.status == 0, result.err
-    assert "images: 18 training and 18 test pictures of 3 classes" in result.out
+    assert "images: 18 training and 18 test images of 3 classes" in result.out
     content = load_checkpoint(tmp_path / "run" / "last.pt")
     assert content["class_names"] == ["one", "three", "two"]
     assert content["state_dict"]["model1.8.weight"].shape == (3, 64)
@@ -692,15 +692,15 @@ def test_a_tree_of_a_persons_own_pictures_is_learned_with_its_own_classes(tmp_pa
 
 @clause("18.data.broken")
 @pytest.mark.slow
-def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
-    (tree(tmp_path) / "train" / "two" / "3.png").write_text("no picture")
+def test_a_broken_image_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
+    (tree(tmp_path) / "train" / "two" / "3.png").write_text("no image")
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
-    assert_refused(train(tmp_path, *words), "3.png", "1 of 18 pictures are broken", "--skip-broken")
+    assert_refused(train(tmp_path, *words), "3.png", "1 of 18 images are broken", "--skip-broken")
     assert not (tmp_path / "run").exists()
     result = train(tmp_path, *words, "--skip-broken")
     assert result.status == 0, result.err
-    assert "skipped 1 broken pictures: two/3.png" in result.out
-    assert "images: 17 training and 18 test pictures" in result.out
+    assert "skipped 1 broken images: two/3.png" in result.out
+    assert "images: 17 training and 18 test images" in result.out
 
 
 @clause("18.data.tree")
@@ -708,12 +708,12 @@ def test_a_broken_picture_is_named_and_skipped_only_on_request(tmp_path: Path) -
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (tree(tmp_path) / "test" / "four").mkdir()
     (tmp_path / "mine" / "train" / "four").mkdir()
-    assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK), "four", "no pictures")
+    assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK), "four", "no images")
 
 
 @clause("18.run.resume_refused")
 @pytest.mark.slow
-def test_going_on_with_other_pictures_is_refused(tmp_path: Path) -> None:
+def test_going_on_with_other_images_is_refused(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
     tree(tmp_path)
     assert train(tmp_path, *words).status == 0
@@ -735,7 +735,7 @@ def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path
         md5 = "0" * 32  # not the official one: unpacked files are then not held against the official sums
     result = train(tmp_path, "--archive-md5", md5, *QUICK)
     assert result.status == 0, result.err
-    assert "cifar10: 20 training and 4 test pictures of 10 classes" in result.out
+    assert "cifar10: 20 training and 4 test images of 10 classes" in result.out
     assert load_checkpoint(tmp_path / "run" / "last.pt")["class_names"][3] == "cat"
 
 
@@ -785,6 +785,6 @@ def test_download_fetches_from_the_mirror_and_trains(tmp_path: Path) -> None:
         result = train(tmp_path, *words, "--mirrors", f"{address}.not", address)
         server.shutdown()
     assert result.status == 0, result.err
-    assert "cifar10: 20 training and 4 test pictures" in result.out
+    assert "cifar10: 20 training and 4 test images" in result.out
     assert (tmp_path / "data" / "cifar-10-python.tar.gz").is_file()
     assert not list((tmp_path / "data").glob("*.part*"))

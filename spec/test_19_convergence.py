@@ -1,16 +1,16 @@
-"""Chapter 19, on a card: `pytest -m gpu`. Without one, `--gpu-rehearsal` runs the same bodies on the CPU, smaller.
+"""Chapter 19, on a GPU: `pytest -m gpu`. Without one, `--gpu-rehearsal` runs the same bodies on the CPU, smaller.
 
 `docs/gpu.md` says whether and where this has run on a GPU. The rehearsal shows that the bodies run and their bounds
-can be broken, the simulated device that everything lies where it must and no step waits. What only a card can show:
+can be broken, the simulated device that everything lies where it must and no step waits. What only a GPU can show:
 
 - CUDA: that its losses keep within the bands of float32, TF32, bfloat16 and float16; that deterministic algorithms
   repeat to the bit; that a stream of its own changes nothing; that set_sync_debug_mode finds no step that waits.
 - CUDA graphs and fused kernels: that `--compile graphs` and `full` run and keep to their course, and whether they pay.
 - Memory: what a real out-of-memory error looks like, in the first pass and in a step; the peak of a training.
-- NCCL: several cards train what one trains; who is left when a process is killed does not hang in a kernel.
-- `cuda:1` with two cards; MPS on a Mac; a checkpoint that travels between them and the CPU.
+- NCCL: several GPUs train what one trains; who is left when a process is killed does not hang in a kernel.
+- `cuda:1` with two GPUs; MPS on a Mac; a checkpoint that travels between them and the CPU.
 - Speed: ten times as fast as the CPU, and 148 seconds for ten epochs of CIFAR-10 (`pytest benchmarks/ -m gpu`).
-- The machine: the doctor on a real driver, the dev container with a card, the notebook on Colab.
+- The machine: the doctor on a real driver, the dev container with a GPU, the notebook on Colab.
 """
 
 import contextlib
@@ -117,8 +117,8 @@ ROUNDED = {"float32": 0.0, "tf32": 2**-10, "bfloat16": 2**-7, "float16": 2**-10}
 
 @clause("19.training.same_result")
 @pytest.mark.parametrize("precision", ROUNDED)
-def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
-    card: torch.device, rehearsal: bool, precision: str
+def test_the_losses_of_a_gpu_are_those_of_the_cpu_step_by_step(
+    gpu: torch.device, rehearsal: bool, precision: str
 ) -> None:
     """As in chapter 18: no step lies farther from exact than weights as wrong as rounding makes them lead a training.
 
@@ -133,13 +133,13 @@ def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
     others by step 2. In 200 steps it sees a learning rate that is 10 % off in each precision, one that is 1 % off in
     all but bfloat16.
     """
-    if card.type == "mps" and precision != "float32":
+    if gpu.type == "mps" and precision != "float32":
         pytest.skip("only float32 is promised on MPS")
     steps = 16 if rehearsal else STEPS
     precise("tf32" if precision == "tf32" else "ieee")
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     largest: list[Tensor] = []
-    found = trained(start(), card, steps, dtype, scale=precision == "float16", largest=largest)
+    found = trained(start(), gpu, steps, dtype, scale=precision == "float16", largest=largest)
     exact, _ = pytorchs_losses(steps)
     share = ROUNDED[precision] + LONGEST_SUM * torch.finfo(torch.float32).eps
     wobbling = losses(start(), nn.CrossEntropyLoss(), torch.optim.SGD, steps, torch.float64, share)
@@ -156,15 +156,15 @@ def test_the_losses_of_a_card_are_those_of_the_cpu_step_by_step(
 
 @clause("19.training.compiled")
 @pytest.mark.parametrize("how", ["graphs", "full"])
-def test_a_compiled_network_takes_the_same_course(card: torch.device, rehearsal: bool, how: str) -> None:
+def test_a_compiled_network_takes_the_same_course(gpu: torch.device, rehearsal: bool, how: str) -> None:
     """As float32 above. The rehearsal's graphs are traced and run operation by operation."""
-    if card.type == "mps":
+    if gpu.type == "mps":
         pytest.skip("torch.compile for MPS is an early prototype")
     steps = REHEARSED_STEPS if rehearsal else STEPS
     precise("ieee")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    found = trained(Called(start()), card, steps, compiled=how)
+    found = trained(Called(start()), gpu, steps, compiled=how)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # all batches have one shape
     exact, wobbling = pytorchs_losses(steps)
     farthest = (wobbling - exact).abs().cummax(0).values
@@ -185,11 +185,11 @@ def counting_graphs() -> None:
 
 @clause("19.training.compiled")
 @pytest.mark.parametrize("how", ["graphs", "full"])
-def test_the_command_trains_a_compiled_network(card: torch.device, rehearsal: bool, how: str, tmp_path: Path) -> None:
-    if (rehearsal and how == "full") or card.type == "mps":
+def test_the_command_trains_a_compiled_network(gpu: torch.device, rehearsal: bool, how: str, tmp_path: Path) -> None:
+    if (rehearsal and how == "full") or gpu.type == "mps":
         pytest.skip("four shapes are compiled: minutes on a busy CPU")
     words: tuple[object, ...] = ("--dataset", "shapes", "--limit-train", 72, "--limit-test", 24, "--batch-size", 16)
-    words += ("--epochs", 2, "--precision", "float32", "--device", card.type, "--deterministic")
+    words += ("--epochs", 2, "--precision", "float32", "--device", gpu.type, "--deterministic")
     losses = {}
     for name, choice in (("eager", "off"), ("compiled", how)):
         words_here = (*words, "--compile", choice, "--output", tmp_path / name)
@@ -209,7 +209,7 @@ def test_the_command_trains_a_compiled_network(card: torch.device, rehearsal: bo
 
 
 @clause("19.listing.method_one")
-def test_both_methods_of_moving_train_the_same_network(card: torch.device, rehearsal: bool) -> None:
+def test_both_methods_of_moving_train_the_same_network(gpu: torch.device, rehearsal: bool) -> None:
     seed_everything(0, deterministic=True)
 
     def method_one(layers: nn.Module, images: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
@@ -218,7 +218,7 @@ def test_both_methods_of_moving_train_the_same_network(card: torch.device, rehea
         return layers, images, targets
 
     def method_two(layers: nn.Module, images: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
-        device = card if card.type != "mps" or rehearsal else torch.device("cpu")
+        device = gpu if gpu.type != "mps" or rehearsal else torch.device("cpu")
         return layers.to(device), images.to(device), targets.to(device)
 
     weights = []
@@ -236,37 +236,37 @@ def test_both_methods_of_moving_train_the_same_network(card: torch.device, rehea
 
 
 @clause("19.training.deterministic")
-def test_deterministic_trainings_are_the_same_to_the_bit(card: torch.device, rehearsal: bool) -> None:
+def test_deterministic_trainings_are_the_same_to_the_bit(gpu: torch.device, rehearsal: bool) -> None:
     steps = REHEARSED_STEPS if rehearsal else STEPS
     runs = []
     for _ in range(2):
         seed_everything(0, deterministic=True)
         layers = start()
-        runs.append([trained(layers, card, steps), *(p.detach().cpu() for p in layers.parameters())])
+        runs.append([trained(layers, gpu, steps), *(p.detach().cpu() for p in layers.parameters())])
     for one, two in zip(*runs, strict=True):
         assert_equal(one, two)
 
 
 @clause("19.training.stream")
-def test_a_stream_of_its_own_changes_nothing(card: torch.device) -> None:
+def test_a_stream_of_its_own_changes_nothing(gpu: torch.device) -> None:
     seed_everything(0, deterministic=True)
-    expected = trained(start(), card, REHEARSED_STEPS)
-    layers, aside = start().to(card), contextlib.ExitStack()
+    expected = trained(start(), gpu, REHEARSED_STEPS)
+    layers, aside = start().to(gpu), contextlib.ExitStack()
     with aside:
-        if card.type == "cuda":
-            stream = torch.cuda.Stream(card)
-            stream.wait_stream(torch.cuda.current_stream(card))
+        if gpu.type == "cuda":
+            stream = torch.cuda.Stream(gpu)
+            stream.wait_stream(torch.cuda.current_stream(gpu))
             aside.enter_context(torch.cuda.stream(stream))
-        found = trained(layers, card, REHEARSED_STEPS)
+        found = trained(layers, gpu, REHEARSED_STEPS)
     assert_equal(found, expected)
 
 
-@clause("19.device.two_cards")
-def test_the_second_card_trains_what_the_first_one_trains(card: torch.device) -> None:
+@clause("19.device.two_gpus")
+def test_the_second_gpu_trains_what_the_first_one_trains(gpu: torch.device) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("there are not two cards here")
+        pytest.skip("there are not two GPUs here")
     seed_everything(0, deterministic=True)
-    expected = trained(start(), card, REHEARSED_STEPS)
+    expected = trained(start(), gpu, REHEARSED_STEPS)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(0)
     layers = start()
@@ -289,42 +289,42 @@ def test_apples_gpu_takes_the_course_of_the_cpu() -> None:
 
 
 def learned(
-    loaders: tuple[ResidentLoader, ResidentLoader], card: torch.device, epochs: int, momentum: float
+    loaders: tuple[ResidentLoader, ResidentLoader], gpu: torch.device, epochs: int, momentum: float
 ) -> tuple[list[float], float]:
     """The training losses epoch by epoch, and the test accuracy at the end."""
     torch.manual_seed(0)
-    layers = Ocean(10).to(card, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = Ocean(10).to(gpu, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE, momentum=momentum)
     progress = fit(layers, nn.CrossEntropyLoss(), optimizer, *loaders, epochs=epochs)
     return [metrics["train_loss"] for metrics in progress.history], progress.history[-1]["test_accuracy"]
 
 
 @clause("19.training.converges")
-def test_the_network_learns_shapes(card: torch.device, rehearsal: bool) -> None:
+def test_the_network_learns_shapes(gpu: torch.device, rehearsal: bool) -> None:
     # Three epochs with momentum 0.9 on the CPU, mean ± standard deviation of the last test accuracy:
-    # 9,600 pictures in batches of 32: 0.996 ± 0.009 (seeds 0 to 5); 2,000 in batches of 16: 0.901 ± 0.063 (0 to 7).
+    # 9,600 images in batches of 32: 0.996 ± 0.009 (seeds 0 to 5); 2,000 in batches of 16: 0.901 ± 0.063 (0 to 7).
     # Six deviations below the mean.
     size, batch, least = (2000, 16, 0.901 - 6 * 0.063) if rehearsal else (9600, 32, 0.996 - 6 * 0.009)
     loaders = (
-        ResidentLoader(Shapes(train=True, size=size), batch, device=card),
-        ResidentLoader(Shapes(train=False, size=500), batch, device=card),
+        ResidentLoader(Shapes(train=True, size=size), batch, device=gpu),
+        ResidentLoader(Shapes(train=False, size=500), batch, device=gpu),
     )
-    losses, accuracy = learned(loaders, card, 3, 0.9)
+    losses, accuracy = learned(loaders, gpu, 3, 0.9)
     assert max(losses[1:]) < losses[0]  # with momentum 0.9 the third may exceed the second
     assert accuracy > least
 
 
 @clause("19.training.converges")
-@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="real pictures only with OCEAN_DATA")
-def test_the_network_learns_real_pictures(card: torch.device, rehearsal: bool, tmp_path: Path) -> None:
-    # README: the tutorial's ten epochs on 50,000 pictures reached 0.5572 ± 0.0078 (seeds 0 to 4) on the CPU.
+@pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="real images only with OCEAN_DATA")
+def test_the_network_learns_real_images(gpu: torch.device, rehearsal: bool, tmp_path: Path) -> None:
+    # README: the tutorial's ten epochs on 50,000 images reached 0.5572 ± 0.0078 (seeds 0 to 4) on the CPU.
     # Two epochs with momentum 0.9 on 4,000 of them, judged on 1,000: 0.312 ± 0.013 (seeds 0 to 3). Six deviations
     # below.
     root = os.environ["OCEAN_DATA"]
     words: tuple[object, ...] = ("--dataset", "images", "--data-root", root, "--output", tmp_path / "run", "--quiet")
     if rehearsal:
         words += ("--limit-train", 4000, "--limit-test", 1000, "--epochs", 2, "--momentum", 0.9)
-    device = card.type if card.index is None else f"{card.type}:{card.index}"
+    device = gpu.type if gpu.index is None else f"{gpu.type}:{gpu.index}"
     found = run("train_full.py", *words, "--device", device, folder=tmp_path)
     assert found.status == 0, found.err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -338,14 +338,14 @@ def test_the_network_learns_real_pictures(card: torch.device, rehearsal: bool, t
 
 
 @clause("19.training.no_waiting")
-def test_no_step_synchronizes(card: torch.device) -> None:
-    layers = Ocean(10).to(card)
+def test_no_step_synchronizes(gpu: torch.device) -> None:
+    layers = Ocean(10).to(gpu)
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE)
-    loader = ResidentLoader(Shapes(train=True, size=40), 8, shuffle=True, device=card)
-    next(iter(loader))  # all pictures move once
+    loader = ResidentLoader(Shapes(train=True, size=40), 8, shuffle=True, device=gpu)
+    next(iter(loader))  # all images move once
     loss = nn.CrossEntropyLoss()
     forbidding: AbstractContextManager[Any] = nullcontext()
-    if card.type == "cuda":
+    if gpu.type == "cuda":
         torch.cuda.synchronize()
         forbidding = contextlib.ExitStack()
         torch.cuda.set_sync_debug_mode("error")
@@ -362,17 +362,17 @@ def test_no_step_synchronizes(card: torch.device) -> None:
 
 
 @clause("19.checkpoint.travels")
-def test_a_checkpoint_of_the_card_opens_on_the_cpu_and_goes_back(card: torch.device, tmp_path: Path) -> None:
-    layers = Ocean(10).to(card)
+def test_a_checkpoint_of_the_gpu_opens_on_the_cpu_and_goes_back(gpu: torch.device, tmp_path: Path) -> None:
+    layers = Ocean(10).to(gpu)
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE, momentum=0.9)
-    layers(torch.ones(2, 3, 32, 32, device=card)).square().mean().backward()
+    layers(torch.ones(2, 3, 32, 32, device=gpu)).square().mean().backward()
     optimizer.step()
     state = {"optimizer": optimizer.state_dict()}
     save_checkpoint(tmp_path / "a.pt", layers, tuple("abcdefghij"), training=state)
     content = load_checkpoint(tmp_path / "a.pt")
     momenta = [entry["momentum_buffer"] for entry in content["training"]["optimizer"]["state"].values()]
     assert {value.device.type for value in [*content["state_dict"].values(), *momenta]} == {"cpu"}
-    back = build_network(content).to(card)
+    back = build_network(content).to(gpu)
     for ours, theirs in zip(layers.parameters(), back.parameters(), strict=True):
         assert_equal(theirs.detach(), ours.detach(), "a parameter")
     resumed = torch.optim.SGD(back.parameters(), LEARNING_RATE, momentum=0.9)
@@ -395,8 +395,8 @@ def wants_too_much(where: str) -> None:
 
 @clause("19.training.memory")
 @pytest.mark.parametrize("where", ["at first", "in a step"])
-def test_a_device_without_memory_ends_the_run_in_one_line(card: torch.device, where: str, tmp_path: Path) -> None:
-    device = card.type if card.index is None else f"{card.type}:{card.index}"
+def test_a_device_without_memory_ends_the_run_in_one_line(gpu: torch.device, where: str, tmp_path: Path) -> None:
+    device = gpu.type if gpu.index is None else f"{gpu.type}:{gpu.index}"
     words: tuple[object, ...] = ("--dataset", "shapes", "--limit-train", 64, "--limit-test", 16, "--epochs", 1)
     words += ("--device", device, "--output", tmp_path / "run")
     found = run("train_full.py", *words, folder=tmp_path, prepare=partial(wants_too_much, where))
@@ -411,9 +411,9 @@ def test_a_device_without_memory_ends_the_run_in_one_line(card: torch.device, wh
 
 
 @clause("19.simulated.specification")
-def test_the_specification_runs_on_the_card(card: torch.device, rehearsal: bool) -> None:
+def test_the_specification_runs_on_the_gpu(gpu: torch.device, rehearsal: bool) -> None:
     """All components; rehearsed, the documented values of two chapters only, since CI runs the whole as well."""
-    device = "simulated" if rehearsal else f"{card.type}:{card.index or 0}"
+    device = "simulated" if rehearsal else f"{gpu.type}:{gpu.index or 0}"
     words = ("-p", "no:cacheprovider", "--impl", "reference,torch", "-n", "0", "--hypothesis-profile", "gpu")
     if rehearsal:
         words += ("spec/test_08_convolution.py", "spec/test_14_loss.py", "-k", "documented or rejected")
@@ -424,12 +424,12 @@ def test_the_specification_runs_on_the_card(card: torch.device, rehearsal: bool)
 
 
 @clause("19.speed.ten_times")
-def test_a_training_step_of_the_card_takes_less_time_than_one_of_the_cpu(
-    card: torch.device, rehearsal: bool, record_property: Callable[[str, object], None]
+def test_a_training_step_of_the_gpu_takes_less_time_than_one_of_the_cpu(
+    gpu: torch.device, rehearsal: bool, record_property: Callable[[str, object], None]
 ) -> None:
     """Synchronized; batches of 64 on their device; `pytest benchmarks/ -m gpu` measures the rest."""
     seconds = {}
-    for device in (torch.device("cpu"), card):
+    for device in (torch.device("cpu"), gpu):
         layers = Ocean(10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer, loss = torch.optim.SGD(layers.parameters(), LEARNING_RATE), nn.CrossEntropyLoss()
         images, targets = (part.to(device) for part in batches(1)[0])
@@ -443,7 +443,7 @@ def test_a_training_step_of_the_card_takes_less_time_than_one_of_the_cpu(
                 torch.accelerator.synchronize()
             taken.append(time.perf_counter() - began)
         seconds[device.type] = min(taken)
-    ratio = seconds["cpu"] / seconds[card.type]
+    ratio = seconds["cpu"] / seconds[gpu.type]
     record_property("times as fast as the CPU", round(ratio, 2))
     assert len(images) == BATCH
     assert ratio > 1 or rehearsal  # rehearsed, the CPU is compared with itself

@@ -1,6 +1,6 @@
 """Chapter 19: devices: what the chapter says of them, and that everything of the reference is placed right.
 
-No card is needed here: `spec/support/simulated_device.py` stands for one. What only a card can show is marked `gpu` and
+No GPU is needed here: `spec/support/simulated_device.py` stands for one. What only a GPU can show is marked `gpu` and
 stands in `test_19_convergence.py`.
 """
 
@@ -47,13 +47,13 @@ OTHER_DEVICE = "Expected all tensors to be on the same device|is on"
 
 
 @clause("19.steps.method_one", "19.steps.method_two")
-def test_a_pass_over_50000_pictures_takes_782_steps_of_64() -> None:
+def test_a_pass_over_50000_images_takes_782_steps_of_64() -> None:
     # chapter 19, lines 1673 and 1850: 781.25 steps
     assert 50_000 / 64 == 781.25
     loader = DataLoader(range(50_000), batch_size=64)  # type: ignore[arg-type]
     assert len(loader) == 782
     assert len(loader) == math.ceil(781.25)
-    assert 50_000 - 781 * 64 == 16  # pictures in the last batch
+    assert 50_000 - 781 * 64 == 16  # images in the last batch
     assert len(reference.DataLoader(range(50_000), batch_size=64)) == 782
     assert len(DataLoader(range(50_000), batch_size=64, drop_last=True)) == 781  # type: ignore[arg-type]
 
@@ -74,17 +74,17 @@ def test_the_cpu_is_a_device_and_the_line_stands_at_the_margin() -> None:
     assert repr(found["device"]) == "device(type='cpu')"
 
 
-@clause("19.device.one_card", "19.device.object")
-def test_cuda_is_the_current_card_and_cuda_0_the_first_and_they_are_unequal() -> None:
-    # chapter 19, lines 1733 and 1734; a device object needs no card
+@clause("19.device.one_gpu", "19.device.object")
+def test_cuda_is_the_current_gpu_and_cuda_0_the_first_and_they_are_unequal() -> None:
+    # chapter 19, lines 1733 and 1734; a device object needs no GPU
     current, first = torch.device("cuda"), torch.device("cuda:0")
     assert (repr(current), repr(first)) == ("device(type='cuda')", "device(type='cuda', index=0)")
     assert (current.index, first.index) == (None, 0)
     assert current != first
 
 
-@clause("19.device.second_card", "19.listing.overwritten")
-def test_cuda_1_is_the_second_card_and_the_last_assignment_counts() -> None:
+@clause("19.device.second_gpu", "19.listing.overwritten")
+def test_cuda_1_is_the_second_gpu_and_the_last_assignment_counts() -> None:
     lines = 'device = torch.device("cuda:0")\ndevice = torch.device("cuda:1")'  # chapter 19, lines 1740 and 1741
     with pytest.raises(NameError, match="torch"):
         exec(lines, {})
@@ -119,8 +119,8 @@ def test_a_module_moves_in_place_and_a_tensor_does_not() -> None:
 
 
 @clause("19.place.guard", "19.listing.hard_coded")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a card says")
-def test_without_a_card_only_the_guarded_listing_runs() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU says")
+def test_without_a_gpu_only_the_guarded_listing_runs() -> None:
     layer = nn.Linear(1, 1)
     if torch.cuda.is_available():  # method 1 asks first (line 1620)
         layer = layer.cuda()
@@ -141,23 +141,23 @@ def test_a_training_that_is_timed_notes_both_ends_of_every_epoch() -> None:
 
 @clause("19.device.choose")
 @pytest.mark.parametrize(
-    ("cards", "mps", "expected"),
+    ("gpus", "mps", "expected"),
     [(2, False, "cuda:0"), (1, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")],
     ids=["two GPUs", "a GPU and MPS", "MPS", "neither"],
 )
 def test_auto_is_the_first_gpu_else_mps_else_the_cpu(
-    cards: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    gpus: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_device("auto") == torch.device(expected)
     assert choose_device("cpu") == torch.device("cpu")
-    if cards:
+    if gpus:
         assert choose_device("cuda") == torch.device("cuda:0")
-        assert choose_device(f"cuda:{cards - 1}") == torch.device(f"cuda:{cards - 1}")
-    with pytest.raises(InputError, match=f"--device cuda:{cards}: "):
-        choose_device(f"cuda:{cards}")
+        assert choose_device(f"cuda:{gpus - 1}") == torch.device(f"cuda:{gpus - 1}")
+    with pytest.raises(InputError, match=f"--device cuda:{gpus}: "):
+        choose_device(f"cuda:{gpus}")
 
 
 @clause("19.device.choose")
@@ -197,7 +197,7 @@ def _modules_and_optimizers() -> None:
     for optimizer_class in (torch.optim.SGD, torch.optim.Adam, reference.SGD, reference.Adam, reference.AdamW):
         layer = nn.Linear(2, 1)
         weight = layer.weight
-        optimizer = optimizer_class(layer.parameters(), lr=0.1)  # before it is moved, as a card allows
+        optimizer = optimizer_class(layer.parameters(), lr=0.1)  # before it is moved, as a GPU allows
         layer.to(NAME)
         assert layer.weight is weight
         before = weight.detach().clone()
@@ -300,7 +300,7 @@ def _waiting() -> None:
     [_arithmetic, _modules_and_optimizers, _randomness, _mixing, _saving, _waiting],
     ids=["arithmetic", "modules and optimizers", "randomness", "mixing", "saving", "waiting"],
 )
-def test_the_simulated_device_computes_and_refuses_as_a_card_does(check: Callable[[], None]) -> None:
+def test_the_simulated_device_computes_and_refuses_as_a_gpu_does(check: Callable[[], None]) -> None:
     check()
 
 
@@ -489,16 +489,16 @@ def _optimizer(name: str, **named: Any) -> Callable[..., Any]:
     return case
 
 
-PICTURES, ROWS, SEQUENCE = _numbers(2, 3, 6, 6), _numbers(4, 5), _numbers(3, 2, 4)
+IMAGES, ROWS, SEQUENCE = _numbers(2, 3, 6, 6), _numbers(4, 5), _numbers(3, 2, 4)
 CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
-    "conv2d": (_function("conv2d", padding=1), (PICTURES, _numbers(4, 3, 3, 3), _numbers(4))),
-    "Conv2d": (_layer("Conv2d", 3, 4, 3, padding=1, padding_mode="reflect"), (PICTURES,)),
-    "max_pool2d": (_function("max_pool2d", 2, ceil_mode=True), (PICTURES,)),
-    "MaxPool2d": (_layer("MaxPool2d", 2, return_indices=True), (PICTURES,)),
-    "avg_pool2d": (_function("avg_pool2d", 3, padding=1, count_include_pad=False), (PICTURES,)),
-    "AvgPool2d": (_layer("AvgPool2d", 3, padding=1, count_include_pad=False), (PICTURES,)),
-    "adaptive_avg_pool2d": (_function("adaptive_avg_pool2d", 4), (PICTURES,)),
-    "AdaptiveAvgPool2d": (_layer("AdaptiveAvgPool2d", 4), (PICTURES,)),
+    "conv2d": (_function("conv2d", padding=1), (IMAGES, _numbers(4, 3, 3, 3), _numbers(4))),
+    "Conv2d": (_layer("Conv2d", 3, 4, 3, padding=1, padding_mode="reflect"), (IMAGES,)),
+    "max_pool2d": (_function("max_pool2d", 2, ceil_mode=True), (IMAGES,)),
+    "MaxPool2d": (_layer("MaxPool2d", 2, return_indices=True), (IMAGES,)),
+    "avg_pool2d": (_function("avg_pool2d", 3, padding=1, count_include_pad=False), (IMAGES,)),
+    "AvgPool2d": (_layer("AvgPool2d", 3, padding=1, count_include_pad=False), (IMAGES,)),
+    "adaptive_avg_pool2d": (_function("adaptive_avg_pool2d", 4), (IMAGES,)),
+    "AdaptiveAvgPool2d": (_layer("AdaptiveAvgPool2d", 4), (IMAGES,)),
     **{
         name: (_function(name, *extra), (ROWS,))
         for name, *extra in (("relu",), ("leaky_relu",), ("sigmoid",), ("tanh",), ("softmax", 1), ("log_softmax", 1))
@@ -509,12 +509,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     },
     "linear": (_function("linear"), (ROWS, _numbers(3, 5), _numbers(3))),
     "Linear": (_layer("Linear", 5, 3), (ROWS,)),
-    "flatten": (_function("flatten", 1), (PICTURES,)),
-    "Flatten": (_layer("Flatten"), (PICTURES,)),
+    "flatten": (_function("flatten", 1), (IMAGES,)),
+    "Flatten": (_layer("Flatten"), (IMAGES,)),
     "dropout": (_function("dropout", 0.0), (ROWS,)),
     "Dropout": (_layer("Dropout", 0.0), (ROWS,)),
-    "batch_norm": (_function("batch_norm", None, None, training=True), (PICTURES,)),
-    "BatchNorm2d": (_layer("BatchNorm2d", 3), (PICTURES,)),
+    "batch_norm": (_function("batch_norm", None, None, training=True), (IMAGES,)),
+    "BatchNorm2d": (_layer("BatchNorm2d", 3), (IMAGES,)),
     "layer_norm": (_function("layer_norm", (5,)), (ROWS,)),
     "LayerNorm": (_layer("LayerNorm", 5), (ROWS,)),
     "embedding": (_function("embedding"), (_classes(4, 3), _numbers(3, 2))),
@@ -548,7 +548,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 """How each component is used once, and on what."""
 
 ON_THE_HOST = {
-    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),  # pictures and batches begin on the host
+    *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),  # images and batches begin on the host
     "read_legacy_checkpoint",  # files are read to the host
     *("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
     *("conv2d_output_size", "pool2d_output_size", "same_padding"),  # of numbers, not of tensors
@@ -632,8 +632,8 @@ def test_dropout_draws_on_the_device() -> None:
 
 
 def _whole_training(folder: Path) -> Any:
-    """Fit, evaluate, save, load where there is no card, go on, predict; on the device."""
-    checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a card's tensors have no class of their own
+    """Fit, evaluate, save, load where there is no GPU, go on, predict; on the device."""
+    checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a GPU's tensors have no class of their own
     train_set, test_set = Shapes(train=True, size=48), Shapes(train=False, size=20)
     network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)
     optimizer = reference.SGD(network.parameters(), 0.01, momentum=0.9)
@@ -688,7 +688,7 @@ def test_no_step_of_a_training_waits_for_the_device(shuffle: bool, scaled: bool)
         for train, size in ((True, 40), (False, 8))
     ]
     for loader in loaders:
-        next(iter(loader))  # all pictures move once
+        next(iter(loader))  # all images move once
     counts = []
     for size in (5, 10):  # batches an epoch
         optimizer: Any = reference.SGD(network.parameters(), 0.01, momentum=0.9)
@@ -848,13 +848,13 @@ def test_a_machine_that_cannot_compile_is_told_so(tmp_path: Path) -> None:
         raise RuntimeError("ours")
 
 
-# The tests that need a card
+# The tests that need a GPU
 
 
 @clause("19.rehearsal.skips")
 @pytest.mark.slow
-@pytest.mark.skipif(choose_device("auto").type != "cpu", reason="what a machine without a card says")
-def test_without_a_card_each_test_that_needs_one_is_skipped_with_one_reason_and_counted() -> None:
+@pytest.mark.skipif(choose_device("auto").type != "cpu", reason="what a machine without a GPU says")
+def test_without_a_gpu_each_test_that_needs_one_is_skipped_with_one_reason_and_counted() -> None:
     words = ("spec/test_19_convergence.py", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", *words]
     found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Chapter 19, several cards: several processes train what one trains. Here two processes on the CPU, over gloo."""
+"""Chapter 19, several GPUs: several processes train what one trains. Here two processes on the CPU, over gloo."""
 
 import json
 import os
@@ -30,21 +30,21 @@ from spec.support.clauses import clause
 from spec.support.command import FORKS, Command, run
 from spec.test_18_loss_curve import LONGEST_SUM, pytorchs_losses
 
-SIZES = (16, 16, 7, 1)  # the pictures of each batch: even, uneven, and one that leaves a process nothing to do
+SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and one that leaves a process nothing to do
 
 
 @clause("19.processes.shards")
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-@pytest.mark.parametrize("pictures", [1, 4, 16, 17])
+@pytest.mark.parametrize("images", [1, 4, 16, 17])
 def test_the_parts_of_a_batch_are_disjoint_and_complete(
-    size: int, pictures: int, monkeypatch: pytest.MonkeyPatch
+    size: int, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = []
     for rank in range(size):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(size))
-        parts.append(Group().part(torch.arange(pictures)))
-    assert torch.cat(parts).tolist() == list(range(pictures))
+        parts.append(Group().part(torch.arange(images)))
+    assert torch.cat(parts).tolist() == list(range(images))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -473,18 +473,18 @@ def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_m
     assert re.search(r"rank *: 1 .*\n *exitcode *: -9 ", err), err
 
 
-@clause("19.processes.cards")
-def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@clause("19.processes.gpus")
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Group().device("cuda") == "cuda"  # alone
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
-        monkeypatch.setenv(name, str(value))  # two machines with two cards each
+        monkeypatch.setenv(name, str(value))  # two machines with two GPUs each
     assert [Group().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
-    with pytest.raises(InputError, match="--device cuda:0: several processes need a card each; say --device cuda"):
+    with pytest.raises(InputError, match="--device cuda:0: several processes need a GPU each; say --device cuda"):
         Group().device("cuda:0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(InputError, match=r"4 processes on this machine, but 2 cards.*--nproc-per-node=2"):
+    with pytest.raises(InputError, match=r"4 processes on this machine, but 2 GPUs.*--nproc-per-node=2"):
         Group().device("auto")
 
 

@@ -52,11 +52,11 @@ def precision() -> Iterator[None]:
 
 
 @clause("19.gpu.leak")
-def test_a_tensor_that_is_kept_is_reported_as_a_leak(card: torch.device) -> None:
-    if card.type == "cuda":
+def test_a_tensor_that_is_kept_is_reported_as_a_leak(gpu: torch.device) -> None:
+    if gpu.type == "cuda":
 
         def allocated() -> int:
-            return torch.cuda.memory_allocated(card)
+            return torch.cuda.memory_allocated(gpu)
     else:  # the CPU does not count its memory: the check is shown what CUDA would count
         held: list[Tensor] = []
 
@@ -66,33 +66,33 @@ def test_a_tensor_that_is_kept_is_reported_as_a_leak(card: torch.device) -> None
     settled = []
     check = LeakCheck(allocated, lambda: settled.append(True))
     check.start()
-    if card.type == "cuda":
-        kept: Any = torch.zeros(1000, device=card)
+    if gpu.type == "cuda":
+        kept: Any = torch.zeros(1000, device=gpu)
     else:
         held.append(kept := torch.zeros(1000))
     assert check.leaked() >= kept.nbytes
     assert settled  # only what is left after garbage was collected counts
-    if card.type != "cuda":
+    if gpu.type != "cuda":
         held.clear()
     del kept
     assert check.leaked() == 0
 
 
 @clause("19.training.stream")
-def test_the_tests_run_on_a_stream_that_is_not_the_default_one(card: torch.device) -> None:
-    if card.type != "cuda":
+def test_the_tests_run_on_a_stream_that_is_not_the_default_one(gpu: torch.device) -> None:
+    if gpu.type != "cuda":
         pytest.skip("only CUDA has streams")
-    assert torch.cuda.current_stream(card) != torch.cuda.default_stream(card)
+    assert torch.cuda.current_stream(gpu) != torch.cuda.default_stream(gpu)
 
 
 @clause("19.gpu.drawn")
-def test_numbers_without_a_device_are_drawn_on_the_host_and_are_the_same_on_every_device(card: torch.device) -> None:
+def test_numbers_without_a_device_are_drawn_on_the_host_and_are_the_same_on_every_device(gpu: torch.device) -> None:
     def numbers() -> list[Tensor]:
         torch.manual_seed(7)
         return [torch.rand(3), torch.randn(2, 2), torch.randint(0, 9, (5,)), torch.randperm(6)]
 
     expected = numbers()
-    device = torch.device("meta") if card.type == "cpu" else card
+    device = torch.device("meta") if gpu.type == "cpu" else gpu
     with device, DrawnOnTheHost():
         found = numbers()
         named = torch.rand(3, device="cpu", requires_grad=True)
@@ -132,14 +132,14 @@ def steps(optimizer: Any, parameters: list[nn.Parameter], count: int) -> None:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_an_optimizer_state_of_the_cpu_continues_with_parameters_on_the_device(
-    card: torch.device, side: str, kind: str
+    gpu: torch.device, side: str, kind: str
 ) -> None:
     name, options = OPTIMIZERS[kind]
     values = [drawn(3, 5, seed=1), drawn(7, seed=2)]
     here = [nn.Parameter(value.clone()) for value in values]
     optimizer = component(side, name)(here, lr=0.01, **options)
     steps(optimizer, here, 3)
-    there = [nn.Parameter(parameter.detach().to(card, copy=True)) for parameter in here]
+    there = [nn.Parameter(parameter.detach().to(gpu, copy=True)) for parameter in here]
     continued = component(side, name)(there, lr=0.01, **options)
     continued.load_state_dict(deepcopy(optimizer.state_dict()))  # on one device PyTorch's would share it
     for parameter in there:
@@ -151,7 +151,7 @@ def test_an_optimizer_state_of_the_cpu_continues_with_parameters_on_the_device(
     # three steps of at most 16 roundings each, of numbers below 4; a step of Adam multiplies errors by less than 2
     for one, other in zip(here, there, strict=True):
         assert_close(other.detach().cpu(), one.detach(), rounding(torch.float32, 3 * 16 * 2**3, 4.0), "a parameter")
-        assert other.device.type == card.type
+        assert other.device.type == gpu.type
 
 
 # Factory arguments
@@ -183,15 +183,15 @@ def call(layer: nn.Module, given: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_made_on_the_device_in_the_dtype(
-    card: torch.device, name: str, side: str, dtype: torch.dtype
+    gpu: torch.device, name: str, side: str, dtype: torch.dtype
 ) -> None:
     arguments, shape = LAYERS[name]
-    layer = component(side, name)(*arguments, device=card, dtype=dtype)
-    assert {value.device.type for value in layer.state_dict().values()} == {card.type}
+    layer = component(side, name)(*arguments, device=gpu, dtype=dtype)
+    assert {value.device.type for value in layer.state_dict().values()} == {gpu.type}
     assert {value.dtype for value in layer.state_dict().values() if value.is_floating_point()} == {dtype}
-    given = (shape if isinstance(shape, Tensor) else drawn(*shape, dtype=dtype)).to(card)
+    given = (shape if isinstance(shape, Tensor) else drawn(*shape, dtype=dtype)).to(gpu)
     output = call(layer, given)
-    assert (output.device.type, output.dtype) == (card.type, dtype)
+    assert (output.device.type, output.dtype) == (gpu.type, dtype)
     output.float().square().sum().backward()
     for key, parameter in layer.named_parameters():
         assert parameter.grad is not None, key
@@ -223,7 +223,7 @@ PRODUCTS: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_float32_is_exact_and_tf32_is_used_only_where_it_is_allowed(
-    card: torch.device, name: str, side: str, record_property: Callable[[str, object], None]
+    gpu: torch.device, name: str, side: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Float64 says what is right, and how far rounding every factor to 10 bits leads away from it.
 
@@ -240,17 +240,17 @@ def test_float32_is_exact_and_tf32_is_used_only_where_it_is_allowed(
     with torch.no_grad():
         exact = call(exact_layer, given.double())
         away = (call(rounded_layer, tf32(given)) - exact).abs().max()
-        layer.to(card)
+        layer.to(gpu)
         error = {}
         for precision in ("ieee", "tf32"):
             for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
                 setting.fp32_precision = precision  # type: ignore[attr-defined]
-            error[precision] = (call(layer, given.to(card)).cpu().double() - exact).abs().max()
+            error[precision] = (call(layer, given.to(gpu)).cpu().double() - exact).abs().max()
     assert 0 < away < 1
     assert error["ieee"] <= away / 16, f"float32 errs by {error['ieee']:.3g}, TF32 would by {away:.3g}"
     assert error["tf32"] <= 16 * away
     record_property("error with TF32 allowed, of what TF32 may err", round(float(error["tf32"] / away), 3))
-    able = card.type == "cuda" and torch.cuda.get_device_capability(card) >= (8, 0)
+    able = gpu.type == "cuda" and torch.cuda.get_device_capability(gpu) >= (8, 0)
     if able and name == "Linear":  # a plain product of 256: here the hardware is known to use it
         assert error["tf32"] > away / 16
 
@@ -275,15 +275,15 @@ SPATIAL: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @clause("19.gpu.channels_last")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", SPATIAL)
-def test_channels_last_images_give_the_same_numbers_and_gradients(card: torch.device, name: str, side: str) -> None:
+def test_channels_last_images_give_the_same_numbers_and_gradients(gpu: torch.device, name: str, side: str) -> None:
     function, images = component(side, name), drawn(3, 4, 9, 8)
     upstream = None
     results = {}
     for layout in (torch.contiguous_format, torch.channels_last):
-        given = images.to(card).contiguous(memory_format=layout).requires_grad_()
+        given = images.to(gpu).contiguous(memory_format=layout).requires_grad_()
         output = SPATIAL[name](function, given)
         if upstream is None:
-            upstream = drawn(*output.shape, seed=5).to(card)
+            upstream = drawn(*output.shape, seed=5).to(gpu)
         (gradient,) = torch.autograd.grad(output, given, upstream.contiguous(memory_format=layout))
         assert given.is_contiguous(memory_format=layout)
         results[layout] = output.detach().cpu(), gradient.cpu()
@@ -294,8 +294,8 @@ def test_channels_last_images_give_the_same_numbers_and_gradients(card: torch.de
 
 @clause("19.gpu.channels_last")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh"])
-def test_what_acts_on_each_number_keeps_channels_last(card: torch.device, name: str) -> None:
-    given = drawn(3, 4, 9, 8).to(card).contiguous(memory_format=torch.channels_last)
+def test_what_acts_on_each_number_keeps_channels_last(gpu: torch.device, name: str) -> None:
+    given = drawn(3, 4, 9, 8).to(gpu).contiguous(memory_format=torch.channels_last)
     for side in SIDES:
         assert component(side, name)(given).is_contiguous(memory_format=torch.channels_last), side
 
@@ -309,13 +309,13 @@ def many(rehearsal: bool) -> int:
 
 
 @pytest.fixture
-def room(card: torch.device) -> Iterator[None]:
+def room(gpu: torch.device) -> Iterator[None]:
     """Skip where the device has not enough memory; only a GPU is asked, what is rehearsed is small."""
-    if card.type != "cuda":
+    if gpu.type != "cuda":
         yield
         return
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(card)[0] / 2**30
+    free = torch.cuda.mem_get_info(gpu)[0] / 2**30
     if free < 60:
         pytest.skip(f"needs 60 GiB of free GPU memory, there are {free:.1f}")
     yield
@@ -341,10 +341,10 @@ SPATIAL_MANY: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", SPATIAL_MANY)
-def test_images_of_more_elements_than_32_bits_count(card: torch.device, rehearsal: bool, name: str, side: str) -> None:
+def test_images_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, name: str, side: str) -> None:
     """The last image, where an index that overflows goes wrong, gives what it gives alone, to the bit."""
     function, width = component(side, name), 2**7 if rehearsal else 2**15
-    images = pattern(many(rehearsal) // width, width, card).view(64, 1, -1, width)
+    images = pattern(many(rehearsal) // width, width, gpu).view(64, 1, -1, width)
     assert images.numel() == many(rehearsal)
     output = SPATIAL_MANY[name](function, images)
     for number in (0, 63):
@@ -364,12 +364,12 @@ def test_images_of_more_elements_than_32_bits_count(card: torch.device, rehearsa
 @pytest.mark.xdist_group("much memory")
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("side", SIDES)
-def test_scores_of_more_elements_than_32_bits_count(card: torch.device, rehearsal: bool, side: str) -> None:
+def test_scores_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, side: str) -> None:
     """The losses and gradients of the last samples are what they are alone, up to one rounding to bfloat16."""
     classes = 2**4 if rehearsal else 2**10
     cross_entropy = component(side, "cross_entropy")
-    scores = pattern(many(rehearsal) // classes, classes, card)
-    targets = torch.arange(len(scores), device=card).remainder_(classes)
+    scores = pattern(many(rehearsal) // classes, classes, gpu)
+    targets = torch.arange(len(scores), device=gpu).remainder_(classes)
     losses = cross_entropy(scores, targets, reduction="none")
     assert losses.shape == targets.shape
     for rows in (slice(0, 8), slice(-8, None)):
@@ -439,16 +439,16 @@ def sanitized(device: torch.device, what: str, folder: Path) -> subprocess.Compl
 
 
 @clause("19.gpu.sanitizer")
-def test_no_path_of_the_loaders_races_between_streams(card: torch.device, tmp_path: Path) -> None:
-    found = sanitized(card, "loaders", tmp_path)
+def test_no_path_of_the_loaders_races_between_streams(gpu: torch.device, tmp_path: Path) -> None:
+    found = sanitized(gpu, "loaders", tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "sanitized True" in found.stdout
 
 
 @clause("19.gpu.sanitizer")
-def test_the_sanitizer_notices_a_race(card: torch.device, tmp_path: Path) -> None:
-    if card.type != "cuda":
+def test_the_sanitizer_notices_a_race(gpu: torch.device, tmp_path: Path) -> None:
+    if gpu.type != "cuda":
         pytest.skip("only CUDA has streams")
-    found = sanitized(card, "race", tmp_path)
+    found = sanitized(gpu, "race", tmp_path)
     assert found.returncode != 0
     assert "CUDASanitizerErrors" in found.stderr, found.stdout + found.stderr

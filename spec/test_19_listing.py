@@ -1,4 +1,4 @@
-"""Chapter 19 and 21: the tutorial's programs for a card, whole: on the CPU, on the simulated device, on a card."""
+"""Chapter 19 and 21: the tutorial's programs for a GPU, whole: on the CPU, on the simulated device, on a GPU."""
 
 import re
 import runpy
@@ -19,7 +19,7 @@ from spec.support.simulated_device import NAME, on_simulated_device, unplugged
 from spec.test_18_listing import MODEL
 
 TRAIN_SIZE, TEST_SIZE = 592, 80
-"""Of both the last batch has 16 pictures, as of 50,000 and of 10,000; ten passes over the first take 100 steps."""
+"""Of both the last batch has 16 images, as of 50,000 and of 10,000; ten passes over the first take 100 steps."""
 
 METHOD_ONE = """\
 network = Ocean()
@@ -181,7 +181,7 @@ def saved_network(folder: Path) -> torch.nn.Module:
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
 @on_simulated_device
 def test_the_programs_run_to_their_end_and_print_the_same_on_either_device(tmp_path: Path) -> None:
-    """Both methods with `simulated` for `cuda`, and method 1 without a card; with one, or the CPU in its place: below.
+    """Both methods with `simulated` for `cuda`, and method 1 without a GPU; with one, or the CPU in its place: below.
 
     The same kernels compute, so the losses are the same to the last digit.
     """
@@ -219,8 +219,8 @@ def test_a_program_that_leaves_something_behind_does_not_run(what: str, stands: 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", LISTINGS)
-def test_a_program_runs_on_the_card(name: str, card: torch.device, rehearsal: bool, tmp_path: Path) -> None:
-    text = LISTINGS[name].replace('"cuda:0"', f'"{card}"')
+def test_a_program_runs_on_the_gpu(name: str, gpu: torch.device, rehearsal: bool, tmp_path: Path) -> None:
+    text = LISTINGS[name].replace('"cuda:0"', f'"{gpu}"')
     check(name, run(text, tmp_path / name), tmp_path / name)
-    where = card.type if card.type == "cuda" or name == "ch19-5" else "cpu"
+    where = gpu.type if gpu.type == "cuda" or name == "ch19-5" else "cpu"
     assert {parameter.device.type for parameter in saved_network(tmp_path / name).parameters()} == {where}

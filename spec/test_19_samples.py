@@ -162,7 +162,7 @@ def largest_upstream(name: str) -> float:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_samples(
-    card: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
+    gpu: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     counts: Counter[str] = Counter()
     for info in samples("op"):
@@ -188,7 +188,7 @@ def test_operator_samples(
                 lambda *how: run(component(side, name), *how),
                 lambda *how: run(component("torch", name), *how),
                 given,
-                card,
+                gpu,
                 f"sample {number} of {info.name}: {sample.summary()}",
                 largest_upstream(name),
             )
@@ -210,7 +210,7 @@ def built(info: Any, name: str, training: bool) -> Iterator[tuple[Any, Any, Any]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", MODULES)
 def test_module_samples(
-    card: torch.device, side: str, name: str, training: bool, record_property: Callable[[str, object], None]
+    gpu: torch.device, side: str, name: str, training: bool, record_property: Callable[[str, object], None]
 ) -> None:
     counts: Counter[str] = Counter()
     for info in samples("module"):
@@ -239,7 +239,7 @@ def test_module_samples(
                 lambda *how, run=run: run(component(side, name), *how),
                 lambda *how, run=run: run(getattr(nn, name), *how),
                 (dict(pattern.state_dict()), tuple(call.args), dict(call.kwargs)),
-                card,
+                gpu,
                 what,
                 largest_upstream(name),
             )
@@ -252,14 +252,14 @@ def test_module_samples(
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_samples(
-    card: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
+    gpu: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     kind, counts = component(side, name), Counter[str]()
     known = set(inspect.signature(kind).parameters)
     for info in samples("optim"):
         if info.optim_cls is not getattr(torch.optim, name):
             continue
-        for sample in info.optim_inputs_func(device=str(card)):
+        for sample in info.optim_inputs_func(device=str(gpu)):
             if unknown := set(sample.kwargs) - known:
                 counts[f"left out: not offered: {', '.join(sorted(unknown))}"] += 1
                 continue
@@ -284,7 +284,7 @@ def test_optimizer_samples(
                 lambda *how, run=run: run(kind, *how),
                 lambda *how, run=run: run(getattr(torch.optim, name), *how),
                 given,
-                card,
+                gpu,
                 f"{name} {sample.kwargs}",
                 largest_upstream(name),
             )

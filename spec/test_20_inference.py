@@ -1,4 +1,4 @@
-"""Chapter 20: what is on a picture: the tutorial's recipe step by step, `predict`, and `scripts/predict.py`."""
+"""Chapter 20: what is on an image: the tutorial's recipe step by step, `predict`, and `scripts/predict.py`."""
 
 import copy
 import hashlib
@@ -31,7 +31,7 @@ from spec.support.assertions import assert_equal, rejects
 from spec.support.cifar_archives import CLASSES, accept_any_checksum, meta, python2_pickle, small_cifar10, write_folder
 from spec.support.clauses import clause
 from spec.support.command import Command, Result, run
-from spec.support.pictures import pixels_of, random_picture
+from spec.support.images import pixels_of, random_image
 from spec.support.strategies import given, whole
 
 Predict = Callable[..., Iterator[Any]]
@@ -57,7 +57,7 @@ def test_the_listing_needs_another_name_and_weights_only_false_then_it_answers(
 ) -> None:
     # chapter 20, lines 2050 and 2061 to 2113
     monkeypatch.chdir(tmp_path)
-    random_picture("RGBA", 70, 50, seed=0).save("dog2.png")
+    random_image("RGBA", 70, 50, seed=0).save("dog2.png")
     torch.save(ocean, "ocean_{}_pp.pth".format(9))  # noqa: UP032  (as it is printed)
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '\./ocean_9_p\.pth'"):
         torch.load("./ocean_9_p.pth", map_location=torch.device("cpu"))
@@ -75,7 +75,7 @@ def test_the_listing_needs_another_name_and_weights_only_false_then_it_answers(
 
 
 @clause("20.recipe.steps")
-def test_a_pass_over_50000_pictures_in_batches_of_64_is_782_steps() -> None:
+def test_a_pass_over_50000_images_in_batches_of_64_is_782_steps() -> None:
     # chapter 20, line 2017: 781.25
     assert 50_000 / 64 == 781.25
     sizes = [len(batch) for batch in DataLoader(range(50_000), batch_size=64, collate_fn=list)]
@@ -124,9 +124,9 @@ def test_the_first_linear_layer_takes_1024_numbers(ocean: Ocean) -> None:
 
 @clause("20.recipe.convert")
 @pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("L", 1), ("P", 1), ("LA", 2), ("1", 1), ("CMYK", 4)])
-def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Ocean, mode: str, channels: int) -> None:
+def test_without_convert_an_image_of_another_mode_has_other_channels(ocean: Ocean, mode: str, channels: int) -> None:
     # chapter 20, line 2068
-    original = random_picture(mode, 32, 32, seed=0)
+    original = random_image(mode, 32, 32, seed=0)
     image = TRANSFORM(original)
     assert image.shape == (channels, 32, 32)
     # chapter 20, line 2104: the reshape that adds the batch dimension stands before the network and refuses it first
@@ -142,7 +142,7 @@ def test_without_convert_a_picture_of_another_mode_has_other_channels(ocean: Oce
 @clause("20.recipe.convert")
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
 def test_an_image_of_another_mode_with_three_channels_passes_with_other_numbers(ocean: Ocean, mode: str) -> None:
-    rgb = random_picture("RGB", 32, 32, seed=0)
+    rgb = random_image("RGB", 32, 32, seed=0)
     # Pillow makes LAB by a colour profile only; its own bytes, relabelled, are an image of the mode
     original = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
     image = torch.reshape(TRANSFORM(original), (1, 3, 32, 32))
@@ -153,23 +153,23 @@ def test_an_image_of_another_mode_with_three_channels_passes_with_other_numbers(
 
 
 @clause("20.recipe.convert")
-def test_convert_does_nothing_to_an_rgb_picture() -> None:
-    picture = random_picture("RGB", 32, 32, seed=0)
-    assert_equal(TRANSFORM(picture.convert("RGB")), TRANSFORM(picture))
+def test_convert_does_nothing_to_an_rgb_image() -> None:
+    image = random_image("RGB", 32, 32, seed=0)
+    assert_equal(TRANSFORM(image.convert("RGB")), TRANSFORM(image))
 
 
 @clause("20.recipe.resize")
 @pytest.mark.parametrize("size", [(1, 1), (70, 50), (32, 32)])
 def test_any_size_becomes_32_by_32(size: tuple[int, int]) -> None:
     # chapter 20, lines 2073, 2074 and 2104
-    image = TRANSFORM(random_picture("RGB", *size, seed=0))
+    image = TRANSFORM(random_image("RGB", *size, seed=0))
     assert image.shape == (3, 32, 32)
     assert torch.reshape(image, (1, 3, 32, 32)).shape == (1, 3, 32, 32)
 
 
 @clause("20.recipe.resize")
 def test_without_resize_neither_reshape_nor_the_network_takes_it(ocean: Ocean) -> None:
-    image = ToTensor()(random_picture("RGB", 64, 64, seed=0))
+    image = ToTensor()(random_image("RGB", 64, 64, seed=0))
     with pytest.raises(RuntimeError, match=r"shape '\[1, 3, 32, 32\]' is invalid for input of size 12288"):
         torch.reshape(image, (1, 3, 32, 32))
     with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(1x4096 and 1024x64\)"):
@@ -178,7 +178,7 @@ def test_without_resize_neither_reshape_nor_the_network_takes_it(ocean: Ocean) -
 
 @clause("20.recipe.resize")
 def test_without_resize_an_image_of_1024_pixels_is_rearranged_without_an_error(ocean: Ocean) -> None:
-    image = ToTensor()(random_picture("RGB", 64, 16, seed=0))
+    image = ToTensor()(random_image("RGB", 64, 16, seed=0))
     reshaped = torch.reshape(image, (1, 3, 32, 32))
     assert_equal(reshaped[0, :, 0], image[:, 0, :32])  # the first row of 64 pixels became two rows of 32
     assert_equal(reshaped[0, :, 1], image[:, 0, 32:])
@@ -187,15 +187,15 @@ def test_without_resize_an_image_of_1024_pixels_is_rearranged_without_an_error(o
 
 @clause("20.recipe.resize")
 def test_without_resize_the_network_takes_39_by_39_pixels_which_reshape_refuses(ocean: Ocean) -> None:
-    image = ToTensor()(random_picture("RGB", 39, 39, seed=0))
+    image = ToTensor()(random_image("RGB", 39, 39, seed=0))
     assert ocean(image[None]).shape == (1, 10)
     with pytest.raises(RuntimeError, match="invalid for input of size 4563"):
         torch.reshape(image, (1, 3, 32, 32))
 
 
 @clause("20.recipe.resize")
-def test_resize_to_one_number_keeps_the_shape_of_the_picture_which_need_not_be_square(ocean: Ocean) -> None:
-    image = Compose([Resize(32), ToTensor()])(random_picture("RGB", 64, 48, seed=0))
+def test_resize_to_one_number_keeps_the_shape_of_the_image_which_need_not_be_square(ocean: Ocean) -> None:
+    image = Compose([Resize(32), ToTensor()])(random_image("RGB", 64, 48, seed=0))
     assert image.shape == (3, 32, 42)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         ocean(image[None])
@@ -203,7 +203,7 @@ def test_resize_to_one_number_keeps_the_shape_of_the_picture_which_need_not_be_s
 
 @clause("20.recipe.batch_axis")
 def test_without_the_batch_axis_flatten_makes_64_by_16_and_linear_refuses(ocean: Ocean) -> None:
-    # chapter 20, line 2104: convolution and pooling take one picture, and Flatten takes its 64 channels for 64 pictures
+    # chapter 20, line 2104: convolution and pooling take one image, and Flatten takes its 64 channels for 64 images
     image = torch.zeros(3, 32, 32)
     assert ocean.model1[:6](image).shape == (64, 4, 4)
     assert ocean.model1[:7](image).shape == (64, 16)
@@ -214,26 +214,26 @@ def test_without_the_batch_axis_flatten_makes_64_by_16_and_linear_refuses(ocean:
 
 @clause("20.recipe.axes")
 def test_reshape_does_not_bring_the_channels_to_the_front() -> None:
-    """From an array of height, width, channels it makes another picture, without a word; permute is what is meant."""
-    picture = random_picture("RGB", 32, 32, seed=0)
-    array = torch.from_numpy(np.array(picture)) / 255
+    """From an array of height, width, channels it makes another image, without a word; permute is what is meant."""
+    image = random_image("RGB", 32, 32, seed=0)
+    array = torch.from_numpy(np.array(image)) / 255
     assert array.shape == (32, 32, 3)
-    assert_equal(array.permute(2, 0, 1).contiguous(), ToTensor()(picture))
-    assert not torch.equal(array.reshape(3, 32, 32), ToTensor()(picture))
+    assert_equal(array.permute(2, 0, 1).contiguous(), ToTensor()(image))
+    assert not torch.equal(array.reshape(3, 32, 32), ToTensor()(image))
 
 
 @clause("20.recipe.scale")
 def test_bytes_are_refused_and_unscaled_numbers_are_not(ocean: Ocean) -> None:
-    """Floats from 0 to 255 are accepted; the scores are then those of a picture 255 times as bright, biases apart."""
-    picture = random_picture("RGB", 32, 32, seed=0)
-    bytes_ = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    """Floats from 0 to 255 are accepted; the scores are then those of an image 255 times as bright, biases apart."""
+    image = random_image("RGB", 32, 32, seed=0)
+    bytes_ = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     with pytest.raises(RuntimeError, match=r"Input type .* and bias type .* should be the same"):
         ocean(bytes_)
     with torch.no_grad():
         for name, parameter in ocean.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-        scores, unscaled = ocean.double()(ToTensor()(picture)[None].double()), ocean(bytes_.double())
+        scores, unscaled = ocean.double()(ToTensor()(image)[None].double()), ocean(bytes_.double())
     torch.testing.assert_close(unscaled, 255 * scores, rtol=0, atol=1e-4)  # ToTensor's quotients are float32
     assert (unscaled - scores).abs().max() > 1
 
@@ -255,7 +255,7 @@ def test_in_training_mode_dropout_answers_by_chance() -> None:
 
 
 @clause("20.recipe.eval")
-def test_in_training_mode_batch_norm_looks_at_the_other_pictures_and_remembers_them() -> None:
+def test_in_training_mode_batch_norm_looks_at_the_other_images_and_remembers_them() -> None:
     network, images = nn.BatchNorm2d(3), torch.rand(4, 3, 32, 32)
     assert not torch.equal(network(images)[:2], network(images[:2]))
     before = network.running_mean.clone()
@@ -313,14 +313,14 @@ def test_eval_and_no_grad_are_two_things(ocean: Ocean) -> None:
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
-    """A picture whose numbers are 0 or 255: they become exactly 0 or 1."""
+    """An image whose numbers are 0 or 255: they become exactly 0 or 1."""
     pixels = np.random.default_rng(seed).integers(0, 2, (*size, 3), dtype=np.uint8) * 255
     Image.fromarray(pixels).save(path)
     return path
 
 
 def exact_network() -> nn.Sequential:
-    """Its scores of such a picture are 64ths below 2⁸: float32 holds them, and every sum on the way, exactly."""
+    """Its scores of such an image are 64ths below 2⁸: float32 holds them, and every sum on the way, exactly."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with torch.no_grad():
         network[1].weight.copy_(whole(10, 3072, seed=1, dtype=torch.float32, largest=2) / 64)
@@ -336,8 +336,8 @@ def softmax(scores: list[float]) -> list[float]:
 def exact_shares(path: Path) -> dict[str, float]:
     """What `exact_network` must answer, in plain Python."""
     layer = exact_network()[1].cpu()
-    with Image.open(path) as picture:
-        bits = [value / 255 for channel in pixels_of(picture) for row in channel for value in row]
+    with Image.open(path) as image:
+        bits = [value / 255 for channel in pixels_of(image) for row in channel for value in row]
     rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
     return dict(
         zip(
@@ -351,23 +351,23 @@ def exact_shares(path: Path) -> dict[str, float]:
 EXACT_SCORES = (1 + 2 + 10 + 1) * EPS
 
 
-def assert_answer(found: Any, picture: Path, expected: dict[str, float], top_k: int, tolerance: float) -> None:
+def assert_answer(found: Any, image: Path, expected: dict[str, float], top_k: int, tolerance: float) -> None:
     """The `top_k` most probable classes, in their order, each with its probability to a relative `tolerance`."""
     __tracebackhide__ = True
-    assert Path(found.picture) == picture
+    assert Path(found.image) == image
     assert found.error is None
     names, shares = [name for name, _ in found.classes], [share for _, share in found.classes]
     assert len(set(names)) == top_k
     assert shares == sorted(shares, reverse=True), "the most probable class must come first"
     for name, share in found.classes:
-        assert share == pytest.approx(expected[name], rel=tolerance), f"{name} on {picture.name}"
+        assert share == pytest.approx(expected[name], rel=tolerance), f"{name} on {image.name}"
     others = [expected[name] for name in expected if name not in names]
     assert max(others, default=0.0) <= min(shares) * (1 + tolerance), "a more probable class was left out"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, dict[str, float]]:
-    """Eight pictures, and what must be answered."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, dict[str, float]]:
+    """Eight images, and what must be answered."""
     folder = tmp_path_factory.mktemp("noise")
     return {path: exact_shares(path) for path in (noise(folder / f"{seed}.png", seed) for seed in range(8))}
 
@@ -375,21 +375,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, dict[str, f
 @clause("20.predict.recipe")
 @pytest.mark.parametrize("top_k", [1, 3, 10, 99])
 def test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order(
-    predict: Predict, pictures: dict[Path, dict[str, float]], top_k: int
+    predict: Predict, images: dict[Path, dict[str, float]], top_k: int
 ) -> None:
-    answers = list(predict(exact_network(), NAMES, list(pictures), top_k=top_k))
-    for answer, (path, expected) in zip(answers, pictures.items(), strict=True):
+    answers = list(predict(exact_network(), NAMES, list(images), top_k=top_k))
+    for answer, (path, expected) in zip(answers, images.items(), strict=True):
         assert_answer(answer, path, expected, min(top_k, 10), EXACT_SCORES)
 
 
 @clause("20.predict.recipe")
-def test_the_probabilities_of_all_classes_sum_to_one(predict: Predict, pictures: dict[Path, Any]) -> None:
-    for answer in predict(exact_network(), NAMES, list(pictures), top_k=10):
+def test_the_probabilities_of_all_classes_sum_to_one(predict: Predict, images: dict[Path, Any]) -> None:
+    for answer in predict(exact_network(), NAMES, list(images), top_k=10):
         assert math.fsum(share for _, share in answer.classes) == pytest.approx(1, abs=EXACT_SCORES)
 
 
 def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
-    """The tutorial's steps, lines 2066 to 2110, one picture at a time, and the relative tolerance of a probability.
+    """The tutorial's steps, lines 2066 to 2110, one image at a time, and the relative tolerance of a probability.
 
     In float64. A sum of n products and a bias is off by at most (n + 1) · eps times the sum of their absolute values,
     in whatever order; the network of the absolute values, given those of the image, says how large that can become
@@ -411,7 +411,7 @@ def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
 
 
 def spirited(network: Ocean) -> Ocean:
-    """The network in float64 with larger weights, so that its answers differ from picture to picture."""
+    """The network in float64 with larger weights, so that its answers differ from image to image."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2)
@@ -434,46 +434,46 @@ def exact_ocean() -> Ocean:
     return network
 
 
-@clause("20.predict.recipe", "20.predict.pictures")
+@clause("20.predict.recipe", "20.predict.images")
 @pytest.mark.parametrize(
     ("mode", "size"), [("RGB", (32, 32)), ("RGB", (70, 50)), ("L", (20, 300)), ("P", (33, 32)), ("1", (70, 50))]
 )
-def test_pictures_are_converted_resized_and_scaled_as_in_the_recipe(
+def test_images_are_converted_resized_and_scaled_as_in_the_recipe(
     predict: Predict, ocean: Ocean, tmp_path: Path, mode: str, size: tuple[int, int]
 ) -> None:
     network, path = spirited(ocean), tmp_path / "it.png"
-    random_picture(mode, *size, seed=0).save(path)
+    random_image(mode, *size, seed=0).save(path)
     expected, tolerance = by_the_recipe(network, path)
     assert tolerance < 1e-4
     [answer] = predict(network, NAMES, [path], top_k=10)
     assert_answer(answer, path, expected, 10, tolerance)
 
 
-@clause("20.predict.pictures")
+@clause("20.predict.images")
 def test_an_opaque_alpha_channel_changes_nothing(predict: Predict, ocean: Ocean, tmp_path: Path) -> None:
-    picture = random_picture("RGB", 40, 30, seed=0)
-    picture.save(tmp_path / "without.png")
-    picture.putalpha(255)
-    picture.save(tmp_path / "with.png")
+    image = random_image("RGB", 40, 30, seed=0)
+    image.save(tmp_path / "without.png")
+    image.putalpha(255)
+    image.save(tmp_path / "with.png")
     one, other = predict(spirited(ocean), NAMES, [tmp_path / "without.png", tmp_path / "with.png"], batch_size=1)
     assert one.classes == other.classes
 
 
-@clause("20.predict.pictures")
+@clause("20.predict.images")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
-def test_pictures_of_every_mode_get_an_answer(predict: Predict, tmp_path: Path, mode: str) -> None:
+def test_images_of_every_mode_get_an_answer(predict: Predict, tmp_path: Path, mode: str) -> None:
     path = tmp_path / f"it.{'tiff' if mode in ('CMYK', 'F') else 'png'}"
-    random_picture(mode, 40, 30, seed=0).save(path)
+    random_image(mode, 40, 30, seed=0).save(path)
     [answer] = predict(exact_network(), NAMES, [path])
     assert (answer.error, len(answer.classes)) == (None, 3)
 
 
-@clause("20.predict.pictures")
+@clause("20.predict.images")
 @pytest.mark.parametrize(
     "size", [(1, 1), (1, 3000), (3000, 1), (5000, 4000)], ids=lambda size: "x".join(map(str, size))
 )
-def test_pictures_of_every_size_get_an_answer(predict: Predict, tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.new("1", size, 1).save(tmp_path / "it.png")  # one bit a pixel: the file and the picture stay small
+def test_images_of_every_size_get_an_answer(predict: Predict, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size, 1).save(tmp_path / "it.png")  # one bit a pixel: the file and the image stay small
     [answer] = predict(exact_network(), NAMES, [tmp_path / "it.png"])
     assert (answer.error, len(answer.classes)) == (None, 3)
 
@@ -499,15 +499,15 @@ def test_another_size_may_be_asked_for(predict: Predict, tmp_path: Path) -> None
     broken=st.sets(st.integers(0, 11), max_size=3),
 )
 def test_neither_batch_size_nor_order_nor_neighbours_change_an_answer(
-    predict: Predict, pictures: dict[Path, dict[str, float]], order: list[int], batch_size: int, broken: set[int]
+    predict: Predict, images: dict[Path, dict[str, float]], order: list[int], batch_size: int, broken: set[int]
 ) -> None:
-    paths = [list(pictures)[number] for number in order]
+    paths = [list(images)[number] for number in order]
     asked = [path.with_name("absent.png") if place in broken else path for place, path in enumerate(paths)]
     answers = list(predict(exact_network(), NAMES, asked, batch_size=batch_size))
-    assert [Path(answer.picture) for answer in answers] == asked
+    assert [Path(answer.image) for answer in answers] == asked
     for answer, path in zip(answers, asked, strict=True):
-        if path in pictures:
-            assert_answer(answer, path, pictures[path], 3, EXACT_SCORES)
+        if path in images:
+            assert_answer(answer, path, images[path], 3, EXACT_SCORES)
         else:
             assert answer.classes == []
             assert "absent.png" in answer.error
@@ -515,27 +515,27 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_an_answer(
 
 @clause("20.predict.streams")
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_pictures_are_asked_for_a_batch_at_a_time_for_ever_if_need_be(
-    predict: Predict, pictures: dict[Path, Any], batch_size: int
+def test_images_are_asked_for_a_batch_at_a_time_for_ever_if_need_be(
+    predict: Predict, images: dict[Path, Any], batch_size: int
 ) -> None:
     asked = []
 
     def endless() -> Iterator[Path]:
-        for path in itertools.cycle(pictures):
+        for path in itertools.cycle(images):
             asked.append(path)
             yield path
 
     answers = predict(exact_network(), NAMES, endless(), batch_size=batch_size)
     for answered in range(1, 10):
         next(answers)
-        assert answered <= len(asked) < answered + batch_size, f"asked for more than a batch: {len(asked)} pictures"
+        assert answered <= len(asked) < answered + batch_size, f"asked for more than a batch: {len(asked)} images"
 
 
 @clause("20.predict.streams")
-def test_what_was_answered_is_forgotten(predict: Predict, pictures: dict[Path, Any]) -> None:
+def test_what_was_answered_is_forgotten(predict: Predict, images: dict[Path, Any]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
     pixels, count = 256 * 256 * 3, 24
-    answers = predict(network, NAMES, itertools.islice(itertools.cycle(pictures), count), size=(256, 256), batch_size=2)
+    answers = predict(network, NAMES, itertools.islice(itertools.cycle(images), count), size=(256, 256), batch_size=2)
     next(answers)
     tracemalloc.start()
     try:
@@ -566,7 +566,7 @@ class Moody(nn.Module):
 @clause("20.predict.mode")
 @pytest.mark.parametrize("training", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was(
-    predict: Predict, pictures: dict[Path, Any], training: tuple[bool, bool]
+    predict: Predict, images: dict[Path, Any], training: tuple[bool, bool]
 ) -> None:
     """Whenever the caller has it: between two answers, when he does not want the rest, and after an error."""
     network = Moody()
@@ -578,7 +578,7 @@ def test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was(
         return [network.training, network.first.training, network.second.training]
 
     asked = [training[0], training[1], training[0]]
-    answers = predict(network, NAMES, list(pictures), batch_size=2)
+    answers = predict(network, NAMES, list(images), batch_size=2)
     assert modes() == asked
     for _ in range(3):
         assert next(answers).classes[0][0] == "class b"
@@ -587,36 +587,36 @@ def test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was(
     assert modes() == asked
     assert torch.equal(network.first.running_mean, before)
     with rejects(naming="class names"):
-        list(predict(network, NAMES[:9], list(pictures)))
+        list(predict(network, NAMES[:9], list(images)))
     assert modes() == asked
 
 
 @clause("20.predict.gradients")
-def test_no_gradients_are_kept_and_those_of_the_caller_stay_on(predict: Predict, pictures: dict[Path, Any]) -> None:
+def test_no_gradients_are_kept_and_those_of_the_caller_stay_on(predict: Predict, images: dict[Path, Any]) -> None:
     network = Moody()
-    for _ in predict(network, NAMES, list(pictures), batch_size=4):
+    for _ in predict(network, NAMES, list(images), batch_size=4):
         assert torch.is_grad_enabled()
     assert network.gradients == [False, False]
 
 
 @clause("20.predict.unreadable")
-def test_a_picture_that_cannot_be_read_does_not_end_the_others(
-    predict: Predict, pictures: dict[Path, dict[str, float]], tmp_path: Path
+def test_an_image_that_cannot_be_read_does_not_end_the_others(
+    predict: Predict, images: dict[Path, dict[str, float]], tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.png").write_text("no picture")
-    whole_picture = next(iter(pictures))
-    (tmp_path / "cut.png").write_bytes(whole_picture.read_bytes()[:-500])
-    paths = [whole_picture, *(tmp_path / name for name in ("broken.png", "absent.png", "cut.png")), whole_picture]
+    (tmp_path / "broken.png").write_text("no image")
+    whole_image = next(iter(images))
+    (tmp_path / "cut.png").write_bytes(whole_image.read_bytes()[:-500])
+    paths = [whole_image, *(tmp_path / name for name in ("broken.png", "absent.png", "cut.png")), whole_image]
     answers = list(predict(exact_network(), NAMES, paths))
     assert [answer.error is None for answer in answers] == [True, False, False, False, True]
     for answer, path in zip(answers[1:4], paths[1:4], strict=True):
         assert path.name in answer.error
         assert "\n" not in answer.error
-    assert_answer(answers[4], whole_picture, pictures[whole_picture], 3, EXACT_SCORES)
+    assert_answer(answers[4], whole_image, images[whole_image], 3, EXACT_SCORES)
 
 
 @clause("20.predict.finite")
-def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict, pictures: dict[Path, Any]) -> None:
+def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict, images: dict[Path, Any]) -> None:
     class Spoilt(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             scores = torch.zeros(len(images), 10)
@@ -624,7 +624,7 @@ def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict,
             scores[1, 3] = torch.inf
             return scores
 
-    answers = list(predict(Spoilt(), NAMES, list(pictures)[:3]))
+    answers = list(predict(Spoilt(), NAMES, list(images)[:3]))
     assert [answer.classes == [] for answer in answers] == [True, True, False]
     assert "0.png" in answers[0].error
     assert "not finite" in answers[0].error
@@ -633,28 +633,28 @@ def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict,
 @clause("20.predict.network")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_network_of_any_dtype_is_asked_in_it(
-    predict: Predict, pictures: dict[Path, dict[str, float]], dtype: torch.dtype
+    predict: Predict, images: dict[Path, dict[str, float]], dtype: torch.dtype
 ) -> None:
-    path = next(iter(pictures))
+    path = next(iter(images))
     [answer] = predict(exact_network().to(dtype), NAMES, [path])
-    # scores of up to 2³ in the network's dtype; products and pictures are exact, PyTorch sums bfloat16 in float32
+    # scores of up to 2³ in the network's dtype; products and images are exact, PyTorch sums bfloat16 in float32
     error = 2**3 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
-    assert_answer(answer, path, pictures[path], 3, math.expm1(2 * error) + EXACT_SCORES)
+    assert_answer(answer, path, images[path], 3, math.expm1(2 * error) + EXACT_SCORES)
 
 
 @clause("20.predict.network")
-def test_a_network_without_parameters_may_be_asked(predict: Predict, pictures: dict[Path, Any]) -> None:
+def test_a_network_without_parameters_may_be_asked(predict: Predict, images: dict[Path, Any]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the mean red, green and blue
-    [answer] = predict(network, ["red", "green", "blue"], list(pictures)[:1])
+    [answer] = predict(network, ["red", "green", "blue"], list(images)[:1])
     assert len(answer.classes) == 3
 
 
 @clause("20.predict.arguments")
-def test_one_path_may_stand_alone_and_be_text(predict: Predict, pictures: dict[Path, dict[str, float]]) -> None:
-    path = next(iter(pictures))
+def test_one_path_may_stand_alone_and_be_text(predict: Predict, images: dict[Path, dict[str, float]]) -> None:
+    path = next(iter(images))
     for asked in (path, str(path), [str(path)]):
         [answer] = predict(exact_network(), NAMES, asked)
-        assert_answer(answer, path, pictures[path], 3, EXACT_SCORES)
+        assert_answer(answer, path, images[path], 3, EXACT_SCORES)
 
 
 @clause("20.predict.arguments")
@@ -666,23 +666,19 @@ def test_impossible_figures_are_rejected_at_once(predict: Predict, wrong: dict[s
 
 @clause("20.predict.arguments")
 @pytest.mark.parametrize("count", [9, 11])
-def test_another_number_of_names_than_scores_is_rejected(
-    predict: Predict, pictures: dict[Path, Any], count: int
-) -> None:
+def test_another_number_of_names_than_scores_is_rejected(predict: Predict, images: dict[Path, Any], count: int) -> None:
     with rejects(naming=rf"{count} class names"):
-        list(predict(exact_network(), [str(number) for number in range(count)], list(pictures)))
+        list(predict(exact_network(), [str(number) for number in range(count)], list(images)))
 
 
 @clause("20.predict.calibration")
-def test_a_probability_orders_the_classes_and_promises_nothing_else(
-    predict: Predict, pictures: dict[Path, Any]
-) -> None:
+def test_a_probability_orders_the_classes_and_promises_nothing_else(predict: Predict, images: dict[Path, Any]) -> None:
     """Eight times the scores: the same network for whoever asks for the class, and nearly sure of everything."""
     network, sure = exact_network(), exact_network()
     with torch.no_grad():
         for parameter in sure.parameters():
             parameter.mul_(8)
-    for one, other in zip(*(predict(n, NAMES, list(pictures), top_k=10) for n in (network, sure)), strict=True):
+    for one, other in zip(*(predict(n, NAMES, list(images), top_k=10) for n in (network, sure)), strict=True):
         assert [name for name, _ in one.classes] == [name for name, _ in other.classes]
         assert other.classes[0][1] > one.classes[0][1]
 
@@ -690,13 +686,13 @@ def test_a_probability_orders_the_classes_and_promises_nothing_else(
 @clause("20.recipe.dog_and_cat")
 @pytest.mark.parametrize(("number", "animal"), [(5, "dog"), (3, "cat")])
 def test_a_network_whose_highest_score_is_the_fifth_says_dog(
-    predict: Predict, pictures: dict[Path, Any], number: int, animal: str
+    predict: Predict, images: dict[Path, Any], number: int, animal: str
 ) -> None:
-    # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; his pictures and weights are not there
+    # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; his images and weights are not there
     network = exact_network()
     with torch.no_grad():
         network[1].bias[number] = 100
-    [answer] = predict(network, CLASSES, next(iter(pictures)), top_k=1)
+    [answer] = predict(network, CLASSES, next(iter(images)), top_k=1)
     assert answer.classes[0][0] == animal
 
 
@@ -705,12 +701,12 @@ def test_a_network_whose_highest_score_is_the_fifth_says_dog(
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder of pictures and of what is none."""
+    """A folder of images and of what is none."""
     root = tmp_path / "photos"
     for name in ("b.png", "B.JPG", "a.png", "10.png", "9.png", ".hidden.png", "notes.txt", "2024/x.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("txt"):
-            (root / name).write_text("no picture")
+            (root / name).write_text("no image")
         else:
             noise(root / name, seed=len(name))
     for name in ("2023/june/y.png", "2023/z.png", ".thumbnails/t.png", "empty/.keep"):
@@ -731,16 +727,16 @@ IN_ORDER = [
 
 @clause("20.predict.folders")
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders(
+def test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders(
     predict: Predict, tree: Path, batch_size: int
 ) -> None:
     """Code point by code point; hidden ones and other files are left out, links to folders are not followed."""
     answers = list(predict(exact_network(), NAMES, [tree], batch_size=batch_size))
-    assert [Path(answer.picture).relative_to(tree).as_posix() for answer in answers] == IN_ORDER
-    assert [Path(answer.picture).name for answer in answers if answer.error] == ["nowhere.png"]
+    assert [Path(answer.image).relative_to(tree).as_posix() for answer in answers] == IN_ORDER
+    assert [Path(answer.image).name for answer in answers if answer.error] == ["nowhere.png"]
     for answer in answers:
         if not answer.error:
-            assert_answer(answer, Path(answer.picture), exact_shares(Path(answer.picture)), 3, EXACT_SCORES)
+            assert_answer(answer, Path(answer.image), exact_shares(Path(answer.image)), 3, EXACT_SCORES)
 
 
 @clause("20.predict.folders")
@@ -748,17 +744,17 @@ def test_files_and_folders_are_answered_in_the_order_in_which_they_are_asked_for
     (tree / "a.png").rename(tree / "no-extension")
     asked = [tree / "2024", tree / ".hidden.png", str(tree / "2023" / "june"), tree / "no-extension", tree / "2024"]
     answers = list(predict(exact_network(), NAMES, asked, batch_size=2))
-    assert [Path(answer.picture).name for answer in answers] == [
+    assert [Path(answer.image).name for answer in answers] == [
         *("x.png", ".hidden.png", "y.png", "no-extension", "x.png")
     ]  # fmt: skip
     assert [answer.error for answer in answers] == [None] * 5
 
 
 @clause("20.predict.folders")
-def test_a_folder_without_pictures_is_an_error_that_does_not_end_the_rest(predict: Predict, tree: Path) -> None:
+def test_a_folder_without_images_is_an_error_that_does_not_end_the_rest(predict: Predict, tree: Path) -> None:
     answers = list(predict(exact_network(), NAMES, [tree / "empty", tree / "9.png"]))
-    assert Path(answers[0].picture) == tree / "empty"
-    assert "no pictures" in answers[0].error
+    assert Path(answers[0].image) == tree / "empty"
+    assert "no images" in answers[0].error
     assert answers[1].error is None
 
 
@@ -776,7 +772,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_that_does_not_end_the_rest(
 
     monkeypatch.setattr(os, "scandir", refusing)
     answers = list(inference.predict(exact_network(), NAMES, tree))
-    assert [answer.picture.relative_to(tree).as_posix() for answer in answers] == [
+    assert [answer.image.relative_to(tree).as_posix() for answer in answers] == [
         "2023/june" if name == "2023/june/y.png" else name for name in IN_ORDER
     ]
     assert "june: this folder cannot be read (Permission denied)" in str(answers[-2].error)
@@ -787,7 +783,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_that_does_not_end_the_rest(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a checkpoint and three pictures."""
+    """A folder with a checkpoint and three images."""
     save_checkpoint(tmp_path / "net.pt", exact_ocean(), NAMES)
     for number in range(3):
         noise(tmp_path / f"{number}.png", seed=number)
@@ -814,13 +810,13 @@ def test_the_script_names_the_checkpoints_classes_with_probabilities(folder: Pat
 @clause("20.script.json")
 @pytest.mark.slow
 def test_the_script_prints_json(folder: Path) -> None:
-    (folder / "broken.png").write_text("no picture")
+    (folder / "broken.png").write_text("no image")
     result = ask(folder, "0.png", "broken.png", "--checkpoint", "net.pt", "--json", "--top-k", 99)
     assert result.status == 2  # because of the broken one
     answers = json.loads(result.out)
     assert result.out == json.dumps(answers, indent=2, ensure_ascii=False) + "\n"
     first, second = answers
-    assert (first["picture"], first["error"]) == ("0.png", None)
+    assert (first["image"], first["error"]) == ("0.png", None)
     named = [(entry["name"], entry["probability"]) for entry in first["classes"]]
     expected, _ = by_the_recipe(exact_ocean(), folder / "0.png")
     assert_answer(inference.Prediction(folder / "0.png", named), folder / "0.png", expected, 10, EXACT_SCORES)
@@ -836,8 +832,8 @@ def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
     result = ask(folder, "empty", "--checkpoint", "net.pt", "--json")
     assert result.status == 2
     [answer] = json.loads(result.out)
-    said = "empty: there are no pictures in this folder (such as .jpg or .png)"
-    assert answer == {"picture": "empty", "classes": [], "error": said}
+    said = "empty: there are no images in this folder (such as .jpg or .png)"
+    assert answer == {"image": "empty", "classes": [], "error": said}
 
 
 @clause("20.script.json", "20.script.text")
@@ -852,7 +848,7 @@ def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tu
     assert (result.status, result.err) == (0, "")
     assert "猫.png" in result.out
     if words:
-        assert [answer["picture"] for answer in json.loads(result.out)][-2:] == ["猫.png", "\udcff.png"]
+        assert [answer["image"] for answer in json.loads(result.out)][-2:] == ["猫.png", "\udcff.png"]
 
 
 def program(stdout: str, *words: str) -> str:
@@ -869,12 +865,12 @@ import time
 from pathlib import Path
 import reference.inference as inference
 
-def open_later(path, size, read=inference.open_picture):
+def open_later(path, size, read=inference.open_image):
     while Path(path).name == "later.png" and not Path("go").exists():
         time.sleep(0.005)
     return read(path, size)
 
-inference.open_picture = open_later
+inference.open_image = open_later
 """
 """The begin of a program in which reading `later.png` waits until there is a file `go`."""
 
@@ -882,7 +878,7 @@ inference.open_picture = open_later
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
-def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, words: tuple[str, ...]) -> None:
+def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words: tuple[str, ...]) -> None:
     """Also where a system prints only what fills a buffer, as into a file."""
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
     (folder / "buffered.py").write_text(WAITING + program("open(1, 'w', 65536, closefd=False)", *asked))
@@ -893,7 +889,7 @@ def test_an_answer_is_printed_before_the_next_picture_is_there(folder: Path, wor
     (folder / "go").touch()
     result = command.wait()
     assert result.status == 2
-    assert result.err.startswith("error: later.png: not a readable picture")
+    assert result.err.startswith("error: later.png: not a readable image")
     assert "1.png" in result.out
 
 
@@ -946,10 +942,10 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> Non
 
 @clause("20.script.errors")
 @pytest.mark.slow
-def test_no_picture_at_all_is_said_in_one_line(folder: Path) -> None:
+def test_no_image_at_all_is_said_in_one_line(folder: Path) -> None:
     result = ask(folder, "--checkpoint", "net.pt", "--json")
     assert (result.status, result.out) == (2, "")
-    assert result.err == "error: PICTURE is missing: name at least one picture or folder\n"
+    assert result.err == "error: IMAGE is missing: name at least one image or folder\n"
 
 
 @clause("20.script.errors")
@@ -986,14 +982,14 @@ def test_the_help_promises_no_calibrated_probabilities(folder: Path) -> None:
 @clause("20.script.trained")
 @pytest.mark.slow
 def test_the_script_answers_for_a_trained_run(tmp_path: Path) -> None:
-    """From training to an answer: a network trained on ten pictures knows them by heart."""
+    """From training to an answer: a network trained on ten images knows them by heart."""
     words = ("--dataset", "shapes", "--limit-train", 10, "--limit-test", 10, "--batch-size", 5, "--quiet")
     more = ("--epochs", 50, "--learning-rate", 0.02, "--momentum", 0.5, "--log-every", 1000, "--num-threads", 1)
     assert run("train_full.py", *words, *more, "--output", "run", folder=tmp_path).status == 0
     shapes = Shapes(size=10)
-    for number, (picture, _) in enumerate(shapes):
-        picture.save(tmp_path / f"{number}.png")
-    pictures = [f"{number}.png" for number in range(10)]
-    result = ask(tmp_path, *pictures, "--checkpoint", "run/last.pt", "--json", "--top-k", 1)
+    for number, (image, _) in enumerate(shapes):
+        image.save(tmp_path / f"{number}.png")
+    images = [f"{number}.png" for number in range(10)]
+    result = ask(tmp_path, *images, "--checkpoint", "run/last.pt", "--json", "--top-k", 1)
     named = [answer["classes"][0]["name"] for answer in json.loads(result.out)]
     assert named == [shapes.classes[target] for target in shapes.targets.tolist()]

@@ -41,9 +41,9 @@ def test_the_version_names_the_release_and_what_it_was_built_for() -> None:
     assert tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) > (2, 2)  # type: ignore[union-attr]
 
 
-@clause("21.card.available")
-def test_the_doctor_finds_a_card_exactly_where_pytorch_can_use_one(tmp_path: Path) -> None:
-    # chapter 21, lines 2165 and 2166: True means that the card can be used
+@clause("21.gpu.available")
+def test_the_doctor_finds_a_gpu_exactly_where_pytorch_can_use_one(tmp_path: Path) -> None:
+    # chapter 21, lines 2165 and 2166: True means that the GPU can be used
     findings = {finding.what for finding in examine(tmp_path)}
     assert ("cuda:0" in findings) == torch.cuda.is_available()
     if torch.cuda.is_available():
@@ -56,8 +56,8 @@ def test_a_pass_of_the_listings_loader_takes_782_steps() -> None:
     assert len(DataLoader(range(50_000), batch_size=64)) == 782  # type: ignore[arg-type]
 
 
-@clause("21.listing.timer", "21.card.chosen", "21.speed.providers")
-def test_the_notebook_asks_for_a_card_measures_its_speed_and_runs_without_one() -> None:
+@clause("21.listing.timer", "21.gpu.chosen", "21.speed.providers")
+def test_the_notebook_asks_for_a_gpu_measures_its_speed_and_runs_without_one() -> None:
     content = json.loads(NOTEBOOK.read_text())
     assert content["metadata"]["accelerator"] == "GPU"
     assert any("GPU" in text for text in cells("markdown"))
@@ -93,8 +93,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     assert torch.__version__ in text
     assert "ok torch" in text
     assert re.search(r"test accuracy \d+\.\d\d% after 2 epochs", text)
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 4  # the curves, the predictions, the confusion matrix, the answers
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) == 4  # the curves, the predictions, the confusion matrix, the answers
     assert (tmp_path / "colab/summary.json").exists()
     # lines 2319 and 2320: the run itself notes on what and how fast it trained
     assert torch.device(json.loads((tmp_path / "colab/config.json").read_text())["device"]).type in (

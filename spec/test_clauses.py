@@ -169,7 +169,7 @@ def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
     seen = {
         name
         for node, ids in specified().values()
-        if not any("gpu" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if not any("mark.gpu" in ast.unparse(decorator) for decorator in node.decorator_list)
         for name in ids
     }
     unseen = [entry for entry in CLAUSES.values() if entry.kind not in RULES and entry.id not in seen]

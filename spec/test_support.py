@@ -229,8 +229,8 @@ def test_text_keeps_infinities_the_layout_and_whether_a_gradient_is_needed() -> 
     again = eval(literal(value), {"torch": torch, "inf": inf, "nan": nan})
     assert_equal(again, value.detach())
     assert again.requires_grad
-    picture = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
-    assert eval(literal(picture), {"torch": torch}).is_contiguous(memory_format=torch.channels_last)
+    image = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert eval(literal(image), {"torch": torch}).is_contiguous(memory_format=torch.channels_last)
 
 
 def on_trial(name: str, trace: Trace) -> Component:

@@ -1,6 +1,6 @@
 """Chapter 05: CIFAR-10 from its official files, packed or unpacked, without running anything that is in them.
 
-The official archive holds five training batches and a test batch of 10,000 pictures each, and the class names: Python 2
+The official archive holds five training batches and a test batch of 10,000 images each, and the class names: Python 2
 pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function there is.
 `BatchMachine` is that machine without calls: it can describe an array, and nothing else.
 """
@@ -55,15 +55,15 @@ T = TypeVar("T")
 
 
 class CIFAR10(Resident):
-    """The 50,000 training or 10,000 test pictures of CIFAR-10, in the order and with the labels of the official files.
+    """The 50,000 training or 10,000 test images of CIFAR-10, in the order and with the labels of the official files.
 
     What is read is the unpacked folder `root/cifar-10-batches-py` (or `root` itself when it is that folder), else the
     packed archive `root/cifar-10-python.tar.gz` (or `root` itself when it is a file). Nothing is unpacked to the disk.
 
     Args:
         root: the folder of the data; `~` stands for the home folder.
-        train: the training pictures instead of the test pictures.
-        transform: called with the PIL picture when an item is taken.
+        train: the training images instead of the test images.
+        transform: called with the PIL image when an item is taken.
         target_transform: called with the class number when an item is taken.
         download: fetch the archive into `root` first, unless the unpacked folder or the right archive is there.
         mirrors: addresses of the archive, in the order to try them.
@@ -224,7 +224,7 @@ def check_member(archive: Path, member: tarfile.TarInfo) -> None:
 def decode(
     files: dict[str, bytes], batches: Sequence[str], source: Path
 ) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], tuple[str, ...]]:
-    """Pictures, class numbers and class names of those batches, which are taken out of `files`."""
+    """Images, class numbers and class names of those batches, which are taken out of `files`."""
     classes = decode_file(files[META], source / META, as_classes)
     images, targets = [], []
     for name in batches:
@@ -254,16 +254,16 @@ def as_classes(value: object) -> tuple[str, ...]:
 
 
 def as_batch(value: object, n_classes: int) -> tuple[bytes | bytearray, list[int]]:
-    """The pixels, 3072 bytes a picture, and labels of a batch; ValueError if these are not what it holds."""
+    """The pixels, 3072 bytes an image, and labels of a batch; ValueError if these are not what it holds."""
     match value:
         case {"data": array, "labels": [*labels]}:
             n, pixels = as_array(array)
         case _:
             raise ValueError("not a dictionary with data and a list of labels")
     if n < 1 or len(pixels) != n * 3072:
-        raise ValueError(f"data has {len(pixels):,} bytes, which are not the 3072 a picture that its shape promises")
+        raise ValueError(f"data has {len(pixels):,} bytes, which are not the 3072 an image that its shape promises")
     if len(labels) != n:
-        raise ValueError(f"{len(labels):,} labels for {n:,} pictures")
+        raise ValueError(f"{len(labels):,} labels for {n:,} images")
     if not all(type(label) is int and 0 <= label < n_classes for label in labels):
         raise ValueError(f"a label is not a whole number from 0 to {n_classes - 1}")
     return pixels, labels
@@ -309,7 +309,7 @@ class BatchMachine(PickleMachine):
     def named(self, name: Name) -> Name:
         known = Name(name.module.replace("numpy._core.", "numpy.core."), name.name)  # its name since NumPy 2
         if known not in self.DESCRIBABLE:
-            raise ForeignError(f"it asks for {str(name)[:WORD]!r}, which no batch of pictures needs")
+            raise ForeignError(f"it asks for {str(name)[:WORD]!r}, which no batch of images needs")
         return known
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> Record:

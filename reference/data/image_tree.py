@@ -1,6 +1,6 @@
-"""Chapter 05: a person's own pictures, sorted into one folder a class, as a data set that is decoded only once.
+"""Chapter 05: a person's own images, sorted into one folder a class, as a data set that is decoded only once.
 
-Decoding thousands of pictures takes far longer than reading their pixels back from a cache. What decides
+Decoding thousands of images takes far longer than reading their pixels back from a cache. What decides
 the pixels names an entry of the cache: every file's name and bytes, the size, and the versions of the decoders.
 """
 
@@ -27,8 +27,8 @@ from PIL import Image, features
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from reference.data.labeled_folder import list_pictures
-from reference.data.pictures import LARGEST_FILE, decode_picture, not_readable, printable
+from reference.data.images import LARGEST_FILE, decode_image, not_readable, printable
+from reference.data.labeled_folder import list_images
 from reference.data.resident import Resident
 from reference.errors import InputError
 from reference.files import atomic_write, open_regular, read_regular, remove_temporaries
@@ -37,15 +37,15 @@ CACHE_FORMAT = 4  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
 HEADER = 2**16  # bytes of an entry's header, and as many again for each broken image
 LARGE_FILE = 2**26  # bytes; from here on one file at a time is in memory
-SMALL_FILE = 2**14  # bytes; up to here a picture is decoded in about the time that Python takes for opening it
+SMALL_FILE = 2**14  # bytes; up to here an image is decoded in about the time that Python takes for opening it
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
 Decoded = tuple[UInt8[np.ndarray, "n 3 height width"], dict[str, str]]
-"""The pixels of the readable pictures in order, and by the path of each other one what is wrong with it."""
+"""The pixels of the readable images in order, and by the path of each other one what is wrong with it."""
 
 
 class ImageTree(Resident):
-    """The pictures in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and kept.
+    """The images in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and kept.
 
     The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Characters of their names
     that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Images in
@@ -58,24 +58,24 @@ class ImageTree(Resident):
     whole, so that every stretch of the data, the last small batch too, holds the classes in their proportions. The
     order depends on these names alone, neither on the system nor on where the tree lies.
 
-    The decoded pictures are kept in `root/.ocean-cache`, or in the user's cache folder when that cannot be written. Any
+    The decoded images are kept in `root/.ocean-cache`, or in the user's cache folder when that cannot be written. Any
     file that was changed, added, removed or renamed since is noticed.
 
     Attributes:
         paths: `<class>/<name>` of each item, or `<class>/<sub-folder>/<name>`.
-        skipped: the same of each broken picture that was left out, sorted.
+        skipped: the same of each broken image that was left out, sorted.
 
     Args:
         root: the folder that holds `train/` and `test/`.
-        train: take the pictures in `train/`, otherwise those in `test/`.
-        transform: called with the PIL picture when an item is taken; `None` leaves it a PIL picture.
+        train: take the images in `train/`, otherwise those in `test/`.
+        transform: called with the PIL image when an item is taken; `None` leaves it a PIL image.
         target_transform: called with the class number when an item is taken.
-        size: (height, width) that all pictures are resized to, as `open_picture` does it.
-        skip_broken: leave broken pictures out instead of raising.
+        size: (height, width) that all images are resized to, as `open_image` does it.
+        skip_broken: leave broken images out instead of raising.
         progress: show a bar on standard error while decoding, if that is a terminal.
 
     Raises:
-        InputError: a folder is missing, a class folder is empty or unknown, or a picture is broken.
+        InputError: a folder is missing, a class folder is empty or unknown, or an image is broken.
         ValueError: `size` is not two positive integers.
     """
 
@@ -106,10 +106,10 @@ class ImageTree(Resident):
             name = path.partition("/")[0]
             where = f"{printable(tree.folder)}{os.sep}{broken[path]}"
             if not skip_broken:
-                count = f"{len(broken)} of {len(tree.paths)} pictures are broken"
+                count = f"{len(broken)} of {len(tree.paths)} images are broken"
                 raise InputError(f"{where}; {count}: mend or remove them, or leave them out with --skip-broken")
             if name not in class_names:
-                raise InputError(f"{where}, and so is every picture of class {printable(name)}: mend or remove it")
+                raise InputError(f"{where}, and so is every image of class {printable(name)}: mend or remove it")
         numbers = {name: number for number, name in enumerate(tree.classes)}
         self.targets = torch.tensor([numbers[name] for name in class_names])
         self.images = torch.from_numpy(pixels)
@@ -121,13 +121,13 @@ class Tree(NamedTuple):
     folder: Path  # root/train or root/test
     classes: tuple[str, ...]
     paths: list[str]  # <class>/<name>, or <class>/<sub-folder>/<name>, in the mixed order
-    stats: list[tuple[int, ...]]  # of each picture, its bytes and what else tells that the file has changed
+    stats: list[tuple[int, ...]]  # of each image, its bytes and what else tells that the file has changed
     settled: bool  # no file has changed so recently that another change might leave its stats as they are
 
 
 def scan_tree(root: Path, split: str) -> Tree:
-    """The classes and pictures in `root/<split>`, "train" or "test"; raises InputError as `ImageTree` says."""
-    began, layout = time.time_ns(), "a tree of pictures is laid out as train/<class>/… and test/<class>/…"
+    """The classes and images in `root/<split>`, "train" or "test"; raises InputError as `ImageTree` says."""
+    began, layout = time.time_ns(), "a tree of images is laid out as train/<class>/… and test/<class>/…"
     for folder in (root, root / "train", root / split):
         if not folder.is_dir():
             raise InputError(f"{printable(folder)}: there is no such folder; {layout}")
@@ -140,13 +140,13 @@ def scan_tree(root: Path, split: str) -> Tree:
         folder = printable(root / split / name)
         if name not in known:
             raise InputError(f"{folder}: {printable(root / 'train')} has no such class; add it there or remove it here")
-        pictures = list(images_under(root / split / name, name))
-        if not pictures:
-            raise InputError(f"{folder}: the class folder holds no pictures; add some or remove it")
-        paths = [path for path, _ in pictures]
+        images = list(images_under(root / split / name, name))
+        if not images:
+            raise InputError(f"{folder}: the class folder holds no images; add some or remove it")
+        paths = [path for path, _ in images]
         digests = [hashlib.blake2b(os.fsencode(path)).digest() for path in paths]
-        # One half of the digest orders the class, the other one the pictures of all classes that share a place.
-        stats = (_stat(entry) for _, entry in pictures)
+        # One half of the digest orders the class, the other one the images of all classes that share a place.
+        stats = (_stat(entry) for _, entry in images)
         mixed = sorted(zip(digests, paths, stats, strict=True))  # no two paths are the same
         found += [((2 * rank + 1) / len(mixed), key[32:], path, stat) for rank, (key, path, stat) in enumerate(mixed)]
     found.sort()
@@ -170,7 +170,7 @@ def images_under(folder: Path, path: str) -> Iterator[tuple[str, os.DirEntry[str
         if identity in seen:
             continue
         seen.add(identity)
-        yield from ((f"{path}/{entry.name}", entry) for entry in list_pictures(folder))
+        yield from ((f"{path}/{entry.name}", entry) for entry in list_images(folder))
         waiting += [(folder / name, f"{path}/{name}") for name in reversed(class_folders(folder))]
 
 
@@ -187,7 +187,7 @@ def _stat(entry: os.DirEntry[str]) -> tuple[int, ...]:
 
 
 def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded:
-    """The pictures of `tree`: out of the cache if it has them, otherwise decoded and kept there.
+    """The images of `tree`: out of the cache if it has them, otherwise decoded and kept there.
 
     `<key>.pixels` is an entry, named by the digest of all contents. `<key>.seen` is the digest of the files' stats when
     it was last found: while these are the same, 60,000 files need not be read to know that it is the right one.
@@ -215,7 +215,7 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
 def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -> tuple[Decoded, list[str]]:
     """Reads all files, with `decode` also their pixels; beside these, the digest of each file, "" if it was not read.
 
-    Threads decode the large pictures, outside Python's lock, so that all cores are busy. Of a small one most is Python
+    Threads decode the large images, outside Python's lock, so that all cores are busy. Of a small one most is Python
     code, and threads that hand each other the lock take twice as long as one. The digests are of the very bytes that
     were decoded, so a file that changes meanwhile does no harm.
     """
@@ -223,7 +223,7 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
     pixels = np.empty((count if decode else 0, 3, *size), np.uint8)
     broken: dict[str, str] = {}
     contents = [""] * count
-    huge_turn = threading.RLock()  # memory holds one huge picture, but not one for each core
+    huge_turn = threading.RLock()  # memory holds one huge image, but not one for each core
 
     def read(place: int) -> None:
         path, refused = tree.paths[place], ""
@@ -236,8 +236,8 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
                     raise
                 contents[place] = digest(content)
                 if decode:
-                    picture = decode_picture(io.BytesIO(content), path, size, huge_turn)
-                    pixels[place] = np.asarray(picture).transpose(2, 0, 1)
+                    image = decode_image(io.BytesIO(content), path, size, huge_turn)
+                    pixels[place] = np.asarray(image).transpose(2, 0, 1)
             except InputError as error:
                 broken[path] = str(error)
                 if isinstance(error.__cause__, MemoryError):
@@ -253,7 +253,7 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
         (small if tree.stats[place][0] <= SMALL_FILE else large).append(place)
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         done = pool.imap_unordered(read, large, chunksize=1 + min(len(large) // 500, 15))
-        for _ in tqdm(chain(map(read, small), done), bar, count, unit=" pictures", disable=off):
+        for _ in tqdm(chain(map(read, small), done), bar, count, unit=" images", disable=off):
             pass
     if decode and broken:
         pixels = pixels[[path not in broken for path in tree.paths]]
@@ -285,7 +285,7 @@ def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
             with suppress(Timeout):
                 lock.acquire(timeout=0)
             if not lock.is_locked:
-                print("waiting for another run that is decoding these pictures", file=sys.stderr)
+                print("waiting for another run that is decoding these images", file=sys.stderr)
                 lock.acquire()
         except (OSError, NotImplementedError):  # read-only, or a file system without locks
             continue

@@ -1,4 +1,4 @@
-"""Chapter 01: a folder of pictures whose name is their label, and what `+` makes of two data sets."""
+"""Chapter 01: a folder of images whose name is their label, and what `+` makes of two data sets."""
 
 import os
 from bisect import bisect_right
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from reference.data.pictures import is_picture_name, open_picture, printable
+from reference.data.images import is_image_name, open_image, printable
 from reference.errors import InputError
 
 
@@ -23,18 +23,18 @@ class MapDataset(Protocol):
 
 
 class LabeledFolder:
-    """The pictures in `root_dir/label_dir`, each with the folder's name as its label: the tutorial's `MyData`.
+    """The images in `root_dir/label_dir`, each with the folder's name as its label: the tutorial's `MyData`.
 
-    Item `i` is `(picture, label_dir)`. A file is opened when its item is taken and closed at once. The order is that of
+    Item `i` is `(image, label_dir)`. A file is opened when its item is taken and closed at once. The order is that of
     the names, code point by code point, on every system. Hidden files, other files and sub-folders are left out.
 
     Args:
         root_dir: where the class folders are, such as `"dataset/train"`.
         label_dir: the class folder and label, such as `"ants"`.
-        transform: called with each picture; `None` leaves it a PIL picture in mode RGB.
+        transform: called with each image; `None` leaves it a PIL image in mode RGB.
 
     Raises:
-        InputError: the folder is missing or holds no picture; on taking an item, its file is not readable.
+        InputError: the folder is missing or holds no image; on taking an item, its file is not readable.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class LabeledFolder:
         folder = self.root_dir / label_dir
         if not folder.is_dir():
             raise InputError(f"LabeledFolder: there is no folder {printable(folder)}")
-        self.paths = [Path(entry.path) for entry in list_pictures(folder)]
+        self.paths = [Path(entry.path) for entry in list_images(folder)]
         if not self.paths:
-            raise InputError(f"LabeledFolder: {printable(folder)} holds no pictures (such as .jpg or .png)")
+            raise InputError(f"LabeledFolder: {printable(folder)} holds no images (such as .jpg or .png)")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
-        picture = open_picture(self.paths[check_index(self, index)])
-        return picture if self.transform is None else self.transform(picture), self.label_dir
+        image = open_image(self.paths[check_index(self, index)])
+        return image if self.transform is None else self.transform(image), self.label_dir
 
     def __add__(self, other: MapDataset) -> "ConcatenatedDataset":
         return ConcatenatedDataset(self, other)
@@ -101,12 +101,12 @@ def check_index(dataset: MapDataset, index: int) -> int:
     return as_integer(index) % length
 
 
-def list_pictures(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The picture files directly in `folder`, sorted by name, links included.
+def list_images(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The image files directly in `folder`, sorted by name, links included.
 
     A link that leads nowhere, a FIFO, a socket and a device count: reading them names them, leaving them out would hide
     them.
     """
     with os.scandir(folder) as entries:
-        files = [entry for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
+        files = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]
     return sorted(files, key=lambda entry: entry.name)

@@ -346,7 +346,7 @@ def cut(order: Iterable[Any], batch_size: int, drop_last: bool) -> Iterator[list
 def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
     """How many batches an epoch over `n` items has: n / batch_size, rounded down with `drop_last` and up without.
 
-    50,000 pictures in batches of 64 are 782 steps, not the tutorial's 781.25 (chapter 18).
+    50,000 images in batches of 64 are 782 steps, not the tutorial's 781.25 (chapter 18).
     """
     return n // batch_size if drop_last else -(-n // batch_size)
 

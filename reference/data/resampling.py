@@ -45,14 +45,14 @@ KERNELS = {Resampling.BILINEAR: Kernel(_triangle, 1), Resampling.BICUBIC: Kernel
 def resize_tensor(
     pixels: Shaped[Tensor, "*batch height width"], size: tuple[int, int], interpolation: Resampling, antialias: bool
 ) -> Shaped[Tensor, "*batch new_height new_width"]:
-    """The picture resized, in its own dtype.
+    """The image resized, in its own dtype.
 
-    A pixel is a square of side 1, and both pictures cover the same area: the centre of new pixel o lies at
+    A pixel is a square of side 1, and both images cover the same area: the centre of new pixel o lies at
 
         centre(o) = (o + ½) · size / new_size − ½
 
-    in the old picture, where pixel i lies at i. It becomes the mean of the old pixels around it with the weights
-    kernel(|i − centre(o)|), along the rows and then along the columns. What lies outside the picture is a copy of the
+    in the old image, where pixel i lies at i. It becomes the mean of the old pixels around it with the weights
+    kernel(|i − centre(o)|), along the rows and then along the columns. What lies outside the image is a copy of the
     edge. With `antialias`, the kernel of a side that shrinks is stretched by size / new_size, so that every old pixel
     counts, and what lies outside does not. `NEAREST` takes the pixel floor(o · size / new_size) and has no weights.
 
@@ -61,13 +61,13 @@ def resize_tensor(
             (a half to the even neighbour) and, if they are bytes, kept within 0 to 255.
         size: (height, width) of the result, in pixels, at least 1.
         interpolation: `BILINEAR`, `BICUBIC` or `NEAREST`.
-        antialias: see above; without it a picture that shrinks loses most of its pixels.
+        antialias: see above; without it an image that shrinks loses most of its pixels.
 
     Raises:
-        ValueError: another interpolation, or a picture without pixels.
+        ValueError: another interpolation, or an image without pixels.
     """
     if 0 in pixels.shape[-2:]:
-        raise ValueError(f"Resize: a picture of shape {tuple(pixels.shape)} has no pixels; sizes must be at least 1")
+        raise ValueError(f"Resize: an image of shape {tuple(pixels.shape)} has no pixels; sizes must be at least 1")
     if interpolation == Resampling.NEAREST:
         rows, columns = (
             torch.arange(new, device=pixels.device) * old // new

@@ -1,6 +1,6 @@
 """Chapters 05 and 06: data sets that are decoded once and stay in memory, and the loader that slices them.
 
-A picture file would be decoded anew in every epoch. `Resident` therefore keeps all pictures of a data
+An image file would be decoded anew in every epoch. `Resident` therefore keeps all images of a data
 set as one uint8 tensor, and `ResidentLoader` cuts batches out of it: the very batches that `DataLoader` yields with
 `ToTensor`, bit for bit, without touching Pillow again.
 """
@@ -17,13 +17,13 @@ from reference.data.loader import DataLoader, check_batch_size, draw_seed
 
 
 class Resident:
-    """A map-style data set whose pictures are already decoded.
+    """A map-style data set whose images are already decoded.
 
     Attributes:
-        images: all pictures, `[n, channels, height, width]`, values 0 to 255.
-        targets: the class number of each picture, `[n]`, int64, from 0 to `len(classes) - 1`.
-        classes: the class names; `classes[targets[i]]` is the name of picture `i`.
-        transform: called with the PIL picture when an item is taken; `None` leaves it a PIL picture.
+        images: all images, `[n, channels, height, width]`, values 0 to 255.
+        targets: the class number of each image, `[n]`, int64, from 0 to `len(classes) - 1`.
+        classes: the class names; `classes[targets[i]]` is the name of image `i`.
+        transform: called with the PIL image when an item is taken; `None` leaves it a PIL image.
         target_transform: called with the class number when an item is taken.
     """
 
@@ -37,20 +37,20 @@ class Resident:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Item `index` as (picture, class number), both transformed; negative indices count from the end.
+        """Item `index` as (image, class number), both transformed; negative indices count from the end.
 
         Raises:
             IndexError: `index` is outside `[-len(self), len(self))`.
         """
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{type(self).__name__}: index {index} is out of range for {len(self)} pictures")
-        picture: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+            raise IndexError(f"{type(self).__name__}: index {index} is out of range for {len(self)} images")
+        image: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
         target: Any = int(self.targets[index])
         if self.transform is not None:
-            picture = self.transform(picture)
+            image = self.transform(image)
         if self.target_transform is not None:
             target = self.target_transform(target)
-        return picture, target
+        return image, target
 
 
 class ResidentLoader(DataLoader):
@@ -62,16 +62,16 @@ class ResidentLoader(DataLoader):
     Args:
         dataset: what to cut.
         batch_size, shuffle, drop_last, generator: as `DataLoader`'s.
-        device: where the batches are wanted. An accelerator gets all pictures once, as uint8, so that no step waits for
+        device: where the batches are wanted. An accelerator gets all images once, as uint8, so that no step waits for
             the host; if its memory is too small, each batch travels by itself. Either way they are scaled there.
-        vary: called with each batch's pictures, uint8, and `generator`; what it returns takes their place.
+        vary: called with each batch's images, uint8, and `generator`; what it returns takes their place.
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
     """
 
     dataset: Resident
-    batch_size: int  # never None: a picture alone is not cut out
+    batch_size: int  # never None: an image alone is not cut out
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class ResidentLoader(DataLoader):
     ) -> None:
         super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
         self.device, self.vary = torch.device(device), vary
-        self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the pictures they are of; pictures and labels there
+        self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the images they are of; images and labels there
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
         images, targets = self._resident()
@@ -102,7 +102,7 @@ class ResidentLoader(DataLoader):
             yield batch.to(torch.float32).div_(255), labels
 
     def _resident(self) -> tuple[UInt8[Tensor, "n channels height width"], Int[Tensor, "n"]]:
-        """All pictures and labels, on the device if they are wanted there and it has room for them."""
+        """All images and labels, on the device if they are wanted there and it has room for them."""
         images, targets = self.dataset.images, self.dataset.targets
         if self.device.type == "cpu":
             return images, targets

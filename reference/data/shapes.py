@@ -1,21 +1,21 @@
-"""Chapter 05: the embedded data set `Shapes`, drawn here in integers, so that every machine draws the same pictures.
+"""Chapter 05: the embedded data set `Shapes`, drawn here in integers, so that every machine draws the same images.
 
 **Numbers.** `mix` is the output function of SplitMix64 (Steele, Lea and Flood 2014), on 64-bit words that wrap around:
 
     mix(z):  z = (z ^ z >> 30) · 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) · 0x94D049BB133111EB;  mix = z ^ z >> 31
 
 Number `j` (from 0) of the generator with state `s` is `mix(s + (j + 1) · 0x9E3779B97F4A7C15)`. The state of a data set
-is number 0 of state `2 · seed` (training) or `2 · seed + 1` (test). Picture `i` owns the 398 numbers from `398 · i` on,
+is number 0 of state `2 · seed` (training) or `2 · seed + 1` (test). Image `i` owns the 398 numbers from `398 · i` on,
 called `w[0]` to `w[397]`. They depend on nothing else: a smaller data set is the beginning of a larger one.
 
-**Class.** Pictures `10b` to `10b + 9` are block `b`, one picture of each class: the class of a picture is the rank of
+**Class.** Images `10b` to `10b + 9` are block `b`, one image of each class: the class of an image is the rank of
 its `w[0]` in the block, 0 for the smallest.
 
 **Shape.** A class is a region of a grid of cells (column `u` to the right, row `v` downwards), given in `REGIONS`; its
 middle is cell (0, 0), and it ends before ±57. All ten have the same area, within 1 %, and sharp edges: neither the mean
 brightness nor the shares of the colours tell one class from another.
 
-**Place.** Lengths in the picture are half pixels, `x` to the right and `y` downwards, 0 in the middle: the columns and
+**Place.** Lengths in the image are half pixels, `x` to the right and `y` downwards, 0 in the middle: the columns and
 rows stand at -31, -29 … 31. With `÷` and `>>` rounding down:
 
     size  = 20 + w[1] mod 9         the length of 64 cells
@@ -51,10 +51,10 @@ from PIL import Image
 from reference.data.resident import Resident
 
 TRAIN_SIZE = 9600
-"""Pictures in the training part: 150 batches of 64."""
+"""Images in the training part: 150 batches of 64."""
 
 TEST_SIZE = 2000
-"""Pictures in the test part."""
+"""Images in the test part."""
 
 REGIONS: dict[str, Callable[[Any, Any], Any]] = {
     "circle": lambda u, v: u * u + v * v <= 39 * 39,
@@ -71,26 +71,26 @@ REGIONS: dict[str, Callable[[Any, Any], Any]] = {
 """The classes in order of their numbers; a region says of each cell (column u, row v) whether it lies inside."""
 
 _STEP = 0x9E3779B97F4A7C15  # SplitMix64's increment
-_WORDS = 14 + 3 * 32 * 32 // 8  # numbers a picture: 14 parameters, and eight bytes of grain in each of the others
-_CHUNK = 200  # pictures drawn at once: few enough to stay in the processor's cache
+_WORDS = 14 + 3 * 32 * 32 // 8  # numbers an image: 14 parameters, and eight bytes of grain in each of the others
+_CHUNK = 200  # images drawn at once: few enough to stay in the processor's cache
 
 
 class Shapes(Resident):
-    """Ten geometric shapes in 32×32 colour pictures, drawn from a seed: no file, no network (chapter 05).
+    """Ten geometric shapes in 32×32 colour images, drawn from a seed: no file, no network (chapter 05).
 
-    Each picture shows one shape near the middle, larger or smaller, turned and tilted, light on a dark ground, both of
+    Each image shows one shape near the middle, larger or smaller, turned and tilted, light on a dark ground, both of
     any hue, under uneven light and with grain. The tutorial's network learns it in the tutorial's ten epochs; a linear
-    model does not. The pictures are the same on every machine: the module's docstring is the complete drawing rule.
+    model does not. The images are the same on every machine: the module's docstring is the complete drawing rule.
 
     Args:
-        train: the training part, 9,600 pictures, or the test part, 2,000 others.
-        transform: called with the PIL picture when an item is taken.
+        train: the training part, 9,600 images, or the test part, 2,000 others.
+        transform: called with the PIL image when an item is taken.
         target_transform: called with the class number when an item is taken.
-        size: how many pictures instead; the first ones of the same endless row.
+        size: how many images instead; the first ones of the same endless row.
         seed: which row, from 0 to 2**63 - 1.
 
     Attributes:
-        images: the pictures, `[n, 3, 32, 32]`, uint8.
+        images: the images, `[n, 3, 32, 32]`, uint8.
         targets: their class numbers, `[n]`, int64, from 0 to 9, each once in every ten.
         classes: the names of the ten shapes.
 
@@ -135,13 +135,13 @@ def _mix(z: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 
 def _numbers(state: UInt64[np.ndarray, "1"], start: int, stop: int, words: int) -> UInt64[np.ndarray, "n words"]:
-    """The first `words` numbers of each of the pictures `start` to `stop - 1`."""
+    """The first `words` numbers of each of the images `start` to `stop - 1`."""
     first = np.arange(start, stop, dtype=np.uint64)[:, None] * _WORDS
     return _mix(state + (first + np.arange(1, words + 1, dtype=np.uint64)) * _STEP)
 
 
 def _classes(state: UInt64[np.ndarray, "1"], size: int) -> Int64[np.ndarray, "size"]:
-    """The class number of each picture: the rank of its first number in its block of ten."""
+    """The class number of each image: the rank of its first number in its block of ten."""
     blocks = -(-size // 10)
     numbers = _numbers(state, 0, 10 * blocks, words=1).reshape(blocks, 10)
     return numbers.argsort(axis=1).argsort(axis=1).reshape(-1)[:size].astype(np.int64)
@@ -156,7 +156,7 @@ def _stencils() -> Bool[np.ndarray, "10 128 128"]:
 def _draw(
     w: UInt64[np.ndarray, "n words"], targets: Int64[np.ndarray, "n"], stencils: Bool[np.ndarray, "10 128 128"]
 ) -> UInt8[np.ndarray, "n 3 32 32"]:
-    """One picture for each row of numbers; the names are those of the module's docstring."""
+    """One image for each row of numbers; the names are those of the module's docstring."""
 
     def draw_int(word: int, count: int, lowest: int) -> Int64[np.ndarray, "n 1 1"]:
         return lowest + (w[:, word] % count).astype(np.int64)[:, None, None]

@@ -1,6 +1,6 @@
-"""Chapters 03 and 04: from a picture to the tensor that a network takes.
+"""Chapters 03 and 04: from an image to the tensor that a network takes.
 
-A transform is made once and then called with one picture after the other. A picture is a PIL picture or a tensor
+A transform is made once and then called with one image after the other. An image is a PIL image or a tensor
 `[…, channels, height, width]`; what comes out is of the same kind, but for `ToTensor`.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reference.data.resampling import resize_tensor
 
 ImageOrTensor: TypeAlias = Image.Image | Tensor
-"""A PIL picture, or a tensor `[…, height, width]`."""
+"""A PIL image, or a tensor `[…, height, width]`."""
 
 Size: TypeAlias = int | Sequence[int]
 """One number, or a pair (height, width)."""
@@ -50,45 +50,45 @@ class Compose:
                 raise TypeError(f"Compose: transforms[{number}] is not callable: {transform!r}")
         self.transforms = transforms
 
-    def __call__(self, picture: Any) -> Any:
+    def __call__(self, image: Any) -> Any:
         for transform in self.transforms:
-            picture = transform(picture)
-        return picture
+            image = transform(image)
+        return image
 
     def __repr__(self) -> str:
         return "\n".join(["Compose(", *(f"    {transform}" for transform in self.transforms), ")"])
 
 
 class ToTensor:
-    """A picture as a tensor `[channels, height, width]`; bytes become floats from 0 to 1.
+    """An image as a tensor `[channels, height, width]`; bytes become floats from 0 to 1.
 
-        output[c, y, x] = picture[y, x, c] / 255
+        output[c, y, x] = image[y, x, c] / 255
 
     Only bytes are scaled: the PIL modes 1 (black is 0, white 1), L, LA, P (its palette's indices), PA, RGB, RGBA, RGBX,
     CMYK, YCbCr, HSV and LAB, and arrays of uint8. They become PyTorch's default dtype, float32 unless it was changed.
     Other numbers stay what they are: I is int32, F float32, and I;16 int16, in which values from 32768 on are negative.
     An array is `[height, width, channels]` or `[height, width]` and keeps its dtype unless it is uint8.
 
-    The result is a copy: to change it leaves the picture alone.
+    The result is a copy: to change it leaves the image alone.
 
     Raises:
-        TypeError: what came is neither a PIL picture nor a numpy array; or its numbers are nothing that a tensor holds.
+        TypeError: what came is neither a PIL image nor a numpy array; or its numbers are nothing that a tensor holds.
         ValueError: an array of other than 2 or 3 dimensions, or a mode that is not listed above.
     """
 
-    def __call__(self, picture: Image.Image | np.ndarray) -> Shaped[Tensor, "channels height width"]:
-        if isinstance(picture, Image.Image):
-            if picture.mode not in _MODES:
-                raise ValueError(f"ToTensor: picture has mode {picture.mode}; convert it to RGB or L first")
-            array = np.array(picture, _MODES[picture.mode])
-            if picture.mode == "1":
+    def __call__(self, image: Image.Image | np.ndarray) -> Shaped[Tensor, "channels height width"]:
+        if isinstance(image, Image.Image):
+            if image.mode not in _MODES:
+                raise ValueError(f"ToTensor: image has mode {image.mode}; convert it to RGB or L first")
+            array = np.array(image, _MODES[image.mode])
+            if image.mode == "1":
                 array *= 255
-        elif isinstance(picture, np.ndarray):
-            if picture.ndim not in (2, 3):
-                raise ValueError(f"ToTensor: an array must have 2 or 3 dimensions, got the shape {picture.shape}")
-            array = picture.copy()  # also because a tensor has no negative strides, as a mirrored array does
+        elif isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3):
+                raise ValueError(f"ToTensor: an array must have 2 or 3 dimensions, got the shape {image.shape}")
+            array = image.copy()  # also because a tensor has no negative strides, as a mirrored array does
         else:
-            raise TypeError(f"ToTensor: picture must be a PIL image or a numpy array, got {type(picture).__name__}")
+            raise TypeError(f"ToTensor: image must be a PIL image or a numpy array, got {type(image).__name__}")
         pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
         return pixels.to(torch.get_default_dtype()).div(255) if pixels.dtype == torch.uint8 else pixels
 
@@ -140,7 +140,7 @@ class Normalize(nn.Module):
             numbers = numbers.reshape(-1, 1, 1)
         channels = tensor.shape[-3]
         if numbers.numel() not in (1, channels):
-            raise ValueError(f"Normalize: {name} has {numbers.numel()} values, but the picture has {channels} channels")
+            raise ValueError(f"Normalize: {name} has {numbers.numel()} values, but the image has {channels} channels")
         return numbers
 
     def __repr__(self) -> str:
@@ -148,26 +148,26 @@ class Normalize(nn.Module):
 
 
 class Resize(nn.Module):
-    """A picture in another size, stretched if need be.
+    """An image in another size, stretched if need be.
 
     One number sets the shorter side and keeps the proportions: it makes no square.
 
         (height, width) → (size, ⌊size · width / height⌋)        if height ≤ width
 
-    PIL pictures are resized by Pillow, tensors as `resize_tensor` says; the dtype or mode stays. A picture that has the
+    PIL images are resized by Pillow, tensors as `resize_tensor` says; the dtype or mode stays. An image that has the
     size already is returned itself.
 
     Args:
         size: of the shorter side, or a pair (height, width), in pixels.
         interpolation: `PIL.Image.Resampling.BILINEAR`, `BICUBIC` or `NEAREST`, or torchvision's `InterpolationMode`;
-            for PIL pictures Pillow's others too. Nearest is not the same for both: a tensor takes the pixel
+            for PIL images Pillow's others too. Nearest is not the same for both: a tensor takes the pixel
             ⌊o · old / new⌋, Pillow the one under the new pixel's centre.
         max_size: the longer side may have no more; a longer one becomes `max_size`, and the shorter side shrinks with
             it. Only for a single `size`.
-        antialias: whether tensors that shrink take the mean of all their pixels. PIL pictures always do.
+        antialias: whether tensors that shrink take the mean of all their pixels. PIL images always do.
 
     Raises:
-        TypeError: `size` is no integer nor a sequence of integers; what came is no picture.
+        TypeError: `size` is no integer nor a sequence of integers; what came is no image.
         ValueError: `size`, `interpolation` or `max_size` is none of the above, or leaves no pixel.
     """
 
@@ -189,16 +189,16 @@ class Resize(nn.Module):
         self.interpolation = _as_resampling(interpolation)
         self.antialias = antialias
 
-    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
-        old = _height_and_width("Resize", picture)
+    def forward(self, image: ImageOrTensor) -> ImageOrTensor:
+        old = _height_and_width("Resize", image)
         new = self._new_size(*old)
         if new == old:
-            return picture
-        if not isinstance(picture, Image.Image):
-            return resize_tensor(picture, new, self.interpolation, bool(self.antialias))
+            return image
+        if not isinstance(image, Image.Image):
+            return resize_tensor(image, new, self.interpolation, bool(self.antialias))
         if self.antialias is False:
             warnings.warn("Resize: antialias=False is ignored, Pillow always antialiases", stacklevel=2)
-        return picture.resize((new[1], new[0]), self.interpolation)
+        return image.resize((new[1], new[0]), self.interpolation)
 
     def _new_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result."""
@@ -206,7 +206,7 @@ class Resize(nn.Module):
         if len(sides) == 2:
             return sides[0], sides[1]
         if 0 in (height, width):
-            raise ValueError(f"Resize: a picture of {height}×{width} pixels has no shorter side; sizes start at 1")
+            raise ValueError(f"Resize: an image of {height}×{width} pixels has no shorter side; sizes start at 1")
         short, long = sides[0], int(sides[0] * max(height, width) / min(height, width))
         if self.max_size is not None and long > self.max_size:
             short, long = int(self.max_size * short / long), self.max_size
@@ -220,24 +220,24 @@ class Resize(nn.Module):
 
 
 class RandomCrop(nn.Module):
-    """A window of the picture, at a place that each call draws anew.
+    """A window of the image, at a place that each call draws anew.
 
     All (height − size[0] + 1) · (width − size[1] + 1) places are equally likely. The row is drawn first, then the
-    column, each with `torch.randint`; where the window is the whole picture nothing is drawn.
+    column, each with `torch.randint`; where the window is the whole image nothing is drawn.
 
     Args:
         size: of the window: (height, width), or one number for a square.
         padding: a border to add first: one number of pixels for all sides, two (left and right, top and bottom), or
             four (left, top, right, bottom).
-        pad_if_needed: where the picture is still too small, add what is missing on both sides.
-        fill: the border's value: a number, or for PIL pictures one for each channel.
+        pad_if_needed: where the image is still too small, add what is missing on both sides.
+        fill: the border's value: a number, or for PIL images one for each channel.
         padding_mode: what the border is: "constant" is `fill`; "edge" repeats the last pixel, "reflect" mirrors the
-            picture without its last pixel (`c b | a b c | b a`), "symmetric" with it (`b a | a b c | c b`).
+            image without its last pixel (`c b | a b c | b a`), "symmetric" with it (`b a | a b c | c b`).
 
     Raises:
         TypeError: `size` or `padding` is no integer nor a sequence of integers; `fill` is no number, or what came is no
-            picture.
-        ValueError: `size`, `padding` or `padding_mode` is none of the above; the window is larger than the picture.
+            image.
+        ValueError: `size`, `padding` or `padding_mode` is none of the above; the window is larger than the image.
     """
 
     def __init__(
@@ -260,38 +260,38 @@ class RandomCrop(nn.Module):
             raise ValueError(f"RandomCrop: padding_mode must be one of {known}, got {padding_mode!r}")
         self.padding_mode = padding_mode
 
-    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
-        _height_and_width("RandomCrop", picture)
-        picture = self._pad(picture, self.borders)
-        height, width = _height_and_width("RandomCrop", picture)
+    def forward(self, image: ImageOrTensor) -> ImageOrTensor:
+        _height_and_width("RandomCrop", image)
+        image = self._pad(image, self.borders)
+        height, width = _height_and_width("RandomCrop", image)
         if self.pad_if_needed:
             missing = max(self.size[1] - width, 0), max(self.size[0] - height, 0)
-            picture = self._pad(picture, _Borders(*missing, *missing))
-            height, width = _height_and_width("RandomCrop", picture)
+            image = self._pad(image, _Borders(*missing, *missing))
+            height, width = _height_and_width("RandomCrop", image)
         rows, columns = self.size
         if rows > height or columns > width:
-            raise ValueError(f"RandomCrop: crop size {self.size} is larger than the picture, {height}×{width}")
+            raise ValueError(f"RandomCrop: crop size {self.size} is larger than the image, {height}×{width}")
         top = left = 0
         if (rows, columns) != (height, width):
             top = int(torch.randint(height - rows + 1, (1,)))
             left = int(torch.randint(width - columns + 1, (1,)))
-        if isinstance(picture, Image.Image):
-            return picture.crop((left, top, left + columns, top + rows))
-        return picture[..., top : top + rows, left : left + columns]
+        if isinstance(image, Image.Image):
+            return image.crop((left, top, left + columns, top + rows))
+        return image[..., top : top + rows, left : left + columns]
 
-    def _pad(self, picture: ImageOrTensor, borders: "_Borders") -> ImageOrTensor:
+    def _pad(self, image: ImageOrTensor, borders: "_Borders") -> ImageOrTensor:
         if not any(borders):
-            return picture
+            return image
         if self.padding_mode == "constant":
-            return _framed(picture, borders, self.fill)
-        return _continued(picture, borders, self.padding_mode)
+            return _framed(image, borders, self.fill)
+        return _continued(image, borders, self.padding_mode)
 
     def __repr__(self) -> str:
         return f"RandomCrop(size={self.size}, padding={self.padding})"
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Left and right exchanged, or the picture itself: each call draws which.
+    """Left and right exchanged, or the image itself: each call draws which.
 
         output[…, y, x] = input[…, y, width − 1 − x]        if u < p, with u uniform in [0, 1)
 
@@ -299,7 +299,7 @@ class RandomHorizontalFlip(nn.Module):
         p: how likely it is flipped.
 
     Raises:
-        TypeError: what came is no picture.
+        TypeError: what came is no image.
         ValueError: `p` is outside [0, 1].
     """
 
@@ -309,13 +309,13 @@ class RandomHorizontalFlip(nn.Module):
             raise ValueError(f"RandomHorizontalFlip: p must be a probability from 0 to 1, got {p}")
         self.p = p
 
-    def forward(self, picture: ImageOrTensor) -> ImageOrTensor:
-        _height_and_width("RandomHorizontalFlip", picture)
+    def forward(self, image: ImageOrTensor) -> ImageOrTensor:
+        _height_and_width("RandomHorizontalFlip", image)
         if torch.rand(1) >= self.p:
-            return picture
-        if isinstance(picture, Image.Image):
-            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return picture.flip(-1)
+            return image
+        if isinstance(image, Image.Image):
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image.flip(-1)
 
     def __repr__(self) -> str:
         return f"RandomHorizontalFlip(p={self.p})"
@@ -362,48 +362,48 @@ def _as_resampling(interpolation: Any) -> Image.Resampling:
         raise ValueError(f"Resize: interpolation must be one of Pillow's {names}, got {interpolation!r}") from None
 
 
-def _height_and_width(transform: str, picture: Any) -> tuple[int, int]:
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    if isinstance(picture, Tensor) and picture.dim() >= 2:
-        return picture.shape[-2], picture.shape[-1]
-    got = f"the shape {tuple(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
+def _height_and_width(transform: str, image: Any) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if isinstance(image, Tensor) and image.dim() >= 2:
+        return image.shape[-2], image.shape[-1]
+    got = f"the shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
     raise TypeError(f"{transform}: needs a PIL image or a tensor image [..., height, width], got {got}")
 
 
-def _framed(picture: ImageOrTensor, borders: _Borders, fill: Any) -> ImageOrTensor:
-    """The picture with a border of `fill`."""
+def _framed(image: ImageOrTensor, borders: _Borders, fill: Any) -> ImageOrTensor:
+    """The image with a border of `fill`."""
     left, top, right, bottom = borders
-    height, width = _height_and_width("RandomCrop", picture)
-    if isinstance(picture, Tensor):
+    height, width = _height_and_width("RandomCrop", image)
+    if isinstance(image, Tensor):
         if not isinstance(fill, int | float):
             raise TypeError(f"RandomCrop: fill must be one number for a tensor, got {fill!r}")
-        framed = picture.new_full((*picture.shape[:-2], height + top + bottom, width + left + right), fill)
-        framed[..., top : top + height, left : left + width] = picture
+        framed = image.new_full((*image.shape[:-2], height + top + bottom, width + left + right), fill)
+        framed[..., top : top + height, left : left + width] = image
         return framed
-    bands = len(picture.getbands())
+    bands = len(image.getbands())
     values = [fill] * bands if isinstance(fill, int | float) else list(fill) * (bands if len(fill) == 1 else 1)
     if len(values) != bands:
-        raise ValueError(f"RandomCrop: fill must be one number or {bands}, as the picture's channels, got {fill!r}")
-    colour = tuple(value if picture.mode == "F" else int(value) for value in values)
+        raise ValueError(f"RandomCrop: fill must be one number or {bands}, as the image's channels, got {fill!r}")
+    colour = tuple(value if image.mode == "F" else int(value) for value in values)
     size = (width + left + right, height + top + bottom)
-    framed = Image.new(picture.mode, size, colour if bands > 1 else colour[0])
-    framed.paste(picture, (left, top))
-    return _with_palette_of(picture, framed)
+    framed = Image.new(image.mode, size, colour if bands > 1 else colour[0])
+    framed.paste(image, (left, top))
+    return _with_palette_of(image, framed)
 
 
-def _continued(picture: ImageOrTensor, borders: _Borders, padding_mode: str) -> ImageOrTensor:
-    """The picture with a border that is made of its own pixels."""
-    height, width = _height_and_width("RandomCrop", picture)
+def _continued(image: ImageOrTensor, borders: _Borders, padding_mode: str) -> ImageOrTensor:
+    """The image with a border that is made of its own pixels."""
+    height, width = _height_and_width("RandomCrop", image)
     rows = _continued_places(height, borders.top, borders.bottom, padding_mode)
     columns = _continued_places(width, borders.left, borders.right, padding_mode)
-    if isinstance(picture, Tensor):
-        rows, columns = rows.to(picture.device), columns.to(picture.device)
-        return picture[..., rows[:, None], columns]
+    if isinstance(image, Tensor):
+        rows, columns = rows.to(image.device), columns.to(image.device)
+        return image[..., rows[:, None], columns]
     places = np.ix_(rows.numpy(), columns.numpy())
-    bands = [Image.fromarray(np.asarray(band)[places]) for band in picture.split()]
-    continued = Image.merge(picture.mode, bands) if len(bands) > 1 else bands[0]
-    return _with_palette_of(picture, continued)
+    bands = [Image.fromarray(np.asarray(band)[places]) for band in image.split()]
+    continued = Image.merge(image.mode, bands) if len(bands) > 1 else bands[0]
+    return _with_palette_of(image, continued)
 
 
 def _continued_places(size: int, before: int, after: int, padding_mode: str) -> Tensor:

@@ -64,12 +64,12 @@ def conv2d(
 
 
 class _Windows(NamedTuple):
-    """Where a convolution's windows lie, and how pictures, windows, outputs and kernels become matrices.
+    """Where a convolution's windows lie, and how images, windows, outputs and kernels become matrices.
 
-    The layouts, for n pictures and c input or o output channels in each of the groups. Large pictures have matrices of
-    their own: they are n lanes of m = 1 picture; small ones stand side by side in one lane of m = n pictures.
+    The layouts, for n images and c input or o output channels in each of the groups. Large images have matrices of
+    their own: they are n lanes of m = 1 image; small ones stand side by side in one lane of m = n images.
         columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row y of
-            the padded pictures the pixels that lie under `rows` rows of the kernel, at `[…, y % stride, y // stride]`:
+            the padded images the pixels that lie under `rows` rows of the kernel, at `[…, y % stride, y // stride]`:
             so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
         block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
         matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
@@ -101,7 +101,7 @@ class _Windows(NamedTuple):
 
     @property
     def steps(self) -> Pair:
-        """By how many rows of the padded picture the columns' rows are apart, and in how many phases they stand."""
+        """By how many rows of the padded image the columns' rows are apart, and in how many phases they stand."""
         return (1, self.stride[0]) if self.rows == 1 else (self.stride[0], 1)
 
     def repeated(self, times: int) -> "_Windows":
@@ -111,25 +111,25 @@ class _Windows(NamedTuple):
         )
 
     def lanes(self, n: int) -> int:
-        """How many lanes `n` pictures have."""
+        """How many lanes `n` images have."""
         return n if math.prod(self.out_size) >= WIDE else 1
 
     def padded_shape(self, n: int) -> tuple[int, ...]:
-        """The shape of `n` padded pictures, `[lanes · groups, c, m, height, width]`, the height whole phases."""
+        """The shape of `n` padded images, `[lanes · groups, c, m, height, width]`, the height whole phases."""
         (top, bottom), (left, right) = self.padding
         lanes, phases = self.lanes(n), self.steps[1]
         height = -(-(top + self.in_size[0] + bottom) // phases) * phases
         return lanes * self.groups, self.channels[0], n // lanes, height, left + self.in_size[1] + right
 
     def columns_shape(self, n: int) -> tuple[int, ...]:
-        """The shape of the columns of `n` pictures."""
+        """The shape of the columns of `n` images."""
         blocks, _, m, height, _ = self.padded_shape(n)
         phases = self.steps[1]
         heights = height // phases if self.rows == 1 else self.out_size[0]
         return blocks, self.depth, phases, heights, m, self.out_size[1]
 
     def batches(self, n: int) -> Iterator[slice]:
-        """Cut `n` pictures into batches whose columns and pixels fit into the workspace."""
+        """Cut `n` images into batches whose columns and pixels fit into the workspace."""
         numbers = max(math.prod(self.columns_shape(1)), self.out_channels * math.prod(self.out_size))
         size = max(1, WORKSPACE // max(1, numbers))
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
@@ -181,7 +181,7 @@ class _Windows(NamedTuple):
         return blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4).flatten(0, 1)
 
     def in_lanes(self, matrices: Tensor, n: int) -> Tensor:
-        """The matrices for each lane of `n` pictures, `[kernel_height / rows, lanes · groups, o, depth]`."""
+        """The matrices for each lane of `n` images, `[kernel_height / rows, lanes · groups, o, depth]`."""
         return matrices[:, None].expand(-1, self.lanes(n), -1, -1, -1).flatten(1, 2)
 
     def _split(self, images: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class _Windows(NamedTuple):
         return images.unflatten(0, (-1, self.groups)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
 
     def _inside(self, padded: Tensor) -> Tensor:
-        """The part of padded pictures that is the pictures themselves."""
+        """The part of padded images that is the images themselves."""
         (top, _), (left, _) = self.padding
         return padded[..., top : top + self.in_size[0], left : left + self.in_size[1]]
 

@@ -109,10 +109,10 @@ def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
 def _places(
     padded: Tensor, window: _Window, lowest: float | int
 ) -> Int[Tensor, "*batch channels out_height out_width"]:
-    """Where each window's maximum is, as row · width + column of the padded picture."""
+    """Where each window's maximum is, as row · width + column of the padded image."""
     width, (top, left) = padded.shape[-1], window.padding
     rows, columns = window.starts(padded.device)
-    # A window that holds nothing above −∞ points to its first pixel inside the picture.
+    # A window that holds nothing above −∞ points to its first pixel inside the image.
     first_row, first_column = (
         start + gap * ((gap - 1 - start) // gap).clamp(min=0)
         for start, gap in zip((rows, columns), window.dilation, strict=True)

@@ -1,4 +1,4 @@
-"""Chapter 13: the network that the tutorial builds, trains (chapter 18) and asks about a picture (chapter 20)."""
+"""Chapter 13: the network that the tutorial builds, trains (chapter 18) and asks about an image (chapter 20)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Ocean(nn.Module):
     """Three 5×5 convolutions, each followed by 2×2 max pooling, then two linear layers; no activation in between.
 
-    Shapes for `b` pictures: [b, 3, 32, 32] → [b, 32, 32, 32] → [b, 32, 16, 16] → [b, 32, 16, 16] → [b, 32, 8, 8]
+    Shapes for `b` images: [b, 3, 32, 32] → [b, 32, 32, 32] → [b, 32, 16, 16] → [b, 32, 16, 16] → [b, 32, 8, 8]
     → [b, 64, 8, 8] → [b, 64, 4, 4] → [b, 1024] → [b, 64] → [b, classes]; 145,578 parameters for ten classes.
 
     The tutorial calls it a VGG. Its convolutions and linear layers have the sizes of Caffe's `cifar10_quick`, but that
@@ -20,7 +20,7 @@ class Ocean(nn.Module):
     Source: the tutorial's lines 897 to 915; Caffe, examples/cifar10/cifar10_quick_train_test.prototxt.
 
     Args:
-        classes: how many scores a picture gets.
+        classes: how many scores an image gets.
         layers: any namespace with `Conv2d`, `MaxPool2d`, `Flatten`, `Linear` and `Sequential` that are used as
             `torch.nn`'s are.
 

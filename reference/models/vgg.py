@@ -30,13 +30,13 @@ SMALLEST = 2 ** len(STAGES)
 class VGG(nn.Module):
     """Convolutions, each followed by ReLU, in stages; then three linear layers.
 
-    Shapes for `b` pictures of 224×224: [b, 3, 224, 224] → [b, 64, 112, 112] → [b, 128, 56, 56] → [b, 256, 28, 28]
-    → [b, 512, 14, 14] → [b, 512, 7, 7] → [b, 25088] → [b, 4096] → [b, 4096] → [b, num_classes]. Pictures of another
+    Shapes for `b` images of 224×224: [b, 3, 224, 224] → [b, 64, 112, 112] → [b, 128, 56, 56] → [b, 256, 28, 28]
+    → [b, 512, 14, 14] → [b, 512, 7, 7] → [b, 25088] → [b, 4096] → [b, 4096] → [b, num_classes]. Images of another
     size, at least 32×32, fit because their last maps are averaged, or repeated, to 7×7.
 
     Args:
         features: what comes before the average, from `[b, 3, height, width]` to `[b, 512, …, …]`.
-        num_classes: how many scores a picture gets.
+        num_classes: how many scores an image gets.
         init_weights: start the convolutions from N(0, 2 / (output channels · 9)), the linear layers from N(0, 0.01²)
             and all biases from 0; otherwise every layer starts as it does by itself.
         dropout: the share of the 4096 numbers after each of the first two linear layers that is dropped in training.
@@ -83,7 +83,7 @@ class VGG(nn.Module):
         """The scores of `images`.
 
         Raises:
-            ValueError: a picture is smaller than 32×32 pixels.
+            ValueError: an image is smaller than 32×32 pixels.
         """
         height, width = images.shape[-2:]
         if height < SMALLEST or width < SMALLEST:
@@ -108,7 +108,7 @@ def vgg16(
             or its name, such as "DEFAULT": fetched once (528 MB) into the cache folder of `torch.hub`. The path of a
             file: a state dict, as `torch.save(network.state_dict(), path)` writes it.
         progress: show a bar while weights are fetched.
-        num_classes: how many scores a picture gets; `None`: as many as `weights` have, without weights 1000.
+        num_classes: how many scores an image gets; `None`: as many as `weights` have, without weights 1000.
         init_weights: see `VGG`.
         dropout: see `VGG`.
         pretrained: what `weights` was called before torchvision 0.13: `True` is `weights="DEFAULT"`, `False` is
@@ -152,7 +152,7 @@ def append_classifier(network: Network, classes: int, *, inside: bool = True) ->
 
     Args:
         network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores a picture gets afterwards.
+        classes: how many scores an image gets afterwards.
         inside: put it into the classifier, where it is run. With `False` it is put where the tutorial puts it, beside
             the classifier: it is printed, saved and handed to the optimizer, but `forward` never calls it, and the
             network gives as many scores as before.
@@ -180,7 +180,7 @@ def replace_classifier(network: Network, classes: int) -> Network:
 
     Args:
         network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores a picture gets afterwards.
+        classes: how many scores an image gets afterwards.
 
     Returns:
         `network`.

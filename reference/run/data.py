@@ -39,13 +39,13 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
         ]
         skipped = [path for tree in trees for path in tree.skipped]
         if skipped:
-            print_line(f"skipped {len(skipped)} broken pictures: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
+            print_line(f"skipped {len(skipped)} broken images: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
     fingerprint = blake2b(digest_size=16)
     for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
         dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
         for part in (dataset.images, dataset.targets):
             fingerprint.update(part.contiguous().numpy().data)
-    say(f"{name}: {len(train_set):,} training and {len(test_set):,} test pictures of {len(train_set.classes)} classes")
+    say(f"{name}: {len(train_set):,} training and {len(test_set):,} test images of {len(train_set.classes)} classes")
     return (
         train_set,
         test_set,

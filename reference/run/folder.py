@@ -28,7 +28,7 @@ from reference.text import json_text
 from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
 from reference.training import Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
 
-SAMPLE_PICTURES = 64
+SAMPLE_IMAGES = 64
 MATRIX = 256
 """Classes up to which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
@@ -259,8 +259,8 @@ class RunFolder(Observer):
     def keep(self, progress: Progress, evaluation: Evaluation) -> None:
         """Write what an epoch that is done leaves: events, images, checkpoints, metrics."""
         metrics = progress.history[-1]
-        sample = slice(0, SAMPLE_PICTURES)
-        pictures = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
+        sample = slice(0, SAMPLE_IMAGES)
+        images = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
         step = progress.epoch - 1  # the tutorial counts its tests from 0
         self.tracker.scalars(
             step,
@@ -268,8 +268,8 @@ class RunFolder(Observer):
             test_loss_mean=metrics["test_loss"],
             test_accuracy=metrics["test_accuracy"],
         )
-        self.tracker.picture("predictions", draw_predictions(*pictures, self.test_set.classes), step)
-        self.tracker.picture("confusion", draw_confusion(evaluation.confusion, self.test_set.classes), step)
+        self.tracker.image("predictions", draw_predictions(*images, self.test_set.classes), step)
+        self.tracker.image("confusion", draw_confusion(evaluation.confusion, self.test_set.classes), step)
         if best_epoch(progress) is metrics:
             self.save("best.pt")
         if self.settings.keep_every and progress.epoch % self.settings.keep_every == 0:

@@ -24,7 +24,7 @@ class Settings:
 
     dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
     """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
-    and test/CLASS/* trees of pictures of any size; they are read in one fixed mixed order, not class by class."""
+    and test/CLASS/* trees of images of any size; they are read in one fixed mixed order, not class by class."""
     data_root: Path = Path("data")
     """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
     download: bool = False
@@ -34,19 +34,19 @@ class Settings:
     archive_md5: str = OFFICIAL_MD5
     """The MD5 checksum cifar-10-python.tar.gz must have; another one admits another archive in the same format."""
     skip_broken: bool = False
-    """Leave out pictures that cannot be read, and say how many, instead of stopping."""
+    """Leave out images that cannot be read, and say how many, instead of stopping."""
     limit_train: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Use only the first N training pictures."""
+    """Use only the first N training images."""
     limit_test: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Use only the first N test pictures."""
+    """Use only the first N test images."""
 
     recipe: Literal["tutorial", "fast"] = "tutorial"
     """How to learn: a name for settings, which other flags may change. tutorial: as the tutorial does. fast: to its
     accuracy in a hundredth of the time, and beyond it (reference/recipes.py)."""
     epochs: int = 10
-    """Passes over the training pictures, in all: with --resume those already done count."""
+    """Passes over the training images, in all: with --resume those already done count."""
     batch_size: int = 64
-    """Pictures a step."""
+    """Images a step."""
     optimizer: Literal["sgd", "muon"] = "sgd"
     """sgd: along the gradient. muon: along the gradient, orthogonalized."""
     learning_rate: float = 0.01
@@ -59,13 +59,13 @@ class Settings:
     """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0. For that
     --learning-rate is the highest rate of a training of 100 steps; it falls with the cube root of their number."""
     whiten: bool = False
-    """Fix the first layer to the whitened principal components of the pictures' 5×5 patches instead of training it."""
+    """Fix the first layer to the whitened principal components of the images' 5×5 patches instead of training it."""
     shuffle: bool = False
     """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
     mirror: bool = False
-    """Show half of the training pictures, drawn anew each time, left to right."""
+    """Show half of the training images, drawn anew each time, left to right."""
     shift: int = 0
-    """Show each training picture moved by up to so many pixels, drawn anew each time."""
+    """Show each training image moved by up to so many pixels, drawn anew each time."""
     log_every: int = 100
     """Steps from one train_loss to the next."""
 
@@ -76,9 +76,9 @@ class Settings:
     """Of the initial weights and of the orders."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the layers compute in; weights, loss and optimizer are float32. auto: bfloat16 where the device has it, else
-    (and for --impl reference) float32. float16: for cards without bfloat16; the loss is scaled."""
+    (and for --impl reference) float32. float16: for GPUs without bfloat16; the loss is scaled."""
     compile: Literal["off", "graphs", "full"] = "off"
-    """Compile the network by torch.compile. graphs: a card replays the operations of a step as CUDA graphs. full: they
+    """Compile the network by torch.compile. graphs: a GPU replays the operations of a step as CUDA graphs. full: they
     are fused as well, which takes long at first."""
     deterministic: bool = False
     """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""

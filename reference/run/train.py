@@ -109,7 +109,7 @@ def train(settings: Settings) -> int:
     print_line(
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
         f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
-        f"python scripts/predict.py PICTURE --checkpoint {folder / 'best.pt'}"
+        f"python scripts/predict.py IMAGE --checkpoint {folder / 'best.pt'}"
     )
     return 0
 

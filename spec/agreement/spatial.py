@@ -64,7 +64,7 @@ def tensor(
 
 
 def plane(rng: random.Random, channels: int, low: int = 3, high: int = 12) -> tuple[int, ...]:
-    """A picture's shape: batched or not, seldom empty or of the wrong rank."""
+    """An image's shape: batched or not, seldom empty or of the wrong rank."""
     shape = [
         rng.choice([0, 1, 2, 3]) if rng.random() < 0.15 else rng.randint(1, 3),
         channels,
@@ -199,7 +199,7 @@ def max_pool2d(rng: random.Random) -> Call:
     x = tensor(rng, plane(rng, rng.randint(1, 3)), dtype, 0.3 if rng.random() < 0.3 else 0.0, ties=rng.random() < 0.4)
     if unreached(x, kernel, stride, padding, dilation, ceil):
         return max_pool2d(rng)
-    if dtype == torch.uint8:  # PyTorch's channels_last kernel refuses bytes of more than 255 numbers a picture
+    if dtype == torch.uint8:  # PyTorch's channels_last kernel refuses bytes of more than 255 numbers an image
         x = x.contiguous()
     args = (kernel, stride, padding, dilation, ceil if rng.random() < 0.99 else 1, indices)
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -214,7 +214,7 @@ def max_pool2d(rng: random.Random) -> Call:
 
 
 def unreached(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> bool:
-    """Whether some window has no pixel at all, where PyTorch's index lies outside the picture."""
+    """Whether some window has no pixel at all, where PyTorch's index lies outside the image."""
     try:
         pairs = [
             v if isinstance(v, (tuple, list)) else (v, v)

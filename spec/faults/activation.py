@@ -88,7 +88,7 @@ class InPlaceIsNotPassedOn(Fault):
 
 
 class ReluIsCappedAt1(Fault):
-    """The layer keeps pictures in their range."""
+    """The layer keeps images in their range."""
 
     caught_by = "test_11_activation.py::test_the_listing_prints_its_result_and_writes_nothing"
     says = r"\[0\., 1\.\]"
@@ -206,7 +206,7 @@ class SigmoidThroughItsInfiniteExponential(Fault):
 class TanhForSigmoid(Fault):
     """The layer of the same shape, between −1 and 1."""
 
-    caught_by = "test_11_activation.py::test_sigmoid_washes_pictures_out"
+    caught_by = "test_11_activation.py::test_sigmoid_washes_images_out"
     says = r"got        0\.0(.|\n)*expected   0\.5"
 
     class Sigmoid(nn.Sigmoid):

@@ -25,7 +25,7 @@ class AlwaysTheTrainingSet(Fault):
 class PixelsAreInterleaved(Fault):
     """Bytes are taken for red, green, blue of one pixel after the other; they are whole planes."""
 
-    caught_by = f"{FILE}::test_the_listing_shows_the_training_set_whose_first_picture_is_not_the_test_sets"
+    caught_by = f"{FILE}::test_the_listing_shows_the_training_set_whose_first_image_is_not_the_test_sets"
     says = r"assert \[\d+, .*\] == \[\d+, "
 
     class CIFAR10(reference.CIFAR10):
@@ -36,9 +36,9 @@ class PixelsAreInterleaved(Fault):
 
 
 class TransformsInAdvance(Fault):
-    """Every picture is transformed as the data set is made, wanted or not."""
+    """Every image is transformed as the data set is made, wanted or not."""
 
-    caught_by = f"{FILE}::test_a_transform_is_applied_once_to_each_picture_that_is_taken"
+    caught_by = f"{FILE}::test_a_transform_is_applied_once_to_each_image_that_is_taken"
     says = r"assert \[.*\] == \[\]"
 
     class CIFAR10(reference.CIFAR10):
@@ -51,7 +51,7 @@ class TransformsInAdvance(Fault):
 class ForgetsTheTargetTransform(Fault):
     """Labels stay numbers."""
 
-    caught_by = f"{FILE}::test_without_a_transform_pictures_come_and_targets_have_one_of_their_own"
+    caught_by = f"{FILE}::test_without_a_transform_images_come_and_targets_have_one_of_their_own"
     says = r"assert \d == '\w+'"
 
     class CIFAR10(reference.CIFAR10):

@@ -1,4 +1,4 @@
-"""Chapter 05: trees of pictures that are wrong."""
+"""Chapter 05: trees of images that are wrong."""
 
 import os
 from hashlib import blake2b
@@ -15,7 +15,7 @@ FILE = "test_05_image_tree.py"
 
 
 class _Tree:
-    """A tree of pictures put right, without a cache; each fault changes one thing."""
+    """A tree of images put right, without a cache; each fault changes one thing."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class _Tree:
         self.transform, self.target_transform, self.size = transform, target_transform, size
         self.folder = Path(root) / ("train" if train else "test")
         self.classes = self.folders(Path(root) / "train")
-        found = {name: self.pictures(name) for name in self.folders(self.folder)}
+        found = {name: self.images(name) for name in self.folders(self.folder)}
         for name, paths in found.items():
             if name not in self.classes or not paths:
-                raise ValueError(f"{self.folder / name}: no pictures, or no such class in train")
+                raise ValueError(f"{self.folder / name}: no images, or no such class in train")
         if not found:
             raise ValueError(f"{self.folder}: no class folders")
         paths = self.order(found)
@@ -52,14 +52,14 @@ class _Tree:
         self.paths = [path for path in paths if path in pixels]
         for name in found:
             if not any(path.startswith(f"{name}/") for path in self.paths):
-                raise ValueError(f"every picture of class {name} is broken")
+                raise ValueError(f"every image of class {name} is broken")
         self.targets = torch.tensor([self.number(path) for path in self.paths])
         self.images = torch.from_numpy(np.stack([pixels[path] for path in self.paths]))
 
     def folders(self, folder: Path) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
 
-    def pictures(self, name: str) -> list[str]:
+    def images(self, name: str) -> list[str]:
         found = []
         for folder, inner, files in os.walk(self.folder / name, followlinks=True):
             inner[:] = [folder for folder in inner if folder[0] != "."]
@@ -76,11 +76,11 @@ class _Tree:
         return [path for *_, path in sorted(places)]
 
     def decode(self, path: Path) -> np.ndarray:
-        with Image.open(path) as picture:
-            return np.asarray(self.resize(picture.convert("RGB"))).transpose(2, 0, 1)
+        with Image.open(path) as image:
+            return np.asarray(self.resize(image.convert("RGB"))).transpose(2, 0, 1)
 
-    def resize(self, picture: Image.Image) -> Image.Image:
-        return picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
+    def resize(self, image: Image.Image) -> Image.Image:
+        return image.resize(self.size[::-1], Image.Resampling.BILINEAR)
 
     def leave_out(self, skip_broken: bool) -> bool:
         return skip_broken
@@ -92,10 +92,10 @@ class _Tree:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        picture: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+        image: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
         target: Any = int(self.targets[index])
         return (
-            picture if self.transform is None else self.transform(picture),
+            image if self.transform is None else self.transform(image),
             target if self.target_transform is None else self.target_transform(target),
         )
 
@@ -141,19 +141,19 @@ class WidthFirst(Fault):
     says = r"\(4, 6\)"
 
     class ImageTree(_Tree):
-        def resize(self, picture: Image.Image) -> Image.Image:
-            return picture.resize(self.size, Image.Resampling.BILINEAR)
+        def resize(self, image: Image.Image) -> Image.Image:
+            return image.resize(self.size, Image.Resampling.BILINEAR)
 
 
 class NearestPixel(Fault):
     """Made smaller by leaving pixels out."""
 
-    caught_by = f"{FILE}::test_pictures_of_any_size_become_one_size_by_pillows_bilinear"
+    caught_by = f"{FILE}::test_images_of_any_size_become_one_size_by_pillows_bilinear"
     says = r"assert False"
 
     class ImageTree(_Tree):
-        def resize(self, picture: Image.Image) -> Image.Image:
-            return picture.resize(self.size[::-1], Image.Resampling.NEAREST)
+        def resize(self, image: Image.Image) -> Image.Image:
+            return image.resize(self.size[::-1], Image.Resampling.NEAREST)
 
 
 class NumbersOfWhatIsThere(Fault):
@@ -171,11 +171,11 @@ class StaysAtTheTop(Fault):
     """Images in sub-folders of the class folders are left out silently."""
 
     caught_by = f"{FILE}::test_images_in_sub_folders_belong_to_the_class_as_in_torchvision"
-    says = r"ant/a/b/c/0\.png|no pictures"
+    says = r"ant/a/b/c/0\.png|no images"
 
     class ImageTree(_Tree):
-        def pictures(self, name: str) -> list[str]:
-            return [path for path in super().pictures(name) if path.count("/") == 1]
+        def images(self, name: str) -> list[str]:
+            return [path for path in super().images(name) if path.count("/") == 1]
 
 
 class LosesTheSubFolder(Fault):
@@ -193,30 +193,30 @@ class LosesTheSubFolder(Fault):
 class TakesHiddenFolders(Fault):
     """Thumbnails in a hidden folder are taken for images of the class."""
 
-    caught_by = f"{FILE}::test_hidden_files_and_what_is_no_picture_are_left_out"
+    caught_by = f"{FILE}::test_hidden_files_and_what_is_no_image_are_left_out"
     says = r"\(13, "
 
     class ImageTree(_Tree):
-        def pictures(self, name: str) -> list[str]:
+        def images(self, name: str) -> list[str]:
             inside = (path for path in (self.folder / name).rglob("[!.]*.png") if path.is_file())
             return [str(path.relative_to(self.folder)) for path in inside]
 
 
-class CapitalsAreNoPictures(Fault):
+class CapitalsAreNoImages(Fault):
     """Only .png, not .PNG."""
 
     caught_by = f"{FILE}::test_any_file_name_will_do"
     says = r"'ant/UPPER\.PNG' is not in list"
 
     class ImageTree(_Tree):
-        def pictures(self, name: str) -> list[str]:
-            return [path for path in super().pictures(name) if path.endswith((".png", ".bmp"))]
+        def images(self, name: str) -> list[str]:
+            return [path for path in super().images(name) if path.endswith((".png", ".bmp"))]
 
 
-class BrokenPicturesAreLeftOutSilently(Fault):
-    """Nobody learns that a picture is missing."""
+class BrokenImagesAreLeftOutSilently(Fault):
+    """Nobody learns that an image is missing."""
 
-    caught_by = f"{FILE}::test_a_broken_picture_is_named"
+    caught_by = f"{FILE}::test_a_broken_image_is_named"
     says = r"DID NOT RAISE"
 
     class ImageTree(_Tree):

@@ -1,4 +1,4 @@
-"""Chapter 01: labelled folders of pictures that are wrong."""
+"""Chapter 01: labelled folders of images that are wrong."""
 
 import os
 from typing import Any
@@ -29,18 +29,18 @@ class _Folder(Dataset[Any]):
         return len(self.names)
 
     def open(self, name: str) -> Any:
-        with Image.open(os.path.join(self.folder, name)) as picture:
-            return picture.convert("RGB")
+        with Image.open(os.path.join(self.folder, name)) as image:
+            return image.convert("RGB")
 
     def __getitem__(self, index: int) -> Any:
-        picture = self.open(self.names[index])
-        return picture if self.transform is None else self.transform(picture), self.label
+        image = self.open(self.names[index])
+        return image if self.transform is None else self.transform(image), self.label
 
 
 class OrderIsThatOfTheFileSystem(Fault):
     """What `listdir` gives, which differs from one system to the next."""
 
-    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"The order is that of the file names"
 
     class LabeledFolder(_Folder):
@@ -51,7 +51,7 @@ class OrderIsThatOfTheFileSystem(Fault):
 class CapitalsAreSmallLetters(Fault):
     """Sorted as a person would: C.png after b.png."""
 
-    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"code point by code point"
 
     class LabeledFolder(_Folder):
@@ -62,7 +62,7 @@ class CapitalsAreSmallLetters(Fault):
 class LabelIsANumber(Fault):
     """The label is the place of the folder among its neighbours."""
 
-    caught_by = "test_01_dataset.py::test_items_are_picture_and_folder_name_in_the_order_of_the_file_names"
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"\(7, 0\)"
 
     class LabeledFolder(_Folder):
@@ -72,20 +72,20 @@ class LabelIsANumber(Fault):
 
 
 class HiddenFilesAreRead(Fault):
-    """A name that begins with a dot is taken for a picture."""
+    """A name that begins with a dot is taken for an image."""
 
-    caught_by = "test_01_dataset.py::test_what_is_no_picture_is_left_out"
-    says = r"Hidden files, files that are no pictures and sub-folders are left out"
+    caught_by = "test_01_dataset.py::test_what_is_no_image_is_left_out"
+    says = r"Hidden files, files that are no images and sub-folders are left out"
 
     class LabeledFolder(_Folder):
         def is_item(self, name: str) -> bool:
             return name.endswith((".png", ".jpg")) and os.path.isfile(os.path.join(self.folder, name))
 
 
-class EverythingIsAPicture(Fault):
+class EverythingIsAImage(Fault):
     """Every entry of the folder is counted, as in the tutorial."""
 
-    caught_by = "test_01_dataset.py::test_what_is_no_picture_is_left_out"
+    caught_by = "test_01_dataset.py::test_what_is_no_image_is_left_out"
     says = r"assert 10 == 6"
 
     class LabeledFolder(_Folder):
@@ -97,7 +97,7 @@ class FilesStayOpen(Fault):
     """`Image.open` reads only the head of a file, and keeps it open until somebody wants the pixels."""
 
     caught_by = "test_01_dataset.py::test_an_item_that_is_kept_keeps_no_file_open"
-    says = r"A file is closed when its picture is read"
+    says = r"A file is closed when its image is read"
 
     class LabeledFolder(_Folder):
         def open(self, name: str) -> Any:
@@ -157,9 +157,9 @@ class PlusPutsTheOtherFirst(Fault):
 
 
 class TransformGetsTheItem(Fault):
-    """The transform is given picture and label."""
+    """The transform is given image and label."""
 
-    caught_by = "test_01_dataset.py::test_the_transform_is_applied_to_the_picture_only"
+    caught_by = "test_01_dataset.py::test_the_transform_is_applied_to_the_image_only"
     says = r"'tuple' object has no attribute 'size'"
 
     class LabeledFolder(_Folder):
@@ -177,4 +177,4 @@ class CannotTravel(Fault):
     class LabeledFolder(_Folder):
         def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
             super().__init__(root_dir, label_dir, transform)
-            self.change = lambda picture: picture
+            self.change = lambda image: image

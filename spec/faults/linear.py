@@ -47,7 +47,7 @@ class HalfPrecisionBecomesFloat(Fault):
 class WeightIsInputsByOutputs(Fault):
     """The weight is kept as it is multiplied, without the transposition."""
 
-    caught_by = "test_12_linear.py::test_64_pictures_in_a_row_are_196608_numbers"
+    caught_by = "test_12_linear.py::test_64_images_in_a_row_are_196608_numbers"
     says = r"torch\.Size\(\[196608, 10\]\)"
 
     class Linear(nn.Linear):

@@ -65,7 +65,7 @@ class KeepsTheRest(Fault):
 class AlwaysDropsTheRest(Fault):
     """A last batch that is not full never comes."""
 
-    caught_by = "test_06_dataloader.py::test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16"
+    caught_by = "test_06_dataloader.py::test_the_10000_test_images_make_156_batches_of_64_and_a_rest_of_16"
     says = r"assert 156 == 157"
 
     @staticmethod
@@ -89,7 +89,7 @@ class DropsTheLastBatchAlways(Fault):
 class FillsUpTheLastBatch(Fault):
     """The last batch is padded with items from the beginning."""
 
-    caught_by = "test_06_dataloader.py::test_the_10000_test_pictures_make_156_batches_of_64_and_a_rest_of_16"
+    caught_by = "test_06_dataloader.py::test_the_10000_test_images_make_156_batches_of_64_and_a_rest_of_16"
     says = r"assert 64 == 16"
 
     class DataLoader(data.DataLoader[Any]):
@@ -102,7 +102,7 @@ class FillsUpTheLastBatch(Fault):
 class CountsWholeBatchesOnly(Fault):
     """`len` rounds n / batch_size down, although the rest comes."""
 
-    caught_by = "test_06_dataloader.py::test_the_50000_training_pictures_make_782_steps_and_not_781_and_a_quarter"
+    caught_by = "test_06_dataloader.py::test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter"
     says = r"assert 781 == 782"
 
     class DataLoader(data.DataLoader[Any]):

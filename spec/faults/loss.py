@@ -117,7 +117,7 @@ class MeanSquaredErrorIsHalved(Fault):
 
 
 class MeanIsOverTheBatchOnly(Fault):
-    """The squares of a picture are added up, and divided by the number of pictures."""
+    """The squares of an image are added up, and divided by the number of images."""
 
     caught_by = "test_14_loss.py::test_the_mse_loss_is_the_squared_difference"
     says = r"their mean differs"

@@ -55,7 +55,7 @@ class MomentumIsTheShareOfTheOld(Fault):
 
 
 class StatisticsAreTakenPerSample(Fault):
-    """Each picture by itself: instance normalization."""
+    """Each image by itself: instance normalization."""
 
     caught_by = "test_12_normalization.py::test_each_channel_is_normalized_by_its_own_mean_and_biased_variance"
     says = r"the result differs at index"

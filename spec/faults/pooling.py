@@ -28,7 +28,7 @@ class TheWindowMovesByOne(Fault):
 
 
 class TheBorderIsZero(Fault):
-    """Zeros around the picture, as around that of a convolution."""
+    """Zeros around the image, as around that of a convolution."""
 
     caught_by = "test_10_pooling.py::test_padding_never_wins"
     says = "AssertionError: a pixel of the border is the maximum"
@@ -56,7 +56,7 @@ class EqualNumbersTheLastOne(Fault):
 
 
 class IndicesCountTheBorder(Fault):
-    """Places in the padded picture."""
+    """Places in the padded image."""
 
     caught_by = "test_10_pooling.py::test_indices_point_at_the_first_of_the_largest"
     says = "the indices differs"
@@ -247,9 +247,9 @@ class WindowsOfOneSize(Fault):
 
 
 class NoneIsOne(Fault):
-    """`None` means one window instead of the picture's size."""
+    """`None` means one window instead of the image's size."""
 
-    caught_by = "test_10_pooling.py::test_wanting_the_size_it_has_gives_the_picture_back"
+    caught_by = "test_10_pooling.py::test_wanting_the_size_it_has_gives_the_image_back"
     says = r"has shape \[\d+, \d+, 1, 1\]"
 
     @staticmethod
@@ -343,7 +343,7 @@ class TheFormulaOfConvolution(Fault):
 
 
 class NegativeSizesAreReturned(Fault):
-    """A window larger than the picture gives a size of 0 or less instead of an error."""
+    """A window larger than the image gives a size of 0 or less instead of an error."""
 
     caught_by = "test_10_pooling.py::test_no_size_of"
     says = r"was accepted, but must be rejected with an error that names /kernel_size=6"

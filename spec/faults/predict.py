@@ -1,4 +1,4 @@
-"""Chapter 20: answers about pictures that are wrong, each for want of one step of the recipe."""
+"""Chapter 20: answers about images that are wrong, each for want of one step of the recipe."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from spec.faults import Fault
 
 @dataclass
 class Answer:
-    picture: Path
+    image: Path
     classes: list[tuple[str, float]]
     error: str | None = None
 
@@ -25,27 +25,27 @@ class Answer:
 class _Recipe:
     """The recipe, put right; each fault changes one step."""
 
-    def files(self, pictures: Any) -> Iterator[Path]:
-        for path in map(Path, [pictures] if isinstance(pictures, str | os.PathLike) else pictures):
+    def files(self, images: Any) -> Iterator[Path]:
+        for path in map(Path, [images] if isinstance(images, str | os.PathLike) else images):
             yield from self.folder(path) if path.is_dir() else [path]
 
     def folder(self, path: Path) -> list[Path]:
         inner = sorted(path.iterdir(), key=lambda entry: entry.name)
         shown = [entry for entry in inner if not entry.name.startswith(".")]
         folders = [entry for entry in shown if entry.is_dir() and not entry.is_symlink()]
-        pictures = [entry for entry in shown if entry.suffix.lower() in (".png", ".jpg")]
-        return pictures + [picture for folder in folders for picture in self.folder(folder)]
+        images = [entry for entry in shown if entry.suffix.lower() in (".png", ".jpg")]
+        return images + [image for folder in folders for image in self.folder(folder)]
 
     def read(self, path: Path, size: tuple[int, int]) -> Tensor:
-        with Image.open(path) as picture:
-            pixels = np.array(self.resized(self.converted(picture), size))
+        with Image.open(path) as image:
+            pixels = np.array(self.resized(self.converted(image), size))
         return self.scaled(torch.from_numpy(pixels).permute(2, 0, 1))
 
-    def converted(self, picture: Image.Image) -> Image.Image:
-        return picture.convert("RGB")
+    def converted(self, image: Image.Image) -> Image.Image:
+        return image.convert("RGB")
 
-    def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
     def scaled(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 255
@@ -72,7 +72,7 @@ class _Recipe:
         self,
         network: nn.Module,
         class_names: Any,
-        pictures: Iterable[Any],
+        images: Iterable[Any],
         *,
         top_k: int = 3,
         batch_size: int = 64,
@@ -80,7 +80,7 @@ class _Recipe:
     ) -> Iterator[Answer]:
         if top_k < 1 or batch_size < 1:
             raise ValueError("top_k and batch_size must be at least 1")
-        return self.answers(network, list(class_names), pictures, top_k, batch_size, size)
+        return self.answers(network, list(class_names), images, top_k, batch_size, size)
 
     def answers(
         self, network: nn.Module, names: list[str], paths: Any, top_k: int, batch_size: int, size: tuple[int, int]
@@ -128,15 +128,15 @@ class PixelsAreNotScaled(Fault):
     predict = _called(_Wrong)
 
 
-class PicturesAreNotConverted(Fault):
+class ImagesAreNotConverted(Fault):
     """As they come out of the file: grey ones have one channel."""
 
-    caught_by = _test("test_pictures_of_every_mode_get_an_answer")
+    caught_by = _test("test_images_of_every_mode_get_an_answer")
     says = r"axes|channels|shape|expected|must match"
 
     class _Wrong(_Recipe):
-        def converted(self, picture: Image.Image) -> Image.Image:
-            return picture
+        def converted(self, image: Image.Image) -> Image.Image:
+            return image
 
     predict = _called(_Wrong)
 
@@ -144,14 +144,14 @@ class PicturesAreNotConverted(Fault):
 class TheSmallerSideBecomes32(Fault):
     """Resize(32) instead of Resize((32, 32)), and the middle is cut out."""
 
-    caught_by = _test("test_pictures_are_converted_resized_and_scaled_as_in_the_recipe")
+    caught_by = _test("test_images_are_converted_resized_and_scaled_as_in_the_recipe")
     says = r"class \w on \w+\.png"
 
     class _Wrong(_Recipe):
-        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-            factor = max(size[1] / picture.width, size[0] / picture.height)
-            larger = picture.resize(
-                (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BILINEAR
+        def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+            factor = max(size[1] / image.width, size[0] / image.height)
+            larger = image.resize(
+                (round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR
             )
             left, top = (larger.width - size[1]) // 2, (larger.height - size[0]) // 2
             return larger.crop((left, top, left + size[1], top + size[0]))
@@ -166,8 +166,8 @@ class HeightAndWidthAreExchanged(Fault):
     says = r"\(2, 3, 16, 8\)"
 
     class _Wrong(_Recipe):
-        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-            return picture.resize(size, Image.Resampling.BILINEAR)
+        def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+            return image.resize(size, Image.Resampling.BILINEAR)
 
     predict = _called(_Wrong)
 
@@ -260,7 +260,7 @@ class GradientsStayOff(Fault):
 
 
 class SoftmaxIsOverTheBatch(Fault):
-    """dim=0: the probabilities of a class sum to one over the pictures."""
+    """dim=0: the probabilities of a class sum to one over the images."""
 
     caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
     says = r"class \w on \w+\.png"
@@ -329,20 +329,20 @@ class TooFewNamesAreTaken(Fault):
 
 
 class EverythingIsReadFirst(Fault):
-    """A list of all pictures, then batches."""
+    """A list of all images, then batches."""
 
-    caught_by = _test("test_pictures_are_asked_for_a_batch_at_a_time_for_ever_if_need_be")
+    caught_by = _test("test_images_are_asked_for_a_batch_at_a_time_for_ever_if_need_be")
     says = r"asked for more than a batch"
 
     class _Wrong(_Recipe):
-        def files(self, pictures: Any) -> Iterator[Path]:
-            return iter(list(super().files(islice(pictures, 100))))
+        def files(self, images: Any) -> Iterator[Path]:
+            return iter(list(super().files(islice(images, 100))))
 
     predict = _called(_Wrong)
 
 
 class EverythingIsRemembered(Fault):
-    """The pixels of all pictures, for whoever may want them."""
+    """The pixels of all images, for whoever may want them."""
 
     caught_by = _test("test_what_was_answered_is_forgotten")
     says = r"get_traced_memory"
@@ -353,18 +353,18 @@ class EverythingIsRemembered(Fault):
             yield from super().answers(*args)
             self.memory.clear()
 
-        def resized(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-            resized = super().resized(picture, size)
+        def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+            resized = super().resized(image, size)
             self.memory.append(np.array(resized))
             return resized
 
     predict = _called(_Wrong)
 
 
-class ABrokenPictureEndsIt(Fault):
+class ABrokenImageEndsIt(Fault):
     """What Pillow raises is passed on."""
 
-    caught_by = _test("test_a_picture_that_cannot_be_read_does_not_end_the_others")
+    caught_by = _test("test_an_image_that_cannot_be_read_does_not_end_the_others")
     says = r"UnidentifiedImageError|cannot identify"
 
     class _Wrong(_Recipe):
@@ -378,7 +378,7 @@ class ABrokenPictureEndsIt(Fault):
 
 
 class AnswersMoveUp(Fault):
-    """After a broken picture the next one gets its answer, and so on."""
+    """After a broken image the next one gets its answer, and so on."""
 
     caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
     says = r"absent\.png|class \w on \w+\.png"
@@ -388,7 +388,7 @@ class AnswersMoveUp(Fault):
             answers = list(super().answers(*args))
             good = iter([answer.classes for answer in answers if answer.error is None])
             for answer in answers:
-                yield Answer(answer.picture, next(good, []), None)
+                yield Answer(answer.image, next(good, []), None)
 
     predict = _called(_Wrong)
 
@@ -402,14 +402,14 @@ class NotANumberIsAnAnswer(Fault):
 
 
 class FoldersAreNotEntered(Fault):
-    """Only the pictures in the folder itself."""
+    """Only the images in the folder itself."""
 
-    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
     says = r"2023"
 
     class _Wrong(_Recipe):
         def folder(self, path: Path) -> list[Path]:
-            return [picture for picture in super().folder(path) if picture.parent == path]
+            return [image for image in super().folder(path) if image.parent == path]
 
     predict = _called(_Wrong)
 
@@ -417,20 +417,20 @@ class FoldersAreNotEntered(Fault):
 class CapitalsAreSmallLetters(Fault):
     """b before B."""
 
-    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
     says = r"B\.JPG"
 
     class _Wrong(_Recipe):
         def folder(self, path: Path) -> list[Path]:
-            return sorted(super().folder(path), key=lambda picture: picture.as_posix().lower())
+            return sorted(super().folder(path), key=lambda image: image.as_posix().lower())
 
     predict = _called(_Wrong)
 
 
-class HiddenPicturesAreAnswered(Fault):
+class HiddenImagesAreAnswered(Fault):
     """Thumbnails too."""
 
-    caught_by = _test("test_a_folder_stands_for_its_pictures_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
     says = r"hidden|thumbnails"
 
     class _Wrong(_Recipe):
@@ -441,8 +441,8 @@ class HiddenPicturesAreAnswered(Fault):
 
 
 class EmptyFoldersAreSilent(Fault):
-    """No pictures, no answer."""
+    """No images, no answer."""
 
-    caught_by = _test("test_a_folder_without_pictures_is_an_error_that_does_not_end_the_rest")
+    caught_by = _test("test_a_folder_without_images_is_an_error_that_does_not_end_the_rest")
     says = r"empty|assert"
     predict = _called(_Recipe)

@@ -11,7 +11,7 @@ FILE = "test_05_shapes.py"
 
 
 class GrainComesFromTorch(Fault):
-    """The grain is drawn by torch's global generator: every run has pictures of its own."""
+    """The grain is drawn by torch's global generator: every run has images of its own."""
 
     caught_by = f"{FILE}::test_drawing_leaves_torch_s_generator_alone"
     says = r"assert False"
@@ -23,9 +23,9 @@ class GrainComesFromTorch(Fault):
 
 
 class OnePixelIsOff(Fault):
-    """A region ends one cell too early, in one picture."""
+    """A region ends one cell too early, in one image."""
 
-    caught_by = f"{FILE}::test_the_default_pictures_are_the_recorded_ones"
+    caught_by = f"{FILE}::test_the_default_images_are_the_recorded_ones"
     says = r"== 'ae7e18adb121"
 
     class Shapes(reference.Shapes):
@@ -37,7 +37,7 @@ class OnePixelIsOff(Fault):
 class WidthFirst(Fault):
     """Columns are taken for rows."""
 
-    caught_by = f"{FILE}::test_a_picture_is_what_the_drawing_rule_says"
+    caught_by = f"{FILE}::test_an_image_is_what_the_drawing_rule_says"
     says = r"assert \[\d+, .*\] == \[\d+, "
 
     class Shapes(reference.Shapes):
@@ -60,7 +60,7 @@ class ASeedThatTrainsOnTheTestPart(Fault):
 class AlwaysTheTrainingSet(Fault):
     """`train` is not looked at."""
 
-    caught_by = f"{FILE}::test_no_picture_occurs_twice_within_or_between_train_and_test"
+    caught_by = f"{FILE}::test_no_image_occurs_twice_within_or_between_train_and_test"
     says = r"assert 9600 == \(9600 \+ 2000\)"
 
     class Shapes(reference.Shapes):
@@ -82,7 +82,7 @@ class TestSetIsTheNextSeed(Fault):
 
 
 class ClassesAreDrawnOneByOne(Fault):
-    """Each picture draws its class; the classes are equally frequent only on average."""
+    """Each image draws its class; the classes are equally frequent only on average."""
 
     caught_by = f"{FILE}::test_every_block_of_ten_has_every_class_once"
     says = r"assert False"
@@ -145,7 +145,7 @@ class IndicesGoRound(Fault):
 
 
 class ForgetsTheTargetTransform(Fault):
-    """Only the picture is transformed."""
+    """Only the image is transformed."""
 
     caught_by = f"{FILE}::test_transforms_are_applied_when_an_item_is_taken"
     says = r"\(\(32, 32\), \d\)"

@@ -22,8 +22,8 @@ class DividesBy256(Fault):
     says = r"got        0\.99609375\n.*expected   1\.0"
 
     class ToTensor(right.ToTensor):
-        def __call__(self, picture: Any) -> Tensor:
-            return super().__call__(picture) * 255 / 256
+        def __call__(self, image: Any) -> Tensor:
+            return super().__call__(image) * 255 / 256
 
 
 class MultipliesInsteadOfDividing(Fault):
@@ -33,8 +33,8 @@ class MultipliesInsteadOfDividing(Fault):
     says = r"126 of 256 numbers differ"
 
     class ToTensor(right.ToTensor):
-        def __call__(self, picture: Any) -> Tensor:
-            tensor = super().__call__(picture)
+        def __call__(self, image: Any) -> Tensor:
+            tensor = super().__call__(image)
             return (tensor * 255).round() * (1 / 255)
 
 
@@ -45,8 +45,8 @@ class ChannelsComeLast(Fault):
     says = r"torch\.Size\(\[2, 3, 3\]\) == \(3, 2, 3\)"
 
     class ToTensor(right.ToTensor):
-        def __call__(self, picture: Any) -> Tensor:
-            return super().__call__(picture).permute(1, 2, 0)
+        def __call__(self, image: Any) -> Tensor:
+            return super().__call__(image).permute(1, 2, 0)
 
 
 class ScalesFloatsToo(Fault):
@@ -56,20 +56,20 @@ class ScalesFloatsToo(Fault):
     says = r"the result (has dtype|differs)"
 
     class ToTensor(right.ToTensor):
-        def __call__(self, picture: Any) -> Tensor:
-            tensor = super().__call__(picture)
-            return tensor if getattr(picture, "dtype", np.uint8) == np.uint8 else tensor / 255
+        def __call__(self, image: Any) -> Tensor:
+            tensor = super().__call__(image)
+            return tensor if getattr(image, "dtype", np.uint8) == np.uint8 else tensor / 255
 
 
 class TakesTheColoursOfAPalette(Fault):
     """What one would wish, but not what the pixels of mode P are."""
 
-    caught_by = f"{TO_TENSOR}test_of_a_picture_with_a_palette_it_takes_the_indices_not_the_colours"
+    caught_by = f"{TO_TENSOR}test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours"
     says = r"has shape \[3, 1, 2\], expected \[1, 1, 2\]"
 
     class ToTensor(right.ToTensor):
-        def __call__(self, picture: Any) -> Tensor:
-            return super().__call__(picture.convert("RGB") if picture.mode == "P" else picture)
+        def __call__(self, image: Any) -> Tensor:
+            return super().__call__(image.convert("RGB") if image.mode == "P" else image)
 
 
 class DividesByTheVariance(Fault):
@@ -85,7 +85,7 @@ class DividesByTheVariance(Fault):
 
 
 class NormalizesAllChannelsAsTheFirst(Fault):
-    """One mean and one deviation for the whole picture."""
+    """One mean and one deviation for the whole image."""
 
     caught_by = f"{IN_USE}test_normalize_is_the_formula_channel_by_channel"
     says = r"the result differs"
@@ -178,37 +178,37 @@ class ForgetsToAntialiasTensors(Fault):
     says = r"the result differs"
 
     class Resize(right.Resize):
-        def forward(self, picture: Any) -> Any:
+        def forward(self, image: Any) -> Any:
             self.antialias = None
-            return super().forward(picture)
+            return super().forward(image)
 
 
 class CornersAreAligned(Fault):
-    """The corner pixels' centres lie on one another, instead of the pictures' corners."""
+    """The corner pixels' centres lie on one another, instead of the images' corners."""
 
     caught_by = f"{IN_USE}test_a_resized_tensor_is_the_weighted_means_of_the_definition"
     says = r"the result differs"
 
     class Resize(right.Resize):
-        def forward(self, picture: Any) -> Any:
-            if not isinstance(picture, Tensor):
-                return super().forward(picture)
-            batch = picture.reshape(-1, 1, *picture.shape[-2:]).to(torch.float32)
-            new = self._new_size(*picture.shape[-2:])
+        def forward(self, image: Any) -> Any:
+            if not isinstance(image, Tensor):
+                return super().forward(image)
+            batch = image.reshape(-1, 1, *image.shape[-2:]).to(torch.float32)
+            new = self._new_size(*image.shape[-2:])
             resized = torch.nn.functional.interpolate(batch, size=new, mode="bilinear", align_corners=True)
-            return resized.reshape(*picture.shape[:-2], *new).to(picture.dtype)
+            return resized.reshape(*image.shape[:-2], *new).to(image.dtype)
 
 
-class PicturesAreResizedToTheNearest(Fault):
+class ImagesAreResizedToTheNearest(Fault):
     """Pillow's own default is another interpolation."""
 
-    caught_by = f"{IN_USE}test_a_resized_picture_is_the_antialiased_definition_rounded_twice"
+    caught_by = f"{IN_USE}test_a_resized_image_is_the_antialiased_definition_rounded_twice"
     says = r"half a unit along the rows"
 
     class Resize(right.Resize):
-        def forward(self, picture: Any) -> Any:
-            new = self._new_size(picture.height, picture.width)
-            return picture.resize(new[::-1], Image.Resampling.NEAREST)
+        def forward(self, image: Any) -> Any:
+            new = self._new_size(image.height, image.width)
+            return image.resize(new[::-1], Image.Resampling.NEAREST)
 
 
 class BytesAreCutOff(Fault):
@@ -218,8 +218,8 @@ class BytesAreCutOff(Fault):
     says = r"half a unit, and what float32 adds"
 
     class Resize(right.Resize):
-        def forward(self, picture: Any) -> Any:
-            return super().forward(picture.to(torch.float32)).to(picture.dtype)
+        def forward(self, image: Any) -> Any:
+            return super().forward(image.to(torch.float32)).to(image.dtype)
 
 
 class CropsTheMiddle(Fault):
@@ -229,10 +229,10 @@ class CropsTheMiddle(Fault):
     says = r"assert \[1\] == \[0, 1, 2, 4, 5, 6\]"
 
     class RandomCrop(right.RandomCrop):
-        def forward(self, picture: Any) -> Any:
-            height, width = picture.shape[-2:]
+        def forward(self, image: Any) -> Any:
+            height, width = image.shape[-2:]
             top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
-            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+            return image[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 class NeverCropsTheLastColumn(Fault):
@@ -242,11 +242,11 @@ class NeverCropsTheLastColumn(Fault):
     says = r"assert \[0, 1\] == \[0, 1, 2, 4, 5, 6\]"
 
     class RandomCrop(right.RandomCrop):
-        def forward(self, picture: Any) -> Any:
-            height, width = picture.shape[-2:]
+        def forward(self, image: Any) -> Any:
+            height, width = image.shape[-2:]
             top = int(torch.randint(max(1, height - self.size[0]), (1,)))
             left = int(torch.randint(max(1, width - self.size[1]), (1,)))
-            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+            return image[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 class RoundsAUniformPlace(Fault):
@@ -256,11 +256,11 @@ class RoundsAUniformPlace(Fault):
     says = r"assert \[.*\d.*\] == \[\]"
 
     class RandomCrop(right.RandomCrop):
-        def forward(self, picture: Any) -> Any:
-            height, width = picture.shape[-2:]
+        def forward(self, image: Any) -> Any:
+            height, width = image.shape[-2:]
             top = round(torch.rand(1).item() * (height - self.size[0]))
             left = round(torch.rand(1).item() * (width - self.size[1]))
-            return picture[..., top : top + self.size[0], left : left + self.size[1]]
+            return image[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 class CropsWidthFirst(Fault):
@@ -274,7 +274,7 @@ class CropsWidthFirst(Fault):
             super().__init__(size if isinstance(size, int) else size[::-1], *args, **options)
 
 
-class CropsBeyondThePicture(Fault):
+class CropsBeyondTheImage(Fault):
     """What is too large is filled with black instead of being rejected."""
 
     caught_by = f"{IN_USE}test_random_crop_rejects"
@@ -289,7 +289,7 @@ class CropsBeyondThePicture(Fault):
 class ReflectsTheLastPixelTwice(Fault):
     """ "reflect" as "symmetric"."""
 
-    caught_by = f"{IN_USE}test_every_crop_is_the_drawn_window_of_the_padded_picture"
+    caught_by = f"{IN_USE}test_every_crop_is_the_drawn_window_of_the_padded_image"
     says = r"the result differs"
 
     class RandomCrop(right.RandomCrop):
@@ -300,14 +300,14 @@ class ReflectsTheLastPixelTwice(Fault):
 class FlipsUpsideDown(Fault):
     """The rows are exchanged."""
 
-    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_picture"
+    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
     says = r"assert \[\["
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
-        def forward(self, picture: Any) -> Any:
-            if isinstance(picture, Tensor):
-                return picture.flip(-2)
-            return picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        def forward(self, image: Any) -> Any:
+            if isinstance(image, Tensor):
+                return image.flip(-2)
+            return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
 
 
 class FlipsNever(Fault):
@@ -317,8 +317,8 @@ class FlipsNever(Fault):
     says = r"assert .* <= "
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
-        def forward(self, picture: Any) -> Any:
-            return picture
+        def forward(self, image: Any) -> Any:
+            return image
 
 
 class FlipsWhereItShouldNot(Fault):
@@ -328,19 +328,19 @@ class FlipsWhereItShouldNot(Fault):
     says = r"assert .* <= "
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
-        def forward(self, picture: Any) -> Any:
-            return right.RandomHorizontalFlip(1 - self.p)(picture)
+        def forward(self, image: Any) -> Any:
+            return right.RandomHorizontalFlip(1 - self.p)(image)
 
 
 class FlipsTheChannels(Fault):
     """The first dimension of a tensor, which is the last of an array."""
 
-    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_picture"
+    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
     says = r"the result differs"
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
-        def forward(self, picture: Any) -> Any:
-            return picture.flip(-3) if isinstance(picture, Tensor) else super().forward(picture)
+        def forward(self, image: Any) -> Any:
+            return image.flip(-3) if isinstance(image, Tensor) else super().forward(image)
 
 
 class ComposesFromTheRight(Fault):
@@ -350,20 +350,20 @@ class ComposesFromTheRight(Fault):
     says = r"assert 31 == 40"
 
     class Compose(right.Compose):
-        def __call__(self, picture: Any) -> Any:
-            return right.Compose(self.transforms[::-1])(picture)
+        def __call__(self, image: Any) -> Any:
+            return right.Compose(self.transforms[::-1])(image)
 
 
 class ComposesOnlyTheLast(Fault):
-    """Every transform gets the picture as it was."""
+    """Every transform gets the image as it was."""
 
     caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
     says = r"assert 30 == 40"
 
     class Compose(right.Compose):
-        def __call__(self, picture: Any) -> Any:
-            results = [transform(picture) for transform in self.transforms]
-            return results[-1] if results else picture
+        def __call__(self, image: Any) -> Any:
+            results = [transform(image) for transform in self.transforms]
+            return results[-1] if results else image
 
 
 class ComposePrintsOneLine(Fault):

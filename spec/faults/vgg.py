@@ -48,9 +48,9 @@ class DropoutIsForgotten(Fault):
 
 
 class NothingIsAveraged(Fault):
-    """Only pictures of 224×224 leave 7×7 maps."""
+    """Only images of 224×224 leave 7×7 maps."""
 
-    caught_by = f"{TEST}pictures_of_other_sizes_get_as_many_scores"
+    caught_by = f"{TEST}images_of_other_sizes_get_as_many_scores"
     says = r"25088"
 
     @staticmethod
@@ -114,7 +114,7 @@ class EveryChildIsRun(Fault):
 
 
 class BatchIsFlattenedToo(Fault):
-    """All pictures become one row."""
+    """All images become one row."""
 
     caught_by = f"{TEST}the_shape_after_each_stage_and_each_linear_layer"
     says = r"25088|50176"

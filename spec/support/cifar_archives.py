@@ -78,7 +78,7 @@ def meta(classes: Iterable[str] = CLASSES) -> dict[str, object]:
 
 @dataclass
 class SmallCifar10:
-    """Random pictures as a data set in the official format.
+    """Random images as a data set in the official format.
 
     Attributes:
         images: by batch, uint8 `[n, 3072]`.
@@ -92,7 +92,7 @@ class SmallCifar10:
 
 
 def small_cifar10(n: int = 6, batches: Iterable[str] = (*TRAIN, "test_batch")) -> SmallCifar10:
-    """`n` pictures a batch."""
+    """`n` images a batch."""
     generator = np.random.default_rng(0)
     images, labels = {}, {}
     files = {"batches.meta": python2_pickle(meta()), "readme.html": b"<html>CIFAR-10</html>\n"}
@@ -104,7 +104,7 @@ def small_cifar10(n: int = 6, batches: Iterable[str] = (*TRAIN, "test_batch")) -
                 "batch_label": "testing batch 1 of 1" if name == "test_batch" else f"training batch {name[-1]} of 5",
                 "labels": labels[name],
                 "data": images[name],
-                "filenames": [f"picture_s_{i:06}.png" for i in range(n)],
+                "filenames": [f"image_s_{i:06}.png" for i in range(n)],
             }
         )
     return SmallCifar10(images, labels, files)

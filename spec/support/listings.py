@@ -187,7 +187,7 @@ import torchvision
 from PIL import Image
 from torch.utils.data import Dataset
 
-class Pictures(Dataset):
+class Images(Dataset):
     def __init__(self):  # 47
         self.root.dir = root_dir  # 48
         self.label.dir = label_dir  # 49
@@ -195,20 +195,20 @@ class Pictures(Dataset):
         self.names = os.listdir(self.path)
 
     def __getitem__(self, index):
-        picture.name = self.names[index]  # 55
-        picture = Image.open(os.path.join(self.root_dir, self.label_dir, name))
+        image.name = self.names[index]  # 55
+        image = Image.open(os.path.join(self.root_dir, self.label_dir, name))
         laber = self.label_dir  # 58
-        return picture, label
+        return image, label
 
     def __len__(self)  # 62
         return len(self.names)
 
 root_dir = "dataset/train"
 ants_label_dir = "ants"
-ants = Pictures(root_dir, label_dir)  # 68
+ants = Images(root_dir, label_dir)  # 68
 root_dir = "./dataset/train"
 label_dir = "bees"
-bees = Pictures(root_dir, label_dir)
+bees = Images(root_dir, label_dir)
 both = ants + bees
 """,
     ),
@@ -250,9 +250,9 @@ writer.close()
         ANT
         + """\
 writer = SummaryWriter("test/logs")
-picture = Image.open("test/train/ants_image/0013035.jpg")
-print(picture)
-tensor = transforms.ToTensor()(picture)
+image = Image.open("test/train/ants_image/0013035.jpg")
+print(image)
+tensor = transforms.ToTensor()(image)
 writer.add_image("ToTensor", tensor)
 writer.close()  # 203
 print(tensor[0][0][0])
@@ -267,22 +267,22 @@ writer.close()
         ANT
         + """\
 writer = SummaryWriter("test/logs")
-picture = Image.open("test/train/ants_image/0013035.jpg")
-print(picture)
+image = Image.open("test/train/ants_image/0013035.jpg")
+print(image)
 to_tensor = transforms.ToTensor()
-writer.add_image("ToTensor", to_tensor(picture))
+writer.add_image("ToTensor", to_tensor(image))
 writer.close()  # 237
-print(picture.size)
-resized = to_tensor(transforms.Resize((512, 512))(picture))
+print(image.size)
+resized = to_tensor(transforms.Resize((512, 512))(image))
 writer.add_image("Resize", resized, 0)  # 247
 print(resized)
 writer.close()
 composed = transforms.Compose([transforms.Resize(512), to_tensor])
-writer.add_image("Resize_2", composed(picture), 1)  # 255
+writer.add_image("Resize_2", composed(image), 1)  # 255
 writer.close()
 composed = transforms.Compose([transforms.RandomCrop(512), to_tensor])
 for i in range(10):
-    writer.add_image("RandomCrop", composed(picture), i)  # 263
+    writer.add_image("RandomCrop", composed(image), i)  # 263
 writer.close()
 """,
     ),

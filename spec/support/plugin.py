@@ -137,7 +137,7 @@ def rehearsal(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def card(rehearsal: bool) -> torch.device:
+def gpu(rehearsal: bool) -> torch.device:
     """The device of a test marked gpu. Without a GPU such a test is skipped before it asks for the device."""
     return torch.device("cpu") if rehearsal else accelerator() or torch.device("cpu")
 

@@ -1,17 +1,17 @@
-"""A second device without a card: it computes real numbers, and refuses what a card refuses.
+"""A second device without a GPU: it computes real numbers, and refuses what a GPU refuses.
 
 Its tensors are wrappers around tensors of the CPU. Whatever is done to them arrives at `__torch_dispatch__`, which
 looks at the devices, unwraps, computes on the CPU and wraps again; above it PyTorch's autograd, modules and optimizers
-run as they do for any device. As on a card:
+run as they do for any device. As on a GPU:
 
 - An operation takes tensors of one device. The exceptions are CUDA's: a CPU tensor without dimensions may take part in
   arithmetic, CPU tensors may index, and copies go anywhere.
 - Random numbers come from the device's own generator; one of the CPU is refused.
 - `numpy()` is refused; `torch.save` notes the device, and `torch.load` asks for the device unless there is a
   `map_location`.
-- What makes the host wait for a card (reading a number, a mask as an index, a blocking copy) is noted: `waits`.
+- What makes the host wait for a GPU (reading a number, a mask as an index, a blocking copy) is noted: `waits`.
 
-What it does not have: streams, events, asynchrony, its own memory, its own rounding, a second card, generators made by
+What it does not have: streams, events, asynchrony, its own memory, its own rounding, a second GPU, generators made by
 `torch.Generator(device)`.
 
 The autograd engine counts the devices at a process's first backward: `register` must come before it. Tests therefore
@@ -150,7 +150,7 @@ class SimulatedTensor(Tensor):
 
 
 def _lstm_cell(input: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own LSTM asks a card for a whole step, which the CPU does not have; forwards only."""
+    """PyTorch's own LSTM asks a GPU for a whole step, which the CPU does not have; forwards only."""
     gates = input + hidden
     for bias in biases:
         gates = gates if bias is None else gates + bias
@@ -223,7 +223,7 @@ def _refuse_mixing(func: Any, args: Any, kwargs: Any) -> None:
 
 
 def _note_waiting(func: Any, args: Any, kwargs: Any) -> None:
-    """Add to the open lists if the host would wait for a card here."""
+    """Add to the open lists if the host would wait for a GPU here."""
     if not _WAITS:
         return
     waiting = func in _WAITING
@@ -299,7 +299,7 @@ class _Module:
 
 
 def _keeping_parameters(to: Callable[..., Any]) -> Callable[..., Any]:
-    """Module.to, such that the parameters stay the objects they are, as on a card; a wrapper needs to be told so."""
+    """Module.to, such that the parameters stay the objects they are, as on a GPU; a wrapper needs to be told so."""
 
     @wraps(to)
     def moved(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -373,7 +373,7 @@ def unplugged() -> Iterator[None]:
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """The operations, from here on, at which the host would wait for a card."""
+    """The operations, from here on, at which the host would wait for a GPU."""
     noted: list[str] = []
     _WAITS.append(noted)
     try:

@@ -1,7 +1,7 @@
-"""Chapter 01: opening a picture file, whatever is in it, as the RGB picture that a viewer would show.
+"""Chapter 01: opening an image file, whatever is in it, as the RGB image that a viewer would show.
 
-`Image.open` alone returns sixteen kinds of pixels, ignores the camera's orientation, refuses large pictures and fails
-in a dozen ways. `open_picture` gives 8-bit RGB or one `InputError` that names the file.
+`Image.open` alone returns sixteen kinds of pixels, ignores the camera's orientation, refuses large images and fails
+in a dozen ways. `open_image` gives 8-bit RGB or one `InputError` that names the file.
 """
 
 import os
@@ -55,8 +55,8 @@ if hasattr(os, "register_at_fork"):  # a child must inherit neither a lock that 
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked)
 
 
-def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture in file `path`, upright and in mode RGB, without the file's metadata.
+def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image in file `path`, upright and in mode RGB, without the file's metadata.
 
     Transparent pixels are laid over white. Greys of 16 bits are scaled by 255/65535; those of 32 bits (modes I and F)
     from the smallest of the ranges 0-1, 0-255 and 0-65535 that holds them all, otherwise from their own darkest to
@@ -66,7 +66,7 @@ def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Im
         path: a regular file of up to `LARGEST_FILE` bytes, in a format that Pillow decodes by itself (`BY_ROWS`,
             `AS_A_WHOLE`, `RARE`); it may have `LARGEST`, `LARGEST_WHOLE` or `HUGE` pixels.
         size: (height, width) to resize to: bilinear with antialiasing, as torchvision's `Resize((height, width))`.
-            Only a picture above `HUGE` pixels may differ from that slightly: it is first averaged down by a whole
+            Only an image above `HUGE` pixels may differ from that slightly: it is first averaged down by a whole
             number, to no less than four times the longer side of `size`. `None` keeps the size.
 
     Raises:
@@ -74,20 +74,20 @@ def open_picture(path: StrPath, size: tuple[int, int] | None = None) -> Image.Im
     """
     try:
         with open_regular(path, LARGEST_FILE) as file:
-            return decode_picture(file, path, size)
+            return decode_image(file, path, size)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise not_readable(path, error) from error
 
 
-def decode_picture(
+def decode_image(
     file: BinaryIO,
     name: StrPath,
     size: tuple[int, int] | None = None,
     huge_turn: AbstractContextManager | None = None,
 ) -> Image.Image:
-    """`open_picture` of an open file that errors call `name`; `huge_turn` is held while a huge one is decoded."""
+    """`open_image` of an open file that errors call `name`; `huge_turn` is held while a huge one is decoded."""
     try:
         with _without_warnings():
             image, kind = None, CONTAINERS.get(file.read(4))
@@ -108,15 +108,15 @@ def decode_picture(
 
 
 def not_readable(name: StrPath, error: Exception) -> InputError:
-    """The error that says in one line that file `name` is not a readable picture, because of `error`."""
+    """The error that says in one line that file `name` is not a readable image, because of `error`."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):  # its text is the file object's
-        reason = "no picture format is recognized"
-    return InputError(f"{printable(name)}: not a readable picture ({' '.join(reason.split())})")
+        reason = "no image format is recognized"
+    return InputError(f"{printable(name)}: not a readable image ({' '.join(reason.split())})")
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture: not hidden (`.…`), with an extension that Pillow decodes."""
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: not hidden (`.…`), with an extension that Pillow decodes."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _extensions()
 
 
@@ -207,7 +207,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """The pixels of an opened picture in RGB, upright and resized; a huge one is reduced on the way."""
+    """The pixels of an opened image in RGB, upright and resized; a huge one is reduced on the way."""
     factor = 1
     if size is not None and image.width * image.height > HUGE:
         side = 4 * max(size)
@@ -254,7 +254,7 @@ def _band_to_rgb(band: Image.Image, levels: tuple[float, float] | None) -> Image
 
 
 def _levels(bands: Iterator[Image.Image]) -> tuple[float, float]:
-    """The values that become black and white in a picture of numbers that comes in `bands`."""
+    """The values that become black and white in an image of numbers that comes in `bands`."""
     low, high = np.inf, -np.inf
     for band in bands:
         if band.mode.startswith("I;16"):

@@ -1,4 +1,4 @@
-"""Pictures of random pixels in every mode of Pillow that the specification speaks of."""
+"""Images of random pixels in every mode of Pillow that the specification speaks of."""
 
 import numpy as np
 from PIL import Image
@@ -10,8 +10,8 @@ MODES = ("1", *BYTE_MODES, "I;16", "I", "F")
 """All modes: bits, bytes, 16-bit and 32-bit integers, and floats."""
 
 
-def random_picture(mode: str, width: int, height: int, seed: int) -> Image.Image:
-    """A picture whose pixels are uniform over what the mode holds; in I;16 up to 32767."""
+def random_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
+    """An image whose pixels are uniform over what the mode holds; in I;16 up to 32767."""
     generator = np.random.default_rng(seed)
     shape = (height, width)
     if mode in ("1", "L", "P"):
@@ -28,10 +28,10 @@ def random_picture(mode: str, width: int, height: int, seed: int) -> Image.Image
     return Image.merge(mode, bands)
 
 
-def pixels_of(picture: Image.Image) -> list[list[list[float]]]:
-    """The numbers of a picture, `[channel][row][column]`, as Pillow's `getpixel` gives them."""
-    rows = [[picture.getpixel((x, y)) for x in range(picture.width)] for y in range(picture.height)]
-    channels = len(picture.getbands())
+def pixels_of(image: Image.Image) -> list[list[list[float]]]:
+    """The numbers of an image, `[channel][row][column]`, as Pillow's `getpixel` gives them."""
+    rows = [[image.getpixel((x, y)) for x in range(image.width)] for y in range(image.height)]
+    channels = len(image.getbands())
     return [
         [[pixel[c] if isinstance(pixel, tuple) else pixel for pixel in row] for row in rows] for c in range(channels)
     ]
