@@ -27,7 +27,7 @@ class Case(ABC):
     """Something that every implementation can be timed at.
 
     Attributes:
-        topic: whose file of `benchmarks/` it belongs to.
+        topic: names the file of `benchmarks/` that it belongs to.
         component: the name that an implementation must define.
         label: what it works on, for tables.
     """

@@ -151,7 +151,7 @@ def images(place: Place) -> None:
 
 
 TF32 = "TF32"
-"""A precision of this module: float32 whose products may be computed in TF32, PyTorch's `fp32_precision = "tf32"`."""
+"""A precision of this module: float32 with matrix products in TF32, PyTorch's `fp32_precision = "tf32"`."""
 PRECISIONS = ("float32", TF32, "bfloat16")
 
 

@@ -106,7 +106,7 @@ def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
 
 
 def answer(pipe: Any, steps: int) -> None:
-    """The life of the tutorial's process: for each message, the seconds that so many of its steps take."""
+    """The tutorial's process: answer each message with the seconds that `steps` of its steps take."""
     run = tutorial_steps(Images(train=True), steps)
     run()
     while pipe.recv():

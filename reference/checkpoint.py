@@ -63,10 +63,10 @@ def save_checkpoint(
     Args:
         path: the file; an older one there is replaced in one step, once the new one is on the disk.
         network: one of `NETWORKS`, on any device; also compiled by `torch.compile` or inside `DataParallel` or
-            `DistributedDataParallel`, whose prefixes are left out.
+            `DistributedDataParallel`; the prefixes that they add to the keys are left out.
         class_names: one for each of the network's scores.
         metrics: of the epoch it was saved after; plain data.
-        training: plain data that going on with the training needs.
+        training: plain data needed to resume the training.
 
     Raises:
         InputError: `load_checkpoint` could not give it back: the network is none of ours, its weights are not finite,

@@ -7,7 +7,7 @@ the batch. Which of the two modules a name is imported from is the only switch:
     from reference import conv2d                # what training uses
     from reference.definitions import conv2d    # the formula
 
-    Ocean(layers=reference)                     # a network whose convolutions are fast
+    Ocean(layers=reference)                     # a network with fast convolutions
     Ocean(layers=reference.definitions)         # the same network, each convolution the formula
 """
 

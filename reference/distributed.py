@@ -3,7 +3,7 @@
 Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
 The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the images, so all
 processes take the very step that one process would take, up to the rounding of the sums, and stay equal. The state of a
-training therefore does not depend on their number: it can go on with another one.
+training therefore does not depend on their number: it can be resumed with another number.
 
 Layers that look at a whole batch (batch normalization in training) would see their part only and are refused.
 """
@@ -259,7 +259,7 @@ class _Shared(nn.Module):
 
 
 class _SharedLoss:
-    """The mean loss of the whole batch, whose gradient is this process's part of the whole gradient."""
+    """The mean loss of the whole batch; its gradient is this process's part of the whole gradient."""
 
     def __init__(self, shared: _Shared, loss_function: LossFunction) -> None:
         self.shared, self.loss_function = shared, loss_function
@@ -296,7 +296,7 @@ class _SharedOptimizer:
 
 
 class Follower(Observer):
-    """What a process that does not lead does while it trains: it writes nothing, and stops when any of them shall."""
+    """The observer of a process that does not lead: it writes nothing, and stops when any process must stop."""
 
     def __init__(self, group: Group) -> None:
         self.group, self.signal = group, 0

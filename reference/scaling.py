@@ -1,4 +1,4 @@
-"""Chapter 19: training in float16, whose gradients must not vanish: the loss is scaled up, the gradients down again.
+"""Chapter 19: training in float16 without vanishing gradients: the loss is scaled up, the gradients down again.
 
 Below 2⁻²⁴ float16 has no numbers, and gradients are often smaller. `torch.amp.GradScaler` asks in each step whether the
 gradients are finite, and so waits for the device; here the answer stays on the device: the step is made and, if they
@@ -17,7 +17,7 @@ FIRST, GROWTH, BACKOFF, PATIENCE = 2.0**16, 2.0, 0.5, 2000
 
 
 class ScaledOptimizer:
-    """Steps with gradients that are `factor` times too large; a step whose gradients are not finite is left out.
+    """Steps with gradients that are `factor` times too large; a step with gradients that are not finite is left out.
 
     Args:
         optimizer: makes the steps. Its state is made of tensors; what it has not had before a step that is left out

@@ -46,7 +46,7 @@ class Evaluation:
     Attributes:
         loss: the mean loss of an image.
         loss_sum: the sum of the batches' mean losses, which the tutorial prints as the loss on the whole test set.
-        accuracy: the share of images whose highest score is the right class.
+        accuracy: the share of images with the highest score for the right class.
         confusion: `confusion[i, j]` images of class `i` were taken for class `j`; sparse (COO) above `DENSE` classes.
         predictions: the class with the highest score, image by image.
     """
@@ -111,7 +111,7 @@ def fit(
         optimizer: over the network's parameters.
         train_loader: an epoch of batches `(images, targets)`; its `generator`, if it has one, draws the epoch's order.
         test_loader: the batches to evaluate on.
-        epochs: how many epochs there shall be in all, those already done included.
+        epochs: total number of epochs, including completed ones.
         progress: where an interrupted training stood; it is updated in place. None begins anew.
         observer: told of steps and epochs, and asked whether to stop.
         precision: what the network computes in; its parameters, the loss and the optimizer stay in float32.

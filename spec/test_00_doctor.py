@@ -99,7 +99,7 @@ def gpus(
     driver: str = "550.54.15",
     cuda: str = "12.8",
 ) -> None:
-    """Two GPUs, each with so many GiB free; the architectures and the CUDA that PyTorch was built for; the driver."""
+    """Two GPUs, each with `free` GiB free; the architectures and the CUDA that PyTorch was built for; the driver."""
     about = SimpleNamespace(name="Tesla T4", major=7, minor=5)
     answers: dict[str, Any] = {
         "is_available": lambda: True,

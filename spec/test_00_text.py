@@ -147,7 +147,7 @@ def test_json_of_something_else_is_rejected() -> None:
 
 
 class Failing(io.RawIOBase):
-    """A file whose every write fails."""
+    """A file that fails in every write."""
 
     def __init__(self, number: int) -> None:
         self.number, self.writes = number, 0

@@ -858,7 +858,7 @@ def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTen
 
 
 def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
-    """The very same results, of the same random numbers, as torchvision's, on so many random images.
+    """The very same results as torchvision's, from the same random numbers, on `count` random images.
 
     Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied with 1 / 255 instead of being divided.
     """

@@ -743,7 +743,7 @@ class Answer:
 
     content: bytes | None = None  # instead of the server's
     status: int | None = None  # this error
-    cut: int | None = None  # the connection ends after so many bytes
+    cut: int | None = None  # the connection ends after this number of bytes
     stall: bool = False  # ... or says nothing more from there on
     ranges: bool = True  # a request for a part gets that part
     marks: dict[str, str] | None = None  # instead of the server's ETag

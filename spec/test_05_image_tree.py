@@ -472,8 +472,8 @@ def test_a_class_of_broken_images_only_is_an_error_even_when_skipping(ImageTree:
             ImageTree(root, skip_broken=True)
 
 
-@clause("05.tree.mended")
-def test_a_mended_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
+@clause("05.tree.fixed")
+def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
     whole = ImageTree(root)
     good = (root / "train" / "ant" / "0.png").read_bytes()
     (root / "train" / "ant" / "0.png").write_bytes(b"")
@@ -482,7 +482,7 @@ def test_a_mended_image_is_taken_again(ImageTree: Make, root: Path, later: None)
     assert same(ImageTree(root), whole)
 
 
-@clause("05.tree.mended")
+@clause("05.tree.fixed")
 def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +500,7 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
     assert len(ReferenceTree(root)) == 12
 
 
-@clause("05.tree.mended")
+@clause("05.tree.fixed")
 def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,7 +674,7 @@ def test_a_damaged_entry_is_decoded_anew(
     assert entry.read_bytes() != whole
     assert same(ReferenceTree(root), first)
     assert reads.count("decode") == 2
-    assert entry.read_bytes() == whole, "the entry was not mended"
+    assert entry.read_bytes() == whole, "the entry was not replaced"
 
 
 def planted(header: bytes, pixels: bytes) -> bytes:

@@ -310,7 +310,7 @@ def test_what_is_not_finite_reaches_the_windows_that_cover_it(conv2d: Conv2d, ca
     covered = conv2d((~x.isfinite()).to(x.dtype), w, **case.options) > 0
     output = conv2d(x, w, bias, **case.options)
     assert_equal(~output.isfinite(), covered, "whether the output is not finite")
-    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs whose window covers it")
+    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs with windows that cover it")
 
 
 @clause("08.conv2d.empty")

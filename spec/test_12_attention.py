@@ -405,7 +405,7 @@ class Multihead:
         }  # fmt: skip
 
     def layer(self, make: Layer, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A layer whose numbers, biases too, are not those it starts from."""
+        """A layer with other parameters, biases too, than its initial ones."""
         layer = with_numbers(make(self.embed_dim, self.heads, dtype=dtype, **self.options), self.seed)
         return layer if self.recording else layer.eval()
 
@@ -781,7 +781,7 @@ class Encoder:
         }  # fmt: skip
 
     def layer(self, make: Layer) -> nn.Module:
-        """A layer without dropout, whose numbers are not those it starts from."""
+        """A layer without dropout, with other parameters than its initial ones."""
         made = make(self.attention.embed_dim, self.attention.heads, dropout=0.0, dtype=torch.float64, **self.options)
         return with_numbers(made, self.attention.seed).train(self.attention.recording)
 

@@ -161,7 +161,7 @@ def test_scale_grad_by_freq_divides_by_the_number_of_occurrences(embedding: Func
 @clause("12.embedding.gradients")
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 0}], ids=["plain", "with padding"])
 def test_it_is_differentiable_twice(embedding: Function, options: dict[str, Any]) -> None:
-    # row 0, whose gradient padding takes away, is not among the words; of the square, for a second derivative
+    # row 0 has no gradient with padding_idx=0, so it is not among the words; the square has a second derivative
     words = torch.tensor([[1, 2], [2, 2]])
     table = spread(3, 2, seed=0).requires_grad_()
     assert_differentiable(lambda table: embedding(words, table, **options).square(), table)

@@ -645,7 +645,7 @@ class TestRNN(Recurrent):
         silent, identity = torch.zeros(100, 100), torch.eye(100)
         own = {"weight_ih_l0": torch.ones(100, 1), "weight_hh_l0": silent}
         layer.load_state_dict(own | {"weight_ih_l1": identity, "weight_hh_l1": silent})
-        output = layer(torch.full((20, 5, 1), 3.0))[0]  # what comes out of the first layer, after dropout
+        output = layer(torch.full((20, 5, 1), 3.0))[0]  # the output of the first layer, after dropout
         assert_equal(output.unique(), torch.tensor([0.0, 4.0]))
         # the number of zeros has the standard deviation √(n p (1 - p)); six of them
         for what, part in (("in all", output), ("in one step", output[7]), ("of one unit", output[:, :, 7])):

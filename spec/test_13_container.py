@@ -248,7 +248,7 @@ def test_the_network_is_not_a_vgg(network: Network) -> None:
 
 
 class WithoutSequential(nn.Module):
-    """The chapter's first listing, lines 854 to 878, mended, of the layers on trial."""
+    """The chapter's first listing, lines 854 to 878, corrected, with the layers under test."""
 
     def __init__(self, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
         super().__init__()

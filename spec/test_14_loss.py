@@ -237,7 +237,7 @@ pairs_of_layouts = st.sampled_from(list(product(range(4), repeat=2)))  # for `la
 def check_definition(
     loss: Loss, definition: Callable[[float], float], shape: Shape, seed: int, dtype: torch.dtype
 ) -> None:
-    """Whole numbers: at most 9 losses of at most 16, whose sum even bfloat16 holds."""
+    """Whole numbers: at most 9 losses of at most 16; even bfloat16 holds their sum."""
     x, y = whole(*shape, seed=seed, dtype=dtype, largest=2), whole(*shape, seed=seed + 1, dtype=dtype, largest=2)
     values = [definition(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
     losses = torch.tensor(values, dtype=dtype).reshape(shape)
@@ -768,7 +768,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str
 
 
 def check_many(mean: Tensor, each: float, dtype: torch.dtype, operations: int = 0) -> None:
-    """The mean of 65,536 losses of `each`, whose sum float16, which ends at 65,504, does not hold."""
+    """The mean of 65,536 losses of `each`; float16, which ends at 65,504, does not hold their sum."""
     __tracebackhide__ = True
     # computed in float32 by sums of halves, and rounded once
     tolerance = rounding(torch.float32, 16 + operations, each)

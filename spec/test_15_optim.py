@@ -328,7 +328,7 @@ def nonzero(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tenso
 
 
 def check_first_step(make: Optimizer, lr: float, seed: int, dtype: torch.dtype) -> None:
-    """But for eps, 1e-8; a dozen operations, whose results are lr at most; and the parameter is rounded."""
+    """The first step, except for eps, 1e-8; a dozen operations with results of at most lr, and a rounded parameter."""
     x, gradient = nn.Parameter(whole(3, seed=seed, dtype=dtype)), nonzero(3, seed=seed + 1, dtype=dtype)
     expected = x.detach().double() - lr * gradient.double() / (gradient.double().abs() + 1e-8)
     step(make([x], lr=lr, weight_decay=0), x, gradient)
@@ -628,7 +628,7 @@ class Rules:
     @clause("15.optimizer.state")
     @pytest.mark.parametrize("there", [True, False], ids=["to PyTorch's optimizer", "from PyTorch's optimizer"])
     def test_a_state_dict_travels(self, optimizer: Optimizer, there: bool) -> None:
-        """The one test whose oracle is PyTorch's optimizer: what is saved means the same to it."""
+        """The only test with PyTorch's optimizer as its oracle: a saved state means the same to both."""
         x = parameter(1, -2)
         first = (optimizer if there else self.theirs)([x], lr=0.5, weight_decay=0.25, **self.remembers)
         for gradient in self.gradients():

@@ -538,7 +538,7 @@ def test_a_second_layer_beside_is_rejected(append_classifier: Make) -> None:
 
 
 def tiny_state(classes: int = 1000) -> dict[str, Tensor]:
-    """A state dict of VGG16 whose file is small: each tensor is one number, repeated; no two have the same."""
+    """A state dict of VGG16 with a small file: each tensor is one number, repeated, and no two tensors share it."""
     with torch.device("meta"):
         expected = torchvision.models.vgg16(num_classes=classes).state_dict()
     return OrderedDict(

@@ -607,7 +607,7 @@ def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
 @clause("17.checkpoint.bounded")
 @pytest.mark.parametrize("entry", ["format", "version", "preprocessing", "network"])
 def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str) -> None:
-    """Sixty lists, each twice in the next one: a short file whose text would have 2⁶⁰ brackets."""
+    """Sixty lists, each twice in the next one: the text of a short file would have 2⁶⁰ brackets."""
     lists: list[Any] = []
     for _ in range(60):
         lists = [lists, lists]

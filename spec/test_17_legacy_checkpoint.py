@@ -99,7 +99,7 @@ class Hidden(nn.Module):
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Saves an object of a class whose module exists only for that moment."""
+    """Saves an object of a class in a module that exists only for that moment."""
 
     def save_and_forget(kind: type, path: Path, module: str = "their_code", old: bool = False, **made: Any) -> Any:
         home = types.ModuleType(module)
@@ -466,7 +466,7 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
 
 @clause("17.legacy.pytorch_1")
 def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    """A BatchNorm2d that counts no batches (before 0.4.1), and attention whose Linear had another name (before 1.9)."""
+    """A BatchNorm2d that counts no batches (before 0.4.1), and attention with another class of Linear (before 1.9)."""
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
     writer = Writer("1.5")
@@ -600,7 +600,7 @@ PREFIXES = (
     *("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_orig_mod._orig_mod."),
     *("model.", "net.", "network.module.", "module.model.", "model._orig_mod.", "trainer.model.net.module._orig_mod."),
 )
-"""What stands before the keys: of DataParallel, torch.compile, a class around the network, and several of these."""
+"""Prefixes of keys: from DataParallel, torch.compile, a class around the network, and several of these."""
 
 
 @clause("17.legacy.state_dict_alone")
@@ -629,7 +629,7 @@ def scores_of(found: Any, images: Tensor) -> Tensor:
 
 
 def as_a_part(ocean: Ocean) -> dict[str, Tensor]:
-    """Of a class whose only part is the tutorial's Sequential under another name (lines 1057 to 1070)."""
+    """Of a class with the tutorial's Sequential as its only part, under another name (lines 1057 to 1070)."""
     return {key.replace("model1.", "model."): tensor for key, tensor in ocean.state_dict().items()}
 
 
@@ -1809,7 +1809,7 @@ def test_the_script_describes_a_file(folder: Path) -> None:
     lines = result.out.splitlines()
     assert lines[0] == "old.pth: a whole network (format before PyTorch 1.6)"
     assert lines[1:14] == repr(Ocean()).splitlines()
-    assert lines[14] == "10 tensors, 145,578 numbers: float32"  # chapter 18: the tutorial's network has so many
+    assert lines[14] == "10 tensors, 145,578 numbers: float32"  # chapter 18: the size of the tutorial's network
     assert "model.Ocean" in lines[15]
 
 

@@ -361,7 +361,7 @@ def test_the_module_of_the_import_must_exist() -> None:
 @clause("17.saving.class_module")
 @pytest.mark.slow
 def test_a_class_from_a_module_is_asked_of_that_module_wherever_else_it_is(tmp_path: Path) -> None:
-    """Chapter 18 saves a network whose class is in model.py; chapter 20 pastes the class, which does not help."""
+    """Chapter 18 saves a network of a class in model.py; chapter 20 pastes the class, which does not help."""
     (tmp_path / "there").mkdir()
     program(tmp_path / "there", "model.py", OCEAN)
     there = 'sys.path.insert(0, "there")'
@@ -510,7 +510,7 @@ def test_numbers_are_cast_to_the_dtype_of_the_network(to: torch.dtype, of: torch
 
 @clause("17.saving.copies")
 def test_loading_keeps_the_parameters_and_what_holds_them() -> None:
-    """An optimizer that was made before goes on with the loaded numbers."""
+    """An optimizer that was made before continues from the loaded numbers."""
     network = small()
     before = list(network.parameters())
     state = small().state_dict()

@@ -121,7 +121,7 @@ def test_bfloat16_takes_the_course_of_float32() -> None:
         fit(network, nn.CrossEntropyLoss(), optimizer, loader, loader, epochs=1, observer=course, precision=precision)
         courses.append(list(course.losses.values()))
     # A score passes five layers; each rounds its input, weights and output, by half of bfloat16's eps at most. The loss
-    # is a difference of scores, whose sizes are below 2.
+    # is a difference of scores of size below 2.
     tolerance = 5 * 3 * torch.finfo(torch.bfloat16).eps / 2 * 2
     assert courses[1] == pytest.approx(courses[0], abs=tolerance)
     assert courses[1] != courses[0]
@@ -526,7 +526,7 @@ def test_muon_steps_the_same_whatever_the_memory_format() -> None:
         parameter.grad = gradient.clone(memory_format=memory_format)
         Muon([parameter], lr=0.1).step()
         results.append(parameter.detach().contiguous())
-    # the norm may be summed in another order: 600 terms, whose error five rounds multiply
+    # the norm may be summed in another order: 600 terms, with an error that five rounds multiply
     torch.testing.assert_close(*results, rtol=0, atol=600 * GROWTH * torch.finfo(torch.float32).eps * 0.1)
 
 
@@ -700,7 +700,7 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) ->
 def test_welchs_test_by_the_cases_that_have_a_formula(
     first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
 ) -> None:
-    # a handful of operations on numbers below 10, whose differences are above 1
+    # a handful of operations on numbers below 10 with differences above 1
     assert welch(first, second) == pytest.approx((t, freedom, p), rel=100 * EPS, abs=100 * EPS)
 
 

@@ -405,7 +405,7 @@ def test_planted_bugs_of_placement_are_caught() -> None:
             pytest.fail(f"{where}: was not caught")
 
 
-# What stands in the reference, and what a slip there would look like: the CPU alone would notice none of them.
+# Lines of the reference, and likely slips in them: tests on the CPU alone would notice none of them.
 SLIPS = (
     ("reference.training", "targets.to(device))\n        loss.b", "targets)\n        loss.b", "whole"),
     (
@@ -775,7 +775,7 @@ def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     factors = []
     for step in range(20):
-        if step == 12:  # saved and gone on with
+        if step == 12:  # saved and resumed
             kept = optimizer.state_dict()
             optimizer = ScaledOptimizer(optimizer.optimizer, torch.device("cpu"))
             optimizer.load_state_dict(kept)

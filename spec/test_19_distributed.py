@@ -84,7 +84,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(rank: int, size: int, folder: Path) -> None:
-    """Two epochs in float64, as process `rank` of `size`; what comes out is saved."""
+    """Train for two epochs in float64, as process `rank` of `size`, and save the results."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
     group = Group()

@@ -313,7 +313,7 @@ def test_eval_and_no_grad_are_two_things(ocean: Ocean) -> None:
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
-    """An image whose numbers are 0 or 255: they become exactly 0 or 1."""
+    """An image with pixels 0 or 255: they become exactly 0 or 1."""
     pixels = np.random.default_rng(seed).integers(0, 2, (*size, 3), dtype=np.uint8) * 255
     Image.fromarray(pixels).save(path)
     return path

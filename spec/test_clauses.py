@@ -15,7 +15,7 @@ from spec.support.implementations import COMPONENTS, load
 
 SPEC = Path(__file__).parent
 CHAPTERS = tuple(f"{number:02}" for number in range(22))
-"""The chapters whose tests all carry clauses."""
+"""The chapters in which every test has a clause."""
 
 
 @cache

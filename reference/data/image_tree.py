@@ -107,9 +107,9 @@ class ImageTree(Resident):
             where = f"{printable(tree.folder)}{os.sep}{broken[path]}"
             if not skip_broken:
                 count = f"{len(broken)} of {len(tree.paths)} images are broken"
-                raise InputError(f"{where}; {count}: mend or remove them, or leave them out with --skip-broken")
+                raise InputError(f"{where}; {count}: fix or remove them, or leave them out with --skip-broken")
             if name not in class_names:
-                raise InputError(f"{where}, and so is every image of class {printable(name)}: mend or remove it")
+                raise InputError(f"{where}, and so is every image of class {printable(name)}: fix or remove it")
         numbers = {name: number for number, name in enumerate(tree.classes)}
         self.targets = torch.tensor([numbers[name] for name in class_names])
         self.images = torch.from_numpy(pixels)

@@ -1,4 +1,4 @@
-"""Chapter 01: a folder of images whose name is their label, and what `+` makes of two data sets."""
+"""Chapter 01: a folder of images with the folder's name as label, and the concatenation of data sets with `+`."""
 
 import os
 from bisect import bisect_right

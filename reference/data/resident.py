@@ -17,7 +17,7 @@ from reference.data.loader import DataLoader, check_batch_size, draw_seed
 
 
 class Resident:
-    """A map-style data set whose images are already decoded.
+    """A map-style data set of decoded images.
 
     Attributes:
         images: all images, `[n, channels, height, width]`, values 0 to 255.

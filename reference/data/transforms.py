@@ -1,7 +1,7 @@
 """Chapters 03 and 04: from an image to the tensor that a network takes.
 
 A transform is made once and then called with one image after the other. An image is a PIL image or a tensor
-`[…, channels, height, width]`; what comes out is of the same kind, but for `ToTensor`.
+`[…, channels, height, width]`; the output is of the same kind, except for `ToTensor`.
 """
 
 import sys

@@ -42,7 +42,7 @@ class WorkerPool:
     Args:
         fetch: makes a batch of its indices.
         dataset: what `get_worker_info().dataset` is in a worker: the data set in `fetch`.
-        count: at most so many processes.
+        count: the largest number of processes.
         seed: the random numbers of worker `i` begin at `seed + i`.
         context: how processes start: `"fork"`, `"spawn"`, `"forkserver"`, or None for the system's way.
         ahead: batches that each worker makes before they are asked for, at least 1.

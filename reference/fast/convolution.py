@@ -129,7 +129,7 @@ class _Windows(NamedTuple):
         return blocks, self.depth, phases, heights, m, self.out_size[1]
 
     def batches(self, n: int) -> Iterator[slice]:
-        """Cut `n` images into batches whose columns and pixels fit into the workspace."""
+        """Cut `n` images into batches with columns and pixels that fit into the workspace."""
         numbers = max(math.prod(self.columns_shape(1)), self.out_channels * math.prod(self.out_size))
         size = max(1, WORKSPACE // max(1, numbers))
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
@@ -145,7 +145,7 @@ class _Windows(NamedTuple):
         return windows.permute(0, 1, 7, 6, 4, 3, 2, 5).flatten(1, 3)
 
     def images(self, columns: Tensor) -> Tensor:
-        """The transpose of `columns` with single rows: add up, for each pixel, what stands at its places."""
+        """The transpose of `columns` with single rows: add up, for each pixel, the values of all its columns."""
         channels, (_, width), (_, gap) = self.channels[0], self.kernel_size, self.dilation
         windows = columns.unflatten(1, (channels, width)).permute(0, 1, 2, 5, 4, 3, 6)
         n = len(columns) // self.groups * columns.shape[4]

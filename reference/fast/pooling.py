@@ -140,7 +140,7 @@ def _sums(padded: Tensor, window: _Window) -> Tensor:
     """The sum of each window: first down the columns, then along the rows."""
     total = padded.to(accumulation_dtype(padded.dtype))
     for dim, kernel, step, n in zip((-2, -1), window.kernel, window.stride, window.out_size, strict=True):
-        if step == kernel:  # windows side by side are a reshape, whose gradient has nothing to add up
+        if step == kernel:  # adjacent windows are a reshape; its gradient has nothing to add up
             total = total.narrow(dim, 0, n * kernel).unflatten(dim, (n, kernel)).sum(dim)
         else:
             reach = step * (n - 1) + 1

@@ -83,7 +83,7 @@ def check_state(source: str, state: Mapping[str, Any], expected: Mapping[str, Te
     Args:
         source: where it comes from, for the message.
         state: what was read.
-        expected: the network's own, whose numbers do not matter.
+        expected: the network's own state dict; its values do not matter.
         network: what the network is, for the message.
 
     Raises:

@@ -151,8 +151,8 @@ def append_classifier(network: Network, classes: int, *, inside: bool = True) ->
     The layer is called by the classifier's next number, "7" in VGG16, and starts as linear layers do.
 
     Args:
-        network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores an image gets afterwards.
+        network: a network with a `classifier` that ends with a linear layer, such as VGG16; changed in place.
+        classes: number of scores per image afterwards.
         inside: put it into the classifier, where it is run. With `False` it is put where the tutorial puts it, beside
             the classifier: it is printed, saved and handed to the optimizer, but `forward` never calls it, and the
             network gives as many scores as before.
@@ -179,8 +179,8 @@ def replace_classifier(network: Network, classes: int) -> Network:
     The layer starts as linear layers do; all others keep what they have learned.
 
     Args:
-        network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores an image gets afterwards.
+        network: a network with a `classifier` that ends with a linear layer, such as VGG16; changed in place.
+        classes: number of scores per image afterwards.
 
     Returns:
         `network`.

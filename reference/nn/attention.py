@@ -28,7 +28,7 @@ from reference.nn.initialization import xavier_normal_, xavier_uniform_
 from reference.nn.linear import Linear, linear
 from reference.nn.normalization import LayerNorm
 
-# What a caller hands in is annotated loosely: a wrong shape or dtype shall meet the error that names it.
+# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
 Given = Shaped[Tensor, "..."]
 Mask = Shaped[Tensor, "..."] | None
 Layer = Callable[[Tensor], Tensor]
@@ -386,7 +386,7 @@ class TransformerEncoderLayer(torch.nn.Module):
         activation: "relu", "gelu", or a function of a tensor.
         layer_norm_eps: `eps` of both norms.
         batch_first: sequences are `[batch, length, d_model]` instead of `[length, batch, d_model]`.
-        norm_first: normalize what goes into attention and network, rather than what comes out.
+        norm_first: normalize the inputs of attention and network, rather than their outputs.
         bias: with biases in all layers.
         device: where the parameters live.
         dtype: their dtype.

@@ -1,4 +1,4 @@
-"""Chapter 12, "other layers": dropout, which trains a network whose parts cannot rely on each other.
+"""Chapter 12, "other layers": dropout, which keeps the units of a network from relying on each other.
 
 In training every element is dropped (set to 0) with probability p, independently, and those that stay are divided by
 1 - p, so that the expectation of the output is the input. In evaluation nothing happens, and nothing is rescaled.

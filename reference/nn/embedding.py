@@ -129,7 +129,7 @@ class Embedding(torch.nn.Module):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
     ) -> "Embedding":
-        """A layer whose table is `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
+        """A layer with the table `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
 
         Raises:
             ValueError: `embeddings` does not have two dimensions, or as the constructor says.
@@ -186,7 +186,7 @@ def _look_up(input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"
 def _shorten(
     weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"], max_norm: float | int, norm_type: float | int
 ) -> None:
-    """Multiply those rows by max_norm / norm whose norm is above `max_norm`; 1e-7 keeps the result below it."""
+    """Multiply each row with a norm above `max_norm` by max_norm / norm; 1e-7 keeps the result below `max_norm`."""
     rows = _look_up(words, weight)
     norms = torch.linalg.vector_norm(rows, norm_type, dim=1, keepdim=True)
     weight[words] = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)

@@ -1,6 +1,6 @@
 """Chapters 08 and 12: the random numbers a new layer starts from.
 
-A layer whose outputs should neither grow nor shrink from one layer to the next needs weights whose spread falls with
+If the outputs are neither to grow nor to shrink from one layer to the next, the spread of the weights must fall with
 the number of inputs that are added up. Each function here fills a tensor in place with such numbers, outside
 autograd, drawn from torch's global generator: the same seed and the same order of layers give the numbers that
 PyTorch's layers start from.

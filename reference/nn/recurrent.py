@@ -21,7 +21,7 @@ from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
 from reference.nn.linear import linear
 
-# What a caller hands in is annotated loosely: a wrong shape or dtype shall meet the error that names it.
+# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
 Input = Shaped[Tensor, "..."] | PackedSequence
 Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]
@@ -296,7 +296,7 @@ class _Recurrent(torch.nn.Module):
 
 
 class RNN(_Recurrent):
-    """Elman's network: the state is a squashed sum of what comes in and what was.
+    """Elman's network: the state is a squashed sum of the input and the previous state.
 
         h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)          or relu instead of tanh
 

@@ -9,8 +9,8 @@
         events.out.…        for TensorBoard
 
 `last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the
-other files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the
-same number of threads and the same versions, to the last bit.
+other files back to it. A run that was killed at any moment resumes as if it had never stopped: on the CPU, with the
+same number of threads and the same versions, it is equal to the last bit.
 """
 
 from reference.run.data import load_data

@@ -301,7 +301,7 @@ class RunFolder(Observer):
             file.write("".join(json_text(line) + "\n" for line in self.progress.history).encode())
 
     def finish(self) -> dict[str, Any]:
-        """Write and return the summary of a run whose last epoch is done."""
+        """Write and return the summary of a run after its last epoch."""
         confusion = self.progress.confusion
         assert confusion is not None, "a finished epoch leaves its confusion matrix"
         classes = self.train_set.classes

@@ -50,7 +50,7 @@ class Settings:
     optimizer: Literal["sgd", "muon"] = "sgd"
     """sgd: along the gradient. muon: along the gradient, orthogonalized."""
     learning_rate: float = 0.01
-    """How far a step goes."""
+    """Learning rate (step size)."""
     momentum: float = 0.0
     """Share of the last step's direction that the next one keeps."""
     weight_decay: float = 0.0
@@ -65,12 +65,12 @@ class Settings:
     mirror: bool = False
     """Show half of the training images, drawn anew each time, left to right."""
     shift: int = 0
-    """Show each training image moved by up to so many pixels, drawn anew each time."""
+    """Shift each training image by up to this number of pixels, drawn anew each time."""
     log_every: int = 100
     """Steps from one train_loss to the next."""
 
     impl: Literal["torch", "reference"] = "torch"
-    """Whose layers and loss are trained: PyTorch's, or the reference's from first principles; they start from the same
+    """Layers and loss to train with: PyTorch's, or the reference's from first principles; both start from the same
     weights."""
     seed: int = 0
     """Of the initial weights and of the orders."""

@@ -102,7 +102,7 @@ def train(settings: Settings) -> int:
                 run.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
+                print_line(f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {folder}")
                 return 128 + run.signal
             summary = run.finish()
             group.agree(None)
@@ -164,10 +164,10 @@ def write_config(folder: Path, settings: Settings, plan: Plan, data: dict[str, A
 def introduction(settings: Settings, plan: Plan, device: torch.device, folder: Path) -> str:
     """The line that says what is trained, where, and how it computes."""
     parameters = sum(parameter.numel() for parameter in plan.network.parameters())
-    whose = " of the reference's layers" if settings.impl == "reference" else ""
+    layers = " of the reference's layers" if settings.impl == "reference" else ""
     where = f"on {describe_device(device)} in {precision_name(plan.precision)}"
     where += "" if settings.compile == "off" else f", compiled ({settings.compile})"
-    return f"{type(plan.network).__name__}{whose}: {parameters:,} parameters, {where}, in {folder}"
+    return f"{type(plan.network).__name__}{layers}: {parameters:,} parameters, {where}, in {folder}"
 
 
 def precision_name(precision: torch.dtype) -> Precision:
@@ -217,7 +217,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
     """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their
     summaries.
 
-    What is there already is gone on with, so that an interrupted measurement continues.
+    Trainings that are in the folder already are resumed, so that an interrupted measurement continues.
 
     Raises:
         InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
@@ -230,7 +230,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
         folder = output / f"seed-{seed}"
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
         if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
-            raise InputError(f"stopped; the same command goes on with {folder}")
+            raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)
         summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))

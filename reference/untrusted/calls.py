@@ -262,7 +262,7 @@ def ordered(machine: TorchMachine, pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 
 def mapping(machine: TorchMachine, argument: Any = None) -> dict[Any, Any]:
-    """`dict()`; `defaultdict(kind)`, whose entries follow; `Counter({…})`."""
+    """`dict()`; `defaultdict(kind)`, followed by its entries; `Counter({…})`."""
     if argument is None or type(argument) is Name:
         return {}
     machine.spend(len(argument))

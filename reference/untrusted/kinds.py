@@ -20,7 +20,7 @@ REMEDY = "let the program that made it write its state dict with torch.save or s
 
 
 def of_start(start: bytes) -> str | None:
-    """What a file is that begins with these bytes (at least 512, if it has so many); None if that is not known."""
+    """The kind of a file that begins with these bytes (at least 512, or the whole file); None if it is not known."""
     for mark, kind in STARTS:
         if start.startswith(mark):
             return kind

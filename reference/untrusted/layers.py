@@ -118,7 +118,7 @@ CHAINS: dict[Name, tuple[str | None, ...]] = {
     Name("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module",),
     AVERAGED: ("module",),
 }
-"""Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
+"""Classes with a known `forward`: the parts that they apply in turn, if they have them; None stands for flatten."""
 
 
 WORD = re.compile(r"[A-Za-z0-9_-]{1,20}")
@@ -133,7 +133,7 @@ def make_layer(module: Module, layers: Any) -> nn.Module:
     """A layer of PyTorch's, from its attributes, without numbers: on the meta device, where no claim costs memory.
 
     Args:
-        module: one whose class is in `STANDARD`, and no container.
+        module: a module of a class in `STANDARD`, and no container.
         layers: the namespace it is taken from.
 
     Raises:
@@ -206,7 +206,7 @@ def plain(value: Any, *, inside: bool = False) -> Any:
 
 
 class Printer:
-    """What stands between the parentheses of a printed layer; nothing for a class that is not known."""
+    """Arguments shown in the `repr` of a layer; none for a class that is not known."""
 
     def __init__(self) -> None:
         self.budget = Budget()
@@ -255,7 +255,7 @@ class Builder:
         self.made: dict[int, nn.Module] = {}
 
     def network(self, root: Module, tree: str) -> nn.Module:
-        """The network whose printed text is `tree`.
+        """The network with the printed text `tree`.
 
         Raises:
             CannotRunError: a `forward` is not known, or it would not be the same network.
@@ -278,7 +278,7 @@ class Builder:
         return self.made[id(module)]
 
     def composed(self, module: Module) -> nn.Module:
-        """A module whose parts are modules of their own."""
+        """A module composed of other modules."""
         steps = self.steps(module)
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         for name, child in module.children.items():

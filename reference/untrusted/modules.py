@@ -90,7 +90,7 @@ class Module:
                 yield from child.tensors(f"{prefix}{name}.", budget)
 
     def text(self, inner: "Callable[[Module], str]", budget: Budget) -> str:
-        """The module as `print` shows it; `inner` is what stands between its parentheses beside its children."""
+        """The module as `print` shows it; `inner` gives the text between its parentheses besides its children."""
         budget.spend(1 + len(self.children))
         shown = [(name, child.text(inner, budget) if child else "None") for name, child in self.children.items()]
         if self.kind == MODULE_LIST:

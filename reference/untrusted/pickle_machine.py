@@ -78,7 +78,7 @@ def number(layout: str) -> Callable[[Stream], Any]:
 
 
 def sized(layout: str, decode: Callable[[bytes], Any]) -> Callable[[Stream], Any]:
-    """Reads a length of that layout, and so many bytes as there are, which must be all."""
+    """Read a length of this layout, then that number of bytes; fewer bytes are an error."""
     length = number(layout)
 
     def read(stream: Stream) -> Any:

@@ -23,7 +23,7 @@ class Known:
         name: of the network.
         made: makes it, from the number of its classes.
         inner: the beginning of all its keys, which a state dict may lack or have another one for.
-        last: the key of the tensor whose rows are the classes, without `inner`.
+        last: the key, without `inner`, of the tensor with one row per class.
     """
 
     name: str
@@ -40,7 +40,7 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Fit:
-    """A network whose keys and shapes are those of a state dict, or of those of its keys that begin with `prefix`.
+    """A network with the keys and shapes of a state dict, or of the part of it with keys that begin with `prefix`.
 
     Attributes:
         known: the network.
@@ -83,7 +83,7 @@ class Part:
 
 
 def fits(state: Mapping[str, Tensor]) -> list[Fit]:
-    """The known networks whose keys and shapes are those of a state dict; several, if it holds several networks."""
+    """The known networks with the keys and shapes of a state dict; several, if it holds several networks."""
     parts = parts_of(state)
     found: list[Fit] = []
     for known in NETWORKS:

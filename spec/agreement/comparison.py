@@ -77,8 +77,8 @@ class Call:
             random walk.
         scale: A bound of the numbers that are added up, where it is more than the largest number of the result.
         eps: The machine epsilon of the coarsest dtype on the way, where that is not the result's.
-        gains: What a rounding error is multiplied by on its way into the results whose names begin with the key,
-            as 1/√ε behind a normalization.
+        gains: For the results with names that begin with the key: the factor by which a rounding error grows on its
+            way there, such as 1/√ε behind a normalization.
         warns: Whether both must give warnings of the same categories. Not where PyTorch's kernels warn about
             themselves, or once a process.
     """

@@ -104,7 +104,7 @@ class LooksAtItsFolder(Fault):
 
 
 class AsksPyTorchForZipFiles(Fault):
-    """A zip archive of plain data is read by PyTorch, whose reader finds another directory than the one verified."""
+    """A zip archive of plain data is read by PyTorch; its reader finds another directory than the one verified."""
 
     caught_by = f"{FILE}::test_an_archive_that_two_readers_could_read_differently_is_refused"
     says = r"DID NOT RAISE"

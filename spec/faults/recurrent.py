@@ -79,7 +79,7 @@ class ReluIsForgotten(Fault):
 
 
 class GatedLSTM(nn.LSTM):
-    """An LSTM of one layer whose step is another."""
+    """An LSTM of one layer with another step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Any) -> Any:
         raise NotImplementedError
@@ -148,7 +148,7 @@ class ShorterSequencesReadTheirPadding(Fault):
 
 
 class GatedGRU(nn.GRU):
-    """A GRU of one layer whose step is another."""
+    """A GRU of one layer with another step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
         raise NotImplementedError

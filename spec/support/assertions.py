@@ -144,7 +144,7 @@ def without_device(printed: str) -> str:
 
 @contextmanager
 def rejects(naming: str | None) -> Iterator[None]:
-    """The code inside must raise an error whose text names what is wrong.
+    """The code inside must raise an error with a text that names the fault.
 
     Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
     not a rejection of a value: an implementation without the parameter has not judged the value at all.

@@ -69,7 +69,7 @@ class Implementation:
 
     Attributes:
         name: As it was asked for.
-        id: What stands in the brackets of a test's name.
+        id: The text in the brackets of a test's name.
         version: Of what it comes from, for the header.
         components: What it defines of `COMPONENTS`.
         imports: The line of Python that brings a component.
@@ -166,7 +166,7 @@ def _pytorch(name: str) -> Implementation:
 
 
 def _compiled(target: Any) -> Any:
-    """A function compiled, or a class whose instances are; without falling back to what is not compiled."""
+    """A compiled function, or a class with compiled instances; without a fallback to code that is not compiled."""
     if not inspect.isclass(target):
         return wraps(target)(torch.compile(target, fullgraph=True))
 

@@ -52,7 +52,7 @@ class Trace:
             self.on = before
 
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
-        """Note a call of a component; a graph that is being traced shall not hold the copies."""
+        """Note a call of a component; a graph that is being traced must not hold the copies."""
         if self._depth == 0 and not torch.jit.is_tracing():
             self.calls.append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
 
