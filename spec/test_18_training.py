@@ -390,7 +390,7 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
     result = train(tmp_path, "--resume", "parts", "--epochs", 4)
     assert result.status == 0, result.err
-    assert "going on after step 10 (2 of 4 epochs done)" in result.out
+    assert "resuming after step 10 (2 of 4 epochs done)" in result.out
     assert_same_training(straight, tmp_path / "parts")
 
 

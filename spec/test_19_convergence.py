@@ -405,7 +405,7 @@ def test_a_device_without_memory_ends_the_run_in_one_line(gpu: torch.device, whe
     assert error.startswith(f"error: {device} has not enough memory for this training")
     assert error.endswith(". Try a --batch-size below 64, or another --device")
     last = tmp_path / "run/last.pt"
-    assert last.exists() == (where == "in a step") == (f"; {last} is as it was" in error)
+    assert last.exists() == (where == "in a step") == (f"; {last} is unchanged" in error)
     if last.exists():
         assert load_checkpoint(last)["training"]["progress"]["step"] == 0
 

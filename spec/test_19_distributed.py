@@ -187,7 +187,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it
     job = torchrun(2, "--resume", one, "--epochs", 3)  # together
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    assert "going on after step 12 (2 of 3 epochs done)" in out
+    assert "resuming after step 12 (2 of 3 epochs done)" in out
     # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
     exact, wobbling = pytorchs_losses(18)
     allowed = float((wobbling - exact).abs().max())
