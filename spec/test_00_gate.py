@@ -81,7 +81,7 @@ def test_the_gate_says_that_a_training_on_images_was_left_out_where_there_need_b
 
 
 @clause("00.gate.needs")
-def test_the_gate_fails_without_a_browser_unless_told(checkout: Path) -> None:
+def test_the_gate_fails_without_a_browser_unless_the_variable_allows_it(checkout: Path) -> None:
     done = gate(checkout, "browser")
     assert done.returncode == 1
     assert "there is no browser" in done.stderr

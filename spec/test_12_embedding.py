@@ -113,7 +113,7 @@ def test_it_is_the_product_of_one_hot_vectors_and_the_table(embedding: Function,
 
 
 @clause("12.embedding.nonfinite")
-def test_what_is_not_finite_is_looked_up_like_the_rest(embedding: Function) -> None:
+def test_nan_and_inf_are_looked_up_like_other_numbers(embedding: Function) -> None:
     table = torch.tensor([[1.0, torch.nan], [torch.inf, -torch.inf]])
     assert_equal(embedding(torch.tensor([1, 0]), table), [[torch.inf, -torch.inf], [1.0, torch.nan]])
 
@@ -279,7 +279,7 @@ def test_the_row_padding_idx_begins_with_zeros(Embedding: Layer, padding: int, r
 
 @clause("12.embedding.pretrained")
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen, the default", "trained further"])
-def test_a_pretrained_table_is_taken_as_it_is(Embedding: Any, freeze: bool) -> None:
+def test_a_pretrained_table_is_used_unchanged(Embedding: Any, freeze: bool) -> None:
     table = whole(4, 3, seed=0, dtype=torch.float32)
     layer = Embedding.from_pretrained(table, padding_idx=1, **({} if freeze else {"freeze": False}))
     assert (layer.num_embeddings, layer.embedding_dim, layer.padding_idx) == (4, 3, 1)
@@ -300,7 +300,7 @@ def test_a_pretrained_table_is_taken_as_it_is(Embedding: Any, freeze: bool) -> N
     ],
     ids=["the defaults", "padding from the end", "every option"],
 )
-def test_it_prints_its_size_and_what_differs_from_the_defaults(
+def test_repr_shows_its_size_and_arguments_that_are_not_default(
     Embedding: Layer, options: dict[str, Any], printed: str
 ) -> None:
     assert str(Embedding(5, 2, **options)) == printed

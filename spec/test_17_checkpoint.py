@@ -95,7 +95,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 
 @clause("17.checkpoint.round_trip")
-def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_saved_content_is_loaded_to_the_bit(tmp_path: Path) -> None:
     training = {"optimizer": {"momentum": torch.arange(3.0)}, "progress": {"step": 7}}
     content = load_checkpoint(saved(tmp_path, metrics={"test_accuracy": 0.5}, training=training))
     assert content["class_names"] == list(NAMES)
@@ -127,7 +127,7 @@ plain = st.recursive(
     metrics=st.dictionaries(st.text(max_size=3), plain, max_size=2),
     training=st.dictionaries(st.text(), plain, max_size=2),
 )
-def test_whatever_is_accepted_comes_back_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
+def test_accepted_content_is_loaded_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is tried
         content = load_checkpoint(saved(Path(folder), metrics=metrics, training=training))
@@ -307,7 +307,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @clause("17.checkpoint.sound")
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_not_a_sound_checkpoint_is_refused_by_name(tmp_path: Path, what: str) -> None:
+def test_an_unsound_checkpoint_is_refused_with_its_fault(tmp_path: Path, what: str) -> None:
     change, message = WRONG[what]
     with pytest.raises(InputError, match=message) as caught:
         load_checkpoint(edited(saved(tmp_path), change))
@@ -390,7 +390,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     ],
     ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
 )
-def test_what_a_refused_file_asks_for_is_said(tmp_path: Path, content: Any, asks: str) -> None:
+def test_the_error_of_a_refused_file_names_its_request(tmp_path: Path, content: Any, asks: str) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(InputError, match=rf"net\.pt was refused: it holds more than plain data \(it asks for {asks}\)"):
         load_checkpoint(tmp_path / "net.pt")
@@ -514,7 +514,7 @@ def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.
 
 
 @clause("17.checkpoint.one_reader")
-def test_everything_arrives_on_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
+def test_everything_is_loaded_to_the_cpu_for_every_default_device(tmp_path: Path) -> None:
     path = saved(tmp_path)
     with torch.device("meta"):
         content = load_checkpoint(path)
@@ -523,7 +523,7 @@ def test_everything_arrives_on_the_cpu_whatever_the_default_device_is(tmp_path: 
 
 
 @clause("17.checkpoint.one_reader")
-def test_a_file_that_changes_while_it_is_read_is_refused_or_read_as_it_was(
+def test_a_file_that_changes_while_it_is_read_is_refused_or_read_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checksum is that of the bytes in the tensors, not of bytes that were read before."""
@@ -623,7 +623,7 @@ def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path
 
 
 @clause("17.checkpoint.bounded")
-def test_data_that_is_not_plain_is_refused_wherever_it_is(tmp_path: Path) -> None:
+def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> None:
     """A class that plain data need as a value, and lists in lists to any depth."""
     name = b"ccollections\nOrderedDict\n"
     deep = b"]" * 50_000 + b"a" * 49_999
@@ -709,7 +709,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", UNSAVABLE)
 @pytest.mark.parametrize("older", [True, False], ids=["over an older one", "for the first time"])
 @pytest.mark.slow
-def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
+def test_content_that_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
     network, names, options, message = UNSAVABLE[what]
     before = written(tmp_path, whole_file()).read_bytes() if older else None
     with pytest.raises(InputError, match=rf"net\.pt is not written: .*{message}"):
@@ -744,7 +744,7 @@ AROUND: dict[str, Callable[[Ocean], nn.Module]] = {
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.parametrize("how", AROUND)
-def test_a_compiled_or_parallel_network_is_saved_as_the_network_it_is(tmp_path: Path, how: str) -> None:
+def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: Path, how: str) -> None:
     network = Ocean()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     save_checkpoint(tmp_path / "net.pt", AROUND[how](network), NAMES)
@@ -753,7 +753,7 @@ def test_a_compiled_or_parallel_network_is_saved_as_the_network_it_is(tmp_path: 
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.slow
-def test_a_network_that_pytorch_has_compiled_is_saved_as_the_network_it_is(tmp_path: Path) -> None:
+def test_a_network_that_pytorch_has_compiled_is_saved_without_its_wrapper(tmp_path: Path) -> None:
     network = Ocean()
     expected = dict(network.state_dict())
     for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):
@@ -773,7 +773,7 @@ def test_a_network_of_the_references_layers_is_loaded_into_one_of_pytorchs(tmp_p
 
 
 @clause("17.checkpoint.compact")
-def test_weights_that_are_views_are_saved_without_what_they_are_views_of(tmp_path: Path) -> None:
+def test_weights_that_are_views_are_saved_without_the_rest_of_the_storage(tmp_path: Path) -> None:
     """As when all parameters lie in one long vector."""
     network = Ocean()
     vector = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])

@@ -244,7 +244,7 @@ def test_a_state_dict_of_vgg16_is_enough(read_legacy_checkpoint: Read, tmp_path:
 
 
 @clause("17.legacy.vgg")
-def test_what_is_beside_vgg_s_own_parts_is_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_parts_besides_vgg_s_own_are_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     def writer(extra: bool) -> bytes:
         torch.manual_seed(0)
         w = Writer("1.6", "cuda:0")
@@ -336,9 +336,7 @@ def test_a_network_that_might_be_another_one_is_not_run(
 
 @clause("17.legacy.as_saved")
 @FORMATS
-def test_modes_gradients_and_ties_are_as_they_were_saved(
-    read_legacy_checkpoint: Read, tmp_path: Path, old: bool
-) -> None:
+def test_modes_gradients_and_ties_are_restored(read_legacy_checkpoint: Read, tmp_path: Path, old: bool) -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3))
     network[2].weight = network[0].weight
     network[1].eval()
@@ -526,7 +524,7 @@ def test_python_2_s_pickles_are_read(read_legacy_checkpoint: Read, tmp_path: Pat
 @clause("17.legacy.content")
 @FORMATS
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_whatever_is_plain_comes_back(read_legacy_checkpoint: Read, tmp_path: Path, protocol: int, old: bool) -> None:
+def test_plain_data_is_restored(read_legacy_checkpoint: Read, tmp_path: Path, protocol: int, old: bool) -> None:
     content = {
         "numbers": [0, -1, 255, 65536, 2**31, -(2**40), 2**70, 1.5, -math.inf, True, None, 1 - 2j],
         "texts": ("", "a", "文字", "x" * 300, b"\xff\x00", bytearray(b"ab")),
@@ -971,7 +969,7 @@ def numpy_archive() -> bytes:
          "a zip archive", "an empty archive", "HDF5", "GGUF", "ONNX", "ONNX without a producer", "TensorFlow Lite",
          "NumPy", "NumPy's archive", "gzip", "Git LFS", "a web page"],
 )  # fmt: skip
-def test_other_files_are_refused_by_what_they_are(
+def test_other_files_are_refused_with_their_kind(
     read_legacy_checkpoint: Read, tmp_path: Path, content: bytes, says: str
 ) -> None:
     with refused(says):
@@ -992,7 +990,9 @@ def test_programs_that_pytorch_writes_are_named(read_legacy_checkpoint: Read, tm
 
 
 @clause("17.legacy.not_read")
-def test_what_is_no_file_is_refused_without_waiting(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_refused_without_waiting(
+    read_legacy_checkpoint: Read, tmp_path: Path
+) -> None:
     with refused("No such file"):
         read_legacy_checkpoint(tmp_path / "net.pth")
     (tmp_path / "net.pth").mkdir()
@@ -1104,7 +1104,7 @@ def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
         ("PyTorch's own functions", "torch.serialization.save"),
     ],
 )
-def test_the_error_names_what_the_file_asks_for(
+def test_the_error_names_the_request_of_the_file(
     read_legacy_checkpoint: Read, tmp_path: Path, trick: str, name: str
 ) -> None:
     with refused(rf"asks for a call of {name}; nothing in it was run"):
@@ -1321,7 +1321,7 @@ def test_truth_values_that_are_neither_are_refused(read_legacy_checkpoint: Read,
 
 
 @clause("17.legacy.tensors")
-def test_old_files_whose_storages_do_not_fit_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_old_files_with_storages_that_do_not_fit_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer("1.5")
     content = [writer.tensor(torch.arange(4.0)), writer.tensor(torch.arange(3.0))]
     whole = writer.file(content)
@@ -1784,7 +1784,7 @@ def folder(tmp_path: Path) -> Path:
 
 @clause("17.legacy.script")
 @pytest.mark.slow
-def test_the_script_says_what_a_whole_network_is_and_how_it_is_read(folder: Path) -> None:
+def test_the_script_describes_a_whole_network_and_how_it_is_read(folder: Path) -> None:
     result = run("predict.py", "0.png", "--checkpoint", "old.pth", folder=folder)
     assert result.status == 2
     assert len(result.err.splitlines()) == 1

@@ -354,9 +354,7 @@ def test_the_board_gets_train_loss_every_100_steps_and_the_tests_by_epoch(outcom
 
 
 @clause("18.loss.sum_of_batch_means", "18.accuracy.whole")
-def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
-    CrossEntropyLoss: Make, DataLoader: Make
-) -> None:
+def test_the_loss_on_the_whole_test_set_is_157_times_a_mean(CrossEntropyLoss: Make, DataLoader: Make) -> None:
     # chapter 18, lines 1529, 1533 and 1534
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(TEST_SIZE, 10, generator=generator, dtype=torch.float64)

@@ -262,7 +262,7 @@ def test_a_stream_of_its_own_changes_nothing(gpu: torch.device) -> None:
 
 
 @clause("19.device.two_gpus")
-def test_the_second_gpu_trains_what_the_first_one_trains(gpu: torch.device) -> None:
+def test_the_second_gpu_trains_the_same_network_as_the_first(gpu: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there are not two GPUs here")
     seed_everything(0, deterministic=True)

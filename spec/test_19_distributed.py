@@ -49,7 +49,7 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(
 
 
 @clause("19.processes.alone")
-def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     group = Group()
@@ -171,7 +171,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 @clause("19.processes.one_writer", "19.processes.resume")
 @pytest.mark.slow
-def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it(tmp_path: Path) -> None:
+def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     job = torchrun(2, *TINY, "--epochs", 2, "--output", two)
     out, err = job.communicate(timeout=120)
@@ -411,7 +411,7 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
 
 @clause("19.processes.one_writer")
 @pytest.mark.slow
-def test_several_processes_that_are_told_to_stop_save_and_blame_nobody(tmp_path: Path) -> None:
+def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder, commands = tmp_path / "run", []
     for rank in range(2):
@@ -490,7 +490,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 @clause("19.processes.errors")
 @pytest.mark.slow
-def test_what_cannot_work_ends_every_process(tmp_path: Path) -> None:
+def test_an_impossible_setting_ends_every_process(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     job = torchrun(2, *TINY, "--output", tmp_path / "full")

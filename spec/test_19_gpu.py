@@ -294,7 +294,7 @@ def test_channels_last_images_give_the_same_numbers_and_gradients(gpu: torch.dev
 
 @clause("19.gpu.channels_last")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh"])
-def test_what_acts_on_each_number_keeps_channels_last(gpu: torch.device, name: str) -> None:
+def test_elementwise_components_keep_channels_last(gpu: torch.device, name: str) -> None:
     given = drawn(3, 4, 9, 8).to(gpu).contiguous(memory_format=torch.channels_last)
     for side in SIDES:
         assert component(side, name)(given).is_contiguous(memory_format=torch.channels_last), side

@@ -71,7 +71,7 @@ class SortsTheKeys(Fault):
 class CopiesWhatIsShared(Fault):
     """Each tensor of the state dict gets memory of its own."""
 
-    caught_by = f"{FILE}::test_modes_gradients_and_ties_are_as_they_were_saved"
+    caught_by = f"{FILE}::test_modes_gradients_and_ties_are_restored"
     says = r"data_ptr"
 
     @staticmethod

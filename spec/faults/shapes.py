@@ -37,7 +37,7 @@ class OnePixelIsOff(Fault):
 class WidthFirst(Fault):
     """Columns are taken for rows."""
 
-    caught_by = f"{FILE}::test_an_image_is_what_the_drawing_rule_says"
+    caught_by = f"{FILE}::test_an_image_follows_the_drawing_rule"
     says = r"assert \[\d+, .*\] == \[\d+, "
 
     class Shapes(reference.Shapes):
