@@ -41,7 +41,7 @@ class LegacyCheckpoint:
         content: the whole content: tensors, containers, and `Record` or `Name` for objects, classes and functions.
         state_dict: parameters and buffers by their dotted names, in the order of the modules; empty if there are none.
         tree: the network as PyTorch prints it; empty if the file holds a state dict only.
-        network: ready to run, on the CPU, in training mode or not as it was saved; None if it cannot be rebuilt.
+        network: ready to run, on the CPU, in its saved mode (training or evaluation); None if it cannot be rebuilt.
         notes: the assumptions made, and the reason why there is no network, in sentences.
         sources: the source code of classes, which files before PyTorch 1.6 hold; texts, never run.
         choices: the names of the networks and state dicts in it; if there are several and none was chosen, `state_dict`

@@ -1,4 +1,4 @@
-"""Chapter 02: TensorBoard's `SummaryWriter`. It is what implementations write with, so nobody is on trial."""
+"""Chapter 02: TensorBoard's `SummaryWriter`. All implementations write with it, so no implementation is under test."""
 
 import io
 import multiprocessing

@@ -165,7 +165,7 @@ def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> No
 @pytest.mark.slow
 @clause("02.writer.two_epochs", "02.server.http")
 def test_a_real_tensorboard_server_has_156_grids_of_each_of_two_epochs(tmp_path: Path) -> None:
-    # chapter 06, lines 352 to 357, with grids of two images of one shade each; a server keeps ten unless it is told
+    # chapter 06, lines 352 to 357, with grids of two images of one shade each; a server keeps ten by default
     with SummaryWriter(str(tmp_path)) as writer:
         for epoch in range(2):
             for step in range(156):

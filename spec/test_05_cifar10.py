@@ -362,7 +362,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 MIB = 1 << 20
-BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, how often it comes, and what is said
+BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, the number of its repetitions, and the error
     "a member of 10 GiB": (lambda: header("big", 10 << 30), 1, "member 'big' is larger than 64 MiB"),
     "a member of a negative size": (lambda: header("big", -512), 1, "member 'big' is larger than 64 MiB"),
     "an extended header of 30 MiB": (

@@ -114,7 +114,7 @@ NO_ANSWER = {
 
 
 def refused_then_next(mirror: Mirror, good_mirror: tuple[str, list[bytes]], tmp_path: Path) -> str:
-    """The reason against `mirror`, after a download from it alone and one that goes on to the good mirror."""
+    """The error of `mirror`, from a download from it alone and from one that continues with the good mirror."""
     with serving(mirror) as (url, requests):
         began = time.monotonic()
         with pytest.raises(InputError) as caught:

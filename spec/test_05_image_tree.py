@@ -837,7 +837,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
         real(descriptor)
 
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("which file is written is told from /proc")
+        pytest.skip("the file being written is found in /proc")
     monkeypatch.setattr(image_tree.os, "fsync", full)
     ReferenceTree(root)
     assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []

@@ -169,7 +169,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
-    """Also the numbers that the workers draw, and what is left of the generator."""
+    """Also the numbers that the workers draw, and the final state of the generator."""
 
     def epochs(loader: Loader) -> tuple[list[Any], list[int]]:
         seed_all(3)

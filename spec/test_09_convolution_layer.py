@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 
 class Ocean(nn.Module):
-    """The chapter's network, made of the convolution on trial."""
+    """The chapter's network, with the convolution under test."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()

@@ -230,7 +230,7 @@ cases = st.builds(
 def assert_pointwise(
     activation: Activation, case: Case, of_number: Callable[[float], float], tolerance: Callable[[Tensor], Tolerance]
 ) -> None:
-    """Shape and dtype are those of the input, which stays as it was; each number is what Python makes of it."""
+    """Shape and dtype are those of the input, which stays unchanged; each number equals Python's result."""
     __tracebackhide__ = True
     x = case.tensor()
     before = x.clone()

@@ -223,7 +223,7 @@ def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attentio
     q, k, v = torch.zeros(2000, 1), torch.zeros(10, 1), torch.eye(10)
     output = scaled_dot_product_attention(q, k, v, dropout_p=0.2)
     kept = output != 0
-    assert_close(output[kept], torch.full_like(output[kept], 0.1 / 0.8), rounding(torch.float32, 20), "what is left")
+    assert_close(output[kept], torch.full_like(output[kept], 0.1 / 0.8), rounding(torch.float32, 20), "kept weights")
     # the number of zeros among n has the standard deviation √(n p (1 - p)); six of them
     zeros, n = int((~kept).sum()), kept.numel()
     assert abs(zeros - 0.2 * n) <= 6 * math.sqrt(n * 0.2 * 0.8), f"{zeros} of {n} weights were dropped"
@@ -370,7 +370,7 @@ def projected(state: State, q: Tensor, k: Tensor, v: Tensor, zero: bool) -> Tens
 
 @dataclass(frozen=True)
 class Multihead:
-    """A multi-head attention that is possible: how the layer is made, what it is given, a seed for the numbers.
+    """A valid multi-head attention: the arguments of the layer, its inputs, a seed for the numbers.
 
     Attributes:
         alone: Query, key and value are one tensor.

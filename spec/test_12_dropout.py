@@ -40,7 +40,7 @@ shapes = st.sampled_from([(4,), (), (1,), (0,), (3, 2), (2, 1, 3), (2, 3, 2, 2)]
 
 
 def hoeffding(n: int, largest: float = 1.0) -> Tolerance:
-    """How far the mean of n independent numbers from 0 to `largest` may be from its expectation."""
+    """The allowed distance of the mean of n independent numbers from 0 to `largest` from its expectation."""
     distance = largest * math.sqrt(math.log(2 / ALPHA) / (2 * n))
     return Tolerance(distance, f"a correct implementation is further off once in {1 / ALPHA:.0e} times ({n} draws)")
 

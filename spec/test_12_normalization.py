@@ -112,7 +112,7 @@ def parameters_of(dtype: torch.dtype) -> st.SearchStrategy[torch.dtype]:
 
 @dataclass(frozen=True)
 class FarRow:
-    """n normal numbers around an offset, normalized exactly, and how far an implementation may be off.
+    """n normal numbers around an offset, normalized exactly, and the allowed error of an implementation.
 
     Attributes:
         x: `[n]`, as they are after rounding to the dtype.

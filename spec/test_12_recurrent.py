@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 @dataclass(frozen=True)
 class Rough:
-    """Numbers, and how far off an implementation may be: its errors so far, carried along, in units of its eps.
+    """Numbers, and the allowed error of an implementation: its errors so far, propagated, in units of its eps.
 
     Every operation hands on the errors of its operands and rounds once: by half a unit of its result, and the other
     half pays for products of errors.

@@ -45,7 +45,7 @@ SHAPES = [(32, 32, 32), (32, 16, 16), (32, 16, 16), (32, 8, 8), (64, 8, 8), (64,
 
 
 class Network(nn.Module):
-    """The chapter's listing, lines 897 to 915, made of the layers on trial."""
+    """The chapter's listing, lines 897 to 915, with the layers under test."""
 
     def __init__(self, Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-# What it is
+# The network
 
 
 @clause("16.vgg16.sixteen")
@@ -670,7 +670,7 @@ def test_trained_weights_have_a_thousand_classes(vgg16: Make, published: str) ->
 
 @clause("16.weights.enum")
 def test_the_weights_that_torchvision_lists() -> None:
-    """What the real member says of itself: the file that is meant, and what is in it."""
+    """The attributes of the real member: its file, and the content of the file."""
     member = VGG16_Weights.DEFAULT
     assert member is VGG16_Weights.IMAGENET1K_V1
     assert re.fullmatch(r"https://download\.pytorch\.org/models/vgg16-[0-9a-f]{8}\.pth", member.url)

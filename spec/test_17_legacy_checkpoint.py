@@ -114,7 +114,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     return save_and_forget
 
 
-# What comes back
+# Content of files
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -1089,7 +1089,7 @@ def test_no_trick_runs_anything(read_legacy_checkpoint: Read, tmp_path: Path, tr
 def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
     """The test above can fail: PyTorch's own reader, told to trust the file, runs each of them."""
     path = written(tmp_path / "net.pth", packed(tricks(tmp_path / "victim")[trick], "zip"))
-    with suppress(Exception):  # what comes after it has acted
+    with suppress(Exception):  # errors after the call has been made
         torch.load(path, weights_only=False)
     assert (tmp_path / "victim").exists()
 

@@ -1,6 +1,6 @@
 """Chapter 17: saving and loading with PyTorch itself, as it behaves today: both methods of the tutorial, and the traps.
 
-Nobody is on trial but `torch.save`, `torch.load` and `load_state_dict`. What the project makes of it is in
+Only `torch.save`, `torch.load` and `load_state_dict` are under test. The project's own functions are tested in
 test_17_checkpoint.py.
 """
 

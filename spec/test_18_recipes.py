@@ -359,7 +359,7 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
     ids=lambda value: " ".join(map(str, value)),
 )
 @pytest.mark.slow
-def test_settings_that_cannot_work_are_said_in_one_line(
+def test_impossible_recipe_settings_are_an_error_in_one_line(
     tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
 ) -> None:
     assert_refused(train(tmp_path, *TINY, *words, "--output", "run"), *said)
@@ -390,7 +390,7 @@ def test_resuming_cannot_change_the_recipe_or_the_end_of_its_schedule(tmp_path: 
 @clause("18.recipe.resume")
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_stopped_run_of_the_fast_recipe_ends_as_though_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
+def test_a_stopped_run_of_the_fast_recipe_ends_as_if_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
     words = (*TINY, "--recipe", "fast", "--epochs", 6, "--log-every", 1, "--precision", precision)
     assert train(tmp_path, *words, "--output", "straight").status == 0
     command = Command("train_full.py", *words, "--output", "parts", folder=tmp_path)

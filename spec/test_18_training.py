@@ -376,7 +376,7 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
     assert_same_training(tmp_path / "plain", tmp_path / "deterministic")
 
 
-# ------------------------------------------------------------------------------------------------ stopping and going on
+# ------------------------------------------------------------------------------------------------ stopping and resuming
 
 
 @clause("18.run.resume")
@@ -459,7 +459,7 @@ def interrupt_reading() -> None:
 
 @clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
-def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stopped(tmp_path: Path) -> None:
+def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
     arguments = (
         *TINY,

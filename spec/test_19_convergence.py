@@ -146,7 +146,7 @@ def test_the_losses_of_a_gpu_are_those_of_the_cpu_step_by_step(
     farthest = (wobbling - exact).abs().cummax(0).values
     if dtype is not None:  # scores are off by half a unit of the last bit, a loss by at most twice its largest score's
         farthest = farthest + torch.finfo(dtype).eps * torch.stack(largest).cpu().double()
-    because = f"how far weights that are off by {share:.2g} of themselves lead a float64 training away, up to that step"
+    because = f"the deviation of a float64 training with weights off by {share:.2g} of themselves, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")
     with torch.no_grad():
         layers, loss = start().double(), nn.CrossEntropyLoss()

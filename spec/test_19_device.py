@@ -632,7 +632,7 @@ def test_dropout_draws_on_the_device() -> None:
 
 
 def _whole_training(folder: Path) -> Any:
-    """Fit, evaluate, save, load where there is no GPU, go on, predict; on the device."""
+    """Fit, evaluate, save, load without a GPU, resume, predict; on the device."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a GPU's tensors have no class of their own
     train_set, test_set = Shapes(train=True, size=48), Shapes(train=False, size=20)
     network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)

@@ -116,7 +116,7 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
             process.join(120)
             assert process.exitcode == 0
     one = torch.load(tmp_path / "0-of-1.pt")
-    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of what it is a sum of, which
+    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of its terms' sizes, which
     # is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
     for size in (2, 3):
@@ -188,7 +188,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert "resuming after step 12 (2 of 3 epochs done)" in out
-    # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
+    # the deviation of a training of this network and length with weights as wrong as after rounding (chapter 18)
     exact, wobbling = pytorchs_losses(18)
     allowed = float((wobbling - exact).abs().max())
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):

@@ -106,7 +106,7 @@ def test_parts_beyond_the_time_limit_are_recorded_as_not_run(tmp_path: Path) -> 
 
 
 @clause("19.gpu.command")
-def test_the_parts_have_different_names_and_their_limits_are_said_in_the_documents() -> None:
+def test_the_parts_have_different_names_and_the_documents_give_their_limits() -> None:
     names = [one.name for one in gpu.PARTS]
     assert len(set(names)) == len(names)
     for document in figures.DOCUMENTS.values():

@@ -39,7 +39,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]  # not the data set's: th
 EPS = torch.finfo(torch.float32).eps
 
 
-# The recipe of the tutorial, and what goes wrong without each of its steps. PyTorch itself is asked, nobody is on trial
+# The recipe of the tutorial, and the error without each of its steps. Only PyTorch itself is under test
 
 
 TRANSFORM = Compose([Resize((32, 32)), ToTensor()])  # chapter 20, lines 2073 and 2074
@@ -214,7 +214,7 @@ def test_without_the_batch_axis_flatten_makes_64_by_16_and_linear_refuses(ocean:
 
 @clause("20.recipe.axes")
 def test_reshape_does_not_bring_the_channels_to_the_front() -> None:
-    """From an array of height, width, channels it makes another image, without a word; permute is what is meant."""
+    """Silently makes another image from an array of height, width, channels; permute is the right function."""
     image = random_image("RGB", 32, 32, seed=0)
     array = torch.from_numpy(np.array(image)) / 255
     assert array.shape == (32, 32, 3)
@@ -309,7 +309,7 @@ def test_eval_and_no_grad_are_two_things(ocean: Ocean) -> None:
     assert ocean.training
 
 
-# `predict`, on trial
+# `predict`
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
@@ -951,7 +951,7 @@ def test_a_call_without_images_is_an_error_in_one_line(folder: Path) -> None:
 @clause("20.script.errors")
 @pytest.mark.parametrize("words", [("--top-k", 0), ("--batch-size", 0)])
 @pytest.mark.slow
-def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
+def test_impossible_numbers_are_an_error_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
     result = ask(folder, "0.png", "--checkpoint", "net.pt", *words)
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith("error: top_k and batch_size must be at least 1, got ")

@@ -1,4 +1,4 @@
-"""The specification holds itself to its own rules: every clause has a test, every test on trial a clause."""
+"""The specification follows its own rules: every clause has a test, and every test of a component a clause."""
 
 import ast
 import re

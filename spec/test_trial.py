@@ -36,7 +36,7 @@ def trial(folder: Path, *arguments: str, chapter: str = "08_convolution", mine: 
     return run("pytest", *where, *options, *arguments, folder=folder)
 
 
-# What is on trial
+# Implementations under test
 
 
 WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{text}', {category})\n    return")
@@ -79,7 +79,7 @@ def test_the_reference_must_not_warn() -> None:
 def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components on trial, \d+ passed\n    conv2d +\d+ passed\n", result.out)
+    assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +\d+ passed\n", result.out)
     assert "    Linear" not in result.out  # imported from PyTorch: not the learner's work
     assert "not tested: mine.py imports Linear from PyTorch\n" in result.out
 
@@ -136,7 +136,7 @@ def test_a_run_says_how_many_clauses_its_tests_cover(tmp_path: Path) -> None:
 def test_absent_components_are_counted_and_never_passed(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch", "-k", "documented or same_padding", chapter="09_convolution_layer")
     assert result.status == 0, result.out
-    assert re.search(r"torch: 1 components on trial, 1 passed, 8 absent\n", result.out), result.out
+    assert re.search(r"torch: 1 components under test, 1 passed, 8 absent\n", result.out), result.out
     assert "absent: conv2d_output_size, same_padding" in result.out
     assert re.search(r"1 passed, \d+ deselected, 8 absent", result.out)
 
@@ -172,8 +172,8 @@ def test_a_module_and_a_namespace_in_it_can_be_under_test(tmp_path: Path) -> Non
     names = "torch.nn.functional,spec.faults.convolution:KernelIsFlipped"
     result = trial(tmp_path, "--impl", names, "-k", "stride_1")
     assert result.status == 1, result.out
-    assert re.search(r"torch.nn.functional: 1 components on trial, 1 passed\n", result.out)
-    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components on trial, 1 failed\n", result.out)
+    assert re.search(r"torch.nn.functional: 1 components under test, 1 passed\n", result.out)
+    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components under test, 1 failed\n", result.out)
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_the_header_names_everything_that_the_outcome_depends_on(tmp_path: Path)
 @pytest.mark.slow
 def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
     alone, together = (trial(tmp_path, "-n", number, mine=STRIDE_IGNORED) for number in ("0", "2"))
-    report = re.compile(r"mine: 1 components on trial, .*\n.*\n")
+    report = re.compile(r"mine: 1 components under test, .*\n.*\n")
     assert alone.status == together.status == 1
     assert report.findall(alone.out) == report.findall(together.out) != []
 
@@ -195,7 +195,7 @@ def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
 def test_pytorch_compiled_can_be_under_test(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch-compile", "-k", "documented or shifted or bias_is_added")
     assert result.status == 0, result.out
-    assert re.search(r"torch-compile: 1 components on trial, 4 passed\n", result.out)
+    assert re.search(r"torch-compile: 1 components under test, 4 passed\n", result.out)
 
 
 # What a failure teaches

@@ -134,7 +134,7 @@ class TorchMachine(PickleMachine):
             self.storages[key] = self.numbers(key, kind, count * kind.width), kind
         buffer, first = self.storages[key]
         if len(buffer) != count * kind.width or first != kind:
-            raise ValueError(f"storage {key[:50]!r} is said to be two different things")
+            raise ValueError(f"storage {key[:50]!r} has two different descriptions")
         return buffer
 
     def check(self) -> None:

@@ -92,7 +92,7 @@ class Call:
     warns: bool = False
 
     def allowed(self, name: str, expected: Tensor) -> float:
-        """How far a result called `name` may lie from `expected`."""
+        """The allowed distance of the result called `name` from `expected`."""
         finite = expected.detach()[expected.isfinite()].abs()
         largest = max(self.scale, finite.max().item() if finite.numel() else 0.0)
         gain = max((factor for start, factor in self.gains.items() if name.startswith(start)), default=1.0)
@@ -171,7 +171,7 @@ def _named(what: str, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | No
 
 
 def attempt(call: Call, namespace: Namespace) -> Observed | Exception:
-    """Make the call; what it warns of is part of what it shows. PyTorch's random state stays as it was."""
+    """Make the call and record its result, including its warnings. PyTorch's random state stays unchanged."""
     with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng(devices=[]):
         warnings.simplefilter("always")
         try:

@@ -143,7 +143,7 @@ class MeanSquaredErrorIsTheRoot(Fault):
 
 
 class MeanSquaredErrorBroadcastsInSilence(Fault):
-    """[batch, 1] and [batch] give [batch, batch], and nobody is told."""
+    """[batch, 1] and [batch] give [batch, batch], without a warning."""
 
     caught_by = "test_14_loss.py::test_the_mse_loss_broadcasts_with_a_warning"
     says = r"DID NOT WARN"

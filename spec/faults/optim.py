@@ -108,7 +108,7 @@ class NesterovIsPlainMomentum(Fault):
 
 
 class MissingGradientsAreZero(Fault):
-    """A parameter without a gradient is decayed and goes on by its momentum."""
+    """A parameter without a gradient is decayed and keeps moving by its momentum."""
 
     caught_by = "test_15_optim.py::test_a_parameter_without_a_gradient_is_left_alone"
     says = r"got        0.\d+\n.*expected   1.0"
@@ -357,7 +357,7 @@ class StateForgetsTheSteps(Fault):
 
 
 class LeavesOutTheTail(Fault):
-    """Vectors of 16 numbers, and nothing for what is left over."""
+    """Vectors of 16 numbers; the remaining numbers are skipped."""
 
     caught_by = "test_15_optim.py::test_sgd_changes_every_number_of_a_large_parameter"
     says = r"the parameter after step 0 differs"

@@ -328,7 +328,7 @@ class TheLastWindowMayStartOutside(Fault):
 
 
 class TheFormulaOfConvolution(Fault):
-    """A step of 1 unless another is said."""
+    """A stride of 1 by default."""
 
     caught_by = "test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"
     says = r"\(30, 30\) == \(10, 10\)"

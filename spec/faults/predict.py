@@ -1,4 +1,4 @@
-"""Chapter 20: answers about images that are wrong, each for want of one step of the recipe."""
+"""Chapter 20: wrong predictions; each lacks one step of the recipe."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -200,7 +200,7 @@ class TrainingModeIsKept(Fault):
 
 
 class EvaluationModeStays(Fault):
-    """eval(), and nobody puts it back: the training that goes on has no dropout any more."""
+    """eval(), and the mode is not restored: the resumed training has no dropout any more."""
 
     caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"assert \[False, False, False\] == \[True"

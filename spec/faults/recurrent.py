@@ -12,7 +12,7 @@ from spec.faults import Fault
 
 
 def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., Any]) -> tuple[Tensor, Any]:
-    """One layer in one direction: `step` makes the next state of what comes from the input and from the state."""
+    """One layer in one direction: `step` computes the next state from the projections of the input and of the state."""
     outputs = []
     for x in input:
         h = state[0] if isinstance(state, tuple) else state

@@ -1,7 +1,7 @@
-"""What a test asserts, with messages that teach: where, what came, what was needed, how exactly and why so exactly.
+"""Assertions with explanatory messages: the index, both values, the tolerance and its derivation.
 
-The order is always dtype, shape, values: the first that is wrong is said. Which clause a test is about and how to
-repeat its calls is added to every failure when it is reported.
+The order is always dtype, shape, values: the message reports the first that is wrong. The report of every failure adds
+the clause of the test and a way to repeat its calls.
 """
 
 import re
@@ -29,7 +29,7 @@ CALL_ERROR = re.compile(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a number may lie from the expected one, and why that far.
+    """The allowed distance of a number from the expected one, and its derivation.
 
     Attributes:
         absolute: One number, or a tensor that gives each element its own.

@@ -120,8 +120,8 @@ def other_archive() -> bytes:
 
 
 def second_directory(data: bytes) -> bytes:
-    """A reader that takes the directory's place as it is said finds the first one; one that takes the directory that
-    stands before the end, as Python's does, finds the second one."""
+    """A reader that takes the directory's position from the end finds the first one; one that takes the directory
+    directly before the end, as Python's does, finds the second one."""
     taken = parts(data)
     directory = b"".join(taken.entries)
     shift = len(directory)
