@@ -599,7 +599,7 @@ def optimizer(name: str) -> Draw:
         ]
         if rng.random() < 0.05:
             gradients[7] = [None if g is None else poison(rng, g) for g in gradients[7]]
-        swap = rng.choice([None, 5, 12])  # go on in a fresh optimizer of the other side, and come back 3 steps later
+        swap = rng.choice([None, 5, 12])  # continue in a fresh optimizer of the other side, and return 3 steps later
         change = rng.choice([None, 3, 10])
         to_none, use_closure = rng.random() < 0.7, rng.random() < 0.3
 

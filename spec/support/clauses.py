@@ -55,7 +55,7 @@ def read(path: Path = FILE) -> dict[str, Clause]:
     """All clauses by id.
 
     Raises:
-        ValueError: an entry whose parts are not those of a clause, or that repeats a clause without a verdict.
+        ValueError: an entry without the fields of a clause, or one that repeats a clause without a verdict.
     """
     clauses: dict[str, Clause] = {}
     for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
