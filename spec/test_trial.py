@@ -230,7 +230,7 @@ def conv2d(x, kernel, stride=1, padding=0):
 def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_path: Path) -> None:
     result = trial(tmp_path, "--level", "tutorial", mine=LOOPS)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components on trial, 12 passed, 1 not offered, 56 not claimed\n", result.out), result.out
+    assert re.search(r"mine: 1 components under test, 12 passed, 1 not offered, 56 not claimed\n", result.out), result.out
     assert "    not offered: conv2d has no parameter bias: 1 test\n" in result.out
     assert re.search(
         r"    not claimed: level definition: \d+ tests\n    not claimed: level pytorch: \d+ tests\n", result.out
@@ -245,7 +245,7 @@ def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path)
     assert result.status == 0, result.out
     assert re.search(r"    not claimed: aspect errors: \d+ tests\n    not claimed: low-precision: \d+ test", result.out)
     result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})
-    assert re.search(r"mine: 1 components on trial, [1-9] passed, \d+ not claimed\n", result.out), result.out
+    assert re.search(r"mine: 1 components under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path)
     ],
 )
 @pytest.mark.slow
-def test_an_unknown_aspect_is_said_in_one_line(tmp_path: Path, words: tuple[str, str], says: str) -> None:
+def test_an_unknown_aspect_is_reported_in_one_line(tmp_path: Path, words: tuple[str, str], says: str) -> None:
     result = trial(tmp_path, *words)
     assert result.status == 4, result.out
     assert says in result.err
