@@ -83,7 +83,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         server = self.server
@@ -97,7 +97,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         marks = server.marks if answer.marks is None else answer.marks
         start = 0
         if wanted and answer.ranges and condition in marks.values():
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # pyright: ignore[reportOptionalSubscript]
             if start >= len(content):
                 self.send_error(416)
                 return
@@ -116,7 +116,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.stalled.set()
             server.closing.wait(30)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Quiet."""
 
 
@@ -408,7 +408,7 @@ def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path,
             self.send_header("Location", server.url if self.path == "/good" else target)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             """Quiet."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Redirect) as redirecting:
@@ -500,9 +500,9 @@ def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]  # the first holds the lock while the second starts
     processes = [start(server.url, tmp_path / "file", MD5) for _ in range(2)]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
-        process.stdin.write("\n")
-        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"  # pyright: ignore[reportOptionalMemberAccess]
+        process.stdin.write("\n")  # pyright: ignore[reportOptionalMemberAccess]
+        process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
     assert server.stalled.wait(30)
     server.closing.set()
     for process in processes:
@@ -517,8 +517,8 @@ def test_two_processes_download_once(server: Server, tmp_path: Path) -> None:
 def test_a_killed_process_leaves_a_part_that_can_be_continued(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000, stall=True)]
     process = start(server.url, tmp_path / "file", MD5)
-    process.stdin.write("\n")
-    process.stdin.flush()
+    process.stdin.write("\n")  # pyright: ignore[reportOptionalMemberAccess]
+    process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
     assert server.stalled.wait(30)
     process.kill()
     process.communicate()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from reference.untrusted.pickle_machine import Record
 from spec.support.clauses import clause
 from spec.support.fuzzing import fuzz
 from spec.support.legacy_files import FORMATS, Read, packed, refused, save, written
@@ -41,9 +42,9 @@ def assert_inert(value: Any, depth: int = 0) -> None:
         kind = type(value)
         assert kind.__module__.partition(".")[0] in ("builtins", "collections", "torch", "reference"), kind
         assert not callable(value) or isinstance(value, nn.Module)
-        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else []
+        inside: list[Any] = [*value.keys(), *value.values()] if isinstance(value, dict) else []
         inside += value if isinstance(value, list | tuple | set) else []
-        if hasattr(value, "kind"):
+        if isinstance(value, Record):
             inside += [value.arguments, value.state, value.items, value.entries]
         for part in inside:
             assert_inert(part, depth + 1)
@@ -261,7 +262,7 @@ TENSORS: dict[str, tuple[Callable[[Writer, Any], Any], str]] = {
     "another number of strides": (lambda w, s: w.rebuild(s, 0, (2, 2), (1,)), "2 sizes, but 1 strides"),
     "no storage": (lambda w, s: w.rebuild("storage", 0, (1,), (1,)), ""),
     "a gradient of whole numbers": (lambda w, s: w.tensor(torch.arange(2), True), "gradient"),
-    "a gradient that is a word": (lambda w, s: w.rebuild(s, 0, (1,), (1,), "yes"), "gradient"),
+    "a gradient that is a word": (lambda w, s: w.rebuild(s, 0, (1,), (1,), "yes"), "gradient"),  # pyright: ignore[reportArgumentType]
     "a parameter of nothing": (
         lambda w, s: Call(Global("torch._utils", "_rebuild_parameter"), (1, True, OrderedDict())), "no tensor"
     ),

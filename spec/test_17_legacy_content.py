@@ -57,7 +57,7 @@ def test_tensors_of_every_kind_come_back(read_legacy_checkpoint: Read, tmp_path:
     base = torch.arange(20.0)
     views = [base[3:9:2], base.reshape(4, 5).t(), base[:1].expand(7), base[5], base[:0], torch.zeros(2, 0, 3)]
     named = torch.ones(2, requires_grad=True)
-    named.kind = "with an attribute"  # type: ignore[attr-defined]
+    named.kind = "with an attribute"  # pyright: ignore[reportAttributeAccessIssue]
     found = read_legacy_checkpoint(save([*tensors, *views, named], tmp_path / "net.pth", old)).content
     for got, expected in zip(found, [*tensors, *views, named], strict=True):
         assert got.dtype == expected.dtype
@@ -173,7 +173,7 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
     "an averaged model in DataParallel": lambda ocean: nn.DataParallel(averaged(ocean)).state_dict(),
     "an averaged model, whole": averaged,
     "DataParallel, whole": nn.DataParallel,
-    "an averaged model of DataParallel, whole": lambda ocean: averaged(nn.DataParallel(ocean)),
+    "an averaged model of DataParallel, whole": lambda ocean: averaged(nn.DataParallel(ocean)),  # pyright: ignore[reportArgumentType]
     "parameters": lambda ocean: {key: nn.Parameter(tensor) for key, tensor in ocean.state_dict().items()},
     "named parameters": lambda ocean: dict(ocean.named_parameters()),
     "arrays of NumPy": lambda ocean: {key: tensor.numpy() for key, tensor in ocean.state_dict().items()},

@@ -5,7 +5,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Hidden(nn.Module):
 
 
 @pytest.fixture
-def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Saves an object of a class in a module that exists only for that moment."""
 
     def save_and_forget(kind: type, path: Path, module: str = "their_code", old: bool = False, **made: Any) -> Any:
@@ -385,7 +385,7 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
 def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     """A BatchNorm2d that counts no batches (before 0.4.1), and attention with another class of Linear (before 1.9)."""
     norm = nn.BatchNorm2d(2).eval()
-    norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0]))  # pyright: ignore[reportOptionalMemberAccess]
     writer = Writer("1.5")
     names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
     buffers = {"running_mean": norm.running_mean, "running_var": norm.running_var}

@@ -182,5 +182,5 @@ class ForgetsTheMask(Fault):
             if name.endswith("_mask"):
                 tensor.fill_(1)
         unmasked = {n.removesuffix("_orig"): t for n, t in found.state_dict.items() if not n.endswith("_mask")}
-        found.network.load_state_dict(unmasked)
+        found.network.load_state_dict(unmasked)  # pyright: ignore[reportOptionalMemberAccess]
         return found

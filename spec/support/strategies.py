@@ -67,7 +67,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
                 raise failure
             examples[:] = found
 
-        judged.__signature__ = inspect.signature(search)  # type: ignore[attr-defined]
+        judged.__signature__ = inspect.signature(search)  # pyright: ignore[reportAttributeAccessIssue]
         judged.__wrapped__ = test  # where an editor finds it
         return judged
 
