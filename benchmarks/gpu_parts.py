@@ -343,7 +343,7 @@ def batch(piece: tuple[np.ndarray[Any, Any], list[int]]) -> bytes:
 
 def fast(place: Place) -> None:
     """`--recipe fast`: 6,400 images until the tutorial's accuracy, then 1, 4 and 10 epochs, each over 3 seeds."""
-    from benchmarks.training import IMAGES, learn
+    from benchmarks.training.recipe import IMAGES, learn
 
     train_set, test_set = place.halves()
     few = Shapes(train=True, size=64) if place.rehearse else type("Few", (Resident,), {})()

@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ class Outcomes:
             self.flush(key)
         self.write({"slowest": self.slowest})
 
-    def write(self, content: dict[str, object]) -> None:
+    def write(self, content: dict[str, Any]) -> None:
         """Append a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line(content | {"at": round(time.time(), 1)}))

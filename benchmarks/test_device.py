@@ -46,7 +46,7 @@ def training_step(
         wait: False: a step of a resident batch ends when its operations are queued.
     """
     torch.manual_seed(0)
-    network = Ocean(10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = Ocean(10).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     compile_network(network, compiled, device)
     optimizer, loss = torch.optim.SGD(network.parameters(), 0.01), nn.CrossEntropyLoss()
     shapes = Shapes(train=True, size=batch)

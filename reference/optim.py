@@ -86,7 +86,7 @@ class Optimizer(torch.optim.Optimizer):
             elif parameter.grad is not None:
                 parameter.grad.detach_().zero_()
 
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Change each parameter that has a gradient.
 
         Args:

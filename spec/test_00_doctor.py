@@ -55,7 +55,7 @@ def test_the_doctor_checks_everything_and_gives_a_remedy_for_each_problem(tmp_pa
 @clause("00.doctor.versions")
 def test_it_asks_for_the_versions_that_the_package_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"])  # type: ignore[union-attr]
+    asked = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"])  # pyright: ignore[reportArgumentType, reportCallIssue, reportOptionalMemberAccess]
     monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
     remedies = [finding.remedy for finding in doctor.software() if finding.what != "Python"]
     assert remedies == [f'python -m pip install "{name}>={least}"' for name, least in asked.items()]
@@ -208,7 +208,7 @@ def without(names: str) -> None:
     for name in names.split():
         for module in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
             del sys.modules[module]
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]
     for module in [module for module in sys.modules if module.partition(".")[0] == "reference"]:
         del sys.modules[module]
 
@@ -299,7 +299,7 @@ def without_tensorboard() -> None:
     """As on a machine where TensorBoard is not installed."""
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
         del sys.modules[name]
-    sys.modules["tensorboard"] = None  # type: ignore[assignment]
+    sys.modules["tensorboard"] = None  # pyright: ignore[reportArgumentType]
 
 
 @clause("00.remote.ssh")

@@ -210,7 +210,7 @@ def test_colours_pass_while_the_help_is_printed_and_other_escapes_never(monkeypa
 @pytest.mark.parametrize(("number", "failed"), [(errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)])
 def test_a_console_that_cannot_be_written_is_given_up_without_a_word(number: int, failed: bool) -> None:
     raw = Failing(number)
-    stream = Console(io.TextIOWrapper(raw, encoding="utf-8", write_through=True))  # type: ignore[arg-type]
+    stream = Console(io.TextIOWrapper(raw, encoding="utf-8", write_through=True))  # pyright: ignore[reportArgumentType]
     for _ in range(3):
         print("text", file=stream, flush=True)
     assert raw.writes == 1
@@ -396,5 +396,5 @@ def test_no_attribute_of_a_foreign_layer_brings_escapes_into_the_printed_network
         with pytest.raises(CannotRunError):
             plain(value)
         weights = {f"w{number}": torch.zeros(1) for number in range(9)}
-        shown = Printer()(Module(kind, {attribute: value}, weights, {}, {}))
+        shown = Printer()(Module(kind, {attribute: value}, weights, {}, {}))  # pyright: ignore[reportArgumentType]
         assert is_printable(shown)

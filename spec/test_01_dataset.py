@@ -78,7 +78,8 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
     colour, alpha = gradient(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(np.dstack([colour, alpha])).save(
-        tmp_path / f"a{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
+        tmp_path / f"a{suffix}",
+        **({"lossless": True, "exact": True} if suffix == ".webp" else {}),  # pyright: ignore[reportArgumentType]
     )
     assert np.array_equal(pixels(tmp_path / f"a{suffix}"), over_white(colour, alpha))
 
@@ -210,7 +211,7 @@ def test_damaged_metadata_do_not_make_an_image_unreadable(tmp_path: Path) -> Non
 def test_of_an_animation_the_first_frame_is_shown(suffix: str, tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
     options = {"lossless": True} if suffix == ".webp" else {}
-    red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue], **options)
+    red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue], **options)  # pyright: ignore[reportArgumentType]
     with Image.open(tmp_path / f"a{suffix}") as stored:
         assert getattr(stored, "n_frames", 1) == 2
     assert pixels(tmp_path / f"a{suffix}").tolist() == [[[255, 0, 0]] * 4] * 4
@@ -542,7 +543,7 @@ def test_ants_and_bees_lie_in_the_folders_of_the_listing(
 
 @clause("01.folder.init")
 def test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label(LabeledFolder: Folder, root: Path) -> None:
-    kind: Any = LabeledFolder.target  # type: ignore[attr-defined]
+    kind: Any = LabeledFolder.target  # pyright: ignore[reportFunctionMemberAccess]
     seen = []
 
     class Watched(kind):
@@ -556,17 +557,17 @@ def test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label(Label
 
 @clause("01.folder.self")
 def test_two_data_sets_hold_two_folders_and_no_global_variable(LabeledFolder: Folder, root: Path) -> None:
-    names = set(vars(sys.modules[LabeledFolder.target.__module__]))  # type: ignore[attr-defined]
+    names = set(vars(sys.modules[LabeledFolder.target.__module__]))  # pyright: ignore[reportFunctionMemberAccess]
     ants, bees = LabeledFolder(root, "ants"), LabeledFolder(root, "bees")
     assert (ants[0][1], bees[0][1], ants[0][1]) == ("ants", "bees", "ants")
     assert (len(ants), len(bees)) == (6, 3)
-    assert set(vars(sys.modules[LabeledFolder.target.__module__])) == names  # type: ignore[attr-defined]
+    assert set(vars(sys.modules[LabeledFolder.target.__module__])) == names  # pyright: ignore[reportFunctionMemberAccess]
     assert "root_dir" not in names
 
 
 @clause("01.folder.index", "01.folder.length")
 def test_brackets_call_getitem_and_len_calls_len(LabeledFolder: Folder, root: Path) -> None:
-    kind: Any = LabeledFolder.target  # type: ignore[attr-defined]
+    kind: Any = LabeledFolder.target  # pyright: ignore[reportFunctionMemberAccess]
 
     class Called(kind):
         def __getitem__(self, index: int) -> Any:
@@ -731,7 +732,7 @@ def test_the_reference_says_which_index_and_which_length(root: Path) -> None:
     with pytest.raises(IndexError, match=r"index 6 is out of range for 6 items"):
         (bees + bees)[6]
     with pytest.raises(TypeError, match=r"taken by one integer, got 1\.0"):
-        bees[1.0]  # type: ignore[index]
+        bees[1.0]  # pyright: ignore[reportArgumentType]
 
 
 @clause("01.folder.concatenation")
@@ -748,12 +749,12 @@ def test_the_reference_adds_thousands_of_parts(root: Path) -> None:
 @pytest.mark.parametrize("other", [3, None, iter([])], ids=["int", "None", "iterator"])
 def test_the_reference_adds_nothing_without_length_and_items(other: Any, root: Path) -> None:
     with pytest.raises(TypeError, match=rf"got {type(other).__name__}"):
-        ReferenceFolder(root, "bees") + other
+        ReferenceFolder(root, "bees") + other  # pyright: ignore[reportUnusedExpression]
 
 
 @pytest.mark.slow
 @clause("01.folder.workers")
 def test_the_reference_travels_to_worker_processes(root: Path) -> None:
     both = ReferenceFolder(root, "ants", height_of) + ReferenceFolder(root, "bees", height_of)
-    loader = DataLoader(both, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(both, batch_size=None, num_workers=1, multiprocessing_context="spawn")  # pyright: ignore[reportArgumentType]
     assert [tuple(item) for item in loader] == ANTS + BEES

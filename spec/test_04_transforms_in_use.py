@@ -121,7 +121,7 @@ def test_a_transform_of_an_image_needs_no_accelerator(ToTensor: Transform, Norma
 def test_the_board_needs_no_distutils_any_more() -> None:
     spec = importlib.util.find_spec("torch.utils.tensorboard")
     assert spec is not None
-    (folder,) = spec.submodule_search_locations or ()
+    (folder,) = spec.submodule_search_locations or ()  # pyright: ignore[reportAssignmentType]
     texts = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.py")]
     assert any("SummaryWriter" in text for text in texts)
     assert [text for text in texts if "distutils" in text] == []
@@ -545,7 +545,7 @@ def padded(pixels: np.ndarray, padding: Any, padding_mode: str, fill: int) -> np
     """Rows and columns (and channels) with a border, by numpy."""
     left, top, right, bottom = borders(padding)
     width = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
-    return np.pad(pixels, width, padding_mode, **({"constant_values": fill} if padding_mode == "constant" else {}))  # type: ignore[call-overload]
+    return np.pad(pixels, width, padding_mode, **({"constant_values": fill} if padding_mode == "constant" else {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @clause("04.crop.window", "04.crop.padding", "04.crop.draws")

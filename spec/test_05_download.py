@@ -1,6 +1,6 @@
 """Chapter 05: a download from hostile mirrors: it ends, within bounds of disk, memory and time, and asks the next one.
 
-Ordinary downloads are specified in `test_05_cifar10.py`. Here a mirror is a function that gets the connection.
+Ordinary downloads are specified in `test_05_cifar10_download.py`. Here a mirror is a function that gets the connection.
 """
 
 import contextlib

@@ -133,7 +133,7 @@ print(torch.get_num_threads(), hashlib.sha256(shapes.images.numpy().tobytes()).h
 def test_another_process_with_other_settings_draws_the_same(Shapes: Make) -> None:
     here = Shapes(size=1005, seed=3)
     threads = 2 if torch.get_num_threads() == 1 else 1
-    program = PROGRAM.format(import_line=Shapes._import_line)  # type: ignore[attr-defined]
+    program = PROGRAM.format(import_line=Shapes._import_line)  # pyright: ignore[reportFunctionMemberAccess]
     environment = os.environ | {"PYTHONHASHSEED": "99", "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{threads} {digest(here.images)} {here.targets.tolist()}"

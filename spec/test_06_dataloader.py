@@ -451,8 +451,8 @@ def test_containers_are_collated_part_by_part(DataLoader: Loader, items: list[An
         pytest.param([True, False], torch.tensor([True, False]), id="truth values become bool"),
         pytest.param([torch.ones(2, 3)] * 2, torch.ones(2, 2, 3), id="tensors are stacked along a new first dimension"),
         pytest.param([torch.tensor(1.0)] * 2, torch.ones(2), id="tensors without dimensions too"),
-        pytest.param([np.float32([1, 2])] * 2, torch.tensor([[1.0, 2.0]] * 2), id="arrays are stacked, of their dtype"),
-        pytest.param(list(np.int32([1, 2])), torch.tensor([1, 2], dtype=torch.int32), id="NumPy's numbers too"),
+        pytest.param([np.float32([1, 2])] * 2, torch.tensor([[1.0, 2.0]] * 2), id="arrays are stacked, of their dtype"),  # pyright: ignore[reportArgumentType]
+        pytest.param(list(np.int32([1, 2])), torch.tensor([1, 2], dtype=torch.int32), id="NumPy's numbers too"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_numbers_and_tensors_become_one_tensor(DataLoader: Loader, items: list[Any], expected: torch.Tensor) -> None:
@@ -680,7 +680,7 @@ for batch in DataLoader(Processes(), num_workers=2):
 @pytest.mark.slow
 @clause("06.workers.end")
 def test_ctrl_c_at_the_terminal_ends_consumer_and_workers(DataLoader: Loader) -> None:
-    command = [sys.executable, "-c", CONSUMER.format(import_line=DataLoader._import_line)]  # type: ignore[attr-defined]
+    command = [sys.executable, "-c", CONSUMER.format(import_line=DataLoader._import_line)]  # pyright: ignore[reportFunctionMemberAccess]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as consumer:
@@ -747,7 +747,7 @@ def test_an_empty_data_set_has_no_batches(DataLoader: Loader, drop_last: bool, n
 def test_the_reference_s_loaders_shuffle_nothing_where_pytorch_s_refuses(kind: Any) -> None:
     assert list(kind(Numbered(0), 4, True)) == []
     with pytest.raises(ValueError, match="num_samples=0"):
-        torch.utils.data.DataLoader(Numbers(0), 4, True)
+        torch.utils.data.DataLoader(Numbers(0), 4, True)  # pyright: ignore[reportArgumentType]
 
 
 @clause("06.workers.exception")
@@ -815,7 +815,7 @@ def test_both_loaders_of_the_reference_yield_the_same_as_pytorch_s(
     options: dict[str, Any], finished: list[bool], seed: int
 ) -> None:
     dataset = Numbered(min(options.pop("n"), 12))
-    theirs = torch.utils.data.DataLoader(dataset, generator=seeded(seed), **options)
+    theirs = torch.utils.data.DataLoader(dataset, generator=seeded(seed), **options)  # pyright: ignore[reportArgumentType]
     loaders = [kind(dataset, generator=seeded(seed), **options) for kind in (ReferenceLoader, ResidentLoader)]
     for whole in finished:
         batches = None if whole else 1
@@ -840,7 +840,7 @@ def test_144_images_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_th
     dataset.transform = torchvision.transforms.ToTensor()
     options: dict[str, Any] = {"batch_size": 64, "shuffle": shuffle, "drop_last": drop_last}
     ours = ResidentLoader(dataset, generator=seeded(5), **options)
-    theirs = torch.utils.data.DataLoader(dataset, generator=seeded(5), **options)
+    theirs = torch.utils.data.DataLoader(dataset, generator=seeded(5), **options)  # pyright: ignore[reportArgumentType]
     for _ in range(2):
         found = list(ours)
         assert [len(images) for images, _ in found] == sizes

@@ -100,7 +100,7 @@ def alive(process: int) -> bool:
 def test_getitems_is_given_the_indices_of_a_batch(DataLoader: Loader, num_workers: int) -> None:
     loader = DataLoader(AtOnce(6), batch_size=4, num_workers=num_workers)
     assert lists(loader) == [[0, 10, 20, 30], [40, 50]]
-    subset = torch.utils.data.Subset(AtOnce(9), [8, 1, 1])  # PyTorch's own has it, and passes it on
+    subset = torch.utils.data.Subset(AtOnce(9), [8, 1, 1])  # PyTorch's own has it, and passes it on  # pyright: ignore[reportArgumentType]
     assert lists(DataLoader(subset, batch_size=2, num_workers=num_workers)) == [[80, 10], [10]]
 
 
@@ -269,7 +269,7 @@ class Informed(Numbers):
 
     def __getitem__(self, index: int) -> Any:
         info = torch.utils.data.get_worker_info()
-        return None if info is None else [info.id, info.num_workers, info.seed, info.dataset.n, info.dataset is self]
+        return None if info is None else [info.id, info.num_workers, info.seed, info.dataset.n, info.dataset is self]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @clause("06.workers.info")

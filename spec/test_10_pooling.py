@@ -204,7 +204,7 @@ class Case:
 
 def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:
     """Two numbers in one draw."""
-    return st.sampled_from(list(product(range(low, high + 1), repeat=2)))
+    return st.sampled_from(list(product(range(low, high + 1), repeat=2)))  # pyright: ignore[reportReturnType]
 
 
 @st.composite

@@ -171,7 +171,7 @@ def test_on_images_of_bars_a_network_learns_with_relu_and_not_with_sigmoid(ReLU:
         torch.manual_seed(0)
         layers = [part for i in (64, 32) for part in (nn.Linear(i, 32), activation())]
         network = nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, 1), nn.Flatten(0))
-        parameters = list(network.parameters())
+        parameters, loss = list(network.parameters()), torch.zeros(())
         for _ in range(40):
             loss = nn.functional.binary_cross_entropy_with_logits(network(bars), lying)
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -419,7 +419,7 @@ def assert_written(in_place: Activation, activation: Activation, case: Case) -> 
     assert output.data_ptr() == x.data_ptr()
     of = [case.tensor().requires_grad_() for _ in range(2)]
     gradients = [torch.autograd.grad(f(1 * x).sum(), x)[0] for f, x in zip((in_place, activation), of, strict=True)]
-    assert_equal(*gradients, "the gradient of the input")
+    assert_equal(*gradients, "the gradient of the input")  # pyright: ignore[reportCallIssue]
 
 
 # The properties of softmax

@@ -452,14 +452,14 @@ class Multihead:
         q, k, v = projected(state, *inputs, self.add_zero_attn)
         parts = zip(*(x.split(self.head_dim, -1) for x in (q, k, v)), strict=True)
         scale = 1 / math.sqrt(self.head_dim)
-        heads = [attention(*part, scale, factor[:, h]) for h, part in enumerate(parts)]
+        heads = [attention(*part, scale, factor[:, h]) for h, part in enumerate(parts)]  # pyright: ignore[reportCallIssue]
         output = torch.cat([output for output, _ in heads], -1) @ state["out_proj.weight"].T
         return output + state.get("out_proj.bias", 0), torch.stack([weights for _, weights in heads], 1)
 
     def tolerances(self, dtype: torch.dtype, state: State, inputs: Tensors) -> tuple[Tolerance, Tolerance]:
         """Of the output and of the weights, from the largest numbers that can be on the way."""
         absolute = {name: value.abs() for name, value in state.items()}
-        q, k, v = (x.max().item() for x in projected(absolute, *(x.abs() for x in inputs), self.add_zero_attn))
+        q, k, v = (x.max().item() for x in projected(absolute, *(x.abs() for x in inputs), self.add_zero_attn))  # pyright: ignore[reportCallIssue]
         logit = q * k * math.sqrt(self.head_dim) + 4  # two masks of at most 2
         terms = max(x.shape[-1] for x in inputs) + 2
         out = absolute["out_proj.weight"].sum(1).max().item() * v + absolute.get("out_proj.bias", torch.zeros(1)).max()
@@ -578,7 +578,7 @@ def test_a_query_that_may_see_nothing_gets_nan_or_only_the_bias(MultiheadAttenti
     assert weights[0, 0].isnan().all()
     assert output[1:].isfinite().all()
     output, _ = layer(x, x, x, attn_mask=mask, need_weights=False)
-    assert_equal(output[0, 0], layer.out_proj.bias.detach(), "the output without the weights")
+    assert_equal(output[0, 0], layer.out_proj.bias.detach(), "the output without the weights")  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 @clause("12.multihead.empty")
@@ -609,7 +609,7 @@ def test_dropout_drops_weights_in_training_only(MultiheadAttention: Layer) -> No
 def test_dropout_1_leaves_only_the_bias(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dropout=1.0), seed=0), torch.randn(3, 2, 4)
     output, _ = layer(x, x, x, need_weights=need_weights)
-    assert_equal(output, layer.out_proj.bias.detach().expand(3, 2, 4))
+    assert_equal(output, layer.out_proj.bias.detach().expand(3, 2, 4))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 MULTIHEAD_SHAPES = {
@@ -851,7 +851,7 @@ def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
     # A layer with hooks is one for which PyTorch does not take its kernel for evaluation. That kernel hides whatever is
     # not 0 in a float mask, instead of adding it: left out here.
     hooked = watched or case.attention.attn == "float"
-    make = TransformerEncoderLayer if hooked else TransformerEncoderLayer.target  # type: ignore[attr-defined]
+    make = TransformerEncoderLayer if hooked else TransformerEncoderLayer.target  # pyright: ignore[reportFunctionMemberAccess]
     layer, src = case.layer(make), case.attention.inputs()[0]
     if hooked:
         layer.register_forward_hook(lambda *_: None)
@@ -924,7 +924,7 @@ def test_is_causal_applies_the_causal_mask_to_the_source(TransformerEncoderLayer
 def test_dropout_1_leaves_the_residual(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
     layer = with_numbers(TransformerEncoderLayer(4, 2, 8, dropout=1.0, norm_first=norm_first), seed=0)
     src = torch.randn(3, 2, 4)
-    assert_equal(layer(src), src if norm_first else layer.norm2(layer.norm1(src)).detach())
+    assert_equal(layer(src), src if norm_first else layer.norm2(layer.norm1(src)).detach())  # pyright: ignore[reportCallIssue]
 
 
 @clause("12.encoder.dropout")

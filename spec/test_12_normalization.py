@@ -831,7 +831,7 @@ def test_a_layer_norm_layer_prints_its_arguments(
 def test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways(
     LayerNorm: Layer, options: dict[str, Any], started: dict[str, float]
 ) -> None:
-    ours, pytorchs = LayerNorm((2, 3), **options), nn.LayerNorm((2, 3), **options)
+    ours, pytorchs = LayerNorm((2, 3), **options), nn.LayerNorm((2, 3), **options)  # pyright: ignore[reportArgumentType]
     assert list(ours.state_dict()) == list(started)
     for number, (name, value) in enumerate(started.items()):
         assert_equal(ours.state_dict()[name], torch.full((2, 3), value), name)

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.graph_pb2 import GraphDef  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -232,8 +232,8 @@ def test_the_network_is_not_a_vgg(network: Network) -> None:
     with torch.device("meta"):
         vgg = torchvision.models.vgg16(init_weights=False)
     # a VGG has 3×3 kernels and a ReLU after each layer with weights but the last; this network has neither
-    assert {layer.kernel_size for layer in vgg.features if isinstance(layer, nn.Conv2d)} == {(3, 3)}
-    layers = [*vgg.features, *vgg.classifier]
+    assert {layer.kernel_size for layer in vgg.features if isinstance(layer, nn.Conv2d)} == {(3, 3)}  # pyright: ignore[reportGeneralTypeIssues]
+    layers = [*vgg.features, *vgg.classifier]  # pyright: ignore[reportGeneralTypeIssues]
     followed = [
         isinstance(after, nn.ReLU) for layer, after in pairwise(layers) if isinstance(layer, nn.Conv2d | nn.Linear)
     ]
@@ -276,7 +276,7 @@ def test_nn_modules_is_no_class_to_inherit_from() -> None:
     assert isinstance(nn.Module, type)
     with pytest.raises(TypeError, match=r"module\(\) takes at most 2 arguments \(3 given\)"):
 
-        class Ocean(nn.modules):  # type: ignore[misc]
+        class Ocean(nn.modules):  # pyright: ignore[reportGeneralTypeIssues]
             pass
 
 
@@ -289,7 +289,7 @@ def test_a_class_is_no_network() -> None:
 
     assert str(Ocean).startswith("<class '")
     with pytest.raises(TypeError, match=r"__init__\(\) takes 1 positional argument but 2 were given"):
-        Ocean(torch.ones(64, 3, 32, 32))  # type: ignore[call-arg]
+        Ocean(torch.ones(64, 3, 32, 32))  # pyright: ignore[reportCallIssue]
 
 
 @clause("13.listing.nested_forward")

@@ -258,7 +258,7 @@ def test_jvp_is_the_derivative_along_a_direction(component: Any) -> None:
                 given[i] = tensor
             return function(*given)
 
-        output, slope = jvp(of_wanted, tuple(arguments[i] for i in wanted), directions)
+        output, slope = jvp(of_wanted, tuple(arguments[i] for i in wanted), directions)  # pyright: ignore[reportAssignmentType]
         expected_output, matrices = function(*arguments), jacobian(function, arguments)
     assert_close(output, expected_output, tolerance(expected_output), "the output of jvp")
     dims = expected_output.dim()

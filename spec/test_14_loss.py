@@ -194,7 +194,7 @@ def test_4_is_the_sum_and_the_mean_is_a_third_of_it(mse_loss: Loss) -> None:
 
 @clause("14.cross_entropy.listing")
 def test_a_test_set_one_by_one_prints_ok_10000_times() -> None:
-    assert len(DataLoader(range(10000), batch_size=1)) == 10000  # chapter 14, line 1060
+    assert len(DataLoader(range(10000), batch_size=1)) == 10000  # chapter 14, line 1060  # pyright: ignore[reportArgumentType]
 
 
 @clause("14.cross_entropy.listing")
@@ -204,7 +204,7 @@ def test_the_loop_of_the_chapter_prints_ok_for_each_image(
 ) -> None:
     items = [(normal(3, 4, 4, seed=label, dtype=torch.float32), label) for label in range(10)]
     ocean, loss = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.Linear(64, 64)), CrossEntropyLoss()
-    for images, labels in DataLoader(items, batch_size=1):
+    for images, labels in DataLoader(items, batch_size=1):  # pyright: ignore[reportArgumentType]
         loss(ocean(images), labels).backward()
         print("ok")
     assert capsys.readouterr().out.split() == ["ok"] * 10
@@ -417,7 +417,7 @@ OPTIONS = list(product((False, True), (-100, -1, 0, 255), ("mean", "sum", "none"
 
 def cases() -> st.SearchStrategy[Case]:
     sizes, options = st.sampled_from(SIZES), st.sampled_from(OPTIONS)
-    return st.builds(lambda size, chosen, seed: Case(*size, *chosen, seed), sizes, options, seeds)
+    return st.builds(lambda size, chosen, seed: Case(*size, *chosen, seed), sizes, options, seeds)  # pyright: ignore[reportCallIssue]
 
 
 def rows(scores: Tensor) -> list[list[float]]:

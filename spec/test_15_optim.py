@@ -41,7 +41,7 @@ def ocean() -> nn.Module:
 
 @clause("15.sgd.twenty_lines")
 def test_a_test_set_in_batches_of_64_is_157_steps_an_epoch() -> None:
-    assert len(DataLoader(range(10000), batch_size=64)) == 157  # chapter 15, line 1112
+    assert len(DataLoader(range(10000), batch_size=64)) == 157  # chapter 15, line 1112  # pyright: ignore[reportArgumentType]
 
 
 @clause("15.sgd.twenty_lines", "15.sgd.running_loss")
@@ -52,7 +52,7 @@ def test_twenty_epochs_print_twenty_losses_with_their_graph(SGD: Optimizer, caps
     optim = SGD(network.parameters(), lr=0.01)
     for _ in range(20):
         running_loss = 0.0
-        for images, labels in DataLoader(images_and_labels, batch_size=2):
+        for images, labels in DataLoader(images_and_labels, batch_size=2):  # pyright: ignore[reportArgumentType]
             result = loss(network(images), labels)
             optim.zero_grad()
             result.backward()
@@ -115,7 +115,7 @@ def test_a_sum_of_losses_keeps_the_graph_and_a_sum_of_their_items_does_not() -> 
         "tensor(12., dtype=torch.float64, grad_fn=<AddBackward0>)",
         "12.0",
     )
-    assert_equal(torch.autograd.grad(running_loss, x)[0], [12.0], "the gradient through all three losses")
+    assert_equal(torch.autograd.grad(running_loss, x)[0], [12.0], "the gradient through all three losses")  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 # The properties: SGD
@@ -217,6 +217,7 @@ def test_sgd_with_momentum_is_the_heavy_ball(SGD: Optimizer, momentum: float, cu
 def test_under_a_constant_gradient_the_velocity_grows_to_a_limit(SGD: Optimizer, steps: int) -> None:
     x = parameter(0)
     optimizer = SGD([x], lr=1, momentum=0.5)
+    before = x.detach().clone()
     for _ in range(steps):
         before = x.detach().clone()
         step(optimizer, x, [1.0])

@@ -119,7 +119,7 @@ class Options:
         g = torch.tensor([0.5, 1.5], dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(moved, (start, g))
         derivative = torch.autograd.grad(moved(start, g).sum(), start)[0]
-        assert_close(derivative, [self.kept] * 2, rounding(torch.float64, 2), "the derivative after the start")
+        assert_close(derivative, [self.kept] * 2, rounding(torch.float64, 2), "the derivative after the start")  # pyright: ignore[reportAttributeAccessIssue]
 
     @clause("15.optimizer.tensors")
     def test_a_learning_rate_that_is_a_tensor_and_changed_in_place_counts_from_the_next_step(
@@ -261,7 +261,7 @@ class TestSGD(Options):
         made = SGD([x], lr=0.5, momentum=0.5)
         for _ in range(2):
             with torch.sparse.check_sparse_tensor_invariants():
-                x.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2, dtype=torch.float64), (3, 2))
+                x.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2, dtype=torch.float64), (3, 2))  # pyright: ignore[reportArgumentType]
             made.step()
         # 1 - 0.5 · 1 - 0.5 · (0.5 · 1 + 1)
         assert_equal(x, [[1.0, 1.0], [-0.25, -0.25], [1.0, 1.0]], "the parameter")
@@ -309,7 +309,7 @@ class OptionsOfAdam(Options):
     def test_adam_and_adamw_reject_sparse_gradients(self, optimizer: Optimizer) -> None:
         x = nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
         with torch.sparse.check_sparse_tensor_invariants():
-            x.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2, dtype=torch.float64), (3, 2))
+            x.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2, dtype=torch.float64), (3, 2))  # pyright: ignore[reportArgumentType]
         with rejects(naming="sparse"):
             optimizer([x]).step()
 

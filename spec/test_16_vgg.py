@@ -798,7 +798,7 @@ def test_weights_that_float32_holds_exactly_are_accepted(tmp_path: Path, change:
     torch.save(state, tmp_path / "mine.pth")
     source, found = read_weights(str(tmp_path / "mine.pth"), "VGG16_Weights", progress=False)
     expected = on_meta(reference.vgg16).state_dict()
-    reference.models.pretrained.check_state(source, found, expected, "VGG16")
+    reference.models.pretrained.check_state(source, found, expected, "VGG16")  # pyright: ignore[reportAttributeAccessIssue]
     assert firsts(found) == firsts(state)
 
 
@@ -986,7 +986,7 @@ def test_the_listing_prints_both_networks_and_shows_them_no_image(
 def test_imagenet_asks_for_archives_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # chapter 16, lines 1162 and 1164
     scipy = ModuleType("scipy")
-    scipy.io = ModuleType("scipy.io")  # it imports SciPy before it looks for the archive
+    scipy.io = ModuleType("scipy.io")  # it imports SciPy before it looks for the archive  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "scipy", scipy)
     monkeypatch.setitem(sys.modules, "scipy.io", scipy.io)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something is fetched"))

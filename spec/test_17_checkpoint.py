@@ -662,7 +662,7 @@ def spoilt(change: Callable[[Ocean], Any]) -> Ocean:
 
 
 def marked(parameter: nn.Parameter) -> nn.Parameter:
-    parameter.mark = 3  # type: ignore[attr-defined]
+    parameter.mark = 3  # pyright: ignore[reportAttributeAccessIssue]
     return parameter
 
 
@@ -768,8 +768,8 @@ def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: P
 def test_a_network_that_pytorch_has_compiled_is_saved_without_its_wrapper(tmp_path: Path) -> None:
     network = Ocean()
     expected = dict(network.state_dict())
-    for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):
-        save_checkpoint(tmp_path / "net.pt", compiled, NAMES)
+    for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):  # pyright: ignore[reportArgumentType]
+        save_checkpoint(tmp_path / "net.pt", compiled, NAMES)  # pyright: ignore[reportArgumentType]
         assert same(load_checkpoint(tmp_path / "net.pt")["state_dict"], expected)
     network.model1[7] = torch.compile(network.model1[7])
     assert "model1.7._orig_mod.weight" in network.state_dict()

@@ -455,11 +455,11 @@ def test_missing_and_unexpected_keys_are_named_together() -> None:
 def test_strict_false_returns_the_keys_that_do_not_fit_and_raises_nothing() -> None:
     network, state = small(), small().state_dict()
     state["2.weigth"] = state.pop("2.weight")
-    before = network[2].weight.detach().clone()
+    before = network[2].weight.detach().clone()  # pyright: ignore[reportCallIssue]
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["2.weight"], ["2.weigth"])
-    assert_equal(network[2].weight.detach(), before, "the weight that was misspelled")
-    assert_equal(network[0].weight.detach(), state["0.weight"], "the weight that was not")
+    assert_equal(network[2].weight.detach(), before, "the weight that was misspelled")  # pyright: ignore[reportCallIssue]
+    assert_equal(network[0].weight.detach(), state["0.weight"], "the weight that was not")  # pyright: ignore[reportCallIssue]
 
 
 @clause("17.saving.strict")
@@ -484,7 +484,7 @@ def test_another_shape_is_refused_strict_or_not(shape: tuple[int, ...], strict: 
 def test_an_error_does_not_undo_earlier_copies() -> None:
     network = small()
     state = {name: torch.full_like(value, 7) for name, value in network.state_dict().items()}
-    before = network[0].weight.tolist()
+    before = network[0].weight.tolist()  # pyright: ignore[reportCallIssue]
     with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight"):
         network.load_state_dict(state | {"0.weight": torch.zeros(1, 1)})
     found = numbers(network)
@@ -517,7 +517,7 @@ def test_loading_keeps_the_parameter_objects() -> None:
     network.load_state_dict(state)
     assert all(one is other for one, other in zip(network.parameters(), before, strict=True))
     state["0.weight"].zero_()
-    assert not torch.equal(network[0].weight, state["0.weight"])
+    assert not torch.equal(network[0].weight, state["0.weight"])  # pyright: ignore[reportArgumentType]
 
 
 @clause("17.saving.assign")
@@ -527,7 +527,7 @@ def test_assign_takes_the_tensors_themselves_with_their_dtype() -> None:
     state = small().double().state_dict()
     network.load_state_dict(state, assign=True)
     assert network[0].weight.dtype == torch.float64
-    assert network[0].weight.data_ptr() == state["0.weight"].data_ptr()
+    assert network[0].weight.data_ptr() == state["0.weight"].data_ptr()  # pyright: ignore[reportCallIssue]
     before = numbers(network)
     network(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
     optimizer.step()  # of the parameters that the network no longer has
@@ -637,7 +637,7 @@ def test_resuming_needs_the_optimizers_state_too(with_optimizer: bool) -> None:
 def test_data_parallel_and_compile_put_a_prefix_before_every_name() -> None:
     assert list(nn.DataParallel(nn.Linear(1, 1)).state_dict()) == ["module.weight", "module.bias"]
     compiled = torch.compile(nn.Linear(1, 1))
-    assert list(compiled.state_dict()) == ["_orig_mod.weight", "_orig_mod.bias"]
+    assert list(compiled.state_dict()) == ["_orig_mod.weight", "_orig_mod.bias"]  # pyright: ignore[reportFunctionMemberAccess]
     in_place = nn.Linear(1, 1)
     in_place.compile()
     assert list(in_place.state_dict()) == ["weight", "bias"]
@@ -656,7 +656,7 @@ def test_prefixed_names_fit_nothing_until_the_prefix_is_removed(prefix: str) -> 
         '\tMissing key(s) in state_dict: "weight", "bias". \n'
         f'\tUnexpected key(s) in state_dict: "{prefix}weight", "{prefix}bias". '
     )
-    nn.modules.utils.consume_prefix_in_state_dict_if_present(state, prefix)  # in place
+    nn.modules.utils.consume_prefix_in_state_dict_if_present(state, prefix)  # in place  # pyright: ignore[reportAttributeAccessIssue]
     again.load_state_dict(state)
     assert numbers(again) == numbers(network)
 

@@ -60,7 +60,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    import model
+    import model  # pyright: ignore[reportMissingImports]
 
     yield model
     sys.modules.pop("model", None)
@@ -132,8 +132,8 @@ def test_five_files_of_10000_are_50000_images_and_one_is_the_test_set(CIFAR10: M
     demanded = torchvision.datasets.CIFAR10.meta["md5"]
     assert hashlib.md5(python2_pickle(meta())).hexdigest() == demanded
     assert hashlib.md5(python2_pickle(meta() | {"num_cases_per_batch": 9_999})).hexdigest() != demanded
-    assert len(torchvision.datasets.CIFAR10.train_list) * meta()["num_cases_per_batch"] == TRAIN_SIZE
-    assert len(torchvision.datasets.CIFAR10.test_list) * meta()["num_cases_per_batch"] == TEST_SIZE
+    assert len(torchvision.datasets.CIFAR10.train_list) * meta()["num_cases_per_batch"] == TRAIN_SIZE  # pyright: ignore[reportOperatorIssue]
+    assert len(torchvision.datasets.CIFAR10.test_list) * meta()["num_cases_per_batch"] == TEST_SIZE  # pyright: ignore[reportOperatorIssue]
     # every file is read, each once: they have different numbers of images here
     sizes = [1, 2, 4, 8, 16]
     batches = {
@@ -376,7 +376,7 @@ def test_the_loss_on_the_whole_test_set_is_157_times_a_mean(CrossEntropyLoss: Ma
     accuracy = right / TEST_SIZE
     by_hand = sum(row.index(max(row)) == target for row, target in zip(scores.tolist(), targets.tolist(), strict=True))
     assert_close(accuracy, torch.tensor(by_hand / TEST_SIZE), Tolerance(0.0, "both round one quotient to float32"))
-    assert f"{accuracy}" == f"{accuracy.item()}"  # a tensor of one number prints as the number
+    assert f"{accuracy}" == f"{accuracy.item()}"  # a tensor of one number prints as the number  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @clause("18.listing.train", "18.listing.lines")
@@ -403,7 +403,7 @@ def test_train_py_runs_to_its_end_with_the_tutorials_network(
     """On few images, in batches of 64 of which the last has 16, as with all of them."""
     generator = torch.Generator().manual_seed(4)
     data = [(torch.rand(3, 32, 32, generator=generator), i % 10) for i in range(80)]
-    loader = PytorchDataLoader(data, batch_size=BATCH)
+    loader = PytorchDataLoader(data, batch_size=BATCH)  # pyright: ignore[reportArgumentType]
     assert [len(targets) for _, targets in loader] == [64, 16]
     assert program(model.Ocean(), loader, loader, len(data), tmp_path, epochs=2) == 4
     assert capsys.readouterr().out.count("模型已保存") == 2

@@ -193,7 +193,7 @@ def test_auto_is_the_precision_of_the_faster_steps(
 ) -> None:
     made = taking({torch.float32: [float32 / 1e3], torch.bfloat16: [bfloat16 / 1e3]}, monkeypatch)
     first, line = resolve_precision(Settings(), Shapes(size=80), CPU)
-    assert first == PRECISIONS[expected]
+    assert first == PRECISIONS[expected]  # pyright: ignore[reportArgumentType]
     times = f"{float32:.1f} ms a step in float32, {bfloat16:.1f} ms a step in bfloat16"
     assert line == f"--precision auto: {expected} ({times}, measured)"
     assert made == [torch.float32, torch.bfloat16] * 2  # in turns, so that a busy machine slows both
@@ -272,9 +272,9 @@ def test_measuring_takes_a_second_and_changes_no_training(able: Path, monkeypatc
     # the choice is as good as the best of the two, by steps that are measured here, in turns
     plan = prepare(Settings(), train_set, train_set, CPU)
     images, targets = train_set.images[:64] / 255, train_set.targets[:64]
-    best = {name: min(step_seconds(plan, images, targets, PRECISIONS[name]) for _ in range(5)) for name in times}
+    best = {name: min(step_seconds(plan, images, targets, PRECISIONS[name]) for _ in range(5)) for name in times}  # pyright: ignore[reportArgumentType]
     chosen, _ = resolve_precision(Settings(), train_set, CPU)
-    assert best[next(name for name in best if PRECISIONS[name] == chosen)] < 1.25 * min(best.values())
+    assert best[next(name for name in best if PRECISIONS[name] == chosen)] < 1.25 * min(best.values())  # pyright: ignore[reportArgumentType]
 
 
 @clause("18.precision.measured")
@@ -395,7 +395,7 @@ def test_a_stopped_run_of_the_fast_recipe_ends_as_if_it_had_never_stopped(tmp_pa
     assert train(tmp_path, *words, "--output", "straight").status == 0
     command = Command("train_full.py", *words, "--output", "parts", folder=tmp_path)
     command.wait_for("step 12: ")  # in the third epoch of six
-    command.send(2)
+    command.send(2)  # pyright: ignore[reportArgumentType]
     assert command.wait().status == 130
     assert train(tmp_path, "--resume", "parts").status == 0
     assert_same_training(tmp_path / "straight", tmp_path / "parts")
@@ -673,9 +673,10 @@ def test_the_draws_are_the_generators() -> None:
 @clause("18.recipe.ablation")
 @pytest.mark.slow
 def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) -> None:
+    fast: dict[str, Any] = {"recipe": "fast"} | RECIPES["fast"]
     settings = Settings(
         dataset="shapes", limit_train=80, limit_test=24, batch_size=16, num_threads=1, epochs=1, quiet=True,
-        output=tmp_path / "seeds", **{"recipe": "fast"} | RECIPES["fast"],
+        output=tmp_path / "seeds", **fast,
     )  # fmt: skip
     assert len(train_seeds(settings, 2)) == 2
     assert config(tmp_path / "seeds" / "seed-1")["optimizer"] == "muon"

@@ -108,7 +108,8 @@ def test_help_names_every_setting_with_the_default_that_it_has_under_the_recipe(
     assert left.value.code == 0
     text = re.sub(r"\x1b\[[0-9;]*m|│", "", capsys.readouterr().out)
     entries = {entry.split()[0].strip(","): " ".join(entry.split()) for entry in re.split(r"(?m)^ {1,2}--", text)[1:]}
-    defaults = vars(Settings(**{"recipe": recipe} | RECIPES[recipe]))
+    given: dict[str, Any] = {"recipe": recipe} | RECIPES[recipe]
+    defaults = vars(Settings(**given))
     for field in fields(Settings):
         entry, default = entries[field.name.replace("_", "-")], defaults[field.name]
         shown = default[0] if isinstance(default, tuple) else default

@@ -87,7 +87,7 @@ def tutorial_loop(dataset: Resident, *, epochs: int, shuffle: bool, seed: int) -
     """The training loop of chapter 18, lines 1499 to 1518, with torchvision-like items and PyTorch's loader."""
     torch.manual_seed(seed)
     dataset.transform = ToTensor()
-    loader = DataLoader(dataset, batch_size=16, shuffle=shuffle, generator=torch.Generator().manual_seed(seed))
+    loader = DataLoader(dataset, batch_size=16, shuffle=shuffle, generator=torch.Generator().manual_seed(seed))  # pyright: ignore[reportArgumentType]
     network, loss_function = Ocean(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     losses = []

@@ -48,7 +48,7 @@ REHEARSED_STEPS = 10
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
     """What the tests change for the whole process is put back."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = matmul.fp32_precision, convolution.fp32_precision, torch.backends.cudnn.benchmark
     yield
     matmul.fp32_precision, convolution.fp32_precision, torch.backends.cudnn.benchmark = before
@@ -57,8 +57,8 @@ def settings() -> Iterator[None]:
 
 def precise(precision: str) -> None:
     """How CUDA multiplies float32: "ieee", or "tf32" with 10 bits."""
-    torch.backends.cuda.matmul.fp32_precision = precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def start() -> nn.Module:
@@ -88,7 +88,7 @@ def trained(
     compiled: str = "off",
 ) -> Tensor:
     """The loss before each step of a training on the device; under autocast if a dtype is given."""
-    layers.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     compile_network(layers, compiled, device)
     optimizer, loss = torch.optim.SGD(layers.parameters(), LEARNING_RATE), nn.CrossEntropyLoss().to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=scale)
@@ -180,7 +180,7 @@ def counting_graphs() -> None:
         print(f"graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}")
         return progress
 
-    vars(reference.run.parts)["fit"] = counted
+    vars(reference.run.parts)["fit"] = counted  # pyright: ignore[reportIndexIssue]
 
 
 @clause("19.training.compiled")
@@ -205,7 +205,7 @@ def test_the_command_trains_a_compiled_network(gpu: torch.device, rehearsal: boo
     else:
         farthest = (pytorchs_losses(REHEARSED_STEPS)[1] - pytorchs_losses(REHEARSED_STEPS)[0]).abs().max()
         tolerance = Tolerance(2 * float(farthest), "two trainings of ten steps, each as far off as in chapter 18")
-        assert_close(*(torch.tensor(losses[name]).double() for name in ("compiled", "eager")), tolerance, "a loss")
+        assert_close(*(torch.tensor(losses[name]).double() for name in ("compiled", "eager")), tolerance, "a loss")  # pyright: ignore[reportCallIssue]
 
 
 @clause("19.listing.method_one")
@@ -293,7 +293,7 @@ def learned(
 ) -> tuple[list[float], float]:
     """The training losses epoch by epoch, and the test accuracy at the end."""
     torch.manual_seed(0)
-    layers = Ocean(10).to(gpu, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = Ocean(10).to(gpu, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE, momentum=momentum)
     progress = fit(layers, nn.CrossEntropyLoss(), optimizer, *loaders, epochs=epochs)
     return [metrics["train_loss"] for metrics in progress.history], progress.history[-1]["test_accuracy"]
@@ -390,7 +390,7 @@ def wants_too_much(where: str) -> None:
             torch.empty(2**50, dtype=torch.uint8, device=x.device)
         return forward(self, x)
 
-    Ocean.forward = greedy
+    Ocean.forward = greedy  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @clause("19.training.memory")
@@ -430,7 +430,7 @@ def test_a_training_step_of_the_gpu_takes_less_time_than_one_of_the_cpu(
     """Synchronized; batches of 64 on their device; `pytest benchmarks/ -m gpu` measures the rest."""
     seconds = {}
     for device in (torch.device("cpu"), gpu):
-        layers = Ocean(10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layers = Ocean(10).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         optimizer, loss = torch.optim.SGD(layers.parameters(), LEARNING_RATE), nn.CrossEntropyLoss()
         images, targets = (part.to(device) for part in batches(1)[0])
         taken = []

@@ -50,12 +50,12 @@ OTHER_DEVICE = "Expected all tensors to be on the same device|is on"
 def test_a_pass_over_50000_images_takes_782_steps_of_64() -> None:
     # chapter 19, lines 1673 and 1850: 781.25 steps
     assert 50_000 / 64 == 781.25
-    loader = DataLoader(range(50_000), batch_size=64)  # type: ignore[arg-type]
+    loader = DataLoader(range(50_000), batch_size=64)  # pyright: ignore[reportArgumentType]
     assert len(loader) == 782
     assert len(loader) == math.ceil(781.25)
     assert 50_000 - 781 * 64 == 16  # images in the last batch
     assert len(reference.DataLoader(range(50_000), batch_size=64)) == 782
-    assert len(DataLoader(range(50_000), batch_size=64, drop_last=True)) == 781  # type: ignore[arg-type]
+    assert len(DataLoader(range(50_000), batch_size=64, drop_last=True)) == 781  # pyright: ignore[reportArgumentType]
 
 
 @clause("19.time.minutes")
@@ -207,7 +207,7 @@ def _modules_and_optimizers() -> None:
         assert not torch.equal(weight, before)
     layer.double()
     assert layer.weight.dtype == torch.float64
-    assert layer.weight.raw.dtype == torch.float64
+    assert layer.weight.raw.dtype == torch.float64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @on_simulated_device
@@ -274,7 +274,7 @@ def _waiting() -> None:
     x, host = torch.ones(3, device=NAME), torch.ones(3)
     with waits() as none:
         host.to(NAME, non_blocking=True)
-        x.sum() + x[x.long()].max()
+        torch.add(x.sum(), x[x.long()].max())
         x.to(NAME)
     assert none == []
     with waits() as noted:
@@ -362,7 +362,7 @@ def _planted(where: str, *, wrong: bool) -> None:
         right += nn.functional.one_hot(network(images.to(NAME)).argmax(1), 3).sum(0)
     elif where == "a generator of the CPU":
         draw = {"generator": torch.Generator()} if wrong else {}
-        torch.randn(4, device=NAME, **draw)
+        torch.randn(4, device=NAME, **draw)  # pyright: ignore[reportArgumentType, reportCallIssue]
     elif where == "a result taken to NumPy from the device":
         scores = network(images.to(NAME)).detach()
         (scores if wrong else scores.cpu()).numpy()
@@ -477,6 +477,7 @@ def _optimizer(name: str, **named: Any) -> Callable[..., Any]:
     def case(device: str, x: Tensor) -> tuple[Any, list[Tensor]]:
         parameter = nn.Parameter(x.detach().clone())
         optimizer = getattr(reference, name)([parameter], lr=0.1, **named)
+        kept = optimizer.state_dict()
         for _ in range(3):
             optimizer.zero_grad()
             (parameter * x).square().sum().backward()
@@ -635,7 +636,7 @@ def _whole_training(folder: Path) -> Any:
     """Fit, evaluate, save, load without a GPU, resume, predict; on the device."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a GPU's tensors have no class of their own
     train_set, test_set = Shapes(train=True, size=48), Shapes(train=False, size=20)
-    network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)
+    network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = reference.SGD(network.parameters(), 0.01, momentum=0.9)
     loss = reference.CrossEntropyLoss()
     loaders = [ResidentLoader(part, 16, device="cpu") for part in (train_set, test_set)]  # so that fit has to move
@@ -726,7 +727,7 @@ def test_the_command_trains_and_resumes_on_the_device(tmp_path: Path) -> None:
     """All of `train_full.py` but its parser; the graph of TensorBoard's page excepted, which cannot be traced here."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)
     vars(TRAIN)["choose_device"] = lambda name: torch.device(NAME, 0)
-    folder.Tracker.graph = lambda *_: None
+    folder.Tracker.graph = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
     size: dict[str, Any] = {"dataset": "shapes", "limit_train": 48, "limit_test": 20, "batch_size": 16}
     settings = Settings(**size, shuffle=True, momentum=0.9, precision="float32", output=tmp_path / "run", quiet=True)
     assert TRAIN.train(replace(settings, epochs=2, output=tmp_path / "whole")) == 0
@@ -812,7 +813,7 @@ def test_gradients_too_small_for_float16_survive() -> None:
 
 @clause("19.precision.float32")
 def test_precision_float32_is_not_tf32() -> None:
-    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

@@ -53,12 +53,12 @@ def precision() -> Iterator[None]:
 
 @clause("19.gpu.leak")
 def test_a_tensor_that_is_kept_is_reported_as_a_leak(gpu: torch.device) -> None:
+    held: list[Tensor] = []
     if gpu.type == "cuda":
 
         def allocated() -> int:
             return torch.cuda.memory_allocated(gpu)
-    else:  # the CPU does not count its memory: the check is shown what CUDA would count
-        held: list[Tensor] = []
+    else:  # the CPU does not count its memory: the check gets the number that CUDA would count
 
         def allocated() -> int:
             return sum(tensor.nbytes for tensor in held)
@@ -243,8 +243,8 @@ def test_float32_is_exact_and_tf32_is_used_only_where_it_is_allowed(
         layer.to(gpu)
         error = {}
         for precision in ("ieee", "tf32"):
-            for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-                setting.fp32_precision = precision  # type: ignore[attr-defined]
+            for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # pyright: ignore[reportAttributeAccessIssue]
+                setting.fp32_precision = precision  # pyright: ignore[reportAttributeAccessIssue]
             error[precision] = (call(layer, given.to(gpu)).cpu().double() - exact).abs().max()
     assert 0 < away < 1
     assert error["ieee"] <= away / 16, f"float32 errs by {error['ieee']:.3g}, TF32 would by {away:.3g}"

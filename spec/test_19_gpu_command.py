@@ -176,7 +176,7 @@ def test_overlapping_kernels_count_once_in_the_time_of_the_gpu() -> None:
 
 @clause("19.gpu.command")
 def test_tf32_can_be_allowed_in_a_training_that_asks_for_float32() -> None:
-    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = [setting.fp32_precision for setting in settings]
     cuda = torch.device("cuda", 0)
     train = importlib.import_module("reference.run.train")

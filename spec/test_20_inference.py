@@ -42,7 +42,7 @@ EPS = torch.finfo(torch.float32).eps
 # The recipe of the tutorial, and the error without each of its steps. Only PyTorch itself is under test
 
 
-TRANSFORM = Compose([Resize((32, 32)), ToTensor()])  # chapter 20, lines 2073 and 2074
+TRANSFORM: Any = Compose([Resize((32, 32)), ToTensor()])  # chapter 20, lines 2073 and 2074
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_listing_needs_another_name_and_weights_only_false_then_it_answers(
 def test_a_pass_over_50000_images_in_batches_of_64_is_782_steps() -> None:
     # chapter 20, line 2017: 781.25
     assert 50_000 / 64 == 781.25
-    sizes = [len(batch) for batch in DataLoader(range(50_000), batch_size=64, collate_fn=list)]
+    sizes = [len(batch) for batch in DataLoader(range(50_000), batch_size=64, collate_fn=list)]  # pyright: ignore[reportArgumentType]
     assert len(sizes) == 782
     assert sizes[-1] == 50_000 % 64 == 16
 
@@ -196,9 +196,9 @@ def test_without_resize_the_network_takes_39_by_39_pixels_which_reshape_refuses(
 @clause("20.recipe.resize")
 def test_resize_to_one_number_keeps_the_shape_of_the_image_which_need_not_be_square(ocean: Ocean) -> None:
     image = Compose([Resize(32), ToTensor()])(random_image("RGB", 64, 48, seed=0))
-    assert image.shape == (3, 32, 42)
+    assert image.shape == (3, 32, 42)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        ocean(image[None])
+        ocean(image[None])  # pyright: ignore[reportIndexIssue]
 
 
 @clause("20.recipe.batch_axis")
@@ -258,9 +258,9 @@ def test_in_training_mode_dropout_answers_by_chance() -> None:
 def test_in_training_mode_batch_norm_looks_at_the_other_images_and_remembers_them() -> None:
     network, images = nn.BatchNorm2d(3), torch.rand(4, 3, 32, 32)
     assert not torch.equal(network(images)[:2], network(images[:2]))
-    before = network.running_mean.clone()
+    before = network.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
     network(images)
-    assert not torch.equal(network.running_mean, before)
+    assert not torch.equal(network.running_mean, before)  # pyright: ignore[reportArgumentType]
     network.eval()
     assert_equal(network(images)[:2], network(images[:2]))
 
@@ -323,8 +323,8 @@ def exact_network() -> nn.Sequential:
     """Its scores of such an image are 64ths below 2⁸: float32 holds them, and every sum on the way, exactly."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with torch.no_grad():
-        network[1].weight.copy_(whole(10, 3072, seed=1, dtype=torch.float32, largest=2) / 64)
-        network[1].bias.copy_(whole(10, seed=2, dtype=torch.float32, largest=20) / 64)
+        network[1].weight.copy_(whole(10, 3072, seed=1, dtype=torch.float32, largest=2) / 64)  # pyright: ignore[reportCallIssue]
+        network[1].bias.copy_(whole(10, seed=2, dtype=torch.float32, largest=20) / 64)  # pyright: ignore[reportCallIssue]
     return network
 
 
@@ -338,7 +338,7 @@ def exact_shares(path: Path) -> dict[str, float]:
     layer = exact_network()[1].cpu()
     with Image.open(path) as image:
         bits = [value / 255 for channel in pixels_of(image) for row in channel for value in row]
-    rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)  # pyright: ignore[reportCallIssue]
     return dict(
         zip(
             NAMES, softmax([math.fsum(map(float.__mul__, weights, bits)) + bias for weights, bias in rows]), strict=True
@@ -572,7 +572,7 @@ def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
     network = Moody()
     network.train(training[0])
     network.first.train(training[1])  # as a batch norm that is frozen
-    before = network.first.running_mean.clone()
+    before = network.first.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
 
     def modes() -> list[bool]:
         return [network.training, network.first.training, network.second.training]
@@ -585,7 +585,7 @@ def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
         assert modes() == asked
     del answers
     assert modes() == asked
-    assert torch.equal(network.first.running_mean, before)
+    assert torch.equal(network.first.running_mean, before)  # pyright: ignore[reportArgumentType]
     with rejects(naming="class names"):
         list(predict(network, NAMES[:9], list(images)))
     assert modes() == asked
@@ -691,7 +691,7 @@ def test_a_network_with_the_highest_score_at_index_5_predicts_dog(
     # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; his images and weights are not there
     network = exact_network()
     with torch.no_grad():
-        network[1].bias[number] = 100
+        network[1].bias[number] = 100  # pyright: ignore[reportIndexIssue]
     [answer] = predict(network, CLASSES, next(iter(images)), top_k=1)
     assert answer.classes[0][0] == animal
 
@@ -995,7 +995,7 @@ def test_the_script_answers_for_a_trained_run(tmp_path: Path) -> None:
     more = ("--epochs", 50, "--learning-rate", 0.02, "--momentum", 0.5, "--log-every", 1000, "--num-threads", 1)
     assert run("train_full.py", *words, *more, "--output", "run", folder=tmp_path).status == 0
     shapes = Shapes(size=10)
-    for number, (image, _) in enumerate(shapes):
+    for number, (image, _) in enumerate(shapes):  # pyright: ignore[reportArgumentType]
         image.save(tmp_path / f"{number}.png")
     images = [f"{number}.png" for number in range(10)]
     result = ask(tmp_path, *images, "--checkpoint", "run/last.pt", "--json", "--top-k", 1)

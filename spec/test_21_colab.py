@@ -38,7 +38,7 @@ def test_the_version_names_the_release_and_its_build() -> None:
     shape = r"(\d+)\.(\d+)\.(\d+)\w*(\+\w+)?"
     assert re.fullmatch(shape, printed)
     assert re.fullmatch(shape, torch.__version__)
-    assert tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) > (2, 2)  # type: ignore[union-attr]
+    assert tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) > (2, 2)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @clause("21.gpu.available")
@@ -53,7 +53,7 @@ def test_the_doctor_finds_a_gpu_exactly_where_pytorch_can_use_one(tmp_path: Path
 @clause("21.steps.colab")
 def test_a_pass_of_the_listings_loader_takes_782_steps() -> None:
     # chapter 21, line 2277: 781.25 steps
-    assert len(DataLoader(range(50_000), batch_size=64)) == 782  # type: ignore[arg-type]
+    assert len(DataLoader(range(50_000), batch_size=64)) == 782  # pyright: ignore[reportArgumentType]
 
 
 @clause("21.listing.timer", "21.gpu.chosen", "21.speed.providers")

@@ -41,7 +41,7 @@ class Judge:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            name = dict(report.user_properties)["implementation"]
+            name = str(dict(report.user_properties)["implementation"])
             sections = "\n".join(text for _, text in report.sections)
             self.failures[name] = f"{self.failures.get(name, '')}{report.longreprtext}\n{sections}\n"
 
@@ -66,7 +66,7 @@ def test_every_fault_is_caught_by_its_test(file: str, subtests: pytest.Subtests)
     faults = FAULTS[file]
     receiver, sender = _context.Pipe(duplex=False)
     wanted = [(fault.implementation(), fault.caught_by.partition("::")[2]) for fault in faults]
-    process = _context.Process(target=judge, args=(file, wanted, sender))
+    process = _context.Process(target=judge, args=(file, wanted, sender))  # pyright: ignore[reportAttributeAccessIssue]
     process.start()
     sender.close()
     failures = receiver.recv()

@@ -64,9 +64,9 @@ def violations(source: str) -> list[str]:
         for name, path in _imports(node):
             package = path.split(".")[0]
             if package not in ALLOWED_PACKAGES:
-                found.append((node.lineno, f"import of {path}"))
+                found.append((node.lineno, f"import of {path}"))  # pyright: ignore[reportAttributeAccessIssue]
             if package == "torch":
-                found += [(node.lineno, problem) for problem in _path_problems(path)]
+                found += [(node.lineno, problem) for problem in _path_problems(path)]  # pyright: ignore[reportAttributeAccessIssue]
                 names[name] = path
     own_flatten = any(isinstance(node, ast.FunctionDef) and node.name == "flatten" for node in tree.body)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]

@@ -666,7 +666,7 @@ def test_the_listings_with_a_timer_never_take_the_time_of_the_end(
     assert outcome.names["steps"] == 250
     assert re.findall(r"^\d\.\d$", outcome.out, re.MULTILINE) == ["1.0", "2.0"]
     # at full size the last step of fifty epochs is timed, but not the test after it; of ten epochs not even that
-    steps = len(DataLoader(range(50_000), batch_size=64))  # type: ignore[arg-type]
+    steps = len(DataLoader(range(50_000), batch_size=64))  # pyright: ignore[reportArgumentType]
     assert [steps * epochs % 100 for epochs in (10, 50)] == [20, 0]
 
 

@@ -168,7 +168,7 @@ def test_where_the_signature_itself_rejects_the_error_of_the_call_passes() -> No
     def without_parameters() -> None: ...
 
     with rejects(naming=None):
-        without_parameters(1)  # type: ignore[call-arg]
+        without_parameters(1)  # pyright: ignore[reportCallIssue]
     assert "was accepted, but must be rejected" in said(lambda: _accepted(without_parameters))
 
 
@@ -200,7 +200,7 @@ class _Wrong(torch.autograd.Function):
 @pytest.mark.parametrize(("orders", "says"), [(0, "the gradient is not"), (1, "the second gradient is not"), (2, None)])
 def test_wrong_derivatives_are_found(orders: int, says: str | None) -> None:
     def cube(x: Tensor) -> Tensor:
-        return _Wrong.apply(x, orders)  # type: ignore[return-value]
+        return _Wrong.apply(x, orders)
 
     x = spread(3, seed=0).requires_grad_()
     if says is None:
@@ -309,7 +309,7 @@ def test_every_implementation_gets_the_same_examples() -> None:
     judge("first")
     judge("second")
     assert seen["first"] == seen["second"]
-    assert len(seen["first"]) == hypothesis.settings.default.max_examples
+    assert len(seen["first"]) == hypothesis.settings.default.max_examples  # pyright: ignore[reportOptionalMemberAccess]
     assert len(set(seen["first"])) > 10
     assert any(items for _, items in seen["first"])
 
@@ -344,7 +344,7 @@ def test_a_failure_that_comes_and_goes_is_a_failure() -> None:
     @given(x=st.integers(0, 1000))
     def judge(who: str, x: int) -> None:
         calls.append(x)
-        assert who == "first" or len(calls) != hypothesis.settings.default.max_examples + 5, "only once"
+        assert who == "first" or len(calls) != hypothesis.settings.default.max_examples + 5, "only once"  # pyright: ignore[reportOptionalMemberAccess]
 
     judge(who="first")
     with pytest.raises(AssertionError, match="only once"):

@@ -98,8 +98,8 @@ class DataLoader:
 
     def __len__(self) -> int:
         if self.batch_sampler is not None:
-            return len(self.batch_sampler)  # type: ignore[arg-type]
-        n = len(self.dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
+            return len(self.batch_sampler)  # pyright: ignore[reportArgumentType]
+        n = len(self.dataset if self.sampler is None else self.sampler)  # pyright: ignore[reportArgumentType]
         return n if self.batch_size is None else count_batches(n, self.batch_size, self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:

@@ -174,7 +174,7 @@ class _Worker:
         self.gone = self.started = False
         self.pipe, self.far_end = context.Pipe()
         # daemon: if this process ends without a chance to clean up, so do they
-        self.process: Any = context.Process(  # type: ignore[attr-defined]
+        self.process: Any = context.Process(  # pyright: ignore[reportAttributeAccessIssue]
             target=life, args=(number, self.far_end, self.pipe), daemon=True
         )
 
@@ -183,7 +183,7 @@ class _Worker:
             self.process.start()
             self.started = True
             # the pool ends its workers itself; multiprocessing would let a fork of this process end them as well
-            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
+            multiprocessing.process._children.discard(self.process)  # pyright: ignore[reportAttributeAccessIssue]
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
                 "DataLoader: the data set, collate_fn and worker_init_fn cannot be sent to a worker process, because "

@@ -107,6 +107,7 @@ def recurrent(rng: random.Random, component: str) -> Call:
     directions = 2 if options.get("bidirectional") else 1
     features = options.get("proj_size") or hidden_size
     lengths: list[int] = []
+    packed: Any = None
     if layout == "packed":
         lengths = [rng.randint(1, 5) for _ in range(max(batch, 1))]
         batch, sorted_already = len(lengths), chance(rng, 0.3)
@@ -290,15 +291,15 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
             mask = torch.ones(queries, keys, dtype=torch.bool)
             options["is_causal"] = True
         elif wrong == "mask shape":
-            shape = list(mask.shape)
+            shape = list(mask.shape)  # pyright: ignore[reportOptionalMemberAccess]
             shape[rng.choice([-2, -1])] += 1
             shape = [*shape[:-2], max(shape[-2], 2), max(shape[-1], 2)]
             if shape[-2] in (queries, 1) and shape[-1] in (keys, 1):
                 shape[-1] += 1
-            mask = torch.zeros(shape, dtype=mask.dtype)
+            mask = torch.zeros(shape, dtype=mask.dtype)  # pyright: ignore[reportOptionalMemberAccess]
         elif wrong == "mask dtype":
             others = [torch.int64, torch.uint8, *(d for d in DTYPES if d not in (dtype, torch.float32))]
-            mask = torch.zeros(mask.shape, dtype=rng.choice(others))
+            mask = torch.zeros(mask.shape, dtype=rng.choice(others))  # pyright: ignore[reportOptionalMemberAccess]
         elif wrong == "heads":
             q = tensor(rng, (*leading[:-1], 5, queries, features), dtype)
             k = tensor(rng, (*leading[:-1], 3, keys, features), dtype)

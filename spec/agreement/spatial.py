@@ -117,7 +117,7 @@ def conv2d(rng: random.Random) -> Call:
     b = tensor(rng, (w.shape[0] if rng.random() < 0.97 else w.shape[0] + 1,), real) if rng.random() < 0.5 else None
     tensors = [t if t is None else t.to(dtype) for t in (x, w, b)]
     if rng.random() < 0.02:
-        tensors[rng.randrange(2)] = tensors[0].real.to(torch.float32 if dtype != torch.float32 else torch.float64)
+        tensors[rng.randrange(2)] = tensors[0].real.to(torch.float32 if dtype != torch.float32 else torch.float64)  # pyright: ignore[reportOptionalMemberAccess]
     args = (stride, padding, dilation, groups)
     options = dict(zip(("stride", "padding", "dilation", "groups"), args, strict=True))
     keyword = rng.random() < 0.5
@@ -356,7 +356,7 @@ def softmax(rng: random.Random) -> Call:
     # Each exponential comes from a difference that is already rounded: 16 times the roundings of the sum.
     text = f"{name}{tuple(x.shape)} dim={dim} dtype={cast} layer={as_layer} {dtype}"
     narrow = cast is not None and cast.is_floating_point
-    return Call(text, make, 256, eps=max(coarsest(x), torch.finfo(cast).eps if narrow else 0.0), warns=True)
+    return Call(text, make, 256, eps=max(coarsest(x), torch.finfo(cast).eps if narrow else 0.0), warns=True)  # pyright: ignore[reportArgumentType]
 
 
 def linear(rng: random.Random) -> Call:

@@ -29,4 +29,4 @@ def all_faults() -> list[type[Fault]]:
     """Every fault of every module of this package."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(Fault.__subclasses__(), key=Fault.implementation.__func__)  # type: ignore[attr-defined]
+    return sorted(Fault.__subclasses__(), key=Fault.implementation.__func__)

@@ -429,7 +429,7 @@ class LogSoftmaxLayerIsSoftmax(Fault):
 
     class LogSoftmax(nn.LogSoftmax):
         def forward(self, input: Tensor) -> Tensor:
-            return input.softmax(self.dim)
+            return input.softmax(self.dim)  # pyright: ignore[reportArgumentType]
 
 
 class LogSoftmaxLayerPrintsNothing(Fault):

@@ -70,7 +70,7 @@ class RepeatedWordsOverwriteTheirGradient(Fault):
             return weight[words]
 
         @staticmethod
-        def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
             (words,) = ctx.saved_tensors
             gradient = upstream.new_zeros(ctx.shape)
             gradient[words] = upstream
@@ -148,7 +148,7 @@ class PretrainedIsNotFrozen(Fault):
 
     class Embedding(nn.Embedding):
         @classmethod
-        def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **options: Any) -> nn.Embedding:
+        def from_pretrained(cls, embeddings: Tensor, freeze: bool = False, **options: Any) -> nn.Embedding:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().from_pretrained(embeddings, freeze, **options)
 
 

@@ -54,7 +54,7 @@ class _Tree:
             if not any(path.startswith(f"{name}/") for path in self.paths):
                 raise ValueError(f"every image of class {name} is broken")
         self.targets = torch.tensor([self.number(path) for path in self.paths])
-        self.images = torch.from_numpy(np.stack([pixels[path] for path in self.paths]))
+        self.images = torch.from_numpy(np.stack([pixels[path] for path in self.paths]))  # pyright: ignore[reportAttributeAccessIssue]
 
     def folders(self, folder: Path) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
@@ -92,7 +92,7 @@ class _Tree:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        image: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+        image: Any = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())  # pyright: ignore[reportIndexIssue]
         target: Any = int(self.targets[index])
         return (
             image if self.transform is None else self.transform(image),
@@ -251,4 +251,4 @@ class TensorIsThatOfEverybody(Fault):
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            self.images = self.shared.setdefault(self.folder, self.images)
+            self.images = self.shared.setdefault(self.folder, self.images)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]

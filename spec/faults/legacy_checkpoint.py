@@ -15,13 +15,11 @@ import reference
 from reference.untrusted import calls, pickle_machine
 from spec.faults import Fault
 
-FILE = "test_17_legacy_checkpoint.py"
-
 
 class RunsWhatItReads(Fault):
     """PyTorch is asked first, and told to trust the file."""
 
-    caught_by = f"{FILE}::test_no_trick_runs_anything"
+    caught_by = "test_17_legacy_attacks.py::test_no_trick_runs_anything"
     says = r"import|pickle.find_class|victim"
 
     @staticmethod
@@ -34,7 +32,7 @@ class RunsWhatItReads(Fault):
 class KnowsEveryClass(Fault):
     """A class with several parts is taken to apply them in turn."""
 
-    caught_by = f"{FILE}::test_a_network_that_might_be_another_one_is_not_run"
+    caught_by = "test_17_legacy_networks.py::test_a_network_that_might_be_another_one_is_not_run"
     says = r"is None"
 
     @staticmethod
@@ -46,7 +44,7 @@ class KnowsEveryClass(Fault):
 class KeepsWhatIsNotPersistent(Fault):
     """Every buffer is put into the state dict."""
 
-    caught_by = f"{FILE}::test_of_an_unknown_class_there_is_all_but_the_working_network"
+    caught_by = "test_17_legacy_networks.py::test_of_an_unknown_class_there_is_all_but_the_working_network"
     says = r"left_out"
 
     @staticmethod
@@ -59,7 +57,7 @@ class KeepsWhatIsNotPersistent(Fault):
 class SortsTheKeys(Fault):
     """The state dict is in the order of the alphabet."""
 
-    caught_by = f"{FILE}::test_a_network_of_pytorch_s_layers_comes_back_whole"
+    caught_by = "test_17_legacy_networks.py::test_a_network_of_pytorch_s_layers_comes_back_whole"
     says = r"assert \[.*\] == \["
 
     @staticmethod
@@ -71,7 +69,7 @@ class SortsTheKeys(Fault):
 class CopiesWhatIsShared(Fault):
     """Each tensor of the state dict gets memory of its own."""
 
-    caught_by = f"{FILE}::test_modes_gradients_and_ties_are_restored"
+    caught_by = "test_17_legacy_networks.py::test_modes_gradients_and_ties_are_restored"
     says = r"data_ptr"
 
     @staticmethod
@@ -83,7 +81,7 @@ class CopiesWhatIsShared(Fault):
 class NeverSaysWhatItAssumes(Fault):
     """No notes."""
 
-    caught_by = f"{FILE}::test_the_tutorial_s_network_needs_no_class"
+    caught_by = "test_17_legacy_networks.py::test_the_tutorial_s_network_needs_no_class"
     says = r"assert False"
 
     @staticmethod
@@ -94,7 +92,7 @@ class NeverSaysWhatItAssumes(Fault):
 class LooksAtItsFolder(Fault):
     """Something beside the file is written."""
 
-    caught_by = f"{FILE}::test_damaged_files_are_refused_or_read_and_nothing_else"
+    caught_by = "test_17_legacy_attacks.py::test_damaged_files_are_refused_or_read_and_nothing_else"
     says = r"reading input \d+ of seed 0 did"
 
     @staticmethod
@@ -106,7 +104,7 @@ class LooksAtItsFolder(Fault):
 class AsksPyTorchForZipFiles(Fault):
     """A zip archive of plain data is read by PyTorch; its reader finds another directory than the one verified."""
 
-    caught_by = f"{FILE}::test_an_archive_that_two_readers_could_read_differently_is_refused"
+    caught_by = "test_17_legacy_attacks.py::test_an_archive_that_two_readers_could_read_differently_is_refused"
     says = r"DID NOT RAISE"
 
     @staticmethod
@@ -118,7 +116,7 @@ class AsksPyTorchForZipFiles(Fault):
 class LetsViewsGrow(Fault):
     """The numbers of a tensor are not counted against those of its storage."""
 
-    caught_by = f"{FILE}::test_a_small_file_of_many_views_is_refused_with_both_figures"
+    caught_by = "test_17_legacy_bombs.py::test_a_small_file_of_many_views_is_refused_with_both_figures"
     says = r"DID NOT RAISE"
 
     @staticmethod
@@ -130,7 +128,7 @@ class LetsViewsGrow(Fault):
 class LetsKeysBeChosen(Fault):
     """The number of keys that are no texts is not limited."""
 
-    caught_by = f"{FILE}::test_keys_that_could_be_chosen_are_limited"
+    caught_by = "test_17_legacy_bombs.py::test_keys_that_could_be_chosen_are_limited"
     says = r"DID NOT RAISE"
 
     @staticmethod
@@ -142,7 +140,7 @@ class LetsKeysBeChosen(Fault):
 class TakesTheFirstNetwork(Fault):
     """Of several networks the first one is taken without a word."""
 
-    caught_by = f"{FILE}::test_of_several_networks_one_is_chosen_by_its_name"
+    caught_by = "test_17_legacy_content.py::test_of_several_networks_one_is_chosen_by_its_name"
     says = r"assert \(\{|assert .*== \(\{\}, None"
 
     @staticmethod
@@ -160,7 +158,7 @@ class TakesTheFirstNetwork(Fault):
 class KnowsThreePrefixes(Fault):
     """Before a key there may be nothing, module. or _orig_mod., once."""
 
-    caught_by = f"{FILE}::test_a_state_dict_of_the_tutorial_s_network_is_enough"
+    caught_by = "test_17_legacy_content.py::test_a_state_dict_of_the_tutorial_s_network_is_enough"
     says = r"NoneType"
 
     @staticmethod
@@ -174,7 +172,7 @@ class KnowsThreePrefixes(Fault):
 class ForgetsTheMask(Fault):
     """A pruned weight is weight_orig alone."""
 
-    caught_by = f"{FILE}::test_pruned_networks_compute_with_their_masks"
+    caught_by = "test_17_legacy_content.py::test_pruned_networks_compute_with_their_masks"
     says = r"differ|expected"
 
     @staticmethod
@@ -184,5 +182,5 @@ class ForgetsTheMask(Fault):
             if name.endswith("_mask"):
                 tensor.fill_(1)
         unmasked = {n.removesuffix("_orig"): t for n, t in found.state_dict.items() if not n.endswith("_mask")}
-        found.network.load_state_dict(unmasked)
+        found.network.load_state_dict(unmasked)  # pyright: ignore[reportOptionalMemberAccess]
         return found

@@ -82,7 +82,7 @@ class DropsTheLastBatchAlways(Fault):
     class DataLoader(data.DataLoader[Any]):
         def __iter__(self) -> Any:
             batches = list(super().__iter__())
-            full = len(batches) * (self.batch_size or 1) == len(self.dataset)  # type: ignore[arg-type]
+            full = len(batches) * (self.batch_size or 1) == len(self.dataset)  # pyright: ignore[reportArgumentType]
             return iter(batches[:-1] if self.drop_last and full else batches)
 
 
@@ -107,7 +107,7 @@ class CountsWholeBatchesOnly(Fault):
 
     class DataLoader(data.DataLoader[Any]):
         def __len__(self) -> int:
-            return math.floor(len(self.dataset) / self.batch_size)  # type: ignore[arg-type, operator]
+            return math.floor(len(self.dataset) / self.batch_size)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
 
 
 class ShufflesWithPythonsRandomNumbers(Fault):
@@ -154,7 +154,7 @@ class BatchSamplerIsCutAnew(Fault):
     def DataLoader(*args: Any, batch_sampler: Any = None, **options: Any) -> Any:
         if batch_sampler is None:
             return data.DataLoader(*args, **options)
-        return data.DataLoader(*args, 2, sampler=[index for batch in batch_sampler for index in batch], **options)
+        return data.DataLoader(*args, 2, sampler=[index for batch in batch_sampler for index in batch], **options)  # pyright: ignore[reportCallIssue]
 
 
 class NoneMeansBatchesOfOne(Fault):

@@ -280,7 +280,7 @@ class SizeIsHorizontalFirst(Fault):
 
     class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         def forward(self, input: Tensor) -> Tensor:
-            return F.adaptive_avg_pool2d(input, as_pair(self.output_size)[::-1])
+            return F.adaptive_avg_pool2d(input, as_pair(self.output_size)[::-1])  # pyright: ignore[reportArgumentType]
 
 
 class AdaptiveMaximum(Fault):
@@ -292,7 +292,7 @@ class AdaptiveMaximum(Fault):
 
     class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         def forward(self, input: Tensor) -> Tensor:
-            return F.adaptive_max_pool2d(input, self.output_size)
+            return F.adaptive_max_pool2d(input, self.output_size)  # pyright: ignore[reportArgumentType]
 
 
 class SizeIsPrintedAsAPair(Fault):
@@ -338,7 +338,7 @@ class TheFormulaOfConvolution(Fault):
         input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> Pair:
         values = (as_pair(value) for value in (input_size, kernel_size, stride, padding, dilation))
-        height, width = (out_size(*axis, ceil_mode) for axis in zip(*values, strict=True))
+        height, width = (out_size(*axis, ceil_mode) for axis in zip(*values, strict=True))  # pyright: ignore[reportCallIssue]
         return height, width
 
 
@@ -353,5 +353,5 @@ class NegativeSizesAreReturned(Fault):
         input_size: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *rest: Any, **_: Any
     ) -> Pair:
         values = (as_pair(value) for value in (input_size, kernel_size, stride or kernel_size, padding, dilation))
-        height, width = (out_size(*axis, False) for axis in zip(*values, strict=True))
+        height, width = (out_size(*axis, False) for axis in zip(*values, strict=True))  # pyright: ignore[reportCallIssue]
         return height, width

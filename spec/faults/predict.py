@@ -252,7 +252,7 @@ class GradientsStayOff(Fault):
     says = r"is_grad_enabled"
 
     class _Wrong(_Recipe):
-        def answers(self, *args: Any) -> Iterator[Answer]:
+        def answers(self, *args: Any) -> Iterator[Answer]:  # pyright: ignore[reportIncompatibleMethodOverride]
             with torch.no_grad():
                 yield from super().answers(*args)
 
@@ -321,7 +321,7 @@ class TooFewNamesAreTaken(Fault):
         def scores(self, network: nn.Module, images: Tensor) -> Tensor:
             return super().scores(network, images)[:, : self.count]
 
-        def answers(self, network: nn.Module, names: list[str], *args: Any) -> Iterator[Answer]:
+        def answers(self, network: nn.Module, names: list[str], *args: Any) -> Iterator[Answer]:  # pyright: ignore[reportIncompatibleMethodOverride]
             self.count = len(names)
             yield from super().answers(network, names[:10], *args)
 
@@ -348,7 +348,7 @@ class EverythingIsRemembered(Fault):
     says = r"get_traced_memory"
 
     class _Wrong(_Recipe):
-        def answers(self, *args: Any) -> Iterator[Answer]:
+        def answers(self, *args: Any) -> Iterator[Answer]:  # pyright: ignore[reportIncompatibleMethodOverride]
             self.memory: list[Any] = []
             yield from super().answers(*args)
             self.memory.clear()
@@ -384,7 +384,7 @@ class AnswersMoveUp(Fault):
     says = r"absent\.png|class \w on \w+\.png"
 
     class _Wrong(_Recipe):
-        def answers(self, *args: Any) -> Iterator[Answer]:
+        def answers(self, *args: Any) -> Iterator[Answer]:  # pyright: ignore[reportIncompatibleMethodOverride]
             answers = list(super().answers(*args))
             good = iter([answer.classes for answer in answers if answer.error is None])
             for answer in answers:

@@ -16,8 +16,8 @@ def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., A
     outputs = []
     for x in input:
         h = state[0] if isinstance(state, tuple) else state
-        from_input = F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
-        state = step(from_input, F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0), state)
+        from_input = F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)  # pyright: ignore[reportArgumentType]
+        state = step(from_input, F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0), state)  # pyright: ignore[reportArgumentType]
         outputs.append(state[0] if isinstance(state, tuple) else state)
     return torch.stack(outputs).reshape(len(input), -1), state
 
@@ -84,7 +84,7 @@ class GatedLSTM(nn.LSTM):
     def step(self, from_input: Tensor, from_state: Tensor, state: Any) -> Any:
         raise NotImplementedError
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input: Tensor, hx: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return stepwise(self, input, hx, self.step)
 
 
@@ -153,7 +153,7 @@ class GatedGRU(nn.GRU):
     def step(self, from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input: Tensor, hx: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return stepwise(self, input, hx, self.step)
 
 
@@ -167,7 +167,7 @@ class TheStateIsResetBeforeTheProduct(Fault):
         def step(self, from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
             (input_r, input_z, input_n), (state_r, state_z, _) = from_input.chunk(3, -1), from_state.chunk(3, -1)
             r, z = (input_r + state_r).sigmoid(), (input_z + state_z).sigmoid()
-            n = (input_n + F.linear(r * state, self.weight_hh_l0.chunk(3)[2], self.bias_hh_l0.chunk(3)[2])).tanh()
+            n = (input_n + F.linear(r * state, self.weight_hh_l0.chunk(3)[2], self.bias_hh_l0.chunk(3)[2])).tanh()  # pyright: ignore[reportCallIssue]
             return (1 - z) * n + z * state
 
 

@@ -219,7 +219,7 @@ class BytesAreCutOff(Fault):
 
     class Resize(right.Resize):
         def forward(self, image: Any) -> Any:
-            return super().forward(image.to(torch.float32)).to(image.dtype)
+            return super().forward(image.to(torch.float32)).to(image.dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class CropsTheMiddle(Fault):
@@ -351,7 +351,7 @@ class ComposesFromTheRight(Fault):
 
     class Compose(right.Compose):
         def __call__(self, image: Any) -> Any:
-            return right.Compose(self.transforms[::-1])(image)
+            return right.Compose(self.transforms[::-1])(image)  # pyright: ignore[reportIndexIssue]
 
 
 class ComposesOnlyTheLast(Fault):

@@ -56,7 +56,7 @@ class NothingIsAveraged(Fault):
     @staticmethod
     def vgg16(**options: Any) -> nn.Module:
         network = torchvision.models.vgg16(**options)
-        network.avgpool = nn.Identity()
+        network.avgpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         return network
 
 
@@ -69,7 +69,7 @@ class PoolingComesFirst(Fault):
     @staticmethod
     def vgg16(**options: Any) -> nn.Module:
         network = torchvision.models.vgg16(**options)
-        layers = [*network.features]
+        layers = [*network.features]  # pyright: ignore[reportGeneralTypeIssues]
         stages = [layers[begin:end] for begin, end in [(0, 5), (5, 10), (10, 17), (17, 24), (24, 31)]]
         network.features = nn.Sequential(*(layer for stage in stages for layer in (stage[-1], *stage[:-1])))
         return network
@@ -90,7 +90,7 @@ class SecondConvolutionIsLeftOut(Fault):
                 return input
 
         network = torchvision.models.vgg16(**options)
-        network.features = Features(*network.features)
+        network.features = Features(*network.features)  # pyright: ignore[reportGeneralTypeIssues]
         return network
 
 

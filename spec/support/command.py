@@ -15,11 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 WAY = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-FORKS = multiprocessing.get_context(WAY)
+FORKS: Any = multiprocessing.get_context(WAY)
 if WAY == "forkserver":
     FORKS.set_forkserver_preload(
         [

@@ -99,7 +99,7 @@ def _side_stream() -> torch.cuda.Stream:
     with torch.cuda.stream(stream):
         layer = torch.nn.Conv2d(1, 1, 1, device="cuda")
         layer(torch.rand(1, 1, 4, 4, device="cuda")).square().mean().backward()
-        torch.rand(4, 4, device="cuda") @ torch.rand(4, 4, device="cuda")
+        torch.matmul(torch.rand(4, 4, device="cuda"), torch.rand(4, 4, device="cuda"))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the generator's state for graphs
         torch.zeros(1, device="cuda")
@@ -109,9 +109,9 @@ def _side_stream() -> torch.cuda.Stream:
 
 def ieee() -> None:
     """Let CUDA compute float32 in float32."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -1,5 +1,7 @@
 """Images of random pixels in every mode of Pillow that the specification speaks of."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -30,7 +32,7 @@ def random_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
 
 def pixels_of(image: Image.Image) -> list[list[list[float]]]:
     """The numbers of an image, `[channel][row][column]`, as Pillow's `getpixel` gives them."""
-    rows = [[image.getpixel((x, y)) for x in range(image.width)] for y in range(image.height)]
+    rows: list[list[Any]] = [[image.getpixel((x, y)) for x in range(image.width)] for y in range(image.height)]
     channels = len(image.getbands())
     return [
         [[pixel[c] if isinstance(pixel, tuple) else pixel for pixel in row] for row in rows] for c in range(channels)

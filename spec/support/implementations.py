@@ -198,7 +198,7 @@ def _compiled(target: Any) -> Any:
         if isinstance(made, nn.Module):
             made.compile(fullgraph=True)
         else:
-            made.step = torch.compile(made.step)
+            made.step = torch.compile(made.step)  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
     return make

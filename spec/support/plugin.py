@@ -228,7 +228,7 @@ Components = type("Components", (), {name: _component_fixture(name) for name in 
 
 
 def _implementation_of(item: pytest.Item) -> Implementation | None:
-    return getattr(item, "callspec", None) and item.callspec.params.get("implementation")  # type: ignore[attr-defined]
+    return getattr(item, "callspec", None) and item.callspec.params.get("implementation")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_own(name: str) -> bool:
@@ -296,7 +296,7 @@ class Specification:
             if (implementation := _implementation_of(item)) is None:
                 (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
                 continue
-            parameter = item.callspec.params.get("component")  # type: ignore[attr-defined]
+            parameter = item.callspec.params.get("component")  # pyright: ignore[reportAttributeAccessIssue]
             components = [name for name in (*getattr(item, "fixturenames", ()), parameter) if name in COMPONENTS]
             absent = [name for name in components if name not in implementation.components]
             item.stash[ABSENT] = absent

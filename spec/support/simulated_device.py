@@ -144,9 +144,9 @@ class SimulatedTensor(Tensor):
         offset, size, stride = self.raw.storage_offset(), tuple(self.raw.size()), self.raw.stride()
         rebuilt = (typed, offset, size, stride, self.requires_grad, {})
         if isinstance(self, torch.nn.Parameter):
-            plain = torch._utils._rebuild_tensor_v2, (typed, offset, size, stride, False, {})
-            return torch._utils._rebuild_parameter, (_Reduced(*plain), self.requires_grad, {})
-        return torch._utils._rebuild_tensor_v2, rebuilt
+            plain = torch._utils._rebuild_tensor_v2, (typed, offset, size, stride, False, {})  # pyright: ignore[reportAttributeAccessIssue]
+            return torch._utils._rebuild_parameter, (_Reduced(*plain), self.requires_grad, {})  # pyright: ignore[reportAttributeAccessIssue]
+        return torch._utils._rebuild_tensor_v2, rebuilt  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _lstm_cell(input: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +189,7 @@ class _DeviceStorage(torch.UntypedStorage):
     """What `torch.load` fills a tensor of the device from."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
         return torch.device(NAME, 0)
 
 

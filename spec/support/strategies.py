@@ -79,7 +79,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             if not not_offered:
                 examples[:] = found
 
-        judged.__signature__ = inspect.signature(search)  # type: ignore[attr-defined]
+        judged.__signature__ = inspect.signature(search)  # pyright: ignore[reportAttributeAccessIssue]
         judged.__wrapped__ = test  # where an editor finds it
         return judged
 

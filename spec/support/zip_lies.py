@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -106,7 +107,7 @@ def with_comment(entry: bytes) -> bytes:
     return changed(entry, 32, "<H", 5) + b"hello"
 
 
-def end(**said: int) -> Callable[[bytes], bytes]:
+def end(**said: Any) -> Callable[[bytes], bytes]:
     """The end of the directory says something else."""
     return lambda data: parts(data).joined(**said)
 

@@ -1,0 +1,1 @@
+"""The speed of the tutorial's training: `python -m benchmarks.training [FIGURE …]`."""

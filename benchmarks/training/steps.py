@@ -1,0 +1,78 @@
+"""The speed of a training step, its share of the GEMM rate, its operations, and its growth."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.growth import slope
+from benchmarks.pairs import Ratio, compare, shortest
+from benchmarks.training.loops import FLOPS, Images, Tutorial, our_steps, row
+
+
+def steps_per_second() -> None:
+    images = Images(train=True)
+    tutorial = Tutorial(10)
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        ratio = compare(tutorial, our_steps(images, 10, dtype), seconds=0.4)
+        row(f"steps/s, {name}, against the tutorial's loop", ratio, f"{1e2 * ratio.second:.1f} ms a step")
+    tutorial.close()
+
+
+def gemm_share() -> None:
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        step = our_steps(Images(train=True), 1, dtype)
+        ratio = compare(lambda a=a, b=b: a @ b, step, seconds=0.3)
+        scale = FLOPS / (2 * 2048**3)
+        share = Ratio(tuple(one * scale for one in ratio.ratios), ratio.first, ratio.second)
+        row(f"share of the GEMM rate, {name}", share, f"GEMM {2 * 2048**3 / ratio.first / 1e9:.0f} GFLOP/s")
+
+
+KINDS = {
+    "convolution, forward": ("aten::mkldnn_convolution",),
+    "convolution, backward": ("aten::convolution_backward",),
+    "pooling, forward": ("aten::max_pool2d_with_indices",),
+    "pooling, backward": ("aten::max_pool2d_with_indices_backward", "aten::zero_", "aten::fill_"),
+    "linear layers": ("aten::addmm", "aten::mm"),
+    "casts and copies": ("aten::copy_",),
+}
+
+
+def profile() -> None:
+    """The operations that take the time of a step, by PyTorch's profiler."""
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        step = our_steps(Images(train=True), 1, dtype)
+        step()
+        with torch.profiler.profile() as profiler:
+            for _ in range(40):
+                step()
+        times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        total = sum(times.values())
+        shares = {kind: sum(times.get(key, 0) for key in keys) / total for kind, keys in KINDS.items()}
+        shares["rest"] = 1 - sum(shares.values())
+        for kind, share in shares.items():
+            print(f"| share of a step, {name}: {kind} | {share:.1%} | {share * total / 40e3:.2f} ms |", flush=True)
+
+
+def growth() -> None:
+    """The time of a step against its images and of an epoch against its share of the data, and their slopes."""
+    images = Images(train=True)
+    sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
+    steps = [(batch, shortest(our_steps(images, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]
+    for batch, seconds in steps:
+        print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs an image |")
+    print(f"| slope of a step's time on a log-log plot | {slope(steps):.2f} | wanted: ≤ 1 |")
+    epochs = [
+        (782 * percent // 100, elapsed(our_steps(images, 782 * percent // 100, torch.bfloat16))) for percent in shares
+    ]
+    for percent, (count, seconds) in zip(shares, epochs, strict=True):
+        print(f"| {percent} % of an epoch | {seconds:.2f} s | {count} steps |")
+    print(f"| slope of an epoch's time on a log-log plot | {slope(epochs):.2f} | wanted: ≤ 1 |")
+
+
+def elapsed(function: Callable[[], object]) -> float:
+    """The time of one call, in seconds."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
