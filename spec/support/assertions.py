@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spec.report.recording import observe
 from spec.support.run import current
 
 # What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
@@ -86,6 +87,7 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     __tracebackhide__ = True
     if not isinstance(actual, Tensor):
         pytest.fail(f"{what} must be a tensor, got {type(actual).__name__}: {actual!r}")
+    observe(what, actual, expected)  # the report shows documented and measured values
     if not isinstance(expected, Tensor):
         expected = torch.tensor(expected, dtype=actual.dtype)
     if actual.dtype != expected.dtype:
