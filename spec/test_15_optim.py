@@ -441,6 +441,7 @@ class Rules:
         assert untouched.grad is None
 
     @clause("15.optimizer.zero_grad")
+    @pytest.mark.level("pytorch")
     def test_zero_grad_sets_zeros_only_if_it_is_asked_to(self, optimizer: Optimizer) -> None:
         x, untouched = parameter(1, 2), parameter(3)
         made = optimizer([{"params": [untouched]}, {"params": [x]}], lr=0.5)
