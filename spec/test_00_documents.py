@@ -76,6 +76,7 @@ def test_every_script_flag_and_link_exists(path: Path) -> None:
         "benchmark-compare",
         "nproc-per-node",
         "check",
+        "junitxml",
     }
     flags = set(re.findall(r"(?<![\w-])--(?:no-)?([a-z][a-z0-9-]+)", text))
     assert sorted(flags - others - defined_flags()) == []
