@@ -809,7 +809,7 @@ CONTRAST = """() => {
 
 NAMES = """() => {
   const found = [];
-  for (const element of document.querySelectorAll("button, input, select, a, summary, [role=region]")) {
+  for (const element of document.querySelectorAll("button, input, select, a, summary, [role=group]")) {
     const label = element.labels?.[0] ?? document.getElementById(element.getAttribute("aria-labelledby"));
     const name = element.getAttribute("aria-label") || label?.textContent || element.textContent;
     if (!name?.trim()) found.push(element.outerHTML.slice(0, 80));

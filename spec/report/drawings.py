@@ -74,7 +74,7 @@ def limited(draw: Callable[[Callable[[str], Any]], Any], implementation: Impleme
         except LookupError:
             result.append(None)
         except BaseException as error:  # whatever an implementation does, the report is written
-            result.append({"problem": f"{type(error).__name__}: {error}"[:300]})
+            result.append({"problem": f"{type(error).__name__}: {error}"[:300].removesuffix(": ")})
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

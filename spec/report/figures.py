@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-CELL = 22
+CELL = 26
 """Side of a cell of a matrix."""
 
 Matrix = Sequence[Sequence[float]]
@@ -29,7 +29,7 @@ def grid(rows: Matrix, x: float = 0, y: float = 0, *, marked: frozenset[tuple[in
             left, top = x + j * CELL, y + i * CELL
             kind = "cell wrong" if (i, j) in marked else "cell"
             parts.append(f'<rect class="{kind}" x="{left:g}" y="{top:g}" width="{CELL}" height="{CELL}"/>')
-            parts.append(f'<text x="{left + CELL / 2:g}" y="{top + 15:g}">{number(value)}</text>')
+            parts.append(f'<text x="{left + CELL / 2:g}" y="{top + 19:g}">{number(value)}</text>')
     return "".join(parts)
 
 
@@ -56,7 +56,7 @@ def convolution_steps(image: Matrix, kernel: Matrix) -> Iterator[dict[str, Any]]
             ]  # fmt: skip
             side = size * CELL
             weights = "".join(
-                f'<text class="weight" x="{1 + (j + b + 1) * CELL - 2:g}" y="{1 + (i + a) * CELL + 7:g}">'
+                f'<text class="weight" x="{1 + (j + b + 1) * CELL - 2:g}" y="{1 + (i + a) * CELL + 9:g}">'
                 f"×{number(kernel[a][b])}</text>"
                 for a in range(size)
                 for b in range(size)
@@ -118,14 +118,15 @@ def curve(
     low, high = min(ys) if bottom is None else bottom, max(ys) if top is None else top
     left, right = min(xs), max(xs)
     high, right = high if high > low else low + 1, right if right > left else left + 1
-    margin = 34
+    margin = 48
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = margin + (x - left) / (right - left) * (width - margin - 8)
         return across, 8 + (high - y) / (high - low) * (height - 30)
 
     parts = []
-    for value in (low, high, *([0.0] if low < 0 < high else [])):
+    room = 0.1 * (high - low)  # a label for zero needs a distance from the other two
+    for value in (low, high, *([0.0] if low + room < 0 < high - room else [])):
         _, y = at(left, value)
         parts.append(f'<path class="axis" d="M{margin} {y:.1f}H{width - 8}"/>')
         parts.append(f'<text class="tick" x="{margin - 4}" y="{y + 4:.1f}">{number(value)}</text>')

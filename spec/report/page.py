@@ -124,9 +124,8 @@ class View:
             chapter = test["clauses"][0][:2] if test["clauses"] else "–"
             self.cube[column, chapter, test["level"], test["aspect"], test["outcome"]] += 1
             self._detail(function, column, test)
-            parameters = test["id"].partition("[")[2].rstrip("]")
             for value in test["measured"]:
-                row = [column, parameters, value["name"], value["documented"], value["measured"]]
+                row = [column, parameters_of(test), value["name"], value["documented"], value["measured"]]
                 if len(function["measured"]) < 24 and row not in function["measured"]:
                     function["measured"].append(row)
 
@@ -141,7 +140,8 @@ class View:
             if (failed and len(same) >= SHOWN and detail is same[-1]) or (not failed and detail["message"] == reason):
                 detail["more"] += 1
                 return
-        detail = {name: test[name] for name in ("id", "outcome", "message", "reproduction", "diagnosis")}
+        detail = {"parameters": parameters_of(test)}
+        detail |= {name: test[name] for name in ("outcome", "message", "reproduction", "diagnosis")}
         function["details"].append(detail | {"column": column, "more": 0})
 
     # what the templates ask for
@@ -213,9 +213,9 @@ class View:
                     function["line"],
                     function["level"],
                     function["aspect"],
-                    [[column, dict(counts), round(time, 3)] for column, (counts, time) in function["columns"].items()],
+                    [[n, dict(counts), round(time, 3)] for n, (counts, time) in sorted(function["columns"].items())],
                     [
-                        [d["column"], d["outcome"], d["id"].partition("[")[2], d["more"]]
+                        [d["column"], d["outcome"], d["parameters"], d["more"]]
                         + [d[name] for name in ("message", "diagnosis", "reproduction")]
                         for d in function["details"]
                     ],
@@ -243,11 +243,16 @@ def verdict(counts: Mapping[str, int]) -> str:
     return max(counts, key=lambda outcome: (counts[outcome], outcome))
 
 
-def lines_text(lines: list[int], kind: str) -> str:
-    """The tutorial's lines of a clause; a listing has its first and its last one."""
-    if kind == "listing" and len(lines) == 2:
-        return f"{lines[0]}–{lines[1]}"
-    return ", ".join(map(str, lines))
+def lines_text(lines: list[int], name: str) -> str:
+    """The tutorial's lines of a clause; those of a whole listing are its first and its last one."""
+    return f"{lines[0]}–{lines[1]}" if ".listing.at_" in name else ", ".join(map(str, lines))
+
+
+def parameters_of(test: Mapping[str, Any]) -> str:
+    """The parameters in the id of a test, without the implementation."""
+    words = test["id"].partition("[")[2].rstrip("]")
+    name = test["implementation"] or ""
+    return "" if words == name else words.removeprefix(f"{name}-") if name else words
 
 
 def render(report: Report) -> str:

@@ -323,6 +323,8 @@ def _message(report: pytest.TestReport) -> str | None:
     """Why a test did not pass."""
     if (reason := getattr(report, "wasxfail", None)) is not None:
         return _short(str(reason).removeprefix("reason: ")) or None
+    if report.skipped and (because := dict(report.user_properties).get("because")):
+        return _short(str(because))
     if report.skipped:
         found = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         return _short(re.sub(r"^Skipped: ", "", str(found)))

@@ -112,15 +112,16 @@
       if (!counts) return make("td", {}, "–");
       const all = Object.values(counts).reduce((a, b) => a + b, 0);
       const bar = make("div", { class: "bar", "aria-hidden": "true" });
-      const cell = make("td", {}, `${(counts.passed ?? 0).toLocaleString("en")} / ${all.toLocaleString("en")}`, bar);
+      const others = make("div", { class: "others" });
+      const score = `${(counts.passed ?? 0).toLocaleString("en")} / ${all.toLocaleString("en")}`;
       for (const outcome of DATA.outcomes) {
         if (!counts[outcome]) continue;
         const part = make("i", { class: kind(outcome) });
         part.style.width = `${(counts[outcome] / all) * 100}%`;
         bar.append(part);
-        if (outcome !== "passed") cell.append(count(outcome, counts[outcome]));
+        if (outcome !== "passed") others.append(count(outcome, counts[outcome]));
       }
-      return cell;
+      return make("td", {}, score, bar, others);
     };
     const name = (key) => (at !== 1 ? say(key) : `${key} ${DATA.chapters[key]?.[zh() ? 1 : 0] ?? ""}`);
     const line = (key, counts) =>
@@ -166,14 +167,14 @@
       const body = measured.map(([c, parameters, what, documented, value]) =>
         make("tr", {}, make("td", {}, column(c)), make("td", {}, parameters), make("td", {}, what),
           make("td", {}, make("code", {}, documented)), make("td", {}, make("code", {}, value))));
-      box.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": say("measured") },
+      box.append(make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": say("measured") },
         make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body))));
     }
     if (checks.length) box.append(make("p", {}, say("Asserted:")), make("pre", {}, checks.join("\n")));
     for (const [c, outcome, parameters, more, message, diagnosis, reproduction] of details) {
       const failed = outcome === "failed" || outcome === "error";
       box.append(make("p", {}, make("strong", {}, column(c)), " ", count(outcome, failed ? "" : more + 1),
-        failed && parameters ? make("code", {}, `[${parameters}`) : ""));
+        failed && parameters ? make("code", {}, `[${parameters}]`) : ""));
       if (message) box.append(failed ? make("pre", { tabindex: "0" }, message) : make("p", {}, message));
       if (diagnosis) box.append(make("p", {}, `${say("Diagnosis")}: ${diagnosis}`));
       if (reproduction) {
