@@ -266,7 +266,6 @@ def render(report: Report) -> str:
             view=view,
             chapters=CHAPTERS,
             outcomes=OUTCOMES,
-            verdict=verdict,
             lines_text=lines_text,
             incomplete=compare.incomplete(report),
             data=embedded(view.data()),

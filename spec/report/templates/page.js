@@ -54,7 +54,8 @@
   const text = (id) => {
     if (!texts.has(id)) {
       const tests = DATA.clauses[id][2].map((f) => DATA.functions[f][1]).join(" ");
-      texts.set(id, `${articles.get(id).textContent} ${tests}`.toLowerCase());
+      const own = [...articles.get(id).querySelectorAll("h3, p")].map((part) => part.textContent).join(" ");
+      texts.set(id, `${own} ${tests}`.toLowerCase());
     }
     return texts.get(id);
   };
@@ -155,8 +156,7 @@
     box.append(make("p", {}, make("code", {}, `${DATA.files[file]}:${line} ${name}`), facts ? ` ${facts}` : ""));
     const list = make("ul", { class: "o" });
     for (const [c, counts, seconds] of columns) {
-      const bad = Object.keys(counts).find((outcome) => outcome !== "passed") ?? "passed";
-      const item = make("li", { class: kind(counts.failed ? "failed" : counts.error ? "error" : counts.passed ? "passed" : bad) }, `${column(c)} `);
+      const item = make("li", { class: kind(worst(counts)) }, `${column(c)} `);
       for (const outcome of DATA.outcomes) if (counts[outcome]) item.append(count(outcome, counts[outcome]));
       item.append(`${seconds.toFixed(2)} s`);
       list.append(item);
@@ -191,12 +191,33 @@
     details.replaceChildren(details.querySelector("summary"), ...tests.map(test));
   };
 
+  // the outcomes of a clause: a line for each implementation, which has the worst outcome of its tests
+  const worst = (counts) =>
+    ["failed", "error", "known failure", "passed"].find((outcome) => counts[outcome]) ?? Object.keys(counts)[0];
+  const outcomes = (id) => {
+    const found = new Map();
+    for (const number of DATA.clauses[id][2]) {
+      for (const [c, counts] of DATA.functions[number][5]) {
+        if (!found.has(c)) found.set(c, {});
+        for (const [outcome, n] of Object.entries(counts)) found.get(c)[outcome] = (found.get(c)[outcome] ?? 0) + n;
+      }
+    }
+    return make("ul", { class: "o" }, ...[...found].sort((a, b) => a[0] - b[0]).map(([c, counts]) =>
+      make("li", { class: kind(worst(counts)) }, `${column(c)} `,
+        ...DATA.outcomes.filter((outcome) => counts[outcome]).map((outcome) => count(outcome, counts[outcome])))));
+  };
+  for (const [id, article] of articles) {
+    article.append(make("ul", { class: "o" }), make("details", { "data-clause": id },
+      make("summary", {}, make("span", { class: "w" }, "Tests"))));
+  }
+
   const translate = () => {
     root.lang = state.lang === "zh" ? "zh-CN" : "en";
     root.dataset.theme = ["light", "dark"].includes(state.theme) ? state.theme : "auto";
     $("language").textContent = zh() ? "English" : "中文";
     $("language").lang = zh() ? "en" : "zh-CN";
     document.querySelectorAll(".w").forEach(word);
+    for (const [id, article] of articles) article.querySelector(":scope > ul.o").replaceWith(outcomes(id));
     document.querySelectorAll("details[open][data-clause]").forEach(open);
     document.querySelectorAll(".fill").forEach((box) => box.replaceChildren(test(Number(box.dataset.function))));
     for (const option of $("f-chapter").options) {
