@@ -19,7 +19,8 @@ from urllib.parse import unquote
 import jsonschema
 import pytest
 
-from spec.report import compare, document, drawings, page, recording
+from spec.faults import Fault, convolution
+from spec.report import compare, document, drawings, page, plugin, recording
 from spec.report.__main__ import main
 from spec.support.clauses import CLAUSES, clause
 from spec.support.command import Command, run
@@ -39,6 +40,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 def relu(input, inplace=False):
     raise ValueError("</script><img src=x onerror=alert(1)><b>no</b>")
 """
+SPECIFICATION = document.specification()
+FEW = [name for name in CLAUSES if name.startswith("08.conv2d.")]
 FILES = ("08_convolution", "10_pooling", "11_activation")
 KEYWORDS = "documented or step or documented_sizes or relu_of or ReLU"
 
@@ -106,7 +109,7 @@ def made(outcomes: dict[str, str], *, torch: str = "2.14.0", day: int = 1, diges
     implementation = {"id": "mine", "name": "mine.py", "version": None, "digest": f"sha256:{digest * 64}"}
     return {
         "format": 1,
-        "specification": document.specification(),
+        "specification": SPECIFICATION | {"clauses": {name: SPECIFICATION["clauses"][name] for name in FEW}},
         "environments": [environment | {"seed": None, "profile": "dev"}],
         "runs": [about | run],
         "implementations": [implementation | {"environment": 0}],
@@ -229,7 +232,7 @@ def test_an_implementation_that_raises_or_hangs_gets_the_reason(monkeypatch: pyt
 
 
 @clause("00.report.drawings")
-@pytest.mark.parametrize("name", ["reference", "torch"])
+@pytest.mark.parametrize("name", ["reference", pytest.param("torch", marks=pytest.mark.slow)])  # imports torchvision
 def test_the_drawings_are_the_implementations_own(name: str) -> None:
     tests = [{"clauses": ["04.x.y", "08.x.y"]}, {"clauses": ["10.x.y", "11.x.y"]}]
     drawn = {key: value[name] for key, value in drawings.drawings([load(name)], tests).items()}
@@ -405,6 +408,33 @@ def test_an_option_that_cannot_be_met_is_an_error_before_any_test(
     assert f"ERROR: {says}" in result.err
 
 
+@clause("00.report.diagnosis")
+def test_a_diagnosis_names_the_mistake_that_explains_most_failures() -> None:
+    stride, padding, bias = (f"spec.faults.convolution:{name}" for name in FAULTS)
+    fitting = {"a": [stride, padding], "b": [stride], "c": [bias], "d": []}
+    found = plugin.diagnoses(fitting, ruled_out={bias})
+    assert list(found) == ["a", "b"]
+    assert found["a"] == found["b"] == plugin.in_words(stride)
+    assert plugin.in_words(stride).startswith(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", FAULTS[0]).lower())
+    both = plugin.diagnoses({"a": [stride, padding]}, ruled_out=())["a"]
+    assert both == f"{plugin.in_words(stride)} or {plugin.in_words(padding)}"
+
+
+FAULTS = [name for name, kind in vars(convolution).items() if isinstance(kind, type) and issubclass(kind, Fault)][1:4]
+"""Three mistakes with convolutions."""
+
+
+@clause("00.report.diagnosis")
+def test_the_summary_says_who_computes_a_component() -> None:
+    report = made({"a": "passed", "b": "passed"})
+    report["tests"][0]["own_work"] = {"conv2d": [], "relu": ["aten.relu"]}
+    report["tests"][1]["own_work"] = {"conv2d": ["torch.conv2d"]}
+    jsonschema.validate(report, SCHEMA)
+    assert page.View(report).own_work() == {0: {"conv2d": ["torch.conv2d"], "relu": ["aten.relu"]}}
+    html = page.render(report)
+    assert "<code>conv2d</code> (torch.conv2d)" in html
+
+
 # The page as text
 
 
@@ -423,7 +453,8 @@ def test_no_text_of_an_implementation_becomes_part_of_the_page() -> None:
 
 @clause("00.report.errata")
 def test_the_errata_hold_every_clause_that_does_not_hold_in_order() -> None:
-    view = page.View(made({"a": "passed"}))
+    report = made({"a": "passed"}) | {"specification": SPECIFICATION}
+    view = page.View(report)
     listed = [name for _, entries in view.errata() for name, _ in entries]
     assert sorted(listed) == sorted(
         name for name, entry in CLAUSES.items() if entry.verdict in ("refuted", "imprecise", "version-dependent")
@@ -431,7 +462,7 @@ def test_the_errata_hold_every_clause_that_does_not_hold_in_order() -> None:
     for _, entries in view.errata():
         firsts = [entry["lines"][0] for _, entry in entries]
         assert firsts == sorted(firsts)
-    html = page.render(made({"a": "passed"}))
+    html = page.render(report)
     text = html[html.index('<section id="errata"') : html.index('<section id="clauses"')]
     assert [name for name in listed if name not in text] == []
 

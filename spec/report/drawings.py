@@ -58,11 +58,13 @@ def limited(draw: Callable[[Callable[[str], Any]], Any], implementation: Impleme
     """One drawing by one implementation: its numbers, why there are none, or None if it lacks the component."""
     trace = Trace()
     trace.on = False
+    # outside of the time limit: a component may have to be imported
+    ready = {name: implementation.component(name, trace) for name in NEEDS[draw] if name in implementation.components}
 
     def component(name: str) -> Any:
-        if name not in implementation.components:
+        if name not in ready:
             raise LookupError(name)
-        return implementation.component(name, trace)
+        return ready[name]
 
     result: list[Any] = []
 
@@ -175,6 +177,15 @@ def _picture(result: Any) -> dict[str, Any]:
     file = io.BytesIO()
     result.save(file, "PNG", optimize=True)
     return {"size": list(result.size), "range": range_, "png": base64.b64encode(file.getvalue()).decode()}
+
+
+NEEDS: Mapping[Callable[..., Any], tuple[str, ...]] = {
+    transforms: ("ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"),
+    convolution: ("conv2d",),
+    pooling: ("max_pool2d",),
+    activations: ACTIVATIONS,
+}
+"""The components that each drawing asks for."""
 
 
 def training_run(folder: Path) -> dict[str, Any]:

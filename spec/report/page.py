@@ -191,6 +191,18 @@ class View:
             found.setdefault(column, Counter())[outcome] += count
         return dict(sorted(found.items()))
 
+    def own_work(self) -> dict[int, dict[str, list[str]]]:
+        """By column, the components that were watched, each with the functions of others that compute it."""
+        found: dict[int, dict[str, set[str]]] = {}
+        for test in self.report["tests"]:
+            for component, names in (test["own_work"] or {}).items():
+                column = found.setdefault(self.number[test["implementation"], test["environment"]], {})
+                column.setdefault(component, set()).update(names)
+        return {
+            column: {name: sorted(names) for name, names in sorted(components.items())}
+            for column, components in sorted(found.items())
+        }
+
     def failures(self) -> list[tuple[int, dict[str, Any]]]:
         """The functions with a failed test, by their number."""
         return [

@@ -5,12 +5,14 @@ worker notes the documented values of the test that it runs, and the first one c
 """
 
 import datetime
+import importlib
 import os
 import platform
 import re
 import shlex
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,8 @@ class Recorder:
     def __init__(self, config: pytest.Config, folder: Path, run: dict[str, Any] | None) -> None:
         self.config, self.folder, self.run = config, folder, run
         self.tests: dict[str, dict[str, Any]] = {}
+        self.faults: dict[str, list[str]] = {}
+        self.ruled_out: set[str] = set()
         self.collected = 0
         self.threads = torch.get_num_threads()
         self.drawings: dict[str, Any] | None = None
@@ -192,7 +196,9 @@ class Recorder:
         if report.when == "call":
             properties = dict(report.user_properties)
             test["measured"] = properties.get("measured", [])
-            test["own_work"] = properties.get("own_work")
+            test["own_work"] = properties.get("handed_over")
+            self.faults[report.nodeid] = list(properties.get("faults", ()))
+            self.ruled_out.update(properties.get("ruled_out", ()))
         if category and test["outcome"] not in LAST:
             test["outcome"] = CATEGORIES.get(category, category)
             test["message"] = _message(report)
@@ -214,7 +220,7 @@ class Recorder:
             "message": None,
             "reproduction": None,
             "diagnosis": None,
-            "own_work": properties.get("own_work"),
+            "own_work": None,
             "measured": [],
             "duration": 0.0,
         }
@@ -235,6 +241,8 @@ class Recorder:
         for test in self.tests.values():
             if test["outcome"] is None:
                 test |= {"outcome": "error", "message": "the test did not end"}
+        for name, text in diagnoses(self.faults, self.ruled_out).items():
+            self.tests[name]["diagnosis"] = text
         if self.drawings is None:
             self.drawings = drawings.drawings(under_test, list(self.tests.values()))
         if self.run is not None:
@@ -330,14 +338,46 @@ def _message(report: pytest.TestReport) -> str | None:
         return _short(re.sub(r"^Skipped: ", "", str(found)))
     if not report.failed:
         return None
+    if (message := dict(report.user_properties).get("message")) is not None:
+        return _short(str(message))
     crash = getattr(report.longrepr, "reprcrash", None)
     return _short(crash.message if crash is not None else report.longreprtext)
 
 
 def _sections(report: pytest.TestReport) -> dict[str, str]:
-    """What the plugin of the specification found out about a failure."""
-    sections = dict(report.sections) if report.failed else {}
-    return {"reproduction": _short(sections.get(PASTE, "")), "diagnosis": _short(sections.get("diagnosis", ""))}
+    """How a failure is reproduced: the code that shows the difference, or the last calls."""
+    if not report.failed:
+        return {}
+    return {"reproduction": _short(dict(report.user_properties).get("paste") or dict(report.sections).get(PASTE, ""))}
+
+
+def diagnoses(faults: Mapping[str, Sequence[str]], ruled_out: Collection[str]) -> dict[str, str]:
+    """The known mistakes that give the same numbers, by test, in words.
+
+    Of the mistakes that fit a test those are named that explain the most tests of the run: at most two that nothing
+    tells apart.
+
+    Args:
+        faults: By test the mistakes of spec/faults that fit, as "module:class".
+        ruled_out: The mistakes that a test which passes excludes.
+    """
+    fitting = {test: [name for name in names if name not in ruled_out] for test, names in faults.items()}
+    explained = Counter(name for names in fitting.values() for name in names)
+    found = {}
+    for test, names in fitting.items():
+        most = max((explained[name] for name in names), default=0)
+        best = [name for name in names if explained[name] == most][:2]
+        if best:
+            found[test] = " or ".join(map(in_words, best))
+    return found
+
+
+def in_words(fault: str) -> str:
+    """A mistake of spec/faults: its name, and what its docstring says."""
+    module, _, name = fault.partition(":")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    text = " ".join((getattr(importlib.import_module(module), name).__doc__ or "").split("\n\n")[0].split())
+    return f"{words} ({text.removesuffix('.')})" if text else words
 
 
 def _short(text: str) -> str:
