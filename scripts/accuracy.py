@@ -32,6 +32,10 @@ def main() -> None:
     measurement = parse(Measurement)
     if measurement.seeds < 2:
         raise InputError(f"--seeds must be at least 2, got {measurement.seeds}")
+    if measurement.resume is not None:
+        raise InputError(
+            f"--resume {measurement.resume}: a measurement has several runs; give its --output again to resume it"
+        )
     others: list[float] = []
     if measurement.against is not None:  # before hours of training
         others = measured(measurement.against)

@@ -28,8 +28,8 @@ class Question:
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Files of any kind that Pillow reads, and folders: the images in them and in their sub-folders, by name, without
-    hidden ones."""
+    """Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), and
+    folders: the images in them and in their subfolders, by name, without hidden ones."""
     checkpoint: Path
     """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it."""
     legacy: bool = False
@@ -55,7 +55,7 @@ class Question:
 
 def main() -> int:
     with styled():
-        question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+        question = tyro.cli(Question)
     if question.legacy:
         found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
         if not question.images:

@@ -1754,9 +1754,9 @@ def test_a_batch_is_no_larger_than_its_activations_allow(read_legacy_checkpoint:
 
 @clause("17.legacy.fuzzed")
 def test_damaged_files_are_refused_or_read_and_nothing_else(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    outcomes = fuzz(read_legacy_checkpoint, tmp_path, 300, seed=0)
-    assert outcomes["read"] > 5
-    assert outcomes["refused"] > 100
+    outcomes = fuzz(read_legacy_checkpoint, tmp_path, 120, seed=0)
+    assert outcomes["read"] > 2
+    assert outcomes["refused"] > 60
 
 
 @pytest.mark.slow

@@ -252,6 +252,16 @@ def test_a_measurement_killed_before_its_first_file_is_repeated(tmp_path: Path) 
 
 @clause("18.run.refused")
 @pytest.mark.slow
+def test_a_measurement_refuses_resume_and_names_output(tmp_path: Path) -> None:
+    assert run("train_full.py", *TINY, "--epochs", 1, "--output", "run", "--quiet", folder=tmp_path).status == 0
+    result = run("accuracy.py", "--resume", "run", "--output", "runs", folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("error: --resume run: a measurement has several runs; give its --output again")
+    assert not (tmp_path / "runs").exists()
+
+
+@clause("18.run.refused")
+@pytest.mark.slow
 def test_a_folder_with_hidden_files_of_others_is_not_taken_for_a_killed_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".notes.tmp").touch()

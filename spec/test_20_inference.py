@@ -893,6 +893,14 @@ def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words
     assert "1.png" in result.out
 
 
+@clause("20.script.errors")
+@pytest.mark.slow
+def test_each_flag_of_predict_has_a_negative_and_the_last_one_counts(folder: Path) -> None:
+    result = ask(folder, "0.png", "--checkpoint", "net.pt", "--legacy", "--no-legacy", "--json", "--no-json")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("0.png: ")
+
+
 @clause("20.script.folders")
 @pytest.mark.slow
 def test_the_script_takes_folders(folder: Path) -> None:

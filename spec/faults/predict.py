@@ -422,7 +422,7 @@ class CapitalsAreSmallLetters(Fault):
 
     class _Wrong(_Recipe):
         def folder(self, path: Path) -> list[Path]:
-            return sorted(super().folder(path), key=lambda image: image.as_posix().lower())
+            return sorted(super().folder(path), key=lambda image: (image.parent != path, image.as_posix().lower()))
 
     predict = _called(_Wrong)
 
