@@ -674,7 +674,7 @@ class TestInABrowser:
         opened.locator("#theme").click()
         for summary in opened.locator("article:not([hidden]) summary").all():
             summary.click()
-        assert opened.locator(".test").count() > 5
+        until(opened, lambda: opened.locator(".test").count() > 5)
         assert "alert" in opened.content()  # the error text that is HTML is there as text
         html = (reported / "index.html").read_text(encoding="utf-8")
         assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html) == []
@@ -692,6 +692,7 @@ class TestInABrowser:
         assert "通过的测试" in everything
         assert not any(text in everything for text in ("Passed tests", "Listings, values", "Environment and versions"))
         opened.locator(f"{name} summary").click()
+        until(opened, lambda: opened.locator(f"{name} .test").count() == 1)  # the event of opening comes later
         assert "通过" in shown(opened, f"{name} .test")
         opened.locator("#language").click()
         assert entry.statement in shown(opened, name)
@@ -732,7 +733,7 @@ class TestInABrowser:
         opened.goto(opened.address)
         opened.locator("[id='08.conv2d.stride1'] h3 a").click()
         assert unquote(opened.url).endswith("#08.conv2d.stride1")
-        assert opened.locator("[id='08.conv2d.stride1'] .test").count() == 1
+        until(opened, lambda: opened.locator("[id='08.conv2d.stride1'] .test").count() == 1)
         opened.go_back()
         assert "08.conv2d" not in opened.url
 
