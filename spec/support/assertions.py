@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spec.report.recording import observe
 from spec.support.outcomes import judged_nothing
 from spec.support.run import current
 
@@ -87,6 +88,7 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     __tracebackhide__ = True
     if not isinstance(actual, Tensor):
         pytest.fail(f"{what} must be a tensor, got {type(actual).__name__}: {actual!r}")
+    observe(what, actual, expected)  # the report shows documented and measured values
     if not isinstance(expected, Tensor):
         expected = torch.tensor(expected, dtype=actual.dtype)
     if actual.dtype != expected.dtype:

@@ -1,0 +1,213 @@
+"""Several reports together: `merge` puts them side by side, `diff` compares two, `badge` and `history` summarize."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from spec.report.document import OUTCOMES, Report, ReportError, order, read
+
+BAD = ("failed", "error", "known failure", "not written", "not offered", "absent")
+"""Outcomes that a test which passed before must not have: a component that is gone is broken too."""
+JUDGED_NOT = ("skipped", "not claimed")
+"""Outcomes that say nothing about the implementation: the machine or the user left the test out."""
+
+
+def place(environment: Mapping[str, Any]) -> tuple[str, str]:
+    """What distinguishes two environments in a merged report: the PyTorch version and the device."""
+    return environment["versions"].get("torch", "?"), environment["device_name"] or environment["device"]
+
+
+def place_text(environment: Mapping[str, Any]) -> str:
+    """An environment in words."""
+    torch_version, device = place(environment)
+    return f"torch {torch_version}, {device}"
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """Put reports side by side; where two judged the same test of the same code at the same place, the later one wins.
+
+    An implementation that changed between two runs keeps nothing of the earlier one: its file is another file.
+
+    Args:
+        reports: At least one; the order of their runs in time decides which one is later, not their order here.
+    """
+    reports = sorted(reports, key=lambda report: max(run["started"] for run in report["runs"]))
+    environments: dict[tuple[str, str], dict[str, Any]] = {}
+    implementations: dict[tuple[str, tuple[str, str]], dict[str, Any]] = {}
+    tests: dict[tuple[str, tuple[str, str]], dict[str, Any]] = {}
+    runs: list[tuple[tuple[str, str], dict[str, Any]]] = []
+    comparisons: dict[str, list[str]] = {}
+    drawings: dict[str, Any] = {}
+    for report in reports:
+        here = [place(environment) for environment in report["environments"]]
+        environments.update(zip(here, report["environments"], strict=True))
+        for entry in report["implementations"]:
+            key = entry["id"], here[entry["environment"]]
+            if key in implementations and implementations[key]["digest"] != entry["digest"]:
+                tests = {
+                    name: test
+                    for name, test in tests.items()
+                    if (test["implementation"], name[1]) != key
+                }  # fmt: skip
+            implementations[key] = entry
+        for test in report["tests"]:
+            tests[test["id"], here[test["environment"]]] = test
+        runs += [(here[run["environment"]], run) for run in report["runs"]]
+        comparisons |= report["comparisons"]
+        for name, drawn in report["drawings"].items():
+            drawings[name] = drawn if name == "run" else drawings.get(name, {}) | drawn
+    places = sorted(environments, key=_age)
+    number = {where: index for index, where in enumerate(places)}
+    return {
+        "format": reports[-1]["format"],
+        "specification": reports[-1]["specification"],
+        "environments": [environments[where] for where in places],
+        "runs": [run | {"environment": number[where]} for where, run in runs],
+        "implementations": [
+            entry | {"environment": number[where]}
+            for (_, where), entry in sorted(implementations.items(), key=lambda item: (number[item[0][1]], item[0][0]))
+        ],
+        "comparisons": comparisons,
+        "drawings": drawings,
+        "tests": sorted(
+            (test | {"environment": number[where]} for (_, where), test in tests.items()), key=order
+        ),
+    }  # fmt: skip
+
+
+def _age(where: tuple[str, str]) -> tuple[Any, ...]:
+    """Environments in the order of their PyTorch versions."""
+    try:
+        return 1, Version(where[0]), where[1]
+    except InvalidVersion:
+        return 0, where[0], where[1]
+
+
+def span(holds: Sequence[tuple[str, bool]]) -> str | None:
+    """Since and until which version something holds, if that differs between the versions.
+
+    Args:
+        holds: Versions in ascending order, each with whether it holds there.
+
+    Returns:
+        A text such as "since 2.12.0", "until 2.12.0" or "in 2.11.0, 2.13.0"; None if all versions agree.
+    """
+    values = [value for _, value in holds]
+    if len(set(values)) < 2:
+        return None
+    changes = [index for index in range(1, len(values)) if values[index] != values[index - 1]]
+    if len(changes) == 1:
+        return f"since {holds[changes[0]][0]}" if values[-1] else f"until {holds[changes[0] - 1][0]}"
+    return "in " + ", ".join(version for version, value in holds if value)
+
+
+def by_key(report: Report, *, alone: bool) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The tests of a report by id, and by environment unless the report has only one."""
+    names = [place_text(environment) for environment in report["environments"]]
+    return {(test["id"],) if alone else (test["id"], names[test["environment"]]): test for test in report["tests"]}
+
+
+def diff(before: Report, after: Report) -> dict[str, list[str]]:
+    """What changed from one report to a later one, as lines by category: broken, fixed, added, removed and left out."""
+    alone = len(before["environments"]) == len(after["environments"]) == 1
+    old, new = by_key(before, alone=alone), by_key(after, alone=alone)
+    found: dict[str, list[str]] = {
+        name: [] for name in ("broken", "fixed", "changed", "added", "removed", "no longer judged")
+    }
+
+    def line(key: tuple[str, ...], *outcomes: str) -> str:
+        return f"{'  '.join(key)}: {' -> '.join(outcomes)}"
+
+    for key, test in new.items():
+        outcome = test["outcome"]
+        if key not in old:
+            found["added"].append(line(key, outcome))
+            continue
+        earlier = old[key]["outcome"]
+        if earlier == outcome:
+            continue
+        if outcome == "passed":
+            found["fixed" if earlier in BAD else "changed"].append(line(key, earlier, outcome))
+        elif outcome in ("failed", "error") or (earlier == "passed" and outcome in BAD):
+            kind = "changed" if earlier in ("failed", "error") else "broken"
+            found[kind].append(line(key, earlier, outcome))
+        elif earlier == "passed" and outcome in JUDGED_NOT:
+            found["no longer judged"].append(line(key, earlier, outcome))
+        else:
+            found["changed"].append(line(key, earlier, outcome))
+    found["removed"] = [line(key, test["outcome"]) for key, test in old.items() if key not in new]
+    return found
+
+
+def counts(report: Report, implementation: str | None) -> Counter[str]:
+    """How many tests of an implementation ended how, over all environments."""
+    return Counter(test["outcome"] for test in report["tests"] if test["implementation"] == implementation)
+
+
+def incomplete(report: Report) -> list[str]:
+    """Why a report is not complete, one text per run that was not."""
+    return [
+        f"{run['finished']} of {run['collected']} tests: {run['interrupted'] or 'the run did not end'}"
+        for run in report["runs"]
+        if not run["complete"]
+    ]
+
+
+def badge(report: Report, implementation: str | None = None) -> dict[str, Any]:
+    """The endpoint of a badge of shields.io.
+
+    Args:
+        report: The report.
+        implementation: The implementation that is counted; by default all tests are.
+
+    Raises:
+        ReportError: the report has no test of that implementation.
+    """
+    tests = [test for test in report["tests"] if implementation in (None, test["implementation"])]
+    if not tests:
+        raise ReportError("the report has no test" + (f" of {implementation}" if implementation else ""))
+    found = Counter(test["outcome"] for test in tests)
+    bad, all_ = found["failed"] + found["error"], found.total()
+    message = f"{found['passed']:,} of {all_:,} tests passed"
+    if bad:
+        message += f", {bad:,} failed"
+    color = "red" if bad else "brightgreen" if found["passed"] == all_ else "green"
+    if incomplete(report):
+        message, color = f"incomplete: {message}", "lightgrey"
+    return {"schemaVersion": 1, "label": implementation or "Ocean Spec", "message": message, "color": color}
+
+
+def history(folder: Path) -> list[Report]:
+    """All reports below a folder, in the order of their runs.
+
+    Raises:
+        ReportError: there is none, or one cannot be read.
+    """
+    files = sorted(folder.rglob("report.json"))
+    if not files:
+        raise ReportError(f"{folder}: there is no report.json below this folder")
+    return sorted((read(file) for file in files), key=lambda report: max(run["started"] for run in report["runs"]))
+
+
+def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[str]]]]:
+    """For each implementation the date, the environment and the counts of each report that has tests of it."""
+    found: dict[str, list[tuple[str, str, Counter[str]]]] = {}
+    for report in reports:
+        date = max(run["started"] for run in report["runs"])
+        where = ", ".join(place_text(environment) for environment in report["environments"])
+        for name in sorted({test["implementation"] or "" for test in report["tests"]}):
+            found.setdefault(name, []).append((date, where, counts(report, name or None)))
+    return found
+
+
+def summary(report: Report) -> list[str]:
+    """One line for each implementation: how many tests ended how."""
+    lines = []
+    for name in dict.fromkeys(test["implementation"] for test in report["tests"]):
+        found = counts(report, name)
+        parts = ", ".join(f"{found[outcome]} {outcome}" for outcome in OUTCOMES if found[outcome])
+        lines.append(f"{name or 'project'}: {parts}")
+    return lines
