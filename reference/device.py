@@ -113,8 +113,9 @@ def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Make this process keep freed memory for its next step, instead of returning it to the system.
 
-    Otherwise the large tensors of every step get pages that the system clears again, a sixth of a step's time. Only
-    glibc offers this; elsewhere the function does nothing.
+    Without it the system clears every page of the large tensors of every step anew; with it a step has no page faults
+    (the test of clause 18.precision.memory counts them).
+    Only glibc can be told so; elsewhere nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     if platform.libc_ver()[0] == "glibc":

@@ -85,7 +85,8 @@ class Muon(Optimizer):
         θ ← (1 - lr · weight_decay) · θ - lr · sqrt(max(1, rows / columns)) · u
 
     So a step moves the outputs by about the same in every direction, however unequal the gradient's singular values.
-    A vector, such as a bias, is a matrix of one row: only its direction matters.
+    A vector, such as a bias, is a matrix of one row: only its direction matters. `torch.optim.Muon` is not used: it
+    takes only matrices, no convolution kernels and no biases, and orthogonalizes in bfloat16.
 
     Args:
         params: the parameters, or groups of them.

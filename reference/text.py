@@ -8,6 +8,7 @@ through `printable`, and never raises, whatever the console's encoding and wheth
 `json_text` writes strict JSON.
 """
 
+import codecs
 import errno
 import io
 import json
@@ -72,8 +73,8 @@ def json_text(
 ) -> str:
     """`content` as JSON that every parser accepts: numbers that are not finite become `null`.
 
-    Characters that `printable` would escape, and all characters outside of ASCII if `encoding` lacks one of them, are
-    written as JSON's own escapes, so that the text means the same wherever it is printed.
+    Characters that `printable` would escape are written as JSON's own escapes, and so are all characters outside of
+    ASCII unless `encoding` is UTF-8: JSON between programs is UTF-8 (RFC 8259), of which ASCII is a part.
 
     Args:
         content: dictionaries, lists, tuples, strings, numbers, truth values and None.
@@ -98,11 +99,7 @@ def json_text(
             char if char == "\n" or not _hidden(text, place) else json.dumps(char)[1:-1]
             for place, char in enumerate(text)
         )
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return dumped(content, True)
-    return text
+    return text if codecs.lookup(encoding).name == "utf-8" else dumped(content, True)
 
 
 def _finite(value: Any) -> Any:

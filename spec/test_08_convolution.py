@@ -56,6 +56,7 @@ def test_padding_1_gives_the_documented_matrix(conv2d: Conv2d) -> None:
 
 
 @clause("08.conv2d.unbatched")
+@pytest.mark.level("definition")
 def test_an_image_without_a_batch_is_a_batch_of_one_without_it(conv2d: Conv2d) -> None:
     assert_equal(conv2d(image()[0], kernel()), conv2d(image(), kernel())[0])
 
@@ -99,10 +100,24 @@ def test_bias_is_added_to_each_output_channel(conv2d: Conv2d) -> None:
 def test_stride_is_the_step(conv2d: Conv2d) -> None:
     # every second row and column of the documented matrix of line 445
     assert_equal(conv2d(image(), kernel(), stride=2), [[[[10, 12], [13, 3]]]])
+
+
+@clause("08.conv2d.parameters")
+@pytest.mark.level("definition")
+def test_two_strides_are_the_vertical_and_the_horizontal_step(conv2d: Conv2d) -> None:
+    # every second row of the documented matrix of line 445
     assert_equal(conv2d(image(), kernel(), stride=(2, 1)), [[[[10, 12, 12], [13, 9, 3]]]])
 
 
 @clause("08.conv2d.parameters")
+def test_padding_2_is_a_border_of_two_zeros_on_every_side(conv2d: Conv2d) -> None:
+    bordered = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
+    bordered[:, :, 2:7, 2:7] = image()
+    assert_equal(conv2d(image(), kernel(), padding=2), conv2d(bordered, kernel()))
+
+
+@clause("08.conv2d.parameters")
+@pytest.mark.level("definition")
 def test_padding_is_a_border_of_zeros(conv2d: Conv2d) -> None:
     bordered = torch.zeros(1, 1, 7, 9, dtype=torch.int64)
     bordered[:, :, 1:6, 2:7] = image()

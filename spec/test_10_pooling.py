@@ -104,6 +104,7 @@ def test_whole_numbers_can_be_pooled_too(max_pool2d: Pool, dtype: torch.dtype) -
 
 
 @clause("10.max_pool2d.unbatched")
+@pytest.mark.level("definition")
 def test_an_image_without_a_batch_can_be_pooled_too(max_pool2d: Pool) -> None:
     assert_equal(max_pool2d(image()[0], 3), [[[2]]])
 
@@ -609,6 +610,7 @@ def test_the_adaptive_mean_is_differentiable_twice(adaptive_avg_pool2d: Pool, ou
     ],
     ids=str,
 )
+@pytest.mark.level("definition")
 def test_max_pool2d_as_a_layer(MaxPool2d: Layer, max_pool2d: Pool, options: dict[str, Any]) -> None:
     x = normal(2, 3, 5, 6, seed=0)
     layer, expected = MaxPool2d(2, **options), max_pool2d(x, 2, **options)
@@ -663,6 +665,7 @@ def test_the_defaults_of_max_pooling(MaxPool2d: Layer) -> None:
 
 
 @clause("10.MaxPool2d.layer")
+@pytest.mark.level("pytorch")
 def test_in_the_layer_return_indices_comes_before_ceil_mode(MaxPool2d: Layer) -> None:
     output, indices = MaxPool2d(3, None, 0, 1, True)(image())
     assert_equal(output, [[[[2]]]])
@@ -681,6 +684,7 @@ def test_in_the_layer_return_indices_comes_before_ceil_mode(MaxPool2d: Layer) ->
     ],
     ids=["of defaults", "of everything"],
 )
+@pytest.mark.aspect("text")
 def test_max_pooling_prints_as(MaxPool2d: Layer, arguments: tuple[Any, ...], text: str) -> None:
     assert repr(MaxPool2d(*arguments)) == text
 

@@ -442,6 +442,7 @@ class Rules:
         assert untouched.grad is None
 
     @clause("15.optimizer.zero_grad")
+    @pytest.mark.level("pytorch")
     def test_zero_grad_sets_zeros_only_without_set_to_none(self, optimizer: Optimizer) -> None:
         x, untouched = parameter(1, 2), parameter(3)
         made = optimizer([{"params": [untouched]}, {"params": [x]}], lr=0.5)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
+from reference import read_legacy_checkpoint
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
@@ -31,7 +32,7 @@ from reference.models import Ocean
 from reference.untrusted.archive import Archive
 from spec.support.clauses import clause
 from spec.support.command import Command, run
-from spec.support.fuzzing import fuzz
+from spec.support.fuzzing import fuzz, whole
 from spec.support.limits import room_for
 from spec.support.strategies import given, normal
 from spec.support.zip_lies import LIES, parts
@@ -614,6 +615,17 @@ def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str)
     value = {"preprocessing": {"size": lists}, "network": {"name": lists}}.get(entry, lists)
     with pytest.raises(InputError, match=r"net\.pt"):
         load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
+
+
+@clause("17.checkpoint.sound")
+def test_a_bound_method_without_its_object_is_no_network(tmp_path: Path) -> None:
+    """`model.state_dict` without parentheses is stored as `getattr(model, name)`; here both arguments are missing."""
+    path = tmp_path / "net.pth"
+    path.write_bytes(whole("zip", (b"\x80\x02cbuiltins\ngetattr\n)\x81.", {})))
+    with pytest.raises(InputError, match=r"net\.pth .*it holds data, but no network"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="network"):
+        read_legacy_checkpoint(path).classifier(("a", "b"), (32, 32))
 
 
 @clause("17.checkpoint.whole")

@@ -4,12 +4,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import reference
 from spec.support.clauses import CLAUSES
 from spec.support.command import Result, run
 from spec.support.implementations import ImplementationError, load
+from spec.support.outcomes import NotOffered, Offer
 from spec.support.plugin import is_own
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +199,105 @@ def test_pytorch_compiled_can_be_under_test(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch-compile", "-k", "documented or shifted or bias_is_added")
     assert result.status == 0, result.out
     assert re.search(r"torch-compile: 1 components under test, 4 passed\n", result.out)
+
+
+# How deep
+
+
+LOOPS = """
+import torch
+
+def conv2d(x, kernel, stride=1, padding=0):
+    n, c, h, w = x.shape
+    o, _, kh, kw = kernel.shape
+    padded = torch.zeros(n, c, h + 2 * padding, w + 2 * padding, dtype=x.dtype)
+    padded[:, :, padding : padding + h, padding : padding + w] = x
+    out = torch.zeros(
+        n, o, (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1, dtype=x.dtype
+    )
+    for b in range(n):
+        for k in range(o):
+            for y in range(out.shape[2]):
+                for z in range(out.shape[3]):
+                    window = padded[b, :, y * stride : y * stride + kh, z * stride : z * stride + kw]
+                    out[b, k, y, z] = (window * kernel[k]).sum()
+    return out
+"""
+"""A beginner's convolution: names of their own, whole numbers only, and neither bias nor dilation nor groups."""
+
+
+@pytest.mark.slow
+def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_path: Path) -> None:
+    result = trial(tmp_path, "--level", "tutorial", mine=LOOPS)
+    assert result.status == 0, result.out
+    assert re.search(r"mine: 1 components under test, 12 passed, 1 not offered, 56 not claimed\n", result.out), (
+        result.out
+    )
+    assert "    not offered: conv2d has no parameter bias: 1 test\n" in result.out
+    assert re.search(
+        r"    not claimed: level definition: \d+ tests\n    not claimed: level pytorch: \d+ tests\n", result.out
+    )
+
+
+@pytest.mark.slow
+def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path) -> None:
+    where = {"mine": RIGHT, "chapter": "14_loss"}
+    loss = "from torch.nn.functional import *\n__all__ = ['l1_loss']\n"
+    result = trial(tmp_path, "--without", "errors,low-precision", "-k", "l1_loss", **where | {"mine": loss})
+    assert result.status == 0, result.out
+    assert re.search(r"    not claimed: aspect errors: \d+ tests\n    not claimed: low-precision: \d+ test", result.out)
+    result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})
+    assert re.search(r"mine: 1 components under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--aspect", "beauty"), "--aspect must be among values, gradients, "),
+        (("--without", "values,half"), "--without must be among values, gradients, "),
+    ],
+)
+@pytest.mark.slow
+def test_an_unknown_aspect_is_reported_in_one_line(tmp_path: Path, words: tuple[str, str], says: str) -> None:
+    result = trial(tmp_path, *words)
+    assert result.status == 4, result.out
+    assert says in result.err
+
+
+@pytest.mark.slow
+def test_code_that_is_not_written_yet_is_neither_passed_nor_failed(tmp_path: Path) -> None:
+    stub = "def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):\n"
+    result = trial(tmp_path, mine=f"{stub}    raise NotImplementedError('over to you')\n")
+    assert result.status == 5, result.out
+    assert re.search(r"    not written: over to you: \d\d tests\n", result.out), result.out
+    assert "empty run: nothing of mine was judged" in result.out
+
+
+@pytest.mark.parametrize(
+    ("signature", "args", "kwargs", "becomes"),
+    [
+        ("input, weight", (1, 2), {}, ((1, 2), {})),
+        ("x, kernel, shift, step", (1, 2), {"stride": 3}, ((1, 2), {"step": 3})),
+        ("x, kernel, stride=1", (1, 2, None, 3), {}, ((1, 2), {"stride": 3})),
+        ("x, kernel, stride=1", (1, 2, None), {"dilation": (1, 1), "groups": 1}, ((1, 2), {})),
+        ("x, w, stride=1", (1, 2), {"dilation": 2}, "dilation"),
+        ("x, w, stride=1", (1, 2, 3), {}, "bias"),
+        ("x, w, stride=1", (1, 2), {"padding": "same"}, "padding"),
+        ("x, w", (1, 2), {"padding": True}, "padding"),
+        ("*args, **options", (1, 2, 3), {"groups": 2}, ((1, 2, 3), {"groups": 2})),
+        ("input, weight, **options", (1, 2), {"groups": 2}, ((1, 2), {"groups": 2})),
+        ("input, weight", (1, 2), {"strides": 2}, ((1, 2), {"strides": 2})),
+    ],
+)
+def test_a_parameter_that_the_signature_lacks_is_not_offered(
+    signature: str, args: tuple[Any, ...], kwargs: dict[str, Any], becomes: Any
+) -> None:
+    offer = Offer("conv2d", eval(f"lambda {signature}: None"), reference.conv2d)
+    if isinstance(becomes, str):
+        with pytest.raises(NotOffered, match=f"conv2d has no parameter {becomes}"):
+            offer.call(args, kwargs)
+    else:
+        assert offer.call(args, kwargs) == becomes
 
 
 # What a failure teaches

@@ -47,7 +47,7 @@ def candidates(content: Any) -> list[Candidate]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        method = isinstance(value, Record) and value.kind == BOUND_METHOD
+        method = isinstance(value, Record) and value.kind == BOUND_METHOD and len(value.arguments) == 2
         if isinstance(value, Record) and method:
             value = value.arguments[0]
         tensors = None if isinstance(value, Record) else as_state_dict(value, arrays)

@@ -79,8 +79,8 @@ class Call:
         eps: The machine epsilon of the coarsest dtype on the way, where that is not the result's.
         gains: For the results with names that begin with the key: the factor by which a rounding error grows on its
             way there, such as 1/√ε behind a normalization.
-        overflows: The beginnings of the names of results in which an infinity may replace NaN and the reverse, because
-            a sum with a part beyond the dtype's range depends on its order.
+        overflows: The beginnings of the names of results in which an infinity may stand for NaN and the reverse:
+            a sum with one part beyond the range of the dtype depends on the order of its terms.
         warns: Whether both must give warnings of the same categories. Not where PyTorch's kernels warn about
             themselves, or once a process.
     """

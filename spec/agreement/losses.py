@@ -233,7 +233,7 @@ def classify(name: str, layer: str) -> Draw:
         text += f" label_smoothing={smoothing} weight={weight}"
         # The second derivative adds up products of two such numbers.
         roundings, gains = 4 * (n + classes + 8), {"second gradient": scale}
-        # A weight of 0 for a class at minus infinity or beyond float16 is 0 · inf or 0, by the order of the products.
+        # A weight of 0 for a score beyond float16 gives 0 · inf or 0, depending on the order of the products.
         overflows = ("output", "gradient") if dtype == torch.float16 and weight is not None else ()
         return Call(text, make, roundings, scale, coarsest(x, y, weight), gains, overflows, warns=True)
 
