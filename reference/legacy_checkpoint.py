@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
 from reference.text import printable
-from reference.untrusted.bounds import BATCH_LARGEST, ENTRIES, LARGEST
+from reference.untrusted.bounds import BATCH_ELEMENTS, ENTRIES, IMAGE_ELEMENTS
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
 from reference.untrusted.contents import Candidate, candidates
 from reference.untrusted.layers import Builder, CannotRunError, Printer
@@ -101,7 +101,7 @@ class LegacyCheckpoint:
         return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
 
     def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
-        """The number of images, at most `wanted`, for which no operation makes more than `BATCH_LARGEST` numbers.
+        """The number of images, at most `wanted`, for which no operation makes more than `BATCH_ELEMENTS` numbers.
 
         Args:
             wanted: images computed together.
@@ -113,7 +113,7 @@ class LegacyCheckpoint:
         if self.network is None:
             raise InputError(f"{self.path} cannot predict: {' '.join(self.notes)}")
         _, largest = scores(self.path, self.network, size)
-        return max(1, min(wanted, BATCH_LARGEST // largest))
+        return max(1, min(wanted, BATCH_ELEMENTS // largest))
 
 
 def read_legacy_checkpoint(path: Path | str, layers: Any = nn, choose: str | None = None) -> LegacyCheckpoint:
@@ -248,7 +248,7 @@ def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -
 
 
 class Bounded(TorchDispatchMode):
-    """No operation may make more than `LARGEST` numbers; views of existing tensors are free.
+    """No operation may make more than `IMAGE_ELEMENTS` numbers; views of existing tensors are free.
 
     Attributes:
         largest: the most numbers that an operation has made.
@@ -264,7 +264,7 @@ class Bounded(TorchDispatchMode):
         for made in tree_leaves(result):
             if isinstance(made, Tensor) and made.untyped_storage()._cdata not in given:
                 self.largest = max(self.largest, made.numel())
-                if made.numel() > LARGEST:
+                if made.numel() > IMAGE_ELEMENTS:
                     raise ValueError(f"one of its layers makes {made.numel():,} numbers of one image")
         return result
 
@@ -275,7 +275,7 @@ def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> tuple[int, 
     The network runs on the meta device, which computes shapes only.
 
     Raises:
-        InputError: the network gives none, or more than `ENTRIES`, or some layer makes more than `LARGEST` numbers.
+        InputError: the network gives none, or more than `ENTRIES`, or a layer makes more than `IMAGE_ELEMENTS` numbers.
     """
     parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {

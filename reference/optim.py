@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Group = dict[str, Any]
+ParameterGroup = dict[str, Any]
 """Parameters, `group["params"]`, and the settings for their optimization."""
 
 Scalar = float | int | Float[Tensor, "..."]
 """A number, or a tensor of one number, which may change between steps."""
 
-Parameters = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
+Parameters = Iterable[Tensor] | Iterable[ParameterGroup] | Iterable[tuple[str, Tensor]]
 """Parameters, groups of parameters, or parameters with names, as `named_parameters()` gives them."""
 
 Loss = TypeVar("Loss")
@@ -52,9 +52,9 @@ class Optimizer(torch.optim.Optimizer):
         TypeError: `params` is a tensor or a set, or one of its elements is not a tensor.
     """
 
-    param_groups: list[Group]
+    param_groups: list[ParameterGroup]
 
-    def add_param_group(self, param_group: Group) -> None:
+    def add_param_group(self, param_group: ParameterGroup) -> None:
         """Optimize the parameters of one more group from now on.
 
         Args:
@@ -132,7 +132,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, default)
 
     @abstractmethod
-    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: ParameterGroup) -> None:
         """Change `parameter` in place, against `gradient`, with the settings of its `group`."""
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -202,7 +202,7 @@ class SGD(Optimizer):
         }
         super().__init__(params, settings)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: ParameterGroup) -> None:
         lr, momentum, decay = _plain(group["lr"], group), group["momentum"], _plain(group["weight_decay"], group)
         if isinstance(decay, Tensor):
             gradient = gradient + decay * parameter
@@ -291,7 +291,7 @@ class Adam(Optimizer):
         }
         super().__init__(params, settings)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: ParameterGroup) -> None:
         state = self.state[parameter] or self._begin(parameter, gradient, group)
         state["step"] += 1
         t, beta1, beta2 = (_plain(value, group) for value in (state["step"], *group["betas"]))
@@ -315,7 +315,7 @@ class Adam(Optimizer):
         else:
             parameter.addcdiv_(m, root, value=-step_size)
 
-    def _begin(self, parameter: Tensor, gradient: Tensor, group: Group) -> dict[str, Tensor]:
+    def _begin(self, parameter: Tensor, gradient: Tensor, group: ParameterGroup) -> dict[str, Tensor]:
         """The state before the first step: t = 0, and zeros."""
         if gradient.layout != torch.strided:
             raise RuntimeError(f"{type(self).__name__}: a gradient is sparse, but needs to be dense")
@@ -385,7 +385,7 @@ def _counter(steps: float | int) -> Tensor:
     return torch.tensor(float(steps), dtype=dtype)
 
 
-def _plain(value: Scalar, group: Group) -> Any:
+def _plain(value: Scalar, group: ParameterGroup) -> Any:
     """A tensor of one number as a Python number.
 
     It stays a tensor, without dimensions, if reading it would break a recording (`capturable`) or a graph

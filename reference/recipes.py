@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from reference.optim import Group, Optimizer
+from reference.optim import Optimizer, ParameterGroup
 
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -107,7 +107,7 @@ class Muon(Optimizer):
             raise ValueError(f"Muon: momentum needs to be at least 0 and below 1, got {momentum}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": False})
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: ParameterGroup) -> None:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from reference.optim import Optimizer
 
-FIRST, GROWTH, BACKOFF, PATIENCE = 2.0**16, 2.0, 0.5, 2000
-"""As GradScaler: the initial factor; its growth after PATIENCE good steps in a row; its change after a bad one."""
+FIRST, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**16, 2.0, 0.5, 2000
+"""As GradScaler: the initial factor; its growth after GROWTH_INTERVAL good steps; its change after a bad step."""
 
 
 class ScaledOptimizer:
@@ -49,7 +49,7 @@ class ScaledOptimizer:
         for key, value in self._changing(parameters).items():
             value.copy_(torch.where(finite, value, before.get(key, torch.zeros_like(value))))
         self.good.copy_(torch.where(finite, self.good + 1, 0))
-        grown = self.good == PATIENCE
+        grown = self.good == GROWTH_INTERVAL
         self.factor.mul_(torch.where(finite, torch.where(grown, GROWTH, 1.0), BACKOFF))
         self.good.masked_fill_(grown, 0)
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from reference.data.images import HUGE, LARGEST, decode_image, is_image_name, open_image
+from reference.data.images import HUGE, LARGEST_IMAGE, decode_image, is_image_name, open_image
 from reference.data.labeled_folder import LabeledFolder as ReferenceFolder
 from reference.errors import InputError
 from spec.support.assertions import rejects
@@ -329,7 +329,7 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path: Path
     (tmp_path / "bomb.png").write_bytes(png_that_claims(20_001, 20_000))
     with pytest.raises(InputError, match=r"bomb.png: .*20001×20000 = 400,020,000 pixels, at most 400,000,000"):
         open_image(tmp_path / "bomb.png")
-    assert LARGEST == 400_000_000
+    assert LARGEST_IMAGE == 400_000_000
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

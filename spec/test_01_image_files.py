@@ -22,7 +22,7 @@ from PIL import Image
 
 import reference
 from reference.data import images
-from reference.data.images import HUGE, LARGEST, LARGEST_FILE, LARGEST_WHOLE, is_image_name, open_image
+from reference.data.images import HUGE, LARGEST_FILE, LARGEST_IMAGE, LARGEST_WHOLE, is_image_name, open_image
 from reference.errors import InputError
 from reference.inference import predict
 from spec.support.clauses import clause
@@ -226,11 +226,11 @@ def several_scans(file: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [
-        ("JPEG", LARGEST),
+        ("JPEG", LARGEST_IMAGE),
         ("JPEG2000", LARGEST_WHOLE * 2 // 3),
         ("progressive JPEG", LARGEST_WHOLE),
         ("several scans JPEG", LARGEST_WHOLE),
-        ("BMP", LARGEST),
+        ("BMP", LARGEST_IMAGE),
     ],
 )
 def test_the_limit_of_pixels_follows_from_how_a_format_is_decoded(kind: str, limit: int, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_limit_of_pixels_follows_from_how_a_format_is_decoded(kind: str, lim
     (tmp_path / "a").write_bytes(several_scans(content) if kind.startswith("several") else content)
     with pytest.raises(InputError, match=rf"pixels, at most {limit:,} are allowed"):
         open_image(tmp_path / "a")
-    assert (LARGEST, LARGEST_WHOLE, HUGE, LARGEST_FILE) == (400_000_000, 100_000_000, 2**24, 2**30)
+    assert (LARGEST_IMAGE, LARGEST_WHOLE, HUGE, LARGEST_FILE) == (400_000_000, 100_000_000, 2**24, 2**30)
 
 
 # ----------------------------------------------------------------------------------------------------------- formats

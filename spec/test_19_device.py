@@ -767,7 +767,7 @@ def test_the_generator_of_the_device_is_restored_there_and_unchanged_elsewhere()
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps are not finite: the first one, one in the middle, two in a row; three good ones double the factor."""
-    monkeypatch.setattr(scaling, "PATIENCE", 3)
+    monkeypatch.setattr(scaling, "GROWTH_INTERVAL", 3)
     bad = {0, 4, 9, 10}
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())

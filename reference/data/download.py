@@ -33,7 +33,7 @@ PAUSE = 1.0  # seconds before the second attempt, one more before each later one
 TIMEOUT = 30.0  # seconds without a byte, for the whole answer before the file begins, and for each `LEAST_RATE` check
 LEAST_RATE = 4096  # bytes of the file per second, averaged over `TIMEOUT`; CIFAR-10 takes 12 hours at this rate
 ANSWER = 1 << 20  # bytes of everything before the file: status lines, headers, redirections with their bodies
-LARGEST = 1 << 30  # bytes of a file of unknown size
+LARGEST_DOWNLOAD = 1 << 30  # bytes of a file of unknown size
 REASON = 200  # characters of what a server says, in an error
 SIDECAR = 1 << 16  # bytes of `NAME.part.json`
 CHUNK = 1 << 18  # bytes
@@ -177,7 +177,7 @@ def download(
     md5: str | None,
     *,
     sha256: str | None = None,
-    largest: int = LARGEST,
+    largest: int = LARGEST_DOWNLOAD,
     progress: bool = True,
 ) -> Path:
     """Download a file from the first of `urls` that delivers it, unless it exists already.
@@ -233,7 +233,7 @@ def download(
     raise InputError(f"cannot download {destination.name}: {'; '.join(reasons) or 'no address given'}{kept}")
 
 
-def fetch(url: str, part: Path, progress: bool, largest: int = LARGEST) -> None:
+def fetch(url: str, part: Path, progress: bool, largest: int = LARGEST_DOWNLOAD) -> None:
     """Complete `part` from `url` in up to `ATTEMPTS` transfers; raises TransferError if that fails."""
     for attempt in range(1, ATTEMPTS):
         try:

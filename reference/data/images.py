@@ -22,13 +22,13 @@ from reference.text import printable
 
 StrPath = str | os.PathLike[str]
 
-LARGEST = 20_000 * 20_000  # pixels; decoded they take 1.6 GB
+LARGEST_IMAGE = 20_000 * 20_000  # pixels; decoded they take 1.6 GB
 LARGEST_WHOLE = 10_000 * 10_000  # pixels of an image that its decoder keeps several times, up to 16 bytes a pixel
 HUGE = 2**24  # pixels; above this (64 MB decoded) memory is more important than the last bit
 LARGEST_FILE = 2**30  # bytes
 
 BY_ROWS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "PSD", "SGI", "TGA")
-"""Formats that are decoded a few rows at a time, into at most 4 bytes a pixel: up to `LARGEST` pixels."""
+"""Formats that are decoded a few rows at a time, into at most 4 bytes a pixel: up to `LARGEST_IMAGE` pixels."""
 
 AS_A_WHOLE = ("TIFF", "WEBP", "AVIF", "JPEG2000")
 """Formats of photographs that are decoded as a whole: up to `LARGEST_WHOLE` pixels."""
@@ -64,7 +64,7 @@ def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Imag
 
     Args:
         path: a regular file of up to `LARGEST_FILE` bytes, in a format that Pillow decodes by itself (`BY_ROWS`,
-            `AS_A_WHOLE`, `RARE`); it may have `LARGEST`, `LARGEST_WHOLE` or `HUGE` pixels.
+            `AS_A_WHOLE`, `RARE`); it may have `LARGEST_IMAGE`, `LARGEST_WHOLE` or `HUGE` pixels.
         size: (height, width) to resize to: bilinear with antialiasing, as torchvision's `Resize((height, width))`.
             Only an image above `HUGE` pixels may differ from that slightly: it is first averaged down by a whole
             number, to no less than four times the longer side of `size`. `None` keeps the size.
@@ -141,13 +141,13 @@ def _check_pixels(image: Image.Image) -> None:
     """Raise ValueError if an opened image has more pixels than its format may have here."""
     pixels, limit = image.width * image.height, HUGE
     if image.format in AS_A_WHOLE or _keeps_coefficients(image):
-        limit = LARGEST if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
+        limit = LARGEST_IMAGE if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
         if image.format == "JPEG2000":  # 24 bytes a pixel
             limit = LARGEST_WHOLE * 2 // 3
     elif image.format in (*BY_ROWS, "MPO"):
-        limit = LARGEST
+        limit = LARGEST_IMAGE
     if pixels > limit:
-        kind = "" if limit == LARGEST else f" in this kind of {image.format}"
+        kind = "" if limit == LARGEST_IMAGE else f" in this kind of {image.format}"
         raise ValueError(f"{image.width}×{image.height} = {pixels:,} pixels, at most {limit:,} are allowed{kind}")
 
 

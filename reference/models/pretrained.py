@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from reference.data.download import LARGEST, download, sha256_of
+from reference.data.download import LARGEST_DOWNLOAD, download, sha256_of
 from reference.errors import InputError
 from reference.untrusted.archive import LOCAL
 from reference.untrusted.calls import StateMachine
@@ -129,7 +129,7 @@ def _digest_in(name: str) -> str:
 def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
     """Download the file of a member to `path`, whole and with the right SHA-256, or leave nothing under that name."""
     size = member.meta.get("_file_size")  # MiB, rounded to three digits
-    largest = LARGEST if size is None else math.ceil((size + 0.001) * 2**20)
+    largest = LARGEST_DOWNLOAD if size is None else math.ceil((size + 0.001) * 2**20)
     try:
         download([member.url], path, None, sha256=begins or None, largest=largest, progress=progress)
     except (OSError, InputError) as error:  # a full disk; no connection, another SHA-256

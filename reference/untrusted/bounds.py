@@ -75,13 +75,13 @@ CANDIDATES = 100
 WORD = 100
 """Characters of a module's or tensor's own name."""
 
-KEY = 500
+KEY_LENGTH = 500
 """Characters of a tensor's dotted name."""
 
-LARGEST = 1 << 25
+IMAGE_ELEMENTS = 1 << 25
 """Elements that one operation of a network may make for one image: 128 MiB in float32."""
 
-BATCH_LARGEST = 1 << 26
+BATCH_ELEMENTS = 1 << 26
 """Elements that one operation of a network may make for one batch of images: 256 MiB in float32."""
 
 # CIFAR-10

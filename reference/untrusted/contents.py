@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reference.errors import InputError
-from reference.untrusted.bounds import CANDIDATES, DIMENSIONS, ENTRIES, KEY, LEVELS, WORD
+from reference.untrusted.bounds import CANDIDATES, DIMENSIONS, ENTRIES, KEY_LENGTH, LEVELS, WORD
 from reference.untrusted.calls import BOUND_METHOD, NUMPY_ARRAY, NUMPY_DTYPE
 from reference.untrusted.container import read_torch_file
 from reference.untrusted.modules import is_module
@@ -97,7 +97,7 @@ def as_state_dict(value: Any, arrays: dict[int, Tensor]) -> dict[str, Tensor] | 
     """
     if not isinstance(value, dict) or not 0 < len(value) <= ENTRIES:
         return None
-    if not all(isinstance(key, str) and key.isprintable() and len(key) <= KEY for key in value):
+    if not all(isinstance(key, str) and key.isprintable() and len(key) <= KEY_LENGTH for key in value):
         return None
     if all(isinstance(tensor, Tensor) for tensor in value.values()):
         return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reference.untrusted.bounds import DEPTH, ENTRIES, KEY, NETWORK_VIEWS, OVERLAP, WORD
+from reference.untrusted.bounds import DEPTH, ENTRIES, KEY_LENGTH, NETWORK_VIEWS, OVERLAP, WORD
 from reference.untrusted.pickle_machine import Name, Record
 
 MODULE_LIST = Name("torch.nn.modules.container", "ModuleList")
@@ -77,8 +77,8 @@ class Module:
         """The entries of the state dict: its own parameters and buffers, then its children's."""
         hidden = self.attributes.get("_non_persistent_buffers_set")
         budget.spend(1 + len(self.parameters) + len(self.buffers))
-        if len(prefix) > KEY - WORD:
-            raise ValueError(f"the name of a parameter is longer than {KEY} characters")
+        if len(prefix) > KEY_LENGTH - WORD:
+            raise ValueError(f"the name of a parameter is longer than {KEY_LENGTH} characters")
         for name, tensor in self.parameters.items():
             if tensor is not None:
                 yield prefix + name, tensor

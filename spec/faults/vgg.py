@@ -50,7 +50,7 @@ class DropoutIsForgotten(Fault):
 class NothingIsAveraged(Fault):
     """Only images of 224×224 leave 7×7 maps."""
 
-    caught_by = f"{TEST}images_of_other_sizes_get_as_many_scores"
+    caught_by = f"{TEST}images_of_other_sizes_get_the_same_number_of_scores"
     says = r"25088"
 
     @staticmethod
