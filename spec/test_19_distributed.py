@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 import reference
 from reference.checkpoint import load_checkpoint
-from reference.distributed import Group
+from reference.distributed import Group, batch_norm_over_all, synchronize_batch_norm
 from reference.errors import InputError, TrainingError
 from reference.models import Ocean
 from reference.training import Progress, evaluate, fit
@@ -36,14 +38,8 @@ SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and one that l
 @clause("19.processes.shards")
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("images", [1, 4, 16, 17])
-def test_the_parts_of_a_batch_are_disjoint_and_complete(
-    size: int, images: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = []
-    for rank in range(size):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(size))
-        parts.append(Group().part(torch.arange(images)))
+def test_the_parts_of_a_batch_are_disjoint_and_complete(size: int, images: int) -> None:
+    parts = [Group(rank, size).part(torch.arange(images)) for rank in range(size)]
     assert torch.cat(parts).tolist() == list(range(images))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -52,24 +48,34 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(
 def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    group = Group()
+    group = Group.from_environment()
     group.join(torch.device("cpu"))
-    parts: Any = nn.Linear(1, 1), nn.MSELoss(), object()
-    assert group.together(*parts) == parts
+    network = nn.Sequential(nn.BatchNorm2d(1), reference.BatchNorm2d(1))
+    assert group.parallel(network) is network
+    assert not any("forward" in vars(layer) for layer in network)
+    scores, targets, loss = torch.ones(2, 3), torch.tensor([0, 2]), torch.tensor(3.0)
+    assert group.weighted_loss(nn.CrossEntropyLoss(), scores, targets) == nn.CrossEntropyLoss()(scores, targets)
+    assert group.mean(loss) is loss
+    group.add_up(targets)
     assert (group.leads, group.agree(3), group.largest(4), group.device("cuda")) == (True, 3, 4, "cuda")
     assert not dist.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(InputError, match="RANK and WORLD_SIZE must be numbers"):
-        Group()
+        Group.from_environment()
 
 
 @clause("19.processes.batch_norm")
-def test_a_layer_that_needs_the_whole_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), reference.BatchNorm2d(3))
-    with pytest.raises(InputError, match=r"several processes: 1 \(BatchNorm2d\) needs the whole batch; use one"):
-        Group().together(network, nn.MSELoss(), reference.SGD(network.parameters(), 0.1))
+def test_on_cuda_pytorchs_batch_normalization_becomes_syncbatchnorm() -> None:
+    """Only the conversion: SyncBatchNorm computes nowhere but on a GPU."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3), reference.BatchNorm2d(3)))
+    before = dict(network.named_parameters()) | dict(network.named_buffers())
+    converted = synchronize_batch_norm(network, torch.device("cuda"))
+    after = dict(converted.named_parameters()) | dict(converted.named_buffers())
+    inner = converted.get_submodule("1")
+    assert [type(layer) for layer in inner.children()] == [nn.SyncBatchNorm, reference.BatchNorm2d]
+    assert ["forward" in vars(layer) for layer in inner.children()] == [False, True]
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -83,53 +89,123 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def normalized(layers: Any, momentum: float | None) -> nn.Module:
+    """A network with two batch normalizations, of which the second one has neither weights nor running statistics."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 5, stride=4), layers.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Conv2d(4, 4, 3)),
+        *(layers.BatchNorm2d(4, affine=False, track_running_stats=False), nn.Flatten(), nn.Linear(4 * 25, 10)),
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "Ocean": lambda: Ocean(10, layers=reference),
+    "torch's batch normalization": lambda: normalized(nn, 0.1),
+    "the reference's batch normalization": lambda: normalized(reference, None),
+}
+RATE = 0.05
+
+
 def trained(rank: int, size: int, folder: Path) -> None:
-    """Two epochs in float64, as process `rank` of `size`; what comes out is saved."""
+    """Train each network for two epochs in float64, as process `rank` of `size`, and save the results."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
-    group = Group()
+    group = Group(rank, size)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
         group.talk = dist.group.WORLD
-    torch.manual_seed(0 if group.leads else 99)  # what the others begin with does not matter
-    network = Ocean(10, layers=reference).double()
-    parts = group.together(
-        network, reference.CrossEntropyLoss(), reference.SGD(network.parameters(), 0.05, momentum=0.9)
-    )
-    progress = fit(*parts, batches(), batches(), epochs=2)
-    judged = evaluate(parts[0], parts[1], batches())
-    assert judged is not None
-    found = {"weights": network.state_dict(), "history": progress.history, "predictions": judged.predictions}
+    found = {}
+    for name, make in NETWORKS.items():
+        torch.manual_seed(0 if group.leads else 99)  # the leading process's weights replace the others'
+        network = make().double()
+        loss = reference.CrossEntropyLoss()
+        optimizer = reference.SGD(network.parameters(), RATE, momentum=0.9)
+        progress = fit(network, loss, optimizer, batches(), batches(), epochs=2, group=group)
+        judged = evaluate(network, loss, batches(), group=group)
+        torch.manual_seed(1)
+        varied = [(100 * (images - 0.5), targets) for images, targets in batches()]
+        untrained = evaluate(make().double(), loss, varied, group=group)
+        assert untrained is not None
+        assert judged is not None
+        found[name] = {
+            "weights": network.state_dict(),
+            "history": progress.history,
+            "predictions": judged.predictions,
+            "untrained": vars(untrained),
+        }
+    if size > 1:
+        layer = reference.BatchNorm2d(1)
+        layer.forward = MethodType(batch_norm_over_all, layer)  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(ValueError, match="at least 2 values per channel, got 1"):
+            layer(group.part(torch.ones(1, 1, 1, 1)))
     torch.save(found, folder / f"{rank}-of-{size}.pt")
     group.leave()
 
 
-@clause("19.processes.same_result")
-@pytest.mark.slow
-def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Any]]:
+    """What `trained` saved, by rank and size."""
+    folder = tmp_path_factory.mktemp("trained")
     for size in (1, 2, 3):
-        (tmp_path / "meet").unlink(missing_ok=True)
-        processes = [FORKS.Process(target=trained, args=(rank, size, tmp_path)) for rank in range(size)]
+        (folder / "meet").unlink(missing_ok=True)
+        processes = [FORKS.Process(target=trained, args=(rank, size, folder)) for rank in range(size)]
         for process in processes:
             process.start()
         for process in processes:
             process.join(120)
             assert process.exitcode == 0
-    one = torch.load(tmp_path / "0-of-1.pt")
+    return {(rank, size): torch.load(folder / f"{rank}-of-{size}.pt") for size in (1, 2, 3) for rank in range(size)}
+
+
+@clause("19.processes.same_result", "19.processes.batch_norm")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_processes_take_the_steps_of_one(name: str, results: dict[tuple[int, int], dict[str, Any]]) -> None:
+    one = results[0, 1][name]
     # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of what it is a sum of, which
     # is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
-    for size in (2, 3):
-        for rank in range(size):
-            found = torch.load(tmp_path / f"{rank}-of-{size}.pt")
-            for name, expected in one["weights"].items():
-                assert_close(found["weights"][name], expected, tolerance, f"{name} of process {rank} of {size}")
-            for metrics, wanted in zip(found["history"], one["history"], strict=True):
-                for name in ("train_loss", "test_loss", "test_loss_sum", "test_accuracy"):
-                    assert_close(
-                        torch.tensor(metrics[name]).double(), torch.tensor(wanted[name]).double(), tolerance, name
-                    )
-            assert found["predictions"].tolist() == one["predictions"].tolist()
+    for (rank, size), all_found in results.items():
+        found = all_found[name]
+        assert found["weights"].keys() == one["weights"].keys()
+        for key, expected in one["weights"].items():
+            assert_close(found["weights"][key], expected, tolerance, f"{key} of process {rank} of {size}")
+        for metrics, wanted in zip(found["history"], one["history"], strict=True):
+            for key in ("train_loss", "test_loss", "test_loss_sum", "test_accuracy"):
+                assert_close(torch.tensor(metrics[key]).double(), torch.tensor(wanted[key]).double(), tolerance, key)
+        assert found["predictions"].tolist() == one["predictions"].tolist()
+
+
+@clause("19.processes.evaluation")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_processes_evaluate_to_the_very_numbers_of_one(
+    name: str, results: dict[tuple[int, int], dict[str, Any]]
+) -> None:
+    """Bit for bit: every batch is computed whole, by one of them."""
+    one = results[0, 1][name]["untrained"]
+    assert one["predictions"].unique().numel() > 1
+    for (rank, size), all_found in results.items():
+        for key, expected in one.items():
+            got = all_found[name]["untrained"][key]
+            assert torch.equal(torch.as_tensor(got), torch.as_tensor(expected)), f"{key} of process {rank} of {size}"
+
+
+@clause("19.processes.evaluation")
+def test_each_process_computes_every_so_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation is divided: with three processes, the second one computes the second batch, and no other of four."""
+    computed: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            computed.append(int(input[0, 0]))
+            return super().forward(input)
+
+    monkeypatch.setattr(Group, "add_up", lambda *_: None)
+    monkeypatch.setattr(Group, "largest", lambda _, number: number)
+    loader = [(torch.full((2, 1), float(number)), torch.zeros(2, dtype=torch.int64)) for number in range(4)]
+    for rank, expected in enumerate([[0, 3], [1], [2]]):
+        computed.clear()
+        evaluate(Counting(1, 2), nn.CrossEntropyLoss(), loader, group=Group(rank, 3))
+        assert computed == expected
 
 
 # The command
@@ -230,12 +306,10 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
 
 @clause("19.processes.killed")
 def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
     left: list[str] = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("waited"))
-    group = Group()
+    group = Group(0, 2)
     with pytest.raises(RuntimeError, match="a defect of ours"), group.accompanied(lambda: "stopped"):
         raise RuntimeError("a defect of ours")
     group.leave()
@@ -480,12 +554,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert Group().device("cuda") == "cuda"  # alone
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))  # two machines with two GPUs each
-    assert [Group().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [Group.from_environment().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(InputError, match="--device cuda:0: several processes need a GPU each; say --device cuda"):
-        Group().device("cuda:0")
+        Group.from_environment().device("cuda:0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(InputError, match=r"4 processes on this machine, but 2 GPUs.*--nproc-per-node=2"):
-        Group().device("auto")
+        Group.from_environment().device("auto")
 
 
 @clause("19.processes.errors")
