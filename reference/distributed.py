@@ -66,14 +66,14 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the logs and checkpoints and speaks to the terminal."""
+        """Whether this process writes the logs and checkpoints and prints to the terminal."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
         """The name of this process's own device: of several GPUs the one with its number on this machine.
 
         Raises:
-            InputError: there are fewer GPUs than processes, or one GPU is asked for by its number.
+            InputError: there are fewer GPUs than processes, or one GPU is requested by its number.
         """
         if self.size == 1:
             return name
@@ -91,7 +91,7 @@ class Group:
         return f"cuda:{number}"
 
     def join(self, device: torch.device) -> None:
-        """Meet the others: over NCCL for gradients on GPUs, over gloo for everything else."""
+        """Connect to the others: over NCCL for gradients on GPUs, over gloo for everything else."""
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -136,7 +136,7 @@ class Group:
             hearing.close()
 
     def leave(self) -> None:
-        """Part from the others; if one of them is gone, do not wait: what is under way with it never ends."""
+        """Disconnect from the others; if one of them is gone, do not wait: pending communication never completes."""
         if self.size > 1 and dist.is_initialized() and not self.broken:
             with suppress(RuntimeError):  # they may have left first
                 dist.destroy_process_group()
@@ -158,10 +158,10 @@ class Group:
         return int(shared)
 
     def led(self, action: Callable[[], None]) -> None:
-        """Let the leading process do something that may fail; the others go on only if it did not.
+        """Run an action that may fail in the leading process; the others continue only if it succeeded.
 
         Raises:
-            Whatever the action raises there; SystemExit here.
+            Any exception of the action in the leading process; SystemExit in the others.
         """
         trouble = None
         if self.leads:
@@ -174,7 +174,7 @@ class Group:
 
     @contextmanager
     def accompanied(self, standing: Callable[[], str]) -> Iterator[None]:
-        """Say in one line, once for all processes, if another process is gone, wherever in the training that shows.
+        """Report in one line, once for all processes, that another process is gone, wherever in the training it shows.
 
         Args:
             standing: Says how the training stands and what to do: "stopped after step 3. The last checkpoint …".
@@ -182,7 +182,7 @@ class Group:
         Raises:
             TrainingError: A message to or from another process failed.
             SystemExit: This process was told to stop, as torchrun does to the others when one is gone; or another
-                process has said the line already.
+                process has printed the line already.
         """
         self.standing = standing
         try:
@@ -223,7 +223,7 @@ class Group:
         return f"another process of this training is gone, or the job was told to stop ({name}): {self.standing()}"
 
     def _speaks(self) -> bool:
-        """Whether this process is the first that wants to say that another one is gone, by torchrun's store."""
+        """Whether this process is the first to report, in torchrun's store, that another one is gone."""
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return True
         try:  # a connection of its own: the other one is busy while this process waits in `join`

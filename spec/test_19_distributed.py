@@ -47,7 +47,7 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(size: int, images: int) 
 
 
 @clause("19.processes.alone")
-def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     group = Group.from_environment()
@@ -149,7 +149,7 @@ def trained(rank: int, size: int, folder: Path) -> None:
 
 @clause("19.processes.same_result", "19.processes.batch_norm", "19.processes.evaluation")
 @pytest.mark.slow
-def test_several_processes_take_the_steps_of_one_and_evaluate_to_its_very_numbers(tmp_path: Path) -> None:
+def test_several_processes_take_the_steps_of_one_and_evaluate_bit_equal(tmp_path: Path) -> None:
     for size in (1, 2, 3):
         (tmp_path / "meet").unlink(missing_ok=True)
         processes = [FORKS.Process(target=trained, args=(rank, size, tmp_path)) for rank in range(size)]
@@ -253,7 +253,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 @clause("19.processes.one_writer", "19.processes.resume")
 @pytest.mark.slow
-def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it(tmp_path: Path) -> None:
+def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     job = torchrun(2, *TINY, "--epochs", 1, "--output", two)
     out, err = job.communicate(timeout=120)
@@ -268,7 +268,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it
     assert run("train_full.py", "--resume", two, "--epochs", 2, folder=tmp_path).status == 0  # alone
     results = together(tmp_path, "--resume", one, "--epochs", 2)
     assert [result.status for result in results] == [0, 0], results
-    assert "going on after step 6 (1 of 2 epochs done)" in results[0].out
+    assert "resuming after step 6 (1 of 2 epochs done)" in results[0].out
     assert results[1].out == ""
     # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
     exact, wobbling = pytorchs_losses(12, batch=16)
@@ -531,7 +531,7 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
 
 @clause("19.processes.one_writer")
 @pytest.mark.slow
-def test_several_processes_that_are_told_to_stop_save_and_blame_nobody(tmp_path: Path) -> None:
+def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def stop(commands: list[Command]) -> None:
@@ -607,7 +607,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 @clause("19.processes.errors")
 @pytest.mark.slow
-def test_what_cannot_work_ends_every_process(tmp_path: Path) -> None:
+def test_an_impossible_setting_ends_every_process(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     results = together(tmp_path, *TINY, "--output", tmp_path / "full")
