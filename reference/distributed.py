@@ -1,11 +1,14 @@
 """Chapter 19, several GPUs: one training by several processes, `torchrun --nproc-per-node=2 scripts/train_full.py`.
 
 Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
-The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the images, so all
-processes take the very step that one process would take, up to the rounding of the sums, and stay equal. The state of a
-training therefore does not depend on their number: it can be resumed with another number.
+`DistributedDataParallel` replaces each gradient by the mean over the processes while the backward pass computes the
+next one. So each process multiplies the loss of its part by (processes · its share of the batch): the mean of these
+losses is the mean loss of the whole batch, and the mean of their gradients is its gradient. All processes take the step
+that one process would take, up to the rounding of the sums, and stay equal. The state of a training therefore does not
+depend on their number, and a run can be resumed with another one.
 
-Layers that look at a whole batch (batch normalization in training) would see their part only and are rejected.
+Batch normalization in training takes its statistics over the parts of all processes. The batches of an evaluation are
+dealt out whole, so that the results of several processes are the very numbers of one.
 """
 
 import os
@@ -15,37 +18,51 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from threading import Thread
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from reference.arguments import accumulation_dtype
 from reference.errors import STOPPING, InputError, TrainingError
+from reference.nn.normalization import BatchNorm2d, batch_norm_definition, blend
 from reference.text import print_line
-from reference.training import Observer, Optimizer
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others: one of them may decode a whole data set first."""
+BUCKET = 0.25
+"""MiB of gradients that are exchanged at once. The tutorial's network has 0.6, which PyTorch's 25 would not divide."""
 
 
 class Group:
     """The processes of one training.
 
-    Attributes:
-        rank: the number of this one.
-        size: the number of processes; 1 unless `torchrun` started them.
+    Args:
+        rank: the number of this process.
+        size: the number of processes.
     """
 
-    def __init__(self) -> None:
-        try:
-            self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        except ValueError as error:
-            raise InputError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them ({error})") from error
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
         self.talk: Any = None
         self.broken = False  # another process is gone
         self.standing: Callable[[], str] = str
+
+    @classmethod
+    def from_environment(cls) -> "Group":
+        """The processes that `torchrun` started; this one alone without it.
+
+        Raises:
+            InputError: RANK or WORLD_SIZE is no number.
+        """
+        try:
+            return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        except ValueError as error:
+            raise InputError(f"RANK and WORLD_SIZE must be numbers, as torchrun sets them ({error})") from error
 
     @property
     def leads(self) -> bool:
@@ -218,93 +235,98 @@ class Group:
 
     def part(self, batch: Tensor) -> Tensor:
         """This process's part of a batch: the parts are disjoint, in order, and complete."""
-        return batch.tensor_split(self.size)[self.rank]
+        return batch.tensor_split(self.size)[self.rank] if self.size > 1 else batch
 
-    def together(
-        self, network: nn.Module, loss_function: LossFunction, optimizer: Optimizer
-    ) -> tuple[nn.Module, LossFunction, Optimizer]:
-        """Network, loss and optimizer for `fit` such that each process computes its part; unchanged for one process.
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network, equal in all processes, with gradients that are the mean over them; itself if this one is alone.
 
-        Raises:
-            InputError: the network has a layer that needs the whole batch.
+        The leading process's parameters and buffers replace those of the others.
         """
         if self.size == 1:
-            return network, loss_function, optimizer
-        for name, layer in network.named_modules():
-            if "BatchNorm" in type(layer).__name__:
-                raise InputError(f"several processes: {name} ({type(layer).__name__}) needs the whole batch; use one")
-        for tensor in network.state_dict().values():  # whatever each has begun with
-            dist.broadcast(tensor, src=0)
-        shared = _Shared(self, network)
-        return shared, _SharedLoss(shared, loss_function), _SharedOptimizer(network, optimizer)
+            return network
+        device = next(network.parameters()).device
+        return nn.parallel.DistributedDataParallel(
+            synchronize_batch_norm(network, device),
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=BUCKET,
+        )
+
+    def weighted_loss(self, loss_function: LossFunction, scores: Tensor, targets: Tensor) -> Tensor:
+        """The loss of this process, such that the mean over the processes is the mean loss of the whole batch.
+
+        Args:
+            loss_function: The mean loss of a batch.
+            scores: `[part, classes]`, the scores of this process's part.
+            targets: `[batch]`, the targets of the whole batch.
+        """
+        part = self.part(targets)
+        if self.size == 1:
+            return loss_function(scores, part)
+        if len(part) == 0:  # the mean over no images is not a number, but the gradient that they add is 0
+            return scores.sum() * 0
+        return loss_function(scores, part) * (self.size * len(part) / len(targets))
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """The mean of the losses of all processes."""
+        if self.size == 1:
+            return loss
+        mean = loss / self.size
+        dist.all_reduce(mean)
+        return mean
+
+    def add_up(self, numbers: Tensor) -> None:
+        """Replace numbers on the CPU by their sums over the processes."""
+        if self.size > 1:
+            dist.all_reduce(numbers, group=self.talk)
 
 
-class _Shared(nn.Module):
-    """In training: the scores of this process's part. In evaluation: those of the whole batch, gathered."""
+def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let batch normalization in training take its statistics over the parts of all processes.
 
-    def __init__(self, group: Group, network: nn.Module) -> None:
-        super().__init__()
-        self.group, self.network = group, network
-
-    def forward(self, images: Tensor) -> Tensor:
-        part = self.group.part(images)
-        if self.training:
-            return self.network(part)
-        # an empty part would give no width; its process computes one image and leaves it out
-        scores = self.network(part if len(part) else images[:1])
-        whole = scores.new_zeros(len(images), *scores.shape[1:])
-        self.group.part(whole).copy_(scores[: len(part)])
-        dist.all_reduce(whole)  # the others' rows are zeros, so this sum rounds nothing
-        return whole
+    On CUDA, PyTorch's layers become `SyncBatchNorm`, which computes nowhere else; for other devices and for the
+    reference's layers `batch_norm_over_all` replaces `forward`. Parameters, buffers and their names stay the same.
+    """
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm | BatchNorm2d) and not isinstance(layer, nn.SyncBatchNorm):
+            layer.forward = MethodType(batch_norm_over_all, layer)
+    return network
 
 
-class _SharedLoss:
-    """The mean loss of the whole batch; its gradient is this process's part of the whole gradient."""
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; of its gradient, which is part of the gradient in each of them, likewise."""
 
-    def __init__(self, shared: _Shared, loss_function: LossFunction) -> None:
-        self.shared, self.loss_function = shared, loss_function
+    @staticmethod
+    def forward(_: Any, numbers: Tensor) -> Tensor:
+        total = numbers.clone()
+        dist.all_reduce(total)
+        return total
 
-    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
-        if not self.shared.training:
-            return self.loss_function(scores, targets)
-        part = self.shared.group.part(targets)
-        # the mean over no images is not a number, but the gradient that they add is 0
-        own = self.loss_function(scores, part) * (len(part) / len(targets)) if len(part) else scores.sum() * 0
-        whole = own.detach().clone()
-        dist.all_reduce(whole)
-        return own + (whole - own.detach())
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Sum.apply(gradient)
 
 
-class _SharedOptimizer:
-    """Adds up the parts of the gradient before each step."""
+def batch_norm_over_all(layer: Any, input: Tensor) -> Tensor:
+    """`batch_norm` of this process's part of a batch, in training with the mean and variance of the whole batch.
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
-        self.parameters, self.optimizer = [p for p in network.parameters() if p.requires_grad], optimizer
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-
-    def step(self) -> Any:
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message instead of one a parameter
-        dist.all_reduce(flat)
-        for parameter, gradient in zip(
-            self.parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True
-        ):
-            parameter.grad = gradient.view_as(parameter)
-        return self.optimizer.step()
-
-
-class Follower(Observer):
-    """The observer of a process that does not lead: it writes nothing, and stops when any process must stop."""
-
-    def __init__(self, group: Group) -> None:
-        self.group, self.signal = group, 0
-
-    def on_signal(self, number: int, _: object) -> None:
-        """Note it: all processes end after the same step."""
-        self.signal = number
-
-    def should_stop(self) -> bool:
-        self.signal = self.group.largest(self.signal)
-        return self.signal != 0
+    Raises:
+        ValueError: In training, a channel has a single value in the whole batch.
+    """
+    if not layer.training:
+        return type(layer).forward(layer, input)
+    x = input.to(accumulation_dtype(input.dtype))
+    over = [0, *range(2, x.dim())]
+    n = int(_Sum.apply(torch.tensor(x[:, :1].numel(), device=x.device)))
+    if n < 2:
+        raise ValueError(f"batch_norm: all processes together must have at least 2 values per channel, got {n}")
+    mean = _Sum.apply(x.sum(over)) / n
+    var = _Sum.apply((x - mean.view(1, -1, *[1] * (x.dim() - 2))).square().sum(over)) / n
+    if layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+        blend(layer.running_mean, mean, momentum)
+        blend(layer.running_var, var * (n / (n - 1)), momentum)
+    return batch_norm_definition(x, mean, var, layer.weight, layer.bias, eps=layer.eps).to(input.dtype)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from reference.distributed import Group
 from reference.errors import TrainingError
 
 
@@ -102,6 +103,7 @@ def fit(
     precision: torch.dtype = torch.float32,
     before_step: Callable[[int], None] | None = None,
     loss_scale: Tensor | None = None,
+    group: Group | None = None,
 ) -> Progress:
     """Train `network` for `epochs` epochs, evaluating it after each; resume from `progress`.
 
@@ -117,6 +119,7 @@ def fit(
         precision: dtype of the network's arithmetic; its parameters, the loss and the optimizer stay in float32.
         before_step: called with the number of each step, from 0, before the optimizer makes it; such as a schedule.
         loss_scale: factor of the gradients, for an optimizer that divides them again (`scaling.py`).
+        group: the processes that train together, each with the whole data; None means a single process.
 
     Returns:
         `progress`; unfinished (`progress.epoch < epochs`) if the observer stopped it.
@@ -124,7 +127,8 @@ def fit(
     Raises:
         TrainingError: a loss is infinite or NaN; the message names the step.
     """
-    progress, observer = progress or Progress(), observer or Observer()
+    progress, observer, group = progress or Progress(), observer or Observer(), group or Group()
+    parallel = group.parallel(network)
     generator = getattr(train_loader, "generator", None)
     while progress.epoch < epochs:
         if generator is not None:
@@ -134,7 +138,7 @@ def fit(
         observer.on_epoch_start(progress)
         begun, seen_before = time.perf_counter(), progress.seen
         steps = train_epoch(
-            network, loss_function, optimizer, train_loader, progress, precision, before_step, loss_scale
+            parallel, loss_function, optimizer, train_loader, progress, precision, before_step, loss_scale, group
         )
         if not watched(steps, progress, observer, waits=next(network.parameters()).device.type != "cpu"):
             return progress
@@ -143,7 +147,7 @@ def fit(
             raise ValueError("fit: train_loader has no batches, there is nothing to learn from")
 
         evaluation = evaluate(
-            network, loss_function, test_loader, should_stop=observer.should_stop, precision=precision
+            network, loss_function, test_loader, should_stop=observer.should_stop, precision=precision, group=group
         )
         if evaluation is None:
             return progress
@@ -163,6 +167,7 @@ def train_epoch(
     precision: torch.dtype,
     before_step: Callable[[int], None] | None,
     loss_scale: Tensor | None,
+    group: Group,
 ) -> Iterator[tuple[int, Tensor, int]]:
     """The tutorial's loop: make the remaining steps of an epoch; arguments as of `fit`.
 
@@ -173,15 +178,15 @@ def train_epoch(
     network.train()
     for images, targets in islice(loader, progress.batch, None):
         optimizer.zero_grad()  # first: a compiled network may write gradients where it left the last ones
-        scores = compute(network, images.to(device), precision)
-        loss = loss_function(scores, targets.to(device))
+        scores = compute(network, group.part(images).to(device), precision)
+        loss = group.weighted_loss(loss_function, scores, targets.to(device))
         loss.backward(loss_scale)
         if before_step is not None:
             before_step(progress.step)
         optimizer.step()
         progress.batch += 1
         progress.step += 1
-        yield progress.step, loss.detach(), len(targets)
+        yield progress.step, group.mean(loss.detach()), len(targets)
 
 
 def watched(steps: Iterable[tuple[int, Tensor, int]], progress: Progress, observer: Observer, *, waits: bool) -> bool:
@@ -259,8 +264,11 @@ def evaluate(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     precision: torch.dtype = torch.float32,
+    group: Group | None = None,
 ) -> Evaluation | None:
     """Evaluate `network`, computing in `precision`, on every batch of `loader`, without gradients.
+
+    Of several processes in a `group`, each computes every so many batches; the result is the same in all of them.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.
@@ -268,29 +276,39 @@ def evaluate(
     Raises:
         ValueError: `loader` has no batch.
     """
+    group = group or Group()
     device = next(network.parameters()).device
     network.eval()
     losses, predictions, labels, classes = [], [], [], 0
     with torch.no_grad():
-        for images, targets in loader:
-            if should_stop():
+        for number, (images, targets) in enumerate(loader):
+            turn = number % group.size
+            if turn == 0 and should_stop():
                 return None
             targets = targets.to(device)
+            labels.append(targets)
+            if turn != group.rank:
+                continue
             scores = compute(network, images.to(device), precision)
             losses.append(loss_function(scores, targets))
             predictions.append(scores.argmax(dim=1))
-            labels.append(targets)
             classes = scores.shape[1]
-    if not losses:
+    if not labels:
         raise ValueError("evaluate: the loader has no batches, and a mean over nothing means nothing")
     sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64, device="cpu")
-    batch_losses = torch.stack(losses).cpu().double()
-    taken_for, truth = torch.cat(predictions).cpu(), torch.cat(labels).cpu()
+    batch_losses = torch.zeros_like(sizes)
+    all_predictions = [torch.zeros_like(batch) for batch in labels]
+    if losses:
+        batch_losses[group.rank :: group.size] = torch.stack(losses).cpu().double()
+        all_predictions[group.rank :: group.size] = predictions
+    taken_for, truth = torch.cat(all_predictions).cpu(), torch.cat(labels).cpu()
+    group.add_up(batch_losses)  # the others have zeros in these places, so no sum is rounded
+    group.add_up(taken_for)
     return Evaluation(
         loss=float((batch_losses * sizes).sum() / sizes.sum()),
         loss_sum=float(batch_losses.sum()),
         accuracy=float((taken_for == truth).double().mean()),
-        confusion=confusion_matrix(truth, taken_for, classes),
+        confusion=confusion_matrix(truth, taken_for, group.largest(classes)),
         predictions=taken_for,
     )
 

@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -26,6 +24,7 @@ from reference.data.image_tree import ImageTree as ReferenceTree
 from reference.errors import InputError
 from spec.support.assertions import rejects
 from spec.support.clauses import clause
+from spec.support.command import Command, run
 
 Make = Callable[..., Any]
 
@@ -847,17 +846,8 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
 @pytest.mark.slow
 @clause("05.cache.folders")
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
-def test_a_read_only_tree_can_be_read(root: Path) -> None:
+def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
     """Read as another user if this one may write everywhere."""
-    code = """
-import os, sys
-from reference.data.image_tree import ImageTree
-ImageTree(sys.argv[2])  # all modules are loaded, from wherever only this user can read them
-if os.geteuid() == 0:
-    os.setegid(65534)
-    os.seteuid(65534)
-print(len(ImageTree(sys.argv[1])))
-"""
     with tempfile.TemporaryDirectory() as name:  # not in tmp_path, which other users cannot enter
         folder = Path(name)
         folder.chmod(0o755)
@@ -867,50 +857,52 @@ print(len(ImageTree(sys.argv[1])))
         for copy in ("tree", "known"):
             shutil.copytree(root, folder / copy)
         (folder / "tree").chmod(0o555)
-        done = subprocess.run(
-            [sys.executable, "-c", code, folder / "tree", folder / "known"],
-            env={**os.environ, "XDG_CACHE_HOME": str(home), "HOME": str(home)},
-            capture_output=True,
-            text=True,
-        )
+        result = run(read_as_another_user, folder / "tree", folder / "known", home, folder=tmp_path)
         (folder / "tree").chmod(0o755)
-        assert (done.stdout, done.stderr) == ("12\n", "")
+        assert (result.out, result.err) == ("12\n", "")
         assert not (folder / "tree" / ".ocean-cache").exists()
         assert len(entries(home)) == 1
 
 
+def read_as_another_user(tree: str, known: str, home: str) -> None:
+    """Print how many images are in `tree`."""
+    os.environ |= {"XDG_CACHE_HOME": home, "HOME": home}
+    ReferenceTree(known)  # all modules are loaded, from wherever only this user can read them
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    print(len(ReferenceTree(tree)))
+    os.seteuid(user)  # to end the process
+    os.setegid(group)
+
+
 # ---------------------------------------------------------------------------------------------- runs side by side
 
-SLOW_RUN = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
-from reference.data import image_tree
-root, mark = map(pathlib.Path, sys.argv[1:3])
-real = image_tree.decode_image
-def slow(*args):
-    with open(mark, "a") as file:
-        file.write("x")
-    time.sleep(0.05)
-    return real(*args)
-image_tree.decode_image = slow
-if len(sys.argv) > 3:  # stop between writing and renaming
-    def stop(descriptor):
-        pathlib.Path(sys.argv[3]).touch()
+
+def slow_run(root: str, mark: str, writing: str = "") -> None:
+    """Read a tree slowly, and append an x to the file `mark` for each image; with `writing`, stop before renaming."""
+    os.environ["XDG_CACHE_HOME"] = str(Path(root).parent / "user-cache")
+    real = image_tree.decode_image
+
+    def slow(*args: Any) -> Any:
+        with open(mark, "a") as file:
+            file.write("x")
+        time.sleep(0.05)
+        return real(*args)
+
+    def stop(_: int) -> None:
+        Path(writing).touch()
         time.sleep(60)
-    image_tree.os.fsync = stop
-dataset = image_tree.ImageTree(root)
-print(image_tree.digest(dataset.images.numpy().tobytes()))
-"""
+
+    vars(image_tree)["decode_image"] = slow
+    if writing:
+        os.fsync = stop
+    print(image_tree.digest(ReferenceTree(root).images.numpy().tobytes()))
 
 
-def start(*arguments: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(arguments[0].parent / "user-cache")},
-    )
+def start(*arguments: Path) -> Command:
+    return Command(slow_run, *arguments, folder=arguments[0].parent)
 
 
 def wait_for(path: Path) -> None:
@@ -924,10 +916,10 @@ def wait_for(path: Path) -> None:
 @clause("05.cache.side_by_side")
 def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
     runs = [start(root, tmp_path / "decoded") for _ in range(2)]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    results = [run.wait() for run in runs]
+    assert [result.status for result in results] == [0, 0], results
     expected = image_tree.digest(ReferenceTree(root).images.numpy().tobytes())
-    assert [output for output, _ in outputs] == [expected + "\n"] * 2
+    assert [result.out for result in results] == [expected + "\n"] * 2
     assert (tmp_path / "decoded").read_text() == "x" * 12
 
 
@@ -938,10 +930,10 @@ def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_pat
         ((tmp_path / "decoding",), tmp_path / "decoding"),
         ((tmp_path / "mark", tmp_path / "writing"), tmp_path / "writing"),
     ):
-        run = start(root, *arguments)
+        command = start(root, *arguments)
         wait_for(moment)
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
+        command.send(signal.SIGKILL)
+        command.wait()
         assert entries(root) == []
     assert len(entries(root, ".tmp")) == 1, "the run was killed too early or too late"
     dataset = ReferenceTree(root)
@@ -954,11 +946,10 @@ def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_pat
 @pytest.mark.slow
 @clause("05.cache.side_by_side")
 def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
-    run = start(root, tmp_path / "decoding")
+    command = start(root, tmp_path / "decoding")
     wait_for(tmp_path / "decoding")
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=30)
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    command.send(signal.SIGINT)
+    assert command.wait(30).err.rstrip().endswith("KeyboardInterrupt")
     assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []
 
 

@@ -30,21 +30,28 @@ def network(Sequential: Make, Conv2d: Make, MaxPool2d: Make, Flatten: Make, Line
 
 
 @cache
-def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
-    shapes = Shapes(train=True, size=steps * BATCH)
+def batches(steps: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    shapes = Shapes(train=True, size=steps * size)
     return [
-        (shapes.images[i : i + BATCH].float() / 255, shapes.targets[i : i + BATCH])
-        for i in range(0, steps * BATCH, BATCH)
+        (shapes.images[i : i + size].float() / 255, shapes.targets[i : i + size]) for i in range(0, steps * size, size)
     ]
 
 
-def losses(layers: nn.Module, loss: Make, SGD: Make, steps: int, dtype: torch.dtype, wobble: float = 0.0) -> Tensor:
+def losses(
+    layers: nn.Module,
+    loss: Make,
+    SGD: Make,
+    steps: int,
+    dtype: torch.dtype,
+    wobble: float = 0.0,
+    batch: int = BATCH,
+) -> Tensor:
     """The loss before each step; with `wobble` every weight is off by up to that share of itself, anew in each step."""
     layers = layers.to(dtype)
     optimizer = SGD(layers.parameters(), lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(1)
     found = []
-    for images, targets in batches(steps):
+    for images, targets in batches(steps, batch):
         exact = [parameter.detach().clone() for parameter in layers.parameters()] if wobble else []
         with torch.no_grad():
             for parameter in layers.parameters() if wobble else ():
@@ -62,11 +69,11 @@ def losses(layers: nn.Module, loss: Make, SGD: Make, steps: int, dtype: torch.dt
 
 
 @cache
-def pytorchs_losses(steps: int) -> tuple[Tensor, Tensor]:
+def pytorchs_losses(steps: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """PyTorch's losses in float64, and those of the same training with weights as wrong as rounding may make them."""
     start = network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
     run = lambda wobble: losses(  # noqa: E731
-        copy.deepcopy(start), nn.CrossEntropyLoss(), torch.optim.SGD, steps, torch.float64, wobble
+        copy.deepcopy(start), nn.CrossEntropyLoss(), torch.optim.SGD, steps, torch.float64, wobble, batch
     )
     return run(0.0), run(LONGEST_SUM * torch.finfo(torch.float32).eps)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import tarfile
 import threading
@@ -52,6 +53,17 @@ def trained(folder: Path, *arguments: object) -> Path:
     result = train(folder, *TINY, "--output", "run", *arguments)
     assert result.status == 0, result.err
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TINY, of one epoch; tests work on a copy."""
+    return trained(tmp_path_factory.mktemp("finished"), "--epochs", 1)
+
+
+def copied(run_folder: Path, folder: Path) -> Path:
+    """A copy of a run as the run `run` in another folder."""
+    return Path(shutil.copytree(run_folder, folder / "run"))
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -370,10 +382,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 @clause("18.run.seed")
 @pytest.mark.slow
-def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
-    for name, words in [("plain", []), ("deterministic", ["--deterministic"])]:
-        assert train(tmp_path, *TINY, "--epochs", 1, "--output", name, *words).status == 0
-    assert_same_training(tmp_path / "plain", tmp_path / "deterministic")
+def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path, finished: Path) -> None:
+    assert train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--deterministic").status == 0
+    assert_same_training(finished, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------ stopping and resuming
@@ -467,7 +478,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tm
         48,
         "--shuffle",
         "--epochs",
-        12,
+        8,
         "--keep-every",
         5,
         "--momentum",
@@ -497,7 +508,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tm
     for folder in tmp_path.glob("finished-*"):
         assert_same_training(tmp_path / "straight", folder)
         assert not list(folder.glob(".*"))
-        assert {path.name for path in folder.glob("epoch-*")} == {"epoch-0005.pt", "epoch-0010.pt"}
+        assert {path.name for path in folder.glob("epoch-*")} == {"epoch-0005.pt"}
 
 
 @clause("18.run.resume")
@@ -579,8 +590,8 @@ def test_missing_cifar10_is_an_error_in_one_line(tmp_path: Path) -> None:
     [("--batch-size", 8), ("--seed", 1), ("--shuffle",), ("--learning-rate", 0.1), ("--limit-train", 40)],
     ids=lambda words: str(words[0]),
 )
-def test_resuming_with_another_recipe_is_refused(tmp_path: Path, words: tuple[object, ...]) -> None:
-    trained(tmp_path, "--epochs", 1)
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path, words: tuple[object, ...], finished: Path) -> None:
+    copied(finished, tmp_path)
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2, *words), str(words[0]), "cannot change")
 
 
@@ -595,8 +606,8 @@ def test_a_damaged_config_is_an_error_in_one_line(tmp_path: Path, content: str) 
 
 @clause("18.run.resume_refused")
 @pytest.mark.slow
-def test_resuming_from_a_damaged_checkpoint_is_refused_and_leaves_it_unchanged(tmp_path: Path) -> None:
-    folder = trained(tmp_path, "--epochs", 1)
+def test_resuming_from_a_damaged_checkpoint_is_refused_and_leaves_it_unchanged(tmp_path: Path, finished: Path) -> None:
+    folder = copied(finished, tmp_path)
     content = (folder / "last.pt").read_bytes()
     (folder / "last.pt").write_bytes(content[: len(content) // 2])
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), "last.pt", "cut off")
@@ -625,8 +636,10 @@ def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
 
 @clause("18.fit.not_finite", "18.run.refused")
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_an_error_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    folder = trained(tmp_path, "--epochs", 1)
+def test_a_loss_that_is_not_finite_is_an_error_in_one_line_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, finished: Path
+) -> None:
+    folder = copied(finished, tmp_path)
     good = (folder / "last.pt").read_bytes()
     assert_refused(train(tmp_path, *TINY, "--output", "wild", "--learning-rate", 1e6), "the loss of step ", "last.pt")
     for name, tensor in load_checkpoint(tmp_path / "wild" / "last.pt")["state_dict"].items():
@@ -643,8 +656,8 @@ def limit_file_size() -> None:
 
 @clause("18.run.full_disk")
 @pytest.mark.slow
-def test_a_full_disk_is_an_error_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    folder = trained(tmp_path, "--epochs", 1)
+def test_a_full_disk_is_an_error_in_one_line_and_leaves_nothing_half_written(tmp_path: Path, finished: Path) -> None:
+    folder = copied(finished, tmp_path)
     good = (folder / "last.pt").read_bytes()
     assert_refused(
         train(tmp_path, "--resume", "run", "--epochs", 2, prepare=limit_file_size), ".pt could not be written"

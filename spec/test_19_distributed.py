@@ -8,26 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 from torch import Tensor, nn
 
 import reference
 from reference.checkpoint import load_checkpoint
-from reference.distributed import Group
+from reference.distributed import Group, batch_norm_over_all, synchronize_batch_norm
 from reference.errors import InputError, TrainingError
 from reference.models import Ocean
+from reference.scaling import ScaledOptimizer
 from reference.training import Progress, evaluate, fit
 from spec.support.assertions import Tolerance, assert_close
 from spec.support.clauses import clause
-from spec.support.command import FORKS, Command, run
+from spec.support.command import FORKS, Command, Result, run
 from spec.test_18_loss_curve import LONGEST_SUM, pytorchs_losses
 
 SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and one that leaves a process nothing to do
@@ -36,14 +40,8 @@ SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and one that l
 @clause("19.processes.shards")
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("images", [1, 4, 16, 17])
-def test_the_parts_of_a_batch_are_disjoint_and_complete(
-    size: int, images: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = []
-    for rank in range(size):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(size))
-        parts.append(Group().part(torch.arange(images)))
+def test_the_parts_of_a_batch_are_disjoint_and_complete(size: int, images: int) -> None:
+    parts = [Group(rank, size).part(torch.arange(images)) for rank in range(size)]
     assert torch.cat(parts).tolist() == list(range(images))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -52,24 +50,34 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(
 def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    group = Group()
+    group = Group.from_environment()
     group.join(torch.device("cpu"))
-    parts: Any = nn.Linear(1, 1), nn.MSELoss(), object()
-    assert group.together(*parts) == parts
+    network = nn.Sequential(nn.BatchNorm2d(1), reference.BatchNorm2d(1))
+    assert group.parallel(network) is network
+    assert not any("forward" in vars(layer) for layer in network)
+    scores, targets, loss = torch.ones(2, 3), torch.tensor([0, 2]), torch.tensor(3.0)
+    assert group.weighted_loss(nn.CrossEntropyLoss(), scores, targets) == nn.CrossEntropyLoss()(scores, targets)
+    assert group.mean(loss) is loss
+    group.add_up(targets)
     assert (group.leads, group.agree(3), group.largest(4), group.device("cuda")) == (True, 3, 4, "cuda")
     assert not dist.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(InputError, match="RANK and WORLD_SIZE must be numbers"):
-        Group()
+        Group.from_environment()
 
 
 @clause("19.processes.batch_norm")
-def test_a_layer_that_needs_the_whole_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), reference.BatchNorm2d(3))
-    with pytest.raises(InputError, match=r"several processes: 1 \(BatchNorm2d\) needs the whole batch; use one"):
-        Group().together(network, nn.MSELoss(), reference.SGD(network.parameters(), 0.1))
+def test_on_cuda_pytorchs_batch_normalization_becomes_syncbatchnorm() -> None:
+    """Only the conversion: SyncBatchNorm computes nowhere but on a GPU."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3), reference.BatchNorm2d(3)))
+    before = dict(network.named_parameters()) | dict(network.named_buffers())
+    converted = synchronize_batch_norm(network, torch.device("cuda"))
+    after = dict(converted.named_parameters()) | dict(converted.named_buffers())
+    inner = converted.get_submodule("1")
+    assert [type(layer) for layer in inner.children()] == [nn.SyncBatchNorm, reference.BatchNorm2d]
+    assert ["forward" in vars(layer) for layer in inner.children()] == [False, True]
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -83,30 +91,65 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def normalized(layers: Any, momentum: float | None) -> nn.Module:
+    """A network with two batch normalizations, of which the second one has neither weights nor running statistics."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 5, stride=4), layers.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Conv2d(4, 4, 3)),
+        *(layers.BatchNorm2d(4, affine=False, track_running_stats=False), nn.Flatten(), nn.Linear(4 * 25, 10)),
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "Ocean": lambda: Ocean(10, layers=reference),
+    "torch's batch normalization": lambda: normalized(nn, 0.1),
+    "the reference's batch normalization": lambda: normalized(reference, None),
+    "a scaled loss": lambda: normalized(nn, None),
+}
+RATE = 0.05
+
+
 def trained(rank: int, size: int, folder: Path) -> None:
-    """Train for two epochs in float64, as process `rank` of `size`, and save the results."""
+    """Train each network for two epochs in float64, as process `rank` of `size`, and save the results."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
-    group = Group()
+    group = Group(rank, size)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
         group.talk = dist.group.WORLD
-    torch.manual_seed(0 if group.leads else 99)  # what the others begin with does not matter
-    network = Ocean(10, layers=reference).double()
-    parts = group.together(
-        network, reference.CrossEntropyLoss(), reference.SGD(network.parameters(), 0.05, momentum=0.9)
-    )
-    progress = fit(*parts, batches(), batches(), epochs=2)
-    judged = evaluate(parts[0], parts[1], batches())
-    assert judged is not None
-    found = {"weights": network.state_dict(), "history": progress.history, "predictions": judged.predictions}
+    found = {}
+    for name, make in NETWORKS.items():
+        torch.manual_seed(0 if group.leads else 99)  # the leading process's weights replace the others'
+        network = make().double()
+        loss = reference.CrossEntropyLoss()
+        optimizer: Any = reference.SGD(network.parameters(), RATE, momentum=0.9)
+        scale = None
+        if name == "a scaled loss":
+            optimizer = ScaledOptimizer(optimizer, torch.device("cpu"))
+            scale = optimizer.factor = optimizer.factor.double()
+        progress = fit(network, loss, optimizer, batches(), batches(), epochs=2, loss_scale=scale, group=group)
+        judged = evaluate(network, loss, batches(), group=group)
+        torch.manual_seed(1)
+        varied = [(100 * (images - 0.5), targets) for images, targets in batches()]
+        untrained = evaluate(make().double(), loss, varied, group=group)
+        assert untrained is not None
+        assert judged is not None
+        found[name] = {
+            "weights": network.state_dict(),
+            "history": progress.history,
+            "predictions": judged.predictions,
+            "untrained": vars(untrained),
+        }
+    if size > 1:
+        layer = reference.BatchNorm2d(1)
+        layer.forward = MethodType(batch_norm_over_all, layer)  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(ValueError, match="at least 2 values per channel, got 1"):
+            layer(group.part(torch.ones(1, 1, 1, 1)))
     torch.save(found, folder / f"{rank}-of-{size}.pt")
     group.leave()
 
 
-@clause("19.processes.same_result")
+@clause("19.processes.same_result", "19.processes.batch_norm", "19.processes.evaluation")
 @pytest.mark.slow
-def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_several_processes_take_the_steps_of_one_and_evaluate_bit_equal(tmp_path: Path) -> None:
     for size in (1, 2, 3):
         (tmp_path / "meet").unlink(missing_ok=True)
         processes = [FORKS.Process(target=trained, args=(rank, size, tmp_path)) for rank in range(size)]
@@ -115,21 +158,46 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         for process in processes:
             process.join(120)
             assert process.exitcode == 0
-    one = torch.load(tmp_path / "0-of-1.pt")
-    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of its terms' sizes, which
+    results = {(rank, size): torch.load(tmp_path / f"{rank}-of-{size}.pt") for size in (2, 3) for rank in range(size)}
+    for name, one in torch.load(tmp_path / "0-of-1.pt").items():
+        assert one["untrained"]["predictions"].unique().numel() > 1
+        for (rank, size), found in results.items():
+            which = f"{name}, process {rank} of {size}"
+            assert_same_steps(found[name], one, which)
+            for key, expected in one["untrained"].items():  # bit for bit: one of them computes each batch whole
+                assert torch.equal(torch.as_tensor(found[name]["untrained"][key]), torch.as_tensor(expected)), which
+
+
+def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) -> None:
+    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of what it is a sum of, which
     # is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
-    for size in (2, 3):
-        for rank in range(size):
-            found = torch.load(tmp_path / f"{rank}-of-{size}.pt")
-            for name, expected in one["weights"].items():
-                assert_close(found["weights"][name], expected, tolerance, f"{name} of process {rank} of {size}")
-            for metrics, wanted in zip(found["history"], one["history"], strict=True):
-                for name in ("train_loss", "test_loss", "test_loss_sum", "test_accuracy"):
-                    assert_close(
-                        torch.tensor(metrics[name]).double(), torch.tensor(wanted[name]).double(), tolerance, name
-                    )
-            assert found["predictions"].tolist() == one["predictions"].tolist()
+    assert found["weights"].keys() == one["weights"].keys()
+    for key, expected in one["weights"].items():
+        assert_close(found["weights"][key], expected, tolerance, f"{key} of {which}")
+    for metrics, wanted in zip(found["history"], one["history"], strict=True):
+        for key in ("train_loss", "test_loss", "test_loss_sum", "test_accuracy"):
+            assert_close(torch.tensor(metrics[key]).double(), torch.tensor(wanted[key]).double(), tolerance, key)
+    assert found["predictions"].tolist() == one["predictions"].tolist()
+
+
+@clause("19.processes.evaluation")
+def test_each_process_computes_every_so_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation is divided: with three processes, the second one computes the second batch, and no other of four."""
+    computed: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            computed.append(int(input[0, 0]))
+            return super().forward(input)
+
+    monkeypatch.setattr(Group, "add_up", lambda *_: None)
+    monkeypatch.setattr(Group, "largest", lambda _, number: number)
+    loader = [(torch.full((2, 1), float(number)), torch.zeros(2, dtype=torch.int64)) for number in range(4)]
+    for rank, expected in enumerate([[0, 3], [1], [2]]):
+        computed.clear()
+        evaluate(Counting(1, 2), nn.CrossEntropyLoss(), loader, group=Group(rank, 3))
+        assert computed == expected
 
 
 # The command
@@ -162,6 +230,20 @@ def torchrun(processes: int, *words: object, script: Path = ROOT / "scripts/trai
     )
 
 
+def together(
+    folder: Path, *words: object, size: int = 2, started: Callable[[list[Command]], None] = lambda _: None
+) -> list[Result]:
+    """Train with several processes, without torchrun; `started` may disturb them."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    commands = []
+    for rank in range(size):
+        (place := folder / f"process-{rank}").mkdir(exist_ok=True)
+        prepare = partial(as_process, rank, size, -1, "", store.port)
+        commands.append(Command("train_full.py", *words, folder=place, prepare=prepare))
+    started(commands)
+    return [command.wait(60) for command in commands]
+
+
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -173,23 +255,23 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
-    job = torchrun(2, *TINY, "--epochs", 2, "--output", two)
+    job = torchrun(2, *TINY, "--epochs", 1, "--output", two)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    assert out.count("epoch 1/2") == 1
-    assert out.count("test accuracy") == 3  # of each epoch, and the outcome: said once
+    assert out.count("epoch 1/1") == 1
+    assert out.count("test accuracy") == 2  # of the epoch, and the outcome: said once
     assert len(list(two.glob("events.out.tfevents.*"))) == 1
-    assert run("train_full.py", *TINY, "--epochs", 2, "--output", one, folder=tmp_path).status == 0
+    assert run("train_full.py", *TINY, "--epochs", 1, "--output", one, folder=tmp_path).status == 0
     assert {file.name.partition(".out")[0] for file in two.iterdir()} == {
         file.name.partition(".out")[0] for file in one.iterdir()
     }
-    assert run("train_full.py", "--resume", two, "--epochs", 3, folder=tmp_path).status == 0  # alone
-    job = torchrun(2, "--resume", one, "--epochs", 3)  # together
-    out, err = job.communicate(timeout=120)
-    assert job.returncode == 0, err
-    assert "resuming after step 12 (2 of 3 epochs done)" in out
-    # the deviation of a training of this network and length with weights as wrong as after rounding (chapter 18)
-    exact, wobbling = pytorchs_losses(18)
+    assert run("train_full.py", "--resume", two, "--epochs", 2, folder=tmp_path).status == 0  # alone
+    results = together(tmp_path, "--resume", one, "--epochs", 2)
+    assert [result.status for result in results] == [0, 0], results
+    assert "resuming after step 6 (1 of 2 epochs done)" in results[0].out
+    assert results[1].out == ""
+    # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
+    exact, wobbling = pytorchs_losses(12, batch=16)
     allowed = float((wobbling - exact).abs().max())
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
         assert mine["step"] == theirs["step"]
@@ -205,8 +287,7 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
 ) -> None:
     """Whoever is left says that another one is gone; torchrun adds which one, and by what signal."""
     folder = tmp_path / "run"
-    words = ("--dataset", "shapes", "--limit-train", 1000, "--limit-test", 25, "--batch-size", 16, "--num-threads", 1)
-    job = torchrun(2, *words, "--epochs", 1000, "--output", folder)
+    job = torchrun(2, *FEW[:-1], 10_000, "--output", folder)
     end = time.monotonic() + 100
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
         assert time.monotonic() < end
@@ -230,12 +311,10 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
 
 @clause("19.processes.killed")
 def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
     left: list[str] = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("waited"))
-    group = Group()
+    group = Group(0, 2)
     with pytest.raises(RuntimeError, match="a defect of ours"), group.accompanied(lambda: "stopped"):
         raise RuntimeError("a defect of ours")
     group.leave()
@@ -247,9 +326,15 @@ def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPat
     assert left == ["waited"]
 
 
-# Where a process is killed: module, function, and which of its calls. The leading process alone calls those in LED.
-EARLY = ("reference.run.train:choose_device:1", "reference.run.train:load_data:1", "reference.distributed:Group.join:1")
+# Where a process is killed: module, function, and which of its calls; who is killed; whether the run is resumed.
+JOIN, LOADS, PREPARES = (
+    "reference.distributed:Group.join:1",
+    "reference.run.train:load_data:1",
+    "reference.run.train:prepare:1",
+)
+EARLY = ("reference.run.train:choose_device:1", LOADS, JOIN)
 MEETING = ("torch.distributed.distributed_c10d:_new_process_group_helper:1",)
+# The leading process alone calls those in LED.
 LED = (
     "reference.run.train:choose_folder:1",
     "reference.run.train:locked:1",
@@ -263,21 +348,56 @@ LED = (
     "reference.run.folder:RunFolder.finish:1",
 )
 LATER = (
-    *(f"reference.distributed:Group.agree:{number}" for number in range(1, 7)),
-    "reference.run.train:prepare:1",
+    *(f"reference.distributed:Group.agree:{number}" for number in range(1, 9)),
+    PREPARES,
     "reference.run.train:compile_network:1",
-    "torch.distributed:broadcast:1",
-    "torch.distributed:broadcast:4",
+    "torch.nn.parallel:DistributedDataParallel.__init__:1",
     "reference.distributed:Group.part:1",
+    "torch:Tensor.backward:1",
+    "torch:Tensor.backward:2",
+    "reference.distributed:Group.mean:1",
     "reference.training:evaluate:1",
+    "reference.distributed:Group.add_up:2",
 )
 FEW = (*TINY[:2], "--limit-train", 32, "--limit-test", 8, "--batch-size", 16, "--num-threads", 1, "--epochs", 2)
-RESUMED = ("reference.run.train:load_data:1", "reference.run.train:restore:1", "reference.run.train:prepare:1")
-DEATHS = [
+RESTORES = "reference.run.train:restore:1"
+RESUMED = (LOADS, RESTORES, PREPARES)
+EVERY_DEATH = [
     *((point, victim, False) for point in (*EARLY, *MEETING, *LATER) for victim in (0, 1)),
     *((point, 0, False) for point in LED),
     *((point, victim, True) for point in RESUMED for victim in (0, 1)),
 ]
+# What the others see differs by what they wait for, the advice by what the folder holds: one death of each kind.
+DEATHS = [
+    # before the meeting and in it: there is no folder
+    (JOIN, 0, False),
+    (LOADS, 1, False),
+    (MEETING[0], 0, False),
+    (MEETING[0], 1, False),
+    # while the others wait for the leading process to act: without a folder, with an empty one, without a checkpoint
+    ("reference.run.train:choose_folder:1", 0, False),
+    ("reference.run.train:resolve_precision:1", 0, False),
+    ("reference.run.folder:RunFolder.save:1", 0, False),
+    # while the leading process waits for the other's word
+    ("reference.distributed:Group.agree:2", 1, False),
+    (PREPARES, 1, False),
+    # with a checkpoint: before the first step, in a step, between steps
+    ("torch.nn.parallel:DistributedDataParallel.__init__:1", 0, False),
+    ("torch.nn.parallel:DistributedDataParallel.__init__:1", 1, False),
+    ("torch:Tensor.backward:1", 0, False),
+    ("torch:Tensor.backward:2", 1, False),
+    ("reference.distributed:Group.mean:1", 1, False),
+    # in an evaluation, while an epoch is written, at the end
+    ("reference.training:evaluate:1", 1, False),
+    ("reference.distributed:Group.add_up:2", 0, False),
+    ("reference.run.folder:RunFolder.keep:2", 0, False),
+    ("reference.run.folder:RunFolder.finish:1", 0, False),
+    # a run that is resumed: before the meeting and after it
+    (LOADS, 1, True),
+    (RESTORES, 0, True),
+]
+if settings.get_current_profile_name() == "thorough":
+    DEATHS = EVERY_DEATH
 
 
 def as_process(rank: int, size: int, victim: int, point: str, port: int) -> None:
@@ -412,20 +532,17 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
 @clause("19.processes.one_writer")
 @pytest.mark.slow
 def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path: Path) -> None:
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    folder, commands = tmp_path / "run", []
-    for rank in range(2):
-        (place := tmp_path / f"process-{rank}").mkdir()
-        prepare = partial(as_process, rank, 2, -1, "", store.port)
-        words = (*FEW[:-1], 10_000, "--quiet", "--output", folder)
-        commands.append(Command("train_full.py", *words, folder=place, prepare=prepare))
-    end = time.monotonic() + 60
-    while not (folder / "best.pt").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    for command in commands:
-        command.send(signal.SIGTERM)
-    results = [command.wait(30) for command in commands]
+    folder = tmp_path / "run"
+
+    def stop(commands: list[Command]) -> None:
+        end = time.monotonic() + 60
+        while not (folder / "best.pt").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for command in commands:
+            command.send(signal.SIGTERM)
+
+    results = together(tmp_path, *FEW[:-1], 10_000, "--quiet", "--output", folder, started=stop)
     assert [result.status for result in results] == [128 + signal.SIGTERM] * 2, results
     assert "nothing is lost" in results[0].out
     assert "gone" not in results[0].err + results[1].err
@@ -480,12 +597,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert Group().device("cuda") == "cuda"  # alone
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))  # two machines with two GPUs each
-    assert [Group().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [Group.from_environment().device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(InputError, match="--device cuda:0: several processes need a GPU each; say --device cuda"):
-        Group().device("cuda:0")
+        Group.from_environment().device("cuda:0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(InputError, match=r"4 processes on this machine, but 2 GPUs.*--nproc-per-node=2"):
-        Group().device("auto")
+        Group.from_environment().device("auto")
 
 
 @clause("19.processes.errors")
@@ -493,8 +610,8 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_impossible_setting_ends_every_process(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
-    job = torchrun(2, *TINY, "--output", tmp_path / "full")
-    _, err = job.communicate(timeout=60)
-    assert job.returncode != 0
-    assert len(re.findall(r"^error: --output .* is not empty", err, re.MULTILINE)) == 1
+    results = together(tmp_path, *TINY, "--output", tmp_path / "full")
+    assert [result.status for result in results] == [2, 2]
+    err = "".join(result.err for result in results)
+    assert len(re.findall(r"^error: --output .* is not empty", err, re.MULTILINE)) == 1, err
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]

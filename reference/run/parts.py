@@ -50,7 +50,9 @@ class Plan:
     def fit(self, group: Group, progress: Progress, observer: Observer) -> Progress:
         """Train from `progress` on, together with the other processes of `group`."""
         return fit(
-            *group.together(self.network, self.loss_function, self.scaled or self.optimizer),
+            self.network,
+            self.loss_function,
+            self.scaled or self.optimizer,
             self.train_loader,
             self.test_loader,
             epochs=self.epochs,
@@ -59,6 +61,7 @@ class Plan:
             precision=self.precision,
             before_step=self.schedule,
             loss_scale=None if self.scaled is None else self.scaled.factor,
+            group=group,
         )
 
 

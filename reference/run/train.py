@@ -24,7 +24,7 @@ from reference.device import (
     seed_everything,
     versions,
 )
-from reference.distributed import Follower, Group
+from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
 from reference.files import remove_temporaries
 from reference.run.data import load_data
@@ -33,7 +33,7 @@ from reference.run.parts import Plan, prepare
 from reference.run.precision import resolve_precision
 from reference.run.settings import Settings, refuse_changes, stored_settings
 from reference.text import print_line
-from reference.training import Progress
+from reference.training import Observer, Progress
 
 
 def train(settings: Settings) -> int:
@@ -52,7 +52,7 @@ def train(settings: Settings) -> int:
         kept = {name: getattr(stored, name) for name in ("precision", "dataset") if getattr(settings, name) == "auto"}
         settings = replace(settings, **kept)
         refuse_changes(settings, stored)
-    group = Group()
+    group = Group.from_environment()
     say = (lambda *_: None) if settings.quiet or not group.leads else print_line
     progress = Progress()
     held = settings.resume  # the run's folder, once it is known that no other run uses it
@@ -172,6 +172,21 @@ def introduction(settings: Settings, plan: Plan, device: torch.device, folder: P
 def precision_name(precision: torch.dtype) -> Precision:
     """The name of a precision, as `--precision` takes it."""
     return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
+class Follower(Observer):
+    """A process that does not lead: it writes nothing, and stops when any process was told to stop."""
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.signal = group, 0
+
+    def on_signal(self, number: int, _: object) -> None:
+        """Note it: all processes end after the same step."""
+        self.signal = number
+
+    def should_stop(self) -> bool:
+        self.signal = self.group.largest(self.signal)
+        return self.signal != 0
 
 
 def follow(group: Group, plan: Plan, progress: Progress) -> int:

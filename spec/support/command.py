@@ -24,7 +24,7 @@ FORKS: Any = multiprocessing.get_context(WAY)
 if WAY == "forkserver":
     FORKS.set_forkserver_preload(
         [
-            *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard"),
+            *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard", "torch._dynamo"),
             *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
         ]
     )
@@ -43,14 +43,18 @@ class Command:
     """A running script.
 
     Args:
-        script: its file name under scripts/, or the name of a module that `python -m` runs.
+        script: its file name under scripts/, the name of a module that `python -m` runs, or an importable function.
         arguments: the words after it.
         folder: the working folder; stdout and stderr are kept there too.
         prepare: called in the new process before the script (to lower a limit, say); must be importable.
     """
 
     def __init__(
-        self, script: str, *arguments: object, folder: Path, prepare: Callable[[], None] | None = None
+        self,
+        script: str | Callable[..., None],
+        *arguments: object,
+        folder: Path,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         self.output = folder / f".{time.monotonic_ns()}"
         words = [str(argument) for argument in arguments]
@@ -85,12 +89,20 @@ class Command:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def run(script: str, *arguments: object, folder: Path, prepare: Callable[[], None] | None = None) -> Result:
-    """Run a script or module to its end."""
+def run(
+    script: str | Callable[..., None], *arguments: object, folder: Path, prepare: Callable[[], None] | None = None
+) -> Result:
+    """Run a script, module or function to its end."""
     return Command(script, *arguments, folder=folder, prepare=prepare).wait()
 
 
-def _run(script: str, words: list[str], folder: Path, output: Path, prepare: Callable[[], None] | None) -> None:
+def _run(
+    script: str | Callable[..., None],
+    words: list[str],
+    folder: Path,
+    output: Path,
+    prepare: Callable[[], None] | None,
+) -> None:
     gc.freeze()  # a collection would touch, and so copy, every page that is shared with the fork server
     os.chdir(folder)
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
@@ -98,10 +110,12 @@ def _run(script: str, words: list[str], folder: Path, output: Path, prepare: Cal
         os.dup2(handle, descriptor)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal; a background job is born deaf to it
-    sys.argv = [script, *words]
+    sys.argv = [str(script), *words]
     if prepare is not None:
         prepare()
-    if script.endswith(".py"):
+    if callable(script):
+        script(*words)
+    elif script.endswith(".py"):
         runpy.run_path(str(SCRIPTS / script), run_name="__main__")
     else:
         runpy.run_module(script, run_name="__main__", alter_sys=True)
