@@ -283,7 +283,9 @@ SUBJECTS: dict[str, Subject] = {
         lambda c, size: c(**MAXIMUM), image, lambda t, size: oracles.max_pool2d(t["input"], **MAXIMUM)[0]
     ),
     "avg_pool2d": function(image, oracles.avg_pool2d, options=MEAN, roundings=(1, 4)),
-    "AvgPool2d": layer(lambda c, size: c(**MEAN), image, lambda t, size: oracles.avg_pool2d(t["input"], **MEAN), roundings=(1, 4)),
+    "AvgPool2d": layer(
+        lambda c, size: c(**MEAN), image, lambda t, size: oracles.avg_pool2d(t["input"], **MEAN), roundings=(1, 4)
+    ),
     "adaptive_avg_pool2d": function(
         image, oracles.adaptive_avg_pool2d, options={"output_size": REGIONS}, depth=2048, roundings=(1, 4)
     ),
