@@ -36,7 +36,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 def whole(*shape: int, below: int, seed: int = 0) -> Tensor:
     """Whole numbers from 0; the largest is among them, so that a table is read to its end."""
     found = torch.randint(below, shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    found.view(-1)[-1] = below - 1
+    if found.numel():
+        found.view(-1)[-1] = below - 1
     return found
 
 
