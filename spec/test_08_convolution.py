@@ -56,6 +56,7 @@ def test_padding_1_gives_the_documented_matrix(conv2d: Conv2d) -> None:
 
 
 @clause("08.conv2d.unbatched")
+@pytest.mark.level("definition")
 def test_an_image_without_a_batch_is_a_batch_of_one_without_it(conv2d: Conv2d) -> None:
     assert_equal(conv2d(image()[0], kernel()), conv2d(image(), kernel())[0])
 
@@ -99,10 +100,24 @@ def test_bias_is_added_to_each_output_channel(conv2d: Conv2d) -> None:
 def test_stride_is_the_step(conv2d: Conv2d) -> None:
     # every second row and column of the documented matrix of line 445
     assert_equal(conv2d(image(), kernel(), stride=2), [[[[10, 12], [13, 3]]]])
+
+
+@clause("08.conv2d.parameters")
+@pytest.mark.level("definition")
+def test_two_strides_are_the_vertical_and_the_horizontal_step(conv2d: Conv2d) -> None:
+    # every second row of the documented matrix of line 445
     assert_equal(conv2d(image(), kernel(), stride=(2, 1)), [[[[10, 12, 12], [13, 9, 3]]]])
 
 
 @clause("08.conv2d.parameters")
+def test_padding_2_is_a_border_of_two_zeros_on_every_side(conv2d: Conv2d) -> None:
+    bordered = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
+    bordered[:, :, 2:7, 2:7] = image()
+    assert_equal(conv2d(image(), kernel(), padding=2), conv2d(bordered, kernel()))
+
+
+@clause("08.conv2d.parameters")
+@pytest.mark.level("definition")
 def test_padding_is_a_border_of_zeros(conv2d: Conv2d) -> None:
     bordered = torch.zeros(1, 1, 7, 9, dtype=torch.int64)
     bordered[:, :, 1:6, 2:7] = image()
@@ -303,14 +318,14 @@ def test_the_memory_layout_does_not_matter(conv2d: Conv2d, case: Case, layout: P
 
 @clause("08.conv2d.nonfinite")
 @given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-def test_what_is_not_finite_reaches_the_windows_that_cover_it(conv2d: Conv2d, case: Case, value: float) -> None:
+def test_nan_and_inf_reach_every_covering_window(conv2d: Conv2d, case: Case, value: float) -> None:
     x, w, bias = case.tensors(whole)
     w = w.abs() + 1  # no zero, which would make NaN of an infinity
     x[0, 0, case.size[0] // 2, case.size[1] // 2] = value
     covered = conv2d((~x.isfinite()).to(x.dtype), w, **case.options) > 0
     output = conv2d(x, w, bias, **case.options)
     assert_equal(~output.isfinite(), covered, "whether the output is not finite")
-    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs whose window covers it")
+    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs with windows that cover it")
 
 
 @clause("08.conv2d.empty")
@@ -453,7 +468,7 @@ def test_torch_func_finds_the_gradients_of_the_reference() -> None:
         pytest.param({"dtype": torch.float64}, "type|dtype", id="a kernel of another type"),
     ],
 )
-def test_it_is_rejected(conv2d: Conv2d, change: dict[str, Any], naming: str) -> None:
+def test_an_impossible_argument_is_rejected(conv2d: Conv2d, change: dict[str, Any], naming: str) -> None:
     arguments: dict[str, Any] = {"weight": (4, 3, 3, 3), "bias": (4,)} | change
     dtype = arguments.pop("dtype", torch.float32)
     weight, bias = torch.ones(arguments.pop("weight"), dtype=dtype), torch.ones(arguments.pop("bias"), dtype=dtype)

@@ -1,21 +1,28 @@
-"""The specification holds itself to its own rules: every clause has a test, every test on trial a clause."""
+"""The specification follows its own rules: every clause has a test, and every test of a component a clause."""
 
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
-from spec.support.clauses import CLAUSES, KINDS, RULES, VERDICTS, Clause, clause, read
+from spec.support.assertions import rejects
+from spec.support.clauses import ASPECTS, CLAUSES, KINDS, LEVELS, RULES, VERDICTS, Clause, clause, read
 from spec.support.implementations import COMPONENTS, load
+from spec.support.levels import aspect_of, level_of
+from spec.support.strategies import given
 
 SPEC = Path(__file__).parent
 CHAPTERS = tuple(f"{number:02}" for number in range(22))
-"""The chapters whose tests all carry clauses."""
+"""The chapters in which every test has a clause."""
 
 
 @cache
@@ -62,7 +69,7 @@ def test_every_test_has_a_clause(chapter: str) -> None:
     assert [name for name, ids in own.items() if not ids] == []
 
 
-def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
+def test_every_test_of_a_component_has_a_clause() -> None:
     on_trial = {
         name: ids for name, (node, ids) in specified().items() if {a.arg for a in node.args.args} & {*COMPONENTS}
     }
@@ -70,7 +77,7 @@ def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
     assert [name for name, ids in on_trial.items() if not ids] == []
 
 
-def test_every_component_is_on_trial() -> None:
+def test_every_component_has_a_test() -> None:
     asked_for = {argument.arg for node, _ in specified().values() for argument in node.args.args}
     assert [name for name in COMPONENTS if name not in asked_for] == []
 
@@ -99,6 +106,12 @@ def problems_of(entry: Clause) -> Iterator[str]:
         yield f"the verdict must be one of {VERDICTS}"
     if entry.kind not in RULES and (not entry.lines or list(entry.lines) != sorted(set(entry.lines))):
         yield "the lines must be given, in order"
+    if entry.own_level not in ("", *LEVELS) or entry.own_aspect not in ("", *ASPECTS):
+        yield f"the level must be one of {LEVELS}, the aspect one of {ASPECTS}"
+    if entry.own_level and entry.own_level == replace(entry, own_level="").level:
+        yield "the level follows from the kind and the aspect and must not be repeated"
+    if entry.own_aspect and entry.own_aspect == replace(entry, own_aspect="").aspect:
+        yield "the aspect follows from the id and must not be repeated"
     if not entry.statement.endswith(".") or not entry.statement_zh.endswith("。"):
         yield "the statements must be sentences"
 
@@ -113,13 +126,100 @@ def problems_of(entry: Clause) -> Iterator[str]:
         (Clause("08.x.y", "claim", "A.", "甲。", "true", (1,)), "the verdict"),
         (Clause("08.x.y", "claim", "A.", "甲。", "holds"), "the lines"),
         (Clause("08.x.y", "claim", "A.", "甲。", "holds", (2, 1)), "the lines"),
+        (Clause("08.x.y", "rule", "A.", "甲。", own_level="hard"), "the level must be"),
+        (Clause("08.x.y", "rule", "A.", "甲。", own_aspect="beauty"), "the aspect one of"),
+        (Clause("08.x.y", "rule", "A.", "甲。", own_level="definition"), "must not be repeated"),
+        (Clause("08.x.rejects", "rule", "A.", "甲。", own_aspect="errors"), "must not be repeated"),
         (Clause("08.x.y", "rule", "A", "甲。"), "the statements"),
         (Clause("08.x.y", "rule", "A.", "甲"), "the statements"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_a_clause_is_found(entry: Clause, problem: str) -> None:
+def test_mistakes_in_clauses_are_found(entry: Clause, problem: str) -> None:
     assert any(problem in said for said in problems_of(entry))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "level", "aspect"),
+    [
+        ("08.x.y", "value", "tutorial", "values"),
+        ("08.x.y", "rule", "definition", "values"),
+        ("08.x.y", "project", "pytorch", "values"),
+        ("08.x.gradients", "claim", "definition", "gradients"),
+        ("08.x.rejects", "claim", "pytorch", "errors"),
+        ("08.x.seed", "claim", "tutorial", "randomness"),
+    ],
+)
+def test_the_kind_and_the_name_of_a_clause_give_its_level_and_aspect(
+    name: str, kind: str, level: str, aspect: str
+) -> None:
+    entry = Clause(name, kind, "A.", "甲。")
+    assert (entry.level, entry.aspect) == (level, aspect)
+
+
+def test_every_test_has_a_level_and_an_aspect(request: pytest.FixtureRequest) -> None:
+    """At least those of this run; `python -m spec.support.levels` counts all."""
+    for item in request.session.items:
+        properties = dict(item.user_properties)
+        assert properties["level"] in LEVELS, item.nodeid
+        assert properties["aspect"] in ASPECTS, item.nodeid
+
+
+class Written:
+    """A test as pytest collects it, as far as its level and aspect are concerned."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.nodeid = function, "test"
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return next((mark for mark in getattr(self.function, "pytestmark", []) if mark.name == name), None)
+
+
+def _plain() -> None: ...
+
+
+@given(x=st.integers())
+def _property(x: int) -> None: ...
+
+
+@hypothesis.given(x=st.integers())
+def _hypothesis_property(x: int) -> None: ...
+
+
+@pytest.mark.level("definition")
+@pytest.mark.aspect("text")
+def _marked() -> None: ...
+
+
+@pytest.mark.level("easy")
+def _marked_wrongly() -> None: ...
+
+
+def _expects_an_error() -> None:
+    with rejects(naming="stride"):
+        raise ValueError("stride")
+
+
+@pytest.mark.parametrize(
+    ("test", "level", "aspect"),
+    [
+        (_plain, "tutorial", "values"),
+        (_property, "definition", "values"),
+        (_hypothesis_property, "definition", "values"),
+        (_expects_an_error, "pytorch", "errors"),
+        (_marked, "definition", "text"),
+    ],
+    ids=["a test", "a property", "a property of Hypothesis", "an error", "markers"],
+)
+def test_the_test_itself_decides_what_its_clause_does_not(test: Callable[..., None], level: str, aspect: str) -> None:
+    item: Any = Written(clause("08.conv2d.stride1")(test))
+    assert (level_of(item), aspect_of(item)) == (level, aspect)
+
+
+def test_a_marker_of_no_level_is_refused() -> None:
+    item: Any = Written(_marked_wrongly)
+    with pytest.raises(ValueError, match="the marker level needs one of tutorial, definition, pytorch, got"):
+        level_of(item)
 
 
 def wanted(home: str, node: ast.FunctionDef) -> set[str]:
@@ -150,7 +250,7 @@ def asked_of_pytorch() -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_a_rule_of_pytorch_is_asked_of_pytorch() -> None:
+def test_a_rule_of_pytorch_is_tested_with_pytorch() -> None:
     """What only this project's components are asked for is a rule of the project."""
     tests = asked_of_pytorch()
     assert [
@@ -158,7 +258,7 @@ def test_a_rule_of_pytorch_is_asked_of_pytorch() -> None:
     ] == []
 
 
-def test_a_rule_of_the_project_is_not_asked_of_pytorch() -> None:
+def test_a_rule_of_the_project_is_not_tested_with_pytorch() -> None:
     tests = asked_of_pytorch()
     asked = [entry.id for entry in CLAUSES.values() if entry.kind == "project" and tests.get(entry.id, (0, 0))[1]]
     assert asked == []
@@ -189,7 +289,7 @@ def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
         assert len(set(verdicts.values())) == 1, verdicts
 
 
-def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:
+def test_the_clauses_are_in_the_order_of_their_chapters() -> None:
     ids = list(CLAUSES)
     assert [later for earlier, later in pairwise(ids) if later[:2] < earlier[:2]] == []
 

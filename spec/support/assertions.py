@@ -1,7 +1,7 @@
-"""What a test asserts, with messages that teach: where, what came, what was needed, how exactly and why so exactly.
+"""Assertions with explanatory messages: the index, both values, the tolerance and its derivation.
 
-The order is always dtype, shape, values: the first that is wrong is said. Which clause a test is about and how to
-repeat its calls is added to every failure when it is reported.
+The order is always dtype, shape, values: the message reports the first that is wrong. The report of every failure adds
+the clause of the test and a way to repeat its calls.
 """
 
 import re
@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spec.support.outcomes import judged_nothing
 from spec.support.run import current
 
 # What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
@@ -29,7 +30,7 @@ CALL_ERROR = re.compile(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a number may lie from the expected one, and why that far.
+    """The allowed distance of a number from the expected one, and its derivation.
 
     Attributes:
         absolute: One number, or a tensor that gives each element its own.
@@ -144,7 +145,7 @@ def without_device(printed: str) -> str:
 
 @contextmanager
 def rejects(naming: str | None) -> Iterator[None]:
-    """The code inside must raise an error whose text names what is wrong.
+    """The code inside must raise an error with a text that names the fault.
 
     Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
     not a rejection of a value: an implementation without the parameter has not judged the value at all.
@@ -158,6 +159,8 @@ def rejects(naming: str | None) -> Iterator[None]:
     try:
         yield
     except REJECTIONS as error:
+        if judged_nothing(error, current().file, current().namespace) is not None:
+            raise  # the implementation has not judged the value
         got = f"\n  got {type(error).__name__}: {error}"
         if naming is None:
             return
@@ -184,7 +187,8 @@ def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: 
         function: Of float64 tensors, to one tensor.
         inputs: Where it is differentiated; those that need a gradient. Away from kinks: a step of 1e-6 must not cross
             one.
-        twice: Whether second derivatives are compared too, along one direction in all inputs and the upstream gradient.
+        twice: Whether second derivatives are compared too, along one direction in all inputs and the upstream gradient;
+            they belong to level pytorch.
     """
     __tracebackhide__ = True
     wanted = [x for x in inputs if x.requires_grad]
@@ -206,7 +210,7 @@ def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: 
         return torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
 
     checks: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [("gradient", function, inputs)]
-    if twice:
+    if twice and current().level == "pytorch":
         checks.append(("second gradient", slope, (*inputs, upstream)))
     fast = hypothesis.settings.get_current_profile_name() != "thorough"
     for name, checked, points in checks:

@@ -12,6 +12,31 @@ KINDS = ("value", "claim", "listing", "rule", "project")
 RULES = ("rule", "project")
 """The kinds that do not come from the tutorial: they have neither verdict nor lines."""
 VERDICTS = ("holds", "imprecise", "refuted", "version-dependent", "not testable")
+LEVELS = ("tutorial", "definition", "pytorch")
+"""How much a clause asks for: what the chapter shows, the properties of the definition, or all that PyTorch does."""
+ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "randomness", "resources", "text")
+"""What a clause is about."""
+
+_LEVEL_OF_KIND = {
+    "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition", "project": "pytorch"
+}  # fmt: skip
+_LEVEL_OF_ASPECT = {"values": "tutorial", "randomness": "tutorial", "gradients": "definition"}
+"""The lowest level at which an aspect is asked for; the others belong to level pytorch."""
+_ASPECT_OF_NAME = {
+    name: aspect
+    for aspect, names in {
+        "gradients": "gradients differentiable backward",
+        "dtypes": "dtypes dtype integers half half_mean precision autocast complex sparse",
+        "layouts": "layouts views strides",
+        "errors": "rejects refused errors unknown broken damage impossible",
+        "state": "state state_dict resume buffers prefixes hooks closure groups copies schedulers settings",
+        "randomness": "seed seeds randomness draws streams start init initialization",
+        "resources": "workspace memory bounded scale workers speed time processes",
+        "text": "repr names text warnings",
+    }.items()
+    for name in names.split()
+}
+"""The aspect of a clause with no aspect of its own, by the last part of its id; any other is about values."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +53,8 @@ class Clause:
         verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
         lines: Where the tutorial says it; the kinds in `RULES` have none.
         same_as: The clause of the sentence that the tutorial repeats here; its verdict is the verdict of both.
+        own_level: The level that its entry names, where the kind and the aspect would give another one.
+        own_aspect: The aspect that its entry names, where the last part of the id would give another one.
     """
 
     id: str
@@ -37,6 +64,19 @@ class Clause:
     verdict: str = ""
     lines: tuple[int, ...] = ()
     same_as: str = ""
+    own_level: str = ""
+    own_aspect: str = ""
+
+    @property
+    def aspect(self) -> str:
+        """The aspect, one of `ASPECTS`."""
+        return self.own_aspect or _ASPECT_OF_NAME.get(self.id.rpartition(".")[2], "values")
+
+    @property
+    def level(self) -> str:
+        """The lowest level of a trial that asks for it, one of `LEVELS`."""
+        by_aspect = _LEVEL_OF_ASPECT.get(self.aspect, "pytorch")
+        return self.own_level or max(_LEVEL_OF_KIND[self.kind], by_aspect, key=LEVELS.index)
 
     @property
     def chapter(self) -> str:
@@ -55,7 +95,7 @@ def read(path: Path = FILE) -> dict[str, Clause]:
     """All clauses by id.
 
     Raises:
-        ValueError: an entry whose parts are not those of a clause, or that repeats a clause without a verdict.
+        ValueError: an entry without the fields of a clause, or one that repeats a clause without a verdict.
     """
     clauses: dict[str, Clause] = {}
     for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
@@ -68,6 +108,8 @@ def read(path: Path = FILE) -> dict[str, Clause]:
                 verdict=entry.pop("verdict", ""),
                 lines=tuple(entry.pop("lines", ())),
                 same_as=entry.pop("same_as", ""),
+                own_level=entry.pop("level", ""),
+                own_aspect=entry.pop("aspect", ""),
             )
         except KeyError as missing:
             raise ValueError(f"{path.name}: [{name!r}] has no {missing.args[0]}") from None

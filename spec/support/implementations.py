@@ -1,4 +1,4 @@
-"""What can be put on trial: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
+"""The implementations that can be tested: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
 
 An implementation is a set of components under their PyTorch names. A component is called as the implementation's own;
 it only remembers how, so that a failure can show the calls to repeat.
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import reference
+from spec.support.outcomes import Offer
 from spec.support.reproduction import Trace
 
 NOT_ON_TRIAL = ("get_worker_info", "save_checkpoint", "load_checkpoint", "fit", "evaluate")
@@ -32,7 +33,7 @@ COMPONENTS = tuple(
     for name in names
     if name not in NOT_ON_TRIAL
 )
-"""Every name that can be on trial."""
+"""Every name that can be under test."""
 
 _COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
 _NOT_COMPILED = ("RNN", "LSTM", "GRU")
@@ -41,7 +42,7 @@ _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
 ) | {"CIFAR10": "torchvision.datasets", "vgg16": "torchvision.models"}
-"""What is PyTorch's too, but in a package that takes a second to import: only when it is on trial.
+"""PyTorch's components in packages that take a second to import: imported only when they are under test.
 
 `ImageTree` is not among it: torchvision's ImageFolder opens one folder of classes, in the order of the names, and
 resizes nothing.
@@ -60,20 +61,21 @@ class _Deferred:
 
 
 class ImplementationError(Exception):
-    """An implementation that cannot be put on trial; one line for people."""
+    """An implementation that cannot be tested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """What is on trial.
+    """An implementation under test.
 
     Attributes:
-        name: As it was asked for.
-        id: What stands in the brackets of a test's name.
+        name: The name given with `--impl`.
+        id: The text in the brackets of a test's name.
         version: Of what it comes from, for the header.
         components: What it defines of `COMPONENTS`.
         imports: The line of Python that brings a component.
         left_out: The components that a file only imports from PyTorch.
+        namespace: The module, or the class, that holds the components.
     """
 
     name: str
@@ -82,24 +84,44 @@ class Implementation:
     components: Mapping[str, Any]
     imports: Mapping[str, str]
     left_out: tuple[str, ...] = ()
+    namespace: Any = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it is this project's or PyTorch's; those offer everything, and engineers read their failures."""
+        return self.name.partition(".")[0] == "reference" or self.name in ("torch", "torch-compile")
+
+    @property
+    def file(self) -> str | None:
+        """The file that its code comes from, if people other than this project's or PyTorch's wrote it."""
+        if self.known or self.namespace is None:
+            return None
+        try:
+            return inspect.getfile(self.namespace)
+        except TypeError:  # it is built in
+            return None
 
     def component(self, name: str, trace: Trace) -> "Component":
         """One of its components, ready to be called."""
         target = self.components[name]
-        return Component(name, target.get() if isinstance(target, _Deferred) else target, self.imports[name], trace)
+        target = target.get() if isinstance(target, _Deferred) else target
+        offer = None if self.known else Offer(name, target, getattr(reference, name))
+        return Component(name, target, self.imports[name], trace, offer)
 
 
 class Component:
-    """A component on trial; whatever is asked of it is asked of the implementation's own."""
+    """A component under test; every attribute access is forwarded to the implementation's own."""
 
-    def __init__(self, name: str, target: Any, import_line: str, trace: Trace) -> None:
+    def __init__(self, name: str, target: Any, import_line: str, trace: Trace, offer: Offer | None = None) -> None:
         self.target, self.name = target, name
-        self._import_line, self._trace = import_line, trace
+        self._import_line, self._trace, self._offer = import_line, trace, offer
         self.__doc__ = target.__doc__
         self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and remember how."""
+        if self._offer is not None:
+            args, kwargs = self._offer.call(args, kwargs)
         if not self._trace.on:
             return self.target(*args, **kwargs)
         self._trace.call(self.name, self._import_line, self.__signature__, args, kwargs)
@@ -112,7 +134,7 @@ class Component:
         return getattr(self.target, name)
 
     def __repr__(self) -> str:
-        return f"<{self.name} on trial>"
+        return f"<{self.name} under test>"
 
 
 def load(name: str) -> Implementation:
@@ -131,7 +153,7 @@ def load(name: str) -> Implementation:
         namespace = _import_file(path)
         found, left_out = _defined(namespace, path)
         imports = dict.fromkeys(found, f"from {path.stem} import *  # {path.name}, in its own folder")
-        return Implementation(name, path.stem, "", found, imports, left_out)
+        return Implementation(name, path.stem, "", found, imports, left_out, namespace)
     module, _, attribute = name.partition(":")
     namespace = _import_module(module)
     if attribute:
@@ -144,7 +166,7 @@ def load(name: str) -> Implementation:
         imports = {c: f"from {module} import {attribute}; {c} = {attribute}.{c}" for c in found}
     else:
         imports = {component: f"from {module} import {component}" for component in found}
-    return Implementation(name, name, version, found, imports)
+    return Implementation(name, name, version, found, imports, (), namespace)
 
 
 def _pytorch(name: str) -> Implementation:
@@ -166,7 +188,7 @@ def _pytorch(name: str) -> Implementation:
 
 
 def _compiled(target: Any) -> Any:
-    """A function compiled, or a class whose instances are; without falling back to what is not compiled."""
+    """A compiled function, or a class with compiled instances; without a fallback to code that is not compiled."""
     if not inspect.isclass(target):
         return wraps(target)(torch.compile(target, fullgraph=True))
 

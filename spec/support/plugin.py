@@ -16,8 +16,10 @@ import torch
 
 from spec.support import report as trial_report
 from spec.support import simulated_device
-from spec.support.clauses import CLAUSES
+from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
+from spec.support.levels import LOW_PRECISION, aspect_of, level_of
+from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
 from spec.support.run import DTYPES, RUN, Run, current
 from spec.support.strategies import seed_all
 
@@ -34,8 +36,12 @@ DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 _common = hypothesis.settings(
     deadline=None,  # a shared machine has no reliable time; pytest-timeout finds a hang
-    # a test inherited by several classes runs on several objects, none of which keeps state
-    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+    # a test inherited by several classes runs on several objects, none of which keeps state;
+    # what an implementation does not offer is no example for it, however often it is drawn
+    suppress_health_check=[
+        hypothesis.HealthCheck.differing_executors,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
 )
 hypothesis.settings.register_profile("dev", _common, max_examples=25)
 hypothesis.settings.register_profile("ci", _common, max_examples=100, derandomize=True, database=None)
@@ -60,6 +66,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "a .py file "
         "(default: reference,torch)",
     )
+    group.addoption(
+        "--level", choices=LEVELS, default="pytorch",
+        help="judge up to this level: tutorial (what the chapter shows), definition (the properties), pytorch (all)",
+    )  # fmt: skip
+    group.addoption("--aspect", metavar="NAME[,NAME]", help=f"judge only these aspects: {', '.join(ASPECTS)}")
+    group.addoption(
+        "--without", metavar="NAME[,NAME]", help=f"leave out these aspects, or {LOW_PRECISION} (float16 and bfloat16)"
+    )
     group.addoption("--impl-complete", action="store_true", help="an absent component fails")
     group.addoption(
         "--device", default="cpu", help="the device of the tensors in chapters 07 to 15; other chapters are left out"
@@ -76,9 +90,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker["workercount"]))
     config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test verifies")
+    config.addinivalue_line("markers", f"level(name): another level than that of the first clause: {LEVELS}")
+    config.addinivalue_line("markers", f"aspect(name): another aspect than that of the first clause: {ASPECTS}")
     implementations = _implementations(config)
     asked = config.getoption("hypothesis_seed", None)  # of --hypothesis-seed
-    RUN.set(Run(_dtypes(config), seed=random.getrandbits(32) if asked is None else asked))
+    RUN.set(
+        Run(
+            _dtypes(config),
+            seed=random.getrandbits(32) if asked is None else asked,
+            level=config.getoption("--level"),
+        )
+    )
+    for option in ("--aspect", "--without"):
+        _names(config, option)  # so that a wrong name ends the run here
     _choose_device(config)
     config.pluginmanager.register(Components())
     config.pluginmanager.register(Specification(config, implementations))
@@ -98,10 +122,38 @@ def _implementations(config: pytest.Config) -> list[Implementation]:
 
 def _dtypes(config: pytest.Config) -> tuple[torch.dtype, ...]:
     if (chosen := config.getoption("--dtype")) is None:
-        return DTYPES
+        precise = config.getoption("--level") != "pytorch" or LOW_PRECISION in _names(config, "--without")
+        return tuple(dtype for dtype in DTYPES if not (precise and dtype in LOW))
     if unknown := [name for name in chosen.split(",") if name not in DTYPE_NAMES]:
         raise pytest.UsageError(f"--dtype must be among {', '.join(DTYPE_NAMES)}, got {', '.join(unknown)}")
     return tuple(DTYPE_NAMES[name] for name in chosen.split(","))
+
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+def _names(config: pytest.Config, option: str) -> list[str]:
+    """The aspects that an option names."""
+    names = [name for name in (config.getoption(option) or "").split(",") if name]
+    known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION)
+    if unknown := [name for name in names if name not in known]:
+        raise pytest.UsageError(f"{option} must be among {', '.join(known)}, got {', '.join(unknown)}")
+    return names
+
+
+def _not_claimed(item: pytest.Item, config: pytest.Config) -> str | None:
+    """Why the user's choice leaves a test out, if it does."""
+    properties = dict(item.user_properties)
+    level, aspect = properties["level"], properties["aspect"]
+    if LEVELS.index(level) > LEVELS.index(config.getoption("--level")):
+        return f"level {level}"
+    aspects, without = _names(config, "--aspect"), _names(config, "--without")
+    if (aspects and aspect not in aspects) or aspect in without:
+        return f"aspect {aspect}"
+    callspec = getattr(item, "callspec", None)
+    dtypes = [] if callspec is None else [v for v in callspec.params.values() if isinstance(v, torch.dtype)]
+    precise = not any(dtype in current().dtypes for dtype in LOW)
+    return LOW_PRECISION if precise and any(dtype in LOW for dtype in dtypes) else None
 
 
 def _choose_device(config: pytest.Config) -> None:
@@ -236,9 +288,11 @@ class Specification:
             if elsewhere and item.path.parent.name == "spec" and not ON_ANY_DEVICE.match(item.path.name):
                 left_out.append(item)
                 continue
-            item.user_properties.append(
-                ("clauses", [name for mark in item.iter_markers("clause") for name in mark.args])
-            )
+            item.user_properties += [
+                ("clauses", [name for mark in item.iter_markers("clause") for name in mark.args]),
+                ("level", level_of(item)),
+                ("aspect", aspect_of(item)),
+            ]
             if (implementation := _implementation_of(item)) is None:
                 (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
                 continue
@@ -269,13 +323,30 @@ class Specification:
         """Skip a test of an absent component, and a test that needs a GPU where there is none."""
         if item.get_closest_marker("gpu") and not self.config.getoption("--gpu-rehearsal") and accelerator() is None:
             pytest.skip("there is no accelerator here; --gpu-rehearsal runs the same on the CPU, at reduced size")
+        implementation = _implementation_of(item)
+        run = current()
+        run.file, run.namespace = (None, None) if implementation is None else (
+            implementation.file, implementation.namespace
+        )  # fmt: skip
         if absent := item.stash.get(ABSENT, []):
-            implementation = _implementation_of(item)
             assert implementation is not None  # only tests of an implementation have absent components
             text = f"absent: {implementation.name} does not define {', '.join(absent)}"
             if self.config.getoption("--impl-complete"):
                 pytest.fail(text, pytrace=False)
             pytest.skip(text)
+        if implementation is not None and (because := _not_claimed(item, self.config)) is not None:
+            raise NotClaimed(because)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Turn an error that says that there is nothing to judge into its outcome."""
+        try:
+            yield
+        except Exception as error:
+            nothing = judged_nothing(error, current().file, current().namespace)
+            if nothing is not None:
+                raise nothing from None
+            raise
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -283,6 +354,9 @@ class Specification:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Add the clauses and the last calls to a failure."""
         report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, NotJudged):
+            nothing = call.excinfo.value
+            report.user_properties = [*report.user_properties, ("outcome", nothing.outcome), ("because", nothing.msg)]
         if report.failed and call.when == "call":
             ids = [name for mark in item.iter_markers("clause") for name in mark.args]
             if ids:
@@ -292,7 +366,9 @@ class Specification:
         return report
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Count an absent component as an outcome of its own."""
+        """Count what judged nothing as an outcome of its own."""
+        if report.skipped and (outcome := dict(report.user_properties).get("outcome")):
+            return outcome, outcome.removeprefix("not ")[0], outcome.upper()
         if report.when == "setup" and report.skipped and dict(report.user_properties).get("absent"):
             return "absent", "a", "ABSENT"
         return None

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-OUTCOMES = ("passed", "failed", "error", "skipped", "absent", "xfailed", "xpassed")
+from spec.support.outcomes import NOT_JUDGED
+
+OUTCOMES = ("passed", "failed", "error", "skipped", *NOT_JUDGED, "xfailed", "xpassed")
 
 
 @dataclass
@@ -17,17 +19,19 @@ class Trial:
         components: The same for each component that a test names.
         absent: The components that tests name and the implementation lacks.
         known: The known failures, by the test's id, with their reasons.
+        left: For each outcome that judged nothing, except absent, how many tests had which reason.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     components: dict[str, Counter[str]] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     known: dict[str, str] = field(default_factory=dict)
+    left: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def judged(self) -> int:
         """Tests that ran."""
-        return self.outcomes.total() - self.outcomes["absent"] - self.outcomes["skipped"]
+        return self.outcomes.total() - sum(self.outcomes[outcome] for outcome in ("skipped", *NOT_JUDGED))
 
 
 def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) -> dict[str, Trial]:
@@ -42,6 +46,8 @@ def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) 
             trial.outcomes[outcome] += 1
             if outcome == "xfailed":
                 trial.known[report.nodeid] = report.wasxfail.removeprefix("reason: ")
+            if outcome in NOT_JUDGED and "because" in properties:
+                trial.left.setdefault(outcome, Counter())[properties["because"]] += 1
             absent = properties.get("absent", [])
             trial.absent.update(absent)
             for component in absent or properties["components"]:
@@ -60,11 +66,13 @@ def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
-        found.append(f"{name}: {len(judged)} components on trial, {_counts(trial.outcomes) or 'no test'}")
+        found.append(f"{name}: {len(judged)} components under test, {_counts(trial.outcomes) or 'no test'}")
         for component, counts in sorted(judged.items()):
             if every_component or counts["failed"] or counts["error"]:
                 found.append(f"    {component:<30} {_counts(counts)}")
         found += [f"    known failure: {name}: {reason}" for name, reason in trial.known.items()]
+        for outcome, reasons in trial.left.items():
+            found += [f"    {outcome}: {reason}: {_tests(number)}" for reason, number in sorted(reasons.items())]
         if trial.absent:
             found.append(f"    absent: {', '.join(sorted(trial.absent))}")
     return found
@@ -72,3 +80,7 @@ def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
 
 def _counts(outcomes: Counter[str]) -> str:
     return ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
+
+
+def _tests(number: int) -> str:
+    return f"{number} test{'s' * (number != 1)}"

@@ -2,6 +2,7 @@
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -19,11 +20,17 @@ class Run:
         dtypes: The floating-point types to test; `--dtype` selects them.
         trace: The calls of the example in progress; every example starts with an empty trace.
         seed: Each property derives its examples from it, unless the Hypothesis profile asks for fixed ones.
+        level: The level up to which an implementation is judged.
+        file: The file of the implementation that the test in progress judges, if others than this project wrote it.
+        namespace: Its module, or the class that holds its components.
     """
 
     dtypes: tuple[torch.dtype, ...] = DTYPES
     trace: Trace = field(default_factory=Trace)
     seed: int | str = 0
+    level: str = "pytorch"
+    file: str | None = None
+    namespace: Any = None
 
 
 RUN: ContextVar[Run] = ContextVar("run")

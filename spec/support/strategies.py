@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch import Tensor
 
+from spec.support.outcomes import NotOffered
 from spec.support.run import current
 
 
@@ -32,6 +33,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
         drawn_by_name = dict(zip(rightmost, strategies, strict=False)) | named
         found: list[dict[str, Any]] = []  # by the search that runs
         examples: list[dict[str, Any]] = []  # of a search that found no failure
+        not_offered: list[NotOffered] = []  # why the search that runs could not use an example
 
         @wraps(test)
         def example(*fixtures: Any, **arguments: Any) -> None:
@@ -43,6 +45,9 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             drawn = {name: deepcopy(arguments[name]) for name in drawn_by_name}
             random_state = torch.get_rng_state()
             failure = _failure_of(test, *fixtures, **arguments)
+            if isinstance(failure, NotOffered):  # no example for this implementation
+                not_offered.append(failure)
+                hypothesis.reject()
             if failure is not None:
                 torch.set_rng_state(random_state)
                 current().trace.clear()
@@ -56,16 +61,23 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
         def judged(*fixtures: Any, **arguments: Any) -> None:
             __tracebackhide__ = True
             failures = (_failure_of(test, *fixtures, **arguments, **deepcopy(drawn)) for drawn in examples)
-            failure = next((failure for failure in failures if failure is not None), None)
-            if failure is None and examples:
+            failure = next((f for f in failures if f is not None and not isinstance(f, NotOffered)), None)
+            if failure is None and examples and not current().file:
                 return
             found.clear()
+            not_offered.clear()
             # the name of the test item, and so of the implementation, must not decide which examples are drawn
             seed = 0 if hypothesis.settings().derandomize else current().seed
-            hypothesis.seed(f"{test.__module__}.{test.__qualname__} {seed}")(search)(*fixtures, **arguments)
+            try:
+                hypothesis.seed(f"{test.__module__}.{test.__qualname__} {seed}")(search)(*fixtures, **arguments)
+            except hypothesis.errors.Unsatisfiable:
+                if not_offered:
+                    raise not_offered[-1] from None
+                raise
             if failure is not None:
                 raise failure
-            examples[:] = found
+            if not not_offered:
+                examples[:] = found
 
         judged.__signature__ = inspect.signature(search)  # type: ignore[attr-defined]
         judged.__wrapped__ = test  # where an editor finds it
@@ -79,7 +91,7 @@ def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> 
     with current().trace.off():
         try:
             test(*fixtures, **arguments)
-        except (Exception, pytest.fail.Exception) as error:
+        except (Exception, pytest.fail.Exception, NotOffered) as error:
             return error
     return None
 

@@ -1,0 +1,148 @@
+"""How deep a trial goes: each test has one level and one aspect.
+
+The first clause of a test is its main one and decides both, unless a marker does: `@pytest.mark.level("tutorial")`,
+`@pytest.mark.aspect("text")`. Two things no clause decides: a test that expects an error is about errors, and a
+property, which draws its own examples, is never level tutorial.
+
+`python -m spec.support.levels` prints how many tests each chapter has of each level and aspect.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from types import CodeType
+from typing import Any
+
+import pytest
+
+from spec.support.clauses import ASPECTS, CLAUSES, LEVELS, Clause
+
+LOW_PRECISION = "low-precision"
+"""What `--without` names beside the aspects: float16 and bfloat16."""
+
+_EXPECTS_AN_ERROR = {"rejects", "raises"}
+
+
+def level_of(item: pytest.Item) -> str:
+    """The level of a test.
+
+    Raises:
+        ValueError: a marker names no level.
+    """
+    if (marked := _marked(item, "level", LEVELS)) is not None:
+        return marked
+    main = _main_clause(item)
+    levels = ["tutorial" if main is None else main.level]
+    if _is_property(item):
+        levels.append("definition")
+    if aspect_of(item) == "errors":
+        levels.append("pytorch")
+    return max(levels, key=LEVELS.index)
+
+
+def aspect_of(item: pytest.Item) -> str:
+    """The aspect of a test.
+
+    Raises:
+        ValueError: a marker names no aspect.
+    """
+    if (marked := _marked(item, "aspect", ASPECTS)) is not None:
+        return marked
+    if _EXPECTS_AN_ERROR & set(_names(_function(item).__code__)):
+        return "errors"
+    main = _main_clause(item)
+    return "values" if main is None else main.aspect
+
+
+def _marked(item: pytest.Item, name: str, known: tuple[str, ...]) -> str | None:
+    marker = item.get_closest_marker(name)
+    if marker is None:
+        return None
+    if len(marker.args) != 1 or marker.args[0] not in known:
+        raise ValueError(f"{item.nodeid}: the marker {name} needs one of {', '.join(known)}, got {marker.args!r}")
+    return str(marker.args[0])
+
+
+def _main_clause(item: pytest.Item) -> Clause | None:
+    marker = item.get_closest_marker("clause")
+    return CLAUSES[marker.args[0]] if marker is not None else None
+
+
+def _function(item: pytest.Item) -> Callable[..., Any]:
+    """The test as it is written, without what decorators wrap around it."""
+    function = item.function  # type: ignore[attr-defined]
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _is_property(item: pytest.Item) -> bool:
+    function = item.function  # type: ignore[attr-defined]
+    return hasattr(function, "hypothesis") or hasattr(_function(item), "hypothesis")
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names and attributes that a function uses, also in the functions inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+class Table:
+    """A pytest plugin that counts the tests that judge an implementation.
+
+    Attributes:
+        counts: How many tests, by chapter, level and aspect.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count each test once."""
+        for item in session.items:
+            properties = dict(item.user_properties)
+            if "implementation" in properties:
+                self.counts[item.path.name[5:7], properties["level"], properties["aspect"]] += 1
+
+    def lines(self) -> Iterator[str]:
+        """The table: a line per chapter, and one for all."""
+        columns = (*LEVELS, *ASPECTS)
+        yield "chapter  " + "  ".join(columns)
+        chapters = sorted({chapter for chapter, _, _ in self.counts})
+        for name, chosen in [*((chapter, [chapter]) for chapter in chapters), ("all", chapters)]:
+            numbers = [
+                sum(n for (chapter, *kinds), n in self.counts.items() if chapter in chosen and column in kinds)
+                for column in columns
+            ]
+            yield f"{name:<7}  " + "  ".join(
+                f"{number:>{len(column)}}" for number, column in zip(numbers, columns, strict=True)
+            )
+
+
+def count(*where: str) -> Table:
+    """The tests of the whole specification, or of some of its files, counted."""
+    table = Table()
+    options = (
+        "--impl",
+        "reference",
+        "--collect-only",
+        "-q",
+        "-q",
+        "-m",
+        "",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+    )
+    with redirect_stdout(StringIO()):
+        pytest.main([*(where or ("spec",)), *options, "-n", "0"], plugins=[table])
+    return table
+
+
+if __name__ == "__main__":
+    print(*count().lines(), sep="\n")
