@@ -202,6 +202,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point or dtype.is_complex else dtype
 
 
+def under_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The arguments, their tensors in the dtype that autocast sets for convolutions and matrix products.
+
+    Without autocast they are returned as they are; float64 and whole numbers always are.
+    """
+    device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), "meta")
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )
+
+
 def _check_limits(name: str, value: Any, at_least: float | int | None, at_most: float | int | None) -> None:
     if (at_least is None or value >= at_least) and (at_most is None or value <= at_most):
         return

@@ -21,6 +21,7 @@ from reference.arguments import (
     check_layout,
     check_probability,
     check_tensor,
+    under_autocast,
 )
 from reference.nn.activation import relu, softmax
 from reference.nn.dropout import Dropout, dropout
@@ -117,6 +118,7 @@ def scaled_dot_product_attention(
         TypeError: an argument is not a tensor, or a dtype does not fit.
         ValueError: a shape does not fit, `attn_mask` and `is_causal` are given, or `dropout_p` is outside [0, 1].
     """
+    query, key, value = under_autocast(query, key, value)
     _check_query_key_value(query, key, value)
     check_probability("scaled_dot_product_attention: dropout_p", dropout_p)
     _require(

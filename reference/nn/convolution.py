@@ -26,6 +26,7 @@ from reference.arguments import (
     check_pair,
     check_shape,
     check_together,
+    under_autocast,
 )
 from reference.fast.convolution import conv2d as fast_conv2d
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
@@ -105,6 +106,7 @@ def conv2d_by(
     groups: Any,
 ) -> Tensor:
     """Check the arguments of `conv2d` and compute it by `form`, the definition or the fast one."""
+    input, weight, bias = under_autocast(input, weight, bias)
     _check_tensors(input, weight, bias, groups)
     height, width, *kernel_size = map(int, (*input.shape[-2:], *weight.shape[2:]))  # a tracer's sizes are tensors
     conv2d_output_size((height, width), kernel_size, stride, padding, dilation)

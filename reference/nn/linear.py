@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from reference.arguments import check_dim, check_integer, check_layout, check_tensor, check_together
+from reference.arguments import check_dim, check_integer, check_layout, check_tensor, check_together, under_autocast
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
 
 # The definitions
@@ -54,6 +54,7 @@ def linear(
         ValueError: shapes that do not fit each other.
         TypeError: tensors of different dtypes, or not of numbers.
     """
+    input, weight, bias = under_autocast(input, weight, bias)
     check_together("linear", input=input, weight=weight, bias=bias)
     check_layout("linear: input", input, "[*leading, in_features]", "[in_features]")
     check_layout("linear: weight", weight, "[out_features, in_features]", "[in_features]")

@@ -1,0 +1,341 @@
+"""Components that are right in an ordinary call and wrong in another mode, as a copy or a second time."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spec.faults import Fault
+
+FILE = "test_13_worlds.py::"
+
+
+class InferenceTakesAShortcut(Fault):
+    """Without autograd the slope below zero is forgotten."""
+
+    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    says = r"the result under no_grad differs"
+
+    @staticmethod
+    def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+        return F.leaky_relu(input, negative_slope if torch.is_grad_enabled() else 0.0)
+
+
+class LinearTurnsAutogradOn(Fault):
+    """The result needs a gradient under no_grad too."""
+
+    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    says = r"the result of linear needs a gradient"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            return F.linear(input, weight, bias)
+        with torch.enable_grad():
+            return F.linear(input, weight, bias)
+
+
+class NoGradLasts(Fault):
+    """A call under no_grad detaches the parameters for good."""
+
+    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    says = r"after no_grad the result of Linear needs no gradient any more"
+
+    class Linear(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                self.requires_grad_(False)
+                input.requires_grad_(False)
+            return super().forward(input)
+
+
+class FrozenLayersStopTheGradient(Fault):
+    """If the weight needs no gradient, the input gets none."""
+
+    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    says = r"Linear: input alone needs a gradient, and the result does not"
+
+    class Linear(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input if self.weight.requires_grad else input.detach())
+
+
+class TheBiasAloneLearnsNothing(Fault):
+    """Autograd is off unless input or weight needs a gradient."""
+
+    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    says = r"conv2d: bias alone needs a gradient, and the result does not"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **options: Any) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)):
+            return F.conv2d(input, weight, bias, *args, **options)
+
+
+class TheWeightNeedsItsInput(Fault):
+    """The weight of a normalization has a gradient only if the input has."""
+
+    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    says = r"layer_norm: weight alone needs a gradient, and the result does not"
+
+    @staticmethod
+    def layer_norm(
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if weight is not None and not input.requires_grad:
+            weight = weight.detach()
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+class SoftmaxShiftsItsInput(Fault):
+    """The largest number is subtracted in place."""
+
+    caught_by = FILE + "test_a_call_leaves_what_it_is_given_as_it_was"
+    says = r"input after the call differs|was written to"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+        with torch.no_grad():
+            input.sub_(input.amax(-1, keepdim=True))
+        return F.softmax(input, dim, dtype=dtype)
+
+
+class LossWritesTheIgnoredTargets(Fault):
+    """What is ignored is set to class 0 in the targets themselves."""
+
+    caught_by = FILE + "test_a_call_leaves_what_it_is_given_as_it_was"
+    says = r"modified by an inplace operation|target was written to"
+
+    @staticmethod
+    def nll_loss(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        loss = F.nll_loss(input, target, *args, **options)
+        target.masked_fill_(target == options.get("ignore_index", -100), 0)
+        return loss
+
+
+class ReluOfPositiveNumbersIsTheInput(Fault):
+    """If there is nothing to do, the input itself is returned."""
+
+    caught_by = FILE + "test_what_changes_no_number_is_a_copy_all_the_same"
+    says = r"relu gives a view of its input"
+
+    @staticmethod
+    def relu(input: Tensor, inplace: bool = False) -> Tensor:
+        return input if bool((input > 0).all()) else F.relu(input, inplace)
+
+    max_pool2d = staticmethod(F.max_pool2d)
+    avg_pool2d = staticmethod(F.avg_pool2d)
+    adaptive_avg_pool2d = staticmethod(F.adaptive_avg_pool2d)
+    leaky_relu = staticmethod(F.leaky_relu)
+
+
+class FlattenCopies(Fault):
+    """A flat copy."""
+
+    caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
+    says = r"flatten: the result is a copy, not a view of input"
+
+    @staticmethod
+    def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        return torch.flatten(input, start_dim, end_dim).clone()
+
+
+class DropoutInEvaluationCopies(Fault):
+    """The identity costs memory."""
+
+    caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
+    says = r"Dropout: the result is a copy, not a view of input"
+
+    class Dropout(nn.Dropout):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).clone()
+
+
+class TheHiddenStateOfTheLastCallGoesOn(Fault):
+    """A call begins where the one before it ended."""
+
+    caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
+    says = r"GRU: (a call|the first call, repeated,).* differs"
+
+    class GRU(nn.GRU):
+        last: Any = None
+
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+            if hx is None and self.last is not None and self.last.shape[1] == input.shape[1]:
+                hx = self.last
+            found = super().forward(input, hx)
+            self.last = found[1].detach()
+            return found
+
+
+class ThePaddingOfTheFirstCallIsKept(Fault):
+    """The first result is kept for all inputs of its size."""
+
+    caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
+    says = r"a call with other numbers differs"
+
+    class AvgPool2d(nn.AvgPool2d):
+        def forward(self, input: Tensor) -> Tensor:
+            kept = self.__dict__.setdefault("kept", {})
+            return kept.setdefault(input.shape, super().forward(input))
+
+
+class DropoutDrawsInEvaluation(Fault):
+    """A mask is drawn, and not used."""
+
+    caught_by = FILE + "test_a_call_without_dropout_draws_no_random_numbers"
+    says = r"Dropout draws random numbers"
+
+    class Dropout(nn.Dropout):
+        def forward(self, input: Tensor) -> Tensor:
+            torch.rand_like(input)
+            return super().forward(input)
+
+
+class ANewLayerDrawsTwice(Fault):
+    """The parameters are drawn once more."""
+
+    caught_by = FILE + "test_a_new_layer_draws_what_pytorch_s_draws"
+    says = r"what is drawn after a new Linear differs"
+
+    class Linear(nn.Linear):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.reset_parameters()
+
+
+class LayersShareTheirBias(Fault):
+    """All layers of one size have one bias."""
+
+    caught_by = FILE + "test_two_layers_share_nothing"
+    says = r"parameters or buffers of two layers have the same memory"
+
+    class Linear(nn.Linear):
+        biases: ClassVar[dict[int, nn.Parameter]] = {}
+
+        def __init__(self, in_features: int, out_features: int, *args: Any, **options: Any) -> None:
+            super().__init__(in_features, out_features, *args, **options)
+            self.bias = self.biases.setdefault(out_features, self.bias)
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            for parameter in self.parameters():
+                parameter.data = fn(parameter.data)
+            return self
+
+
+class ACopySharesTheWeight(Fault):
+    """deepcopy makes a layer with the weight of the first."""
+
+    caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
+    says = r"isdisjoint|after the copy was changed"
+
+    class Embedding(nn.Embedding):
+        def __deepcopy__(self, memo: Any) -> Any:
+            twin = type(self)(self.num_embeddings, self.embedding_dim)
+            twin.weight = self.weight
+            return twin.train(self.training)
+
+
+class ACopyIsInTraining(Fault):
+    """A copy forgets that the first was in evaluation."""
+
+    caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
+    says = r"training"
+
+    class Dropout(nn.Dropout):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return type(self)(self.p, self.inplace)
+
+
+class TheDtypeIsForgotten(Fault):
+    """The argument is taken and not used."""
+
+    caught_by = FILE + "test_a_layer_has_the_dtype_that_it_is_given"
+    says = r"dtype=: not in torch.float64"
+
+    class LayerNorm(nn.LayerNorm):
+        def __init__(self, *args: Any, dtype: Any = None, **options: Any) -> None:
+            super().__init__(*args, **options)
+
+
+class TheDeviceIsForgotten(Fault):
+    """The running statistics are always on the CPU."""
+
+    caught_by = FILE + "test_a_layer_on_the_meta_device_has_shapes_and_no_numbers"
+    says = r"not on the meta device: \['running_mean'"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.running_mean = torch.zeros(self.num_features)
+
+
+class ResetForgetsTheStatistics(Fault):
+    """Weight and bias are as at first, the running statistics are not."""
+
+    caught_by = FILE + "test_reset_parameters_makes_a_layer_as_it_was_at_first"
+    says = r"running_mean after reset_parameters differs"
+
+    class BatchNorm2d(nn.BatchNorm2d):
+        def reset_running_stats(self) -> None:
+            if self.num_batches_tracked is None or self.num_batches_tracked == 0:
+                super().reset_running_stats()
+
+
+class ResetForgetsTheBias(Fault):
+    """The weight is drawn anew, the bias stays."""
+
+    caught_by = FILE + "test_reset_parameters_makes_a_layer_as_it_was_at_first"
+    says = r"bias after reset_parameters differs"
+
+    class Conv2d(nn.Conv2d):
+        done = False
+
+        def reset_parameters(self) -> None:
+            old = self.bias.detach().clone() if self.done and self.bias is not None else None
+            super().reset_parameters()
+            self.done = True
+            if old is not None:
+                self.bias.data.copy_(old)
+
+
+class TheLastInputIsKept(Fault):
+    """A layer remembers its last input, for a picture perhaps."""
+
+    caught_by = FILE + "test_nothing_is_kept_of_a_call_once_its_result_is_gone"
+    says = r"Tanh: of the inputs and results \[0\] of 2 are still in memory"
+
+    class Tanh(nn.Tanh):
+        def forward(self, input: Tensor) -> Tensor:
+            self.seen = input.detach()
+            return super().forward(input)
+
+
+class EvaluationRounds(Fault):
+    """In evaluation a layer computes in half precision."""
+
+    caught_by = FILE + "test_a_layer_without_dropout_gives_the_same_in_training_and_evaluation"
+    says = r"the result in evaluation differs"
+
+    class Sigmoid(nn.Sigmoid):
+        def forward(self, input: Tensor) -> Tensor:
+            if self.training:
+                return super().forward(input)
+            return super().forward(input.bfloat16()).to(input.dtype)
+
+
+class AutocastIsLeftOut(Fault):
+    """A product by hand, which autocast does not see."""
+
+    caught_by = FILE + "test_autocast_computes_convolutions_and_matrix_products_in_bfloat16"
+    says = r"linear under autocast is in torch.float32"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        found = (input[..., None, :] * weight).sum(-1)
+        return found if bias is None else found + bias
