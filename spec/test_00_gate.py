@@ -93,7 +93,7 @@ def test_the_gate_unpacks_an_archive_of_images(checkout: Path, tmp_path: Path) -
 
 
 @clause("00.gate.needs")
-def test_the_gate_fails_without_a_browser_unless_told(checkout: Path) -> None:
+def test_the_gate_fails_without_a_browser_unless_the_variable_allows_it(checkout: Path) -> None:
     done = gate(checkout, "browser")
     assert done.returncode == 1
     assert "there is no browser" in done.stderr

@@ -48,7 +48,7 @@ FORBIDDEN_NAMES = (
     *("*_loss", "*_loss_nd", "*_loss2d", "nll_loss*", "cross_entropy*", "kl_div", "binary_cross_entropy*"),
     *("*scaled_dot_product*", "multi_head_attention_forward", "*_multi_head_attention*"),
 )
-# How the names of dtypes begin: the only attributes of PyTorch whose name may be put together at run time.
+# Beginnings of dtype names: the only attributes of PyTorch with names that may be built at run time.
 DTYPES = ("int", "uint", "float", "bfloat", "complex")
 # What makes code from text, where a syntax tree ends.
 FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__")

@@ -66,7 +66,7 @@ def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
-        found.append(f"{name}: {len(judged)} components on trial, {_counts(trial.outcomes) or 'no test'}")
+        found.append(f"{name}: {len(judged)} components under test, {_counts(trial.outcomes) or 'no test'}")
         for component, counts in sorted(judged.items()):
             if every_component or counts["failed"] or counts["error"]:
                 found.append(f"    {component:<30} {_counts(counts)}")
