@@ -163,7 +163,7 @@
     }
     box.append(list);
     if (measured.length) {
-      const head = ["implementation", "", "", "documented", "measured"].map((t) => make("th", { scope: "col" }, say(t)));
+      const head = ["implementation", "parameters", "compared", "documented", "measured"].map((t) => make("th", { scope: "col" }, say(t)));
       const body = measured.map(([c, parameters, what, documented, value]) =>
         make("tr", {}, make("td", {}, column(c)), make("td", {}, parameters), make("td", {}, what),
           make("td", {}, make("code", {}, documented)), make("td", {}, make("code", {}, value))));
