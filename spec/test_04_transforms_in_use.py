@@ -113,6 +113,7 @@ def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> Non
 
 
 @clause("04.transforms.machine")
+@pytest.mark.level("definition")
 def test_a_transform_of_an_image_needs_no_accelerator(ToTensor: Transform, Normalize: Transform) -> None:
     assert str(Normalize([0.5], [0.5])(ToTensor()(photograph())).device) == "cpu"
 
@@ -190,6 +191,7 @@ def test_a_pair_stretches(Resize: Transform) -> None:
 
 @clause("04.resize.pair")
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 7), (9, 2)])
+@pytest.mark.level("definition")
 def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
     resize = Resize((height, width))
     assert resize(random_image("RGB", 5, 4, seed=0)).size == (width, height)  # PIL: width first
@@ -581,6 +583,7 @@ def test_every_crop_is_the_drawn_window_of_the_padded_image(
 
 
 @clause("04.crop.random", "04.crop.uniform")
+@pytest.mark.level("definition")
 def test_all_places_are_equally_likely(RandomCrop: Transform) -> None:
     pixels, crop, draws = numbered(3, 4), RandomCrop(2), 2000
     counts = Counter(int(crop(pixels)[0, 0, 0]) for _ in range(draws))

@@ -194,6 +194,7 @@ def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader,
 
 
 @clause("06.loader.shuffle")
+@pytest.mark.level("pytorch")
 def test_the_global_seed_0_shuffles_8_items_like_this(DataLoader: Loader) -> None:
     # chapter 06, line 320, with eight GPUs; the numbers are those of torch.manual_seed(0) on every platform
     torch.manual_seed(0)

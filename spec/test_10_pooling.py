@@ -127,6 +127,7 @@ def test_every_number_of_the_output_is_one_of_the_image(max_pool2d: Pool) -> Non
 
 
 @clause("10.max_pool2d.not_blurred")
+@pytest.mark.level("definition")
 def test_red_beside_green_gives_yellow(max_pool2d: Pool) -> None:
     """The maximum of each channel is taken for itself, so the colour of an output need not be one of the image."""
     red, green, yellow = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]
@@ -657,6 +658,7 @@ def test_adaptive_avg_pool2d_as_a_layer(
 
 
 @clause("10.MaxPool2d.layer")
+@pytest.mark.aspect("state")
 def test_the_defaults_of_max_pooling(MaxPool2d: Layer) -> None:
     # chapter 10, line 558: the image of the parameters
     layer = MaxPool2d(3)

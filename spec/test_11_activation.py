@@ -470,6 +470,26 @@ def logarithms_of_shares(row: Sequence[float]) -> list[float]:
     return [number - max(row) - log_of_sum for number in row]
 
 
+@clause("11.sigmoid.definition")
+@pytest.mark.level("tutorial")
+def test_sigmoid_of_0_is_a_half(sigmoid: Activation) -> None:
+    assert_equal(sigmoid(torch.zeros(2, 2)), [[0.5, 0.5], [0.5, 0.5]])
+
+
+@clause("11.softmax.definition")
+@pytest.mark.level("tutorial")
+def test_equal_scores_have_equal_shares(softmax: Activation) -> None:
+    assert_equal(softmax(torch.zeros(2, 4), dim=1), [[0.25] * 4] * 2)
+
+
+@clause("11.softmax.definition")
+@pytest.mark.level("tutorial")
+def test_three_times_the_exponential_has_three_times_the_share(softmax: Activation) -> None:
+    scores = torch.tensor([[0.0, math.log(3)]])
+    # the logarithm is rounded once, each exponential, their sum and the quotient once
+    assert_close(softmax(scores, dim=1), [[0.25, 0.75]], rounding(torch.float32, 5, 1.1))
+
+
 @clause("11.softmax.definition", "11.softmax.dtypes")
 @given(case=softmax_cases())
 def test_softmax_is_each_exponential_by_their_sum(softmax: Activation, case: SoftmaxCase) -> None:

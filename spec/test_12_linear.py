@@ -44,6 +44,24 @@ def test_64_images_in_a_row_are_196608_numbers(Linear: Layer) -> None:
     assert layer(row).shape == torch.Size([1, 1, 1, 10])
 
 
+@clause("12.linear.definition")
+@pytest.mark.level("tutorial")
+def test_a_linear_layer_adds_up_what_it_weights(Linear: Layer) -> None:
+    layer = Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 1.0]]))
+        layer.bias.copy_(torch.tensor([10.0, 20.0]))
+    assert_equal(layer(torch.tensor([[1.0, 1.0, 2.0], [0.0, 3.0, 0.0]])), [[19.0, 21.0], [16.0, 17.0]])
+
+
+@clause("12.linear.definition")
+@pytest.mark.level("tutorial")
+def test_a_linear_layer_has_a_row_of_weights_for_each_output(Linear: Layer) -> None:
+    layer = Linear(3, 2)
+    assert layer.weight.shape == (2, 3)
+    assert layer.bias.shape == (2,)
+
+
 @clause("12.linear.last_batch")
 def test_the_last_batch_of_16_images_does_not_fit(Linear: Layer) -> None:
     layer = Linear(196608, 10)

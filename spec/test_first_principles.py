@@ -14,12 +14,12 @@ An attribute of `self` is the module's own, whatever its name: `self.dropout` ma
 import ast
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 import reference
+from spec.support.first_principles import is_component
 
 ROOT = Path(reference.__file__).parent
 FILES = [path for folder in ("nn", "fast", "models") for path in sorted((ROOT / folder).glob("*.py"))]
@@ -35,19 +35,6 @@ EXCUSED = {
 # What of torch.nn a layer is made of, and of torch.optim an optimizer.
 MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence", "torch.optim.Optimizer")
 FORBIDDEN_MODULES = ("torch.nn", "torch.optim", "torch.ops", "torch.ao", "torch.jit", "torch.compile")
-FORBIDDEN_NAMES = (
-    *("conv1d", "conv2d", "conv3d", "conv_*", "*convolution*", "cudnn_*", "mkldnn_*", "miopen_*"),
-    *("max_pool*", "avg_pool*", "adaptive_*pool*", "fractional_max_pool*", "lp_pool*"),
-    *("relu", "relu_", "relu6", "leaky_relu*", "prelu", "rrelu*", "threshold", "threshold_", "hardtanh*", "hardswish*"),
-    *("elu", "elu_", "celu", "celu_", "selu", "selu_", "gelu", "silu", "mish", "glu", "softplus", "hardsigmoid*"),
-    *("sigmoid", "sigmoid_", "expit", "logsigmoid", "log_sigmoid", "log_expit", "tanh", "tanh_"),
-    *("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", "logsumexp", "gumbel_softmax"),
-    *("dropout", "dropout_", "dropout[123]d", "*_dropout", "*_dropout_"),
-    *("batch_norm*", "native_*norm*", "layer_norm*", "group_norm", "instance_norm", "rms_norm", "local_response_norm"),
-    *("embedding*", "rnn_*", "lstm*", "gru", "gru_*", "bilinear"),
-    *("*_loss", "*_loss_nd", "*_loss2d", "nll_loss*", "cross_entropy*", "kl_div", "binary_cross_entropy*"),
-    *("*scaled_dot_product*", "multi_head_attention_forward", "*_multi_head_attention*"),
-)
 # Beginnings of dtype names: the only attributes of PyTorch with names that may be built at run time.
 DTYPES = ("int", "uint", "float", "bfloat", "complex")
 # What makes code from text, where a syntax tree ends.
@@ -104,12 +91,8 @@ def _path_problems(path: str) -> Iterator[str]:
         if any(part.startswith("_") for part in inside):
             yield f"{path}, which is private"
             return
-    if any(_is_component(part) for part in inside) or path == "torch.flatten" or path.endswith(".*"):
+    if any(is_component(part) for part in inside) or path == "torch.flatten" or path.endswith(".*"):
         yield path
-
-
-def _is_component(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in FORBIDDEN_NAMES)
 
 
 def _dotted(node: ast.AST, names: dict[str, str]) -> str | None:
@@ -148,7 +131,7 @@ def _expression_problems(node: ast.AST, names: dict[str, str], *, own_flatten: b
 
 
 def _method_problems(name: str, *, own_flatten: bool) -> Iterator[str]:
-    if _is_component(name) or (name == "flatten" and own_flatten):
+    if is_component(name) or (name == "flatten" and own_flatten):
         yield f"the method {name}"
 
 
@@ -158,11 +141,11 @@ def _call_problems(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
         yield called
     if called in ("attrgetter", "methodcaller") and node.args:
         text = _constant(node.args[0])
-        if text is None or any(_is_component(part) for part in text.split(".")):
+        if text is None or any(is_component(part) for part in text.split(".")):
             yield f"{called} of {text or 'a computed name'}"
     if called == "getattr" and len(node.args) >= 2 and _dotted(node, names) is None:
         text, path = _constant(node.args[1]), _dotted(node.args[0], names)
-        if text is not None and _is_component(text):
+        if text is not None and is_component(text):
             yield f"the method {text}"
         if path is not None and not _begins_like_a_dtype(node.args[1]):
             yield f"a computed name in {path}"

@@ -27,13 +27,19 @@ STRIDE_IGNORED = RIGHT.replace("bias, stride,", "bias, 1,")
 SLOW = pytest.mark.slow
 
 
-def trial(folder: Path, *arguments: str, chapter: str = "08_convolution", mine: str | None = None) -> Result:
-    """`pytest spec/test_<chapter>.py --impl mine.py …` with that file."""
+def trial(
+    folder: Path,
+    *arguments: str,
+    chapter: str = "08_convolution",
+    mine: str | None = None,
+    processes: tuple[str, ...] = ("-n", "0"),
+) -> Result:
+    """`pytest spec/test_<chapter>.py --impl mine.py …` with that file, in one process unless told otherwise."""
     if mine is not None:
         (folder / "mine.py").write_text(mine, encoding="utf-8")
         arguments = ("--impl", "mine.py", *arguments)
     where = (str(ROOT / f"spec/test_{chapter}.py"), "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
-    options = ("--hypothesis-profile", "faults", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0")
+    options = ("--hypothesis-profile", "faults", "-p", "no:cacheprovider", "-p", "no:randomly", *processes)
     # the process is forked from one that has imported jaxtyping and Hypothesis already, which are plugins too
     options += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
     return run("pytest", *where, *options, *arguments, folder=folder)
@@ -82,7 +88,7 @@ def test_the_reference_must_not_warn() -> None:
 def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +\d+ passed\n", result.out)
+    assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
     assert "    Linear" not in result.out  # imported from PyTorch: not the learner's work
     assert "not tested: mine.py imports Linear from PyTorch\n" in result.out
 
@@ -300,6 +306,82 @@ def test_a_parameter_that_the_signature_lacks_is_not_offered(
         assert offer.call(args, kwargs) == becomes
 
 
+# Who computes it
+
+
+@pytest.mark.parametrize(
+    ("mine", "by"),
+    [
+        (RIGHT, "torch.conv2d"),
+        ("import torch\nconv2d = torch.conv2d\n", "torch"),
+        ("import torch\ndef conv2d(x, w, *a, **k): return torch.ops.aten.conv2d(x, w, *a, **k)\n", "conv"),
+        (LOOPS, None),
+    ],
+    ids=["a function of PyTorch", "an alias", "an operator", "loops"],
+)
+@pytest.mark.slow
+def test_the_report_says_who_computes_a_component(tmp_path: Path, mine: str, by: str | None) -> None:
+    result = trial(tmp_path, "--level", "tutorial", mine=mine)
+    assert result.status == 0, result.out
+    line = re.search(r"\n    conv2d .*", result.out)
+    assert line, result.out
+    assert ("computed by" in line[0]) == (by is not None), line[0]
+    assert by is None or by in line[0]
+
+
+@pytest.mark.slow
+def test_with_own_work_what_pytorch_computes_fails(tmp_path: Path) -> None:
+    result = trial(tmp_path, "--level", "tutorial", "--own-work", mine=RIGHT)
+    assert result.status == 1, result.out
+    assert "conv2d is computed by torch.conv2d" in result.out
+    assert trial(tmp_path, "--level", "tutorial", "--own-work", mine=LOOPS).status == 0
+
+
+# What a file may do to the process that runs it
+
+
+def _with(line: str) -> str:
+    """A convolution that does something else as well."""
+    return RIGHT.replace("    return", f"    {line}\n    return")
+
+
+@pytest.mark.parametrize(
+    ("mine", "says"),
+    [
+        (_with("import os; os._exit(0)"), "the process that ran the test ended"),
+        (_with("import ctypes; ctypes.string_at(0)"), "the process that ran the test ended"),
+        (_with("import torch; torch.set_default_dtype(torch.float64)"), "changed torch.get_default_dtype() from"),
+        (_with("import torch; torch.equal = lambda *_: True"), "the code under test changed torch.equal"),
+        (_with("import pytest; pytest.fail = print"), "the code under test changed pytest.fail"),
+        (_with("while True: pass"), "a call did not return within 10 s"),
+        (_with("while True: print('x' * 100000)"), "a call printed more than 10 MB"),
+    ],
+    ids=["leaves", "crashes", "another default", "another torch", "another pytest", "hangs", "prints"],
+)
+@pytest.mark.slow
+def test_what_a_file_does_to_its_process_is_said(tmp_path: Path, mine: str, says: str) -> None:
+    result = trial(tmp_path, "--level", "tutorial", "-k", "stride_1", mine=mine, processes=())
+    assert result.status == 1, result.out
+    assert says in " ".join(result.out.split()), result.out
+    assert re.search(r"\nmine: \d components under test, 1 failed", result.out), result.out
+
+
+@pytest.mark.parametrize(
+    ("mine", "says"),
+    [
+        ("import os\nos._exit(0)\n", "--impl mine.py: importing it ended the process"),
+        ("while True: pass\n", "--impl mine.py: importing it did not end within 10 s"),
+        ("import no_such\n", "--impl mine.py: importing it raised ModuleNotFoundError: No module named 'no_such'"),
+    ],
+    ids=["leaves", "hangs", "asks"],
+)
+@pytest.mark.slow
+def test_a_file_that_cannot_be_imported_harms_nobody(tmp_path: Path, mine: str, says: str) -> None:
+    result = trial(tmp_path, mine=mine, processes=())
+    assert result.status == 4, result.out
+    assert says in result.err
+
+
 # What a failure teaches
 
 
@@ -308,7 +390,8 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What is printed of three tests that a wrong conv2d fails."""
     folder = tmp_path_factory.mktemp("failures")
     mine = RIGHT.replace("return ", "stride = 1 if stride == 2 else stride\n    return 1.5 * ")
-    result = trial(folder, "-k", "rounds_no_more or test_stride", "--dtype", "float32", mine=mine)
+    words = ("-k", "rounds_no_more or test_stride", "--dtype", "float32", "--all-failures")
+    result = trial(folder, *words, mine=mine)
     assert result.status == 1, result.out
     return folder, result.out
 
@@ -358,6 +441,66 @@ def test_the_last_calls_can_be_pasted_into_python(failures: tuple[Path, str]) ->
     assert "conv2d(input, weight, stride=1)" in code
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
     assert "[15.0000, 18.0000, 18.0000]" in again.stdout
+
+
+FLIPPED = """
+import torch
+
+def conv2d(input, weight, bias=None, stride=1, padding=0):
+    n, c, h, w = input.shape
+    o, _, kh, kw = weight.shape
+    padded = torch.zeros(n, c, h + 2 * padding, w + 2 * padding, dtype=input.dtype)
+    padded[:, :, padding : padding + h, padding : padding + w] = input
+    oh, ow = (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1
+    output = torch.zeros(n, o, oh, ow, dtype=input.dtype)
+    for y in range(oh):
+        for x in range(ow):
+            for i in range(kh):
+                for j in range(kw):
+                    pixels = padded[:, None, :, y * stride + i, x * stride + j]
+                    output[:, :, y, x] += (pixels * weight[None, :, :, kh - 1 - i, kw - 1 - j]).sum(-1)
+    return output
+"""
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is printed of a convolution whose kernel is flipped, at level definition."""
+    result = trial(tmp_path_factory.mktemp("lesson"), "--level", "definition", mine=FLIPPED)
+    assert result.status == 1, result.out
+    return result.out.partition(" trial =")[2].partition("\n")[2]
+
+
+@pytest.mark.slow
+def test_only_the_first_failure_is_shown_in_full(lesson: str) -> None:
+    first, _, rest = lesson.partition("\n\n")
+    lines = first.splitlines()
+    assert lines[0] == "conv2d: stride 1 gives the documented matrix"
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    for text in ("    got        9\n", "    expected   10\n", "(08.conv2d.stride1)"):
+        assert text in first
+    assert re.search(r"\n  stride as a pair: \d+ tests\n", rest), rest
+    assert "test_stride_is_the_step" not in rest
+
+
+@pytest.mark.slow
+def test_a_failure_names_the_mistake_that_gives_its_numbers(lesson: str) -> None:
+    assert "\n  diagnosis: kernel is flipped" in lesson
+
+
+@pytest.mark.slow
+def test_the_pasted_call_of_the_first_failure_shows_the_difference_from_any_folder(lesson: str, tmp_path: Path) -> None:
+    code = lesson.partition("\n\n")[0].partition("paste into Python:\n")[2]
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert re.search(r"got tensor\(\[\[\[\[ 9, 12,  9\]", again.stdout)
+    assert re.search(r"expected tensor\(\[\[\[\[10, 12, 12\]", again.stdout)
+
+
+@pytest.mark.slow
+def test_the_progress_says_what_passed_at_each_level_and_what_comes_next(lesson: str) -> None:
+    following = r"next: stride 1 gives the documented matrix \(08\.conv2d\.stride1\)"
+    assert re.search(rf"\n    conv2d +tutorial \d+/13   definition \d+/\d+   {following}", lesson), lesson
 
 
 # Known failures

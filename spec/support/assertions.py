@@ -91,11 +91,13 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     observe(what, actual, expected)  # the report shows documented and measured values
     if not isinstance(expected, Tensor):
         expected = torch.tensor(expected, dtype=actual.dtype)
+    current().difference = (actual, expected)
     if actual.dtype != expected.dtype:
         pytest.fail(f"{what} has dtype {actual.dtype}, expected {expected.dtype}")
     if actual.shape != expected.shape:
         pytest.fail(f"{what} has shape {list(actual.shape)}, expected {list(expected.shape)}")
     if actual.device == expected.device and torch.equal(actual, expected):
+        current().difference = None
         return
     # a complex or integer result has no NaN to compare; everything is compared in the widest type of its kind
     wide = torch.complex128 if actual.is_complex() else torch.float64 if actual.is_floating_point() else torch.int64
@@ -108,6 +110,7 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     same = (got == wanted) | (got.isnan() & wanted.isnan())
     wrong = ~(same | (distance <= allowed))
     if not wrong.any():
+        current().difference = None
         return
     first = tuple(int(i) for i in wrong.nonzero()[0])
     here = allowed.expand(wrong.shape)[first].item()

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -22,6 +23,7 @@ from torch import nn
 import reference
 from spec.support.outcomes import Offer
 from spec.support.reproduction import Trace
+from spec.support.run import current
 
 NOT_ON_TRIAL = ("get_worker_info", "save_checkpoint", "load_checkpoint", "fit", "evaluate")
 """The public names that are the program's own: nothing of PyTorch has their signatures."""
@@ -114,18 +116,19 @@ class Component:
 
     def __init__(self, name: str, target: Any, import_line: str, trace: Trace, offer: Offer | None = None) -> None:
         self.target, self.name = target, name
-        self._import_line, self._trace, self._offer = import_line, trace, offer
+        self._import_line, self._trace, self.offer = import_line, trace, offer
         self.__doc__ = target.__doc__
         self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and remember how."""
-        if self._offer is not None:
-            args, kwargs = self._offer.call(args, kwargs)
+        current().moved = time.monotonic()
+        if self.offer is not None:
+            args, kwargs = self.offer.call(args, kwargs)
         if not self._trace.on:
             return self.target(*args, **kwargs)
         self._trace.call(self.name, self._import_line, self.__signature__, args, kwargs)
-        result = self.target(*args, **kwargs)
+        self._trace.result = result = self.target(*args, **kwargs)
         if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph
             self._trace.watch(result)
         return result
@@ -152,7 +155,8 @@ def load(name: str) -> Implementation:
         path = Path(name)
         namespace = _import_file(path)
         found, left_out = _defined(namespace, path)
-        imports = dict.fromkeys(found, f"from {path.stem} import *  # {path.name}, in its own folder")
+        folder = f"import sys; sys.path.insert(0, {str(path.resolve().parent)!r})"
+        imports = {c: f"{folder}\n{_import_line(path.stem, c)}" for c in found}
         return Implementation(name, path.stem, "", found, imports, left_out, namespace)
     module, _, attribute = name.partition(":")
     namespace = _import_module(module)
@@ -167,6 +171,12 @@ def load(name: str) -> Implementation:
     else:
         imports = {component: f"from {module} import {component}" for component in found}
     return Implementation(name, name, version, found, imports, (), namespace)
+
+
+def _import_line(module: str, component: str) -> str:
+    if module.isidentifier():
+        return f"from {module} import {component}"
+    return f"import importlib; {component} = importlib.import_module({module!r}).{component}"
 
 
 def _pytorch(name: str) -> Implementation:

@@ -10,6 +10,7 @@ property, which draws its own examples, is never level tutorial.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from types import CodeType
 from typing import Any
@@ -32,13 +33,11 @@ def level_of(item: pytest.Item) -> str:
     """
     if (marked := _marked(item, "level", LEVELS)) is not None:
         return marked
-    main = _main_clause(item)
-    levels = ["tutorial" if main is None else main.level]
-    if _is_property(item):
-        levels.append("definition")
-    if aspect_of(item) == "errors":
-        levels.append("pytorch")
-    return max(levels, key=LEVELS.index)
+    main, aspect = _main_clause(item), aspect_of(item)
+    if main is None:
+        return "tutorial"
+    level = (main if aspect == main.aspect else replace(main, own_aspect=aspect)).level
+    return max(level, "definition" if _is_property(item) else level, key=LEVELS.index)
 
 
 def aspect_of(item: pytest.Item) -> str:

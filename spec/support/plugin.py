@@ -5,6 +5,7 @@ import platform
 import random
 import re
 import tomllib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,23 @@ import numpy as np
 import pytest
 import torch
 
+from spec.support import isolation, lessons, simulated_device
 from spec.support import report as trial_report
-from spec.support import simulated_device
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
+from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.levels import LOW_PRECISION, aspect_of, level_of
 from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
+from spec.support.own_work import handed_over
+from spec.support.patience import GaveUp, Patience
 from spec.support.run import DTYPES, RUN, Run, current
 from spec.support.strategies import seed_all
 
 ABSENT = pytest.StashKey[list[str]]()
 """The components that a test needs and its implementation does not define."""
+
+OUTLINED = pytest.StashKey[bool]()
+"""Whether another process imports the file under test."""
 
 KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures/torch.toml"
 """The tests that implementations of others fail, by implementation and type of device."""
@@ -74,6 +81,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--without", metavar="NAME[,NAME]", help=f"leave out these aspects, or {LOW_PRECISION} (float16 and bfloat16)"
     )
+    group.addoption(
+        "--all-failures", action="store_true",
+        help="print every failure of an implementation in full; by default only the first, and the others by cause",
+    )  # fmt: skip
+    group.addoption("--own-work", action="store_true", help="a component that PyTorch, NumPy or SciPy computes fails")
     group.addoption("--impl-complete", action="store_true", help="an absent component fails")
     group.addoption(
         "--device", default="cpu", help="the device of the tensors in chapters 07 to 15; other chapters are left out"
@@ -104,14 +116,34 @@ def pytest_configure(config: pytest.Config) -> None:
     for option in ("--aspect", "--without"):
         _names(config, option)  # so that a wrong name ends the run here
     _choose_device(config)
+    if not all(implementation.known for implementation in implementations):
+        _teach(config)
     config.pluginmanager.register(Components())
     config.pluginmanager.register(Specification(config, implementations))
+
+
+def _teach(config: pytest.Config) -> None:
+    """Set pytest up for a person's own implementation: teaching order, and no text but that of `lessons`."""
+    config.option.randomly_reorganize = False
+    if not config.getoption("--all-failures"):
+        config.option.tbstyle = "no"
+        config.option.reportchars = ""
+        config.option.disable_warnings = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Give a person's file a process of its own, before pytest-xdist reads the number of processes."""
+    if isolation.wanted(config, (config.getoption("--impl") or "").split(",")):
+        config.stash[OUTLINED] = True
+        config.option.numprocesses = 1
 
 
 def _implementations(config: pytest.Config) -> list[Implementation]:
     names = [name for name in (config.getoption("--impl") or "reference,torch").split(",") if name]
     try:
-        implementations = [load(name) for name in names]
+        read = isolation.outline if config.stash.get(OUTLINED, False) else load
+        implementations = [read(name) for name in names]
     except ImplementationError as error:
         raise pytest.UsageError(str(error)) from None
     ids = [implementation.id for implementation in implementations]
@@ -129,6 +161,8 @@ def _dtypes(config: pytest.Config) -> tuple[torch.dtype, ...]:
     return tuple(DTYPE_NAMES[name] for name in chosen.split(","))
 
 
+WATCHED = 3
+"""How many tests of a component run once more, to see who computes it."""
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -252,6 +286,12 @@ class Specification:
         self.config = config
         self.implementations = implementations
         self.named: str | None = config.getoption("--impl")
+        self.diagnoses = {i.id: Diagnosis() for i in implementations if not i.known}
+        self.patience = Patience()
+        self.guard = isolation.Guard()
+        self.watched: Counter[str] = Counter()
+        self.handed_over: dict[str, set[str]] = defaultdict(set)
+        self.teaches = bool(self.diagnoses) and not config.getoption("--all-failures")
 
     def pytest_report_header(self) -> list[str]:
         """Everything that the outcome depends on."""
@@ -292,6 +332,7 @@ class Specification:
                 ("clauses", [name for mark in item.iter_markers("clause") for name in mark.args]),
                 ("level", level_of(item)),
                 ("aspect", aspect_of(item)),
+                ("title", lessons.title(item.name)),
             ]
             if (implementation := _implementation_of(item)) is None:
                 (chosen if not self.named or "reference" in self.named.split(",") else left_out).append(item)
@@ -310,6 +351,8 @@ class Specification:
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
         items[:] = chosen
+        for number, item in enumerate(items):
+            item.user_properties.append(("order", number))
         whole = not any("::" in str(argument) for argument in self.config.args)
         for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
             if name in [implementation.name for implementation in self.implementations]:
@@ -340,13 +383,103 @@ class Specification:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         """Turn an error that says that there is nothing to judge into its outcome."""
+        run = current()
+        run.example = run.difference = None
         try:
-            yield
-        except Exception as error:
-            nothing = judged_nothing(error, current().file, current().namespace)
+            if run.file is None:
+                yield
+            else:
+                with self.patience.watch():
+                    yield from self._guarded(item)
+        except GaveUp as error:
+            failure = pytest.fail.Exception(str(error), pytrace=False)
+            self._explain(item, failure, again=False)
+            raise failure from None
+        except (Exception, pytest.fail.Exception) as error:
+            nothing = judged_nothing(error, run.file, run.namespace)
             if nothing is not None:
                 raise nothing from None
+            self._explain(item, error)
             raise
+        diagnosis = self._diagnosis(item)
+        if diagnosis is not None and (example := example_of(item, failing=False)) is not None:
+            item.user_properties.append(("ruled_out", diagnosis.passed(example)))
+            self._watch_the_work(item, example)
+
+    def _guarded(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Run a test; fail it if the implementation changed what it must leave alone.
+
+        Raises:
+            pytest.fail.Exception: it did; the change is undone.
+        """
+        raised: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+        patches = "monkeypatch" in item.funcargs  # type: ignore[attr-defined]
+        if changed := [] if patches else list(self.guard.changes()):
+            failure = pytest.fail.Exception(f"the code under test changed {', '.join(changed[:3])}", pytrace=False)
+            raise failure from raised
+        if raised is not None:
+            raise raised
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Say of a test whose process ended what became of it; such a report knows nothing of its test."""
+        if report.failed and self.diagnoses and "order" not in dict(report.user_properties):
+            name = report.nodeid.rpartition("::")[2]
+            found = next(
+                (i for i in self.diagnoses if re.search(rf"\[{re.escape(i)}\b", name)), next(iter(self.diagnoses))
+            )
+            report.user_properties = [
+                *(("implementation", found), ("components", []), ("clauses", []), ("level", "tutorial")),
+                *(("aspect", "values"), ("title", lessons.title(name)), ("order", 0)),
+                ("message", "the process that ran the test ended: the code under test exits or crashes Python"),
+                ("cause", "the process ended"),
+            ]
+
+    def _watch_the_work(self, item: pytest.Item, example: Example) -> None:
+        """Note who computes a component, from the first tests of it that pass.
+
+        Raises:
+            pytest.fail.Exception: `--own-work` asks for a component of one's own, and this one is not.
+        """
+        run = current()
+        if len(example.components) != 1 or run.file is None or not runs_again(example):
+            return
+        component = example.components[0]
+        if self.watched[component.name] < WATCHED:
+            self.watched[component.name] += 1
+            self.handed_over[component.name] |= handed_over(example, run.file)
+        names = sorted(self.handed_over[component.name])
+        item.user_properties.append(("handed_over", {component.name: names}))
+        if names and self.config.getoption("--own-work"):
+            failure = pytest.fail.Exception(f"{component.name} is computed by {', '.join(names)}", pytrace=False)
+            self._explain(item, failure, again=False)
+            raise failure
+
+    def _diagnosis(self, item: pytest.Item) -> Diagnosis | None:
+        implementation = _implementation_of(item)
+        return self.diagnoses.get(implementation.id) if implementation is not None else None
+
+    def _explain(self, item: pytest.Item, error: BaseException, *, again: bool = True) -> None:
+        """Note on a test what a person needs to know about its failure.
+
+        Args:
+            item: The test.
+            error: What it raised.
+            again: Whether the test may run again, for the diagnosis.
+        """
+        run, diagnosis = current(), self._diagnosis(item)
+        if diagnosis is None:
+            return
+        item.user_properties += [
+            ("message", lessons.message(error, run.file)),
+            ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),
+            ("paste", lessons.paste(run)),
+        ]
+        example = example_of(item, failing=True) if again else None
+        item.user_properties.append(("faults", [] if example is None else diagnosis.failed(example)))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -406,10 +539,32 @@ class Specification:
             return
         every_component = self.named is not None or (self.config.getoption("verbose") or 0) > 0
         terminalreporter.section("trial")
-        for line in trial_report.lines(trials, every_component=every_component):
+        lessons_of = {name: self._lessons(terminalreporter, name, trials[name]) for name in self.diagnoses}
+        for line in trial_report.lines(trials, every_component=every_component, lessons=lessons_of):
             terminalreporter.write_line(line)
         for name in self._empty():
             terminalreporter.write_line(f"empty run: nothing of {name} was judged", red=True)
+
+    def _lessons(self, terminalreporter: pytest.TerminalReporter, name: str, trial: trial_report.Trial) -> list[str]:
+        """The lines on the components of a person's own implementation; its failures are printed before."""
+        reports = [
+            (outcome, report)
+            for outcome in ("passed", "failed", "error", "xfailed", "xpassed")
+            for report in terminalreporter.stats.get(outcome, ())
+            if dict(report.user_properties).get("implementation") == name
+        ]
+        failures = sorted((r for outcome, r in reports if outcome in ("failed", "error")), key=lessons.order)
+        counts = lessons.explained(failures, [r for outcome, r in reports if outcome == "passed"])
+        if failures and self.teaches:
+            for line in lessons.first_failure(failures[0], counts):
+                terminalreporter.write_line(line)
+            if failures[1:]:
+                terminalreporter.write_line("")
+                terminalreporter.write_line("other failures by cause (--all-failures prints them):")
+                for line in lessons.others(failures[1:], counts):
+                    terminalreporter.write_line(line)
+            terminalreporter.write_line("")
+        return list(lessons.progress(reports, trial.absent))
 
 
 def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:

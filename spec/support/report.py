@@ -61,13 +61,22 @@ def clauses(stats: Mapping[str, Sequence[Any]]) -> set[str]:
     return {name for report in judged for name in dict(getattr(report, "user_properties", ())).get("clauses", ())}
 
 
-def lines(trials: Mapping[str, Trial], *, every_component: bool) -> list[str]:
-    """The report as text: a line for each implementation, one for each component that failed (or for every one)."""
+def lines(
+    trials: Mapping[str, Trial], *, every_component: bool, lessons: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """The report as text: a line for each implementation, one for each component that failed (or for every one).
+
+    Args:
+        trials: The trials by implementation.
+        every_component: Whether components without failures have a line too.
+        lessons: The lines on the components of the implementations that have lines of their own.
+    """
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
         found.append(f"{name}: {len(judged)} components under test, {_counts(trial.outcomes) or 'no test'}")
-        for component, counts in sorted(judged.items()):
+        found += (lessons or {}).get(name, ())
+        for component, counts in sorted(judged.items() if name not in (lessons or {}) else ()):
             if every_component or counts["failed"] or counts["error"]:
                 found.append(f"    {component:<30} {_counts(counts)}")
         found += [f"    known failure: {name}: {reason}" for name, reason in trial.known.items()]

@@ -34,12 +34,14 @@ class Trace:
         self.on = True
         self.calls: deque[Call] = deque(maxlen=LAST)
         self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
+        self.result: Any = None  # of the last call
         self._depth = 0
 
     def clear(self) -> None:
         """Forget everything: another test, or another example, begins."""
         self.calls.clear()
         self.made.clear()
+        self.result = None
         self._depth = 0
 
     @contextmanager
@@ -69,17 +71,19 @@ class Trace:
                 self.calls.append(Call(made.name, made.import_line, signature, _copied(args), _copied(kwargs), layer))
             self._depth += 1
 
-        def leave(*_: Any) -> None:
+        def leave(_: nn.Module, __: Any, result: Any) -> None:
             self._depth = max(0, self._depth - 1)
+            if self.on and self._depth == 0:
+                self.result = result
 
         layer.register_forward_pre_hook(enter, with_kwargs=True)
         layer.register_forward_hook(leave, always_call=True)
 
-    def text(self) -> str:
+    def text(self, last: int = LAST) -> str:
         """The last calls as a piece of Python, empty if nothing was called."""
         if not self.calls:
             return ""
-        return "\n".join(_Writer(self).lines())
+        return "\n".join(_Writer(self).lines(last))
 
 
 class _Writer:
@@ -92,8 +96,8 @@ class _Writer:
         self.names: dict[int, str] = {}
         self.taken: set[str] = set()
 
-    def lines(self) -> Iterator[str]:
-        for call in self.trace.calls:
+    def lines(self, last: int) -> Iterator[str]:
+        for call in list(self.trace.calls)[-last:]:
             target = call.name if call.layer is None else self._layer(call.layer)
             self.imports[call.import_line] = None
             self.body.append(f"print({target}({self._arguments(call)}))")

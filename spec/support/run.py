@@ -1,5 +1,6 @@
 """The run in progress: the dtypes that it tests and the calls that it has recorded."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ class Run:
         level: The level up to which an implementation is judged.
         file: The file of the implementation that the test in progress judges, if others than this project wrote it.
         namespace: Its module, or the class that holds its components.
+        example: Of a property that fails, the test and the arguments of the simplest example.
+        difference: What the last comparison that failed got and expected.
+        moved: When a component was last called, by the monotonic clock.
     """
 
     dtypes: tuple[torch.dtype, ...] = DTYPES
@@ -31,6 +35,9 @@ class Run:
     level: str = "pytorch"
     file: str | None = None
     namespace: Any = None
+    example: tuple[Callable[..., Any], dict[str, Any]] | None = None
+    difference: tuple[Any, Any] | None = None
+    moved: float = 0.0
 
 
 RUN: ContextVar[Run] = ContextVar("run")

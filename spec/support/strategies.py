@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from spec.support.outcomes import NotOffered
 from spec.support.run import current
+
+BUDGET = 1.0
+"""How many seconds a property draws examples for an implementation that people write themselves, which may be slow."""
 
 
 def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -34,6 +38,8 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
         found: list[dict[str, Any]] = []  # by the search that runs
         examples: list[dict[str, Any]] = []  # of a search that found no failure
         not_offered: list[NotOffered] = []  # why the search that runs could not use an example
+        failing: set[str] = set()  # the examples that failed in the search that runs
+        started = 0.0
 
         @wraps(test)
         def example(*fixtures: Any, **arguments: Any) -> None:
@@ -43,14 +49,19 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
                 test(*fixtures, **arguments)
                 return
             drawn = {name: deepcopy(arguments[name]) for name in drawn_by_name}
+            over = (found or failing) and current().file and time.monotonic() - started > BUDGET
+            if over and repr(drawn) not in failing:  # what failed must fail again, so that Hypothesis can show it
+                return
             random_state = torch.get_rng_state()
             failure = _failure_of(test, *fixtures, **arguments)
             if isinstance(failure, NotOffered):  # no example for this implementation
                 not_offered.append(failure)
                 hypothesis.reject()
             if failure is not None:
+                failing.add(repr(drawn))
                 torch.set_rng_state(random_state)
                 current().trace.clear()
+                current().example = (test, arguments | deepcopy(drawn))
                 test(*fixtures, **arguments | drawn)
                 raise failure
             found.append(drawn)
@@ -59,7 +70,10 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
 
         @wraps(search)
         def judged(*fixtures: Any, **arguments: Any) -> None:
+            nonlocal started
             __tracebackhide__ = True
+            started = time.monotonic()
+            failing.clear()
             failures = (_failure_of(test, *fixtures, **arguments, **deepcopy(drawn)) for drawn in examples)
             failure = next((f for f in failures if f is not None and not isinstance(f, NotOffered)), None)
             if failure is None and examples and not current().file:

@@ -3,14 +3,17 @@ much memory its tensors take."""
 
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from spec.support.run import current
 
 # What happens whenever Python runs: looking at frames, identities and attributes.
 HARMLESS = ("builtins.id", "object.__getattr__", "object.__setattr__", "sys._getframe", "sys._current_frames")
@@ -37,6 +40,21 @@ def watched() -> Iterator[list[str]]:
         yield events
     finally:
         _state.events = None
+
+
+def affordable(largest: int, call: Callable[[], object], seconds: float = 0.2) -> int:
+    """How many times the work of a call an implementation can do in a time; this project's and PyTorch's do all of it.
+
+    Args:
+        largest: The number for an implementation that is fast.
+        call: The work of one image.
+        seconds: The time for all images.
+    """
+    if current().file is None:
+        return largest
+    start = time.monotonic()
+    call()
+    return max(1, min(largest, int(seconds / (time.monotonic() - start + 1e-9))))
 
 
 class Allocations(TorchDispatchMode):

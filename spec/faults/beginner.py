@@ -1,0 +1,636 @@
+"""All chapters: what goes wrong in the first version that a learner writes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+from torch.nn import functional as F
+
+import reference as right
+from spec.faults import Fault
+from spec.faults.labeled_folder import _Folder
+
+STRIDE_1 = "test_08_convolution.py::test_stride_1_gives_the_documented_matrix"
+PADDING_1 = "test_08_convolution.py::test_padding_1_gives_the_documented_matrix"
+
+
+def _one(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+# chapters 08 and 09: convolution
+
+
+class PaddingIsOnTopAndOnTheLeftOnly(Fault):
+    """The border of zeros is missing below and on the right."""
+
+    caught_by = PADDING_1
+    says = r"has shape \[1, 1, 4, 4\], expected \[1, 1, 5, 5\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        border = _one(padding)
+        return F.conv2d(F.pad(input, (border, 0, border, 0)), weight, bias, stride)
+
+
+class PaddingIsIgnored(Fault):
+    """The parameter is taken and not used."""
+
+    caught_by = PADDING_1
+    says = r"has shape \[1, 1, 3, 3\], expected \[1, 1, 5, 5\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        return F.conv2d(input, weight, bias, stride)
+
+
+class PaddingIsOnes(Fault):
+    """The border holds ones instead of zeros."""
+
+    caught_by = PADDING_1
+    says = r"differs at index \[0, 0, 0, 0\](.|\n)*expected   1\n"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        border = _one(padding)
+        return F.conv2d(F.pad(input, (border,) * 4, value=1), weight, bias, stride)
+
+
+class StrideIsIgnored(Fault):
+    """The window always moves by one."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"has shape \[1, 1, 3, 3\], expected \[1, 1, 2, 2\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        return F.conv2d(input, weight, bias, 1, padding)
+
+
+class StrideMovesVerticallyOnly(Fault):
+    """To the right the window always moves by one."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"has shape \[1, 1, 2, 3\], expected \[1, 1, 2, 2\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        return F.conv2d(input, weight, bias, (_one(stride), 1), padding)
+
+
+class StrideMovesHorizontallyOnly(Fault):
+    """Downwards the window always moves by one."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"has shape \[1, 1, 3, 2\], expected \[1, 1, 2, 2\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        return F.conv2d(input, weight, bias, (1, _one(stride)), padding)
+
+
+class OutputHasTheSizeOfStrideOne(Fault):
+    """The size formula forgets the stride, and what no window gives stays zero."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"has shape \[1, 1, 3, 3\], expected \[1, 1, 2, 2\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        output = torch.zeros_like(F.conv2d(input, weight, bias, 1, padding))
+        right_one = F.conv2d(input, weight, bias, stride, padding)
+        output[:, :, : right_one.shape[2], : right_one.shape[3]] = right_one
+        return output
+
+
+class MeanInsteadOfSum(Fault):
+    """The products of a window are averaged, not added up."""
+
+    caught_by = STRIDE_1
+    says = r"differs at index \[0, 0, 0, 0\](.|\n)*expected   10"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        return (F.conv2d(input, weight, *args, **options) / weight[0].numel()).to(input.dtype)
+
+
+class KernelIsTransposed(Fault):
+    """Rows and columns of the kernel are exchanged."""
+
+    caught_by = STRIDE_1
+    says = r"expected   10"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.conv2d(input, weight.mT, *args, **options)
+
+
+class OutputIsTransposed(Fault):
+    """Rows and columns of the output are exchanged."""
+
+    caught_by = STRIDE_1
+    says = r"expected   12"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.conv2d(input, weight, *args, **options).mT
+
+
+class TheLastWindowIsForgotten(Fault):
+    """The loop ends one window early: the size formula lacks its + 1."""
+
+    caught_by = STRIDE_1
+    says = r"has shape \[1, 1, 2, 2\], expected \[1, 1, 3, 3\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.conv2d(input, weight, *args, **options)[:, :, :-1, :-1]
+
+
+class BiasIsForgotten(Fault):
+    """The parameter is taken and not used."""
+
+    caught_by = "test_08_convolution.py::test_bias_is_added_to_each_output_channel"
+    says = r"expected   17"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **options: Any) -> Tensor:
+        return F.conv2d(input, weight, None, *args, **options)
+
+
+class OnlyTheFirstChannelCounts(Fault):
+    """The sum is over the rows and columns of one channel."""
+
+    caught_by = "test_08_convolution.py::test_many_pixels_channels_and_images_change_nothing"
+    says = r"the result differs"
+
+    @staticmethod
+    def conv2d(
+        input: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        first = input.unflatten(1, (groups, -1))[:, :, 0]
+        return F.conv2d(first, weight[:, :1], bias, stride, padding, dilation, groups)
+
+
+class OneWindowTooFew(Fault):
+    """The size formula lacks its + 1."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_documented_sizes"
+    says = r"assert "
+
+    @staticmethod
+    def conv2d_output_size(input_size: Any, kernel_size: Any, *args: Any, **options: Any) -> tuple[int, int]:
+        height, width = right.conv2d_output_size(input_size, kernel_size, *args, **options)
+        return height - 1, width - 1
+
+
+class PaddingIsCountedOnce(Fault):
+    """The size formula adds the border of one side."""
+
+    caught_by = "test_09_convolution_layer.py::test_the_documented_sizes"
+    says = r"assert "
+
+    @staticmethod
+    def conv2d_output_size(input_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0) -> tuple[int, int]:
+        sizes = input_size if isinstance(input_size, tuple) else (input_size, input_size)
+        height, width = ((s + _one(padding) - _one(kernel_size)) // _one(stride) + 1 for s in sizes)
+        return height, width
+
+
+# chapter 10: pooling
+
+
+class MeanInsteadOfMaximum(Fault):
+    """The mean of the window instead of its largest number."""
+
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    says = r"the result"
+
+    @staticmethod
+    def max_pool2d(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor:
+        return F.avg_pool2d(input.double(), kernel_size, stride, padding, ceil_mode).to(input.dtype)
+
+
+class CeilModeIsIgnored(Fault):
+    """A window that reaches out is always left out."""
+
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    says = r"has shape .* expected"
+
+    @staticmethod
+    def max_pool2d(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False
+    ) -> Tensor:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation)
+
+
+class TheWindowIsNotTheStep(Fault):
+    """Without a stride the window moves by one, as in a convolution."""
+
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    says = r"has shape"
+
+    @staticmethod
+    def max_pool2d(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False
+    ) -> Tensor:
+        return F.max_pool2d(input, kernel_size, 1 if stride is None else stride, padding, dilation, ceil_mode)
+
+
+# chapter 11: activations
+
+
+class SigmoidOfTheOpposite(Fault):
+    """1 / (1 + exp(x)): the minus sign is missing."""
+
+    caught_by = "test_11_activation.py::test_sigmoid_is_1_by_1_plus_the_exponential"
+    says = r"differs"
+
+    @staticmethod
+    def sigmoid(input: Tensor) -> Tensor:
+        return 1 / (1 + input.exp())
+
+
+class ReluKeepsTheNegative(Fault):
+    """min(0, x) instead of max(0, x)."""
+
+    caught_by = "test_11_activation.py::test_relu_gives_the_documented_matrix"
+    says = r"differs"
+
+    @staticmethod
+    def relu(input: Tensor, inplace: bool = False) -> Tensor:
+        return input.clamp(max=0)
+
+
+class SoftmaxIsTakenTwice(Fault):
+    """The softmax of the softmax, which is flatter."""
+
+    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    says = r"differs"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        return F.softmax(F.softmax(input, dim, dtype=dtype), dim)
+
+
+class SoftmaxIsOverTheFirstDimension(Fault):
+    """The shares of the images of a batch add up to 1, not those of the classes."""
+
+    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    says = r"differs"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        return F.softmax(input, 0, dtype=dtype)
+
+
+class SoftmaxIsOverTheLastDimension(Fault):
+    """Whatever `dim` says."""
+
+    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    says = r"differs"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        return F.softmax(input, -1, dtype=dtype)
+
+
+class TheLargestIsNotSubtracted(Fault):
+    """exp(x) / sum(exp(x)): a large number overflows to infinity, and infinity / infinity is NaN."""
+
+    caught_by = "test_11_activation.py::test_softmax_does_not_overflow"
+    says = r"differs"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        exponentials = (input if dtype is None else input.to(dtype)).exp()
+        return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+# chapter 12: dropout and normalization
+
+
+class DropsInEvaluationOnly(Fault):
+    """Training and evaluation are mixed up."""
+
+    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    says = r"differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, not training, inplace)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+    *,
+    normalizing: int = 0,
+    remembered: int = 1,
+    old: bool = False,
+    update: bool = True,
+    squared: bool = False,
+    swapped: bool = False,
+) -> Tensor:
+    """Batch normalization with the mistakes that the options name."""
+    over = [dim for dim in range(input.dim()) if dim != 1]
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    mean, variance = input.mean(over), input.var(over, correction=normalizing)
+    if training and update and running_mean is not None:
+        share = 1 - momentum if old else momentum
+        with torch.no_grad():
+            running_mean.mul_(1 - share).add_(mean, alpha=share)
+            running_var.mul_(1 - share).add_(input.var(over, correction=remembered), alpha=share)
+    if training == swapped and running_mean is not None:
+        mean, variance = running_mean, running_var
+    deviation = variance + eps if squared else (variance + eps).sqrt()
+    output = (input - mean.reshape(shape)) / deviation.reshape(shape)
+    if weight is not None:
+        output = output * weight.reshape(shape)
+    return output if bias is None else output + bias.reshape(shape)
+
+
+class BesselsCorrectionNormalizes(Fault):
+    """The variance that normalizes is divided by n - 1; it must be divided by n."""
+
+    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, normalizing=1)
+
+
+class BesselsCorrectionIsMissing(Fault):
+    """The variance that is remembered is divided by n; it must be divided by n - 1."""
+
+    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, remembered=0)
+
+
+class MomentumIsThePartOfTheOld(Fault):
+    """running = momentum · running + (1 - momentum) · new, as optimizers have it."""
+
+    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, old=True)
+
+
+class RunningStatisticsStandStill(Fault):
+    """Training does not update running_mean and running_var."""
+
+    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, update=False)
+
+
+class TheVarianceDivides(Fault):
+    """The variance divides instead of its root, the standard deviation."""
+
+    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, squared=True)
+
+
+class TrainingAndEvaluationAreMixedUp(Fault):
+    """Training uses the running statistics, evaluation those of the batch."""
+
+    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, swapped=True)
+
+
+# chapter 14: losses
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
+
+
+class AccuracyIsTheLoss(Fault):
+    """The share of right answers, which rises as the network gets better and has no gradient."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced((input.argmax(1) == target).to(input.dtype), reduction)
+
+
+class CrossEntropyLosesItsMinus(Fault):
+    """The logarithm of the probability, which is negative."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"got        -1\.1019"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        return -F.cross_entropy(input, target, *args, **options)
+
+
+class CrossEntropyHasNoLogarithm(Fault):
+    """Minus the probability of the right class."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.nll_loss(F.softmax(input, 1), target, reduction=reduction)
+
+
+class CrossEntropyOfASoftmax(Fault):
+    """The softmax is applied twice: once before the loss and once within it."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+        return F.cross_entropy(F.softmax(input, 1), target, *args, **options)
+
+
+class LogitsAreTakenForLogarithms(Fault):
+    """Minus the logit of the right class: the softmax is missing."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.nll_loss(input, target, reduction=reduction)
+
+
+class SquaredErrorsAreAddedUp(Fault):
+    """The sum by default, not the mean."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_loss_is"
+    says = r"expected   1\.3333"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "sum") -> Tensor:
+        return _reduced((input - target).square(), reduction)
+
+
+class ErrorsAreNotSquared(Fault):
+    """The absolute difference instead of its square."""
+
+    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_loss_is"
+    says = r"expected   1\.3333"
+
+    @staticmethod
+    def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced((input - target).abs(), reduction)
+
+
+class PositiveAndNegativeErrorsCancel(Fault):
+    """The absolute value is missing."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_is_the_gap"
+    says = r"differs|assert"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced(input - target, reduction)
+
+
+# chapter 15: optimizers
+
+
+class GradientsAreNeverCleared(Fault):
+    """zero_grad does nothing, so that the gradients of all steps add up."""
+
+    caught_by = "test_15_optim.py::test_zero_grad_forgets_the_gradients_which_are_then_none"
+    says = r"None"
+
+    class SGD(optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            pass
+
+
+class MomentumHasTheWrongSign(Fault):
+    """velocity = gradient - momentum · velocity."""
+
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        continue
+                    state = self.state[parameter]
+                    velocity = parameter.grad.clone()
+                    if "velocity" in state:
+                        velocity -= group["momentum"] * state["velocity"]
+                    state["velocity"] = velocity
+                    parameter.add_(velocity, alpha=-group["lr"])
+
+
+class StepsGoUphill(Fault):
+    """parameter + lr · gradient: gradient ascent."""
+
+    caught_by = "test_15_optim.py::test_sgd_steps_against_the_gradient"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, lr: Any = 1e-3, momentum: float = 0, **options: Any) -> None:
+            super().__init__(params, lr, momentum, maximize=True)
+
+
+class MomentumIsForgotten(Fault):
+    """The setting is taken and not used."""
+
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, lr: Any = 1e-3, momentum: float = 0, **options: Any) -> None:
+            super().__init__(params, lr)
+
+
+class TheLearningRateIsForgotten(Fault):
+    """parameter - gradient."""
+
+    caught_by = "test_15_optim.py::test_sgd_steps_against_the_gradient"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        def __init__(self, params: Any, lr: Any = 1e-3, momentum: float = 0, **options: Any) -> None:
+            super().__init__(params, 1.0, momentum)
+
+
+# chapters 01, 03 and 04: data
+
+
+class TheLabelComesFirst(Fault):
+    """(label, image) instead of (image, label)."""
+
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
+    says = r"."
+
+    class LabeledFolder(_Folder):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return label, image
+
+
+class BytesAreNotDivided(Fault):
+    """The pixels stay between 0 and 255."""
+
+    caught_by = "test_03_transforms.py::test_black_is_0_and_white_is_1"
+    says = r"got        255\.0\n.*expected   1\.0"
+
+    class ToTensor(right.ToTensor):
+        def __call__(self, image: Any) -> Tensor:
+            return super().__call__(image) * 255
+
+
+class TheMeanIsNotSubtracted(Fault):
+    """image / std."""
+
+    caught_by = "test_04_transforms_in_use.py::test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
+    says = r"differs|assert"
+
+    class Normalize(right.Normalize):
+        def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
+            super().__init__([0.0 for _ in mean], std, inplace)

@@ -1,0 +1,237 @@
+"""Which known mistake gives the very numbers of an implementation: the examples that it fails, through `spec/faults`.
+
+A fault that fails an example with the same message, numbers included, as the implementation is a candidate. It is ruled
+out by an example that the implementation passes and the fault does not.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import reference
+from spec.faults import Fault, all_faults
+from spec.support.implementations import Component
+from spec.support.outcomes import Offer
+from spec.support.run import current
+from spec.support.strategies import seed_all
+
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
+_CLOSE = 1e-4  # two ways of computing the same float32
+_DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
+"""The components whose numbers are drawn: two that are wrong in the same way may draw other numbers."""
+_LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
+"""The fixtures without which a test can run again after its end."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call of a test that can be made again.
+
+    Attributes:
+        test: The function of the test.
+        arguments: Its arguments.
+        components: The components among them and in its fixtures, by name.
+    """
+
+    test: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    components: tuple[Component, ...]
+
+    def message(self) -> str | None:
+        """What the test says when it fails, or nothing if it passes."""
+        seed_all(0)
+        try:
+            with current().trace.off():
+                self.test(**self.arguments)
+        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+            # below its first line, a plain assertion prints objects, whose names differ
+            return str(error).partition("\n")[0] if isinstance(error, AssertionError) else str(error)
+        return None
+
+    def message_of(self, fault: type[Fault]) -> str | None:
+        """What the test says of a fault."""
+        with _in_place(self.components, fault):
+            return self.message()
+
+    def message_without(self, component: Component) -> str | None:
+        """What the test says if one component is right."""
+        with _in_place((component,), reference):
+            return self.message()
+
+
+@contextmanager
+def _in_place(components: tuple[Component, ...], fault: Any) -> Iterator[None]:
+    """Let a fault answer instead of the implementation."""
+    swapped = [component for component in components if target_of(fault, component.name) is not None]
+    before = [(component.target, component.offer) for component in swapped]
+    for component in swapped:
+        component.target = target_of(fault, component.name)
+        component.offer = Offer(component.name, component.target, getattr(reference, component.name))
+    try:
+        yield
+    finally:
+        for component, (target, offer) in zip(swapped, before, strict=True):
+            component.target, component.offer = target, offer
+
+
+@cache
+def faults_of(name: str) -> list[type[Fault]]:
+    """The faults that define a component, or the function that a layer calls."""
+    return [fault for fault in all_faults() if target_of(fault, name) is not None]
+
+
+_FUNCTION_OF = {
+    "Conv2d": "conv2d", "MaxPool2d": "max_pool2d", "AvgPool2d": "avg_pool2d", "ReLU": "relu", "LeakyReLU": "leaky_relu",
+    "Softmax": "softmax", "LogSoftmax": "log_softmax", "Dropout": "dropout", "Linear": "linear",
+    "BatchNorm2d": "batch_norm", "LayerNorm": "layer_norm", "L1Loss": "l1_loss", "MSELoss": "mse_loss",
+    "NLLLoss": "nll_loss", "CrossEntropyLoss": "cross_entropy",
+}  # fmt: skip
+"""The function of `torch.nn.functional` that each layer of `torch.nn` calls."""
+
+
+@cache
+def target_of(fault: Any, name: str) -> Any:
+    """What a fault has for a component: its own, or PyTorch's layer around its function, or nothing."""
+    function = _FUNCTION_OF.get(name, "")
+    if hasattr(fault, name) or not hasattr(fault, function):
+        return getattr(fault, name, None)
+    offer = Offer(function, getattr(fault, function), getattr(reference, function))
+    layer, original = getattr(torch.nn, name), getattr(functional, function)
+
+    def wrong(*args: Any, _stacklevel: int = 0, **kwargs: Any) -> Any:
+        setattr(functional, function, original)  # which the fault may use
+        try:
+            args, kwargs = offer.call(args, kwargs)
+            return getattr(fault, function)(*args, **kwargs)
+        finally:
+            setattr(functional, function, wrong)
+
+    class Layer(layer):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            setattr(functional, function, wrong)
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                setattr(functional, function, original)
+
+    Layer.__signature__ = inspect.signature(layer)  # type: ignore[attr-defined]
+    return Layer
+
+
+def same(one: str | None, other: str | None, *, drawn: bool = False) -> bool:
+    """Whether two messages say the same of the same numbers, up to rounding.
+
+    Args:
+        one: A message, or none if the test passed.
+        other: The other one.
+        drawn: Whether the numbers are drawn; then they may differ.
+    """
+    if one is None or other is None or _NUMBER.sub("#", one) != _NUMBER.sub("#", other):
+        return False
+    pairs = zip(map(float, _NUMBER.findall(one)), map(float, _NUMBER.findall(other)), strict=True)
+    return drawn or all(
+        a == b or (a != a and b != b) or abs(a - b) <= _CLOSE * max(abs(a), abs(b), 1e-2) for a, b in pairs
+    )
+
+
+@dataclass
+class Diagnosis:
+    """What the tests of a run tell about the mistakes of one implementation.
+
+    Attributes:
+        matched: How many failures each fault explains, by the component and the fault's name.
+        ruled_out: The faults that fail what the implementation passes, by the component and the fault's name.
+    """
+
+    matched: dict[tuple[str, str], int] = field(default_factory=dict)
+    ruled_out: set[tuple[str, str]] = field(default_factory=set)
+    _passed: list[Example] = field(default_factory=list)
+
+    def failed(self, example: Example) -> list[str]:
+        """The names of the faults that explain a failure, of which no earlier example says otherwise."""
+        own = example.message()
+        if own is None:
+            return []
+        found = []
+        for component in example.components:
+            if same(own, example.message_without(component)):
+                continue  # another component fails
+            for fault in faults_of(component.name):
+                key = (component.name, fault.implementation())
+                if key in self.ruled_out:
+                    continue
+                if not same(own, example.message_of(fault), drawn=component.name in _DRAWN):
+                    continue
+                if key not in self.matched and not self._survives(key, fault):
+                    continue
+                self.matched[key] = self.matched.get(key, 0) + 1
+                found.append(fault.implementation())
+        return list(dict.fromkeys(found))
+
+    def _survives(self, key: tuple[str, str], fault: type[Fault]) -> bool:
+        """Whether a fault passes what the implementation has passed."""
+        for example in self._passed:
+            names = [component.name for component in example.components]
+            if key[0] in names and example.message_of(fault) is not None:
+                self.ruled_out.add(key)
+                return False
+        return True
+
+    def passed(self, example: Example) -> list[str]:
+        """The names of the faults that an example rules out because the implementation passes it."""
+        if not example.components or not runs_again(example):
+            return []
+        self._passed.append(example)
+        gone = []
+        for name, id in list(self.matched):
+            fault = next(fault for fault in faults_of(name) if fault.implementation() == id)
+            if name in [component.name for component in example.components] and example.message_of(fault) is not None:
+                self.ruled_out.add((name, id))
+                del self.matched[name, id]
+                gone.append(id)
+        return gone
+
+
+def runs_again(example: Example) -> bool:
+    """Whether a test can run again after its end, when its folders and its patches are gone."""
+    return not any(_LIVES_LONG.match(name) for name in example.arguments)
+
+
+def example_of(item: pytest.Item, *, failing: bool) -> Example | None:
+    """The call that an item made, or of a property the example that failed; nothing if it cannot be made again."""
+    components = tuple(value for value in _values(item) if isinstance(value, Component))
+    function, run = item.obj, current()  # type: ignore[attr-defined]
+    if hasattr(function, "hypothesis") or hasattr(getattr(function, "__wrapped__", None), "hypothesis"):
+        if not failing or run.example is None:
+            return None
+        test, arguments = run.example
+        return Example(test, arguments, components)
+    names = item._fixtureinfo.argnames  # type: ignore[attr-defined]
+    arguments = {name: item.funcargs[name] for name in names if name in item.funcargs}  # type: ignore[attr-defined]
+    return Example(function, arguments, components) if len(arguments) == len(names) else None
+
+
+def _values(item: pytest.Item) -> Iterator[Any]:
+    """The values of all fixtures of an item, also of those that other fixtures use."""
+    seen = {id(value): value for value in item.funcargs.values()}  # type: ignore[attr-defined]
+    yield from seen.values()
+    for definition in item._request._fixture_defs.values():  # type: ignore[attr-defined]
+        cached = definition.cached_result
+        if cached is not None and cached[2] is None and id(cached[0]) not in seen:
+            yield cached[0]
+
+
+def sentence(name: str) -> str:
+    """A fault in words: its name and what its docstring says."""
+    fault = next(fault for fault in all_faults() if fault.implementation() == name)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", fault.__name__).lower()
+    text = " ".join((fault.__doc__ or "").split("\n\n")[0].split())
+    return f"{words} ({text.rstrip('.')})" if text else words

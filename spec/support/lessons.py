@@ -1,0 +1,207 @@
+"""What a person reads about their own implementation: the first failure in full, and one line for each other cause.
+
+A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `faults`, `ruled_out`, `paste`.
+"""
+
+import ast
+import locale
+import os
+import re
+import textwrap
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spec.support.clauses import CLAUSES, LEVELS
+from spec.support.diagnosis import sentence
+from spec.support.reproduction import Call, literal
+from spec.support.run import Run
+
+WIDTH = 80
+LONGEST = 30  # lines of the first failure
+
+
+def chinese() -> bool:
+    """Whether the reader's language is Chinese."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return (next((name for name in names if name), None) or locale.getlocale()[0] or "").lower().startswith("zh")
+
+
+def title(name: str) -> str:
+    """The name of a test as words."""
+    head, bracket, parameters = name.removeprefix("test_").partition("[")
+    shown = "-".join(parameters.rstrip("]").split("-")[1:]) if bracket else ""
+    return head.replace("_", " ") + (f" [{shown}]" if shown else "")
+
+
+# What a report says of its failure
+
+
+def message(error: BaseException, file: str | None) -> str:
+    """What went wrong: the text of a failed assertion, or an error with the implementation's line that raised it."""
+    text = str(error).strip()
+    if type(error).__name__ == "Failed":
+        return text
+    if isinstance(error, AssertionError):
+        return f"not true: {text}"
+    last = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file][-1:]
+    place = "".join(f"\nat {os.path.basename(frame.filename)}:{frame.lineno}: {frame.line}" for frame in last)
+    return f"{type(error).__name__}: {text.partition(chr(10) * 2)[0]}{place}"
+
+
+def cause(error: BaseException, aspect: str, run: Run) -> str:
+    """The cause that failures are grouped by, in words."""
+    call = run.trace.calls[-1] if run.trace.calls else None
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == run.file]
+    text = str(error)
+    if aspect == "errors":
+        return "wrong arguments are accepted, or the error does not name them"
+    if type(error).__name__ != "Failed" and not isinstance(error, AssertionError):
+        unusual = _unusual(call)
+        place = f" ({os.path.basename(run.file or '')}:{frames[-1].lineno})" if frames else ""
+        return unusual[0] if unusual and frames else f"{type(error).__name__}: {text.splitlines()[0][:60]}{place}"
+    if "has dtype" in text:
+        return "the dtype of the result"
+    unusual = _unusual(call)
+    about = "" if aspect == "values" else f"{aspect}: "
+    return about + (unusual[0] if unusual else "other numbers" if "has shape" not in text else "another shape")
+
+
+def _unusual(call: Call | None) -> list[str]:
+    """What the arguments of a call have beyond the plainest use."""
+    if call is None:
+        return []
+    names = list(call.signature.parameters) if call.signature else []
+    arguments = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+    found = []
+    for name, value in arguments.items():
+        default = call.signature.parameters[name].default if call.signature and name in names else None
+        if isinstance(value, tuple) and all(isinstance(one, int) for one in value):
+            found.append(f"{name} as a {'pair' if len(value) == 2 else 'tuple'}")
+        elif isinstance(value, str):
+            found.append(f"{name}={value!r}")
+        elif isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16, torch.complex64):
+            found.append(str(value.dtype).removeprefix("torch."))
+        elif isinstance(value, bool | int | float) and value != default:
+            found.append(name)
+    return found
+
+
+def paste(run: Run) -> str:
+    """The last call as Python that shows the difference, with the expected result where that is known."""
+    text = run.trace.text(last=1)
+    if text and run.difference is not None and run.difference[0] is run.trace.result:
+        expected = run.difference[1]
+        if isinstance(expected, Tensor) and expected.numel() <= 64:
+            text = re.sub(r"print\((.*)\)$", r'print("got", \1)', text, flags=re.DOTALL | re.MULTILINE)
+            text += f'\nprint("expected", {literal(expected.detach())})'
+    try:
+        ast.parse(text)
+    except SyntaxError:  # an argument that cannot be written as Python, such as a test's own data set
+        return ""
+    return text
+
+
+# The report
+
+
+def order(report: Any) -> tuple[str, int]:
+    """Where a report stands in teaching order."""
+    return report.nodeid.partition("::")[0], dict(report.user_properties).get("order", 0)
+
+
+def explained(failures: Sequence[Any], passed: Sequence[Any]) -> Counter[str]:
+    """How many failures each fault explains, without those that what passes rules out."""
+    counts: Counter[str] = Counter()
+    gone = {name for report in (*failures, *passed) for name in dict(report.user_properties).get("ruled_out", ())}
+    for report in failures:
+        counts.update(name for name in dict(report.user_properties).get("faults", ()) if name not in gone)
+    return counts
+
+
+def first_failure(report: Any, counts: Counter[str]) -> list[str]:
+    """One failure in full, in at most `LONGEST` lines."""
+    properties = dict(report.user_properties)
+    lines = [": ".join(filter(None, [", ".join(properties["components"]), properties["title"]]))[:WIDTH]]
+    lines.append(f"  {report.nodeid}"[:WIDTH])
+    text = str(properties.get("message", report.longreprtext))
+    if 'print("expected"' in str(properties.get("paste", "")):  # which prints both in full
+        text = text.partition("\n  got all of")[0]
+    for line in [line for line in text.splitlines() if line.strip()][:12]:
+        lines += _wrapped(line, "  ")[:2]
+    if names := _best(properties.get("faults", ()), counts):
+        label = "诊断" if chinese() else "diagnosis"
+        lines += _wrapped(f"{label}: {' or '.join(sentence(name) for name in names)}", "  ")
+    for name in properties["clauses"][:1]:
+        entry = CLAUSES[name]
+        text = entry.statement_zh if chinese() else entry.statement
+        lines += _wrapped(f"{'规范' if chinese() else 'why'}: {text} ({name})", "  ")
+    code = [part for line in str(properties.get("paste", "")).splitlines() for part in _code(line)]
+    if code and len(lines) + len(code) + 1 <= LONGEST:
+        lines += ["在 Python 中粘贴运行:" if chinese() else "paste into Python:", *code]
+    return lines[:LONGEST]
+
+
+def _best(names: Sequence[str], counts: Counter[str]) -> list[str]:
+    """The faults of a failure that explain the most failures: one, or two that nothing tells apart."""
+    most = max((counts[name] for name in names), default=0)
+    return [name for name in names if most and counts[name] == most][:2]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    head = indent + " " * (len(text) - len(text.lstrip()))
+    if not chinese():
+        return textwrap.wrap(text.strip(), WIDTH - 1, initial_indent=head, subsequent_indent=head + "  ") or [""]
+    half = WIDTH // 2 - 4  # a Chinese character takes two columns
+    return [head + text.strip()[at : at + half] for at in range(0, len(text.strip()), half)] or [""]
+
+
+def _code(line: str) -> list[str]:
+    """A line of Python, broken where brackets allow it."""
+    if len(line) <= WIDTH or "#" in line or "'" in line:
+        return [line]
+    return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def others(failures: Sequence[Any], counts: Counter[str]) -> list[str]:
+    """One line for each other cause."""
+    groups: dict[str, int] = defaultdict(int)
+    for report in failures:
+        properties = dict(report.user_properties)
+        names = _best(properties.get("faults", ()), counts)
+        groups[sentence(names[0]) if names else properties.get("cause", "other reasons")] += 1
+    return [
+        f"  {name[: WIDTH - 14]}: {n} test{'s' * (n != 1)}" for name, n in sorted(groups.items(), key=lambda g: -g[1])
+    ]
+
+
+def progress(reports: Sequence[tuple[str, Any]], absent: set[str]) -> Iterator[str]:
+    """A line per component: what passed at each level, what comes next, and by whom it is computed."""
+    passed: dict[str, Counter[str]] = defaultdict(Counter)
+    judged: dict[str, Counter[str]] = defaultdict(Counter)
+    following: dict[str, Any] = {}
+    handed: dict[str, set[str]] = defaultdict(set)
+    for outcome, report in sorted(reports, key=lambda pair: order(pair[1])):
+        properties: Mapping[str, Any] = dict(report.user_properties)
+        for component in properties["components"]:
+            if component in absent:
+                continue
+            handed[component].update(dict(properties.get("handed_over", ())).get(component, ()))
+            judged[component][properties["level"]] += 1
+            if outcome in ("passed", "xfailed"):
+                passed[component][properties["level"]] += 1
+            else:
+                following.setdefault(component, properties)
+    for component, numbers in judged.items():
+        levels = (f"{level} {passed[component][level]}/{numbers[level]}" for level in LEVELS if numbers[level])
+        parts = [f"    {component:<18}", *levels]
+        if component in following:
+            ids = following[component]["clauses"]
+            parts.append(f"next: {following[component].get('title', '')}{f' ({ids[0]})' if ids else ''}")
+        if handed[component]:
+            parts.append(f"computed by {', '.join(sorted(handed[component]))}")
+        yield "   ".join(parts)

@@ -1,0 +1,55 @@
+"""What ends a call that does not return, or that prints without end."""
+
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from spec.support.run import current
+
+LIMIT = 10.0  # seconds, for the first call that does not return
+LATER = 3.0  # seconds, for those after it: the next ones are likely to hang as well
+PRINTS = 10_000_000  # bytes
+TICK = 0.5
+
+
+class GaveUp(BaseException):
+    """A call was ended. It is no `Exception`, so that neither the code under test nor Hypothesis catches it."""
+
+
+class Patience:
+    """Ends what takes too long. Without the signals of POSIX pytest-timeout alone does it, after five minutes."""
+
+    def __init__(self) -> None:
+        self._limit = LIMIT
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watch the code inside: between two calls of components at most `LIMIT` seconds may pass."""
+        if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        current().moved = started = time.monotonic()
+        handler = signal.signal(signal.SIGALRM, self._tick)
+        remaining, _ = signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if remaining:  # of pytest-timeout
+                signal.setitimer(signal.ITIMER_REAL, max(0.01, remaining - (time.monotonic() - started)))
+
+    def _tick(self, *_: Any) -> None:
+        if time.monotonic() - current().moved > self._limit:
+            said, self._limit = self._limit, LATER
+            raise GaveUp(f"a call did not return within {said:.0f} s")
+        with suppress(OSError):
+            status = os.fstat(1)
+            if stat.S_ISREG(status.st_mode) and status.st_size > PRINTS:
+                os.ftruncate(1, 0)
+                raise GaveUp(f"a call printed more than {PRINTS // 1_000_000} MB")
