@@ -249,7 +249,8 @@ class Group:
             synchronize_batch_norm(network, device),
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            bucket_cap_mb=BUCKET,
+            # the compiler divides the network by PyTorch's own sizes, and rejects smaller ones
+            bucket_cap_mb=BUCKET if network._compiled_call_impl is None else None,
         )
 
     def weighted_loss(self, loss_function: LossFunction, scores: Tensor, targets: Tensor) -> Tensor:
