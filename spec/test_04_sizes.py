@@ -52,7 +52,7 @@ def test_the_windows_of_a_wide_image_reach_its_last_column(RandomCrop: Any) -> N
 
 @clause("04.sizes.wide")
 def test_a_wide_image_is_resized_to_its_end(Resize: Any) -> None:
-    """Halving a row whose pixels come in equal pairs leaves the inner part of each plateau as it is."""
+    """Halving a row of plateaus leaves the inner part of each plateau unchanged."""
     values = np.repeat(np.arange(64, dtype=np.uint8) * 4, 34)[None].repeat(6, 0)  # 64 plateaus of 34: 2,176 pixels
     found = np.asarray(Resize((3, 1088))(Image.fromarray(values)))
     assert found.shape == (3, 1088)

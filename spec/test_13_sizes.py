@@ -1,7 +1,7 @@
 """Chapters 08 to 14 at sizes beyond the usual: every component, at several hundred and at several thousand numbers.
 
-Kernels compute whole blocks of 4 to 64 numbers, and what is left over apart. The counts here are odd, so that something
-is left over in every block size. Each number of the outputs and gradients is compared with the formula in float64
+Kernels compute whole blocks of 4 to 64 numbers, and the remaining numbers apart. The counts here are odd, so
+that numbers remain for every block size. Each number of the outputs and gradients is compared with the formula in float64
 (`spec/support/harness.py`).
 """
 
@@ -180,7 +180,7 @@ def test_eleven_layers_keep_their_order_when_they_are_saved(Sequential: Any) -> 
 
 @clause("13.sizes.exact")
 @pytest.mark.parametrize("name", ["sum", "tolerance"])
-def test_one_wrong_number_among_thousands_is_told(name: str) -> None:
+def test_one_wrong_number_among_thousands_is_found(name: str) -> None:
     """The comparison itself: one number off by four roundings is not lost among 3,129."""
     exact = numbers(3, 7, 149)
     wrong = exact.clone()

@@ -31,7 +31,7 @@ LEARNING = [
 ]
 """The layers that have parameters of their own; they take `device` and `dtype`."""
 ALIASES = ("flatten", "Flatten", "dropout", "Dropout")
-"""Whose result is a view of the input, or the input itself; dropout in evaluation."""
+"""The components that return a view of the input, or the input itself; dropout in evaluation."""
 every_learning_layer = pytest.mark.parametrize("component", LEARNING, indirect=True)
 
 
@@ -127,7 +127,7 @@ def test_whatever_alone_needs_a_gradient_gets_the_same_one(component: Any) -> No
 
 @clause("13.world.inputs")
 @every_component
-def test_a_call_leaves_what_it_is_given_as_it_was(component: Any) -> None:
+def test_a_call_changes_no_argument_and_no_parameter(component: Any) -> None:
     subject = SUBJECTS[component.name]
     call, parameters = subject.prepare(component, HUNDREDS, torch.float64)
     tensors = given(subject, HUNDREDS)
@@ -383,7 +383,7 @@ RESETTING = [name for name in LEARNING if name not in ("MultiheadAttention", "Tr
 
 @clause("13.world.reset")
 @pytest.mark.parametrize("component", RESETTING, indirect=True)
-def test_reset_parameters_makes_a_layer_as_it_was_at_first(component: Any) -> None:
+def test_reset_parameters_gives_the_state_of_a_new_layer(component: Any) -> None:
     subject = SUBJECTS[component.name]
     assert subject.make is not None
     module: Any = subject.layer(component, FEW, torch.float32)

@@ -134,8 +134,8 @@ def test_a_parameter_moves_by_the_rule_however_it_and_its_gradient_lie(
         optimizer.step()
     same(x, rule, 3, f"the parameter ({layout})")
     if layout == "columns of a table":
-        assert_equal(base[:, :3], whole[:, :3], "what stands beside the parameter")
-        assert_equal(base[:, 14:], whole[:, 14:], "what stands beside the parameter")
+        assert_equal(base[:, :3], whole[:, :3], "the memory beside the parameter")
+        assert_equal(base[:, 14:], whole[:, 14:], "the memory beside the parameter")
 
 
 class Course:
@@ -201,7 +201,7 @@ def test_the_order_of_groups_and_parameters_changes_no_course(course: Course, or
 @clause("15.optimizer.two_groups")
 @every_optimizer
 @pytest.mark.parametrize("missing", [(0,), (1,), (2, 3), (0, 1, 2, 3)], ids=str)
-def test_a_parameter_without_a_gradient_in_between_waits_and_the_others_go_on(
+def test_a_parameter_without_a_gradient_in_between_waits_for_its_next_one(
     course: Course, missing: tuple[int, ...]
 ) -> None:
     optimizer = course.made()

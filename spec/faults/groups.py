@@ -233,7 +233,7 @@ def fault(
 SIZES = "test_every_number_of_a_large_parameter_moves_by_the_rule"
 LAYOUTS = "test_a_parameter_moves_by_the_rule_however_it_and_its_gradient_lie"
 GROUPS = "test_each_of_two_groups_of_two_parameters_has_its_own_settings_and_state"
-WAITS = "test_a_parameter_without_a_gradient_in_between_waits_and_the_others_go_on"
+WAITS = "test_a_parameter_without_a_gradient_in_between_waits_for_its_next_one"
 ADDED = "test_a_group_that_is_added_after_the_first_steps_begins_there"
 DEFAULTS = "test_an_added_group_takes_what_it_does_not_say_from_the_defaults"
 LOADED = "test_saved_and_loaded_groups_continue_as_if_nothing_had_happened"
@@ -245,7 +245,7 @@ for _name in ("SGD", "Adam", "AdamW"):
     fault("TheRestStands", _name, skips_the_rest, SIZES, r"of 329 numbers in float(32|64) differs", WIDE)
     fault("TheRestStandsInHalfPrecision", _name, skips_the_rest, SIZES, r"of 329 numbers in b?float16 differs", HALF)
     fault("GradientsAreReadInMemoryOrder", _name, reads_memory, LAYOUTS, r"\(transposed gradient\) differs")
-    fault("WritesBesideAView", _name, writes_beside, LAYOUTS, r"what stands beside the parameter differs")
+    fault("WritesBesideAView", _name, writes_beside, LAYOUTS, r"the memory beside the parameter differs")
     fault("TheFirstGroupCountsForAll", _name, first_group_for_all, GROUPS, r"parameter 2 after step \d differs")
     fault("TheStateBelongsToAPosition", _name, state_by_position, WAITS, r"parameter \d after step \d differs")
     fault("LoadsBackwards", _name, loads_backwards, LOADED, r"parameter \d after step 4 differs")

@@ -1,4 +1,4 @@
-"""Chapters 08 to 14: components whose every option works alone, and not together with another one."""
+"""Chapters 08 to 14: components in which every option works alone, and not together with another one."""
 
 from typing import Any
 

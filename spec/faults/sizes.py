@@ -1,6 +1,6 @@
 """Chapters 08 to 14: components that are wrong from 64 numbers on, where a kernel's last block ends.
 
-They are made by construction: for every component one whose last number is wrong, and for every function one that
+They are made by construction: for every component one with a wrong last number, and for every function one that
 loses the last number of a gradient.
 """
 
@@ -113,7 +113,7 @@ for _name in SUBJECTS:
 
 
 def added_up_in_half(products: Tensor) -> Tensor:
-    """A sum over the last dimension whose every partial sum is rounded to the dtype."""
+    """A sum over the last dimension in which every partial sum is rounded to the dtype."""
     total = torch.zeros_like(products[..., 0])
     for part in products.unbind(-1):
         total = total + part
@@ -163,7 +163,7 @@ class SoftmaxAddsUpInHalfPrecision(Fault):
 
 
 class DropoutNeverDropsTheLastNumbers(Fault):
-    """What is left over of the blocks of 16 numbers is only doubled."""
+    """The rest after the blocks of 16 numbers is only doubled."""
 
     caught_by = "test_13_sizes.py::test_each_of_many_numbers_is_dropped_and_kept"
     says = r"of 48 calls none dropped the number at"

@@ -95,7 +95,7 @@ class TheWeightNeedsItsInput(Fault):
 class SoftmaxShiftsItsInput(Fault):
     """The largest number is subtracted in place."""
 
-    caught_by = FILE + "test_a_call_leaves_what_it_is_given_as_it_was"
+    caught_by = FILE + "test_a_call_changes_no_argument_and_no_parameter"
     says = r"input after the call differs|was written to"
 
     @staticmethod
@@ -108,7 +108,7 @@ class SoftmaxShiftsItsInput(Fault):
 class LossWritesTheIgnoredTargets(Fault):
     """What is ignored is set to class 0 in the targets themselves."""
 
-    caught_by = FILE + "test_a_call_leaves_what_it_is_given_as_it_was"
+    caught_by = FILE + "test_a_call_changes_no_argument_and_no_parameter"
     says = r"modified by an inplace operation|target was written to"
 
     @staticmethod
@@ -278,7 +278,7 @@ class TheDeviceIsForgotten(Fault):
 class ResetForgetsTheStatistics(Fault):
     """Weight and bias are as at first, the running statistics are not."""
 
-    caught_by = FILE + "test_reset_parameters_makes_a_layer_as_it_was_at_first"
+    caught_by = FILE + "test_reset_parameters_gives_the_state_of_a_new_layer"
     says = r"running_mean after reset_parameters differs"
 
     class BatchNorm2d(nn.BatchNorm2d):
@@ -290,7 +290,7 @@ class ResetForgetsTheStatistics(Fault):
 class ResetForgetsTheBias(Fault):
     """The weight is drawn anew, the bias stays."""
 
-    caught_by = FILE + "test_reset_parameters_makes_a_layer_as_it_was_at_first"
+    caught_by = FILE + "test_reset_parameters_gives_the_state_of_a_new_layer"
     says = r"bias after reset_parameters differs"
 
     class Conv2d(nn.Conv2d):
@@ -305,7 +305,7 @@ class ResetForgetsTheBias(Fault):
 
 
 class TheLastInputIsKept(Fault):
-    """A layer remembers its last input, for a picture perhaps."""
+    """A layer remembers its last input, for an image of it perhaps."""
 
     caught_by = FILE + "test_nothing_is_kept_of_a_call_once_its_result_is_gone"
     says = r"Tanh: of the inputs and results \[0\] of 2 are still in memory"

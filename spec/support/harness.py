@@ -414,7 +414,7 @@ SUBJECTS: dict[str, Subject] = {
 
 @dataclass(frozen=True)
 class Expected:
-    """A result of the oracle: its name, the exact numbers, and how far its inputs' roundings move them at most."""
+    """A result of the oracle: its name, the exact numbers, and the largest distance by which roundings move them."""
 
     name: str
     exact: Tensor
@@ -460,7 +460,7 @@ def expected(subject: Subject, size: int, dtype: torch.dtype, parameters: Tensor
     """What the oracle gives for the numbers as the dtype holds them, with the reach of their roundings.
 
     A sum of n products in a dtype is the exact sum of products that are off by n · eps. So inputs that are off by that
-    much move a result about as far as the roundings of the computation. Two draws say how far that is.
+    much move a result about as far as the roundings of the computation. Two draws say that distance.
     """
     precise = torch.float64
     tensors = rounded(rounded(subject.given(size), dtype), precise)
@@ -500,10 +500,10 @@ def judge(component: Any, size: int, dtype: torch.dtype, layout: int = 0) -> Non
     """Compare a component with its oracle: the dtype, the shape and each number of the outputs and gradients.
 
     Args:
-        component: The component on trial; its name says which subject it is.
+        component: The component under test; its name says which subject it is.
         size: An index of `SIZES`.
         dtype: The floating-point type.
-        layout: How its inputs lie in memory, see `laid_out`.
+        layout: The memory layout of its inputs, see `laid_out`.
     """
     __tracebackhide__ = True
     subject = SUBJECTS[component.name]
