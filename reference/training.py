@@ -268,7 +268,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate `network`, computing in `precision`, on every batch of `loader`, without gradients.
 
-    Of several processes in a `group`, each computes every so many batches; the result is the same in all of them.
+    The processes of a `group` compute the batches in turn; every process returns the same result.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.

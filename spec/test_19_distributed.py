@@ -169,8 +169,8 @@ def test_several_processes_take_the_steps_of_one_and_evaluate_bit_equal(tmp_path
 
 
 def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) -> None:
-    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of what it is a sum of, which
-    # is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
+    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps times the sum of
+    # magnitudes, which is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
     assert found["weights"].keys() == one["weights"].keys()
     for key, expected in one["weights"].items():
@@ -182,7 +182,7 @@ def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) ->
 
 
 @clause("19.processes.evaluation")
-def test_each_process_computes_every_so_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_evaluate_the_batches_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation is divided: with three processes, the second one computes the second batch, and no other of four."""
     computed: list[int] = []
 
@@ -270,7 +270,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_
     assert [result.status for result in results] == [0, 0], results
     assert "resuming after step 6 (1 of 2 epochs done)" in results[0].out
     assert results[1].out == ""
-    # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
+    # the largest difference that rounding of the weights causes in a training of this network and length (chapter 18)
     exact, wobbling = pytorchs_losses(12, batch=16)
     allowed = float((wobbling - exact).abs().max())
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
