@@ -170,7 +170,7 @@ def test_several_processes_take_the_steps_of_one_and_evaluate_bit_equal(tmp_path
 
 def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) -> None:
     # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps times the sum of
-    # magnitudes, which is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
+    # magnitudes (below 1 here), and 8 steps with momentum 0.9 and learning rate 0.05 add up to below 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
     assert found["weights"].keys() == one["weights"].keys()
     for key, expected in one["weights"].items():
