@@ -1,7 +1,7 @@
 """Chapters 08 to 14 at sizes beyond the usual: every component, at several hundred and at several thousand numbers.
 
 Kernels compute whole blocks of 4 to 64 numbers, and the remaining numbers apart. The counts here are odd, so
-that numbers remain for every block size. Each number of the outputs and gradients is compared with the formula in float64
+that numbers remain for every block size. Each number of outputs and gradients is compared with the formula in float64
 (`spec/support/harness.py`).
 """
 
