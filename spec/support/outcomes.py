@@ -97,7 +97,13 @@ class Offer:
         self._own = {n for n, p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         self._places = [n for n, p in own.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self.lacks = (
-            [] if not own or (self._any_keyword and any_positional) else [n for n in self._model if not self._has(n)]
+            []
+            if not own or (self._any_keyword and any_positional)
+            else [
+                n
+                for n, p in self._model.items()
+                if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and not self._has(n)
+            ]
         )
         """PyTorch's parameters that the component lacks."""
 
