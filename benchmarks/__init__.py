@@ -1,1 +1,1 @@
-"""How fast it is. `pytest benchmarks/` shows implementations side by side, `python -m benchmarks` prints ratios."""
+"""Speed: `pytest benchmarks/` compares implementations, `python -m benchmarks` prints ratios."""

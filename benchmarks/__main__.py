@@ -1,4 +1,4 @@
-"""Print ratios of pairs, the reference against PyTorch and against bare matrix products, as a Markdown table."""
+"""Print ratios of pairs, the reference against PyTorch and against matrix products alone, as a Markdown table."""
 
 import argparse
 import os
@@ -18,16 +18,16 @@ from spec.support.implementations import load
 TOPICS = ("convolution", "pooling", "activation", "loss", "optim", "step")
 
 LIMITS = {"convolution": 3.0, "pooling": 1.5, "step": 3.0}
-"""The wanted ratio to PyTorch's time, where there is a form for training; definitions are not tuned."""
+"""The wanted ratio to PyTorch's time for components with a fast form; definitions are not tuned."""
 
 PRODUCTS_LIMIT = 1.5
-"""How many times the time of its matrix products a convolution may take."""
+"""The wanted ratio of a convolution's time to that of its matrix products."""
 
 CPU = torch.device("cpu")
 
 
 def products(case: Pass) -> Step:
-    """A convolution's three matrix products on windows that are laid out already; two if it is the first layer."""
+    """A convolution's three matrix products on windows that are already laid out; two if it is the first layer."""
     images, weight, _ = case.inputs()
     depth, outputs = weight[0].numel(), weight.shape[0]
     windows = torch.randn(BATCH * images.shape[-2] * images.shape[-1], depth)
@@ -69,7 +69,7 @@ def training_step(name: str) -> Step:
 
 
 def main() -> None:
-    """Measure what the command line asks for and print it."""
+    """Measure the figures requested on the command line and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs a ratio, at least 7 (default: {PAIRS})")
     parser.add_argument("--topic", choices=TOPICS, action="append", help="default: all, and the growth")

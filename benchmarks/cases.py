@@ -1,7 +1,7 @@
-"""What is measured: components at work as in a training of the network, forward and backward, on a batch of 64.
+"""The cases to measure: components as in a training of the network, forward and backward, on a batch of 64.
 
-A case knows how to prepare its tensors, what one step is, and what must come out; so that whoever times a step, pytest
-or `python -m benchmarks`, times the same thing, and knows that it was right.
+A case prepares its tensors, makes one step, and checks the result; so pytest and `python -m benchmarks` time the same
+step, and know that it is right.
 """
 
 from abc import ABC, abstractmethod
@@ -19,17 +19,17 @@ BATCH = 64
 """Images in a batch, as in the tutorial."""
 
 Step = Callable[[], Sequence[Tensor]]
-"""One step, ready to be timed; it returns everything that it computed."""
+"""One step, ready to be timed; it returns all results."""
 
 
 @dataclass(frozen=True, repr=False)
 class Case(ABC):
-    """Something that every implementation can be timed at.
+    """A measurement that can be made of every implementation.
 
     Attributes:
-        topic: whose file of `benchmarks/` it belongs to.
+        topic: names the file of `benchmarks/` that it belongs to.
         component: the name that an implementation must define.
-        label: what it works on, for tables.
+        label: the size of its input, for tables.
     """
 
     topic: str
@@ -45,7 +45,7 @@ class Case(ABC):
 
     @abstractmethod
     def check(self, result: Sequence[Tensor]) -> None:
-        """Assert that a step returned what it must."""
+        """Assert that the result of a step is right."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,14 +53,14 @@ class Pass(Case):
     """A component's forward and backward pass.
 
     Attributes:
-        inputs: makes the arguments, on the CPU in float32; gradients are asked of those that need one.
+        inputs: makes the arguments, on the CPU in float32; the result includes the gradients of those that require one.
         layer: the arguments to build the component with, if it is a layer; it gets the weights of PyTorch's layer, and
-            gradients are asked of those too.
+            the result includes their gradients.
         options: named arguments of the call.
-        operations: how many roundings lie on the way to one number (`spec.support.assertions.rounding`); None if all
-            is exact, because the numbers are whole or are only moved.
-        magnitude: how large the numbers on that way get at most.
-        training: whether a layer is used as in training.
+        operations: the number of roundings on the way to one number (`spec.support.assertions.rounding`); None if all
+            results are exact, because the numbers are integers or are only moved.
+        magnitude: the largest number on that way.
+        training: whether a layer is used in training mode.
     """
 
     inputs: Callable[[], tuple[Tensor, ...]]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the devices, the tables, and what a saved run remembers of the machine."""
+"""Shared by the benchmarks: the devices, the tables, and the description of the machine in a saved run."""
 
 import gc
 import warnings
@@ -15,17 +15,17 @@ from spec.support.implementations import Implementation
 Measure = Callable[[Case], None]
 
 REMARKS = pytest.StashKey[list[str]]()
-"""What is to be said about the comparison with a saved run."""
+"""Remarks about the comparison with a saved run."""
 
 ROUNDS = 50
-"""How often a component is timed on a GPU."""
+"""Number of timings of a component on a GPU."""
 
 COLUMNS = ["min", "median", "iqr", "rounds"]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Short tables; and what pytest-benchmark warns about is said in one line, it is no error."""
+    """Set up short tables; print a warning of pytest-benchmark in one line, since it is no error."""
     config.stash[REMARKS] = []
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
 
@@ -43,28 +43,28 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[REMARKS].append(text)
 
     show = warnings.showwarning
-    warnings.showwarning = remark  # as long as pytest configures, which saves and restores it
+    warnings.showwarning = remark  # while pytest configures, which saves and restores it
     warnings.simplefilter("always", PytestBenchmarkWarning)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The remarks, if there are any."""
+    """Print the remarks, if there are any."""
     for text in config.stash[REMARKS]:
         terminalreporter.write_line(f"benchmarks: {text}")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Forget the clock's speed of the moment, by which a machine would differ from itself."""
+    """Drop the current clock rate, which varies on one machine."""
     cpu = machine_info["cpu"]
     for name in [name for name in cpu if name.startswith("hz_")]:
         del cpu[name]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each benchmark runs on the CPU and, where there is one, on the GPU; or only on the device that is asked for.
+    """Run each benchmark on the CPU and, if there is one, on the GPU; or only on the device of the command line.
 
-    With `-m gpu` the CPU's belong to it: they are what the GPU is compared with. In the rehearsal it stands for both.
+    With `-m gpu` the benchmarks on the CPU run too, for comparison. In the rehearsal the CPU stands in for the GPU.
     """
     if "device" in metafunc.fixturenames:
         chosen = str(metafunc.config.getoption("--device"))
@@ -85,7 +85,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A third of a second each, at least seven rounds; what an implementation lacks cannot be timed."""
+    """Time each for a third of a second, at least seven rounds; skip components that an implementation lacks."""
     for item in items:
         if "benchmark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(min_rounds=7, max_time=0.3))
@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def clear_cache(device: torch.device) -> Callable[[], None]:
-    """What is done before each round on a GPU: its second-level cache is overwritten, and it becomes idle.
+    """The function to call before each round on a GPU: it overwrites the second-level cache and waits for the GPU.
 
     Otherwise a small input stays in the cache from round to round, which it never does in a training.
     """
@@ -112,7 +112,7 @@ def clear_cache(device: torch.device) -> Callable[[], None]:
 
 @pytest.fixture(autouse=True)
 def idle_device() -> None:
-    """Before each benchmark the GPU has done its work and given back the memory that the last one left."""
+    """Before each benchmark, wait for the GPU and release the memory that the last one left."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.synchronize()
@@ -121,7 +121,7 @@ def idle_device() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any, implementation: Implementation, device: torch.device) -> Measure:
-    """Time one step of a case and assert its result; what can be compared stands in one table."""
+    """Time one step of a case and assert its result; comparable cases are in one table."""
 
     def run(case: Case) -> None:
         benchmark.group = f"{case.topic}: {case}"

@@ -84,7 +84,7 @@ def parts(run: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def claims(run: dict[str, Any], language: str) -> Iterator[tuple[str, ...]]:
-    """The tutorial's two claims about speed, and what was measured."""
+    """The tutorial's two claims about speed, and the measurements."""
     programs = [figure for figure in parts(run, "tutorial") if "epoch" not in figure]
     for figure in programs:
         if figure.get("epochs") == 10:
@@ -130,7 +130,7 @@ def measured(run: dict[str, Any], language: str) -> Iterator[tuple[str, ...]]:
 
 
 def render(runs: dict[str, dict[str, Any]], language: str) -> str:
-    """The recorded runs in Markdown, the newest first; rehearsals are no measurements."""
+    """The recorded runs in Markdown, the newest first; rehearsals are left out."""
     runs = {name: run for name, run in runs.items() if not run["rehearsal"]}
     if not runs:
         return text("none", language)
@@ -163,7 +163,7 @@ def filled(document: str, content: str) -> str:
 
 
 def main() -> int:
-    """Render or check what the command line asks for."""
+    """Render or check the documents, as requested on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document differs")
     chosen = parser.parse_args()

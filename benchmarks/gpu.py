@@ -30,21 +30,21 @@ from benchmarks.strict import dump
 
 ROOT = Path(__file__).parents[1]
 PACKED = ROOT / "build/gpu"
-"""Where `benchmarks.pack` leaves the wheels and the images."""
+"""The folder in which `benchmarks.pack` puts the wheels and the images."""
 BUDGET = 480.0
-"""Seconds that all parts may take together."""
+"""Time limit of all parts together, in seconds."""
 REHEARSAL = 10.0
-"""How many times longer a rehearsal may take, on whatever CPU there is."""
+"""The factor of a rehearsal's time limit, on any CPU."""
 GRACE = 8.0
-"""Seconds in which a part that reached its limit can write what it has, before it is killed."""
+"""Seconds for a part that reached its limit to write its results, before it is killed."""
 LOG_LIMIT = 2**20
-"""Bytes of a part's output that are kept in the log, from its end."""
+"""Bytes of a part's output in the log, from its end."""
 PYTEST = ("-p", "no:cacheprovider", "-p", "benchmarks.outcomes", "-q")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is run and recorded under one name.
+    """A measurement or test run that is recorded under one name.
 
     Attributes:
         name: its key in the JSON.
@@ -74,11 +74,11 @@ def pytest_part(
     return Part(name, seconds, ("-m", "pytest", *words, *PYTEST), ("-m", "pytest", *rehearsal, *PYTEST), beside)
 
 
-# That the components pass on the device is a part of its own here, by several processes.
+# The tests of the components on the device are a part of its own here, in several processes.
 _GPU_TESTS = ("spec", "-m", "gpu", "--deselect", "spec/test_19_convergence.py::test_the_specification_runs_on_the_gpu")
 _COMPONENTS = ("spec", "--impl", "reference,torch", "--hypothesis-profile", "gpu")
 
-# The training steps first, always in the same order: what the limit cuts off are components.
+# The training steps first, always in the same order: if the limit ends the part, components are missing.
 _BENCHMARKS = (
     *("-p", "no:randomly", "benchmarks/test_device.py"),
     *sorted(f"benchmarks/{path.name}" for path in ROOT.glob("benchmarks/test_*.py") if path.stem != "test_device"),
@@ -123,7 +123,7 @@ class Record:
     content: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Replace the file in one step: whoever reads it finds a whole one."""
+        """Replace the file in one step: a reader always finds a whole one."""
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(dump(self.content), encoding="utf-8")
         temporary.replace(self.path)
@@ -133,7 +133,7 @@ class Running:
     """A part that has been started.
 
     Args:
-        part: what is run.
+        part: the part to run.
         words: the arguments of Python.
         seconds: its limit.
         folder: an empty folder for its files; the part starts in the project's folder.
@@ -169,7 +169,7 @@ class Running:
             self.signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
-        self.signal(signal.SIGKILL)  # also what it started and left running
+        self.signal(signal.SIGKILL)  # also the processes that it started and left running
         code = self.process.wait()
         if status == "done" and code != 0:
             status = f"failed with exit status {code}"
@@ -187,12 +187,12 @@ class Running:
             os.killpg(self.process.pid, number)
 
     def output(self) -> str:
-        """What it printed, at most the last `LOG_LIMIT` bytes."""
+        """The output of the part, at most the last `LOG_LIMIT` bytes."""
         return (self.folder / "output").read_bytes()[-LOG_LIMIT:].decode("utf-8", "replace")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The figures that a part recorded, one a line; a last line that was cut off is left out."""
+    """The figures that a part recorded, one per line; an incomplete last line is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(ValueError):
@@ -201,7 +201,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def brief(benchmarks: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is kept of pytest-benchmark's JSON: group, test, median and quartiles in seconds, rounds, remarks."""
+    """An excerpt of pytest-benchmark's JSON: group, test, median and quartiles in seconds, rounds, remarks."""
     return [
         {"group": one["group"], "test": one["name"]}
         | {key: one["stats"][key] for key in ("median", "q1", "q3", "rounds")}
@@ -225,7 +225,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def prepare(packed: Path, scratch: Path, attempt: Callable[[str, Callable[[], None]], None]) -> dict[str, str]:
-    """The environment variables of the parts: where packages, images and temporary files are."""
+    """The environment variables of the parts: the folders of packages, images and temporary files."""
     environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     environment |= {"XDG_CACHE_HOME": str(scratch / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     paths = [str(ROOT)]
@@ -255,12 +255,12 @@ def run(
     """Prepare, run `parts`, record; return the content of `gpu.json`.
 
     Args:
-        parts: what is run, the most important first.
+        parts: the parts to run, the most important first.
         output: the folder for `gpu.json` and `gpu.log`; made if it is missing.
         packed: the folder that `benchmarks.pack` filled; it may be missing.
         budget: seconds for everything together.
         rehearse: whether the CPU stands in for the GPU.
-        preparation: what is run before.
+        preparation: the parts to run before.
     """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ def run(
         start, step = time.monotonic(), {"step": what, "status": "done", "seconds": 0.0}
         try:
             function()
-        except Exception as error:  # the parts say what is missing then
+        except Exception as error:  # the parts report what is missing
             step["status"] = f"failed: {type(error).__name__}: {error}"
         step["seconds"] = round(time.monotonic() - start, 1)
         record.content["preparation"].append(step)
@@ -348,7 +348,7 @@ def summary(entry: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the parts requested on the command line."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for gpu.json and gpu.log")

@@ -34,11 +34,11 @@ from reference.data.shapes import Shapes
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL_ACCURACY = 0.5585
-"""The test accuracy that `--recipe fast` has to reach; `docs/` says where it comes from."""
+"""The test accuracy that `--recipe fast` has to reach; `docs/` gives its source."""
 EPOCHS = 10
-"""Of the tutorial's recipe."""
+"""The same for the tutorial's recipe."""
 CLAIMED_SECONDS = 148.0
-"""What the tutorial's ten epochs take on its GPU (chapter 19, line 1714)."""
+"""The seconds of the tutorial's ten epochs on its GPU (chapter 19, line 1714)."""
 
 
 def record(**figure: Any) -> None:
@@ -52,10 +52,10 @@ def record(**figure: Any) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how large the measurements are.
+    """Place and size of the measurements.
 
     Attributes:
-        device: where the networks are trained.
+        device: the device of the networks.
         rehearse: whether the CPU stands in for the GPU, at reduced size.
     """
 
@@ -93,12 +93,12 @@ class Place:
         return Settings(**values, device=str(self.device), quiet=True)
 
     def wait(self) -> None:
-        """Return when the device has done its work."""
+        """Return when the device has completed its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def fresh_memory(self) -> None:
-        """Give back unused memory and begin to measure its peak anew."""
+        """Release unused memory and restart the measurement of its peak."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
@@ -135,7 +135,7 @@ def environment(place: Place) -> None:
 
 
 def printed(*command: str) -> str | None:
-    """What a program prints, or None if it cannot be run or fails."""
+    """The output of a program, or None if it cannot be run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -144,20 +144,20 @@ def printed(*command: str) -> str | None:
 
 
 def images(place: Place) -> None:
-    """Decode the images once, so that no later part pays for it."""
+    """Decode the images once, so that no later part spends time on it."""
     began = time.perf_counter()
     train_set, test_set = place.halves()
     record(images=len(train_set) + len(test_set), seconds=round(time.perf_counter() - began, 2))
 
 
 TF32 = "TF32"
-"""A precision of this module: float32 whose products may be computed in TF32, PyTorch's `fp32_precision = "tf32"`."""
+"""A precision of this module: float32 with matrix products in TF32, PyTorch's `fp32_precision = "tf32"`."""
 PRECISIONS = ("float32", TF32, "bfloat16")
 
 
 @contextmanager
 def tf32(on: bool, device: torch.device) -> Iterator[None]:
-    """Allow or forbid TF32, whatever a training asks for meanwhile; `train_full.py` itself has no flag for it."""
+    """Allow or forbid TF32, whatever a training requests meanwhile; `train_full.py` itself has no flag for it."""
     if not on or device.type != "cuda":
         yield
         return
@@ -194,7 +194,7 @@ def trainings(place: Place, how: str) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         warm = place.settings(epochs=1, limit_train=640, limit_test=160) if not place.rehearse else None
-        if warm is not None:  # the device's start is not part of the first training
+        if warm is not None:  # the start of the device is not part of the first training
             train(replace(warm, output=Path(name) / "warm"))
         for precision in PRECISIONS:
             if how != "off":
@@ -212,7 +212,7 @@ def trainings(place: Place, how: str) -> None:
 
 
 def outcome(folder: Path, seconds: float) -> dict[str, Any]:
-    """What a run folder tells: accuracy and losses, and the images a second of each epoch."""
+    """The results in a run folder: accuracy and losses, and the images per second of each epoch."""
     lines = [json.loads(one) for one in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = lines[-1]
     return {
@@ -227,7 +227,7 @@ def outcome(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def command(place: Place) -> None:
-    """`train_full.py` as a person starts it, in a process of its own: seconds from the command to its end."""
+    """`train_full.py` as a user starts it, in a process of its own: seconds from the command to its end."""
     with tempfile.TemporaryDirectory() as name:
         for precision in ("float32", "auto"):
             output = Path(name) / precision
@@ -242,11 +242,11 @@ def command(place: Place) -> None:
 
 
 class _EnoughError(Exception):
-    """Ends the tutorial's program where enough of it has been measured."""
+    """Ends the tutorial's program when enough of it has been measured."""
 
 
 class _Clock(io.TextIOBase):
-    """Standard output of the tutorial's program: notes when an epoch begins and when a hundred steps are done."""
+    """Standard output of the tutorial's program: notes the start of each epoch and the end of each hundred steps."""
 
     def __init__(self, on_epoch: Callable[[int, float], None], steps: int | None) -> None:
         self.on_epoch, self.last_step = on_epoch, steps
@@ -310,7 +310,7 @@ def tutorial(place: Place) -> None:
 def follow(
     program: str, folder: Path, on_epoch: Callable[[int, float], None], steps: int | None
 ) -> tuple[_Clock, bool]:
-    """Run a program in `folder`; its clock, and whether it came to its end."""
+    """Run a program in `folder`; return its clock, and whether it reached its end."""
     import torchvision.datasets.cifar as cifar
 
     clock, accepted = _Clock(on_epoch, steps), cifar.check_integrity
@@ -350,7 +350,7 @@ def fast(place: Place) -> None:
     if not place.rehearse:
         few.images, few.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
     few.classes = train_set.classes
-    learn(few, test_set, 1, 0, place.device)  # the device's start is not part of the first training
+    learn(few, test_set, 1, 0, place.device)  # the start of the device is not part of the first training
     seeds = range(2 if place.rehearse else 3)
     for data, epochs in ((few, 1), *((train_set, count) for count in ((1,) if place.rehearse else (1, 4, 10)))):
         for seed in seeds:
@@ -408,7 +408,7 @@ def profile(place: Place) -> None:
                     dtype=str(dtype or torch.float32).removeprefix("torch."),
                     milliseconds=round(1e3 * plain, 4),
                     gpu_milliseconds=round(1e3 * busy / steps, 4),
-                    # the profiler slows the host down: the share is that of a step without it
+                    # the profiler slows the host down, so the share is of a step without it
                     gpu_share=round(busy / steps / plain, 4) if kernels else None,
                     kernels_a_step=kernels / steps,
                     longest=top,
@@ -416,7 +416,7 @@ def profile(place: Place) -> None:
 
 
 def on_the_device(events: list[dict[str, Any]]) -> tuple[float, int, list[dict[str, Any]]]:
-    """Of a profiler's trace: seconds in which at least one kernel or copy ran, how many ran, and the longest names."""
+    """From a profiler's trace: seconds with at least one kernel or copy running, their number, and the longest."""
     ran = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and "dur" in e]
     busy, reached = 0.0, float("-inf")
     for event in sorted(ran, key=lambda e: float(e["ts"])):

@@ -1,4 +1,4 @@
-"""How the time of the reference's convolution grows: with the number of pixels, and with the channels' product."""
+"""The growth of the time of the reference's convolution: with the number of pixels, and with the channels' product."""
 
 import math
 from collections.abc import Callable, Sequence

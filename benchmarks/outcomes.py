@@ -1,7 +1,7 @@
 """A pytest plugin that records outcomes while the tests run: `-p benchmarks.outcomes`, into the file `OCEAN_RECORD`.
 
-One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped, so
-that the counts of a run that is ended at its limit are known, too.
+One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped,
+so that the counts of a run that was ended at its limit are known, too.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from benchmarks.strict import line
 
 STEP = 100
-"""How many tests of one outcome are counted together."""
+"""Number of tests of one outcome that are counted together."""
 
 TRIAL = ("implementation", "components", "absent")
 """Properties that every test of an implementation has."""
@@ -29,7 +29,7 @@ class Outcomes:
         self.slowest: list[tuple[float, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test once: at its call, or where it ended before."""
+        """Count a test once: at its call, or in the phase that ended it before."""
         if report.failed:
             text = getattr(report.longrepr, "reprcrash", None)
             message = text.message if text is not None else str(report.longrepr)
@@ -53,7 +53,7 @@ class Outcomes:
             self.flush((outcome, reason))
 
     def flush(self, key: tuple[str, str]) -> None:
-        """Write a count and begin it anew."""
+        """Write a count and reset it."""
         count = self.counts.pop(key, 0)
         if count:
             self.write({"outcome": key[0], "count": count} | ({"reason": key[1]} if key[1] else {}))
@@ -71,6 +71,6 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record in the process that reports; the workers of xdist tell it."""
+    """Record in the process that reports; the workers of xdist send their reports to it."""
     if "OCEAN_RECORD" in os.environ and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes(Path(os.environ["OCEAN_RECORD"])))

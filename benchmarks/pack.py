@@ -1,4 +1,4 @@
-"""Pack what a GPU machine without a network lacks: `python -m benchmarks.pack --images PATH`.
+"""Pack the files that a GPU machine without a network lacks: `python -m benchmarks.pack --images PATH`.
 
 The folder `build/gpu`, which git ignores, then holds the wheels of every package that the project and its tests need
 and that the machine does not have, for Python 3.12 on Linux x86-64, and the images as one archive. `python -m
@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from benchmarks.gpu import PACKED, ROOT
 
 PRESENT = ("torch", "torchvision", "numpy", "pillow", "scipy", "matplotlib")
-"""Packages that a machine for PyTorch has; they are too large to carry."""
+"""Packages that a machine for PyTorch has already; they are too large to pack."""
 UNUSED = ("ruff", "pyright", "nbclient", "nbformat", "ipykernel", "playwright", "cosmic-ray", "nox", "vale")
 """Packages of the project's extras that no part of the GPU command uses."""
 MORE = ("expecttest",)
@@ -32,11 +32,11 @@ PLATFORMS = (
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
 LIMIT = 64.0
-"""MiB that may travel."""
+"""Limit of the packed files, in MiB."""
 
 
 def requirements(pyproject: Path, left_out: Iterable[str]) -> list[str]:
-    """What the project and its tests ask for, without the packages in `left_out`."""
+    """The requirements of the project and its tests, without the packages in `left_out`."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"], *MORE]
     names = {canonicalize_name(name) for name in left_out}
@@ -52,7 +52,7 @@ def download(wanted: Sequence[str], target: Path, version: str) -> None:
 
 
 def wheels(target: Path, present: Iterable[str], version: str) -> list[Path]:
-    """Fill the folder `target` with the wheels that are needed beside the packages in `present`."""
+    """Fill the folder `target` with the required wheels that are not in `present`."""
     present = [*present]
     with tempfile.TemporaryDirectory() as name:
         download(requirements(ROOT / "pyproject.toml", (*present, *UNUSED)), Path(name), version)
@@ -81,7 +81,7 @@ def images(source: Path, target: Path) -> None:
 
 
 def main() -> int:
-    """Pack what the command line asks for."""
+    """Pack the files requested on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pack", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=PACKED, metavar="DIR", help=f"default: {PACKED}")
     parser.add_argument(

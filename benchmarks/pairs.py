@@ -1,4 +1,4 @@
-"""Ratios of pairs that are run in turn, A B A B …: what slows the machine down for a while slows both."""
+"""Ratios of pairs that are run in turn, A B A B …: a temporary slowdown of the machine affects both."""
 
 import statistics
 import time
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PAIRS = 9
-"""How many pairs; the fewest that a figure may rest on are 7."""
+"""Number of pairs; a figure needs at least 7."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much longer A takes than B.
+    """The ratio of the times of A and B.
 
     Attributes:
         ratios: of each pair, time of A / time of B.
@@ -29,7 +29,7 @@ class Ratio:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The first and the third quartile: half of the pairs lie between."""
+        """The first and the third quartile: half of the pairs are between them."""
         low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
         return low, high
 
@@ -50,16 +50,16 @@ def compare(
     Args:
         first: A.
         second: B.
-        pairs: how many times each, at least 7.
-        seconds: for how long each is repeated, each time; its time is the shortest of the repetitions.
-        clock: what measures, in seconds.
+        pairs: number of timings of each, at least 7.
+        seconds: duration of the repetitions of each timing; its time is the shortest of the repetitions.
+        clock: the clock, in seconds.
 
     Raises:
         ValueError: `pairs` is below 7.
     """
     if pairs < 7:
         raise ValueError(f"compare: pairs must be at least 7, got {pairs}")
-    for function in (first, second):  # whatever happens only once
+    for function in (first, second):  # work that is done only once
         function()
     times = [(shortest(first, seconds, clock), shortest(second, seconds, clock)) for _ in range(pairs)]
     return Ratio(
@@ -68,7 +68,7 @@ def compare(
 
 
 def shortest(function: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The shortest time of a call, of as many as fit into `seconds`, three at least."""
+    """The shortest time of a call; the calls are repeated for `seconds`, at least three times."""
     times: list[float] = []
     end = clock() + seconds
     while clock() < end or len(times) < 3:

@@ -1,4 +1,4 @@
-"""Chapters 08 and 09: the three convolutions of the network, and one as a large network has it."""
+"""Chapters 08 and 09: the three convolutions of the network, and one from a large network."""
 
 import pytest
 

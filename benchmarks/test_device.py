@@ -1,12 +1,12 @@
-"""CPU against GPU: what a training step costs on each, with and without the way to the GPU, and the memory it takes.
+"""CPU against GPU: the time of a training step on each, with and without the transfers to the GPU, and its memory.
 
     pytest benchmarks/test_device.py -m gpu                      # on a GPU
     pytest benchmarks/test_device.py -m gpu --gpu-rehearsal      # the same on the CPU
 
-Every time ends when the device has done its work. The other files compare the components one by one: with `-m gpu` each
-is timed on the CPU and on the GPU. The tutorial's claims, ten times as fast and 148 seconds for ten epochs, are the
-ratio of two rows of "training step, 64 images", and 7,820 such steps and ten evaluations:
-`python scripts/train_full.py --dataset cifar10 --device cuda` prints its images a second.
+Every time ends when the device has completed its work. The other files compare the components one by one: with
+`-m gpu` each is timed on the CPU and on the GPU. The tutorial's claims, ten times as fast and 148 seconds for ten
+epochs, are the ratio of two rows of "training step, 64 images", and 7,820 such steps and ten evaluations:
+`python scripts/train_full.py --dataset cifar10 --device cuda` prints its images per second.
 """
 
 from collections.abc import Callable
@@ -34,14 +34,14 @@ def training_step(
     compiled: str = "off",
     wait: bool = True,
 ) -> Callable[[], float]:
-    """One step of the tutorial's recipe, which ends when the device is done.
+    """One step of the tutorial's recipe, which ends when the device has completed it.
 
     Args:
-        device: where it computes.
-        batch: images a step.
+        device: the device that computes.
+        batch: images per step.
         resident: the batch is on the device already. Otherwise it comes from the host, as uint8, within the step, and
             the loss goes back to the host.
-        dtype: what autocast computes in; None for float32.
+        dtype: the dtype of autocast; None for float32.
         compiled: as `--compile`.
         wait: False: a step of a resident batch ends when its operations are queued.
     """
@@ -97,14 +97,14 @@ def test_training_step(
     if place.type == "cuda":
         peak = torch.cuda.max_memory_allocated(place)
         benchmark.extra_info["peak_mib"] = round(peak / 2**20, 1)
-        # at least the images as floats and the first layer's scores of them are alive at once
+        # at least the images as floats and the first layer's output for them exist at the same time
         assert peak > batch * (3 + 32) * 32 * 32 * 4
 
 
 @pytest.mark.parametrize("compiled", ["graphs", "full"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_compiled_training_step(benchmark: Any, gpu: torch.device, rehearsal: bool, batch: int, compiled: str) -> None:
-    """In the table of the same steps not compiled: whether `train_full.py --compile` pays on this GPU."""
+    """In the table of the same steps without compilation: whether `train_full.py --compile` is faster on this GPU."""
     if rehearsal and (batch > BATCHES[0] or compiled == "full"):
         pytest.skip("rehearsed with the tutorial's batch only, and without fusing")
     torch._dynamo.reset()

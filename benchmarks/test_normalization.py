@@ -1,4 +1,4 @@
-"""Chapter 12: normalization of what the network's convolutions return."""
+"""Chapter 12: normalization of the outputs of the network's convolutions."""
 
 import pytest
 

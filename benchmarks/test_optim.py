@@ -16,7 +16,7 @@ from spec.support.assertions import assert_close, rounding
 
 @dataclass(frozen=True, repr=False)
 class Update(Case):
-    """One step with gradients that stay the same; the result is by how much the last step changed the parameters."""
+    """One step with constant gradients; the result is the change of the parameters in the last step."""
 
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -36,7 +36,7 @@ class Update(Case):
         return step
 
     def check(self, result: Sequence[Tensor]) -> None:
-        """The gradients are 1 or -1, so all parameters have moved equally far, against them."""
+        """The gradients are 1 or -1, so all parameters have changed by the same amount, against them."""
         far = result[0].detach().abs().max()
         for parameter in result:
             assert parameter.grad is not None

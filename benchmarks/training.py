@@ -1,4 +1,4 @@
-"""How fast the tutorial's training is here, as ratios of pairs run in turn: `python benchmarks/training.py [FIGURE …]`.
+"""The speed of the tutorial's training, as ratios of pairs run in turn: `python benchmarks/training.py [FIGURE …]`.
 
 The baseline is the tutorial's own loop (chapter 18, lines 1499 to 1518): a DataLoader that converts image by image,
 PyTorch's layers and SGD in float32, batches of 64. The images are those of OCEAN_DATA, else random ones.
@@ -49,7 +49,7 @@ FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
 
 
 class Images(Resident):
-    """Images in memory, random if no folder is named."""
+    """Images in memory, random if no folder is given."""
 
     classes = tuple("0123456789")
 
@@ -65,7 +65,7 @@ class Images(Resident):
 
 
 class Converted(Dataset[tuple[Tensor, int]]):
-    """What the tutorial's loader reads: decoded images, each through Pillow and ToTensor every time."""
+    """The data set of the tutorial's loop: decoded images, each converted by Pillow and ToTensor every time."""
 
     def __init__(self, images: Resident) -> None:
         self.pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -106,7 +106,7 @@ def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
 
 
 def answer(pipe: Any, steps: int) -> None:
-    """The life of the tutorial's process: for each message, the seconds that so many of its steps take."""
+    """The tutorial's process: answer each message with the seconds that `steps` of its steps take."""
     run = tutorial_steps(Images(train=True), steps)
     run()
     while pipe.recv():
@@ -116,8 +116,8 @@ def answer(pipe: Any, steps: int) -> None:
 
 
 class Tutorial:
-    """The tutorial's loop in a process of its own, as it would run: what this one sets up serves it not. Calling it
-    makes `steps` steps there and returns their time in seconds."""
+    """The tutorial's loop in a process of its own, so that settings of this process do not affect it. Calling it makes
+    `steps` steps there and returns their time in seconds."""
 
     def __init__(self, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -136,7 +136,7 @@ class Tutorial:
 
 
 def our_steps(data_set: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
-    """A function that makes `steps` steps as `fit` makes them."""
+    """A function that makes `steps` steps in the same way as `fit`."""
     batches = endless(ResidentLoader(data_set, batch))
     network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loss_function, optimizer = nn.CrossEntropyLoss(), SGD(network.parameters(), lr=0.01)
@@ -191,7 +191,7 @@ def cache() -> None:
 
 
 def decode() -> None:
-    """Reading and decoding the files of both halves, whatever the cache holds."""
+    """Reading and decoding the files of both halves, without the cache."""
     if root := os.environ.get("OCEAN_DATA"):
         begun = time.perf_counter()
         for split in ("train", "test"):
@@ -200,7 +200,7 @@ def decode() -> None:
 
 
 def memory() -> None:
-    """Of a process that holds the images and trains 100 steps in each precision."""
+    """Peak memory of a process that holds the images and trains 100 steps in each precision."""
     import resource  # POSIX only
 
     images = Images(train=True)
@@ -227,7 +227,7 @@ def fast() -> None:
     train_set.images, train_set.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
     tutorial, ratios, seconds, accuracies = Tutorial(40), [], [], []
     for seed in range(SEEDS):
-        ten_epochs = tutorial() / 40 * 782 * 10  # its evaluations not even counted
+        ten_epochs = tutorial() / 40 * 782 * 10  # without its evaluations
         start = time.perf_counter()
         accuracies.append(learn(train_set, test_set, 1, seed)[-1]["test_accuracy"])
         seconds.append(time.perf_counter() - start)
@@ -242,12 +242,12 @@ def fast() -> None:
 
 
 IMAGES = 6_400
-"""What the fast recipe learns from in `fast`: 100 steps of 64."""
+"""The training images of the fast recipe in `fast`: 100 steps of 64."""
 SEEDS = 10
 
 
 def epochs() -> None:
-    """What the fast recipe reaches on all images."""
+    """The accuracy of the fast recipe on all images."""
     train_set, test_set = Images(train=True), Images(train=False)
     for count in (1, 4, 10):
         start = time.perf_counter()
@@ -279,7 +279,7 @@ TRAIN_FULL = (sys.executable, "scripts/train_full.py")
 
 
 def besides() -> None:
-    """What a run does besides training: two epochs of the tutorial's recipe in a run folder."""
+    """The work of a run besides training: two epochs of the tutorial's recipe in a run folder."""
     train_set, test_set = Images(train=True), Images(train=False)
     spent: dict[str, float] = {"fit": 0.0, "evaluate": 0.0, "on_epoch": 0.0, "on_steps": 0.0}
 
@@ -324,7 +324,7 @@ KINDS = {
 
 
 def profile() -> None:
-    """Which operations take the time of a step, by PyTorch's profiler."""
+    """The operations that take the time of a step, by PyTorch's profiler."""
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         step = our_steps(Images(train=True), 1, dtype)
         step()
@@ -340,7 +340,7 @@ def profile() -> None:
 
 
 def growth() -> None:
-    """The time of a step against its images and of an epoch against its share of the data, and how steep they are."""
+    """The time of a step against its images and of an epoch against its share of the data, and their slopes."""
     images = Images(train=True)
     sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
     steps = [(batch, shortest(our_steps(images, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]

@@ -1,6 +1,6 @@
 """Ocean Spec's reference: every component of the tutorial, in the order of its chapters, under its PyTorch name.
 
-A name's module is imported when the name is first used: whoever wants one component does not wait for the others.
+A name's module is imported when the name is first used, so that using one component does not import the others.
 Editors and type checkers read `__init__.pyi`, which a test keeps equal to `PUBLIC`.
 """
 
@@ -8,7 +8,7 @@ from itertools import chain
 
 try:
     import lazy_loader
-except ModuleNotFoundError:  # on a bare Python `scripts/doctor.py` must still be able to say what is missing
+except ModuleNotFoundError:  # on a bare Python `scripts/doctor.py` must still be able to report missing packages
     lazy_loader = None
 
 __version__ = "0.1.0"

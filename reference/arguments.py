@@ -1,13 +1,13 @@
 """Argument checks, once for all components: one way to call them, one set of words.
 
 Every check has the same form: `check_…(name, value, …)`, where `name` is "function: argument". It returns the value,
-brought into its normal form, or raises an error that names the argument, what it must be, and what was passed:
+converted to its normal form, or raises an error that names the argument, the requirement and the value received:
 
     conv2d: stride must be at least 1, got 0
 
 `TypeError` is raised for a value of the wrong type and for a tensor of the wrong dtype, `ValueError` for a wrong
-number, shape or device. What relates two arguments of one component (the channels of an input and of its kernels)
-stays with the component, in the same words.
+number, shape or device. Checks that relate two arguments of one component (the channels of an input and of its kernels)
+stay with the component, in the same words.
 
 The module computes nothing and depends on nothing but PyTorch's types.
 """
@@ -24,46 +24,46 @@ Pair = tuple[int, int]
 """(vertical, horizontal)"""
 
 REDUCTIONS = ("mean", "sum", "none")
-"""What a loss makes of the losses of its elements."""
+"""How a loss reduces the losses of its elements."""
 
 
 # Tensors
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """`value`, which must be a tensor."""
+    """Return `value`, which must be a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     return value
 
 
 def check_floating(name: str, value: Any) -> Tensor:
-    """`value`, which must be a tensor of a floating-point dtype."""
+    """Return `value`, which must be a tensor of a floating-point dtype."""
     if not check_tensor(name, value).is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {value.dtype}")
     return value
 
 
 def check_real(name: str, value: Any, *, bool_too: bool = False) -> Tensor:
-    """`value`, which must be a tensor of real numbers; of truth values only with `bool_too`."""
+    """Return `value`, which must be a tensor of real numbers; Boolean tensors are allowed with `bool_too` only."""
     if check_tensor(name, value).is_complex() or (value.dtype == torch.bool and not bool_too):
         raise TypeError(f"{name} must be real numbers, got {value.dtype}")
     return value
 
 
 def check_dtype(name: str, value: Any, *dtypes: torch.dtype, of: str = "") -> Tensor:
-    """`value`, which must be a tensor of one of `dtypes`; `of` says in the error where these come from."""
+    """Return `value`, which must be a tensor of one of `dtypes`; the error names their origin, `of`."""
     if check_tensor(name, value).dtype not in dtypes:
         raise TypeError(f"{name} must have the dtype {_alternatives(dtypes)}{of and f' of {of}'}, got {value.dtype}")
     return value
 
 
 def check_together(function: str, **tensors: Tensor | None) -> None:
-    """Tensors that are computed with each other: numbers of one dtype on one device, those of the first.
+    """Check tensors that are computed with each other: all must have the dtype and device of the first.
 
     Args:
         function: the component, for the errors.
-        **tensors: the tensors under their argument's name; `None` for what was left out.
+        **tensors: the tensors under their argument's name; `None` for an omitted argument.
     """
     (first, leader), *_ = tensors.items()
     for argument, tensor in tensors.items():
@@ -79,14 +79,14 @@ def check_together(function: str, **tensors: Tensor | None) -> None:
 
 
 def check_device(name: str, value: Tensor, like: Tensor, *, of: str) -> Tensor:
-    """`value`, which must be on the device of the tensor `like`, which is called `of`."""
+    """Return `value`, which must be on the device of the tensor `like`; the error calls that tensor `of`."""
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {of}, {like.device}, got {value.device}")
     return value
 
 
 def check_shape(name: str, value: Any, shape: Sequence[int], *, of: str = "") -> Tensor:
-    """`value`, which must be a tensor of exactly this shape; `of` says in the error what it follows from."""
+    """Return `value`, which must be a tensor of exactly this shape; the error names the origin of the shape, `of`."""
     if check_tensor(name, value).shape != torch.Size(shape):
         reason = of and f" for {of}"
         raise ValueError(f"{name} must have the shape {tuple(shape)}{reason}, got {tuple(value.shape)}")
@@ -94,11 +94,11 @@ def check_shape(name: str, value: Any, shape: Sequence[int], *, of: str = "") ->
 
 
 def check_layout(name: str, value: Any, *layouts: str) -> Tensor:
-    """`value`, which must be a tensor with the dimensions of one of the layouts.
+    """Return `value`, which must be a tensor with the dimensions of one of the layouts.
 
     Args:
         name: the function and the argument, for the errors.
-        value: what was passed.
+        value: the value of the argument.
         *layouts: names of dimensions as in "[batch, channels, height, width]"; one that begins with `*` stands for any
             number of dimensions.
     """
@@ -115,9 +115,9 @@ def check_layout(name: str, value: Any, *layouts: str) -> Tensor:
 
 
 def check_integer(name: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
-    """`value`, which must be an integer between two others; a `bool` is none.
+    """Return `value`, which must be an integer within the limits; a `bool` is not an integer here.
 
-    A size that `torch.export` keeps open (`torch.SymInt`) is returned as it is.
+    A symbolic size of `torch.export` (`torch.SymInt`) is returned unchanged.
     """
     if isinstance(value, bool) or not (isinstance(value, int | torch.SymInt) or hasattr(value, "__index__")):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -129,7 +129,7 @@ def check_integer(name: str, value: Any, at_least: int | None = None, at_most: i
 def check_number(
     name: str, value: Any, at_least: float | int | None = None, at_most: float | int | None = None
 ) -> float | int:
-    """`value`, which must be a real number between two others; NaN is not between any."""
+    """Return `value`, which must be a real number within the limits; NaN is never within limits."""
     if isinstance(value, str | Tensor) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
     _check_limits(name, value, at_least, at_most)
@@ -137,7 +137,7 @@ def check_number(
 
 
 def check_probability(name: str, value: Any) -> float | int:
-    """`value`, which must be a probability, a number from 0 to 1."""
+    """Return `value`, which must be a probability, a number from 0 to 1."""
     check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
@@ -145,7 +145,7 @@ def check_probability(name: str, value: Any) -> float | int:
 
 
 def check_pair(name: str, value: Any, at_least: int | None = None) -> Pair:
-    """`value`, an integer or one or two of them, as (vertical, horizontal)."""
+    """Return `value`, an integer or a sequence of one or two integers, as (vertical, horizontal)."""
     numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(numbers) not in (1, 2):
         raise ValueError(f"{name} must be an integer or a pair (vertical, horizontal), got {value!r}")
@@ -156,7 +156,7 @@ def check_pair(name: str, value: Any, at_least: int | None = None) -> Pair:
 
 
 def check_dim(name: str, value: Any, input: Tensor) -> int:
-    """A dimension of `input`, counted from the front; a tensor without dimensions is taken to have one."""
+    """Return a dimension of `input`, counted from the front; a 0-dimensional tensor is treated as one-dimensional."""
     dims = max(1, input.dim())
     dim = check_integer(name, value)
     if not -dims <= dim < dims:
@@ -166,38 +166,38 @@ def check_dim(name: str, value: Any, input: Tensor) -> int:
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """`value`, which must be one of these words."""
+    """Return `value`, which must be one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be {_alternatives([repr(choice) for choice in choices])}, got {value!r}")
     return value
 
 
 def check_reduction(name: str, value: Any) -> str:
-    """`value`, which must be "mean", "sum" or "none"."""
+    """Return `value`, which must be "mean", "sum" or "none"."""
     return check_choice(name, value, REDUCTIONS)
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """`value`, which must be True or False."""
+    """Return `value`, which must be True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
 def check_result_dtype(name: str, value: Any) -> torch.dtype | None:
-    """`value`, which must be a floating-point dtype, or `None`."""
+    """Return `value`, which must be a floating-point dtype, or `None`."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise TypeError(f"{name} must be a floating-point torch.dtype, got {value!r}")
     return value
 
 
-# What follows from a dtype
+# Accumulation dtype
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums of `dtype` are formed: float32 for half precision, otherwise `dtype` itself.
+    """The dtype in which sums of `dtype` are accumulated: float32 for half precision, otherwise `dtype` itself.
 
-    Half precision is computed in it, and rounded to its own dtype once, at the end.
+    Half precision is computed in float32 and rounded to its own dtype once, at the end.
     """
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point or dtype.is_complex else dtype
 

@@ -1,23 +1,23 @@
-"""Chapter 17: saving and loading, such that a checkpoint alone is enough to predict and to go on training.
+"""Chapter 17: saving and loading. A checkpoint alone is enough to predict and to resume training.
 
 A checkpoint is one plain dictionary of tensors, numbers, strings, lists and dictionaries, written by `torch.save`.
-`load_checkpoint` reads it with the strict reader of `reference.untrusted`: it builds the tensors from the bytes that it
-has verified, and it runs no code of the file. `save_checkpoint` reads back what it is about to write, with the same
-reader. The entries:
+`load_checkpoint` reads it with the strict reader of `reference.untrusted`, which builds the tensors from verified bytes
+and runs no code of the file. `save_checkpoint` checks the bytes that it is about to write with the same reader. The
+entries:
 
-    format, version     what the file is
+    format, version     the name and the version of this format
     network             {"name": "Ocean", "classes": 10}: how to build the network again
     class_names         the name of each class, in the order of the scores
-    preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: what an image goes through before the network
+    preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: how an image is converted before the network
     state_dict          the network's parameters and buffers, on the CPU, each with memory of its own size
     metrics             of the epoch after which it was saved; empty before the first
-    training            what going on needs besides: optimizer, progress, random states (`reference.run`)
+    training            the rest that resuming needs: optimizer, progress, random states (`reference.run`)
 """
 
 import io
 from collections import OrderedDict
 from pathlib import Path
-from reprlib import repr as brief  # of a hostile file's lists in lists in lists the whole text might never end
+from reprlib import repr as brief  # the repr of nested lists in a hostile file might never end
 from typing import Any
 
 import torch
@@ -58,20 +58,20 @@ def save_checkpoint(
     metrics: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write `network` and what belongs to it to `path`: all of it, or nothing.
+    """Write `network` and the data that belongs to it to `path`: all of it, or nothing.
 
     Args:
-        path: the file; an older one there is replaced in one step, once the new one is on the disk.
+        path: the file; an existing one is replaced in one step, once the new one is on the disk.
         network: one of `NETWORKS`, on any device; also compiled by `torch.compile` or inside `DataParallel` or
-            `DistributedDataParallel`, whose prefixes are left out.
+            `DistributedDataParallel`; the prefixes that they add to the keys are left out.
         class_names: one for each of the network's scores.
         metrics: of the epoch it was saved after; plain data.
-        training: plain data that going on with the training needs.
+        training: plain data needed to resume the training.
 
     Raises:
-        InputError: `load_checkpoint` could not give it back: the network is none of ours, its weights are not finite,
-            the class names are not one for each score or cannot be printed, or something is no plain data; nothing was
-            written.
+        InputError: `load_checkpoint` could not load the file: the network is not in `NETWORKS`, its weights are not
+            finite, the number of class names differs from the number of scores, a class name cannot be printed, or a
+            value is not plain data. Nothing was written.
         OSError: it could not be written; `path` keeps its old content.
     """
     path, network = Path(path), unwrapped(network)
@@ -104,9 +104,9 @@ def save_checkpoint(
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network itself, if `torch.compile`, `DataParallel` or `DistributedDataParallel` is around it."""
+    """The network without the wrapper of `torch.compile`, `DataParallel` or `DistributedDataParallel`, if any."""
     while True:
-        # the class of what torch.compile makes is not asked for: the compiler takes seconds to import
+        # the class of a compiled network is not imported: the compiler takes seconds to import
         inner = getattr(network, "_modules", {}).get("_orig_mod")
         if inner is None and isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = network.module
@@ -116,12 +116,12 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def without_wrappers(key: str) -> str:
-    """The name of a weight as it is when no part of the network is compiled."""
+    """The name of a weight in a network without compiled parts."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """The same numbers on the CPU, in memory of their own: of a view, `torch.save` writes all that it is a view of."""
+    """The same numbers on the CPU, in memory of their own: of a view, `torch.save` would write the whole storage."""
     tensor = tensor.detach()
     if tensor.is_meta:
         return tensor
@@ -130,16 +130,16 @@ def compact(tensor: Tensor) -> Tensor:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint, checked: all entries there, and the weights fit the network that it names.
+    """Load a checkpoint and check it: all entries are present, and the weights fit the network that it names.
 
     Class names are `printable`: control characters in them are escaped.
 
-    Everything arrives on the CPU, wherever it was saved from. Nothing in the file is executed, and the memory that
-    reading takes is in proportion to the file's size.
+    All tensors are on the CPU, whatever device they were saved from. Nothing in the file is executed, and the memory
+    that reading takes is proportional to the file's size.
 
     Raises:
-        InputError: there is no such file, or it is cut off, altered, not a checkpoint of this project, of a newer
-            version, or its parts contradict each other; the text says which.
+        InputError: the file is missing, cut off, altered, not a checkpoint of this project, of a newer version, or
+            inconsistent; the message says which.
     """
     path = Path(path)
     content = read_plain_file(path)
@@ -162,7 +162,7 @@ def read_plain_file(path: Path) -> Any:
     """The plain data that `torch.save` wrote to `path`.
 
     Raises:
-        InputError: the file is missing, not of `torch.save`, cut off, altered, or asks for code to be run.
+        InputError: the file is missing, not written by `torch.save`, cut off or altered, or it requests code to be run.
     """
     try:
         with opened(path) as (file, size, start):
@@ -177,16 +177,16 @@ def read_plain_file(path: Path) -> Any:
             f"{what_it_is(path)}"
         ) from error
     except NONSENSE as error:
-        reason = str(error) if type(error) is ValueError else "what it says makes no sense"
+        reason = str(error) if type(error) is ValueError else "its instructions make no sense"
         raise InputError(f"{path} is damaged or cut off: {reason}") from error
 
 
 def check_content(content: dict[str, Any]) -> None:
-    """Hold the entries of a checkpoint against each other, and its weights against the network that it names.
+    """Check that the entries of a checkpoint are consistent, and that its weights fit the network that it names.
 
     Raises:
-        ValueError: an entry is missing, the names are not one for each class, or the weights are not finite or not of
-            that network: same keys, shapes and dtypes.
+        ValueError: an entry is missing, the number of names differs from the number of classes, or the weights are not
+            finite or differ from that network in keys, shapes or dtypes.
     """
     for name, kind in ENTRIES.items():
         if not isinstance(content.get(name), kind):
@@ -222,19 +222,19 @@ def check_content(content: dict[str, Any]) -> None:
 
 
 def check_printable(names: list[str]) -> None:
-    """Raise ValueError if a class name cannot be printed as it is: it would be escaped wherever it is read."""
+    """Raise ValueError if a class name cannot be printed unchanged: it would be escaped wherever it is read."""
     for name in names:
         if not is_printable(name):
             raise ValueError(f"the class name {name!r} has characters that cannot be printed; rename the class")
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Raise ValueError unless `value` is made of tensors, numbers, strings, None, lists, tuples and dictionaries.
+    """Raise ValueError unless `value` consists of tensors, numbers, strings, None, lists, tuples and dictionaries.
 
-    Keys of dictionaries are numbers, strings or None. Containers may contain each other in any depth.
+    Keys of dictionaries are numbers, strings or None. Containers may be nested to any depth.
     """
     seen: set[int] = set()
-    waiting: list[tuple[Any, Any]] = [(value, (None, where))]  # a value, and the place: its container's, and its own
+    waiting: list[tuple[Any, Any]] = [(value, (None, where))]  # a value, and its container's place and key
     while waiting:
         value, place = waiting.pop()
         kind = type(value)
@@ -259,7 +259,7 @@ def kind_of(value: Any) -> str:
 
 
 def written(place: Any) -> str:
-    """A place in nested containers as one writes it in Python; of a deep one only the innermost keys."""
+    """A place in nested containers as a Python expression; of a deep one only the innermost keys."""
     keys: list[str] = []
     while place[0] is not None and len(keys) < 10:
         place, key = place

@@ -2,12 +2,12 @@
 
 `reference` computes convolution and pooling by `reference.fast`. Here the functions and layers are those of `reference`
 with the definition in place of the fast form: the same checks, results and `state_dict`, and memory that grows with
-the batch. Which of the two modules a name is imported from is the only switch:
+the batch. The module that a name is imported from is the only switch:
 
-    from reference import conv2d                # what training uses
+    from reference import conv2d                # the form that training uses
     from reference.definitions import conv2d    # the formula
 
-    Ocean(layers=reference)                     # a network whose convolutions are fast
+    Ocean(layers=reference)                     # a network with fast convolutions
     Ocean(layers=reference.definitions)         # the same network, each convolution the formula
 """
 
@@ -113,7 +113,7 @@ class AdaptiveAvgPool2d(pooling.AdaptiveAvgPool2d):
 
 
 def __getattr__(name: str) -> Any:
-    """A component without a fast form is the one of `reference`."""
+    """Return the component of `reference` for every name without a fast form."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(reference, name)

@@ -1,4 +1,4 @@
-"""Chapters 00, 19 and 21: which device computes, and what a run must record to be repeated."""
+"""Chapters 00, 19 and 21: choosing the device, and recording the facts that a run needs to be repeated."""
 
 import ctypes
 import os
@@ -15,10 +15,10 @@ from reference.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`: `auto` (CUDA, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+    """Return the device called `name`: `auto` (CUDA, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
-        InputError: there is no such device here; the text says what there is.
+        InputError: this machine has no such device; the message lists the available ones.
     """
     available = ["cpu"]
     available += [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -39,17 +39,17 @@ PRECISIONS: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What convolutions and matrix products may be computed in, by name."""
+"""The dtypes for convolutions and matrix products, by name."""
 
 
 def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
-    """The precision called `name`; `auto` is bfloat16 where `device` computes in it by itself, else float32.
+    """Return the precision called `name`; `auto` is bfloat16 if `device` has instructions for it, else float32.
 
-    A processor does if it has AVX-512 BF16 or AMX: that doubles its arithmetic. Without them bfloat16 works, slowly.
-    float32 that is asked for is float32 on GPUs too: TF32 is turned off for the whole process.
+    A processor has them with AVX-512 BF16 or AMX, which doubles its arithmetic. Without them bfloat16 works, slowly.
+    `float32` means float32 on GPUs too: TF32 is turned off for the whole process.
     """
     if name != "auto":
-        if name == "float32" and device.type == "cuda":  # else cuDNN computes convolutions in TF32, with 10 bits
+        if name == "float32" and device.type == "cuda":  # otherwise cuDNN computes convolutions in TF32, with 10 bits
             torch.backends.cuda.matmul.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
         return PRECISIONS[name]
@@ -62,7 +62,7 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seed every generator that PyTorch, NumPy-free Python and this project draw from.
+    """Seed every generator that PyTorch, Python and this project draw from.
 
     With `deterministic`, operations that have no reproducible implementation on the device raise instead of running.
     """
@@ -83,7 +83,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_states` gave; the state of a device of another kind is left out."""
+    """Restore the states from `random_states`; the state of a device of another kind is left out."""
     torch.set_rng_state(states["cpu"])
     kind, state = states.get("device", (None, None))
     if kind == device.type:
@@ -91,18 +91,18 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def _numbered(device: torch.device) -> tuple[torch.device, ...]:
-    """What names the device to its module; there is one MPS only, and it takes no name."""
+    """The arguments that name the device to its module; there is only one MPS device, and it takes none."""
     return () if device.type == "mps" else (device,)
 
 
 def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
-    """Compile `network` in place for `device`: it stays the module that it is, only its call changes.
+    """Compile `network` in place for `device`: it stays the same module, only its call changes.
 
     Args:
-        how: off: not at all. graphs: a GPU replays the operations of a step as CUDA graphs, recorded in the first
-            steps, instead of being told one after the other; elsewhere they are traced alike and run as they are.
-            full: operations are fused into new kernels, too, which takes long; it needs a C++ compiler for the CPU,
-            Triton for a GPU. Each shape of a batch is compiled on its own, the last one of an epoch as well.
+        how: off: do not compile. graphs: a GPU replays the operations of a step as CUDA graphs, recorded in the first
+            steps, instead of receiving them one by one; other devices trace them as well and run them unchanged.
+            full: operations are also fused into new kernels, which takes long; it needs a C++ compiler for the CPU,
+            Triton for a GPU. Each batch shape is compiled on its own, including a smaller last batch of an epoch.
     """
     if how == "graphs":
         network.compile(dynamic=False, backend="cudagraphs" if device.type == "cuda" else "aot_eager")
@@ -111,9 +111,10 @@ def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next step, instead of giving it back to the system.
+    """Make this process keep freed memory for its next step, instead of returning it to the system.
 
-    Otherwise the large tensors of every step are made of pages that the system clears anew, a sixth of a step's time.
+    Without it the system clears every page of the large tensors of every step anew; with it a step has no page faults
+    (the test of clause 18.precision.memory counts them).
     Only glibc can be told so; elsewhere nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
@@ -123,12 +124,12 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of PyTorch's says that a device, or the host, has no memory left."""
+    """Whether an error of PyTorch says that a device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in a few words: its kind, its name, and for the CPU how many threads compute."""
+    """A short description of the device: its kind, its name, and for the CPU the number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -137,7 +138,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its settings: software versions, processor, threads."""
+    """The facts besides the settings that the numbers of a run depend on: software versions, processor, threads."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

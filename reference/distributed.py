@@ -3,9 +3,9 @@
 Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
 The gradient of a batch's mean loss is the sum of the parts' gradients, each times its share of the images, so all
 processes take the very step that one process would take, up to the rounding of the sums, and stay equal. The state of a
-training therefore does not depend on their number: it can go on with another one.
+training therefore does not depend on their number: it can be resumed with another number.
 
-Layers that look at a whole batch (batch normalization in training) would see their part only and are refused.
+Layers that look at a whole batch (batch normalization in training) would see their part only and are rejected.
 """
 
 import os
@@ -35,7 +35,7 @@ class Group:
 
     Attributes:
         rank: the number of this one.
-        size: how many there are; 1 unless `torchrun` started them.
+        size: the number of processes; 1 unless `torchrun` started them.
     """
 
     def __init__(self) -> None:
@@ -49,14 +49,14 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the logs and checkpoints and speaks to the terminal."""
+        """Whether this process writes the logs and checkpoints and prints to the terminal."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
         """The name of this process's own device: of several GPUs the one with its number on this machine.
 
         Raises:
-            InputError: there are fewer GPUs than processes, or one GPU is asked for by its number.
+            InputError: there are fewer GPUs than processes, or one GPU is requested by its number.
         """
         if self.size == 1:
             return name
@@ -74,7 +74,7 @@ class Group:
         return f"cuda:{number}"
 
     def join(self, device: torch.device) -> None:
-        """Meet the others: over NCCL for gradients on GPUs, over gloo for everything else."""
+        """Connect to the others: over NCCL for gradients on GPUs, over gloo for everything else."""
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -119,7 +119,7 @@ class Group:
             hearing.close()
 
     def leave(self) -> None:
-        """Part from the others; if one of them is gone, do not wait: what is under way with it never ends."""
+        """Disconnect from the others; if one of them is gone, do not wait: pending communication never completes."""
         if self.size > 1 and dist.is_initialized() and not self.broken:
             with suppress(RuntimeError):  # they may have left first
                 dist.destroy_process_group()
@@ -141,10 +141,10 @@ class Group:
         return int(shared)
 
     def led(self, action: Callable[[], None]) -> None:
-        """Let the leading process do something that may fail; the others go on only if it did not.
+        """Run an action that may fail in the leading process; the others continue only if it succeeded.
 
         Raises:
-            Whatever the action raises there; SystemExit here.
+            Any exception of the action in the leading process; SystemExit in the others.
         """
         trouble = None
         if self.leads:
@@ -157,7 +157,7 @@ class Group:
 
     @contextmanager
     def accompanied(self, standing: Callable[[], str]) -> Iterator[None]:
-        """Say in one line, once for all processes, if another process is gone, wherever in the training that shows.
+        """Report in one line, once for all processes, that another process is gone, wherever in the training it shows.
 
         Args:
             standing: Says how the training stands and what to do: "stopped after step 3. The last checkpoint …".
@@ -165,7 +165,7 @@ class Group:
         Raises:
             TrainingError: A message to or from another process failed.
             SystemExit: This process was told to stop, as torchrun does to the others when one is gone; or another
-                process has said the line already.
+                process has printed the line already.
         """
         self.standing = standing
         try:
@@ -206,7 +206,7 @@ class Group:
         return f"another process of this training is gone, or the job was told to stop ({name}): {self.standing()}"
 
     def _speaks(self) -> bool:
-        """Whether this process is the first that wants to say that another one is gone, by torchrun's store."""
+        """Whether this process is the first to report, in torchrun's store, that another one is gone."""
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return True
         try:  # a connection of its own: the other one is busy while this process waits in `join`
@@ -223,7 +223,7 @@ class Group:
     def together(
         self, network: nn.Module, loss_function: LossFunction, optimizer: Optimizer
     ) -> tuple[nn.Module, LossFunction, Optimizer]:
-        """Network, loss and optimizer for `fit`, of which each process computes its part; unchanged if it is alone.
+        """Network, loss and optimizer for `fit` such that each process computes its part; unchanged for one process.
 
         Raises:
             InputError: the network has a layer that needs the whole batch.
@@ -259,7 +259,7 @@ class _Shared(nn.Module):
 
 
 class _SharedLoss:
-    """The mean loss of the whole batch, whose gradient is this process's part of the whole gradient."""
+    """The mean loss of the whole batch; its gradient is this process's part of the whole gradient."""
 
     def __init__(self, shared: _Shared, loss_function: LossFunction) -> None:
         self.shared, self.loss_function = shared, loss_function
@@ -296,7 +296,7 @@ class _SharedOptimizer:
 
 
 class Follower(Observer):
-    """What a process that does not lead does while it trains: it writes nothing, and stops when any of them shall."""
+    """The observer of a process that does not lead: it writes nothing, and stops when any process must stop."""
 
     def __init__(self, group: Group) -> None:
         self.group, self.signal = group, 0

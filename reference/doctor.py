@@ -1,8 +1,8 @@
-"""Chapters 00, 19 and 21: is this machine ready? What `scripts/doctor.py` looks at.
+"""Chapters 00, 19 and 21: is this machine ready? The checks of `scripts/doctor.py`.
 
-The chapters ask one thing after the other: `torch.__version__`, `torch.cuda.is_available()`, `nvidia-smi`. Here each is
-a `Finding`: what was looked at, what was found, whether it is good, and what to do if it is not. Nothing but Python's
-own library is needed: this is what people run where an installation has failed.
+The chapters check one thing after the other: `torch.__version__`, `torch.cuda.is_available()`, `nvidia-smi`. Here each
+check is a `Finding`: its subject, its result, its state, and the remedy if there is a problem. Only Python's own
+library is needed, because people run this after a failed installation.
 """
 
 import importlib
@@ -22,20 +22,20 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The oldest driver for each CUDA: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
 ROOM = 2 * 2**30
-"""Bytes that CIFAR-10, unpacked, and some runs take."""
+"""Disk space for CIFAR-10, unpacked, and some runs, in bytes."""
 
 State = Literal["good", "note", "wrong"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the machine.
+    """The result of one check.
 
     Attributes:
-        what: What was looked at.
-        found: What there is, in words.
-        state: `good`; `note`: the training runs, but slower or without something; `wrong`: it cannot run.
-        remedy: What to do about it; empty if it is good.
+        what: The subject of the check.
+        found: The result, in words.
+        state: `good`; `note`: the training runs, but slower or without a feature; `wrong`: it cannot run.
+        remedy: How to solve the problem; empty if there is none.
     """
 
     what: str
@@ -45,9 +45,9 @@ class Finding:
 
 
 def examine(folder: Path = Path()) -> list[Finding]:
-    """Everything that a training from `folder` depends on. Nothing is changed, nothing is fetched.
+    """Check everything that a training from `folder` depends on. Nothing is changed, nothing is downloaded.
 
-    Without PyTorch it is what can be said without it.
+    Without PyTorch only the checks that do not need it are made.
     """
     try:
         importlib.import_module("torch")
@@ -62,14 +62,14 @@ def examine(folder: Path = Path()) -> list[Finding]:
 
 
 def requirements() -> list[str]:
-    """What this project needs, as `name>=version`: from the pyproject.toml of the checkout, else as installed."""
+    """The requirements of this project as `name>=version`: from the checkout's pyproject.toml, else as installed."""
     if PROJECT.is_file():
         return tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
     return [entry for entry in importlib.metadata.requires("ocean-spec") or () if "extra ==" not in entry]
 
 
 def software() -> Iterator[Finding]:
-    """Python and the packages. Without `packaging`, one of them, versions are not compared."""
+    """Python and the packages. Without the package `packaging`, versions are not compared."""
     yield Finding("Python", ".".join(map(str, sys.version_info[:3])))
     try:
         from packaging.requirements import Requirement
@@ -82,7 +82,7 @@ def software() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "not installed", "wrong", f'python -m pip install "{entry}"')
             continue
-        if name == "torch":  # its own version says for which CUDA it was built
+        if name == "torch":  # its own version names the CUDA version that it was built for
             version = getattr(sys.modules.get("torch"), "__version__", version)
         if Requirement is not None and not Requirement(entry).specifier.contains(version, prereleases=True):
             yield Finding(name, version, "wrong", f'python -m pip install --upgrade "{entry}"')
@@ -113,7 +113,7 @@ def processor() -> Iterator[Finding]:
 
 
 def host_memory() -> int | None:
-    """The machine's memory in bytes, if the system tells."""
+    """The machine's memory in bytes, if the system reports it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -121,7 +121,7 @@ def host_memory() -> int | None:
 
 
 def accelerators() -> Iterator[Finding]:
-    """The GPUs that PyTorch can use, and the driver; why there is none."""
+    """The GPUs that PyTorch can use, and the driver; or the reason why there is none."""
     import torch
 
     driver = nvidia_smi()
@@ -187,7 +187,7 @@ def has_kernels(built: list[str], major: int, minor: int) -> bool:
 
 
 def driver_finding(driver: str, cuda: str | None) -> Finding:
-    """Whether the driver that `nvidia-smi` names is new enough for the CUDA that PyTorch was built for."""
+    """Whether the driver reported by `nvidia-smi` is new enough for the CUDA that PyTorch was built for."""
     versions = [int(found) for found in re.findall(r", (\d+)\.[\d.]+(?=;|$)", driver)]
     least = DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
     if versions and min(versions) < least:
@@ -198,7 +198,7 @@ def driver_finding(driver: str, cuda: str | None) -> Finding:
 
 
 def nvidia_smi() -> str:
-    """What `nvidia-smi` says of the GPUs and the driver, empty if there is no such program or it finds none."""
+    """The output of `nvidia-smi` about GPUs and driver, empty if the program is missing or finds none."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -233,10 +233,10 @@ def storage(folder: Path) -> Iterator[Finding]:
 
 
 def data(folder: Path) -> Iterator[Finding]:
-    """The data sets that are there."""
+    """The available data sets."""
     try:
         from reference.data.cifar10 import ARCHIVE, FOLDER
-    except ImportError:  # of a package that `software` names
+    except ImportError:  # a package that `software` reports
         return
     present = [name for name in (ARCHIVE, FOLDER) if (folder / "data" / name).exists()]
     if present:

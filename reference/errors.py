@@ -1,4 +1,4 @@
-"""What a person did that cannot work, said in one line, and how a script passes it on."""
+"""Errors that a user can fix, reported in one line, and how a script exits with them."""
 
 import signal
 import sys
@@ -16,14 +16,14 @@ STOPPING = [
 
 
 def is_ignored(number: signal.Signals) -> bool:
-    """Whether the program was told to live on when its terminal ends, as `nohup` does."""
+    """Whether the program was told to continue when its terminal ends, as `nohup` does."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 class InputError(ValueError):
-    """Something given from outside (a file, a folder, a flag) cannot be used; the text names it and the remedy.
+    """Something given from outside (a file, a folder, a flag) cannot be used; the message names it and the remedy.
 
-    The text is one line without control characters, whatever the names in it: see `reference.text.printable`.
+    The message is one line without control characters, whatever names it contains: see `reference.text.printable`.
     """
 
     def __init__(self, text: object) -> None:
@@ -31,17 +31,16 @@ class InputError(ValueError):
 
 
 class TrainingError(ArithmeticError):
-    """The training itself cannot go on: the loss is not a finite number."""
+    """The training cannot continue: the loss is not a finite number."""
 
 
 def exit_with(action: Callable[[], int | None]) -> NoReturn:
-    """Run `action` and leave the process with its status; an error that a person can fix becomes one line and status 2.
+    """Run `action` and exit with its status; an error that a user can fix is printed in one line, with status 2.
 
     `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such errors; any other exception
-    is a defect of the program and keeps its traceback. Ctrl-C leaves with 130, SIGTERM with 143 and SIGHUP with 129,
-    after the clean-up of whatever ran. Standard output and standard error are `reference.text.Console`s meanwhile: a
-    reader that is gone changes nothing, and a standard output that cannot be written for another reason is an error at
-    the end.
+    is a defect of the program and keeps its traceback. Ctrl-C exits with 130, SIGTERM with 143 and SIGHUP with 129,
+    after the clean-up of the running code. Standard output and standard error are `reference.text.Console`s meanwhile:
+    a closed reader changes nothing, and any other failure to write standard output is an error at the end.
     """
     open_console()
     for number in STOPPING:

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, a crash or a full disk never meets half of it, and reading only regular files."""
+"""Writing a file so that a reader, a crash or a full disk never sees half of it, and reading only regular files."""
 
 import errno
 import os
@@ -22,18 +22,18 @@ SPECIAL = {
 
 
 def open_regular(path: str | os.PathLike[str], largest: int) -> BinaryIO:
-    """Open a regular file for reading, without waiting and without an effect on anything else.
+    """Open a regular file for reading, without blocking and without side effects.
 
-    Opening a FIFO waits for its writer, and opening a device may act on it, so the kind is looked up before; and once
-    more afterwards, because the name may lead to another file by then.
+    Opening a FIFO waits for its writer, and opening a device may act on it, so the kind is checked before; and once
+    more afterwards, because the name may refer to another file by then.
 
     Args:
         path: a file, or a link to one.
-        largest: bytes that it may have, by its own size: a sparse file counts in full.
+        largest: the largest size allowed, in bytes; a sparse file counts in full.
 
     Raises:
         OSError: there is no such file, it is a folder, or it cannot be read.
-        ValueError: it is not a regular file, or it is larger than `largest`; the text says which.
+        ValueError: it is not a regular file, or it is larger than `largest`; the message says which.
     """
     _check_regular(os.stat(path), largest)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -69,7 +69,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     that, `path` keeps its old content, or stays absent.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; the temporary file is removed and the text names
+        OSError: the disk is full or the folder is not writable; the temporary file is removed and the message names
             `path`.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
@@ -85,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
         reason = error
         while isinstance(reason, RuntimeError) and reason.__context__ is not None:
-            reason = reason.__context__  # torch.save answers a full disk with a RuntimeError of its own
+            reason = reason.__context__  # torch.save reports a full disk as a RuntimeError of its own
         if isinstance(reason, OSError):
             raise OSError(f"{path} could not be written: {reason.strerror or reason}") from error
         raise
@@ -107,6 +107,6 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left in `folder`; only for a caller that holds the folder's lock."""
+    """Delete the temporary files of killed writers in `folder`; the caller must hold the folder's lock."""
     for leftover in filter(is_temporary, folder.glob(f".*{TEMPORARY_SUFFIX}")):
         leftover.unlink(missing_ok=True)

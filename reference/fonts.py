@@ -72,7 +72,7 @@ def _drawn(font: Font, char: str) -> tuple[tuple[int, int], bytes]:
 def _opened(path: Path, size: int) -> Font | None:
     try:
         return ImageFont.truetype(str(path), size)
-    except (OSError, ValueError):  # damaged, or made of images of one size only, as fonts of emoji are
+    except (OSError, ValueError):  # damaged, or a bitmap font of one size, as fonts of emoji are
         return None
 
 

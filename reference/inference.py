@@ -1,8 +1,8 @@
-"""Chapter 20: what is on an image? A trained network's answer, with probabilities.
+"""Chapter 20: predicting the class of an image with a trained network, with probabilities.
 
-The recipe is the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch axis, evaluation mode, no
-gradients. The softmax of the scores sums to one and orders the classes; that 80 % of the answers given with 0.8 are
-right is not promised.
+The steps are the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch dimension, evaluation mode,
+no gradients. The softmax of the scores sums to one and orders the classes; it is not calibrated: of the answers given
+with 0.8, another share than 80 % may be right.
 """
 
 import os
@@ -27,10 +27,9 @@ class Prediction:
     """The answer for one image.
 
     Attributes:
-        image: the file; or the folder, if no image could be found in it.
-        classes: (name, probability) from the most to the least probable, as many as were asked for; empty after an
-            error.
-        error: why there is no answer, or None.
+        image: the file; or the folder, if it contains no image.
+        classes: (name, probability) from the most to the least probable, `top_k` of them; empty after an error.
+        error: the reason why there is no answer, or None.
     """
 
     image: Path
@@ -47,25 +46,25 @@ def predict(
     batch_size: int = 64,
     size: tuple[int, int] = (32, 32),
 ) -> Iterator[Prediction]:
-    """Say what is on each image, in their order, `batch_size` at a time; only one batch is in memory.
+    """Predict the class of each image, in order, `batch_size` at a time; only one batch is in memory.
 
     Args:
-        network: gives `len(class_names)` scores an image. It answers in evaluation mode, and between two answers every
-            layer is in the mode in which it was given.
-        class_names: in the order of the scores, as a checkpoint holds them.
-        images: regular files that `open_image` reads, of up to 20,000×20,000 pixels; a folder stands for the
-            images in it and in its sub-folders (`images_in`). They are asked for batch by batch.
-        top_k: how many classes to name; all of them if there are fewer.
+        network: gives `len(class_names)` scores per image. It predicts in evaluation mode; between answers every layer
+            is in its original mode.
+        class_names: in the order of the scores, as in a checkpoint.
+        images: regular files that `open_image` reads, of up to 20,000×20,000 pixels; a folder means the images in it
+            and in its sub-folders (`images_in`). The paths are consumed batch by batch.
+        top_k: number of classes to name; all of them if there are fewer.
         batch_size: images computed together; it does not change the answers beyond rounding.
         size: height and width the network was trained on.
 
     Yields:
-        One `Prediction` an image; an image that cannot be read, a folder without images, and an image for which
-        the network has no finite scores have an `error` instead of classes and do not end the rest.
+        One `Prediction` per image; an image that cannot be read, a folder without images, and an image for which
+            the network has no finite scores have an `error` instead of classes and do not stop the iteration.
 
     Raises:
-        InputError: at once: `top_k` or `batch_size` is not positive.
-        ValueError: with the first answer: the network gives another number of scores than there are class names.
+        InputError: raised immediately: `top_k` or `batch_size` is not positive.
+        ValueError: raised with the first answer: the number of scores differs from the number of class names.
     """
     if top_k < 1 or batch_size < 1:
         raise InputError(f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}")
@@ -98,7 +97,7 @@ def _answers(
             best = probabilities.topk(min(top_k, len(class_names)), dim=1)
             for place, numbers, shares in zip(readable, best.indices.tolist(), best.values.tolist(), strict=True):
                 answers[place] = [(class_names[number], share) for number, share in zip(numbers, shares, strict=True)]
-                if shares[0] != shares[0]:  # the softmax of infinite or missing scores is not a number
+                if shares[0] != shares[0]:  # the softmax of infinite or NaN scores is NaN
                     answers[place] = []
                     errors[place] = f"{printable(group[place][0])}: the network's scores for it are not finite"
         for place, (path, _) in enumerate(group):
@@ -121,7 +120,7 @@ def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Te
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every layer is in the mode in which it was before."""
+    """Switch to evaluation mode temporarily; afterwards every layer is in its previous mode."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -132,12 +131,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def images_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
-    """The files that `paths` stand for, one by one: each with None, or with why there is none.
+    """The files that `paths` refer to, one by one: each with None, or with the reason why there is none.
 
-    What is not a folder stands for itself, whatever its name. A folder stands for the images in it, then for those in
-    its sub-folders, each time in the order of the names, code point by code point; hidden ones (`.…`), files that are
-    no images by their extension, and links to folders, which could lead in a circle, are left out. A folder that
-    cannot be read, and one of `paths` without a single image, is an error of its own.
+    A path that is not a folder refers to itself, whatever its name. A folder refers to the images in it, then to those
+    in its sub-folders, each time sorted by name, code point by code point; hidden files (`.…`), files without an image
+    extension, and links to folders, which could form a circle, are left out. A folder that cannot be read, and one of
+    `paths` without a single image, is an error of its own.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -152,7 +151,7 @@ def images_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    waiting = [folder]  # a stack: the names of the folders that are still to be read, not those of their files
+    waiting = [folder]  # a stack of the folders still to be read, without their files
     while waiting:
         folder = waiting.pop()
         try:

@@ -1,9 +1,9 @@
 """Chapter 17: a network that was saved whole (`torch.save(model)`), read without its class and without running it.
 
-What such a file holds are records: for each module the name of its class, its attributes, parameters, buffers and
-children, but no `forward`, which is code of the class. So the state dict and the printed network can always be given
-back. A working network can where each `forward` is known: of PyTorch's own layers; of classes that have one child and
-nothing else, which is taken to be applied; and of VGG and AlexNet. Of any other it is said which one is not known.
+Such a file holds records: for each module the name of its class, its attributes, parameters, buffers and children, but
+no `forward`, which is code of the class. So the state dict and the printed network can always be recovered. A working
+network can be rebuilt if each `forward` is known: that of PyTorch's own layers; of classes that have one child and
+nothing else, which is assumed to be applied; and of VGG and AlexNet. Otherwise the error names the unknown class.
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,21 @@ from reference.untrusted.pickle_machine import Record
 from reference.untrusted.state_dicts import Fit, fits
 
 FORMATS = {"zip": "zip format, PyTorch 1.6 or later", "old": "format before PyTorch 1.6", "safetensors": "safetensors"}
-LISTED = 20  # names of candidates in a sentence
+LISTED = 20  # names of candidates in a message
 
 
 @dataclass(frozen=True)
 class LegacyCheckpoint:
-    """What was found in a file of `torch.save`.
+    """The content of a file of `torch.save`.
 
     Attributes:
         path: the file.
         container: "zip" (PyTorch 1.6 and later), "old" or "safetensors".
-        content: all of it: tensors, containers, and `Record` or `Name` for objects, classes and functions.
+        content: the whole content: tensors, containers, and `Record` or `Name` for objects, classes and functions.
         state_dict: parameters and buffers by their dotted names, in the order of the modules; empty if there are none.
         tree: the network as PyTorch prints it; empty if the file holds a state dict only.
-        network: ready to run, on the CPU, in training mode or not as it was saved; None if that cannot be.
-        notes: what was taken for granted, and why there is no network, in sentences.
+        network: ready to run, on the CPU, in its saved mode (training or evaluation); None if it cannot be rebuilt.
+        notes: the assumptions made, and the reason why there is no network, in sentences.
         sources: the source code of classes, which files before PyTorch 1.6 hold; texts, never run.
         choices: the names of the networks and state dicts in it; if there are several and none was chosen, `state_dict`
             and `tree` are empty.
@@ -60,13 +60,13 @@ class LegacyCheckpoint:
 
     @property
     def what(self) -> str:
-        """What it is, in a few words."""
+        """The kind of content, in a few words."""
         if self.tree or self.state_dict:
             return "a whole network" if self.tree else "a state dict"
         return f"{len(self.choices)} networks" if self.choices else "data, but no network"
 
     def describe(self) -> str:
-        """All of it as text, for people."""
+        """The whole content as text, for people."""
         count = sum(tensor.numel() for tensor in self.state_dict.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state_dict.values()})
         lines = [
@@ -84,10 +84,10 @@ class LegacyCheckpoint:
 
         Args:
             names: of the classes, in the order of the scores; if there are none, they are called "class 0" and so on.
-            size: height and width of the images it is going to see.
+            size: height and width of the images to predict.
 
         Raises:
-            InputError: there is no network, it gives no scores for such images, or not as many as there are names.
+            InputError: there is no network, it gives no scores for such images, or not one per name.
         """
         if min(size) < 1:
             raise InputError(f"size must be at least 1, got {size[0]}×{size[1]}")
@@ -101,7 +101,7 @@ class LegacyCheckpoint:
         return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
 
     def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
-        """The number of images, at most `wanted`, of which no operation makes more than `BATCH_LARGEST` numbers.
+        """The number of images, at most `wanted`, for which no operation makes more than `BATCH_LARGEST` numbers.
 
         Args:
             wanted: images computed together.
@@ -117,19 +117,19 @@ class LegacyCheckpoint:
 
 
 def read_legacy_checkpoint(path: Path | str, layers: Any = nn, choose: str | None = None) -> LegacyCheckpoint:
-    """Read a file of `torch.save` or safetensors: a whole network, a state dict, or what else it holds.
+    """Read a file of `torch.save` or safetensors: a whole network, a state dict, or other data.
 
-    No class is needed, nothing in the file is run, and everything arrives on the CPU. Files of any PyTorch since 1.0
-    are read. Memory is bounded as `reference.untrusted` says.
+    No class is needed, nothing in the file is run, and all tensors are on the CPU. Files of any PyTorch since 1.0 are
+    read. Memory is bounded as documented in `reference.untrusted`.
 
     Args:
         path: the file.
-        layers: the namespace that working layers are taken from, used as `torch.nn` is.
-        choose: which network to take where there are several: one of `choices`.
+        layers: the namespace that working layers are taken from, such as `torch.nn`.
+        choose: the network to read if there are several: one of `choices`.
 
     Raises:
-        InputError: it is missing, damaged, or wants more than data to be made, or there is no network of the name
-            `choose`; the text says which.
+        InputError: the file is missing, damaged or needs code to be run, or it has no network called `choose`; the
+            message says which.
     """
     path = Path(path)
     file = read_torch_file(path)
@@ -146,9 +146,9 @@ class Choice:
     """A network in a file, by the name under which it can be chosen.
 
     Attributes:
-        name: where it is; empty if it is the whole content.
+        name: its place; empty if it is the whole content.
         candidate: the record or the state dict.
-        fit: the known network that the state dict, or a part of it, is one of.
+        fit: the known network that the state dict, or a part of it, belongs to.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Choice:
 
 
 def choices(found: Sequence[Candidate]) -> list[Choice]:
-    """What can be chosen; a state dict that holds several known networks is a choice for each of them."""
+    """The networks to choose from; a state dict that holds several known networks is a choice for each of them."""
     listed: list[Choice] = []
     for candidate in found:
         fitting = [] if isinstance(candidate.found, Record) else fits(candidate.found)
@@ -173,10 +173,10 @@ def choices(found: Sequence[Candidate]) -> list[Choice]:
 
 
 def chosen(path: Path, listed: list[Choice], name: str | None, notes: list[str]) -> Choice | None:
-    """The network of that name; without a name the only one, or the only one that can be one.
+    """The network with this name; without a name the only one, or the only one that has weights.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no network of this name.
     """
     names = ", ".join(choice.name or "''" for choice in listed[:LISTED]) + (", …" if len(listed) > LISTED else "")
     if name is not None:
@@ -197,12 +197,12 @@ def chosen(path: Path, listed: list[Choice], name: str | None, notes: list[str])
 
 
 def holds_weights(found: Record | dict[str, Tensor]) -> bool:
-    """Whether it is a network, or has a tensor that could be the weight of a layer; means and deviations are none."""
+    """Whether it is a network, or has a tensor that could be the weight of a layer; means and deviations could not."""
     return isinstance(found, Record) or any(tensor.dim() > 1 for tensor in found.values())
 
 
 def understood(path: Path, file: TorchFile, layers: Any, choose: str | None) -> LegacyCheckpoint:
-    """What the content of a file means; ValueError if it cannot be."""
+    """Interpret the content of a file; ValueError if it cannot be interpreted."""
     notes: list[str] = []
     listed = choices(candidates(file.content))
     choice = chosen(path, listed, choose, notes)
@@ -248,7 +248,7 @@ def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -
 
 
 class Bounded(TorchDispatchMode):
-    """No operation may make more than `LARGEST` numbers; views of what is there are free.
+    """No operation may make more than `LARGEST` numbers; views of existing tensors are free.
 
     Attributes:
         largest: the most numbers that an operation has made.
@@ -270,7 +270,7 @@ class Bounded(TorchDispatchMode):
 
 
 def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """The number of scores of an image, and the most numbers that an operation makes of it.
+    """The number of scores per image, and the largest number of elements that an operation makes for one image.
 
     The network runs on the meta device, which computes shapes only.
 

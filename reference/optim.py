@@ -1,8 +1,8 @@
 """Chapter 15: optimizers, which change the parameters of a network so that its loss falls.
 
-`loss.backward()` leaves in each parameter's `grad` in which direction the loss rises; `step()` then moves the parameter
-against it. `SGD` takes the gradient as it is, or accumulated over time (momentum); `Adam` also divides it by its
-typical size, for every number on its own; `AdamW` shrinks the weights apart from that.
+`loss.backward()` stores in each parameter's `grad` the direction in which the loss rises; `step()` then moves the
+parameter against it. `SGD` uses the gradient itself, or accumulated over time (momentum); `Adam` also divides it by its
+typical size, for every number on its own; `AdamW` shrinks the weights separately.
 
 `torch.optim.Optimizer` is the base class, as `torch.nn.Module` is that of the layers: it keeps the groups, the state,
 the names of the parameters and the hooks, and computes nothing. So the schedulers of `torch.optim.lr_scheduler` work
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Group = dict[str, Any]
-"""Parameters, `group["params"]`, and the settings that they are optimized with."""
+"""Parameters, `group["params"]`, and the settings for their optimization."""
 
 Scalar = float | int | Float[Tensor, "..."]
 """A number, or a tensor of one number, which may change between steps."""
@@ -32,24 +32,24 @@ Loss = TypeVar("Loss")
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Parameters in groups, the settings of each group, and what is remembered of each parameter between steps.
+    """Parameters in groups, the settings of each group, and the state of each parameter between steps.
 
     A subclass defines `_update`, the change of one parameter.
 
     Args:
         params: the parameters, with or without names, or groups of them: dicts with the parameters under "params" and
-            such settings as differ from `defaults`.
-        defaults: the settings of all groups that do not name their own.
+            the settings that differ from `defaults`.
+        defaults: the settings of all groups that have none of their own.
 
     Attributes:
         param_groups: the groups; their settings may be changed between steps.
-        state: what is remembered of each parameter, from its first step on.
+        state: the state of each parameter, from its first step on.
         defaults: as given.
 
     Raises:
         ValueError: there are no parameters, one of them is in two groups, one is computed from others (not a leaf), or
             only some have names.
-        TypeError: `params` is a tensor or a set, or something in it is not a tensor.
+        TypeError: `params` is a tensor or a set, or one of its elements is not a tensor.
     """
 
     param_groups: list[Group]
@@ -58,7 +58,7 @@ class Optimizer(torch.optim.Optimizer):
         """Optimize the parameters of one more group from now on.
 
         Args:
-            param_group: one parameter or several under "params", and such settings as differ from `defaults`.
+            param_group: one parameter or several under "params", and the settings that differ from `defaults`.
 
         Raises:
             ValueError: as the constructor.
@@ -79,7 +79,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"{name}: params[{number}] is computed from other tensors, but needs to be a leaf")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, to which `backward` would add; with `set_to_none=False` fill them with zeros."""
+        """Reset the gradients, to which `backward` would add; with `set_to_none=False` fill them with zeros."""
         for parameter in self._parameters():
             if set_to_none:
                 parameter.grad = None
@@ -90,10 +90,10 @@ class Optimizer(torch.optim.Optimizer):
         """Change each parameter that has a gradient.
 
         Args:
-            closure: called first; it computes the loss and the gradients anew.
+            closure: called first; it recomputes the loss and the gradients.
 
         Returns:
-            What `closure` returned.
+            The return value of `closure`.
         """
         loss = None
         if closure is not None:
@@ -105,27 +105,27 @@ class Optimizer(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         gradient = -parameter.grad if group["maximize"] else parameter.grad
-                        if differentiable and parameter in self.state:  # the graph of the step before keeps its own
+                        if differentiable and parameter in self.state:  # the graph of the previous step keeps its own
                             state = self.state[parameter]
                             state.update({key: value.clone() for key, value in state.items()})
                         self._update(parameter, gradient, group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where another optimizer stood, this one's kind or PyTorch's, with parameters in the same order.
+        """Resume from the state of another optimizer, of this class or PyTorch's, with parameters in the same order.
 
         Settings and state become copies of those in `state_dict`, in the dtype and on the device of each parameter.
 
         Args:
-            state_dict: what `state_dict` returned.
+            state_dict: the return value of `state_dict`.
 
         Raises:
-            ValueError: its groups are not as many, or not as long, as those here.
+            ValueError: its groups differ from those here in number or length.
         """
         super().load_state_dict(deepcopy(state_dict))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a pickled or loaded state; what it does not mention has its default."""
+        """Restore a pickled or loaded state; missing settings get their defaults."""
         super().__setstate__(state)
         for group in self.param_groups:
             for name, default in self.defaults.items():
@@ -153,17 +153,17 @@ class SGD(Optimizer):
     Args:
         params: the parameters, with or without names, or groups of them.
         lr: the learning rate, not negative.
-        momentum: how much of the accumulated gradient b each step keeps, not negative.
-        dampening: how much of a gradient is kept out of b.
-        weight_decay: how much of θ is added to the gradient, not negative.
+        momentum: the share of the accumulated gradient b that each step keeps, not negative.
+        dampening: the share of a gradient that is not added to b.
+        weight_decay: the share of θ that is added to the gradient, not negative.
         nesterov: use g + momentum · b, the gradient of a step ahead; needs momentum, and no dampening.
         maximize: ascend instead of descend: g ← -g first.
-        foreach, fused: accepted for PyTorch's sake; there they choose a faster way to the same result.
+        foreach, fused: accepted for compatibility; in PyTorch they choose a faster way to the same result.
         differentiable: let autograd differentiate through the step.
 
     Raises:
-        ValueError: a number is out of its range, `nesterov` misses what it needs, or as `Optimizer` says.
-        TypeError: as `Optimizer` says.
+        ValueError: a number is out of its range, `nesterov` lacks its conditions, or as `Optimizer`.
+        TypeError: as `Optimizer`.
         RuntimeError: `fused` is combined with `foreach` or `differentiable`.
 
     Source: Sutskever et al., On the importance of initialization and momentum in deep learning (2013).
@@ -230,8 +230,8 @@ class Adam(Optimizer):
         v ← β2 · v + (1 - β2) · g²
         θ ← θ - lr · m / (1 - β1^t) / (sqrt(v / (1 - β2^t)) + eps)
 
-    m and v start at 0, and the divisions by 1 - β^t make up for that. With `amsgrad` the largest v so far stands under
-    the root. With `decoupled_weight_decay` the first line is θ ← θ - lr · weight_decay · θ, as in `AdamW`. A complex
+    m and v start at 0, and the divisions by 1 - β^t correct for that. With `amsgrad` the largest v so far replaces v
+    in the root. With `decoupled_weight_decay` the first line is θ ← θ - lr · weight_decay · θ, as in `AdamW`. A complex
     parameter counts as its real and imaginary parts.
 
     Args:
@@ -239,19 +239,18 @@ class Adam(Optimizer):
         lr: the learning rate, not negative.
         betas: β1 and β2, in [0, 1): two floats, or two tensors of one number.
         eps: keeps the division finite, not negative.
-        weight_decay: how much of θ is added to the gradient, not negative.
-        amsgrad: never let v fall (Reddi et al., 2018).
-        foreach, fused: accepted for PyTorch's sake; there they choose a faster way to the same result.
+        weight_decay: the share of θ that is added to the gradient, not negative.
+        amsgrad: never let v decrease (Reddi et al., 2018).
+        foreach, fused: accepted for compatibility; in PyTorch they choose a faster way to the same result.
         maximize: ascend instead of descend: g ← -g first.
-        capturable: keep t on the parameter's device and never wait for the device, so that a CUDA graph can record the
-            step.
+        capturable: keep t on the parameter's device and never synchronize, so that a CUDA graph can record the step.
         differentiable: let autograd differentiate through the step.
         decoupled_weight_decay: shrink θ itself rather than change its gradient.
 
     Raises:
         ValueError: a number is out of its range, `lr` or `betas` are tensors with `foreach` and without `capturable`
-            (as in PyTorch), or as `Optimizer` says.
-        TypeError: as `Optimizer` says.
+            (as in PyTorch), or as `Optimizer`.
+        TypeError: as `Optimizer`.
         RuntimeError: `fused` is combined with `foreach` or `differentiable`; in a step, a gradient is sparse.
     """
 
@@ -328,7 +327,7 @@ class Adam(Optimizer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As `Optimizer`; a step count from before PyTorch 1.12 is no tensor and becomes one."""
+        """As `Optimizer`; a step count saved before PyTorch 1.12 is not a tensor and becomes one."""
         super().__setstate__(state)
         for remembered in self.state.values():
             if not isinstance(remembered.get("step", None), Tensor | None):
@@ -340,7 +339,7 @@ class AdamW(Adam):
 
         θ ← θ - lr · weight_decay · θ
 
-    so that how fast a weight shrinks does not depend on its gradients. Arguments and errors are those of `Adam`.
+    so that the decay of a weight does not depend on its gradients. Arguments and errors are those of `Adam`.
     """
 
     def __init__(
@@ -381,7 +380,7 @@ class AdamW(Adam):
 
 
 def _counter(steps: float | int) -> Tensor:
-    """A count of steps as a tensor that counts exactly to 2²⁴ at least, whatever the default dtype."""
+    """A step count as a tensor that counts exactly up to 2²⁴ at least, whatever the default dtype."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(float(steps), dtype=dtype)
 
@@ -389,7 +388,7 @@ def _counter(steps: float | int) -> Tensor:
 def _plain(value: Scalar, group: Group) -> Any:
     """A tensor of one number as a Python number.
 
-    It stays a tensor, without dimensions, where reading it would end a recording (`capturable`) or a graph
+    It stays a tensor, without dimensions, if reading it would break a recording (`capturable`) or a graph
     (`differentiable`).
     """
     if not isinstance(value, Tensor):
@@ -400,7 +399,7 @@ def _plain(value: Scalar, group: Group) -> Any:
 
 
 def _weight(value: Any, like: Tensor) -> Any:
-    """What `lerp_` takes as its weight: a number, or a tensor of the dtype and device of `like`."""
+    """The weight for `lerp_`: a number, or a tensor of the dtype and device of `like`."""
     return value.to(like) if isinstance(value, Tensor) else value
 
 
@@ -413,7 +412,7 @@ def _add_product(total: Tensor, first: Tensor, second: Tensor, scale: Any) -> No
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """A complex tensor as its real and imaginary parts, in the same memory; a real one as it is."""
+    """A complex tensor as its real and imaginary parts, in the same memory; a real one unchanged."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -426,7 +425,7 @@ def _check_not_negative(name: str, **settings: Scalar) -> None:
 
 
 def _check_betas(name: str, betas: Any) -> None:
-    """Two floats or two tensors of one number; PyTorch refuses one of each, and integers."""
+    """Check for two floats or two tensors of one number; PyTorch rejects one of each, and integers."""
     kinds = {kind for beta in betas for kind in (float, Tensor) if isinstance(beta, kind)}
     valid = len(betas) == 2 and len(kinds) == 1 and all(isinstance(beta, float | Tensor) for beta in betas)
     if not valid or any(isinstance(beta, Tensor) and beta.numel() != 1 for beta in betas):

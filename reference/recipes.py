@@ -1,9 +1,9 @@
-"""Beyond chapter 18: what brings the tutorial's network to the tutorial's accuracy in a fraction of the time.
+"""Beyond chapter 18: reaching the tutorial's accuracy with the tutorial's network in a fraction of the time.
 
-A recipe is a name for settings of `reference.run`: `tutorial` is the tutorial's training, `fast` replaces its way of
-learning and keeps its network and its data. The ingredients are here: a first layer that is computed from the images
+A recipe is a name for settings of `reference.run`: `tutorial` is the tutorial's training, `fast` changes the way of
+learning and keeps the network and the data. The ingredients are here: a first layer that is computed from the images
 instead of being trained (`whiten`), the optimizer `Muon`, a learning rate that falls (`FallingRate`), and images that
-are mirrored and shifted (`Vary`). `scripts/accuracy.py --ablation` measures what each is worth.
+are mirrored and shifted (`Vary`). `scripts/accuracy.py --ablation` measures the effect of each.
 """
 
 from dataclasses import dataclass
@@ -32,20 +32,20 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The settings of each recipe that differ from the tutorial's."""
 
 ABLATION: dict[str, dict[str, Any]] = {
-    "Muon (instead: SGD with momentum)": {
+    "SGD with momentum instead of Muon": {
         "optimizer": "sgd",
         "learning_rate": 0.02,
         "weight_decay": 0.0005,
     },
-    "a whitening first layer (instead: random, then trained)": {"whiten": False},
-    "a falling rate (instead: constant)": {"schedule": "constant", "learning_rate": 0.02},
-    "momentum 0.9 (instead: none)": {"momentum": 0.0},
-    "weight decay (instead: none)": {"weight_decay": 0.0},
-    "a new order every epoch (instead: the stored one)": {"shuffle": False},
-    "mirrored images (instead: as they are)": {"mirror": False},
-    "shifted images (instead: as they are)": {"shift": 0},
+    "a random, trained first layer instead of a whitening one": {"whiten": False},
+    "a constant rate instead of a falling one": {"schedule": "constant", "learning_rate": 0.02},
+    "no momentum instead of 0.9": {"momentum": 0.0},
+    "no weight decay": {"weight_decay": 0.0},
+    "the stored order instead of a new one every epoch": {"shuffle": False},
+    "no mirrored images": {"mirror": False},
+    "no shifted images": {"shift": 0},
 }
-"""Each ingredient of `fast`, and the settings that take it out."""
+"""Each change of `fast` that removes one ingredient, and its settings."""
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of the polynomial p(s) = a·s + b·s³ + c·s⁵ that drives the singular values towards 1 (Jordan, 2024): steep at
@@ -56,10 +56,10 @@ def orthogonalize(matrix: Float[Tensor, "rows columns"], rounds: int = 5) -> Flo
     """The matrix with the singular vectors of `matrix` and singular values near 1.
 
     With matrix / ‖matrix‖ = U·diag(s)·Vᵀ it is U·diag(p(p(…p(s))))·Vᵀ, with `rounds` times the p of `NEWTON_SCHULZ`;
-    no decomposition is needed, since a·X + b·(XXᵀ)X + c·(XXᵀ)²X applies p to the singular values of X. All rounds are
-    done on XXᵀ, which is the smaller the more oblong X is: X ← QX with Q a polynomial of XXᵀ.
+    no decomposition is needed, since a·X + b·(XXᵀ)X + c·(XXᵀ)²X applies p to the singular values of X. All rounds work
+    on XXᵀ, which is smaller the more oblong X is: X ← QX with Q a polynomial of XXᵀ.
 
-    A matrix of zeros stays one.
+    A zero matrix stays zero.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalize(matrix.T, rounds).T
@@ -85,17 +85,18 @@ class Muon(Optimizer):
         θ ← (1 - lr · weight_decay) · θ - lr · sqrt(max(1, rows / columns)) · u
 
     So a step moves the outputs by about the same in every direction, however unequal the gradient's singular values.
-    A vector, such as a bias, is a matrix of one row: of it only the direction counts.
+    A vector, such as a bias, is a matrix of one row: only its direction matters. `torch.optim.Muon` is not used: it
+    takes only matrices, no convolution kernels and no biases, and orthogonalizes in bfloat16.
 
     Args:
         params: the parameters, or groups of them.
         lr: the learning rate, not negative.
-        momentum: how much of the running sum b stays, at least 0 and below 1.
-        weight_decay: how much of θ each step takes away, not negative.
+        momentum: the share of the running sum b that each step keeps, at least 0 and below 1.
+        weight_decay: the share of θ that each step subtracts, before the learning rate, not negative.
 
     Raises:
-        ValueError: a number is out of its range, or as `Optimizer` says.
-        TypeError: as `Optimizer` says.
+        ValueError: a number is out of its range, or as `Optimizer`.
+        TypeError: as `Optimizer`.
     """
 
     def __init__(self, params: Any, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
@@ -121,15 +122,15 @@ class Muon(Optimizer):
 
 
 class FallingRate:
-    """A learning rate that rises over the first steps and then falls in a straight line to 0 at the last one.
+    """A learning rate that rises over the first steps and then falls linearly to 0 at the last one.
 
-    Step n (from 0) of N takes the share min((n + 1) / (0.1·N), (N - n) / (0.9·N), 1) of the highest rate. That is the
-    optimizer's first rate times (100 / N)^(1/3): the longer a training, the smaller the steps that serve it best (here
-    they were 0.04 for 100 steps and 0.02 for 782, an epoch).
+    Step n (from 0) of N uses the share min((n + 1) / (0.1·N), (N - n) / (0.9·N), 1) of the highest rate. That is the
+    optimizer's initial rate times (100 / N)^(1/3): the longer a training, the smaller its best rate (here it was 0.04
+    for 100 steps and 0.02 for 782, an epoch).
 
     Args:
-        optimizer: its groups' `lr` is set; what it was at first is kept in the group as `initial_lr`, as PyTorch does.
-        steps: N, all steps of the training.
+        optimizer: its groups' `lr` is set; the initial rate is stored in the group as `initial_lr`, as PyTorch does.
+        steps: N, the number of steps of the training.
     """
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:
@@ -145,7 +146,7 @@ class FallingRate:
 
 
 def patches(images: UInt8[Tensor, "n channels height width"], size: int) -> Float[Tensor, "m columns"]:
-    """What a convolution sees: every third square of `size` pixels each way, as a row of numbers 0 to 1."""
+    """The input patches of a convolution: every third square of `size` pixels each way, as a row of numbers 0 to 1."""
     squares = images.unfold(2, size, 3).unfold(3, size, 3)  # n, channels, down, across, size, size
     return squares.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).float().div_(255)
 
@@ -153,16 +154,16 @@ def patches(images: UInt8[Tensor, "n channels height width"], size: int) -> Floa
 def whiten(
     weight: Float[Tensor, "filters ..."], bias: Float[Tensor, "filters"], seen: Float[Tensor, "m columns"]
 ) -> None:
-    """Fix a layer so that what it makes of `seen` is uncorrelated, with mean 0 and variance below 1, and not trained.
+    """Fix a layer so that its outputs for `seen` are uncorrelated, with mean 0 and variance below 1, and not trained.
 
     Its filters become the eigenvectors of the covariance of `seen` with the largest eigenvalues λ, the directions in
-    which patches differ most, each divided by sqrt(λ + 0.01), which keeps what hardly varies from being blown up. What
-    the images alone tell need not be learned, and no gradient of this layer and of its outputs is computed.
+    which patches differ most, each divided by sqrt(λ + 0.01), which limits the amplification of small differences. The
+    layer needs no training, and no gradient of it and of its outputs is computed.
 
     Args:
-        weight: its filters, changed in place; they ask for no gradient any more.
+        weight: its filters, changed in place; they require no gradient afterwards.
         bias: likewise.
-        seen: what outputs are computed from, in the order of a filter's numbers; at least as many columns as filters.
+        seen: the inputs of the filters as rows, in the order of a filter's numbers; at least as many as filters.
     """
     values, vectors = torch.linalg.eigh(seen.T.cov())  # the largest comes last
     filters = (vectors / (values.clamp(min=0) + 0.01).sqrt()).flip(1)[:, : len(weight)].T
@@ -172,12 +173,12 @@ def whiten(
 
 @dataclass(frozen=True)
 class Vary:
-    """Shows each image of a batch a little differently every time: mirrored or not, and moved.
+    """Varies each image of a batch at random every time: mirrored or not, and shifted.
 
     Attributes:
         mirror: half of the images, drawn anew, are mirrored left to right.
-        shift: each image is moved by a random whole number of pixels, from -shift to shift, in both directions; its
-            border is repeated where nothing is left to show.
+        shift: each image is shifted by a random whole number of pixels, from -shift to shift, in both directions; its
+        border is repeated at the uncovered edges.
     """
 
     mirror: bool = False
@@ -186,7 +187,7 @@ class Vary:
     def __call__(
         self, images: UInt8[Tensor, "b channels height width"], generator: torch.Generator | None
     ) -> UInt8[Tensor, "b channels height width"]:
-        """The varied batch; `generator`, on the CPU, is drawn from the same whatever the device."""
+        """The varied batch; `generator`, on the CPU, draws the same numbers for every device."""
         b, channels, height, width = images.shape
         draw = torch.randint(0, 2 * self.shift + 1, (2, b, 1), generator=generator) - self.shift
         flips = torch.randint(0, 2, (b, 1), generator=generator).bool() & self.mirror

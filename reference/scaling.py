@@ -1,8 +1,8 @@
-"""Chapter 19: training in float16, whose gradients must not vanish: the loss is scaled up, the gradients down again.
+"""Chapter 19: training in float16 without vanishing gradients: the loss is scaled up, the gradients down again.
 
 Below 2⁻²⁴ float16 has no numbers, and gradients are often smaller. `torch.amp.GradScaler` asks in each step whether the
-gradients are finite, and so waits for the device; here the answer stays on the device: the step is made and, if they
-were not finite, taken back.
+gradients are finite, and so waits for the device; here the result of the check stays on the device: the step is made
+and undone if they were not finite.
 """
 
 from typing import Any
@@ -13,20 +13,19 @@ from torch import Tensor
 from reference.optim import Optimizer
 
 FIRST, GROWTH, BACKOFF, PATIENCE = 2.0**16, 2.0, 0.5, 2000
-"""As GradScaler: the first factor; what it is multiplied by after PATIENCE good steps in a row; and after a bad one."""
+"""As GradScaler: the initial factor; its growth after PATIENCE good steps in a row; its change after a bad one."""
 
 
 class ScaledOptimizer:
-    """Steps with gradients that are `factor` times too large; a step whose gradients are not finite is left out.
+    """Steps with gradients that are `factor` times too large; a step with gradients that are not finite is left out.
 
     Args:
-        optimizer: makes the steps. Its state is made of tensors; what it has not had before a step that is left out
-            becomes zeros.
+        optimizer: makes the steps. Its state consists of tensors; state that is new in an undone step becomes zeros.
         device: of its parameters.
 
     Attributes:
-        factor: what `loss.backward(factor)` multiplies the gradients by; a tensor of one number, changed in place.
-        good: steps since it was changed.
+        factor: the factor of the gradients, for `loss.backward(factor)`; a tensor of one number, changed in place.
+        good: number of good steps since it was changed.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -35,7 +34,7 @@ class ScaledOptimizer:
         self.good = torch.zeros((), dtype=torch.int64, device=device)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         self.optimizer.zero_grad()
 
     @torch.no_grad()
@@ -55,7 +54,7 @@ class ScaledOptimizer:
         self.good.masked_fill_(grown, 0)
 
     def _changing(self, parameters: list[Tensor]) -> dict[tuple[int, str], Tensor]:
-        """All that a step may change, by place."""
+        """All tensors that a step may change, by place."""
         found = {(number, ""): parameter.detach() for number, parameter in enumerate(parameters)}
         for number, parameter in enumerate(parameters):
             state = self.optimizer.state.get(parameter, {})
@@ -63,10 +62,10 @@ class ScaledOptimizer:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here."""
+        """The state for `load_state_dict`, to resume from."""
         return {"factor": self.factor, "good": self.good}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another one stood."""
+        """Resume from the state of another `ScaledOptimizer`."""
         self.factor.copy_(state["factor"])
         self.good.copy_(state["good"])

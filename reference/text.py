@@ -1,13 +1,14 @@
 """Chapter 00: text that leaves the program, to a console or into JSON.
 
-Names of files and classes, texts inside checkpoints and answers of servers are written by others. Printed as they are,
+Names of files and classes, texts inside checkpoints and answers of servers are written by others. Printed unchanged,
 they can move the cursor, change colours, reverse the reading order, or forge a second answer by a line break; and not
-every console can encode them. `printable` makes one line of such a text, and
-`print_line` prints it. `Console` is what standard output and standard
-error become in every script (`reference.errors.exit_with`): it escapes what `printable` was not asked about, and never
-raises, whatever the console's encoding and whether or not anybody reads it. `json_text` writes strict JSON.
+every console can encode them. `printable` makes one line of such a text, and `print_line` prints it. `Console` replaces
+standard output and standard error in every script (`reference.errors.exit_with`): it escapes everything that did not go
+through `printable`, and never raises, whatever the console's encoding and whether or not the output is read.
+`json_text` writes strict JSON.
 """
 
+import codecs
 import errno
 import io
 import json
@@ -41,12 +42,12 @@ def printable(text: object) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `printable` leaves `text` as it is."""
+    """Whether `printable` leaves `text` unchanged."""
     return printable(text) == text
 
 
 def print_line(text: object, *, error: bool = False) -> None:
-    """Print `text` as one line, `printable`, at once; with `error` to standard error."""
+    """Print `text` as one line, `printable`, and flush; with `error` to standard error."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
@@ -72,8 +73,8 @@ def json_text(
 ) -> str:
     """`content` as JSON that every parser accepts: numbers that are not finite become `null`.
 
-    Characters that `printable` would escape, and all characters outside of ASCII if `encoding` lacks one of them, are
-    written as JSON's own escapes, so that the text means the same wherever it is printed.
+    Characters that `printable` would escape are written as JSON's own escapes, and so are all characters outside of
+    ASCII unless `encoding` is UTF-8: JSON between programs is UTF-8 (RFC 8259), of which ASCII is a part.
 
     Args:
         content: dictionaries, lists, tuples, strings, numbers, truth values and None.
@@ -98,11 +99,7 @@ def json_text(
             char if char == "\n" or not _hidden(text, place) else json.dumps(char)[1:-1]
             for place, char in enumerate(text)
         )
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return dumped(content, True)
-    return text
+    return text if codecs.lookup(encoding).name == "utf-8" else dumped(content, True)
 
 
 def _finite(value: Any) -> Any:
@@ -115,15 +112,15 @@ def _finite(value: Any) -> Any:
 
 
 class Console(io.TextIOBase):
-    """Standard output or standard error, made safe to write to: nothing that is printed raises or steers the terminal.
+    """Standard output or standard error, made safe to write to: printing never raises or controls the terminal.
 
-    Control characters are escaped, except line breaks, tabs, and a carriage return at the start of a write, by which a
-    progress bar begins. Characters that the encoding lacks are escaped. When the stream fails (nobody reads the pipe,
-    the terminal is gone, the disk is full), the error is kept in `lost` and everything from then on is dropped: a
-    training does not end because its output does.
+    Control characters are escaped, except line breaks, tabs, and a carriage return at the start of a write, which
+    begins a progress bar. Characters that the encoding lacks are escaped. When the stream fails (the pipe is closed,
+    the terminal is gone, the disk is full), the error is kept in `lost` and all later output is dropped: a training
+    does not end because its output does.
 
     Args:
-        stream: what is written to; None if the process was started without it (`2>&-`).
+        stream: the stream to write to; None if the process was started without it (`2>&-`).
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -170,14 +167,14 @@ class Console(io.TextIOBase):
             action(*arguments)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.lost = error
-            with suppress(OSError, ValueError):  # what is still in its buffer must not fail at the end of the process
+            with suppress(OSError, ValueError):  # its buffered rest must not raise at the end of the process
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
 
     @property
     def failed(self) -> bool:
-        """Whether output was lost that somebody waits for: the disk is full, say, and not merely the reader gone."""
+        """Whether output was lost for another reason than a closed reader: the disk is full, for instance."""
         gone = (errno.EPIPE, errno.EBADF, errno.EIO, errno.EINVAL)  # EINVAL: a broken pipe on Windows
         return isinstance(self.lost, OSError) and self.lost.errno not in gone
 
@@ -185,8 +182,8 @@ class Console(io.TextIOBase):
 def open_console() -> None:
     """Make `sys.stdout` and `sys.stderr` of this process `Console`s.
 
-    Descriptors 0 to 2 that are closed are taken first: a data file that got one of these numbers would receive what
-    libraries write to standard error.
+    Descriptors 0 to 2 that are closed are opened first: a data file that got one of these numbers would receive the
+    output of libraries to standard error.
     """
     while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -197,13 +194,13 @@ def open_console() -> None:
 
 
 def output_lost() -> bool:
-    """Whether what is printed reaches nobody any more, as after `| head -1`."""
+    """Whether printed text reaches no reader any more, as after `| head -1`."""
     return isinstance(sys.stdout, Console) and sys.stdout.lost is not None
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Let colours through for a while: those of the help text, which is the program's own."""
+    """Let colours through temporarily: those of the help text, which is the program's own."""
     consoles = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Console)]
     for console in consoles:
         console.styled = True

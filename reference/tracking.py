@@ -1,10 +1,10 @@
-"""Chapter 02: what a training writes for TensorBoard: `tensorboard --logdir RUN` shows it.
+"""Chapter 02: the logs of a training for TensorBoard: `tensorboard --logdir RUN` shows them.
 
 train_loss                  at every hundredth step, counted over all epochs
 test_loss, test_accuracy    after each epoch, at the steps 0, 1, 2, … as in the tutorial; test_loss is its sum of
                             batch means, and test_loss_mean the mean over the images
-graph                       the network's
-predictions                 the first test images, with what they are and what they were taken for
+graph                       the network's graph
+predictions                 the first test images, with their classes and the predicted classes
 confusion                   the confusion matrix
 """
 
@@ -25,10 +25,10 @@ from reference.fonts import Labels, font_for, shortened
 from reference.training import confusion_entries, most_confused
 
 EVENT_FILES = "events.out.tfevents.*"
-FIGURES = 32  # classes up to which the confusion matrix is drawn with counts and names: at most 1,498 pixels a side
+FIGURES = 32  # largest number of classes drawn with counts and names: at most 1,498 pixels a side
 SIDE = 1024  # pixels of the confusion matrix of more classes
-LISTED = 24  # pairs of classes that are listed beside it
-LEGEND = 32  # names that a legend explains
+LISTED = 24  # pairs of classes listed next to it
+LEGEND = 32  # names listed in a legend
 
 
 @contextmanager
@@ -52,11 +52,11 @@ class Tracker:
     """A TensorBoard event file in `folder`. Events reach the disk at `flush` and `close`."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # so that `import reference` does not cost it
+        from torch.utils.tensorboard import SummaryWriter  # imported here to keep `import reference` fast
 
         self.leaving = ExitStack()
         path = self.leaving.enter_context(utf8_path(folder))
-        self.writer = SummaryWriter(str(path), flush_secs=3600)  # we say when
+        self.writer = SummaryWriter(str(path), flush_secs=3600)  # flushed explicitly
 
     def scalars(self, step: int, **values: float) -> None:
         """Write each value under its name as the tag."""
@@ -87,9 +87,9 @@ class Tracker:
 
 
 def forget_after(folder: Path, *, step: int, epoch: int) -> None:
-    """Make the event files of `folder` end where a checkpoint stands, so that going on from it writes nothing twice.
+    """Truncate the event files of `folder` to a checkpoint, so that resuming from it writes nothing twice.
 
-    A run that was killed has logged more than its last checkpoint knows. What came after is dropped: `train_loss`
+    A run that was killed has logged more than its last checkpoint covers. The later events are dropped: `train_loss`
     beyond `step`, everything else from epoch `epoch` on (epochs count from 0). The files are merged into one, whole or
     not at all.
     """
@@ -97,7 +97,7 @@ def forget_after(folder: Path, *, step: int, epoch: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
 
     def started(file: Path) -> float:
-        """When its first event was written: of files of one second the names do not tell the order."""
+        """The time of its first event: the names of files of the same second do not give their order."""
         first = next(iter(RawEventFileLoader(str(file)).Load()), None)
         return Event.FromString(first).wall_time if first is not None else float("inf")
 
@@ -108,7 +108,7 @@ def forget_after(folder: Path, *, step: int, epoch: int) -> None:
 
 
 def _merge(files: list[Path], step: int, epoch: int) -> None:
-    """Replace `files`, in the order of their events, by one file without what came after `step` and `epoch`."""
+    """Replace `files`, in the order of their events, by one file without the events after `step` and `epoch`."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -166,11 +166,11 @@ def draw_confusion(
     """The confusion matrix: a row per true class, a column per predicted class, darker the larger the share of the row.
 
     Up to `FIGURES` classes, each cell has its count, and each row and column its name. More classes give an image of
-    fixed size without figures, in which above `SIDE` classes neighbours share a pixel; beside it stand the pairs of
+    fixed size without figures, in which above `SIDE` classes neighbours share a pixel; next to it are the pairs of
     classes that were confused most often.
 
     Args:
-        confusion: how many images of each class (row) got each prediction (column); dense, or sparse (COO).
+        confusion: the number of images of each class (row) with each prediction (column); dense, or sparse (COO).
         classes: the names.
         cell: side of a cell with a count, in pixels.
     """

@@ -1,4 +1,4 @@
-"""Chapter 18: the complete training: `fit` trains epoch after epoch, `train_epoch` is the loop, `evaluate` the test."""
+"""Chapter 18: the complete training: `fit` trains all epochs, `train_epoch` is the loop, `evaluate` the test."""
 
 import math
 import time
@@ -16,16 +16,16 @@ from reference.errors import TrainingError
 
 @dataclass
 class Progress:
-    """Where a training stands, to the step; with weights, optimizer and generators it is all that resuming needs.
+    """The progress of a training, to the step; with weights, optimizer and generators it is the state to resume from.
 
     Attributes:
-        epoch: whole epochs done: trained and evaluated.
-        batch: batches trained in the epoch under way; all of them while it is being evaluated.
-        step: optimizer steps in all.
-        loss_sum: the losses of the epoch under way, each times its batch's images.
+        epoch: number of completed epochs: trained and evaluated.
+        batch: batches trained in the current epoch; all of them while it is being evaluated.
+        step: total number of optimizer steps.
+        loss_sum: the sum over the current epoch of each batch's loss times its number of images.
         seen: images in `loss_sum`.
-        order: the train loader's generator as the epoch under way began: it draws the epoch's order again.
-        history: one dictionary of metrics for each epoch done.
+        order: the train loader's generator at the start of the current epoch: it draws the epoch's order again.
+        history: one dictionary of metrics for each completed epoch.
         confusion: the confusion matrix after the last of them.
     """
 
@@ -41,13 +41,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on a test set.
+    """The results of a network on a test set.
 
     Attributes:
-        loss: the mean loss of an image.
+        loss: the mean loss per image.
         loss_sum: the sum of the batches' mean losses, which the tutorial prints as the loss on the whole test set.
-        accuracy: the share of images whose highest score is the right class.
-        confusion: `confusion[i, j]` images of class `i` were taken for class `j`; sparse (COO) above `DENSE` classes.
+        accuracy: the share of images with the highest score for the right class.
+        confusion: `confusion[i, j]` images of class `i` were predicted as `j`; sparse (COO) above `DENSE` classes.
         predictions: the class with the highest score, image by image.
     """
 
@@ -60,31 +60,31 @@ class Evaluation:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What `fit` needs of an optimizer: `torch.optim`'s and `reference.optim`'s both have it."""
+    """The part of an optimizer that `fit` uses: `torch.optim`'s and `reference.optim`'s both have it."""
 
     def zero_grad(self) -> None: ...
     def step(self) -> Any: ...
 
 
 class Observer:
-    """What wants to know how a training goes: a progress bar, a log, a run folder. This one ignores everything."""
+    """Base class of everything that follows a training: a progress bar, a log, a run folder. It ignores all events."""
 
     def on_epoch_start(self, progress: Progress) -> None:
-        """An epoch begins, or goes on after an interruption."""
+        """An epoch begins, or resumes after an interruption."""
 
     def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
-        """Some steps were made: the loss of each, by its number; on an accelerator, of several at once."""
+        """Some steps were made: the loss of each, by its number; on an accelerator, of several together."""
 
     def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
         """An epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
 
     def should_stop(self) -> bool:
-        """Asked after every step and every evaluated batch; True ends the training there, ready to go on."""
+        """Called after every step and every evaluated batch; True stops the training there, ready to be resumed."""
         return False
 
 
 DENSE = 1000
-"""Classes up to which a confusion matrix is a dense tensor; of more it would take gigabytes for its zeros."""
+"""Largest number of classes with a dense confusion matrix; for more it would take gigabytes of zeros."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -103,26 +103,26 @@ def fit(
     before_step: Callable[[int], None] | None = None,
     loss_scale: Tensor | None = None,
 ) -> Progress:
-    """Train `network` for `epochs` epochs, evaluating it after each; go on where `progress` says.
+    """Train `network` for `epochs` epochs, evaluating it after each; resume from `progress`.
 
     Args:
-        network: trained in place, where its parameters are.
+        network: trained in place, on the device of its parameters.
         loss_function: of the scores `[b, classes]` and the targets `[b]`; the mean over the batch.
-        optimizer: over the network's parameters.
+        optimizer: optimizes the network's parameters.
         train_loader: an epoch of batches `(images, targets)`; its `generator`, if it has one, draws the epoch's order.
         test_loader: the batches to evaluate on.
-        epochs: how many epochs there shall be in all, those already done included.
-        progress: where an interrupted training stood; it is updated in place. None begins anew.
-        observer: told of steps and epochs, and asked whether to stop.
-        precision: what the network computes in; its parameters, the loss and the optimizer stay in float32.
-        before_step: called with the number of each step, from 0, before the optimizer makes it; a schedule, say.
-        loss_scale: what the gradients are multiplied by, for an optimizer that divides them again (`scaling.py`).
+        epochs: total number of epochs, including completed ones.
+        progress: the progress of an interrupted training; it is updated in place. None starts from the beginning.
+        observer: notified of steps and epochs, and asked whether to stop.
+        precision: dtype of the network's arithmetic; its parameters, the loss and the optimizer stay in float32.
+        before_step: called with the number of each step, from 0, before the optimizer makes it; such as a schedule.
+        loss_scale: factor of the gradients, for an optimizer that divides them again (`scaling.py`).
 
     Returns:
         `progress`; unfinished (`progress.epoch < epochs`) if the observer stopped it.
 
     Raises:
-        TrainingError: a loss is infinite or not a number; the text names the step.
+        TrainingError: a loss is infinite or NaN; the message names the step.
     """
     progress, observer = progress or Progress(), observer or Observer()
     generator = getattr(train_loader, "generator", None)
@@ -164,7 +164,7 @@ def train_epoch(
     before_step: Callable[[int], None] | None,
     loss_scale: Tensor | None,
 ) -> Iterator[tuple[int, Tensor, int]]:
-    """The tutorial's loop: make the steps of an epoch that are not made yet; arguments as of `fit`.
+    """The tutorial's loop: make the remaining steps of an epoch; arguments as of `fit`.
 
     Yields:
         After each step its number, its loss, on the device, and the images of its batch.
@@ -185,7 +185,7 @@ def train_epoch(
 
 
 def watched(steps: Iterable[tuple[int, Tensor, int]], progress: Progress, observer: Observer, *, waits: bool) -> bool:
-    """Make the steps, hand their losses on, and ask after each whether to stop; False if one was the last for now.
+    """Make the steps, report their losses, and ask after each whether to stop; False if one was the last for now.
 
     Reading a loss waits for the device: nothing on the CPU; on an accelerator, where it `waits`, a stall in every step,
     so that the losses of a hundred steps are read together.
@@ -206,7 +206,7 @@ def end_epoch(progress: Progress, evaluation: Evaluation, images_per_second: flo
     """Count an epoch that is trained and evaluated, and append its metrics to the history.
 
     Raises:
-        TrainingError: the test loss is infinite or not a number.
+        TrainingError: the test loss is infinite or NaN.
     """
     if not math.isfinite(evaluation.loss):
         raise TrainingError(f"the test loss after step {progress.step} is {evaluation.loss}")
@@ -227,7 +227,7 @@ def end_epoch(progress: Progress, evaluation: Evaluation, images_per_second: flo
 
 
 def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
-    """The scores of `images`; a `precision` below float32 is that of convolutions and matrix products, by autocast."""
+    """The scores of `images`; a `precision` below float32 applies to convolutions and matrix products, by autocast."""
     if precision == torch.float32:
         return network(images)
     with torch.autocast(images.device.type, dtype=precision):
@@ -235,7 +235,7 @@ def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tenso
 
 
 def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], observer: Observer) -> None:
-    """Bring the losses of the pending steps `(step, loss, images)` to the host in one transfer and hand them on.
+    """Copy the losses of the pending steps `(step, loss, images)` to the host in one transfer and report them.
 
     Raises:
         TrainingError: one of them is not finite.
@@ -260,7 +260,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     precision: torch.dtype = torch.float32,
 ) -> Evaluation | None:
-    """Judge `network`, computing in `precision`, on every batch of `loader`, in evaluation mode and without gradients.
+    """Evaluate `network`, computing in `precision`, on every batch of `loader`, without gradients.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.
@@ -298,7 +298,7 @@ def evaluate(
 def confusion_matrix(
     targets: Int[Tensor, "n"], predictions: Int[Tensor, "n"], classes: int
 ) -> Int[Tensor, "classes classes"]:
-    """How many images of each class (row) got each prediction (column): dense up to `DENSE` classes, else sparse (COO).
+    """The number of images of each class (row) with each prediction (column): dense up to `DENSE` classes, else sparse.
 
     Args:
         targets: The class of each image.
@@ -316,7 +316,7 @@ def confusion_matrix(
 
 
 def confusion_entries(confusion: Int[Tensor, "classes classes"]) -> Int[Tensor, "entries 3"]:
-    """The entries of a confusion matrix that are not zero, as rows (class, predicted class, count), in their order."""
+    """The nonzero entries of a confusion matrix as rows (class, predicted class, count), in their order."""
     sparse = (confusion if confusion.is_sparse else confusion.to_sparse()).coalesce()
     return torch.cat([sparse.indices(), sparse.values()[None]]).T
 
@@ -333,7 +333,7 @@ def most_confused(confusion: Int[Tensor, "classes classes"], limit: int) -> list
 
 
 def class_accuracies(confusion: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
-    """The share of each class's images that were classified right, in float64; NaN for a class without images."""
+    """The share of each class's images that were classified correctly, in float64; NaN for a class without images."""
     rows, columns, counts = confusion_entries(confusion).unbind(dim=1)
     right = torch.zeros(len(confusion), dtype=torch.float64, device="cpu")
     totals = right.clone().index_add_(0, rows, counts.double())

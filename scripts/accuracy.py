@@ -1,4 +1,4 @@
-"""Measure what a recipe reaches: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
+"""Measure the accuracy of a recipe: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
 
 import json
 import warnings
@@ -18,20 +18,24 @@ from reference.text import print_line
 
 @dataclass(frozen=True)
 class Measurement(Settings):
-    """Train with the seeds 0, 1, 2, … and say how accurate the networks are: mean ± standard deviation."""
+    """Train with the seeds 0, 1, 2, … and print the accuracy of the networks: mean ± standard deviation."""
 
     seeds: int = 5
-    """How many trainings; at least 2."""
+    """Number of trainings; at least 2."""
     ablation: bool = False
-    """Also without each ingredient of --recipe fast; print what each is worth as a table."""
+    """Also train without each ingredient of --recipe fast; print the effect of each as a table."""
     against: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Compare with what an earlier measurement left in its --output DIR, by Welch's test."""
+    """Compare with an earlier measurement, given by its --output DIR, by Welch's test."""
 
 
 def main() -> None:
     measurement = parse(Measurement)
     if measurement.seeds < 2:
         raise InputError(f"--seeds must be at least 2, got {measurement.seeds}")
+    if measurement.resume is not None:
+        raise InputError(
+            f"--resume {measurement.resume}: a measurement has several runs; give its --output again to resume it"
+        )
     others: list[float] = []
     if measurement.against is not None:  # before hours of training
         others = measured(measurement.against)
@@ -68,7 +72,7 @@ def measured(folder: Path) -> list[float]:
 
 
 def compared(here: Sequence[float], there: Sequence[float]) -> str:
-    """What Welch's test says of two samples; if neither varies there is no test, and their means say it all."""
+    """The result of Welch's test for two samples; if neither varies there is no test, only their means."""
     if len(set(here)) == len(set(there)) == 1:
         return f"{spread(there)}; neither varies, so there is no test: {here[0]:.4f} here, {there[0]:.4f} there"
     t, freedom, p = welch(here, there)
@@ -76,12 +80,12 @@ def compared(here: Sequence[float], there: Sequence[float]) -> str:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Whether the means of two samples differ, their variances unknown and perhaps unequal (Welch, 1947).
+    """Test whether the means of two samples differ; variances are unknown and may be unequal (Welch, 1947).
 
     Returns:
         t: the difference of the means over its standard error.
-        freedom: how many degrees of freedom that error has (Welch and Satterthwaite).
-        p: the chance of a |t| at least as large if the means were equal.
+        freedom: the degrees of freedom of that error (Welch and Satterthwaite).
+        p: the probability of a |t| at least this large if the means were equal.
 
     Raises:
         InputError: SciPy is not installed.
@@ -103,9 +107,9 @@ def ablate(settings: Settings, seeds: int) -> None:
     if settings.output is None:
         raise InputError("--output is needed: the folder for the runs")
     rows = {"all of it": train_seeds(replace(settings, output=settings.output / "all"), seeds)}
-    for number, (ingredient, change) in enumerate(ABLATION.items()):
-        without = replace(settings, output=settings.output / f"without-{number}", **change)
-        rows[f"without {ingredient}"] = train_seeds(without, seeds)
+    for number, (name, change) in enumerate(ABLATION.items()):
+        changed = replace(settings, output=settings.output / f"without-{number}", **change)
+        rows[name] = train_seeds(changed, seeds)
     print(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |\n|---|---|")
     for name, summaries in rows.items():
         print(f"| {name} | {spread(accuracies(summaries))} |")

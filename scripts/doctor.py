@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # noqa: UP036  (this is what says so)
+if sys.version_info < (3, 11):  # noqa: UP036  (the check of the version)
     sys.exit("!! Python        %d.%d: install Python 3.11 or newer" % sys.version_info[:2])  # noqa: UP031  (old ones)
 sys.path.append(str(Path(__file__).parents[1]))  # where the project is not installed
 
@@ -15,7 +15,7 @@ from reference.text import json_text, print_line
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
 DESCRIPTION = """
-Say what a training will find here: versions, devices, memory, data; and what to do about what is wrong.
+Check what a training needs on this machine: versions, devices, memory, data; and print a remedy for each problem.
 The exit status is 0 if a training can run, 1 if not.
 """
 

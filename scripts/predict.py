@@ -1,6 +1,6 @@
-"""Say what is on an image: `python scripts/predict.py IMAGE… --checkpoint FILE`, see `--help`.
+"""Predict the class of images: `python scripts/predict.py IMAGE… --checkpoint FILE`, see `--help`.
 
-With `--legacy` FILE is any file of `torch.save`; without an image the script says what is in it.
+With `--legacy` FILE is any file of `torch.save`; without an image the script describes its content.
 """
 
 import sys
@@ -21,30 +21,30 @@ from reference.text import json_text, output_lost, print_line, styled
 
 @dataclass(frozen=True)
 class Question:
-    """Say what is on images, with the probability of each class.
+    """Predict the class of each image, with the probability of each class.
 
-    The probabilities are the softmax of the network's scores: they sum to one and order the classes, but that 80 % of
-    the answers given with 80 % are right is not promised.
+    The probabilities are the softmax of the network's scores: they sum to one and order the classes, but they are not
+    calibrated: of the answers given with 80 %, another share than 80 % may be right.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Files of any kind that Pillow reads, and folders: the images in them and in their sub-folders, by name, without
-    hidden ones."""
+    """Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), and
+    folders: the images in them and in their subfolders, by name, without hidden ones."""
     checkpoint: Path
     """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it."""
     legacy: bool = False
     """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
-    in it is run. Without an image: say what it holds."""
+    in it is run. Without an image: describe its content."""
     choose: str | None = None
-    """With --legacy, which network to take if the file holds several; without it they are listed."""
+    """With --legacy, the network to use if the file holds several; without it they are listed."""
     class_names: tuple[str, ...] = ()
-    """With --legacy, the name of each class in the order of the scores: such a file holds none. Without names classes
+    """With --legacy, the name of each class in the order of the scores, which such a file lacks. Without names classes
     are numbered."""
     size: int | None = None
-    """With --legacy, the side to which images are resized: 32, the tutorial's, if not given; VGG16 was trained on
-    224."""
+    """With --legacy, the height and width to resize images to: 32, as in the tutorial, if not given; VGG16 was trained
+    on 224."""
     top_k: int = 3
-    """How many classes to name for an image."""
+    """Number of classes to print per image."""
     batch_size: int = 64
     """Images computed together."""
     device: str = "auto"
@@ -55,7 +55,7 @@ class Question:
 
 def main() -> int:
     with styled():
-        question = tyro.cli(tyro.conf.FlagCreatePairsOff[Question])
+        question = tyro.cli(Question)
     if question.legacy:
         found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
         if not question.images:
@@ -64,7 +64,7 @@ def main() -> int:
         height = width = 32 if question.size is None else question.size
         network, class_names = found.classifier(question.class_names, (height, width))
         batch_size = found.batch_size(question.batch_size, (height, width))
-        for note in found.notes:  # what is taken for granted
+        for note in found.notes:  # assumptions
             print_line(f"note: {note}", error=True)
     else:
         if not question.images:
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def show_text(answers: Iterator[Prediction]) -> bool:
-    """Print one line per answer, errors on standard error; return whether there were any."""
+    """Print one line per answer, errors on standard error; return whether there were any errors."""
     failed = False
     for answer in answers:
         if answer.error is not None:
@@ -103,7 +103,7 @@ def show_text(answers: Iterator[Prediction]) -> bool:
 
 
 def show_json(answers: Iterator[Prediction]) -> bool:
-    """Print one JSON list element by element, errors also on standard error; return whether there were any."""
+    """Print one JSON list element by element, errors also on standard error; return whether there were any errors."""
     failed, before = False, "[\n"
     for answer in answers:
         if answer.error is not None:

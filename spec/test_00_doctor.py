@@ -30,7 +30,7 @@ def found(findings: Iterator[Finding]) -> dict[str, Finding]:
 
 
 @clause("00.doctor.says")
-def test_the_doctor_looks_at_everything_and_gives_a_remedy_for_what_is_not_good(tmp_path: Path) -> None:
+def test_the_doctor_checks_everything_and_gives_a_remedy_for_each_problem(tmp_path: Path) -> None:
     findings = found(iter(examine(tmp_path)))
     looked_at = {
         "Python",
@@ -99,7 +99,7 @@ def gpus(
     driver: str = "550.54.15",
     cuda: str = "12.8",
 ) -> None:
-    """Two GPUs, each with so many GiB free; the architectures and the CUDA that PyTorch was built for; the driver."""
+    """Two GPUs, each with `free` GiB free; the architectures and the CUDA that PyTorch was built for; the driver."""
     about = SimpleNamespace(name="Tesla T4", major=7, minor=5)
     answers: dict[str, Any] = {
         "is_available": lambda: True,
@@ -149,7 +149,7 @@ def test_a_gpu_without_kernels_in_this_pytorch_is_wrong(built: str, capability: 
 
 
 @clause("00.doctor.kernels")
-def test_a_gpu_without_kernels_is_told_what_pytorch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_kernels_is_reported_with_the_architectures_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, built="sm_80 sm_90")
     finding = found(doctor.accelerators())["cuda:0"]
     assert finding.state == "wrong"
@@ -242,7 +242,7 @@ def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_gpu_at_all_is_not(
 
 
 @clause("21.gpu.nvidia_smi")
-def test_nvidia_smi_is_asked_and_its_failure_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_smi_is_run_and_its_failure_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.nvidia_smi() == ""
     program = tmp_path / "nvidia-smi"
@@ -325,7 +325,7 @@ def test_the_dev_container_installs_the_package_and_asks_the_doctor() -> None:
 
 @clause("00.remote.collected")
 @pytest.mark.slow
-def test_what_the_editor_runs_collects_the_specification() -> None:
+def test_the_editors_test_command_collects_the_specification() -> None:
     words = json.loads((ROOT / ".vscode/settings.json").read_text())["python.testing.pytestArgs"]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *words]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

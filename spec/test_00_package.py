@@ -23,7 +23,7 @@ def printed(code: str) -> str:
 
 @clause("00.package.imports")
 @pytest.mark.slow
-def test_importing_the_reference_leaves_out_what_only_some_runs_need() -> None:
+def test_importing_the_reference_does_not_import_optional_packages() -> None:
     heavy = ("torchvision", "tensorboard", "jinja2", "tyro", "torch._dynamo")
     code = f"import sys; from reference import *; print([name for name in {heavy!r} if name in sys.modules])"
     assert printed(code) == "[]\n"
@@ -74,7 +74,7 @@ def readme(name: str) -> str:
 
 @clause("00.package.imports")
 @pytest.mark.slow
-def test_the_package_asks_for_what_it_imports() -> None:
+def test_the_package_requires_everything_that_it_imports() -> None:
     project = tomllib.loads(readme("pyproject.toml"))["project"]
 
     def names(entries: list[str]) -> set[str]:

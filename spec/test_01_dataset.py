@@ -288,7 +288,7 @@ def test_a_huge_image_of_another_mode_is_converted_the_same_in_every_part(
 
 @clause("01.image.size")
 @pytest.mark.usefixtures("huge_from_a_quarter_megapixel")
-def test_a_long_thin_image_is_not_reduced_below_what_is_wanted(tmp_path: Path) -> None:
+def test_a_long_thin_image_is_not_reduced_below_the_requested_size(tmp_path: Path) -> None:
     Image.fromarray(np.tile(gradient(20, 1), (1, 20_000, 1))).save(tmp_path / "a.png", compress_level=1)
     found = pixels(tmp_path / "a.png", (20, 4))
     assert np.array_equal(found, np.tile(gradient(20, 1), (1, 4, 1)))
@@ -381,7 +381,7 @@ def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)]
 )
-def test_whatever_a_decoder_raises_becomes_an_input_error(
+def test_any_error_of_a_decoder_becomes_an_input_error(
     fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -408,7 +408,7 @@ def test_whatever_a_decoder_raises_becomes_an_input_error(
         ],
     ],
 )
-def test_images_are_told_by_the_extension(name: str, expected: bool) -> None:
+def test_images_are_recognized_by_the_extension(name: str, expected: bool) -> None:
     assert is_image_name(name) is expected
 
 
@@ -454,7 +454,7 @@ def run_listing(changed: str = "", into: str = "") -> dict[str, Any]:
 
 
 @clause("01.folder.listing")
-def test_with_its_seven_mistakes_mended_the_listing_runs() -> None:
+def test_with_its_seven_mistakes_corrected_the_listing_runs() -> None:
     found = run_listing()
     assert found["item"] == (Path("dataset/train/ants/0.jpg"), "ants")
     assert found["length"] == 1
@@ -598,7 +598,7 @@ def test_items_are_image_and_folder_name_in_the_order_of_the_file_names(
 
 
 @clause("01.folder.images_only")
-def test_what_is_no_image_is_left_out(LabeledFolder: Folder, root: Path) -> None:
+def test_files_that_are_no_images_are_left_out(LabeledFolder: Folder, root: Path) -> None:
     (root / "ants" / "notes.txt").write_text("ant")
     (root / "ants" / "Thumbs.db").write_bytes(b"\0")
     draw(root / "ants" / ".hidden.png")
@@ -712,7 +712,7 @@ def height_of(image: Image.Image) -> int:
 
 
 @clause("01.folder.rejects")
-def test_the_reference_names_what_it_cannot_use(root: Path) -> None:
+def test_the_reference_names_the_folder_that_it_cannot_use(root: Path) -> None:
     (root / "wasps").mkdir()
     with pytest.raises(InputError, match=r"there is no folder .*flies"):
         ReferenceFolder(root, "flies")

@@ -112,7 +112,7 @@ def test_icons_are_read(container: str, tmp_path: Path) -> None:
 
 
 @clause("01.image.container")
-def test_an_image_whose_first_bytes_are_those_of_a_container_is_read(tmp_path: Path) -> None:
+def test_an_image_with_the_first_bytes_of_a_container_is_read(tmp_path: Path) -> None:
     """TGA has no signature: one with a colour map of kind 1 may begin as ICO does."""
     (tmp_path / "a.tga").write_bytes(saved(8, 6, "TGA", "L"))
     assert open_image(tmp_path / "a.tga").size == (8, 6)

@@ -1,4 +1,4 @@
-"""Chapter 02: TensorBoard's `SummaryWriter`. It is what implementations write with, so nobody is on trial."""
+"""Chapter 02: TensorBoard's `SummaryWriter`. All implementations write with it, so no implementation is under test."""
 
 import io
 import multiprocessing
@@ -66,7 +66,7 @@ def test_an_array_of_rows_columns_and_channels_becomes_the_image(tmp_path: Path)
 
 
 @clause("02.add_scalar.losses")
-def test_a_loss_comes_back_as_it_was_written_in_float32(tmp_path: Path) -> None:
+def test_a_loss_is_read_back_in_float32(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("loss", 0.1, 3)
         writer.add_scalar("loss", torch.tensor(0.25), 4)
@@ -122,7 +122,7 @@ def test_the_folder_and_the_port_are_flags_of_tensorboard() -> None:
     ("name", "axes"), [("HWC", (0, 1, 2)), ("CHW", (2, 0, 1)), ("WHC", (1, 0, 2))], ids=["HWC", "CHW", "WHC"]
 )
 @pytest.mark.parametrize("kind", ["bytes", "floats"])
-def test_an_image_comes_back_whatever_the_order_of_its_axes(
+def test_an_image_is_read_back_for_every_order_of_its_dimensions(
     tmp_path: Path, name: str, axes: tuple[int, ...], kind: str
 ) -> None:
     array = image()[:6, :5]
@@ -170,7 +170,7 @@ def test_every_epoch_may_have_a_tag_of_its_own(tmp_path: Path) -> None:
 
 
 @clause("02.writer.flush")
-def test_what_was_flushed_can_be_read_and_what_was_not_may_wait(tmp_path: Path) -> None:
+def test_flushed_events_can_be_read_and_others_may_be_buffered(tmp_path: Path) -> None:
     writer = SummaryWriter(tmp_path, flush_secs=10_000)
     writer.add_scalar("x", 1, 0)
     writer.flush()
@@ -207,7 +207,7 @@ def write_and_die(folder: str) -> Any:
 
 @pytest.mark.slow
 @clause("02.writer.crash")
-def test_a_crash_before_close_keeps_what_was_flushed(tmp_path: Path) -> None:
+def test_a_crash_before_close_keeps_flushed_events(tmp_path: Path) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=write_and_die, args=(str(tmp_path),))
     process.start()
     process.join()

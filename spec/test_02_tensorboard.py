@@ -165,7 +165,7 @@ def test_a_real_tensorboard_server_shows_the_chapters_line(tmp_path: Path) -> No
 @pytest.mark.slow
 @clause("02.writer.two_epochs", "02.server.http")
 def test_a_real_tensorboard_server_has_156_grids_of_each_of_two_epochs(tmp_path: Path) -> None:
-    # chapter 06, lines 352 to 357, with grids of two images of one shade each; a server keeps ten unless it is told
+    # chapter 06, lines 352 to 357, with grids of two images of one shade each; a server keeps ten by default
     with SummaryWriter(str(tmp_path)) as writer:
         for epoch in range(2):
             for step in range(156):
@@ -232,7 +232,7 @@ def test_an_image_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 @clause("02.writer.flush")
-def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
+def test_flushed_events_are_on_the_disk(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     tracker.scalars(1, a=0.5)
     tracker.flush()
@@ -457,7 +457,7 @@ def test_the_sparse_matrix_is_the_dense_one(classes: int, seed: int, size: int) 
 
 @clause("02.run.images")
 @pytest.mark.slow
-def test_the_logged_drawings_show_what_the_network_predicts(run_folder: Path) -> None:
+def test_the_logged_drawings_show_the_predictions_of_the_network(run_folder: Path) -> None:
     """Pixel by pixel, drawn again from the last checkpoint; targets in place of predictions would have no red."""
     shapes, network = Shapes(train=False, size=70), build_network(load_checkpoint(run_folder / "last.pt")).eval()
     with torch.no_grad():
@@ -472,7 +472,7 @@ def test_the_logged_drawings_show_what_the_network_predicts(run_folder: Path) ->
 
 @clause("02.run.names")
 @pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
-def test_events_are_written_and_cut_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+def test_events_are_written_and_cut_in_a_folder_with_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + "/猫".encode("gbk")))
     folder.mkdir()
     logged(folder, range(1, 10), range(3))

@@ -27,7 +27,7 @@ sides = st.integers(1, 5)
 
 
 @clause("03.tensor.attributes")
-def test_a_tensor_has_what_training_needs_and_an_array_does_not(ToTensor: Transform) -> None:
+def test_a_tensor_has_grad_and_device_attributes_and_an_array_has_not(ToTensor: Transform) -> None:
     tensor = ToTensor()(random_image("RGB", 3, 2, seed=0))
     # chapter 03, lines 141 to 144
     assert (tensor.grad, str(tensor.device), tensor.is_cuda, tensor.requires_grad) == (None, "cpu", False, False)
@@ -97,7 +97,7 @@ def test_a_transform_is_made_first_and_called_then(ToTensor: Transform) -> None:
 
 
 @clause("03.board.tensor")
-def test_a_tensor_goes_to_the_board_as_it_is_and_shows_the_image(ToTensor: Transform, tmp_path: Path) -> None:
+def test_the_board_shows_a_tensor_as_the_image_without_conversion(ToTensor: Transform, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -239,7 +239,9 @@ def test_it_prints_its_name(ToTensor: Transform) -> None:
     [torch.zeros(3, 2, 2), [[0, 1]], "image.png", None],
     ids=["a tensor", "a list", "a file's name", "nothing"],
 )
-def test_what_is_neither_an_image_nor_an_array_is_rejected(ToTensor: Transform, value: Tensor | list | None) -> None:
+def test_an_argument_that_is_neither_an_image_nor_an_array_is_rejected(
+    ToTensor: Transform, value: Tensor | list | None
+) -> None:
     with rejects(naming=r"\b(pic|image)\b"):
         ToTensor()(value)
 

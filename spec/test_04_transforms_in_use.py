@@ -82,7 +82,7 @@ def test_a_pair_of_512_makes_a_square_of_the_photograph(ToTensor: Transform, Res
 
 
 @clause("04.resize.one_512")
-def test_one_512_leaves_the_photograph_as_it_is(ToTensor: Transform, Resize: Transform, Compose: Transform) -> None:
+def test_one_512_returns_the_photograph_unchanged(ToTensor: Transform, Resize: Transform, Compose: Transform) -> None:
     tensor = Compose([Resize(512), ToTensor()])(photograph())
     # chapter 04, lines 252 to 254
     assert tensor.shape == (3, 512, 768)
@@ -430,7 +430,7 @@ def test_without_antialias_a_tensor_that_shrinks_loses_pixels(Resize: Transform)
 
 
 @clause("04.resize.antialias")
-def test_images_are_antialiased_whatever_one_asks_for(Resize: Transform) -> None:
+def test_pil_images_are_always_antialiased(Resize: Transform) -> None:
     image = random_image("RGB", 6, 6, seed=0)
     with pytest.warns(UserWarning, match=r"(?i)anti-?alias.*ignored"):
         resized = Resize((2, 2), antialias=False)(image)
@@ -596,7 +596,7 @@ def test_all_places_are_equally_likely(RandomCrop: Transform) -> None:
 
 @clause("04.crop.pad_if_needed")
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (5, 6)], ids=["too narrow", "too low", "too narrow and too low"])
-def test_what_is_missing_is_added_on_both_sides_if_asked_for(RandomCrop: Transform, size: Pair) -> None:
+def test_pad_if_needed_pads_both_sides(RandomCrop: Transform, size: Pair) -> None:
     pixels = numbered(3, 3) + 1
     high, wide = (max(side - 3, 0) for side in size)
     by_hand = torch.zeros(1, 3 + 2 * high, 3 + 2 * wide, dtype=torch.int64)
@@ -811,7 +811,7 @@ def test_resize_of_a_tensor_rejects_pillow_s_other_interpolations(Resize: Transf
 
 @clause("04.transforms.rejects")
 @pytest.mark.parametrize("value", [torch.zeros(3), "image.png"], ids=["a tensor of 1 dimension", "a file's name"])
-def test_what_is_no_image_is_rejected(
+def test_an_argument_that_is_no_image_is_rejected(
     Resize: Transform, RandomCrop: Transform, RandomHorizontalFlip: Transform, value: Any
 ) -> None:
     for transform in (Resize(2), RandomCrop(2), RandomHorizontalFlip(1)):
@@ -850,7 +850,7 @@ def test_a_fill_of_several_numbers_is_for_images_only(RandomCrop: Transform) -> 
 
 
 @clause("04.compose.rejects")
-def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTensor: Transform) -> None:
+def test_compose_rejects_arguments_that_are_no_list_of_transforms(Compose: Transform, ToTensor: Transform) -> None:
     with rejects(naming=r"not iterable|\btransforms\b"):
         Compose(ToTensor())(Image.new("L", (1, 1)))
     with rejects(naming=r"not callable|\btransforms?\b"):
@@ -861,7 +861,7 @@ def test_compose_rejects_what_is_no_list_of_transforms(Compose: Transform, ToTen
 
 
 def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
-    """The very same results, of the same random numbers, as torchvision's, on so many random images.
+    """The very same results as torchvision's, from the same random numbers, on `count` random images.
 
     Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied with 1 / 255 instead of being divided.
     """

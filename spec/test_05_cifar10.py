@@ -220,7 +220,7 @@ def measured_refusal(root: Path) -> tuple[str, int]:
 
 
 @clause("05.cifar10.missing")
-def test_no_data_names_the_folder_what_was_looked_for_and_the_remedy(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_with_the_folder_the_names_and_the_remedy(tmp_path: Path) -> None:
     assert refusal(tmp_path, archive_md5=OFFICIAL_MD5) == (
         f"no CIFAR-10 in {tmp_path}: neither the folder {FOLDER} nor the archive {ARCHIVE} is there; "
         "put one of them there or use --download"
@@ -279,7 +279,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(kept: float, small: Smal
     [b"", b"plain text", gzip.compress(b""), gzip.compress(b"text that is no tar archive " * 99), b"\x1f\x8b" * 99],
     ids=["empty", "not gzip", "empty gzip", "gzip but not tar", "only gzip's mark"],
 )
-def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
     write_packed(tmp_path, content)
     assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE}: truncated or damaged (")
 
@@ -362,7 +362,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 MIB = 1 << 20
-BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, how often it comes, and what is said
+BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, the number of its repetitions, and the error
     "a member of 10 GiB": (lambda: header("big", 10 << 30), 1, "member 'big' is larger than 64 MiB"),
     "a member of a negative size": (lambda: header("big", -512), 1, "member 'big' is larger than 64 MiB"),
     "an extended header of 30 MiB": (
@@ -487,7 +487,7 @@ def test_these_programs_do_run_in_pythons_own_reader(program: str, tmp_path: Pat
 
 
 @clause("05.batch.no_execution")
-def test_a_name_that_no_batch_needs_is_said(small: SmallCifar10, tmp_path: Path) -> None:
+def test_the_error_names_a_function_that_no_batch_needs(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": pickle.dumps(Runs(eval, "1"))})
     assert "(it asks for 'builtins.eval', which no batch of images needs)" in refusal(tmp_path)
 
@@ -743,7 +743,7 @@ class Answer:
 
     content: bytes | None = None  # instead of the server's
     status: int | None = None  # this error
-    cut: int | None = None  # the connection ends after so many bytes
+    cut: int | None = None  # the connection ends after this number of bytes
     stall: bool = False  # ... or says nothing more from there on
     ranges: bool = True  # a request for a part gets that part
     marks: dict[str, str] | None = None  # instead of the server's ETag
@@ -910,7 +910,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(marks: dict[str, str], s
 
 
 @clause("05.download.resumed")
-def test_a_later_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_path: Path) -> None:
+def test_a_later_call_resumes_an_abandoned_download(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=1000)] * downloading.ATTEMPTS
     text = failure([server.url], tmp_path / "file")
     assert text == (
@@ -967,7 +967,7 @@ NOT_CONTINUED = {
 
 @clause("05.download.same_file")
 @pytest.mark.parametrize("case", NOT_CONTINUED)
-def test_what_may_not_belong_together_is_not_put_together(case: str, server: Server, tmp_path: Path) -> None:
+def test_parts_that_may_differ_in_version_are_not_joined(case: str, server: Server, tmp_path: Path) -> None:
     server.answers = list(NOT_CONTINUED[case])
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -1026,7 +1026,7 @@ def test_a_mirror_without_the_file_is_followed_by_the_next(server: Server, tmp_p
 
 
 @clause("05.download.mirrors")
-def test_a_mirror_in_trouble_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_with_a_temporary_error_is_tried_again(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(status=500), Answer(status=503)]
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert len(server.requests) == 3
@@ -1040,7 +1040,7 @@ def test_a_mirror_with_another_file_is_followed_by_the_next(server: Server, tmp_
 
 
 @clause("05.download.mirrors")
-def test_when_all_mirrors_fail_each_reason_is_said(server: Server, tmp_path: Path) -> None:
+def test_when_all_mirrors_fail_the_error_gives_each_reason(server: Server, tmp_path: Path) -> None:
     wrong = hashlib.md5(OTHER).hexdigest()
     server.answers = [Answer(OTHER), Answer(status=404), *[Answer(status=503)] * downloading.ATTEMPTS]
     with serving(b"") as gone:
@@ -1075,7 +1075,7 @@ def test_a_server_that_lies_about_the_length_fails(length: str, reason: str, ser
 
 @clause("05.download.addresses")
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "data:,x", "/etc/passwd", "http:/x", ""])
-def test_only_addresses_of_http_and_https_are_asked(url: str, server: Server, tmp_path: Path) -> None:
+def test_only_http_and_https_addresses_are_requested(url: str, server: Server, tmp_path: Path) -> None:
     assert failure([server.url, url], tmp_path / "file") == (
         f"cannot download from {url!r}: the address must start with http:// or https://"
     )
@@ -1119,7 +1119,7 @@ def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path,
 
 
 @clause("05.download.whole")
-def test_a_full_disk_is_said_with_the_files_name_and_what_has_arrived_is_kept(
+def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_received_bytes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = Path.open

@@ -114,7 +114,7 @@ NO_ANSWER = {
 
 
 def refused_then_next(mirror: Mirror, good_mirror: tuple[str, list[bytes]], tmp_path: Path) -> str:
-    """The reason against `mirror`, after a download from it alone and one that goes on to the good mirror."""
+    """The error of `mirror`, from a download from it alone and from one that continues with the good mirror."""
     with serving(mirror) as (url, requests):
         began = time.monotonic()
         with pytest.raises(InputError) as caught:
@@ -148,7 +148,7 @@ def test_a_mirror_that_sends_more_than_the_file_has_is_left(
 
 
 @clause("05.download.size")
-def test_what_cifar_10_may_have_is_known() -> None:
+def test_cifar_10_is_within_the_size_limits() -> None:
     # https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz answers with Content-Length: 170498071
     assert cifar10.OFFICIAL_SIZE == 170_498_071 < cifar10.ARCHIVE_LIMIT < downloading.LARGEST
 
@@ -231,7 +231,7 @@ def test_cifar_10_takes_a_checksum_in_capitals(tmp_path: Path) -> None:
 
 @clause("05.download.checksum_text")
 @pytest.mark.parametrize("wrong", ["", "0" * 31, "0" * 33, "g" * 32, "md5", "٠" * 32, "c58f\x1b[2J"], ids=ascii)
-def test_what_cannot_be_a_checksum_is_said_before_any_transfer(
+def test_an_impossible_checksum_is_rejected_before_any_transfer(
     wrong: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
     for attempt in (
@@ -261,7 +261,7 @@ def test_what_cannot_be_a_checksum_is_said_before_any_transfer(
     ],
     ids=["reason", "long reason", "status line", "redirection", "long redirection", "chunk"],
 )
-def test_what_a_server_says_is_one_short_printable_line(
+def test_the_reason_given_by_a_server_is_one_short_printable_line(
     answer: bytes, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
     with serving(lambda connection: connection.sendall(answer)) as (url, _), pytest.raises(InputError) as caught:

@@ -96,7 +96,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @clause("05.tree.classes")
-def test_each_image_stands_with_its_class(ImageTree: Make, root: Path) -> None:
+def test_each_image_has_the_label_of_its_class(ImageTree: Make, root: Path) -> None:
     train, test = ImageTree(root, size=(8, 8)), ImageTree(root, train=False, size=(8, 8))
     assert train.classes == test.classes == CLASSES
     assert (len(train), len(test)) == (12, 6)
@@ -127,7 +127,7 @@ def by_digest(paths: Iterable[str], half: slice) -> list[str]:
 
 
 @clause("05.tree.order")
-def test_of_equal_classes_the_kth_images_by_digest_stand_together(ImageTree: Make, root: Path) -> None:
+def test_the_kth_images_of_equal_classes_by_digest_are_adjacent(ImageTree: Make, root: Path) -> None:
     first, second = slice(0, 64), slice(64, 128)  # hexadecimal digits
     classes = [by_digest((f"{name}/{i}.png" for i in range(4)), first) for name in CLASSES]
     expected = [path for block in zip(*classes, strict=True) for path in by_digest(block, second)]
@@ -173,7 +173,9 @@ def test_the_order_depends_neither_on_place_nor_on_other_classes(ImageTree: Make
 
 @clause("05.tree.order")
 @pytest.mark.parametrize("limit", [0, 10**9], ids=["all by threads", "all one by one"])
-def test_large_files_and_small_ones_stand_alike(root: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_large_files_and_small_ones_give_the_same_data_set(
+    root: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
     break_two(root)
     sizes = sorted(path.stat().st_size for path in (root / "train").rglob("*.png"))
@@ -200,7 +202,7 @@ def test_it_travels_to_another_process(ImageTree: Make, root: Path) -> None:
 
 
 @clause("05.tree.images_only")
-def test_hidden_files_and_what_is_no_image_are_left_out(ImageTree: Make, root: Path) -> None:
+def test_hidden_files_and_files_that_are_no_images_are_left_out(ImageTree: Make, root: Path) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "readme.txt").write_text("a tree")
     (root / "train" / "ant" / "notes.txt").write_text("ant")
@@ -270,7 +272,7 @@ def test_a_tree_deeper_than_pythons_recursion_is_read(root: Path, monkeypatch: p
 @pytest.mark.parametrize("link", [False, True], ids=["itself", "a link to it"])
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a sparse file"])
 @pytest.mark.slow
-def test_what_is_not_a_regular_file_of_its_size_is_named_and_can_be_skipped(
+def test_an_irregular_or_oversized_file_is_named_and_can_be_skipped(
     kind: str, link: bool, root: Path, tmp_path: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ReferenceTree(root)
@@ -472,8 +474,8 @@ def test_a_class_of_broken_images_only_is_an_error_even_when_skipping(ImageTree:
             ImageTree(root, skip_broken=True)
 
 
-@clause("05.tree.mended")
-def test_a_mended_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
+@clause("05.tree.fixed")
+def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
     whole = ImageTree(root)
     good = (root / "train" / "ant" / "0.png").read_bytes()
     (root / "train" / "ant" / "0.png").write_bytes(b"")
@@ -482,7 +484,7 @@ def test_a_mended_image_is_taken_again(ImageTree: Make, root: Path, later: None)
     assert same(ImageTree(root), whole)
 
 
-@clause("05.tree.mended")
+@clause("05.tree.fixed")
 def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +502,7 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
     assert len(ReferenceTree(root)) == 12
 
 
-@clause("05.tree.mended")
+@clause("05.tree.fixed")
 def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,7 +676,7 @@ def test_a_damaged_entry_is_decoded_anew(
     assert entry.read_bytes() != whole
     assert same(ReferenceTree(root), first)
     assert reads.count("decode") == 2
-    assert entry.read_bytes() == whole, "the entry was not mended"
+    assert entry.read_bytes() == whole, "the entry was not replaced"
 
 
 def planted(header: bytes, pixels: bytes) -> bytes:
@@ -786,7 +788,7 @@ def test_the_checksum_is_of_every_part_and_of_their_order() -> None:
 
 @clause("05.cache.bounded")
 @pytest.mark.slow
-def test_the_cache_folder_stays_bounded_and_keeps_what_is_in_use(root: Path, later: None, reads: list[str]) -> None:
+def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path, later: None, reads: list[str]) -> None:
     used = ReferenceTree(root, size=(7, 7))
     for i in range(1, 10):
         for number, path in enumerate(sorted(entries(root) + entries(root, ".seen"))):
@@ -835,7 +837,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
         real(descriptor)
 
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("which file is written is told from /proc")
+        pytest.skip("the file being written is found in /proc")
     monkeypatch.setattr(image_tree.os, "fsync", full)
     ReferenceTree(root)
     assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []

@@ -106,7 +106,7 @@ def test_the_number_generator_of_the_oracle_is_splitmix64() -> None:
     [(0, "train", i) for i in range(10)]  # one of each class
     + [(0, "train", 4321), (0, "test", 0), (0, "test", 1999), (7, "train", 12), (2**63 - 1, "test", 3)],
 )
-def test_an_image_is_what_the_drawing_rule_says(Shapes: Make, seed: int, part: str, index: int) -> None:
+def test_an_image_follows_the_drawing_rule(Shapes: Make, seed: int, part: str, index: int) -> None:
     shapes = Shapes(train=part == "train", size=index + 1, seed=seed)
     values, target = drawn_one_pixel_at_a_time(seed, part == "train", index)
     assert shapes.targets[index].item() == target

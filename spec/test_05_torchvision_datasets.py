@@ -67,7 +67,7 @@ def test_the_loop_writes_ten_images_of_32_by_32(CIFAR10: Make, root: Path, tmp_p
 
 
 @clause("05.board.samples")
-def test_a_reader_keeps_fewer_images_than_were_written_unless_told() -> None:
+def test_a_reader_keeps_fewer_than_ten_images_by_default() -> None:
     # chapter 05, line 311: "ten images to slide through" is what the server keeps, not what every reader does
     assert event_accumulator.DEFAULT_SIZE_GUIDANCE["images"] < 10
 
@@ -132,7 +132,7 @@ def test_without_a_transform_images_come_and_targets_have_one_of_their_own(CIFAR
 
 
 @clause("05.cifar10.first_image")
-def test_the_listing_shows_the_training_set_whose_first_image_is_not_the_test_sets(
+def test_the_listing_shows_the_training_set_with_another_first_image_than_the_test_set(
     CIFAR10: Make, root: Path, small: SmallCifar10
 ) -> None:
     """Line 310 shows a cat, with which the official test set begins; the listing writes the training set."""
@@ -150,7 +150,7 @@ def test_the_data_sets_of_torchvision_can_be_downloaded() -> None:
 
 
 @clause("05.cifar10.missing")
-def test_without_files_and_without_download_it_says_what_to_do(CIFAR10: Make, tmp_path: Path) -> None:
+def test_without_files_and_without_download_the_error_gives_the_remedy(CIFAR10: Make, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="download"):
         CIFAR10(tmp_path / "nowhere", train=True)
 

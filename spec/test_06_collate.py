@@ -140,7 +140,7 @@ def test_containers_keep_their_type(DataLoader: Loader, items: list[Any], expect
 
 
 @clause("06.loader.collate")
-def test_a_container_keeps_what_else_it_knows_and_the_items_stay_as_they_were(DataLoader: Loader) -> None:
+def test_a_container_keeps_its_attributes_and_the_items_are_unchanged(DataLoader: Loader) -> None:
     items = [tagged(x=1), tagged(x=2)]
     (batch,) = DataLoader(items, batch_size=2)
     assert (type(batch), batch.tag, batch["x"].tolist()) == (Tagged, "kept", [1, 2])

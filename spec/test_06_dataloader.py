@@ -153,7 +153,7 @@ def test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter(Data
 @clause("06.loader.first_item")
 # NumPy 2 warns that Python 2's pickles write align=0 where it wants False, and use the old name numpy.core.
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
-def test_the_first_item_of_the_data_set_is_its_first_image_and_target_whatever_the_loader_does(
+def test_the_first_item_of_the_data_set_does_not_depend_on_the_loader(
     DataLoader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = small_cifar10()
@@ -387,7 +387,7 @@ def test_a_batch_sampler_decides_each_batch(DataLoader: Loader, batches: list[li
 
 @clause("06.loader.sampler", "06.loader.batch_sampler")
 @pytest.mark.parametrize("name", ["sampler", "batch_sampler"])
-def test_indices_are_taken_from_a_sampler_as_they_are_needed(DataLoader: Loader, name: str) -> None:
+def test_indices_are_taken_from_a_sampler_on_demand(DataLoader: Loader, name: str) -> None:
     class Endless:
         def __iter__(self) -> Iterator[Any]:
             while True:
@@ -724,7 +724,7 @@ def test_options_that_exclude_each_other_are_rejected(DataLoader: Loader, option
 
 
 @clause("06.loader.errors_pass")
-def test_an_error_of_the_data_set_reaches_the_consumer_as_it_is(DataLoader: Loader) -> None:
+def test_an_error_of_the_data_set_reaches_the_consumer_unchanged(DataLoader: Loader) -> None:
     with pytest.raises(ValueError, match="image 7 is broken") as caught:
         list(DataLoader(Broken(12), batch_size=2))
     assert str(caught.value) == "image 7 is broken"
@@ -782,7 +782,7 @@ class DemandingError(Exception):
         pytest.param(lambda: lambda: 0, "local object", id="a batch that cannot be sent"),
     ],
 )
-def test_what_cannot_travel_from_a_worker_is_said_in_words(make: Callable[[], Any], says: str) -> None:
+def test_a_result_that_cannot_be_sent_from_a_worker_is_a_clear_error(make: Callable[[], Any], says: str) -> None:
     class Made(Numbers):
         def __getitem__(self, index: int) -> Any:
             return make()
@@ -792,7 +792,7 @@ def test_what_cannot_travel_from_a_worker_is_said_in_words(make: Callable[[], An
 
 
 @clause("06.workers.pickle")
-def test_the_reference_says_what_to_do_about_what_cannot_be_sent() -> None:
+def test_the_reference_gives_a_remedy_for_objects_that_cannot_be_sent() -> None:
     with pytest.raises(TypeError, match=r"top level of a module, or use num_workers=0"):
         list(ReferenceLoader(Numbers(2), num_workers=1, collate_fn=lambda x: x, multiprocessing_context="spawn"))
 
@@ -812,7 +812,7 @@ class Numbered(Resident):
 
 @clause("06.resident.same_batches")
 @given(EPOCHS, st.lists(st.booleans(), min_size=1, max_size=3), seeds)
-def test_both_loaders_of_the_reference_yield_what_pytorch_s_loader_yields(
+def test_both_loaders_of_the_reference_yield_the_same_as_pytorch_s(
     options: dict[str, Any], finished: list[bool], seed: int
 ) -> None:
     dataset = Numbered(min(options.pop("n"), 12))

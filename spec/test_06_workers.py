@@ -105,7 +105,7 @@ def test_getitems_is_given_the_indices_of_a_batch(DataLoader: Loader, num_worker
 
 
 @clause("06.loader.getitems")
-def test_getitems_is_not_asked_for_single_items(DataLoader: Loader) -> None:
+def test_getitems_is_not_called_for_single_items(DataLoader: Loader) -> None:
     with pytest.raises(AssertionError, match="an item was taken by itself"):
         list(DataLoader(AtOnce(3), batch_size=None))
 
@@ -169,7 +169,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
-    """Also the numbers that the workers draw, and what is left of the generator."""
+    """Also the numbers that the workers draw, and the final state of the generator."""
 
     def epochs(loader: Loader) -> tuple[list[Any], list[int]]:
         seed_all(3)
@@ -274,7 +274,7 @@ class Informed(Numbers):
 
 @clause("06.workers.info")
 @with_workers
-def test_a_worker_is_told_what_it_is(DataLoader: Loader) -> None:
+def test_worker_info_describes_the_worker(DataLoader: Loader) -> None:
     base = int(torch.empty((), dtype=torch.int64).random_(generator=seeded(7)))
     loader = DataLoader(Informed(3), num_workers=2, collate_fn=list, generator=seeded(7))
     expected = [[[number % 2, 2, base + number % 2, 3, True]] for number in range(3)]
@@ -322,7 +322,7 @@ def test_impossible_options_of_workers_are_rejected(DataLoader: Loader, options:
 
 
 @clause("06.loader.rejects")
-def test_the_options_stand_in_pytorch_s_order(DataLoader: Loader) -> None:
+def test_the_options_are_in_pytorch_s_order(DataLoader: Loader) -> None:
     made = DataLoader(Numbers(6), 2, False, None, None, 0, None, False, True, 0, None, None, seeded(1))
     assert (made.drop_last, made.timeout, made.generator.initial_seed()) == (True, 0, 1)
 
@@ -534,7 +534,7 @@ def run(item: str, then: str, *, persistent: bool = False) -> "subprocess.Comple
         pytest.param("index > 1 and os.kill(os.getpid(), signal.SIGSTOP)", id="is stopped"),
     ],
 )
-def test_a_program_ends_whatever_its_workers_do(item: str, persistent: bool) -> None:
+def test_a_program_ends_even_if_its_workers_hang(item: str, persistent: bool) -> None:
     """With an iteration that is never finished, which the interpreter holds to its end."""
     begun = time.monotonic()
     result = run(item, "time.sleep(0.3)", persistent=persistent)

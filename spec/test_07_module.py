@@ -1,4 +1,4 @@
-"""Chapter 07: the skeleton of a network, `nn.Module`. It is what implementations build on, so nobody is on trial."""
+"""Chapter 07: the base class of a network, `nn.Module`. All implementations use it, so none is under test."""
 
 import pytest
 import torch

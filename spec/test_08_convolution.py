@@ -318,14 +318,14 @@ def test_the_memory_layout_does_not_matter(conv2d: Conv2d, case: Case, layout: P
 
 @clause("08.conv2d.nonfinite")
 @given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-def test_what_is_not_finite_reaches_the_windows_that_cover_it(conv2d: Conv2d, case: Case, value: float) -> None:
+def test_nan_and_inf_reach_every_covering_window(conv2d: Conv2d, case: Case, value: float) -> None:
     x, w, bias = case.tensors(whole)
     w = w.abs() + 1  # no zero, which would make NaN of an infinity
     x[0, 0, case.size[0] // 2, case.size[1] // 2] = value
     covered = conv2d((~x.isfinite()).to(x.dtype), w, **case.options) > 0
     output = conv2d(x, w, bias, **case.options)
     assert_equal(~output.isfinite(), covered, "whether the output is not finite")
-    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs whose window covers it")
+    assert_equal(output[covered], torch.full_like(output[covered], value), "the outputs with windows that cover it")
 
 
 @clause("08.conv2d.empty")
@@ -475,7 +475,7 @@ def test_torch_func_finds_the_gradients_of_the_reference() -> None:
         pytest.param({"dtype": torch.float64}, "type|dtype", id="a kernel of another type"),
     ],
 )
-def test_it_is_rejected(conv2d: Conv2d, change: dict[str, Any], naming: str) -> None:
+def test_an_impossible_argument_is_rejected(conv2d: Conv2d, change: dict[str, Any], naming: str) -> None:
     arguments: dict[str, Any] = {"weight": (4, 3, 3, 3), "bias": (4,)} | change
     dtype = arguments.pop("dtype", torch.float32)
     weight, bias = torch.ones(arguments.pop("weight"), dtype=dtype), torch.ones(arguments.pop("bias"), dtype=dtype)

@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 
 class Ocean(nn.Module):
-    """The chapter's network, made of the convolution on trial."""
+    """The chapter's network, with the convolution under test."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_the_layer_is_the_convolution_with_its_own_kernels_and_border(
     ],
     ids=["what differs from the defaults", "every option", "words"],
 )
-def test_a_layer_prints_what_it_is(
+def test_a_layer_prints_its_arguments(
     Conv2d: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(Conv2d(*arguments, **options)) == printed

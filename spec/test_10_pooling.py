@@ -67,7 +67,7 @@ def test_the_network_of_the_chapter_pools_every_batch(MaxPool2d: Layer) -> None:
 
 
 @clause("10.MaxPool2d.no_parameters")
-def test_a_network_has_as_many_parameters_with_it_as_without(MaxPool2d: Layer) -> None:
+def test_pooling_adds_no_parameters_to_a_network(MaxPool2d: Layer) -> None:
     pooled = nn.Sequential(nn.Conv2d(3, 6, 3), MaxPool2d(3), nn.Conv2d(6, 6, 3))
     assert pooled(torch.rand(1, 3, 32, 32)).shape == (1, 6, 8, 8)
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3))
@@ -381,7 +381,7 @@ def test_without_counting_the_border_a_grey_image_stays_as_grey(avg_pool2d: Pool
 
 
 @clause("10.avg_pool2d.count_include_pad")
-def test_by_default_the_border_counts_and_what_reaches_beyond_it_does_not(avg_pool2d: Pool) -> None:
+def test_by_default_padding_counts_in_the_divisor_and_places_beyond_it_do_not(avg_pool2d: Pool) -> None:
     white = torch.ones(1, 1, 2, 4)
     # of the 3 · 3 pixels at the corners of the image with its border 4 are white, in the middle 6
     ninths = torch.tensor([[[[4.0, 6.0, 6.0, 4.0], [4.0, 6.0, 6.0, 4.0]]]]) / 9
@@ -441,7 +441,7 @@ def window_means(case: AdaptiveCase, x: Tensor) -> Any:
 
 @clause("10.adaptive_avg_pool2d.definition", "10.adaptive_avg_pool2d.dtypes", "10.pooling.layouts")
 @given(case=adaptive_cases, dtype=dtypes())
-def test_it_is_the_mean_of_as_many_windows_as_are_wanted(
+def test_adaptive_pooling_is_the_mean_of_output_size_windows(
     adaptive_avg_pool2d: Pool, case: AdaptiveCase, dtype: torch.dtype
 ) -> None:
     x = case.tensor(normal, dtype=dtype)
@@ -495,9 +495,7 @@ def test_nan_and_infinity_win_in_the_windows_that_cover_them(max_pool2d: Pool, c
 
 @clause("10.pooling.nonfinite")
 @given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-def test_what_is_not_finite_reaches_the_means_of_windows_that_cover_it(
-    avg_pool2d: Pool, case: Case, value: float
-) -> None:
+def test_nan_and_inf_reach_the_means_of_all_covering_windows(avg_pool2d: Pool, case: Case, value: float) -> None:
     x = case.tensor(whole)
     row, column = case.size[0] // 2, case.size[1] // 2
     x[..., row, column] = value
@@ -509,7 +507,7 @@ def test_what_is_not_finite_reaches_the_means_of_windows_that_cover_it(
 
 @clause("10.pooling.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_reaches_the_adaptive_means_that_cover_it(adaptive_avg_pool2d: Pool, value: float) -> None:
+def test_nan_and_inf_reach_the_adaptive_means_of_all_covering_windows(adaptive_avg_pool2d: Pool, value: float) -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[..., 2, 0] = value  # rows 0 to 2 and 2 to 4 overlap there
     assert_equal(adaptive_avg_pool2d(x, 2), [[[[value, 0.0], [value, 0.0]]]])

@@ -160,7 +160,7 @@ def test_through_sigmoids_the_gradient_shrinks_fourfold_a_layer_through_relus_no
 
 
 @clause("11.sigmoid.not_better")
-def test_on_images_of_bars_relu_learns_what_sigmoid_does_not(ReLU: Layer, Sigmoid: Layer) -> None:
+def test_on_images_of_bars_a_network_learns_with_relu_and_not_with_sigmoid(ReLU: Layer, Sigmoid: Layer) -> None:
     """A counterexample at small scale, no verdict on all images: 16 images of 8 × 8, lying and standing bars."""
     bars = torch.zeros(16, 8, 8)
     for i in range(8):
@@ -230,7 +230,7 @@ cases = st.builds(
 def assert_pointwise(
     activation: Activation, case: Case, of_number: Callable[[float], float], tolerance: Callable[[Tensor], Tolerance]
 ) -> None:
-    """Shape and dtype are those of the input, which stays as it was; each number is what Python makes of it."""
+    """Shape and dtype are those of the input, which stays unchanged; each number equals Python's result."""
     __tracebackhide__ = True
     x = case.tensor()
     before = x.clone()
@@ -248,9 +248,7 @@ def test_relu_is_the_larger_of_0_and_the_number(relu: Activation, case: Case) ->
 
 @clause("11.leaky_relu.definition")
 @given(case=cases, slope=st.sampled_from([0.01, 0.2, 0.0, 1.0, 2, -0.5]))
-def test_leaky_relu_multiplies_what_is_not_positive_by_the_slope(
-    leaky_relu: Activation, case: Case, slope: float
-) -> None:
+def test_leaky_relu_multiplies_numbers_up_to_0_by_the_slope(leaky_relu: Activation, case: Case, slope: float) -> None:
     assert_pointwise(
         lambda x: leaky_relu(x, negative_slope=slope),
         case,
@@ -294,7 +292,7 @@ def test_tanh_of_small_numbers_keeps_their_digits(
 
 @clause("11.sigmoid.symmetric")
 @given(case=cases)
-def test_sigmoid_of_the_opposite_is_what_is_left_to_1(sigmoid: Activation, case: Case) -> None:
+def test_sigmoid_of_the_opposite_is_1_minus_sigmoid(sigmoid: Activation, case: Case) -> None:
     x = case.tensor()
     assert_close(sigmoid(-x), 1 - sigmoid(x), rounding(case.dtype, 5))
 
@@ -328,7 +326,7 @@ def steps(activation: Activation) -> Tensor:
 
 
 @clause("11.activation.monotone")
-def test_relu_stands_still_up_to_0_and_then_grows(relu: Activation) -> None:
+def test_relu_is_0_up_to_0_and_then_grows(relu: Activation) -> None:
     grows = steps(relu)
     assert_equal(grows[:200], torch.zeros(200, dtype=torch.float64))
     assert (grows[200:] > 0).all()
@@ -377,25 +375,25 @@ NOT_FINITE = [-torch.inf, torch.inf, torch.nan]
 
 @clause("11.activation.nonfinite")
 @given(dtype=dtypes())
-def test_relu_of_what_is_not_finite(relu: Activation, dtype: torch.dtype) -> None:
+def test_relu_of_nan_and_inf(relu: Activation, dtype: torch.dtype) -> None:
     assert_equal(relu(torch.tensor(NOT_FINITE, dtype=dtype)), [0, torch.inf, torch.nan])
 
 
 @clause("11.activation.nonfinite")
 @given(dtype=dtypes())
-def test_leaky_relu_of_what_is_not_finite(leaky_relu: Activation, dtype: torch.dtype) -> None:
+def test_leaky_relu_of_nan_and_inf(leaky_relu: Activation, dtype: torch.dtype) -> None:
     assert_equal(leaky_relu(torch.tensor(NOT_FINITE, dtype=dtype)), NOT_FINITE)
 
 
 @clause("11.activation.nonfinite")
 @given(dtype=dtypes())
-def test_sigmoid_of_what_is_not_finite(sigmoid: Activation, dtype: torch.dtype) -> None:
+def test_sigmoid_of_nan_and_inf(sigmoid: Activation, dtype: torch.dtype) -> None:
     assert_equal(sigmoid(torch.tensor(NOT_FINITE, dtype=dtype)), [0, 1, torch.nan])
 
 
 @clause("11.activation.nonfinite")
 @given(dtype=dtypes())
-def test_tanh_of_what_is_not_finite(tanh: Activation, dtype: torch.dtype) -> None:
+def test_tanh_of_nan_and_inf(tanh: Activation, dtype: torch.dtype) -> None:
     assert_equal(tanh(torch.tensor(NOT_FINITE, dtype=dtype)), [-1, 1, torch.nan])
 
 
@@ -574,7 +572,9 @@ def test_softmax_does_not_overflow(softmax: Activation, dtype: torch.dtype) -> N
 
 @clause("11.log_softmax.stable")
 @given(dtype=dtypes())
-def test_log_softmax_does_not_overflow_nor_lose_what_is_small(log_softmax: Activation, dtype: torch.dtype) -> None:
+def test_log_softmax_neither_overflows_nor_loses_small_probabilities(
+    log_softmax: Activation, dtype: torch.dtype
+) -> None:
     x = torch.tensor([[1e4, 0, -1e4], [-1e4, -2e4, -2e4]], dtype=dtype).requires_grad_()
     output = log_softmax(x, 1)
     assert_equal(output, (x - x[:, :1]).detach())
@@ -593,7 +593,7 @@ def test_log_softmax_does_not_overflow_nor_lose_what_is_small(log_softmax: Activ
     ],
     ids=["minus infinity has no share", "nothing is shared out", "infinity", "not a number"],
 )
-def test_softmax_of_what_is_not_finite(softmax: Activation, row: list[float], expected: list[float]) -> None:
+def test_softmax_of_nan_and_inf(softmax: Activation, row: list[float], expected: list[float]) -> None:
     assert_equal(softmax(torch.tensor([row, [3.0, -torch.inf, -torch.inf]]), 1), [expected, [1.0, 0.0, 0.0]])
 
 
@@ -607,7 +607,7 @@ def test_softmax_of_what_is_not_finite(softmax: Activation, row: list[float], ex
     ],
     ids=["minus infinity stays it", "nothing is shared out", "not a number"],
 )
-def test_log_softmax_of_what_is_not_finite(log_softmax: Activation, row: list[float], expected: list[float]) -> None:
+def test_log_softmax_of_nan_and_inf(log_softmax: Activation, row: list[float], expected: list[float]) -> None:
     other = [3.0, -torch.inf, -torch.inf]
     assert_equal(log_softmax(torch.tensor([row, other]), 1), [expected, [0.0, -torch.inf, -torch.inf]])
 
@@ -652,7 +652,7 @@ def test_log_softmax_without_a_dimension_warns_and_chooses(log_softmax: Activati
 
 @clause("11.relu.gradients")
 @given(dtype=dtypes())
-def test_the_gradient_of_relu_is_0_up_to_0_whatever_arrives(relu: Activation, dtype: torch.dtype) -> None:
+def test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient(relu: Activation, dtype: torch.dtype) -> None:
     x = torch.tensor([-1, -torch.inf, 0, 0, 2, torch.inf, 1e-6], dtype=dtype).requires_grad_()
     upstream = torch.tensor([5, torch.inf, 5, torch.nan, 5, 5, 7], dtype=dtype)
     assert_equal(torch.autograd.grad(relu(x), x, upstream)[0], [0, 0, 0, 0, 5, 5, 7], "the gradient")

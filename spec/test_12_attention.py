@@ -218,12 +218,12 @@ def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product
 
 
 @clause("12.attention.dropout")
-def test_dropout_drops_weights_and_scales_what_is_left(scaled_dot_product_attention: Attention) -> None:
+def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
     # ten keys that are weighed alike; each value is a unit vector of its own, so that the output shows the weights
     q, k, v = torch.zeros(2000, 1), torch.zeros(10, 1), torch.eye(10)
     output = scaled_dot_product_attention(q, k, v, dropout_p=0.2)
     kept = output != 0
-    assert_close(output[kept], torch.full_like(output[kept], 0.1 / 0.8), rounding(torch.float32, 20), "what is left")
+    assert_close(output[kept], torch.full_like(output[kept], 0.1 / 0.8), rounding(torch.float32, 20), "kept weights")
     # the number of zeros among n has the standard deviation √(n p (1 - p)); six of them
     zeros, n = int((~kept).sum()), kept.numel()
     assert abs(zeros - 0.2 * n) <= 6 * math.sqrt(n * 0.2 * 0.8), f"{zeros} of {n} weights were dropped"
@@ -264,7 +264,9 @@ def test_large_logits_choose_the_value_of_the_largest(
 
 @clause("12.attention.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_in_a_query_stays_with_it(scaled_dot_product_attention: Attention, value: float) -> None:
+def test_nan_and_inf_in_a_query_reach_only_its_own_output(
+    scaled_dot_product_attention: Attention, value: float
+) -> None:
     q, k, v = torch.ones(3, 2), torch.ones(4, 2), torch.ones(4, 5)
     q[1, 0] = value  # an infinity less the largest of the infinite logits is NaN
     output = scaled_dot_product_attention(q, k, v)
@@ -333,7 +335,9 @@ def test_a_row_of_large_negative_numbers_has_the_gradient_of_the_formula(
         ),
     ],
 )
-def test_it_is_rejected(scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str) -> None:
+def test_an_impossible_argument_is_rejected(
+    scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str
+) -> None:
     arguments = {"query": torch.ones(2, 4, 3), "key": torch.ones(2, 5, 3), "value": torch.ones(2, 5, 6)} | change
     with rejects(naming=naming):
         scaled_dot_product_attention(**arguments)
@@ -366,7 +370,7 @@ def projected(state: State, q: Tensor, k: Tensor, v: Tensor, zero: bool) -> Tens
 
 @dataclass(frozen=True)
 class Multihead:
-    """A multi-head attention that is possible: how the layer is made, what it is given, a seed for the numbers.
+    """A valid multi-head attention: the arguments of the layer, its inputs, a seed for the numbers.
 
     Attributes:
         alone: Query, key and value are one tensor.
@@ -405,7 +409,7 @@ class Multihead:
         }  # fmt: skip
 
     def layer(self, make: Layer, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A layer whose numbers, biases too, are not those it starts from."""
+        """A layer with other parameters, biases too, than its initial ones."""
         layer = with_numbers(make(self.embed_dim, self.heads, dtype=dtype, **self.options), self.seed)
         return layer if self.recording else layer.eval()
 
@@ -555,7 +559,7 @@ def test_sequences_without_a_batch_are_a_batch_of_one_without_it(
 
 @clause("12.multihead.masks")
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_is_causal_stands_for_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
+def test_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dtype=torch.float64), seed=0), normal(3, 2, 4, seed=0)
     mask = torch.tensor([[j > i for j in range(3)] for i in range(3)])
     output, weights = layer(x, x, x, attn_mask=mask, is_causal=True, need_weights=need_weights)
@@ -755,7 +759,7 @@ def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], n
         pytest.param({"is_causal": True}, "attn_mask.*is_causal|is_causal.*attn_mask", id="causal without the mask"),
     ],
 )
-def test_what_it_is_given_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
+def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
     with rejects(naming=naming), asserting():
         MultiheadAttention(4, 2)(**{name: torch.ones(5, 2, 4) for name in ("query", "key", "value")} | change)
 
@@ -781,7 +785,7 @@ class Encoder:
         }  # fmt: skip
 
     def layer(self, make: Layer) -> nn.Module:
-        """A layer without dropout, whose numbers are not those it starts from."""
+        """A layer without dropout, with other parameters than its initial ones."""
         made = make(self.attention.embed_dim, self.attention.heads, dropout=0.0, dtype=torch.float64, **self.options)
         return with_numbers(made, self.attention.seed).train(self.attention.recording)
 
@@ -907,7 +911,7 @@ def test_the_result_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, d
 
 
 @clause("12.encoder.masks")
-def test_is_causal_stands_for_the_causal_mask_of_the_source(TransformerEncoderLayer: Layer) -> None:
+def test_is_causal_applies_the_causal_mask_to_the_source(TransformerEncoderLayer: Layer) -> None:
     layer, src = TransformerEncoderLayer(4, 2, 8, dropout=0.0, layer_norm_eps=1.0), torch.randn(3, 2, 4)
     mask = torch.tensor([[j > i for j in range(3)] for i in range(3)])
     tolerance = rounding(torch.float32, 200, 10)

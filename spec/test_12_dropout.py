@@ -40,7 +40,7 @@ shapes = st.sampled_from([(4,), (), (1,), (0,), (3, 2), (2, 1, 3), (2, 3, 2, 2)]
 
 
 def hoeffding(n: int, largest: float = 1.0) -> Tolerance:
-    """How far the mean of n independent numbers from 0 to `largest` may be from its expectation."""
+    """The allowed distance of the mean of n independent numbers from 0 to `largest` from its expectation."""
     distance = largest * math.sqrt(math.log(2 / ALPHA) / (2 * n))
     return Tolerance(distance, f"a correct implementation is further off once in {1 / ALPHA:.0e} times ({n} draws)")
 
@@ -101,7 +101,7 @@ def test_the_same_seed_drops_the_same_numbers(dropout: Function) -> None:
 
 @clause("12.dropout.scale", "12.dropout.dtypes", "12.dropout.layouts")
 @given(shape=shapes, p=probabilities, dtype=dtypes(), layout=layouts, seed=seeds)
-def test_what_stays_is_divided_by_1_less_p(
+def test_kept_elements_are_divided_by_1_minus_p(
     dropout: Function, shape: Shape, p: float, dtype: torch.dtype, layout: int, seed: int
 ) -> None:
     x = laid_out(positive(*shape, seed=seed, dtype=dtype), layout)
@@ -134,7 +134,7 @@ def test_p_0_drops_nothing_and_p_1_everything(
 
 
 @clause("12.dropout.default")
-def test_p_is_a_half_unless_told_otherwise(dropout: Function) -> None:
+def test_p_is_a_half_by_default(dropout: Function) -> None:
     output = dropout(torch.ones(100))
     assert set(output.tolist()) == {0.0, 2.0}  # all alike once in 2^99 times
 
@@ -152,7 +152,7 @@ def test_inplace_writes_the_output_into_the_input(dropout: Function, p: float) -
 
 @clause("12.dropout.nonfinite")
 @pytest.mark.parametrize("p", [0.5, 1.0], ids="p = {}".format)
-def test_what_is_not_finite_cannot_be_dropped(dropout: Function, p: float) -> None:
+def test_nan_and_inf_become_nan_where_they_are_dropped(dropout: Function, p: float) -> None:
     assert dropout(torch.full((50,), torch.nan), p).isnan().all()
     output = dropout(torch.full((50,), torch.inf), p)
     # dropped is multiplied by 0, and 0 · ∞ is NaN
@@ -213,7 +213,7 @@ def test_the_layer_drops_the_fraction_p_after_train_again(Dropout: Layer, p: flo
 
 @clause("12.dropout.layer")
 @pytest.mark.parametrize("inplace", [False, True], ids=["not in place, the default", "in place"])
-def test_the_layer_writes_into_its_input_only_if_asked(Dropout: Layer, inplace: bool) -> None:
+def test_the_layer_writes_into_its_input_only_with_inplace(Dropout: Layer, inplace: bool) -> None:
     x = torch.ones(100)
     output = Dropout(inplace=True)(x) if inplace else Dropout()(x)
     assert_equal(x, output if inplace else torch.ones(100), "the input afterwards")
@@ -233,14 +233,14 @@ def test_it_prints_its_probability_and_has_no_state(Dropout: Layer) -> None:
 @clause("12.dropout.rejects")
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "in evaluation"])
 @pytest.mark.parametrize("p", [-0.1, 1.1], ids="p = {}".format)
-def test_what_is_no_probability_is_rejected(dropout: Function, p: float, training: bool) -> None:
+def test_a_p_that_is_no_probability_is_rejected(dropout: Function, p: float, training: bool) -> None:
     with rejects(naming=r"\bp\b|probability"):
         dropout(torch.ones(3), p, training)
 
 
 @clause("12.dropout.rejects")
 @pytest.mark.parametrize("p", [-0.1, 1.1], ids="p = {}".format)
-def test_the_layer_rejects_what_is_no_probability(Dropout: Layer, p: float) -> None:
+def test_the_layer_rejects_a_p_that_is_no_probability(Dropout: Layer, p: float) -> None:
     with rejects(naming=r"\bp\b|probability"):
         Dropout(p)
 

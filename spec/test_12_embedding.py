@@ -113,7 +113,7 @@ def test_it_is_the_product_of_one_hot_vectors_and_the_table(embedding: Function,
 
 
 @clause("12.embedding.nonfinite")
-def test_what_is_not_finite_is_looked_up_like_the_rest(embedding: Function) -> None:
+def test_nan_and_inf_are_looked_up_like_other_numbers(embedding: Function) -> None:
     table = torch.tensor([[1.0, torch.nan], [torch.inf, -torch.inf]])
     assert_equal(embedding(torch.tensor([1, 0]), table), [[torch.inf, -torch.inf], [1.0, torch.nan]])
 
@@ -161,7 +161,7 @@ def test_scale_grad_by_freq_divides_by_the_number_of_occurrences(embedding: Func
 @clause("12.embedding.gradients")
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 0}], ids=["plain", "with padding"])
 def test_it_is_differentiable_twice(embedding: Function, options: dict[str, Any]) -> None:
-    # row 0, whose gradient padding takes away, is not among the words; of the square, for a second derivative
+    # row 0 has no gradient with padding_idx=0, so it is not among the words; the square has a second derivative
     words = torch.tensor([[1, 2], [2, 2]])
     table = spread(3, 2, seed=0).requires_grad_()
     assert_differentiable(lambda table: embedding(words, table, **options).square(), table)
@@ -279,7 +279,7 @@ def test_the_row_padding_idx_begins_with_zeros(Embedding: Layer, padding: int, r
 
 @clause("12.embedding.pretrained")
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen, the default", "trained further"])
-def test_a_pretrained_table_is_taken_as_it_is(Embedding: Any, freeze: bool) -> None:
+def test_a_pretrained_table_is_used_unchanged(Embedding: Any, freeze: bool) -> None:
     table = whole(4, 3, seed=0, dtype=torch.float32)
     layer = Embedding.from_pretrained(table, padding_idx=1, **({} if freeze else {"freeze": False}))
     assert (layer.num_embeddings, layer.embedding_dim, layer.padding_idx) == (4, 3, 1)
@@ -300,7 +300,7 @@ def test_a_pretrained_table_is_taken_as_it_is(Embedding: Any, freeze: bool) -> N
     ],
     ids=["the defaults", "padding from the end", "every option"],
 )
-def test_it_prints_its_size_and_what_differs_from_the_defaults(
+def test_repr_shows_its_size_and_arguments_that_are_not_default(
     Embedding: Layer, options: dict[str, Any], printed: str
 ) -> None:
     assert str(Embedding(5, 2, **options)) == printed

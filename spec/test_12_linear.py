@@ -221,7 +221,7 @@ def test_the_memory_layout_does_not_matter_to_linear(
 
 @clause("12.linear.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_what_is_not_finite_reaches_the_outputs_of_its_row(linear: Function, value: float) -> None:
+def test_nan_and_inf_reach_the_outputs_of_their_row(linear: Function, value: float) -> None:
     x, w = whole(2, 3, 4, seed=0), whole(5, 4, seed=1).abs() + 1  # no zero, which would make NaN of an infinity
     expected = linear(x, w)
     x[1, 2, 0], expected[1, 2] = value, value
@@ -439,7 +439,7 @@ def test_tensors_of_different_dtypes_are_rejected(linear: Function, changed: int
         pytest.param((torch.ones(2, 3), [[1.0, 2.0, 3.0]]), "weight", id="a list as weight"),
     ],
 )
-def test_what_is_no_tensor_is_rejected(linear: Function, arguments: tuple[Any, ...], naming: str) -> None:
+def test_an_argument_that_is_no_tensor_is_rejected(linear: Function, arguments: tuple[Any, ...], naming: str) -> None:
     with rejects(naming=naming):
         linear(*arguments)
 

@@ -112,7 +112,7 @@ def parameters_of(dtype: torch.dtype) -> st.SearchStrategy[torch.dtype]:
 
 @dataclass(frozen=True)
 class FarRow:
-    """n normal numbers around an offset, normalized exactly, and how far an implementation may be off.
+    """n normal numbers around an offset, normalized exactly, and the allowed error of an implementation.
 
     Attributes:
         x: `[n]`, as they are after rounding to the dtype.
@@ -353,7 +353,7 @@ def test_small_differences_between_large_numbers_are_not_lost(batch_norm: Functi
 
 
 @clause("12.batch_norm.stability")
-def test_numbers_whose_squares_float16_cannot_hold_are_normalized(batch_norm: Function) -> None:
+def test_numbers_with_squares_beyond_float16_are_normalized(batch_norm: Function) -> None:
     x = torch.tensor([1000.0, -1000.0], dtype=torch.float16).reshape(2, 1)
     assert_equal(batch_norm(x, None, None, training=True), [[1.0], [-1.0]])
 
@@ -393,7 +393,7 @@ def test_the_reference_normalizes_far_from_zero_as_exactly_as_around_it(offset: 
 
 @clause("12.batch_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_in_training_what_is_not_finite_makes_nan_of_its_channel(batch_norm: Function, value: float) -> None:
+def test_in_training_nan_and_inf_make_their_channel_nan(batch_norm: Function, value: float) -> None:
     x = normal(3, 2, 2, 2, seed=0)
     others = batch_norm(x, None, None, training=True)[:, 1]
     x[1, 0, 0, 1] = value
@@ -404,7 +404,7 @@ def test_in_training_what_is_not_finite_makes_nan_of_its_channel(batch_norm: Fun
 
 @clause("12.batch_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_in_evaluation_what_is_not_finite_stays_where_it_is(batch_norm: Function, value: float) -> None:
+def test_in_evaluation_nan_and_inf_stay_in_their_place(batch_norm: Function, value: float) -> None:
     x, mean, var = normal(3, 2, 2, 2, seed=0), torch.zeros(2).double(), torch.ones(2).double()
     expected = batch_norm(x, mean, var)
     x[1, 0, 0, 1], expected[1, 0, 0, 1] = value, value
@@ -529,7 +529,7 @@ def test_a_single_value_per_channel_is_refused_in_training_only(BatchNorm2d: Lay
 
 
 @clause("12.batch_norm.reset")
-def test_resetting_forgets_the_batches_and_then_what_was_learned(BatchNorm2d: Layer) -> None:
+def test_resetting_restores_the_running_statistics_and_the_parameters(BatchNorm2d: Layer) -> None:
     layer = BatchNorm2d(2)
     with torch.no_grad():
         layer.weight.fill_(3)
@@ -562,7 +562,7 @@ def test_resetting_forgets_the_batches_and_then_what_was_learned(BatchNorm2d: La
     ],
     ids=["the defaults", "everything else", "no bias"],
 )
-def test_a_batch_norm_layer_prints_what_it_is(
+def test_a_batch_norm_layer_prints_its_arguments(
     BatchNorm2d: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(BatchNorm2d(*arguments, **options)) == printed
@@ -722,7 +722,7 @@ def test_small_differences_within_a_sample_of_large_numbers_are_not_lost(
 
 
 @clause("12.layer_norm.stability")
-def test_a_sample_whose_squares_float16_cannot_hold_is_normalized(layer_norm: Function) -> None:
+def test_a_sample_with_squares_beyond_float16_is_normalized(layer_norm: Function) -> None:
     x = torch.tensor([1000.0, -1000.0], dtype=torch.float16)
     assert_equal(layer_norm(x, (2,)), [1.0, -1.0])
 
@@ -760,7 +760,7 @@ def test_equal_numbers_become_0_exactly_in_every_norm_of_the_reference(n: int) -
 
 @clause("12.layer_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_what_is_not_finite_makes_nan_of_its_sample(layer_norm: Function, value: float) -> None:
+def test_nan_and_inf_make_their_sample_nan(layer_norm: Function, value: float) -> None:
     x = normal(2, 3, 4, seed=0)
     expected = layer_norm(x, (4,))
     x[1, 2, 0], expected[1, 2] = value, torch.nan
@@ -816,7 +816,7 @@ def test_a_number_as_normalized_shape_is_the_last_dimension(LayerNorm: Layer) ->
     ],
     ids=["the defaults", "no bias", "nothing learned"],
 )
-def test_a_layer_norm_layer_prints_what_it_is(
+def test_a_layer_norm_layer_prints_its_arguments(
     LayerNorm: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(LayerNorm(*arguments, **options)) == printed

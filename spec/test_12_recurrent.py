@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 @dataclass(frozen=True)
 class Rough:
-    """Numbers, and how far off an implementation may be: its errors so far, carried along, in units of its eps.
+    """Numbers, and the allowed error of an implementation: its errors so far, propagated, in units of its eps.
 
     Every operation hands on the errors of its operands and rounds once: by half a unit of its result, and the other
     half pays for products of errors.
@@ -342,7 +342,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.states")
-    def test_the_final_state_goes_on_where_the_sequence_was_cut(kind: Kind) -> None:
+    def test_the_final_state_resumes_a_sequence_that_was_cut(kind: Kind) -> None:
         layer, x = kind.make(3, 4, num_layers=2, dtype=torch.float64), normal(5, 2, 3, seed=0)
         output, final = layer(x)
         first, state = layer(x[:2])
@@ -450,7 +450,9 @@ class Recurrent:
         ],
         ids=["defaults", "two layers", "without bias", "all the rest"],
     )
-    def test_it_prints_its_sizes_and_what_is_not_default(kind: Kind, options: dict[str, Any], printed: str) -> None:
+    def test_repr_shows_its_sizes_and_arguments_that_are_not_default(
+        kind: Kind, options: dict[str, Any], printed: str
+    ) -> None:
         assert repr(kind.make(3, 4, **options)) == f"{kind.name}{printed}"
 
     @staticmethod
@@ -539,7 +541,7 @@ class Recurrent:
             pytest.param({"num_layers": 2, "dropout": True}, "dropout", id="a flag for dropout"),
         ],
     )
-    def test_it_is_not_made(kind: Kind, arguments: dict[str, Any], naming: str) -> None:
+    def test_an_impossible_layer_is_rejected(kind: Kind, arguments: dict[str, Any], naming: str) -> None:
         with rejects(naming=naming):
             kind.make(**{"input_size": 3, "hidden_size": 4} | arguments)
 
@@ -603,7 +605,7 @@ class TestRNN(Recurrent):
 
     @staticmethod
     @clause("12.rnn.nonlinearity")
-    def test_it_is_tanh_unless_relu_is_asked_for(RNN: Layer) -> None:
+    def test_the_nonlinearity_is_tanh_by_default(RNN: Layer) -> None:
         layer = RNN(1, 1, bias=False, dtype=torch.float64)
         layer.load_state_dict({"weight_ih_l0": torch.ones(1, 1), "weight_hh_l0": torch.ones(1, 1)})
         output, _ = layer(torch.tensor([[0.5], [-2.0]], dtype=torch.float64))
@@ -640,12 +642,12 @@ class TestRNN(Recurrent):
 
     @staticmethod
     @clause("12.recurrent.dropout")
-    def test_dropout_draws_anew_at_every_step_and_scales_what_is_left(RNN: Layer) -> None:
+    def test_dropout_draws_anew_at_every_step_and_scales_the_others(RNN: Layer) -> None:
         layer = RNN(1, 100, num_layers=2, dropout=0.25, bias=False, nonlinearity="relu")
         silent, identity = torch.zeros(100, 100), torch.eye(100)
         own = {"weight_ih_l0": torch.ones(100, 1), "weight_hh_l0": silent}
         layer.load_state_dict(own | {"weight_ih_l1": identity, "weight_hh_l1": silent})
-        output = layer(torch.full((20, 5, 1), 3.0))[0]  # what comes out of the first layer, after dropout
+        output = layer(torch.full((20, 5, 1), 3.0))[0]  # the output of the first layer, after dropout
         assert_equal(output.unique(), torch.tensor([0.0, 4.0]))
         # the number of zeros has the standard deviation √(n p (1 - p)); six of them
         for what, part in (("in all", output), ("in one step", output[7]), ("of one unit", output[:, :, 7])):
@@ -680,7 +682,7 @@ class TestLSTM(Recurrent):
             pytest.param("", 0.0, 0.0, id="all closed: nothing is left"),
         ],
     )
-    def test_each_gate_of_the_lstm_does_what_it_is_named_for(
+    def test_each_gate_of_the_lstm_has_the_effect_of_its_name(
         LSTM: Layer, open_gates: str, hidden: float, memory: float
     ) -> None:
         layer = LSTM(1, 1, dtype=torch.float64)
@@ -697,7 +699,7 @@ class TestLSTM(Recurrent):
 
     @staticmethod
     @clause("12.lstm.projection")
-    def test_proj_size_is_the_size_of_h_and_of_what_reads_it(LSTM: Layer) -> None:
+    def test_proj_size_is_the_size_of_h_and_of_the_weights_that_read_it(LSTM: Layer) -> None:
         layer = LSTM(3, 5, num_layers=2, bidirectional=True, proj_size=2)
         shapes = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
         assert shapes["weight_hh_l0"] == (20, 2)
@@ -765,7 +767,7 @@ class TestGRU(Recurrent):
             pytest.param(1000.0, 0.0, (0.5 + math.tanh(1.5)) / 2, id="update half open: the mean of old and new"),
         ],
     )
-    def test_each_gate_of_the_gru_does_what_it_is_named_for(GRU: Layer, r: float, z: float, expected: float) -> None:
+    def test_each_gate_of_the_gru_has_the_effect_of_its_name(GRU: Layer, r: float, z: float, expected: float) -> None:
         layer = GRU(1, 1, dtype=torch.float64)
         state = {name: torch.zeros_like(p) for name, p in layer.state_dict().items()}
         # a gate at ±1000 is open or closed, whatever is read; n is tanh(r · (h + 1))

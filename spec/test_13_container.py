@@ -45,7 +45,7 @@ SHAPES = [(32, 32, 32), (32, 16, 16), (32, 16, 16), (32, 8, 8), (64, 8, 8), (64,
 
 
 class Network(nn.Module):
-    """The chapter's listing, lines 897 to 915, made of the layers on trial."""
+    """The chapter's listing, lines 897 to 915, with the layers under test."""
 
     def __init__(self, Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
         super().__init__()
@@ -210,12 +210,12 @@ def test_pooling_keeps_the_channels(MaxPool2d: Layer, channels: int) -> None:
 
 
 @clause("13.conv2d.stride")
-def test_a_convolution_steps_by_one_unless_told(Conv2d: Layer) -> None:
+def test_a_convolution_has_stride_1_by_default(Conv2d: Layer) -> None:
     assert Conv2d(3, 32, 5).stride == (1, 1)
 
 
 @clause("13.conv2d.stride")
-def test_a_pooling_steps_by_its_window_unless_told(MaxPool2d: Layer) -> None:
+def test_a_pooling_has_the_window_as_its_stride_by_default(MaxPool2d: Layer) -> None:
     assert MaxPool2d(2).stride == 2
 
 
@@ -248,7 +248,7 @@ def test_the_network_is_not_a_vgg(network: Network) -> None:
 
 
 class WithoutSequential(nn.Module):
-    """The chapter's first listing, lines 854 to 878, mended, of the layers on trial."""
+    """The chapter's first listing, lines 854 to 878, corrected, with the layers under test."""
 
     def __init__(self, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer) -> None:
         super().__init__()
@@ -311,7 +311,7 @@ def test_a_forward_inside_init_is_gone_when_init_returns() -> None:
 
 
 @clause("13.listing.without_sequential", "13.network.output")
-def test_with_the_three_mended_it_is_the_network_of_the_chapter(
+def test_with_three_mistakes_corrected_it_is_the_network_of_the_chapter(
     network: Network, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer
 ) -> None:
     # lines 847 to 885
@@ -438,7 +438,7 @@ def test_a_layer_that_is_not_there_is_rejected(Sequential: Layer, index: int) ->
 @pytest.mark.parametrize(
     "value", [len, 1, "layer", torch.ones(1)], ids=["a function", "a number", "a word", "a tensor"]
 )
-def test_what_is_no_module_is_rejected(Sequential: Layer, value: object) -> None:
+def test_an_argument_that_is_no_module_is_rejected(Sequential: Layer, value: object) -> None:
     with rejects(naming="Module"):
         Sequential(Affine(1, 0), value)
 
@@ -487,6 +487,6 @@ def test_its_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
 
 
 @clause("13.ocean.layers")
-def test_its_layers_are_pytorchs_unless_told(Ocean: Layer) -> None:
+def test_its_layers_are_pytorchs_by_default(Ocean: Layer) -> None:
     assert inspect.signature(Ocean).parameters["layers"].default is nn
     assert {type(layer).__module__.partition(".")[0] for layer in Ocean().model1} == {"torch"}

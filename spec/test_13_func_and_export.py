@@ -285,7 +285,7 @@ def test_jacrev_holds_the_derivative_of_each_output(component: Any) -> None:
 
 
 @clause("13.func.randomness")
-def test_vmap_draws_dropout_anew_or_once_as_it_is_told(dropout: Function) -> None:
+def test_vmap_draws_dropout_anew_or_once_according_to_randomness(dropout: Function) -> None:
     x = torch.ones(4, 400)
     with current().trace.off():
         different = vmap(lambda row: dropout(row, 0.5, True), randomness="different")(x)

@@ -237,7 +237,7 @@ pairs_of_layouts = st.sampled_from(list(product(range(4), repeat=2)))  # for `la
 def check_definition(
     loss: Loss, definition: Callable[[float], float], shape: Shape, seed: int, dtype: torch.dtype
 ) -> None:
-    """Whole numbers: at most 9 losses of at most 16, whose sum even bfloat16 holds."""
+    """Whole numbers: at most 9 losses of at most 16; even bfloat16 holds their sum."""
     x, y = whole(*shape, seed=seed, dtype=dtype, largest=2), whole(*shape, seed=seed + 1, dtype=dtype, largest=2)
     values = [definition(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
     losses = torch.tensor(values, dtype=dtype).reshape(shape)
@@ -360,14 +360,14 @@ NOT_FINITE = pytest.mark.parametrize(
 
 @clause("14.loss.nonfinite")
 @NOT_FINITE
-def test_what_is_not_finite_reaches_its_own_l1_loss(l1_loss: Loss, value: float, loss: float) -> None:
+def test_nan_and_inf_reach_only_their_own_l1_loss(l1_loss: Loss, value: float, loss: float) -> None:
     assert_equal(l1_loss(torch.tensor([1.0, value]), torch.ones(2), reduction="none"), [0.0, loss])
     assert_equal(l1_loss(torch.ones(2), torch.tensor([value, 1.0])), loss)
 
 
 @clause("14.loss.nonfinite")
 @NOT_FINITE
-def test_what_is_not_finite_reaches_its_own_mse_loss(mse_loss: Loss, value: float, loss: float) -> None:
+def test_nan_and_inf_reach_only_their_own_mse_loss(mse_loss: Loss, value: float, loss: float) -> None:
     assert_equal(mse_loss(torch.tensor([1.0, value]), torch.ones(2), reduction="none"), [0.0, loss])
     assert_equal(mse_loss(torch.ones(2), torch.tensor([value, 1.0])), loss)
 
@@ -535,9 +535,7 @@ def test_the_cross_entropy_of_probabilities_is_that_of_the_definition(
 
 @clause("14.cross_entropy.label_smoothing")
 @given(case=cases(), smoothing=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_smoothed_class_numbers_are_the_probabilities_that_they_stand_for(
-    cross_entropy: Loss, case: Case, smoothing: float
-) -> None:
+def test_smoothed_class_numbers_equal_their_probabilities(cross_entropy: Loss, case: Case, smoothing: float) -> None:
     """Not so the mean: of class numbers it divides by their weights, of probabilities by their number."""
     scores, weight = case.scores(normal, torch.float64), case.weight(normal, torch.float64)
     probabilities, _ = wanted(case, as_list(case, weight), smoothing)
@@ -726,7 +724,7 @@ def test_where_all_is_ignored_the_cross_entropy_is(cross_entropy: Loss, reductio
 
 @clause("14.loss.nonfinite", "14.loss.ignore_index")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_counts_in_the_nll_loss_only_as_the_target(nll_loss: Loss, value: float) -> None:
+def test_nan_and_inf_count_in_the_nll_loss_only_for_the_target(nll_loss: Loss, value: float) -> None:
     scores = torch.tensor([[value, -1.0], [value, -2.0], [-3.0, -4.0]])
     losses = nll_loss(scores, torch.tensor([0, 1, 1]), reduction="none")
     assert_equal(losses, [-value, 2.0, 4.0])
@@ -768,7 +766,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str
 
 
 def check_many(mean: Tensor, each: float, dtype: torch.dtype, operations: int = 0) -> None:
-    """The mean of 65,536 losses of `each`, whose sum float16, which ends at 65,504, does not hold."""
+    """The mean of 65,536 losses of `each`; float16, which ends at 65,504, does not hold their sum."""
     __tracebackhide__ = True
     # computed in float32 by sums of halves, and rounded once
     tolerance = rounding(torch.float32, 16 + operations, each)

@@ -328,7 +328,7 @@ def nonzero(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tenso
 
 
 def check_first_step(make: Optimizer, lr: float, seed: int, dtype: torch.dtype) -> None:
-    """But for eps, 1e-8; a dozen operations, whose results are lr at most; and the parameter is rounded."""
+    """The first step, except for eps, 1e-8; a dozen operations with results of at most lr, and a rounded parameter."""
     x, gradient = nn.Parameter(whole(3, seed=seed, dtype=dtype)), nonzero(3, seed=seed + 1, dtype=dtype)
     expected = x.detach().double() - lr * gradient.double() / (gradient.double().abs() + 1e-8)
     step(make([x], lr=lr, weight_decay=0), x, gradient)
@@ -339,7 +339,7 @@ def check_first_step(make: Optimizer, lr: float, seed: int, dtype: torch.dtype) 
 
 @clause("15.adam.first_step", "15.optimizer.dtypes")
 @given(lr=st.sampled_from([0.5, 0.125, 2.0]), seed=seeds, dtype=dtypes())
-def test_the_first_step_of_adam_is_lr_whatever_the_size_of_the_gradient(
+def test_the_first_step_of_adam_is_lr_for_every_size_of_the_gradient(
     Adam: Optimizer, lr: float, seed: int, dtype: torch.dtype
 ) -> None:
     check_first_step(Adam, lr, seed, dtype)
@@ -347,7 +347,7 @@ def test_the_first_step_of_adam_is_lr_whatever_the_size_of_the_gradient(
 
 @clause("15.adam.first_step", "15.optimizer.dtypes")
 @given(lr=st.sampled_from([0.5, 0.125, 2.0]), seed=seeds, dtype=dtypes())
-def test_the_first_step_of_adamw_is_lr_whatever_the_size_of_the_gradient(
+def test_the_first_step_of_adamw_is_lr_for_every_size_of_the_gradient(
     AdamW: Optimizer, lr: float, seed: int, dtype: torch.dtype
 ) -> None:
     check_first_step(AdamW, lr, seed, dtype)
@@ -407,7 +407,7 @@ def test_with_a_gradient_of_0_adamw_only_shrinks_the_weights(
 
 @clause("15.adam.decay")
 @pytest.mark.parametrize("decay", [0.01, 0.5, 4.0])
-def test_with_a_gradient_of_0_adam_steps_by_lr_whatever_the_weight_decay(Adam: Optimizer, decay: float) -> None:
+def test_with_a_gradient_of_0_adam_steps_by_lr_for_every_weight_decay(Adam: Optimizer, decay: float) -> None:
     x = parameter(3, -3)
     step(Adam([x], lr=0.5, eps=0.0, weight_decay=decay), x, [0.0, 0.0])
     assert_close(x, [2.5, -2.5], rounding(torch.float64, 12, 3.0), "the parameter")
@@ -442,7 +442,7 @@ class Rules:
 
     @clause("15.optimizer.zero_grad")
     @pytest.mark.level("pytorch")
-    def test_zero_grad_sets_zeros_only_if_it_is_asked_to(self, optimizer: Optimizer) -> None:
+    def test_zero_grad_sets_zeros_only_without_set_to_none(self, optimizer: Optimizer) -> None:
         x, untouched = parameter(1, 2), parameter(3)
         made = optimizer([{"params": [untouched]}, {"params": [x]}], lr=0.5)
         x.sum().backward()
@@ -478,7 +478,7 @@ class Rules:
 
     @clause("15.optimizer.arguments")
     @pytest.mark.parametrize("maximize", [False, True])
-    def test_step_leaves_the_gradients_as_they_were(self, optimizer: Optimizer, maximize: bool) -> None:
+    def test_step_leaves_the_gradients_unchanged(self, optimizer: Optimizer, maximize: bool) -> None:
         x, gradient = parameter(1, 2, 3), torch.tensor([3.0, -1.0, 0.0], dtype=torch.float64)
         made = optimizer([x], lr=0.5, weight_decay=0.5, maximize=maximize, **self.remembers)
         for _ in range(3):
@@ -601,7 +601,7 @@ class Rules:
         assert saved["param_groups"][0]["params"] == [0]
 
     @clause("15.optimizer.state")
-    def test_a_state_dict_goes_on_where_it_was_taken(self, optimizer: Optimizer) -> None:
+    def test_a_state_dict_resumes_the_optimization(self, optimizer: Optimizer) -> None:
         x = parameter(1, -2)
         first = optimizer([x], lr=0.5, weight_decay=0.25, **self.remembers)
         for gradient in self.gradients():
@@ -629,7 +629,7 @@ class Rules:
     @clause("15.optimizer.state")
     @pytest.mark.parametrize("there", [True, False], ids=["to PyTorch's optimizer", "from PyTorch's optimizer"])
     def test_a_state_dict_travels(self, optimizer: Optimizer, there: bool) -> None:
-        """The one test whose oracle is PyTorch's optimizer: what is saved means the same to it."""
+        """The only test with PyTorch's optimizer as its oracle: a saved state means the same to both."""
         x = parameter(1, -2)
         first = (optimizer if there else self.theirs)([x], lr=0.5, weight_decay=0.25, **self.remembers)
         for gradient in self.gradients():

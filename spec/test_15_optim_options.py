@@ -137,7 +137,7 @@ class Options:
         assert_close(x, y.detach(), rounding(torch.float64, 24, 8.0), "the parameter")
 
     @clause("15.optimizer.hooks")
-    def test_hooks_are_called_before_and_after_a_step_and_not_once_they_are_removed(self, optimizer: Optimizer) -> None:
+    def test_hooks_are_called_before_and_after_a_step_until_they_are_removed(self, optimizer: Optimizer) -> None:
         x, seen = parameter(1), []
         made = optimizer([x], lr=0.5)
         handles = [
@@ -315,9 +315,7 @@ class OptionsOfAdam(Options):
 
     @clause("15.adam.count")
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-    def test_steps_are_counted_exactly_whatever_the_default_dtype(
-        self, optimizer: Optimizer, dtype: torch.dtype
-    ) -> None:
+    def test_steps_are_counted_exactly_for_every_default_dtype(self, optimizer: Optimizer, dtype: torch.dtype) -> None:
         # bfloat16 counts to 256, float16 to 2048
         x, before = parameter(1), torch.get_default_dtype()
         made = optimizer([x])
@@ -398,7 +396,7 @@ def test_the_reference_names_betas_of_two_numbers(make: Optimizer) -> None:
 
 @clause("15.optimizer.copies")
 @pytest.mark.parametrize("make", [reference.SGD, reference.Adam, reference.AdamW])
-def test_what_the_reference_loads_is_a_copy(make: Optimizer) -> None:
+def test_the_reference_loads_a_copy(make: Optimizer) -> None:
     """PyTorch's optimizers share the tensors of the state dict, so that both change what both remember."""
     settings = {"momentum": 0.5} if make is reference.SGD else {}
     x, y = parameter(1, -2), parameter(1, -2)

@@ -109,7 +109,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-# What it is
+# The network
 
 
 @clause("16.vgg16.sixteen")
@@ -164,7 +164,7 @@ def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
     [(32, 32), (63, 100), *(pytest.param(size, marks=pytest.mark.slow) for size in ((32, 500), (225, 223)))],
     ids=str,
 )
-def test_images_of_other_sizes_get_as_many_scores(vgg16: Make, size: tuple[int, int]) -> None:
+def test_images_of_other_sizes_get_the_same_number_of_scores(vgg16: Make, size: tuple[int, int]) -> None:
     assert on_meta(vgg16)(images(3, 3, *size)).shape == (3, 1000)
 
 
@@ -190,7 +190,7 @@ def test_the_reference_rejects_an_impossible_number_of_classes(classes: Any) -> 
 
 
 @clause("16.vgg16.dropout")
-def test_the_share_that_is_dropped_is_printed_and_half_unless_told(vgg16: Make) -> None:
+def test_the_dropout_share_is_printed_and_a_half_by_default(vgg16: Make) -> None:
     assert str(on_meta(vgg16)).count("Dropout(p=0.5, inplace=False)") == 2
     assert str(on_meta(vgg16, dropout=0.25)).count("Dropout(p=0.25, inplace=False)") == 2
     with rejects(naming="probability"):
@@ -364,7 +364,7 @@ def test_with_its_last_layer_replaced_it_prints_as_documented_and_a_parenthesis(
 
 
 @clause("16.listing.output")
-def test_what_is_printed_is_no_python() -> None:
+def test_the_printed_network_is_no_python() -> None:
     with pytest.raises(SyntaxError):
         ast.parse(PRINTED)
     with pytest.raises(SyntaxError):
@@ -538,7 +538,7 @@ def test_a_second_layer_beside_is_rejected(append_classifier: Make) -> None:
 
 
 def tiny_state(classes: int = 1000) -> dict[str, Tensor]:
-    """A state dict of VGG16 whose file is small: each tensor is one number, repeated; no two have the same."""
+    """A state dict of VGG16 with a small file: each tensor is one number, repeated, and no two tensors share it."""
     with torch.device("meta"):
         expected = torchvision.models.vgg16(num_classes=classes).state_dict()
     return OrderedDict(
@@ -633,7 +633,7 @@ def test_trained_weights_are_fetched_once_and_loaded(
 
 @clause("16.weights.enum", "16.vgg16.seed")
 @pytest.mark.slow
-def test_what_is_drawn_after_trained_weights_is_what_torchvision_draws(published: str) -> None:
+def test_random_numbers_after_trained_weights_are_those_of_torchvision(published: str) -> None:
     """So that a new last layer starts from the same numbers."""
     found = []
     for make in (reference.vgg16, torchvision.models.vgg16):
@@ -670,7 +670,7 @@ def test_trained_weights_have_a_thousand_classes(vgg16: Make, published: str) ->
 
 @clause("16.weights.enum")
 def test_the_weights_that_torchvision_lists() -> None:
-    """What the real member says of itself: the file that is meant, and what is in it."""
+    """The attributes of the real member: its file, and the content of the file."""
     member = VGG16_Weights.DEFAULT
     assert member is VGG16_Weights.IMAGENET1K_V1
     assert re.fullmatch(r"https://download\.pytorch\.org/models/vgg16-[0-9a-f]{8}\.pth", member.url)
@@ -734,7 +734,7 @@ def test_a_damaged_file_in_the_cache_is_named(published: str, publisher: Publish
 
 @clause("16.weights.offline")
 @pytest.mark.parametrize("missing", ["no such file", "no server"])
-def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(
+def test_offline_the_error_names_the_file_to_download_and_its_place(
     publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     address = publisher.address("vgg16-397923af.pth")
@@ -793,7 +793,7 @@ def test_the_reference_loads_a_state_dict_from_a_file(tmp_path: Path, zipped: bo
 @pytest.mark.parametrize(
     "change", [torch.Tensor.half, torch.Tensor.bfloat16, nn.Parameter], ids=["half", "bf", "Parameter"]
 )
-def test_what_float32_holds_without_rounding_is_taken(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
+def test_weights_that_float32_holds_exactly_are_accepted(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
     state = tiny_state() | {"features.0.bias": change(torch.ones(64))}
     torch.save(state, tmp_path / "mine.pth")
     source, found = read_weights(str(tmp_path / "mine.pth"), "VGG16_Weights", progress=False)
@@ -997,7 +997,7 @@ def test_imagenet_asks_for_archives_and_fetches_nothing(tmp_path: Path, monkeypa
 
 
 @clause("16.imagenet.archives")
-def test_imagenet_reads_what_is_unpacked_and_takes_no_download(tmp_path: Path) -> None:
+def test_imagenet_reads_unpacked_images_and_takes_no_download(tmp_path: Path) -> None:
     torch.save(({"n01440764": ("tench",), "n01443537": ("goldfish",)}, []), tmp_path / "meta.bin")
     for name in ("n01443537", "n01440764"):
         (tmp_path / "val" / name).mkdir(parents=True)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
+from reference import read_legacy_checkpoint
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
@@ -31,7 +32,7 @@ from reference.models import Ocean
 from reference.untrusted.archive import Archive
 from spec.support.clauses import clause
 from spec.support.command import Command, run
-from spec.support.fuzzing import fuzz
+from spec.support.fuzzing import fuzz, whole
 from spec.support.limits import room_for
 from spec.support.strategies import given, normal
 from spec.support.zip_lies import LIES, parts
@@ -95,7 +96,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 
 @clause("17.checkpoint.round_trip")
-def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_saved_content_is_loaded_to_the_bit(tmp_path: Path) -> None:
     training = {"optimizer": {"momentum": torch.arange(3.0)}, "progress": {"step": 7}}
     content = load_checkpoint(saved(tmp_path, metrics={"test_accuracy": 0.5}, training=training))
     assert content["class_names"] == list(NAMES)
@@ -127,7 +128,7 @@ plain = st.recursive(
     metrics=st.dictionaries(st.text(max_size=3), plain, max_size=2),
     training=st.dictionaries(st.text(), plain, max_size=2),
 )
-def test_whatever_is_accepted_comes_back_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
+def test_accepted_content_is_loaded_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is tried
         content = load_checkpoint(saved(Path(folder), metrics=metrics, training=training))
@@ -307,7 +308,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @clause("17.checkpoint.sound")
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_not_a_sound_checkpoint_is_refused_by_name(tmp_path: Path, what: str) -> None:
+def test_an_unsound_checkpoint_is_refused_with_its_fault(tmp_path: Path, what: str) -> None:
     change, message = WRONG[what]
     with pytest.raises(InputError, match=message) as caught:
         load_checkpoint(edited(saved(tmp_path), change))
@@ -390,7 +391,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     ],
     ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
 )
-def test_what_a_refused_file_asks_for_is_said(tmp_path: Path, content: Any, asks: str) -> None:
+def test_the_error_of_a_refused_file_names_its_request(tmp_path: Path, content: Any, asks: str) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(InputError, match=rf"net\.pt was refused: it holds more than plain data \(it asks for {asks}\)"):
         load_checkpoint(tmp_path / "net.pt")
@@ -514,7 +515,7 @@ def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.
 
 
 @clause("17.checkpoint.one_reader")
-def test_everything_arrives_on_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
+def test_everything_is_loaded_to_the_cpu_for_every_default_device(tmp_path: Path) -> None:
     path = saved(tmp_path)
     with torch.device("meta"):
         content = load_checkpoint(path)
@@ -523,7 +524,7 @@ def test_everything_arrives_on_the_cpu_whatever_the_default_device_is(tmp_path: 
 
 
 @clause("17.checkpoint.one_reader")
-def test_a_file_that_changes_while_it_is_read_is_refused_or_read_as_it_was(
+def test_a_file_that_changes_while_it_is_read_is_refused_or_read_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checksum is that of the bytes in the tensors, not of bytes that were read before."""
@@ -607,13 +608,24 @@ def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
 @clause("17.checkpoint.bounded")
 @pytest.mark.parametrize("entry", ["format", "version", "preprocessing", "network"])
 def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str) -> None:
-    """Sixty lists, each twice in the next one: a short file whose text would have 2⁶⁰ brackets."""
+    """Sixty lists, each twice in the next one: the text of a short file would have 2⁶⁰ brackets."""
     lists: list[Any] = []
     for _ in range(60):
         lists = [lists, lists]
     value = {"preprocessing": {"size": lists}, "network": {"name": lists}}.get(entry, lists)
     with pytest.raises(InputError, match=r"net\.pt"):
         load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
+
+
+@clause("17.checkpoint.sound")
+def test_a_bound_method_without_its_object_is_no_network(tmp_path: Path) -> None:
+    """`model.state_dict` without parentheses is stored as `getattr(model, name)`; here both arguments are missing."""
+    path = tmp_path / "net.pth"
+    path.write_bytes(whole("zip", (b"\x80\x02cbuiltins\ngetattr\n)\x81.", {})))
+    with pytest.raises(InputError, match=r"net\.pth .*it holds data, but no network"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="network"):
+        read_legacy_checkpoint(path).classifier(("a", "b"), (32, 32))
 
 
 @clause("17.checkpoint.whole")
@@ -623,7 +635,7 @@ def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path
 
 
 @clause("17.checkpoint.bounded")
-def test_data_that_is_not_plain_is_refused_wherever_it_is(tmp_path: Path) -> None:
+def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> None:
     """A class that plain data need as a value, and lists in lists to any depth."""
     name = b"ccollections\nOrderedDict\n"
     deep = b"]" * 50_000 + b"a" * 49_999
@@ -709,7 +721,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", UNSAVABLE)
 @pytest.mark.parametrize("older", [True, False], ids=["over an older one", "for the first time"])
 @pytest.mark.slow
-def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
+def test_content_that_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
     network, names, options, message = UNSAVABLE[what]
     before = written(tmp_path, whole_file()).read_bytes() if older else None
     with pytest.raises(InputError, match=rf"net\.pt is not written: .*{message}"):
@@ -744,7 +756,7 @@ AROUND: dict[str, Callable[[Ocean], nn.Module]] = {
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.parametrize("how", AROUND)
-def test_a_compiled_or_parallel_network_is_saved_as_the_network_it_is(tmp_path: Path, how: str) -> None:
+def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: Path, how: str) -> None:
     network = Ocean()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     save_checkpoint(tmp_path / "net.pt", AROUND[how](network), NAMES)
@@ -753,7 +765,7 @@ def test_a_compiled_or_parallel_network_is_saved_as_the_network_it_is(tmp_path: 
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.slow
-def test_a_network_that_pytorch_has_compiled_is_saved_as_the_network_it_is(tmp_path: Path) -> None:
+def test_a_network_that_pytorch_has_compiled_is_saved_without_its_wrapper(tmp_path: Path) -> None:
     network = Ocean()
     expected = dict(network.state_dict())
     for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):
@@ -773,7 +785,7 @@ def test_a_network_of_the_references_layers_is_loaded_into_one_of_pytorchs(tmp_p
 
 
 @clause("17.checkpoint.compact")
-def test_weights_that_are_views_are_saved_without_what_they_are_views_of(tmp_path: Path) -> None:
+def test_weights_that_are_views_are_saved_without_the_rest_of_the_storage(tmp_path: Path) -> None:
     """As when all parameters lie in one long vector."""
     network = Ocean()
     vector = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])

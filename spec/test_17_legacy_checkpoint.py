@@ -99,7 +99,7 @@ class Hidden(nn.Module):
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Saves an object of a class whose module exists only for that moment."""
+    """Saves an object of a class in a module that exists only for that moment."""
 
     def save_and_forget(kind: type, path: Path, module: str = "their_code", old: bool = False, **made: Any) -> Any:
         home = types.ModuleType(module)
@@ -114,7 +114,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     return save_and_forget
 
 
-# What comes back
+# Content of files
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -244,7 +244,7 @@ def test_a_state_dict_of_vgg16_is_enough(read_legacy_checkpoint: Read, tmp_path:
 
 
 @clause("17.legacy.vgg")
-def test_what_is_beside_vgg_s_own_parts_is_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_parts_besides_vgg_s_own_are_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     def writer(extra: bool) -> bytes:
         torch.manual_seed(0)
         w = Writer("1.6", "cuda:0")
@@ -336,9 +336,7 @@ def test_a_network_that_might_be_another_one_is_not_run(
 
 @clause("17.legacy.as_saved")
 @FORMATS
-def test_modes_gradients_and_ties_are_as_they_were_saved(
-    read_legacy_checkpoint: Read, tmp_path: Path, old: bool
-) -> None:
+def test_modes_gradients_and_ties_are_restored(read_legacy_checkpoint: Read, tmp_path: Path, old: bool) -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3))
     network[2].weight = network[0].weight
     network[1].eval()
@@ -466,7 +464,7 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
 
 @clause("17.legacy.pytorch_1")
 def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    """A BatchNorm2d that counts no batches (before 0.4.1), and attention whose Linear had another name (before 1.9)."""
+    """A BatchNorm2d that counts no batches (before 0.4.1), and attention with another class of Linear (before 1.9)."""
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
     writer = Writer("1.5")
@@ -526,7 +524,7 @@ def test_python_2_s_pickles_are_read(read_legacy_checkpoint: Read, tmp_path: Pat
 @clause("17.legacy.content")
 @FORMATS
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_whatever_is_plain_comes_back(read_legacy_checkpoint: Read, tmp_path: Path, protocol: int, old: bool) -> None:
+def test_plain_data_is_restored(read_legacy_checkpoint: Read, tmp_path: Path, protocol: int, old: bool) -> None:
     content = {
         "numbers": [0, -1, 255, 65536, 2**31, -(2**40), 2**70, 1.5, -math.inf, True, None, 1 - 2j],
         "texts": ("", "a", "文字", "x" * 300, b"\xff\x00", bytearray(b"ab")),
@@ -600,7 +598,7 @@ PREFIXES = (
     *("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_orig_mod._orig_mod."),
     *("model.", "net.", "network.module.", "module.model.", "model._orig_mod.", "trainer.model.net.module._orig_mod."),
 )
-"""What stands before the keys: of DataParallel, torch.compile, a class around the network, and several of these."""
+"""Prefixes of keys: from DataParallel, torch.compile, a class around the network, and several of these."""
 
 
 @clause("17.legacy.state_dict_alone")
@@ -629,7 +627,7 @@ def scores_of(found: Any, images: Tensor) -> Tensor:
 
 
 def as_a_part(ocean: Ocean) -> dict[str, Tensor]:
-    """Of a class whose only part is the tutorial's Sequential under another name (lines 1057 to 1070)."""
+    """Of a class with the tutorial's Sequential as its only part, under another name (lines 1057 to 1070)."""
     return {key.replace("model1.", "model."): tensor for key, tensor in ocean.state_dict().items()}
 
 
@@ -971,7 +969,7 @@ def numpy_archive() -> bytes:
          "a zip archive", "an empty archive", "HDF5", "GGUF", "ONNX", "ONNX without a producer", "TensorFlow Lite",
          "NumPy", "NumPy's archive", "gzip", "Git LFS", "a web page"],
 )  # fmt: skip
-def test_other_files_are_refused_by_what_they_are(
+def test_other_files_are_refused_with_their_kind(
     read_legacy_checkpoint: Read, tmp_path: Path, content: bytes, says: str
 ) -> None:
     with refused(says):
@@ -992,7 +990,9 @@ def test_programs_that_pytorch_writes_are_named(read_legacy_checkpoint: Read, tm
 
 
 @clause("17.legacy.not_read")
-def test_what_is_no_file_is_refused_without_waiting(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_refused_without_waiting(
+    read_legacy_checkpoint: Read, tmp_path: Path
+) -> None:
     with refused("No such file"):
         read_legacy_checkpoint(tmp_path / "net.pth")
     (tmp_path / "net.pth").mkdir()
@@ -1089,7 +1089,7 @@ def test_no_trick_runs_anything(read_legacy_checkpoint: Read, tmp_path: Path, tr
 def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
     """The test above can fail: PyTorch's own reader, told to trust the file, runs each of them."""
     path = written(tmp_path / "net.pth", packed(tricks(tmp_path / "victim")[trick], "zip"))
-    with suppress(Exception):  # what comes after it has acted
+    with suppress(Exception):  # errors after the call has been made
         torch.load(path, weights_only=False)
     assert (tmp_path / "victim").exists()
 
@@ -1104,7 +1104,7 @@ def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
         ("PyTorch's own functions", "torch.serialization.save"),
     ],
 )
-def test_the_error_names_what_the_file_asks_for(
+def test_the_error_names_the_request_of_the_file(
     read_legacy_checkpoint: Read, tmp_path: Path, trick: str, name: str
 ) -> None:
     with refused(rf"asks for a call of {name}; nothing in it was run"):
@@ -1321,7 +1321,7 @@ def test_truth_values_that_are_neither_are_refused(read_legacy_checkpoint: Read,
 
 
 @clause("17.legacy.tensors")
-def test_old_files_whose_storages_do_not_fit_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_old_files_with_storages_that_do_not_fit_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer("1.5")
     content = [writer.tensor(torch.arange(4.0)), writer.tensor(torch.arange(3.0))]
     whole = writer.file(content)
@@ -1754,9 +1754,9 @@ def test_a_batch_is_no_larger_than_its_activations_allow(read_legacy_checkpoint:
 
 @clause("17.legacy.fuzzed")
 def test_damaged_files_are_refused_or_read_and_nothing_else(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    outcomes = fuzz(read_legacy_checkpoint, tmp_path, 300, seed=0)
-    assert outcomes["read"] > 5
-    assert outcomes["refused"] > 100
+    outcomes = fuzz(read_legacy_checkpoint, tmp_path, 120, seed=0)
+    assert outcomes["read"] > 2
+    assert outcomes["refused"] > 60
 
 
 @pytest.mark.slow
@@ -1784,7 +1784,7 @@ def folder(tmp_path: Path) -> Path:
 
 @clause("17.legacy.script")
 @pytest.mark.slow
-def test_the_script_says_what_a_whole_network_is_and_how_it_is_read(folder: Path) -> None:
+def test_the_script_describes_a_whole_network_and_how_it_is_read(folder: Path) -> None:
     result = run("predict.py", "0.png", "--checkpoint", "old.pth", folder=folder)
     assert result.status == 2
     assert len(result.err.splitlines()) == 1
@@ -1809,7 +1809,7 @@ def test_the_script_describes_a_file(folder: Path) -> None:
     lines = result.out.splitlines()
     assert lines[0] == "old.pth: a whole network (format before PyTorch 1.6)"
     assert lines[1:14] == repr(Ocean()).splitlines()
-    assert lines[14] == "10 tensors, 145,578 numbers: float32"  # chapter 18: the tutorial's network has so many
+    assert lines[14] == "10 tensors, 145,578 numbers: float32"  # chapter 18: the size of the tutorial's network
     assert "model.Ocean" in lines[15]
 
 

@@ -1,6 +1,6 @@
 """Chapter 17: saving and loading with PyTorch itself, as it behaves today: both methods of the tutorial, and the traps.
 
-Nobody is on trial but `torch.save`, `torch.load` and `load_state_dict`. What the project makes of it is in
+Only `torch.save`, `torch.load` and `load_state_dict` are under test. The project's own functions are tested in
 test_17_checkpoint.py.
 """
 
@@ -142,7 +142,7 @@ class Trap:
 
 
 @clause("17.saving.runs_code")
-def test_weights_only_false_runs_whatever_is_in_the_file(tmp_path: Path) -> None:
+def test_weights_only_false_runs_the_code_in_the_file(tmp_path: Path) -> None:
     file = saved({"weight": torch.zeros(1), "note": Trap(tmp_path / "victim")})
     with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL (posix|nt)\.mkdir"):
         loaded(file)
@@ -186,7 +186,7 @@ def test_a_whole_network_does_not_go_through_init(monkeypatch: pytest.MonkeyPatc
 
 
 @clause("17.saving.initial_values")
-def test_a_network_that_nobody_has_trained_has_parameters_too() -> None:
+def test_an_untrained_network_has_parameters_too() -> None:
     # chapter 17, line 1299: they are at their initial values
     layer = nn.Conv2d(3, 32, 5)
     bound = (3 * 5 * 5) ** -0.5
@@ -360,8 +360,8 @@ def test_the_module_of_the_import_must_exist() -> None:
 
 @clause("17.saving.class_module")
 @pytest.mark.slow
-def test_a_class_from_a_module_is_asked_of_that_module_wherever_else_it_is(tmp_path: Path) -> None:
-    """Chapter 18 saves a network whose class is in model.py; chapter 20 pastes the class, which does not help."""
+def test_a_class_from_a_module_is_looked_up_in_that_module_only(tmp_path: Path) -> None:
+    """Chapter 18 saves a network of a class in model.py; chapter 20 pastes the class, which does not help."""
     (tmp_path / "there").mkdir()
     program(tmp_path / "there", "model.py", OCEAN)
     there = 'sys.path.insert(0, "there")'
@@ -422,13 +422,13 @@ FOREIGN: dict[str, tuple[Any, str]] = {
 
 @clause("17.saving.plain")
 @pytest.mark.parametrize("kind", PLAIN)
-def test_what_the_default_reads_besides_tensors(kind: str) -> None:
+def test_the_default_reads_these_types_besides_tensors(kind: str) -> None:
     assert there_and_back(PLAIN[kind]) == PLAIN[kind]
 
 
 @clause("17.saving.plain")
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_often_stands_beside_a_state_dict_and_is_refused(kind: str) -> None:
+def test_common_companions_of_a_state_dict_that_are_refused(kind: str) -> None:
     """`{"accuracy": np.float64(0.5)}` makes the whole file unreadable by default; float(…) before saving cures it."""
     value, name = FOREIGN[kind]
     with pytest.raises(pickle.UnpicklingError, match=f"Unsupported global: GLOBAL {name} was not an allowed global"):
@@ -452,7 +452,7 @@ def test_missing_and_unexpected_keys_are_named_together() -> None:
 
 
 @clause("17.saving.strict")
-def test_strict_false_returns_what_does_not_fit_and_raises_nothing() -> None:
+def test_strict_false_returns_the_keys_that_do_not_fit_and_raises_nothing() -> None:
     network, state = small(), small().state_dict()
     state["2.weigth"] = state.pop("2.weight")
     before = network[2].weight.detach().clone()
@@ -481,7 +481,7 @@ def test_another_shape_is_refused_strict_or_not(shape: tuple[int, ...], strict: 
 
 
 @clause("17.saving.partial")
-def test_an_error_does_not_undo_what_was_already_copied() -> None:
+def test_an_error_does_not_undo_earlier_copies() -> None:
     network = small()
     state = {name: torch.full_like(value, 7) for name, value in network.state_dict().items()}
     before = network[0].weight.tolist()
@@ -509,8 +509,8 @@ def test_numbers_are_cast_to_the_dtype_of_the_network(to: torch.dtype, of: torch
 
 
 @clause("17.saving.copies")
-def test_loading_keeps_the_parameters_and_what_holds_them() -> None:
-    """An optimizer that was made before goes on with the loaded numbers."""
+def test_loading_keeps_the_parameter_objects() -> None:
+    """An optimizer that was made before continues from the loaded numbers."""
     network = small()
     before = list(network.parameters())
     state = small().state_dict()
@@ -613,7 +613,7 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 
 @clause("17.saving.optimizer")
 @pytest.mark.parametrize("with_optimizer", [True, False])
-def test_going_on_needs_the_optimizers_state_too(with_optimizer: bool) -> None:
+def test_resuming_needs_the_optimizers_state_too(with_optimizer: bool) -> None:
     network = small()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     train(network, optimizer, 3)
@@ -713,7 +713,7 @@ def test_the_file_says_cpu_if_the_tensors_were_moved_before() -> None:
 
 
 @clause("17.saving.shared")
-def test_what_shares_memory_in_one_file_shares_it_again_and_is_stored_once() -> None:
+def test_shared_memory_in_one_file_is_stored_once_and_shared_again() -> None:
     once = torch.zeros(10_000)
     file = saved({"a": once, "b": once, "view": once[:2]})
     assert len(file) < 4 * 10_000 + 2_000
@@ -723,7 +723,7 @@ def test_what_shares_memory_in_one_file_shares_it_again_and_is_stored_once() -> 
 
 
 @clause("17.saving.shared")
-def test_what_is_saved_in_two_files_shares_nothing_any_more() -> None:
+def test_tensors_saved_in_two_files_do_not_share_memory_any_more() -> None:
     once = torch.zeros(3)
     first, second = there_and_back(once), there_and_back(once)
     first[0] = 1
@@ -766,7 +766,7 @@ def test_assign_unties() -> None:
 
 @clause("17.saving.views")
 @given(count=st.integers(1, 1000), seed=seeds)
-def test_a_view_saves_all_that_it_is_a_view_of_and_a_clone_does_not(count: int, seed: int) -> None:
+def test_a_view_saves_the_whole_storage_and_a_clone_does_not(count: int, seed: int) -> None:
     whole = normal(5000, seed=seed, dtype=torch.float32)
     view = whole[:count]
     overhead = len(saved(torch.zeros(0)))

@@ -354,9 +354,7 @@ def test_the_board_gets_train_loss_every_100_steps_and_the_tests_by_epoch(outcom
 
 
 @clause("18.loss.sum_of_batch_means", "18.accuracy.whole")
-def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
-    CrossEntropyLoss: Make, DataLoader: Make
-) -> None:
+def test_the_loss_on_the_whole_test_set_is_157_times_a_mean(CrossEntropyLoss: Make, DataLoader: Make) -> None:
     # chapter 18, lines 1529, 1533 and 1534
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(TEST_SIZE, 10, generator=generator, dtype=torch.float64)
@@ -372,7 +370,7 @@ def test_what_is_called_the_loss_on_the_whole_test_set_is_157_times_a_mean(
     # some thirty roundings an image, and the sums of 64 and of 157 numbers of up to the printed one
     error = (30 + 64 + 157) * torch.finfo(torch.float64).eps * printed
     assert abs(printed - expected) <= error
-    assert 150 < printed / on_the_whole < 164  # about 157 times what it is called
+    assert 150 < printed / on_the_whole < 164  # about 157 times the mean that its name promises
     assert abs(printed / 157 - on_the_whole) > error  # nor is it so exactly: the last 16 images weigh as much as 64
     right = sum((part.argmax(1) == wanted).sum() for part, wanted in parts)
     accuracy = right / TEST_SIZE
@@ -410,4 +408,4 @@ def test_train_py_runs_to_its_end_with_the_tutorials_network(
     assert program(model.Ocean(), loader, loader, len(data), tmp_path, epochs=2) == 4
     assert capsys.readouterr().out.count("模型已保存") == 2
     opened = torch.load(tmp_path / "ocean_1.pth", weights_only=False)
-    assert not opened.training  # it is saved after its test, as it was then
+    assert not opened.training  # it is saved after its test, in evaluation mode

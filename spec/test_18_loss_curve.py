@@ -1,4 +1,4 @@
-"""Chapter 18: a training made of the components on trial takes the same course as PyTorch's, step by step."""
+"""Chapter 18: a training with the components under test has the same losses as PyTorch's, step by step."""
 
 import copy
 from collections.abc import Callable
@@ -85,13 +85,13 @@ def test_the_losses_are_pytorchs_up_to_rounding(
 ) -> None:
     """A sum of n products, in whatever order, is the exact sum of products that are each off by at most n · eps.
 
-    So a step in float32 is an exact step with weights that are off by that share of themselves. How far such weights
-    lead a training in float64 away from its course is how far rounding may; no step may lie farther from it than the
-    farthest of these up to there.
+    So a step in float32 is an exact step with weights that are off by that share of themselves. The deviation of
+    trainings in float64 with such weights bounds the effect of rounding: no step may deviate by more than the largest
+    of these deviations up to that step.
     """
     layers = network(Sequential, Conv2d, MaxPool2d, Flatten, Linear)
     found = losses(layers, CrossEntropyLoss(), SGD, STEPS, torch.float32)
     exact, wobbling = pytorchs_losses(STEPS)
     farthest = (wobbling - exact).abs().cummax(0).values
-    because = f"how far weights that are off by {LONGEST_SUM} · eps lead a float64 training away, up to that step"
+    because = f"the deviation of a float64 training with weights that are off by {LONGEST_SUM} · eps, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")

@@ -121,7 +121,7 @@ def test_bfloat16_takes_the_course_of_float32() -> None:
         fit(network, nn.CrossEntropyLoss(), optimizer, loader, loader, epochs=1, observer=course, precision=precision)
         courses.append(list(course.losses.values()))
     # A score passes five layers; each rounds its input, weights and output, by half of bfloat16's eps at most. The loss
-    # is a difference of scores, whose sizes are below 2.
+    # is a difference of scores of size below 2.
     tolerance = 5 * 3 * torch.finfo(torch.bfloat16).eps / 2 * 2
     assert courses[1] == pytest.approx(courses[0], abs=tolerance)
     assert courses[1] != courses[0]
@@ -134,7 +134,7 @@ def config(folder: Path) -> dict[str, Any]:
 @clause("18.precision.chosen")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
-def test_the_precision_is_said_recorded_and_kept(tmp_path: Path, name: str) -> None:
+def test_the_precision_is_printed_recorded_and_kept(tmp_path: Path, name: str) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--output", "run", "--precision", name)
     assert result.status == 0, result.err
     (line,) = [line for line in result.out.splitlines() if name in line]
@@ -188,7 +188,7 @@ def taking(times: dict[torch.dtype, list[float]], monkeypatch: pytest.MonkeyPatc
 
 @clause("18.precision.measured")
 @pytest.mark.parametrize(("float32", "bfloat16", "expected"), [(20, 33, "float32"), (33, 20, "bfloat16")])
-def test_auto_is_what_the_faster_steps_are_made_in(
+def test_auto_is_the_precision_of_the_faster_steps(
     float32: float, bfloat16: float, expected: str, able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = taking({torch.float32: [float32 / 1e3], torch.bfloat16: [bfloat16 / 1e3]}, monkeypatch)
@@ -210,7 +210,7 @@ def test_auto_is_what_the_faster_steps_are_made_in(
     [{"batch_size": 128}, {"optimizer": "muon"}, {"whiten": True}, "threads", "torch"],
     ids=["batch", "optimizer", "whitened", "threads", "PyTorch"],
 )
-def test_what_changes_the_time_of_a_step_is_measured_anew(
+def test_another_batch_size_thread_count_or_version_is_measured_anew(
     other: Any, able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
@@ -279,7 +279,7 @@ def test_measuring_takes_a_second_and_changes_no_training(able: Path, monkeypatc
 
 @clause("18.precision.measured")
 @pytest.mark.slow
-def test_a_measured_precision_is_said_recorded_and_resumed(tmp_path: Path) -> None:
+def test_a_measured_precision_is_printed_recorded_and_resumed(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     prepared = partial(announce_bfloat16, tmp_path / "cache")
     words = (*TINY, "--epochs", 4, "--output", "parts", "--log-every", 1)
@@ -359,7 +359,7 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
     ids=lambda value: " ".join(map(str, value)),
 )
 @pytest.mark.slow
-def test_settings_that_cannot_work_are_said_in_one_line(
+def test_impossible_recipe_settings_are_an_error_in_one_line(
     tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
 ) -> None:
     assert_refused(train(tmp_path, *TINY, *words, "--output", "run"), *said)
@@ -379,7 +379,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, words: t
 
 @clause("18.recipe.refused")
 @pytest.mark.slow
-def test_going_on_cannot_change_the_recipe_nor_where_its_rate_ends(tmp_path: Path) -> None:
+def test_resuming_cannot_change_the_recipe_or_the_end_of_its_schedule(tmp_path: Path) -> None:
     trained(tmp_path, "--epochs", 1, "--recipe", "fast")
     said = "--epochs 2: this run's learning rate falls to 0 at the end of epoch 1"
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), said, "cannot change")
@@ -390,7 +390,7 @@ def test_going_on_cannot_change_the_recipe_nor_where_its_rate_ends(tmp_path: Pat
 @clause("18.recipe.resume")
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_stopped_run_of_the_fast_recipe_ends_as_though_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
+def test_a_stopped_run_of_the_fast_recipe_ends_as_if_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
     words = (*TINY, "--recipe", "fast", "--epochs", 6, "--log-every", 1, "--precision", precision)
     assert train(tmp_path, *words, "--output", "straight").status == 0
     command = Command("train_full.py", *words, "--output", "parts", folder=tmp_path)
@@ -422,7 +422,7 @@ def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | Non
     ("asked", "step"),
     [pytest.param(2, 2, id="in the first epoch", marks=pytest.mark.slow), pytest.param(7, 5, id="in the second")],
 )
-def test_fit_goes_on_with_momentum_rate_and_varied_images_as_they_were(asked: int, step: int) -> None:
+def test_fit_resumes_with_the_same_momentum_rate_and_varied_images(asked: int, step: int) -> None:
     straight, _ = fit_fast(Progress(), Observer())
     progress = Progress()
     network, optimizer = fit_fast(progress, Recorder(asked))  # asked after each step and each evaluated batch
@@ -517,7 +517,7 @@ def test_muon_steps_by_its_closed_form(shape: tuple[int, ...]) -> None:
 
 
 @clause("18.recipe.muon_step")
-def test_muon_steps_the_same_whatever_the_memory_format() -> None:
+def test_muon_makes_the_same_step_in_every_memory_format() -> None:
     torch.manual_seed(0)
     weight, gradient = torch.randn(2, 8, 3, 5, 5)
     results = []
@@ -526,12 +526,12 @@ def test_muon_steps_the_same_whatever_the_memory_format() -> None:
         parameter.grad = gradient.clone(memory_format=memory_format)
         Muon([parameter], lr=0.1).step()
         results.append(parameter.detach().contiguous())
-    # the norm may be summed in another order: 600 terms, whose error five rounds multiply
+    # the norm may be summed in another order: 600 terms, with an error that five rounds multiply
     torch.testing.assert_close(*results, rtol=0, atol=600 * GROWTH * torch.finfo(torch.float32).eps * 0.1)
 
 
 @clause("18.recipe.whitening")
-def test_the_whitening_layer_makes_of_what_it_sees_its_uncorrelated_principal_components() -> None:
+def test_the_outputs_of_the_whitening_layer_are_uncorrelated_principal_components() -> None:
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([3.0, 0.01, 1.0, 0.1, 0.3, 2.0], dtype=torch.float64)
     mixing = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator)).Q
@@ -553,7 +553,7 @@ def test_the_whitening_layer_makes_of_what_it_sees_its_uncorrelated_principal_co
 
 
 @clause("18.recipe.whitening")
-def test_the_whitening_layer_is_computed_from_the_images_and_stays_as_it_is() -> None:
+def test_the_whitening_layer_is_computed_from_the_images_and_not_trained() -> None:
     network, optimizer = fit_fast(Progress(), Observer())
     first, *others = network.parameters()
     bias = others.pop(0)
@@ -571,7 +571,7 @@ def test_the_whitening_layer_is_computed_from_the_images_and_stays_as_it_is() ->
 
 
 @clause("18.recipe.whitening")
-def test_several_processes_leave_the_whitening_layer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_leave_the_whitening_layer_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
     plan = prepare(TWO_EPOCHS, Shapes(size=40), Shapes(train=False, size=24), CPU)
     network, optimizer = plan.network, plan.optimizer
@@ -586,7 +586,7 @@ def test_several_processes_leave_the_whitening_layer_as_it_is(monkeypatch: pytes
 
 
 @clause("18.recipe.whitening")
-def test_patches_are_what_a_convolution_sees() -> None:
+def test_patches_are_the_input_windows_of_a_convolution() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = patches(images, 5)
     assert rows.shape == (3 * 10 * 10, 75)
@@ -700,7 +700,7 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) ->
 def test_welchs_test_by_the_cases_that_have_a_formula(
     first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
 ) -> None:
-    # a handful of operations on numbers below 10, whose differences are above 1
+    # a handful of operations on numbers below 10 with differences above 1
     assert welch(first, second) == pytest.approx((t, freedom, p), rel=100 * EPS, abs=100 * EPS)
 
 
@@ -740,7 +740,7 @@ def test_a_measurement_against_one_that_does_not_vary_ends_in_a_line(tmp_path: P
 
 
 @clause("18.recipe.compared")
-def test_without_scipy_the_comparison_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_comparison_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(InputError, match="python -m pip install scipy"):
         welch([1.0, 2.0], [3.0, 4.0])

@@ -252,6 +252,16 @@ def test_a_measurement_killed_before_its_first_file_is_repeated(tmp_path: Path) 
 
 @clause("18.run.refused")
 @pytest.mark.slow
+def test_a_measurement_refuses_resume_and_names_output(tmp_path: Path) -> None:
+    assert run("train_full.py", *TINY, "--epochs", 1, "--output", "run", "--quiet", folder=tmp_path).status == 0
+    result = run("accuracy.py", "--resume", "run", "--output", "runs", folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("error: --resume run: a measurement has several runs; give its --output again")
+    assert not (tmp_path / "runs").exists()
+
+
+@clause("18.run.refused")
+@pytest.mark.slow
 def test_a_folder_with_hidden_files_of_others_is_not_taken_for_a_killed_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".notes.tmp").touch()
@@ -309,7 +319,7 @@ def test_a_disk_that_is_full_for_the_events_names_the_folder(tmp_path: Path) -> 
 @clause("18.run.full_disk")
 @pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
 @pytest.mark.slow
-def test_a_folder_that_is_gone_while_the_training_runs_is_said_in_one_line(how: str, tmp_path: Path) -> None:
+def test_a_folder_that_disappears_during_training_is_an_error_in_one_line(how: str, tmp_path: Path) -> None:
     words = (*TINY, "--epochs", 100_000, "--output", "run", "--log-every", 1)
     command = Command("train_full.py", *words, folder=tmp_path)
     command.wait_for("step 12: ")
@@ -371,7 +381,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     "line", ["$TRAIN 2>&-", "$TRAIN >&-", "$TRAIN >&- 2>&- <&-", "$TRAIN | head -1", "$TRAIN 2>&1 | head -1"]
 )
 @pytest.mark.slow
-def test_a_training_lives_on_when_nobody_reads_what_it_says(line: str, tmp_path: Path) -> None:
+def test_a_training_continues_when_its_output_is_closed(line: str, tmp_path: Path) -> None:
     result = shell(line, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -157,7 +157,7 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
     "stop_after", [n if n in (3, 9) else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 11)]
 )
 @pytest.mark.slow
-def test_fit_goes_on_wherever_it_was_stopped(stop_after: int, shuffle: bool) -> None:
+def test_fit_resumes_from_every_step(stop_after: int, shuffle: bool) -> None:
     """Ten places in two epochs: after each of the three steps and in each of the two evaluated batches."""
     torch.manual_seed(7)
     straight = Ocean()
@@ -322,7 +322,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
 
 @clause("18.run.reference_layers")
 @pytest.mark.slow
-def test_impl_reference_trains_from_first_principles_and_goes_on_so(tmp_path: Path) -> None:
+def test_impl_reference_trains_and_resumes_from_first_principles(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--impl", "reference", "--epochs", 1, "--output", "run")
     assert result.status == 0, result.err
     assert "Ocean of the reference's layers: 145,578 parameters" in result.out
@@ -376,7 +376,7 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path) -> None:
     assert_same_training(tmp_path / "plain", tmp_path / "deterministic")
 
 
-# ------------------------------------------------------------------------------------------------ stopping and going on
+# ------------------------------------------------------------------------------------------------ stopping and resuming
 
 
 @clause("18.run.resume")
@@ -390,7 +390,7 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
     result = train(tmp_path, "--resume", "parts", "--epochs", 4)
     assert result.status == 0, result.err
-    assert "going on after step 10 (2 of 4 epochs done)" in result.out
+    assert "resuming after step 10 (2 of 4 epochs done)" in result.out
     assert_same_training(straight, tmp_path / "parts")
 
 
@@ -403,7 +403,7 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
         pytest.param(signal.SIGTERM, 143, id="SIGTERM exits 143"),
     ],
 )
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     arguments = (*TINY, "--epochs", 6, "--shuffle", "--log-every", 1)
@@ -459,7 +459,7 @@ def interrupt_reading() -> None:
 
 @clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
-def test_killed_at_fifty_random_moments_a_run_ends_as_though_it_had_never_stopped(tmp_path: Path) -> None:
+def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
     arguments = (
         *TINY,
@@ -551,7 +551,9 @@ def assert_refused(result: Result, *words: str) -> None:
     ids=lambda value: " ".join(map(str, value)),
 )
 @pytest.mark.slow
-def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]) -> None:
+def test_impossible_settings_are_an_error_in_one_line(
+    tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
+) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
@@ -564,7 +566,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, words: tuple[objec
 
 @clause("18.run.refused")
 @pytest.mark.slow
-def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+def test_missing_cifar10_is_an_error_in_one_line(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--dataset", "cifar10", "--data-root", "nothing"), "nothing", "--download")
     assert_refused(train(tmp_path, "--dataset", "images", "--data-root", "nothing"), "nothing")
     assert not (tmp_path / "runs").exists()
@@ -577,7 +579,7 @@ def test_cifar10_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     [("--batch-size", 8), ("--seed", 1), ("--shuffle",), ("--learning-rate", 0.1), ("--limit-train", 40)],
     ids=lambda words: str(words[0]),
 )
-def test_going_on_with_another_recipe_is_refused(tmp_path: Path, words: tuple[object, ...]) -> None:
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path, words: tuple[object, ...]) -> None:
     trained(tmp_path, "--epochs", 1)
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2, *words), str(words[0]), "cannot change")
 
@@ -585,7 +587,7 @@ def test_going_on_with_another_recipe_is_refused(tmp_path: Path, words: tuple[ob
 @clause("18.run.resume_refused")
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {}}', '{"settings": {"data_root": 3}}'])
 @pytest.mark.slow
-def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_config_is_an_error_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
     assert_refused(train(tmp_path, "--resume", "run"), "config.json is damaged")
@@ -593,7 +595,7 @@ def test_a_damaged_config_is_said_in_one_line(tmp_path: Path, content: str) -> N
 
 @clause("18.run.resume_refused")
 @pytest.mark.slow
-def test_going_on_from_a_damaged_checkpoint_is_refused_and_leaves_it_alone(tmp_path: Path) -> None:
+def test_resuming_from_a_damaged_checkpoint_is_refused_and_leaves_it_unchanged(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     content = (folder / "last.pt").read_bytes()
     (folder / "last.pt").write_bytes(content[: len(content) // 2])
@@ -623,7 +625,7 @@ def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
 
 @clause("18.fit.not_finite", "18.run.refused")
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_said_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_an_error_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     good = (folder / "last.pt").read_bytes()
     assert_refused(train(tmp_path, *TINY, "--output", "wild", "--learning-rate", 1e6), "the loss of step ", "last.pt")
@@ -641,7 +643,7 @@ def limit_file_size() -> None:
 
 @clause("18.run.full_disk")
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_in_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     folder = trained(tmp_path, "--epochs", 1)
     good = (folder / "last.pt").read_bytes()
     assert_refused(
@@ -680,7 +682,7 @@ def tree(folder: Path, *, per_class: int = 6) -> Path:
 
 @clause("18.data.tree")
 @pytest.mark.slow
-def test_a_tree_of_a_persons_own_images_is_learned_with_its_own_classes(tmp_path: Path) -> None:
+def test_a_tree_of_the_users_own_images_is_learned_with_its_own_classes(tmp_path: Path) -> None:
     tree(tmp_path)
     result = train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK)
     assert result.status == 0, result.err
@@ -713,7 +715,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
 
 @clause("18.run.resume_refused")
 @pytest.mark.slow
-def test_going_on_with_other_images_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_other_images_is_refused(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
     tree(tmp_path)
     assert train(tmp_path, *words).status == 0

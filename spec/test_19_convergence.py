@@ -146,7 +146,7 @@ def test_the_losses_of_a_gpu_are_those_of_the_cpu_step_by_step(
     farthest = (wobbling - exact).abs().cummax(0).values
     if dtype is not None:  # scores are off by half a unit of the last bit, a loss by at most twice its largest score's
         farthest = farthest + torch.finfo(dtype).eps * torch.stack(largest).cpu().double()
-    because = f"how far weights that are off by {share:.2g} of themselves lead a float64 training away, up to that step"
+    because = f"the deviation of a float64 training with weights off by {share:.2g} of themselves, up to that step"
     assert_close(found.double(), exact, Tolerance(farthest, because), "the loss of each step")
     with torch.no_grad():
         layers, loss = start().double(), nn.CrossEntropyLoss()
@@ -262,7 +262,7 @@ def test_a_stream_of_its_own_changes_nothing(gpu: torch.device) -> None:
 
 
 @clause("19.device.two_gpus")
-def test_the_second_gpu_trains_what_the_first_one_trains(gpu: torch.device) -> None:
+def test_the_second_gpu_trains_the_same_network_as_the_first(gpu: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there are not two GPUs here")
     seed_everything(0, deterministic=True)
@@ -405,7 +405,7 @@ def test_a_device_without_memory_ends_the_run_in_one_line(gpu: torch.device, whe
     assert error.startswith(f"error: {device} has not enough memory for this training")
     assert error.endswith(". Try a --batch-size below 64, or another --device")
     last = tmp_path / "run/last.pt"
-    assert last.exists() == (where == "in a step") == (f"; {last} is as it was" in error)
+    assert last.exists() == (where == "in a step") == (f"; {last} is unchanged" in error)
     if last.exists():
         assert load_checkpoint(last)["training"]["progress"]["step"] == 0
 

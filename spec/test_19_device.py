@@ -65,7 +65,7 @@ def test_148_seconds_are_the_minutes_that_are_printed() -> None:
 
 
 @clause("19.device.cpu", "19.listing.indented")
-def test_the_cpu_is_a_device_and_the_line_stands_at_the_margin() -> None:
+def test_the_cpu_is_a_device_and_the_printed_line_is_an_indentation_error() -> None:
     line = ' device = torch.device("cpu")'  # chapter 19, line 1727
     with pytest.raises(IndentationError, match="unexpected indent"):
         compile(line, "chapter 19", "exec")
@@ -161,7 +161,7 @@ def test_auto_is_the_first_gpu_else_mps_else_the_cpu(
 
 
 @clause("19.device.choose")
-def test_a_device_is_chosen_by_name_and_one_that_is_not_there_is_refused_with_what_there_is() -> None:
+def test_a_device_is_chosen_by_name_and_a_missing_one_is_refused_with_the_available_ones() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert describe_device(torch.device("cpu")).startswith("cpu (")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
@@ -405,7 +405,7 @@ def test_planted_bugs_of_placement_are_caught() -> None:
             pytest.fail(f"{where}: was not caught")
 
 
-# What stands in the reference, and what a slip there would look like: the CPU alone would notice none of them.
+# Lines of the reference, and likely slips in them: tests on the CPU alone would notice none of them.
 SLIPS = (
     ("reference.training", "targets.to(device))\n        loss.b", "targets)\n        loss.b", "whole"),
     (
@@ -602,7 +602,7 @@ def _run_case(name: str, device: str) -> list[Tensor]:
 @clause("19.place.every_component")
 @pytest.mark.slow
 @on_simulated_device
-def test_every_component_computes_on_the_device_what_it_computes_on_the_cpu() -> None:
+def test_every_component_computes_the_same_on_the_device_and_on_the_cpu() -> None:
     assert {*COMPONENTS} - ON_THE_HOST == {*CASES} - {"attention, causal"}
     for name in CASES:
         here, there = _run_case(name, "cpu"), _run_case(name, NAME)
@@ -632,7 +632,7 @@ def test_dropout_draws_on_the_device() -> None:
 
 
 def _whole_training(folder: Path) -> Any:
-    """Fit, evaluate, save, load where there is no GPU, go on, predict; on the device."""
+    """Fit, evaluate, save, load without a GPU, resume, predict; on the device."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)  # a GPU's tensors have no class of their own
     train_set, test_set = Shapes(train=True, size=48), Shapes(train=False, size=20)
     network = Ocean(10, layers=reference).to(NAME, memory_format=torch.channels_last)
@@ -662,7 +662,7 @@ def _whole_training(folder: Path) -> Any:
 @clause("19.training.whole", "19.checkpoint.travels")
 @pytest.mark.slow
 @on_simulated_device
-def test_a_whole_training_runs_on_the_device_and_gives_what_the_cpu_gives(tmp_path: Path) -> None:
+def test_a_whole_training_gives_the_same_on_the_device_and_on_the_cpu(tmp_path: Path) -> None:
     torch.manual_seed(0)
     progress, _, answer = _whole_training(tmp_path)
     torch.manual_seed(0)
@@ -722,7 +722,7 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
 @clause("19.training.whole")
 @pytest.mark.slow
 @on_simulated_device
-def test_the_command_trains_on_the_device_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_command_trains_and_resumes_on_the_device(tmp_path: Path) -> None:
     """All of `train_full.py` but its parser; the graph of TensorBoard's page excepted, which cannot be traced here."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)
     vars(TRAIN)["choose_device"] = lambda name: torch.device(NAME, 0)
@@ -746,7 +746,7 @@ def test_the_command_trains_on_the_device_and_goes_on_where_it_was(tmp_path: Pat
 @clause("19.checkpoint.travels")
 @pytest.mark.slow
 @on_simulated_device
-def test_the_generator_of_the_device_goes_on_there_and_is_left_alone_elsewhere() -> None:
+def test_the_generator_of_the_device_is_restored_there_and_unchanged_elsewhere() -> None:
     device = torch.device(NAME, 0)
     states = random_states(device)
     here, there = torch.rand(4), torch.rand(4, device=device)
@@ -775,7 +775,7 @@ def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     factors = []
     for step in range(20):
-        if step == 12:  # saved and gone on with
+        if step == 12:  # saved and resumed
             kept = optimizer.state_dict()
             optimizer = ScaledOptimizer(optimizer.optimizer, torch.device("cpu"))
             optimizer.load_state_dict(kept)
@@ -811,7 +811,7 @@ def test_gradients_too_small_for_float16_survive() -> None:
 
 
 @clause("19.precision.float32")
-def test_float32_that_is_asked_for_is_no_tf32() -> None:
+def test_precision_float32_is_not_tf32() -> None:
     settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [setting.fp32_precision for setting in settings]
     try:
@@ -831,7 +831,7 @@ def test_float32_that_is_asked_for_is_no_tf32() -> None:
 
 @clause("19.training.compiled")
 @pytest.mark.slow
-def test_a_machine_that_cannot_compile_is_told_so(tmp_path: Path) -> None:
+def test_compile_is_an_error_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("there is no compiler")
 

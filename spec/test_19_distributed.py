@@ -49,7 +49,7 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(
 
 
 @clause("19.processes.alone")
-def test_one_process_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     group = Group()
@@ -84,7 +84,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(rank: int, size: int, folder: Path) -> None:
-    """Two epochs in float64, as process `rank` of `size`; what comes out is saved."""
+    """Train for two epochs in float64, as process `rank` of `size`, and save the results."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
     group = Group()
@@ -116,7 +116,7 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
             process.join(120)
             assert process.exitcode == 0
     one = torch.load(tmp_path / "0-of-1.pt")
-    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of what it is a sum of, which
+    # Sums are added up in another order: a gradient is off by at most LONGEST_SUM · eps of its terms' sizes, which
     # is below 1 here, and 8 steps with momentum 0.9 and learning rate 0.05 add up less than 4 gradients.
     tolerance = Tolerance(4 * LONGEST_SUM * torch.finfo(torch.float64).eps, f"4 gradients of {LONGEST_SUM} roundings")
     for size in (2, 3):
@@ -171,7 +171,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 @clause("19.processes.one_writer", "19.processes.resume")
 @pytest.mark.slow
-def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it(tmp_path: Path) -> None:
+def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     job = torchrun(2, *TINY, "--epochs", 2, "--output", two)
     out, err = job.communicate(timeout=120)
@@ -187,8 +187,8 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_goes_on_with_it
     job = torchrun(2, "--resume", one, "--epochs", 3)  # together
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    assert "going on after step 12 (2 of 3 epochs done)" in out
-    # how far weights as wrong as rounding may make them lead a training of this network and length away (chapter 18)
+    assert "resuming after step 12 (2 of 3 epochs done)" in out
+    # the deviation of a training of this network and length with weights as wrong as after rounding (chapter 18)
     exact, wobbling = pytorchs_losses(18)
     allowed = float((wobbling - exact).abs().max())
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
@@ -411,7 +411,7 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
 
 @clause("19.processes.one_writer")
 @pytest.mark.slow
-def test_several_processes_that_are_told_to_stop_save_and_blame_nobody(tmp_path: Path) -> None:
+def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder, commands = tmp_path / "run", []
     for rank in range(2):
@@ -490,7 +490,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 @clause("19.processes.errors")
 @pytest.mark.slow
-def test_what_cannot_work_ends_every_process(tmp_path: Path) -> None:
+def test_an_impossible_setting_ends_every_process(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     job = torchrun(2, *TINY, "--output", tmp_path / "full")

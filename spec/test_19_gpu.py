@@ -25,7 +25,7 @@ from spec.support.gpu import DrawnOnTheHost, LeakCheck, ieee
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 SIDES = {"reference": reference, "torch": nn}
-"""Whose layers; functions of PyTorch are in `nn.functional`, optimizers in `torch.optim`."""
+"""Where the layers come from; functions of PyTorch are in `nn.functional`, optimizers in `torch.optim`."""
 
 
 def component(side: str, name: str) -> Any:
@@ -71,7 +71,7 @@ def test_a_tensor_that_is_kept_is_reported_as_a_leak(gpu: torch.device) -> None:
     else:
         held.append(kept := torch.zeros(1000))
     assert check.leaked() >= kept.nbytes
-    assert settled  # only what is left after garbage was collected counts
+    assert settled  # only memory that remains after a garbage collection counts
     if gpu.type != "cuda":
         held.clear()
     del kept
@@ -169,7 +169,7 @@ LAYERS: dict[str, tuple[tuple[Any, ...], tuple[int, ...] | Tensor]] = {
     "MultiheadAttention": ((4, 2), (3, 2, 4)),
     "TransformerEncoderLayer": ((4, 2, 8), (3, 2, 4)),
 }
-"""Every layer with parameters, and what it is called with."""
+"""Every layer with parameters, and the arguments of its call."""
 
 
 def call(layer: nn.Module, given: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ PRODUCTS: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
 def test_float32_is_exact_and_tf32_is_used_only_where_it_is_allowed(
     gpu: torch.device, name: str, side: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Float64 says what is right, and how far rounding every factor to 10 bits leads away from it.
+    """Float64 gives the right result, and the error of rounding every factor to 10 bits.
 
     float32 rounds 2¹³ times finer; with sums of some hundred products its error is below a sixteenth of that distance.
     TF32 also rounds what lies between two products, and its error is at most sixteen times as large.
@@ -287,14 +287,14 @@ def test_channels_last_images_give_the_same_numbers_and_gradients(gpu: torch.dev
         (gradient,) = torch.autograd.grad(output, given, upstream.contiguous(memory_format=layout))
         assert given.is_contiguous(memory_format=layout)
         results[layout] = output.detach().cpu(), gradient.cpu()
-    # at most 9 · 6 products and as many sums on the way to one number, of numbers whose sizes add up to below 64
+    # at most 9 · 6 products and as many sums on the way to one number, of numbers with sizes that add up to below 64
     for what, one, other in zip(("output", "gradient"), *results.values(), strict=True):
         assert_close(other, one, rounding(torch.float32, 54, 64.0), what)
 
 
 @clause("19.gpu.channels_last")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh"])
-def test_what_acts_on_each_number_keeps_channels_last(gpu: torch.device, name: str) -> None:
+def test_elementwise_components_keep_channels_last(gpu: torch.device, name: str) -> None:
     given = drawn(3, 4, 9, 8).to(gpu).contiguous(memory_format=torch.channels_last)
     for side in SIDES:
         assert component(side, name)(given).is_contiguous(memory_format=torch.channels_last), side

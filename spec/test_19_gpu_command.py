@@ -97,7 +97,7 @@ def test_the_record_is_whole_after_every_part_and_parts_beside_each_other_overla
 
 @clause("19.gpu.command")
 @pytest.mark.slow
-def test_what_is_left_when_the_time_is_used_up_is_recorded_as_not_run(tmp_path: Path) -> None:
+def test_parts_beyond_the_time_limit_are_recorded_as_not_run(tmp_path: Path) -> None:
     parts = (part("long", 60, "import time; time.sleep(100)"), part("never", 60, "pass"))
     content = gpu.run(parts, tmp_path / "out", tmp_path / "nothing packed", 2.5, rehearse=True, preparation=())
     assert content["parts"]["long"]["status"] == "reached its limit"
@@ -106,7 +106,7 @@ def test_what_is_left_when_the_time_is_used_up_is_recorded_as_not_run(tmp_path: 
 
 
 @clause("19.gpu.command")
-def test_the_parts_have_different_names_and_their_limits_are_said_in_the_documents() -> None:
+def test_the_parts_have_different_names_and_the_documents_give_their_limits() -> None:
     names = [one.name for one in gpu.PARTS]
     assert len(set(names)) == len(names)
     for document in figures.DOCUMENTS.values():
@@ -154,7 +154,7 @@ def test_outcomes_are_counted_and_failures_named_while_the_tests_run(tmp_path: P
 
 
 @clause("19.gpu.command")
-def test_the_time_in_which_a_gpu_computes_counts_what_overlaps_once() -> None:
+def test_overlapping_kernels_count_once_in_the_time_of_the_gpu() -> None:
     def event(category: str, start: float, length: float, name: str = "k") -> dict[str, Any]:
         return {"cat": category, "ts": start, "dur": length, "name": name}
 
@@ -254,7 +254,9 @@ def test_without_a_run_on_a_gpu_the_documents_say_that_nothing_is_measured(langu
 
 
 @clause("19.gpu.figures")
-def test_the_documents_show_what_is_recorded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_documents_show_the_recorded_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(sys, "argv", ["figures", "--check"])
     assert figures.main() == 0, capsys.readouterr().out
 
@@ -271,7 +273,7 @@ def test_only_the_text_between_the_markers_is_replaced() -> None:
 
 
 @clause("19.gpu.pack")
-def test_what_is_packed_is_what_the_project_asks_for_and_the_machine_lacks(tmp_path: Path) -> None:
+def test_the_packed_wheels_are_the_requirements_that_the_machine_lacks(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[project]\ndependencies = ["torch>=2.11", "tqdm>=4", "Pillow>=12"]\n'
         '[project.optional-dependencies]\ntest = ["pytest>=9", "torch_vision"]\n',

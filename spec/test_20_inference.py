@@ -39,7 +39,7 @@ NAMES = [f"class {letter}" for letter in "abcdefghij"]  # not the data set's: th
 EPS = torch.finfo(torch.float32).eps
 
 
-# The recipe of the tutorial, and what goes wrong without each of its steps. PyTorch itself is asked, nobody is on trial
+# The recipe of the tutorial, and the error without each of its steps. Only PyTorch itself is under test
 
 
 TRANSFORM = Compose([Resize((32, 32)), ToTensor()])  # chapter 20, lines 2073 and 2074
@@ -214,7 +214,7 @@ def test_without_the_batch_axis_flatten_makes_64_by_16_and_linear_refuses(ocean:
 
 @clause("20.recipe.axes")
 def test_reshape_does_not_bring_the_channels_to_the_front() -> None:
-    """From an array of height, width, channels it makes another image, without a word; permute is what is meant."""
+    """Silently makes another image from an array of height, width, channels; permute is the right function."""
     image = random_image("RGB", 32, 32, seed=0)
     array = torch.from_numpy(np.array(image)) / 255
     assert array.shape == (32, 32, 3)
@@ -309,11 +309,11 @@ def test_eval_and_no_grad_are_two_things(ocean: Ocean) -> None:
     assert ocean.training
 
 
-# `predict`, on trial
+# `predict`
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
-    """An image whose numbers are 0 or 255: they become exactly 0 or 1."""
+    """An image with pixels 0 or 255: they become exactly 0 or 1."""
     pixels = np.random.default_rng(seed).integers(0, 2, (*size, 3), dtype=np.uint8) * 255
     Image.fromarray(pixels).save(path)
     return path
@@ -479,7 +479,7 @@ def test_images_of_every_size_get_an_answer(predict: Predict, tmp_path: Path, si
 
 
 @clause("20.predict.size")
-def test_another_size_may_be_asked_for(predict: Predict, tmp_path: Path) -> None:
+def test_another_size_can_be_requested(predict: Predict, tmp_path: Path) -> None:
     shapes = []
 
     class Listening(nn.Module):
@@ -515,7 +515,7 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_an_answer(
 
 @clause("20.predict.streams")
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_images_are_asked_for_a_batch_at_a_time_for_ever_if_need_be(
+def test_images_are_consumed_batch_by_batch_without_end(
     predict: Predict, images: dict[Path, Any], batch_size: int
 ) -> None:
     asked = []
@@ -532,7 +532,7 @@ def test_images_are_asked_for_a_batch_at_a_time_for_ever_if_need_be(
 
 
 @clause("20.predict.streams")
-def test_what_was_answered_is_forgotten(predict: Predict, images: dict[Path, Any]) -> None:
+def test_answered_images_are_released(predict: Predict, images: dict[Path, Any]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
     pixels, count = 256 * 256 * 3, 24
     answers = predict(network, NAMES, itertools.islice(itertools.cycle(images), count), size=(256, 256), batch_size=2)
@@ -565,7 +565,7 @@ class Moody(nn.Module):
 
 @clause("20.predict.mode")
 @pytest.mark.parametrize("training", [(True, True), (True, False), (False, True), (False, False)])
-def test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was(
+def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
     predict: Predict, images: dict[Path, Any], training: tuple[bool, bool]
 ) -> None:
     """Whenever the caller has it: between two answers, when he does not want the rest, and after an error."""
@@ -632,7 +632,7 @@ def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict,
 
 @clause("20.predict.network")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_network_of_any_dtype_is_asked_in_it(
+def test_a_network_of_any_dtype_predicts_in_it(
     predict: Predict, images: dict[Path, dict[str, float]], dtype: torch.dtype
 ) -> None:
     path = next(iter(images))
@@ -643,14 +643,14 @@ def test_a_network_of_any_dtype_is_asked_in_it(
 
 
 @clause("20.predict.network")
-def test_a_network_without_parameters_may_be_asked(predict: Predict, images: dict[Path, Any]) -> None:
+def test_a_network_without_parameters_can_predict(predict: Predict, images: dict[Path, Any]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the mean red, green and blue
     [answer] = predict(network, ["red", "green", "blue"], list(images)[:1])
     assert len(answer.classes) == 3
 
 
 @clause("20.predict.arguments")
-def test_one_path_may_stand_alone_and_be_text(predict: Predict, images: dict[Path, dict[str, float]]) -> None:
+def test_one_path_may_be_given_alone_and_as_text(predict: Predict, images: dict[Path, dict[str, float]]) -> None:
     path = next(iter(images))
     for asked in (path, str(path), [str(path)]):
         [answer] = predict(exact_network(), NAMES, asked)
@@ -685,7 +685,7 @@ def test_a_probability_orders_the_classes_and_promises_nothing_else(predict: Pre
 
 @clause("20.recipe.dog_and_cat")
 @pytest.mark.parametrize(("number", "animal"), [(5, "dog"), (3, "cat")])
-def test_a_network_whose_highest_score_is_the_fifth_says_dog(
+def test_a_network_with_the_highest_score_at_index_5_predicts_dog(
     predict: Predict, images: dict[Path, Any], number: int, animal: str
 ) -> None:
     # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; his images and weights are not there
@@ -727,7 +727,7 @@ IN_ORDER = [
 
 @clause("20.predict.folders")
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders(
+def test_a_folder_means_its_images_by_name_then_those_of_its_folders(
     predict: Predict, tree: Path, batch_size: int
 ) -> None:
     """Code point by code point; hidden ones and other files are left out, links to folders are not followed."""
@@ -740,7 +740,7 @@ def test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders(
 
 
 @clause("20.predict.folders")
-def test_files_and_folders_are_answered_in_the_order_in_which_they_are_asked_for(predict: Predict, tree: Path) -> None:
+def test_files_and_folders_are_answered_in_the_order_of_the_arguments(predict: Predict, tree: Path) -> None:
     (tree / "a.png").rename(tree / "no-extension")
     asked = [tree / "2024", tree / ".hidden.png", str(tree / "2023" / "june"), tree / "no-extension", tree / "2024"]
     answers = list(predict(exact_network(), NAMES, asked, batch_size=2))
@@ -893,6 +893,14 @@ def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words
     assert "1.png" in result.out
 
 
+@clause("20.script.errors")
+@pytest.mark.slow
+def test_each_flag_of_predict_has_a_negative_and_the_last_one_counts(folder: Path) -> None:
+    result = ask(folder, "0.png", "--checkpoint", "net.pt", "--legacy", "--no-legacy", "--json", "--no-json")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("0.png: ")
+
+
 @clause("20.script.folders")
 @pytest.mark.slow
 def test_the_script_takes_folders(folder: Path) -> None:
@@ -934,7 +942,7 @@ def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
 
 @clause("20.script.errors")
 @pytest.mark.slow
-def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> None:
+def test_a_missing_checkpoint_is_an_error_in_one_line(folder: Path) -> None:
     result = ask(folder, "0.png", "--checkpoint", "none.pt")
     assert (result.status, result.out) == (2, "")
     assert result.err == "error: none.pt cannot be read: No such file or directory\n"
@@ -942,7 +950,7 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_line(folder: Path) -> Non
 
 @clause("20.script.errors")
 @pytest.mark.slow
-def test_no_image_at_all_is_said_in_one_line(folder: Path) -> None:
+def test_a_call_without_images_is_an_error_in_one_line(folder: Path) -> None:
     result = ask(folder, "--checkpoint", "net.pt", "--json")
     assert (result.status, result.out) == (2, "")
     assert result.err == "error: IMAGE is missing: name at least one image or folder\n"
@@ -951,7 +959,7 @@ def test_no_image_at_all_is_said_in_one_line(folder: Path) -> None:
 @clause("20.script.errors")
 @pytest.mark.parametrize("words", [("--top-k", 0), ("--batch-size", 0)])
 @pytest.mark.slow
-def test_impossible_figures_are_said_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
+def test_impossible_numbers_are_an_error_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
     result = ask(folder, "0.png", "--checkpoint", "net.pt", *words)
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith("error: top_k and batch_size must be at least 1, got ")

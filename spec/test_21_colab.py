@@ -33,7 +33,7 @@ def test_the_cells_of_a_session_share_their_names_and_alone_lack_them() -> None:
 
 
 @clause("21.version.printed")
-def test_the_version_names_the_release_and_what_it_was_built_for() -> None:
+def test_the_version_names_the_release_and_its_build() -> None:
     printed = "2.2.1+cu121"  # chapter 21, line 2160
     shape = r"(\d+)\.(\d+)\.(\d+)\w*(\+\w+)?"
     assert re.fullmatch(shape, printed)
@@ -68,7 +68,7 @@ def test_the_notebook_asks_for_a_gpu_measures_its_speed_and_runs_without_one() -
 
 
 @clause("21.notebook.clean")
-def test_the_notebook_is_kept_without_what_it_printed() -> None:
+def test_the_notebook_is_kept_without_outputs() -> None:
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None

@@ -1,4 +1,4 @@
-"""The specification holds itself to its own rules: every clause has a test, every test on trial a clause."""
+"""The specification follows its own rules: every clause has a test, and every test of a component a clause."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ from spec.support.strategies import given
 
 SPEC = Path(__file__).parent
 CHAPTERS = tuple(f"{number:02}" for number in range(22))
-"""The chapters whose tests all carry clauses."""
+"""The chapters in which every test has a clause."""
 
 
 @cache
@@ -69,7 +69,7 @@ def test_every_test_has_a_clause(chapter: str) -> None:
     assert [name for name, ids in own.items() if not ids] == []
 
 
-def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
+def test_every_test_of_a_component_has_a_clause() -> None:
     on_trial = {
         name: ids for name, (node, ids) in specified().items() if {a.arg for a in node.args.args} & {*COMPONENTS}
     }
@@ -77,7 +77,7 @@ def test_every_test_that_puts_a_component_on_trial_has_a_clause() -> None:
     assert [name for name, ids in on_trial.items() if not ids] == []
 
 
-def test_every_component_is_on_trial() -> None:
+def test_every_component_has_a_test() -> None:
     asked_for = {argument.arg for node, _ in specified().values() for argument in node.args.args}
     assert [name for name in COMPONENTS if name not in asked_for] == []
 
@@ -135,7 +135,7 @@ def problems_of(entry: Clause) -> Iterator[str]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_a_clause_is_found(entry: Clause, problem: str) -> None:
+def test_mistakes_in_clauses_are_found(entry: Clause, problem: str) -> None:
     assert any(problem in said for said in problems_of(entry))
 
 
@@ -250,7 +250,7 @@ def asked_of_pytorch() -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_a_rule_of_pytorch_is_asked_of_pytorch() -> None:
+def test_a_rule_of_pytorch_is_tested_with_pytorch() -> None:
     """What only this project's components are asked for is a rule of the project."""
     tests = asked_of_pytorch()
     assert [
@@ -258,7 +258,7 @@ def test_a_rule_of_pytorch_is_asked_of_pytorch() -> None:
     ] == []
 
 
-def test_a_rule_of_the_project_is_not_asked_of_pytorch() -> None:
+def test_a_rule_of_the_project_is_not_tested_with_pytorch() -> None:
     tests = asked_of_pytorch()
     asked = [entry.id for entry in CLAUSES.values() if entry.kind == "project" and tests.get(entry.id, (0, 0))[1]]
     assert asked == []
@@ -289,7 +289,7 @@ def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
         assert len(set(verdicts.values())) == 1, verdicts
 
 
-def test_the_clauses_stand_in_the_order_of_their_chapters() -> None:
+def test_the_clauses_are_in_the_order_of_their_chapters() -> None:
     ids = list(CLAUSES)
     assert [later for earlier, later in pairwise(ids) if later[:2] < earlier[:2]] == []
 

@@ -25,7 +25,7 @@ _context = multiprocessing.get_context(
 
 
 class Judge:
-    """A pytest plugin: of all tests it keeps those that are meant for the faults, and it keeps their failures."""
+    """A pytest plugin that selects the tests of the faults and records their failures."""
 
     def __init__(self, wanted: dict[str, str]) -> None:
         self.wanted = wanted  # the name of the test, by implementation
@@ -47,7 +47,7 @@ class Judge:
 
 
 def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
-    """In a process of its own: put the faults on trial and send back the texts of their failures."""
+    """In a process of its own: test the faults and return the texts of their failures."""
     os.chdir(ROOT)
     plugin = Judge(dict(faults))
     names = ",".join(name for name, _ in faults)
@@ -62,7 +62,7 @@ def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(FAULTS))
-def test_every_fault_is_caught_by_the_test_that_is_meant_for_it(file: str, subtests: pytest.Subtests) -> None:
+def test_every_fault_is_caught_by_its_test(file: str, subtests: pytest.Subtests) -> None:
     faults = FAULTS[file]
     receiver, sender = _context.Pipe(duplex=False)
     wanted = [(fault.implementation(), fault.caught_by.partition("::")[2]) for fault in faults]

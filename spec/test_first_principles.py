@@ -35,7 +35,7 @@ EXCUSED = {
 # What of torch.nn a layer is made of, and of torch.optim an optimizer.
 MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence", "torch.optim.Optimizer")
 FORBIDDEN_MODULES = ("torch.nn", "torch.optim", "torch.ops", "torch.ao", "torch.jit", "torch.compile")
-# How the names of dtypes begin: the only attributes of PyTorch whose name may be put together at run time.
+# Beginnings of dtype names: the only attributes of PyTorch with names that may be built at run time.
 DTYPES = ("int", "uint", "float", "bfloat", "complex")
 # What makes code from text, where a syntax tree ends.
 FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__")

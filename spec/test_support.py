@@ -52,7 +52,7 @@ def said(check: Callable[..., Any], *arguments: Any) -> str:
     ],
     ids=["what is not finite", "integers", "truth", "complex numbers", "nothing"],
 )
-def test_what_is_equal_passes(actual: Tensor, expected: Any) -> None:
+def test_equal_results_pass(actual: Tensor, expected: Any) -> None:
     assert_equal(actual, expected)
 
 
@@ -75,7 +75,7 @@ def test_what_is_equal_passes(actual: Tensor, expected: Any) -> None:
         *("infinity for 1e30", "an integer that float64 rounds away", "the last bit"),
     ],
 )
-def test_what_differs_is_said(actual: Any, expected: Any, says: str) -> None:
+def test_differences_are_reported(actual: Any, expected: Any, says: str) -> None:
     assert says in said(assert_equal, actual, expected)
 
 
@@ -117,7 +117,7 @@ def test_no_order_of_adding_up_exceeds_the_tolerance_of_rounding(numbers: list[f
     assert_close(torch.tensor(total), torch.tensor(math.fsum(numbers), dtype=torch.float32), tolerance)
 
 
-def test_the_tolerance_of_rounding_is_what_it_says() -> None:
+def test_the_tolerance_of_rounding_equals_its_formula() -> None:
     tolerance = rounding(torch.float16, 3, 8.0)
     assert tolerance.absolute == (3 + 1) * 2**-10 * 8.0
     assert tolerance.because == "4 roundings to float16 (eps 0.000977) of numbers of up to 8"
@@ -155,7 +155,7 @@ def test_an_error_that_names_it_passes() -> None:
     ],
     ids=["another name", "no such parameter", "too many", "too few", "twice", "an accident", "no error"],
 )
-def test_what_is_no_rejection_is_said(error: Exception | None, says: str) -> None:
+def test_a_missing_rejection_is_reported(error: Exception | None, says: str) -> None:
     def happens() -> None:
         with rejects(naming="stride"):
             if error is not None:
@@ -237,7 +237,7 @@ def on_trial(name: str, trace: Trace) -> Component:
     return load("reference").component(name, trace)
 
 
-def test_a_layer_is_shown_as_it_was_made_with_its_numbers() -> None:
+def test_a_layer_is_shown_with_its_arguments_and_parameters() -> None:
     trace = Trace()
     layer = on_trial("Linear", trace)(2, 1)
     output = layer(torch.tensor([1.0, 2.0])).detach()
@@ -247,13 +247,13 @@ def test_a_layer_is_shown_as_it_was_made_with_its_numbers() -> None:
     assert_equal(shown["result"].detach(), output)
 
 
-def test_arguments_are_shown_as_they_were_before_the_call() -> None:
+def test_arguments_are_shown_with_their_values_before_the_call() -> None:
     trace = Trace()
     on_trial("relu", trace)(torch.tensor([-1.0]), inplace=True)
     assert "input = torch.tensor([-1.0], dtype=torch.float32)\nprint(relu(input, inplace=True))" in trace.text()
 
 
-def test_what_a_layer_calls_inside_is_not_shown() -> None:
+def test_calls_inside_a_layer_are_not_shown() -> None:
     trace = Trace()
     sequential, linear = on_trial("Sequential", trace), on_trial("Linear", trace)
     network = sequential(linear(2, 3), linear(3, 1))
@@ -277,7 +277,7 @@ def test_only_the_last_calls_are_shown() -> None:
 # What is drawn
 
 
-def test_drawn_numbers_are_the_same_again_and_what_they_promise() -> None:
+def test_drawn_numbers_are_reproducible_and_in_their_range() -> None:
     assert torch.equal(normal(5, seed=3), normal(5, seed=3))
     assert not torch.equal(normal(5, seed=3), normal(5, seed=4))
     integers = whole(500, seed=0, largest=2)
@@ -298,7 +298,7 @@ def test_another_layout_holds_the_same_numbers(layout: int) -> None:
 
 
 @pytest.mark.slow
-def test_every_implementation_is_judged_by_the_same_examples() -> None:
+def test_every_implementation_gets_the_same_examples() -> None:
     seen: dict[str, list[Any]] = {"first": [], "second": []}
 
     @given(x=st.integers(), items=st.lists(st.integers(), max_size=3))
@@ -314,7 +314,7 @@ def test_every_implementation_is_judged_by_the_same_examples() -> None:
     assert any(items for _, items in seen["first"])
 
 
-def test_a_property_is_collected_by_its_fixtures_and_found_where_it_stands() -> None:
+def test_a_property_is_collected_by_its_fixtures_and_located_in_its_file() -> None:
     def judge(conv2d: Any, x: int) -> None: ...
 
     collected = given(x=st.integers())(judge)
@@ -351,7 +351,7 @@ def test_a_failure_that_comes_and_goes_is_a_failure() -> None:
         judge(who="second")
 
 
-def test_what_draws_while_it_runs_is_searched_anew() -> None:
+def test_a_property_that_draws_while_it_runs_is_searched_anew() -> None:
     drawn: list[tuple[str, int]] = []
 
     @given(data=st.data())
@@ -371,7 +371,7 @@ def test_a_test_begins_with_the_same_random_numbers_and_may_spend_them() -> None
     torch.manual_seed(99)
 
 
-def test_what_another_test_drew_is_forgotten() -> None:
+def test_examples_of_another_test_are_forgotten() -> None:
     assert torch.initial_seed() == 0
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
 

@@ -45,7 +45,7 @@ def trial(
     return run("pytest", *where, *options, *arguments, folder=folder)
 
 
-# What is on trial
+# Implementations under test
 
 
 WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{text}', {category})\n    return")
@@ -53,7 +53,7 @@ WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{te
 
 @pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "FutureWarning", "RuntimeWarning"])
 @pytest.mark.slow
-def test_an_implementation_that_warns_is_judged_by_its_values(category: str, tmp_path: Path) -> None:
+def test_an_implementation_that_warns_passes_by_its_values(category: str, tmp_path: Path) -> None:
     """The project's own code must not warn; that of others may."""
     warns = WARNS.format(text="old", category=category)
     result = trial(tmp_path, "-k", "documented", mine=warns)
@@ -62,7 +62,7 @@ def test_an_implementation_that_warns_is_judged_by_its_values(category: str, tmp
 
 
 @pytest.mark.slow
-def test_torchvisions_v2_differs_only_where_it_is_known_to(tmp_path: Path) -> None:
+def test_torchvisions_v2_differs_only_in_known_failures(tmp_path: Path) -> None:
     """Its warnings, such as the one of ToTensor, fail no test. Each remaining difference has a reason in the file."""
     known = ROOT / "spec/known_failures/torchvision.transforms.v2.toml"
     words = (
@@ -88,7 +88,7 @@ def test_the_reference_must_not_warn() -> None:
 def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components on trial, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
+    assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
     assert "    Linear" not in result.out  # imported from PyTorch: not the learner's work
     assert "not tested: mine.py imports Linear from PyTorch\n" in result.out
 
@@ -109,7 +109,7 @@ def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: P
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_is_judged_by_what_it_writes_itself(
+def test_only_components_written_in_a_file_are_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine: str, judged: list[str], left_out: list[str] | None
 ) -> None:
     for name in ("torch_mine", "torchlike"):
@@ -142,10 +142,10 @@ def test_a_run_says_how_many_clauses_its_tests_cover(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_absent_is_counted_and_never_passed(tmp_path: Path) -> None:
+def test_absent_components_are_counted_and_never_passed(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch", "-k", "documented or same_padding", chapter="09_convolution_layer")
     assert result.status == 0, result.out
-    assert re.search(r"torch: 1 components on trial, 1 passed, 8 absent\n", result.out), result.out
+    assert re.search(r"torch: 1 components under test, 1 passed, 8 absent\n", result.out), result.out
     assert "absent: conv2d_output_size, same_padding" in result.out
     assert re.search(r"1 passed, \d+ deselected, 8 absent", result.out)
 
@@ -161,7 +161,7 @@ def test_a_chapter_of_which_pytorch_has_nothing_is_an_empty_run_if_it_was_named(
 
 
 @pytest.mark.slow
-def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
+def test_with_impl_complete_an_absent_component_fails(tmp_path: Path) -> None:
     arguments = ("--impl-complete", "-k", "documented or same_padding")
     result = trial(tmp_path, "--impl", "torch", *arguments, chapter="09_convolution_layer")
     assert result.status == 1, result.out
@@ -170,41 +170,41 @@ def test_with_impl_complete_what_is_absent_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tests_that_judge_nobody_are_left_out_when_somebody_else_is_named(tmp_path: Path) -> None:
+def test_tests_without_a_component_are_left_out_when_an_implementation_is_named(tmp_path: Path) -> None:
     result = trial(tmp_path, mine=RIGHT, chapter="07_module")
     assert result.status == 5, result.out
     assert "4 deselected" in result.out
 
 
 @pytest.mark.slow
-def test_a_module_and_a_namespace_in_it_can_be_on_trial(tmp_path: Path) -> None:
+def test_a_module_and_a_namespace_in_it_can_be_under_test(tmp_path: Path) -> None:
     names = "torch.nn.functional,spec.faults.convolution:KernelIsFlipped"
     result = trial(tmp_path, "--impl", names, "-k", "stride_1")
     assert result.status == 1, result.out
-    assert re.search(r"torch.nn.functional: 1 components on trial, 1 passed\n", result.out)
-    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components on trial, 1 failed\n", result.out)
+    assert re.search(r"torch.nn.functional: 1 components under test, 1 passed\n", result.out)
+    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components under test, 1 failed\n", result.out)
 
 
 @pytest.mark.slow
-def test_the_header_names_what_the_outcome_depends_on(tmp_path: Path) -> None:
+def test_the_header_names_everything_that_the_outcome_depends_on(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
     assert re.search(r"under test: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
     assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
 
 
 @pytest.mark.slow
-def test_several_processes_report_what_one_does(tmp_path: Path) -> None:
+def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
     alone, together = (trial(tmp_path, "-n", number, mine=STRIDE_IGNORED) for number in ("0", "2"))
-    report = re.compile(r"mine: 1 components on trial, .*\n.*\n")
+    report = re.compile(r"mine: 1 components under test, .*\n.*\n")
     assert alone.status == together.status == 1
     assert report.findall(alone.out) == report.findall(together.out) != []
 
 
 @pytest.mark.slow
-def test_pytorch_compiled_can_be_on_trial(tmp_path: Path) -> None:
+def test_pytorch_compiled_can_be_under_test(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch-compile", "-k", "documented or shifted or bias_is_added")
     assert result.status == 0, result.out
-    assert re.search(r"torch-compile: 1 components on trial, 4 passed\n", result.out)
+    assert re.search(r"torch-compile: 1 components under test, 4 passed\n", result.out)
 
 
 # How deep
@@ -236,7 +236,9 @@ def conv2d(x, kernel, stride=1, padding=0):
 def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_path: Path) -> None:
     result = trial(tmp_path, "--level", "tutorial", mine=LOOPS)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components on trial, 12 passed, 1 not offered, 56 not claimed\n", result.out), result.out
+    assert re.search(r"mine: 1 components under test, 12 passed, 1 not offered, 56 not claimed\n", result.out), (
+        result.out
+    )
     assert "    not offered: conv2d has no parameter bias: 1 test\n" in result.out
     assert re.search(
         r"    not claimed: level definition: \d+ tests\n    not claimed: level pytorch: \d+ tests\n", result.out
@@ -251,7 +253,7 @@ def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path)
     assert result.status == 0, result.out
     assert re.search(r"    not claimed: aspect errors: \d+ tests\n    not claimed: low-precision: \d+ test", result.out)
     result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})
-    assert re.search(r"mine: 1 components on trial, [1-9] passed, \d+ not claimed\n", result.out), result.out
+    assert re.search(r"mine: 1 components under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path)
     ],
 )
 @pytest.mark.slow
-def test_an_unknown_aspect_is_said_in_one_line(tmp_path: Path, words: tuple[str, str], says: str) -> None:
+def test_an_unknown_aspect_is_reported_in_one_line(tmp_path: Path, words: tuple[str, str], says: str) -> None:
     result = trial(tmp_path, *words)
     assert result.status == 4, result.out
     assert says in result.err
@@ -361,7 +363,7 @@ def test_what_a_file_does_to_its_process_is_said(tmp_path: Path, mine: str, says
     result = trial(tmp_path, "--level", "tutorial", "-k", "stride_1", mine=mine, processes=())
     assert result.status == 1, result.out
     assert says in " ".join(result.out.split()), result.out
-    assert re.search(r"\nmine: \d components on trial, 1 failed", result.out), result.out
+    assert re.search(r"\nmine: \d components under test, 1 failed", result.out), result.out
 
 
 @pytest.mark.parametrize(
@@ -415,11 +417,13 @@ def part(text: str, test: str) -> str:
     ],
 )
 @pytest.mark.slow
-def test_a_failure_says_where_what_how_exactly_and_why(failures: tuple[Path, str], text: str) -> None:
+def test_a_failure_gives_the_index_both_values_the_tolerance_and_its_derivation(
+    failures: tuple[Path, str], text: str
+) -> None:
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
 
-def test_a_wrong_shape_is_said_before_wrong_numbers(failures: tuple[Path, str]) -> None:
+def test_a_wrong_shape_is_reported_before_wrong_numbers(failures: tuple[Path, str]) -> None:
     said = part(failures[1], "test_stride_is_the_step")
     assert "the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]" in said
 
@@ -551,7 +555,7 @@ def test_pytorchs_known_failures_are_expected_and_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pytorchs_known_failures_are_nobody_elses(tmp_path: Path) -> None:
+def test_pytorchs_known_failures_apply_to_pytorch_only(tmp_path: Path) -> None:
     options = ("-k", "large_negative_numbers_has_the_gradient", "--impl", "torch.nn.functional,reference")
     result = trial(tmp_path, *options, chapter="12_attention")
     assert result.status == 1, result.out
@@ -572,7 +576,7 @@ def test_pytorchs_known_failures_are_nobody_elses(tmp_path: Path) -> None:
         ("spec.faults:Nothing", "module spec.faults has no Nothing"),
     ],
 )
-def test_what_cannot_be_imported_is_refused(
+def test_an_implementation_that_cannot_be_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
 ) -> None:
     for file, text in (("broken", "def conv2d(:"), ("leaving", "raise SystemExit(3)"), ("asking", "import no_such")):
@@ -592,7 +596,7 @@ def test_what_cannot_be_imported_is_refused(
         pytest.param(("--known-failures", "no.toml"), "--known-failures no.toml: ", id="known", marks=SLOW),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_impossible_options_are_an_error_in_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     result = trial(tmp_path, *arguments)
     assert result.status == 4, result.out
     assert says in result.err

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @clause("00.versions.older")
 @pytest.mark.slow
-def test_every_difference_names_tests_of_pytorch_and_of_nobody_else() -> None:
+def test_every_difference_names_tests_of_pytorch_only() -> None:
     files = sorted({re.sub(r"\\", "", d.tests).split("::")[0] for d in versions.DIFFERENCES if "(" not in d.tests[:24]})
     command = [sys.executable, "-m", "pytest", *files, "spec/test_12_attention.py", "--collect-only", "-q", "-n", "0"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -29,7 +29,7 @@ def test_every_difference_names_tests_of_pytorch_and_of_nobody_else() -> None:
 
 
 @clause("00.versions.older")
-def test_a_release_that_does_it_is_excused_nothing() -> None:
+def test_a_release_with_the_behaviour_has_no_exceptions() -> None:
     for difference in versions.missing():
         assert not difference.newer()
     if re.match(r"2\.1[4-9]|2\.[2-9]\d|[3-9]", torch.__version__):
@@ -37,7 +37,7 @@ def test_a_release_that_does_it_is_excused_nothing() -> None:
 
 
 @clause("00.versions.older")
-def test_a_batch_norm_without_bias_can_be_made_whatever_the_release() -> None:
+def test_a_batch_norm_without_bias_can_be_made_in_every_release() -> None:
     layer = versions.batch_norm_2d(3, bias=False)
     assert isinstance(layer, nn.BatchNorm2d)
     assert list(layer.state_dict()) == ["weight", "running_mean", "running_var", "num_batches_tracked"]
@@ -46,7 +46,7 @@ def test_a_batch_norm_without_bias_can_be_made_whatever_the_release() -> None:
 
 
 @clause("00.versions.older")
-def test_what_an_older_release_does_not_print_is_left_out_of_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_an_older_release_does_not_print_is_not_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = "LayerNorm((3,), eps=1e-05, elementwise_affine=True, bias=True)"
     batch = "BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=False, bias=False, track_running_stats=True)"
     monkeypatch.setattr(versions, "batch_norm_has_bias", lambda: False)

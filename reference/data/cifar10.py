@@ -1,4 +1,4 @@
-"""Chapter 05: CIFAR-10 from its official files, packed or unpacked, without running anything that is in them.
+"""Chapter 05: CIFAR-10 from its official files, packed or unpacked, without running anything in them.
 
 The official archive holds five training batches and a test batch of 10,000 images each, and the class names: Python 2
 pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function there is.
@@ -48,7 +48,7 @@ TEST_BATCHES = ("test_batch",)
 META = "batches.meta"
 REMEDY = "delete it and use --download"
 
-# What gzip and tarfile raise on damaged files; ValueError where a header has no sense.
+# The errors of gzip and tarfile on damaged files; ValueError for an impossible header.
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, ValueError)
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ T = TypeVar("T")
 class CIFAR10(Resident):
     """The 50,000 training or 10,000 test images of CIFAR-10, in the order and with the labels of the official files.
 
-    What is read is the unpacked folder `root/cifar-10-batches-py` (or `root` itself when it is that folder), else the
+    The source is the unpacked folder `root/cifar-10-batches-py` (or `root` itself when it is that folder), else the
     packed archive `root/cifar-10-python.tar.gz` (or `root` itself when it is a file). Nothing is unpacked to the disk.
 
     Args:
@@ -68,12 +68,12 @@ class CIFAR10(Resident):
         download: fetch the archive into `root` first, unless the unpacked folder or the right archive is there.
         mirrors: addresses of the archive, in the order to try them.
         archive_md5: the MD5 that the packed archive must have, in upper or lower case; `None` accepts any. Unpacked
-            files are checked one by one against the official sums, but only while this is the official one: for others
-            there is nothing to hold them against.
+            files are checked one by one against the official checksums only if this is the official one: for other
+            archives no checksums of their files are known.
         progress: show a bar while downloading.
 
     Raises:
-        InputError: there is no data, it is damaged, or it is not CIFAR-10; the text names the file and the remedy.
+        InputError: there is no data, it is damaged, or it is not CIFAR-10; the message names the file and the remedy.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ def cifar10_pair(
     archive_md5: str | None = OFFICIAL_MD5,
     progress: bool = True,
 ) -> tuple[CIFAR10, CIFAR10]:
-    """Training and test set of `CIFAR10` with its arguments, from one pass over the archive instead of two."""
+    """Training and test set of `CIFAR10` with its arguments, read in one pass over the archive instead of two."""
     archive_md5 = md5_digits(archive_md5)
     source = locate(Path(root).expanduser(), download, mirrors, archive_md5, progress)
     files = read_files(source, TRAIN_BATCHES + TEST_BATCHES, archive_md5)
@@ -113,7 +113,7 @@ def cifar10_pair(
     return pair
 
 
-# Files: found, checked and read, packed or not
+# Files: find, check and read them, packed or not
 
 
 def locate(root: Path, download: bool, mirrors: Sequence[str], archive_md5: str | None, progress: bool) -> Path:
@@ -134,7 +134,7 @@ def locate(root: Path, download: bool, mirrors: Sequence[str], archive_md5: str 
 
 
 def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) -> dict[str, bytes]:
-    """The content of those batches and of the class names, by file name."""
+    """The content of these batches and of the class names, by file name."""
     wanted = (*batches, META)
     if source.is_dir():
         return read_folder(source, wanted, OFFICIAL_FILES_MD5 if archive_md5 == OFFICIAL_MD5 else {})
@@ -153,7 +153,7 @@ def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) ->
 
 
 def read_folder(folder: Path, wanted: Sequence[str], md5s: Mapping[str, str]) -> dict[str, bytes]:
-    """The wanted files, which must have those MD5s if any are given."""
+    """The wanted files; their MD5s must be these, if any are given."""
     files = {}
     for path in (folder / name for name in wanted):
         if not path.is_file():
@@ -168,7 +168,7 @@ def read_folder(folder: Path, wanted: Sequence[str], md5s: Mapping[str, str]) ->
 
 
 class BoundedGzip(gzip.GzipFile):
-    """A gzip file that unpacks to at most `left` bytes: a small file can claim to be any number of them."""
+    """A gzip file that unpacks to at most `left` bytes: a small file can claim to unpack to any size."""
 
     left = HEADER_LIMIT
 
@@ -181,7 +181,7 @@ class BoundedGzip(gzip.GzipFile):
 
 
 def read_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    """The wanted members. All others are checked too: an archive with a suspicious one is not read at all."""
+    """The wanted members. All others are checked too: an archive with a suspicious member is not read at all."""
     files: dict[str, bytes] = {}
     total = 0
     with BoundedGzip(archive) as stream:
@@ -205,7 +205,7 @@ def read_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
 
 
 def check_member(archive: Path, member: tarfile.TarInfo) -> None:
-    """InputError unless it is a plain file of CIFAR-10's size, or a folder, that stays where it is unpacked."""
+    """Raise InputError unless it is a plain file of CIFAR-10's size, or a folder, and stays where it is unpacked."""
     path = PurePosixPath(member.name)
     if not (member.isreg() or member.isdir()) or member.issparse():
         problem = "is neither a plain file nor a folder"
@@ -218,13 +218,13 @@ def check_member(archive: Path, member: tarfile.TarInfo) -> None:
     raise InputError(f"{archive}: member {member.name[:100]!r} {problem}: {REMEDY}")
 
 
-# Content: what the pickles describe
+# Content: the objects that the pickles describe
 
 
 def decode(
     files: dict[str, bytes], batches: Sequence[str], source: Path
 ) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], tuple[str, ...]]:
-    """Images, class numbers and class names of those batches, which are taken out of `files`."""
+    """Images, class numbers and class names of these batches, which are removed from `files`."""
     classes = decode_file(files[META], source / META, as_classes)
     images, targets = [], []
     for name in batches:
@@ -235,7 +235,7 @@ def decode(
 
 
 def decode_file(data: bytes, path: Path, convert: Callable[[object], T]) -> T:
-    """`convert` of the value of a pickle; whatever is wrong about it becomes an InputError that names the file."""
+    """`convert` of the value of a pickle; any error in it becomes an InputError that names the file."""
     try:
         return convert(BatchMachine().read(io.BytesIO(data)))
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
@@ -244,7 +244,7 @@ def decode_file(data: bytes, path: Path, convert: Callable[[object], T]) -> T:
 
 
 def as_classes(value: object) -> tuple[str, ...]:
-    """The class names that batches.meta gives; ValueError if it does not."""
+    """The class names in batches.meta; ValueError if there are none."""
     match value:
         case {"label_names": [*names]} if names:
             classes = tuple(as_text(name) for name in names)
@@ -254,7 +254,7 @@ def as_classes(value: object) -> tuple[str, ...]:
 
 
 def as_batch(value: object, n_classes: int) -> tuple[bytes | bytearray, list[int]]:
-    """The pixels, 3072 bytes an image, and labels of a batch; ValueError if these are not what it holds."""
+    """The pixels, 3072 bytes per image, and labels of a batch; ValueError if the value is not a batch."""
     match value:
         case {"data": array, "labels": [*labels]}:
             n, pixels = as_array(array)
@@ -293,9 +293,9 @@ def as_array(value: object) -> tuple[int, bytes | bytearray]:
 
 
 class BatchMachine(PickleMachine):
-    """The pickle machine for batches: it describes arrays of NumPy, and has texts for keys."""
+    """The pickle machine for batches: it describes arrays of NumPy, and its keys are strings."""
 
-    DESCRIBABLE = (  # all that batches need, whichever Python and NumPy wrote them
+    DESCRIBABLE = (  # all that batches need, whatever version of Python and NumPy wrote them
         Name("numpy.core.multiarray", "_reconstruct"),
         Name("numpy.core.numeric", "_frombuffer"),
         Name("numpy", "ndarray"),
@@ -320,7 +320,7 @@ class BatchMachine(PickleMachine):
 
 
 def as_text(value: object) -> str:
-    """A name or dictionary key: a short printable string, which Python 2 wrote as bytes."""
+    """A name or dictionary key: a short printable string; Python 2 wrote it as bytes."""
     if isinstance(value, str | bytes) and len(value) <= WORD:
         text = value.decode("latin-1") if isinstance(value, bytes) else value
         if text.isprintable():

@@ -1,10 +1,10 @@
-"""Chapter 05: fetching a file once: from several mirrors, resumable, and verified before it gets its name.
+"""Chapter 05: downloading a file once: from several mirrors, resumable, and verified before it gets its name.
 
-While it grows the file is called `NAME.part`, and `NAME.part.json` remembers what it is the beginning of. `NAME.lock`,
-empty and left there, lets a second process wait for the first.
+A partial file is called `NAME.part`, and `NAME.part.json` records the version of the file that it belongs to. With
+`NAME.lock`, empty and left there, a second process waits for the first.
 
 A mirror may be hostile. It cannot fill the disk (`largest`), fill the memory (`ANSWER`) or block the download for ever
-(`Pace`): the next mirror is asked instead.
+(`Pace`): the download continues with the next mirror.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ LARGEST = 1 << 30  # bytes of a file of unknown size
 REASON = 200  # characters of what a server says, in an error
 SIDECAR = 1 << 16  # bytes of `NAME.part.json`
 CHUNK = 1 << 18  # bytes
-PASSING = frozenset({408, 416, 429, 500, 502, 503, 504})  # statuses that may be others when asked again
+PASSING = frozenset({408, 416, 429, 500, 502, 503, 504})  # statuses that may change on another attempt
 
 
 class TransferError(Exception):
@@ -51,8 +51,8 @@ class TransferError(Exception):
 class Pace:
     """The time in which a mirror must deliver: the answer within `TIMEOUT`, then `LEAST_RATE` bytes a second.
 
-    A timeout of the socket alone is not enough: it begins anew with each byte, so that one byte a second, an endless
-    row of `100 Continue` or endless trailers never meet it.
+    A timeout of the socket alone is not enough: it restarts with each byte, so that one byte a second, an endless
+    sequence of `100 Continue` or endless trailers never reach it.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Pace:
         return left
 
     def arrived(self, count: int) -> None:
-        """`count` bytes came through the connection; TransferError if that is too much for an answer."""
+        """`count` bytes came through the connection; raises TransferError if that is too much for an answer."""
         self.last = time.monotonic()
         if self.answer_left is not None:
             self.answer_left -= count
@@ -84,13 +84,13 @@ class Pace:
                 raise TransferError(f"the answer takes more than {ANSWER:,} bytes before the file", passing=False)
 
     def delivered(self, count: int) -> None:
-        """`count` of them belong to the file."""
+        """`count` of these bytes belong to the file."""
         self.gained += count
         if self.gained >= LEAST_RATE * TIMEOUT:
             self.renew()
 
     def overdue(self) -> Exception:
-        """The error at the deadline: a silent connection may recover, a slow one is left for the next mirror."""
+        """The error at the deadline: a silent connection may recover, a slow mirror is abandoned for the next one."""
         if time.monotonic() - self.last > TIMEOUT / 2:
             return TimeoutError("timed out")
         if self.answer_left is not None:
@@ -99,7 +99,7 @@ class Pace:
 
 
 class PacedSocket(io.RawIOBase):
-    """What a connection receives, under a `Pace`."""
+    """The bytes that a connection receives, under a `Pace`."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, pace: Pace) -> None:
         self.raw, self.sock, self.pace = raw, sock, pace
@@ -122,7 +122,7 @@ class PacedSocket(io.RawIOBase):
 
 
 class PacedResponse(HTTPResponse):
-    """An answer of a server, each byte of which is read under `pace`."""
+    """An answer of a server; each of its bytes is read under `pace`."""
 
     def __init__(self, sock: socket.socket, *args: Any, pace: Pace, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -151,7 +151,7 @@ class PacedHandler(request.HTTPHandler, request.HTTPSHandler):
 
 
 class Redirections(request.HTTPRedirectHandler):
-    """Follows redirections, and closes a connection on which one could not be read to its end."""
+    """Follows redirections, and closes the connection of a redirection that could not be read to its end."""
 
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         try:
@@ -164,7 +164,7 @@ class Redirections(request.HTTPRedirectHandler):
 
 
 class Version(NamedTuple):
-    """What a partial file is the beginning of: `size` bytes behind `url`, which the server calls `mark`."""
+    """The version of the file that a partial file belongs to: `size` bytes at `url`, identified by `mark`."""
 
     url: str
     mark: str  # the ETag, or the time of the last change
@@ -180,26 +180,26 @@ def download(
     largest: int = LARGEST,
     progress: bool = True,
 ) -> Path:
-    """Fetch a file from the first of `urls` that delivers it, unless it is there already.
+    """Download a file from the first of `urls` that delivers it, unless it exists already.
 
-    A broken connection is taken up where it broke, in this call or a later one, if the server proves that its file is
-    still the same. A file at `destination` with another MD5 stays until the right one has arrived to replace it.
+    A broken transfer is resumed, in this call or a later one, if the server proves that its file is still the same. A
+    file at `destination` with another MD5 stays until the right one has arrived to replace it.
 
     Args:
         urls: http or https addresses of the same file, in the order to try them.
         destination: the path of the file; missing folders above it are made.
         md5: the MD5 of the right file, 32 hexadecimal digits in upper or lower case; `None` accepts any file.
         sha256: the first hexadecimal digits of the SHA-256 of the right file, or all of them; `None` accepts any file.
-        largest: bytes that the file may have; a mirror that sends more is left for the next.
+        largest: the largest size in bytes; a mirror that sends more is abandoned for the next one.
         progress: show a bar with the bytes on standard error.
 
     Returns:
         `destination`.
 
     Raises:
-        InputError: an address is not of http or https, `md5` or `sha256` is not hexadecimal (both before anything is
-            transferred), or no address delivered the right file; says why each did not.
-        OSError: the file cannot be written, the disk is full for instance. What has arrived is kept.
+        InputError: an address is not http or https, `md5` or `sha256` is not hexadecimal (both before anything is
+            transferred), or no address delivered the right file; the message gives the reason for each.
+        OSError: the file cannot be written, for instance because the disk is full. The received bytes are kept.
     """
     destination = Path(destination)
     sums = Checksums(md5_digits(md5), hexadecimal(sha256, "sha256", range(1, 65)))
@@ -227,14 +227,14 @@ def download(
                 return destination
             reasons.append(f"{url}: wrong checksum, {problem}")
             forget(part)
-        if not remembered(part):  # what cannot be continued is of no use
+        if not remembered(part):  # a part that cannot be resumed is of no use
             forget(part)
     kept = f"; run again to continue {part}" if remembered(part) else ""
     raise InputError(f"cannot download {destination.name}: {'; '.join(reasons) or 'no address given'}{kept}")
 
 
 def fetch(url: str, part: Path, progress: bool, largest: int = LARGEST) -> None:
-    """Bring `part` to the whole file behind `url` in up to `ATTEMPTS` transfers; TransferError when that fails."""
+    """Complete `part` from `url` in up to `ATTEMPTS` transfers; raises TransferError if that fails."""
     for attempt in range(1, ATTEMPTS):
         try:
             return transfer(url, part, progress, largest)
@@ -246,7 +246,7 @@ def fetch(url: str, part: Path, progress: bool, largest: int = LARGEST) -> None:
 
 
 def transfer(url: str, part: Path, progress: bool, largest: int) -> None:
-    """One request: the rest of `part` if the server proves that it belongs to it, the whole file otherwise."""
+    """One request: the rest of `part` if the server proves that it has the same version, otherwise the whole file."""
     headers = {"User-Agent": "ocean-spec"}
     version, start = remembered(part), 0
     if version is not None and version.url == url and version.size <= largest:
@@ -267,12 +267,12 @@ def transfer(url: str, part: Path, progress: bool, largest: int) -> None:
             if start == 0 and version is not None:
                 sidecar(part).write_text(json.dumps(version))
             append(response, part, start, progress, largest)
-        except OSError as error:  # the disk's: what goes wrong in the network comes as TransferError
+        except OSError as error:  # the disk's: errors of the network come as TransferError
             raise OSError(error.errno, error.strerror, os.fspath(part)) from error
 
 
 def append(response: PacedResponse, part: Path, start: int, progress: bool, largest: int) -> None:
-    """Write what arrives behind the first `start` bytes of `part`, which may grow to `largest`."""
+    """Append the received bytes to the first `start` bytes of `part`, which may grow to `largest`."""
     total = None if response.length is None else start + response.length  # None: the server does not say
     name = part.name.removesuffix(".part")
     with (
@@ -297,7 +297,7 @@ def append(response: PacedResponse, part: Path, start: int, progress: bool, larg
 
 
 def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
-    """Send the request; TransferError when there is no answer, or none with a file."""
+    """Send the request; raises TransferError if there is no answer, or none with a file."""
     opener = request.OpenerDirector()  # not build_opener's, which follows a redirection to ftp:
     pace = Pace()
     for handler in (
@@ -313,7 +313,7 @@ def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
         response = cast(PacedResponse, opener.open(request.Request(url, headers=headers), timeout=TIMEOUT))
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # the file has become shorter than what was kept of it
+        if error.code == 416:  # the file has become shorter than the part
             forget(part)
         said = f"{error.code} {str(error.reason)[:REASON]}"
         raise TransferError(f"the server answered {said}", error.code in PASSING) from error
@@ -325,7 +325,7 @@ def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
 
 
 def receive(response: HTTPResponse) -> bytes:
-    """The next bytes, at most `CHUNK`, none at the end; TransferError when the connection breaks."""
+    """The next bytes, at most `CHUNK`, none at the end; raises TransferError if the connection breaks."""
     try:
         return response.read1(CHUNK)
     except (OSError, HTTPException) as error:
@@ -333,7 +333,7 @@ def receive(response: HTTPResponse) -> bytes:
 
 
 def version_of(response: HTTPResponse, url: str) -> Version | None:
-    """What the server says about its file; `None` if that is too little to continue it later."""
+    """The server's version of the file; `None` if the answer does not identify it well enough to resume later."""
     tag = response.headers.get("ETag", "")
     mark = tag if tag.startswith('"') else response.headers.get("Last-Modified")  # a weak tag, W/"…", proves nothing
     return Version(url, mark, response.length) if mark and response.length is not None else None
@@ -346,34 +346,34 @@ def continues(response: HTTPResponse, version: Version, start: int) -> bool:
 
 
 def sidecar(part: Path) -> Path:
-    """Where the `Version` of a partial file is kept."""
+    """The path of the file that stores the `Version` of a partial file."""
     return part.with_name(f"{part.name}.json")
 
 
 def remembered(part: Path) -> Version | None:
-    """What `part` is the beginning of; `None` when there is nothing that can be continued."""
+    """The version that `part` belongs to; `None` if it cannot be resumed."""
     try:
         url, mark, size = json.loads(read_regular(sidecar(part), SIDECAR))
         right = isinstance(url, str) and isinstance(mark, str) and mark.isascii() and mark.isprintable()
         return Version(url, mark, size) if right and 0 < part.stat().st_size <= size else None
-    except (OSError, ValueError, TypeError, RecursionError):  # there is none, half a one, or one that others put there
+    except (OSError, ValueError, TypeError, RecursionError):  # missing, incomplete, or written by others
         return None
 
 
 def forget(part: Path) -> None:
-    """Remove a partial file, its sidecar first: other bytes must never pass for the beginning of that version."""
+    """Remove a partial file, its sidecar first: other bytes must never be taken for a part of that version."""
     sidecar(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
 
 
 class Checksums(NamedTuple):
-    """What the right file has: an MD5, and a SHA-256 that begins with these digits; `None` asks for none."""
+    """Checksums of the right file: an MD5, and the beginning of a SHA-256; `None` skips a check."""
 
     md5: str | None
     sha256: str | None = None
 
     def problem(self, path: Path) -> str | None:
-        """The first checksum of `path` that is wrong, in words, or None."""
+        """A description of the first wrong checksum of `path`, or None."""
         if self.md5 is not None and (found := md5_of(path)) != self.md5:
             return f"MD5 {found} instead of {self.md5}"
         if self.sha256 is not None and not (found := sha256_of(path)).startswith(self.sha256):
@@ -382,12 +382,12 @@ class Checksums(NamedTuple):
 
 
 def md5_digits(md5: str | None) -> str | None:
-    """`md5` as `md5_of` writes it; InputError unless it is `None` or 32 hexadecimal digits."""
+    """`md5` in the form of `md5_of`; raises InputError unless it is `None` or 32 hexadecimal digits."""
     return hexadecimal(md5, "the MD5 of the archive", range(32, 33))
 
 
 def hexadecimal(digits: str | None, name: str, lengths: range) -> str | None:
-    """`digits` in lower case, without spaces around them; InputError unless they are hexadecimal, in such a number."""
+    """`digits` stripped and in lower case; raises InputError unless they are hexadecimal and of one of `lengths`."""
     if digits is None:
         return None
     found = digits.strip().lower()
@@ -398,12 +398,12 @@ def hexadecimal(digits: str | None, name: str, lengths: range) -> str | None:
 
 
 def is_right(path: Path, md5: str | None) -> bool:
-    """Whether the file has that MD5; `None` asks for none."""
+    """Whether the file has this MD5; `None` accepts any file."""
     return Checksums(md5_digits(md5)).problem(path) is None
 
 
 def md5_of(path: Path) -> str:
-    """The MD5 of a file in hexadecimal digits, which tells whole from damaged; against malice it proves nothing."""
+    """The MD5 of a file in hexadecimal digits: it detects damage, but not a malicious change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Chapter 05: a person's own images, sorted into one folder a class, as a data set that is decoded only once.
+"""Chapter 05: a user's own images, sorted into one folder per class, as a data set that is decoded only once.
 
-Decoding thousands of images takes far longer than reading their pixels back from a cache. What decides
-the pixels names an entry of the cache: every file's name and bytes, the size, and the versions of the decoders.
+Decoding thousands of images takes far longer than reading their pixels back from a cache. An entry of the cache is
+named by everything that determines the pixels: every file's name and bytes, the size, and the decoders' versions.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ SMALL_FILE = 2**14  # bytes; up to here an image is decoded in about the time th
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
 Decoded = tuple[UInt8[np.ndarray, "n 3 height width"], dict[str, str]]
-"""The pixels of the readable images in order, and by the path of each other one what is wrong with it."""
+"""The pixels of the readable images in order, and the fault of each unreadable image by its path."""
 
 
 class ImageTree(Resident):
-    """The images in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and kept.
+    """The images in `root/train/<class>/` or `root/test/<class>/`: in RGB, of one size, decoded once and cached.
 
     The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Characters of their names
     that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Images in
@@ -53,17 +53,17 @@ class ImageTree(Resident):
     folders are followed, but no folder is read twice for one class. Hidden files and folders, and files that are no
     images by their extension, are left out.
 
-    The items come in one fixed mixed order: class after class, as they lie on the disk, a recipe that does not shuffle
-    learns nothing. Each class is put in the order of the BLAKE2b digests of its `paths` and spread evenly over the
-    whole, so that every stretch of the data, the last small batch too, holds the classes in their proportions. The
-    order depends on these names alone, neither on the system nor on where the tree lies.
+    The items have one fixed mixed order: a training that does not shuffle would learn nothing from images sorted by
+    class. Each class is sorted by the BLAKE2b digests of its `paths` and spread evenly over the whole, so that every
+    part of the data, also a small last batch, holds the classes in their proportions. The order depends on these names
+    alone, not on the system or on the location of the tree.
 
-    The decoded images are kept in `root/.ocean-cache`, or in the user's cache folder when that cannot be written. Any
-    file that was changed, added, removed or renamed since is noticed.
+    The decoded images are kept in `root/.ocean-cache`, or in the user's cache folder if that folder cannot be written.
+    Any file that was changed, added, removed or renamed since is noticed.
 
     Attributes:
         paths: `<class>/<name>` of each item, or `<class>/<sub-folder>/<name>`.
-        skipped: the same of each broken image that was left out, sorted.
+        skipped: the paths of the broken images that were left out, sorted.
 
     Args:
         root: the folder that holds `train/` and `test/`.
@@ -107,22 +107,22 @@ class ImageTree(Resident):
             where = f"{printable(tree.folder)}{os.sep}{broken[path]}"
             if not skip_broken:
                 count = f"{len(broken)} of {len(tree.paths)} images are broken"
-                raise InputError(f"{where}; {count}: mend or remove them, or leave them out with --skip-broken")
+                raise InputError(f"{where}; {count}: fix or remove them, or leave them out with --skip-broken")
             if name not in class_names:
-                raise InputError(f"{where}, and so is every image of class {printable(name)}: mend or remove it")
+                raise InputError(f"{where}, and so is every image of class {printable(name)}: fix or remove it")
         numbers = {name: number for number, name in enumerate(tree.classes)}
         self.targets = torch.tensor([numbers[name] for name in class_names])
         self.images = torch.from_numpy(pixels)
 
 
 class Tree(NamedTuple):
-    """What the folders of one half of a tree hold, known before any file is read."""
+    """The content of the folders of one half of a tree, known before any file is read."""
 
     folder: Path  # root/train or root/test
     classes: tuple[str, ...]
     paths: list[str]  # <class>/<name>, or <class>/<sub-folder>/<name>, in the mixed order
-    stats: list[tuple[int, ...]]  # of each image, its bytes and what else tells that the file has changed
-    settled: bool  # no file has changed so recently that another change might leave its stats as they are
+    stats: list[tuple[int, ...]]  # of each image: its size and other fields that show whether the file has changed
+    settled: bool  # no file has changed so recently that another change might leave its stats the same
 
 
 def scan_tree(root: Path, split: str) -> Tree:
@@ -158,7 +158,7 @@ def scan_tree(root: Path, split: str) -> Tree:
 
 
 def images_under(folder: Path, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Each image in `folder` and its sub-folders, as its path below `path`, which is what `folder` is called.
+    """Each image in `folder` and its sub-folders, with its path below `path`, the name of `folder`.
 
     Every folder is read once, however many links lead to it: links may form circles.
     """
@@ -183,14 +183,14 @@ def class_folders(folder: Path) -> list[str]:
 def _stat(entry: os.DirEntry[str]) -> tuple[int, ...]:
     dangling = entry.is_symlink() and not os.path.exists(entry.path)
     stat = entry.stat(follow_symlinks=not dangling)
-    return stat.st_size, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns  # ctime cannot be set by hand
+    return stat.st_size, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns  # ctime cannot be set by a user
 
 
 def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded:
-    """The images of `tree`: out of the cache if it has them, otherwise decoded and kept there.
+    """The images of `tree`: from the cache if it has them, otherwise decoded and stored there.
 
     `<key>.pixels` is an entry, named by the digest of all contents. `<key>.seen` is the digest of the files' stats when
-    it was last found: while these are the same, 60,000 files need not be read to know that it is the right one.
+    the entry was last used: while the stats are the same, 60,000 files need not be read to identify the entry.
     """
     recipe = json.dumps([CACHE_FORMAT, tree.folder.name, *size, PIL.__version__, *map(features.version, DECODERS)])
     stats = digest(recipe, *tree.paths, *map(str, tree.stats))
@@ -213,11 +213,11 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
 
 
 def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -> tuple[Decoded, list[str]]:
-    """Reads all files, with `decode` also their pixels; beside these, the digest of each file, "" if it was not read.
+    """Read all files, with `decode` also their pixels; return with these the digest of each file, "" if not read.
 
-    Threads decode the large images, outside Python's lock, so that all cores are busy. Of a small one most is Python
-    code, and threads that hand each other the lock take twice as long as one. The digests are of the very bytes that
-    were decoded, so a file that changes meanwhile does no harm.
+    Threads decode the large images, outside Python's lock, so that all cores are busy. A small image is mostly Python
+    code; threads that pass the lock to each other take twice as long as a single one. The digests are of the very bytes
+    that were decoded, so a file that changes meanwhile does no harm.
     """
     count = len(tree.paths)
     pixels = np.empty((count if decode else 0, 3, *size), np.uint8)
@@ -269,7 +269,7 @@ def digest(*parts: str | bytes | memoryview) -> str:
 
 
 def checksum_of(header: bytes, pixels: memoryview) -> bytes:
-    """What an entry is verified by: the digest of its header and of the digests of its parts, made on all cores."""
+    """The checksum of an entry: the digest of its header and of the digests of its parts, computed on all cores."""
     parts = [pixels[start : start + 2**22] for start in range(0, len(pixels), 2**22)]
     with ThreadPool(os.cpu_count() or 1) as pool:
         return digest(header, *pool.map(digest, parts)).encode()
@@ -277,7 +277,7 @@ def checksum_of(header: bytes, pixels: memoryview) -> bytes:
 
 @contextmanager
 def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
-    """Lets one run at a time decode, so that the others find it done; without a writable folder it is no lock."""
+    """Let one run at a time decode, so that the others find the result; without a writable folder it is no lock."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _recall(folders: Sequence[Path], stats: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
-    """The entry that was last found for files of these stats."""
+    """The entry that was last used for files with these stats."""
     for seen in [seen for folder in folders for seen in folder.glob("*.seen")]:
         with suppress(OSError, ValueError):  # ValueError: longer than stats are, or not a regular file
             if read_regular(seen, len(stats)) == stats.encode():
@@ -309,10 +309,10 @@ def _recall(folders: Sequence[Path], stats: str, tree: Tree, size: tuple[int, in
 
 
 def _read_entry(folders: Sequence[Path], key: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
-    """The entry of that key, if it is there, undamaged and one of `tree` in `size`.
+    """The entry with this key, if it exists, is undamaged and belongs to `tree` in `size`.
 
-    It is JSON and plain numbers, and nothing in it is executed. It may have been put there by others, and so its kind,
-    its size, its header and its shape are checked before they are used.
+    It is JSON and plain numbers, and nothing in it is executed. Others may have put it there, so its kind, its size,
+    its header and its shape are checked before use.
     """
     count, image = len(tree.paths), 3 * size[0] * size[1]
     for path in (folder / f"{key}.pixels" for folder in folders):
@@ -330,7 +330,7 @@ def _read_entry(folders: Sequence[Path], key: str, tree: Tree, size: tuple[int, 
 
 
 def _checked_header(header: bytes, paths: set[str], size: tuple[int, int]) -> tuple[list[int], dict[str, str]]:
-    """The shape of the pixels and the broken images that an entry's header names; ValueError if they cannot be."""
+    """The shape of the pixels and the broken images in an entry's header; ValueError if they are impossible."""
     try:
         content = json.loads(header)
     except RecursionError as error:
@@ -343,7 +343,7 @@ def _checked_header(header: bytes, paths: set[str], size: tuple[int, int]) -> tu
 
 
 def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str | None) -> None:
-    """Writes an entry, and the stats it belongs to, into the first folder that takes them; old entries make room."""
+    """Write an entry, and the stats it belongs to, into the first writable folder; remove old entries for it."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)

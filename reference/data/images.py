@@ -1,7 +1,7 @@
-"""Chapter 01: opening an image file, whatever is in it, as the RGB image that a viewer would show.
+"""Chapter 01: opening an image file of any kind as the RGB image that a viewer would show.
 
-`Image.open` alone returns sixteen kinds of pixels, ignores the camera's orientation, refuses large images and fails
-in a dozen ways. `open_image` gives 8-bit RGB or one `InputError` that names the file.
+`Image.open` alone returns sixteen kinds of pixels, ignores the camera's orientation, rejects large images and raises
+a dozen kinds of errors. `open_image` returns 8-bit RGB or raises one `InputError` that names the file.
 """
 
 import os
@@ -24,7 +24,7 @@ StrPath = str | os.PathLike[str]
 
 LARGEST = 20_000 * 20_000  # pixels; decoded they take 1.6 GB
 LARGEST_WHOLE = 10_000 * 10_000  # pixels of an image that its decoder keeps several times, up to 16 bytes a pixel
-HUGE = 2**24  # pixels; from here on (64 MB decoded) memory counts for more than the last bit
+HUGE = 2**24  # pixels; above this (64 MB decoded) memory is more important than the last bit
 LARGEST_FILE = 2**30  # bytes
 
 BY_ROWS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "PSD", "SGI", "TGA")
@@ -40,7 +40,7 @@ RARE = (
 """Other formats, some of which Pillow decodes in Python, a pixel at a time: up to `HUGE` pixels."""
 
 CONTAINERS = {b"\0\0\1\0": "ICO", b"icns": "ICNS", b"BLP1": "BLP", b"BLP2": "BLP"}
-"""Formats, by their first bytes, that hold an image of another format with a size of its own."""
+"""Formats, by their first bytes, that contain an image of another format with a size of its own."""
 
 _opening = threading.RLock()
 
@@ -51,16 +51,16 @@ def _forked() -> None:
     _decoding = 0  # no other thread of the parent decodes here
 
 
-if hasattr(os, "register_at_fork"):  # a child must inherit neither a lock that nobody opens nor the lifted limit
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens, nor the lifted limit
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked)
 
 
 def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Image:
-    """The image in file `path`, upright and in mode RGB, without the file's metadata.
+    """Open the image file `path` as an upright RGB image without metadata.
 
-    Transparent pixels are laid over white. Greys of 16 bits are scaled by 255/65535; those of 32 bits (modes I and F)
-    from the smallest of the ranges 0-1, 0-255 and 0-65535 that holds them all, otherwise from their own darkest to
-    their own lightest value; what is not a number is black. Of an animation it is the first frame.
+    Transparent pixels are put on white. 16-bit greys are scaled by 255/65535; 32-bit greys (modes I and F) from the
+    smallest of the ranges 0-1, 0-255 and 0-65535 that holds them all, otherwise from their own minimum to their own
+    maximum; NaN is black. Of an animation the first frame is used.
 
     Args:
         path: a regular file of up to `LARGEST_FILE` bytes, in a format that Pillow decodes by itself (`BY_ROWS`,
@@ -87,7 +87,7 @@ def decode_image(
     size: tuple[int, int] | None = None,
     huge_turn: AbstractContextManager | None = None,
 ) -> Image.Image:
-    """`open_image` of an open file that errors call `name`; `huge_turn` is held while a huge one is decoded."""
+    """`open_image` of an open file called `name` in errors; `huge_turn` is held while a huge image is decoded."""
     try:
         with _without_warnings():
             image, kind = None, CONTAINERS.get(file.read(4))
@@ -108,7 +108,7 @@ def decode_image(
 
 
 def not_readable(name: StrPath, error: Exception) -> InputError:
-    """The error that says in one line that file `name` is not a readable image, because of `error`."""
+    """The error that says in one line why file `name` is not a readable image."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):  # its text is the file object's
         reason = "no image format is recognized"
@@ -116,7 +116,7 @@ def not_readable(name: StrPath, error: Exception) -> InputError:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: not hidden (`.…`), with an extension that Pillow decodes."""
+    """Whether a file of this name counts as an image: not hidden (`.…`), with an extension that Pillow decodes."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _extensions()
 
 
@@ -128,17 +128,17 @@ def _extensions() -> frozenset[str]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that are opened, in the order in which they are tried.
+    """The formats that are opened, in the order of the attempts.
 
-    Left out are EPS, which starts Ghostscript; IPTC, FPX and MIC, which open an image of any format within them; and
-    BUFR, GRIB, HDF5, MPEG and WMF, of which Pillow knows the headers only.
+    Left out are EPS, which starts Ghostscript; IPTC, FPX and MIC, which open an image of any format inside them; and
+    BUFR, GRIB, HDF5, MPEG and WMF: Pillow knows only their headers.
     """
     Image.init()
     return tuple(name for name in (*BY_ROWS, *AS_A_WHOLE, *RARE) if name in Image.OPEN)
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """ValueError if an opened image has more pixels than its format may have here."""
+    """Raise ValueError if an opened image has more pixels than its format may have here."""
     pixels, limit = image.width * image.height, HUGE
     if image.format in AS_A_WHOLE or _keeps_coefficients(image):
         limit = LARGEST if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
@@ -158,7 +158,7 @@ def _keeps_coefficients(image: Image.Image) -> bool:
     layers, file = getattr(image, "layers", 1), getattr(image, "fp", None)
     if image.info.get("progressive") or file is None:
         return True
-    place = file.tell()  # behind the header of the first scan: its number of components, and 3 + 2 of each other bytes
+    place = file.tell()  # behind the first scan's header: its number of components, and 3 + 2 for each other one
     file.seek(place - 4 - 2 * layers)
     whole = file.read(1) == bytes([layers])
     file.seek(place)
@@ -167,12 +167,12 @@ def _keeps_coefficients(image: Image.Image) -> bool:
 
 @contextmanager
 def _pillow_limit(pixels: int | None) -> Iterator[None]:
-    """Pillow's own limit for a while, for one thread at a time: `pixels`, or none where ours is checked right after.
+    """Set Pillow's own limit for one thread at a time: to `pixels`, or to none where our own check follows.
 
-    The limit also applies to what a container holds, which Pillow decodes while it opens or loads the container.
+    The limit also applies to images in a container, which Pillow decodes while it opens or loads the container.
     """
     with _opening:
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels and pixels // 2  # it warns of half and refuses
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels and pixels // 2  # it warns at half
         try:
             yield
         except Image.DecompressionBombError as error:
@@ -187,7 +187,7 @@ _SILENT: Any = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """No warnings of Pillow while any thread decodes: they name no file, and the image is readable nevertheless.
+    """Suppress Pillow's warnings while any thread decodes: they name no file, and the image is readable nevertheless.
 
     `warnings.catch_warnings` does not serve: two threads that enter and leave it in turn leave the filters changed.
     """
@@ -202,7 +202,7 @@ def _without_warnings() -> Iterator[None]:
         with _opening:
             _decoding = max(0, _decoding - 1)
             if _decoding == 0:
-                with suppress(ValueError):  # others have put their own filters in place meanwhile
+                with suppress(ValueError):  # others have replaced the filters meanwhile
                     cast(list[Any], warnings.filters).remove(_SILENT)
 
 
@@ -218,7 +218,7 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     with suppress(Exception):  # damaged metadata do not make an image unreadable
         decoded.info = image.info
         ImageOps.exif_transpose(decoded, in_place=True)
-        decoded.getexif().clear()  # a second turn would be one too many
+        decoded.getexif().clear()  # otherwise a viewer would rotate it a second time
     decoded.info = {}
     if size is None or decoded.size == (size[1], size[0]):
         return decoded
@@ -226,7 +226,7 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """`image` in RGB, each `factor`×`factor` pixels averaged; in bands, so that no second whole copy is made."""
+    """`image` in RGB, each `factor`×`factor` pixels averaged; in bands, so that no second copy of the whole is made."""
     rows = max(1, 2**20 // image.width // factor) * factor
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
     levels = _levels(image.crop(box) for box in boxes) if image.mode.startswith(("I", "F")) else None
@@ -254,7 +254,7 @@ def _band_to_rgb(band: Image.Image, levels: tuple[float, float] | None) -> Image
 
 
 def _levels(bands: Iterator[Image.Image]) -> tuple[float, float]:
-    """The values that become black and white in an image of numbers that comes in `bands`."""
+    """The values that become black and white in an image of numbers, read in `bands`."""
     low, high = np.inf, -np.inf
     for band in bands:
         if band.mode.startswith("I;16"):

@@ -1,4 +1,4 @@
-"""Chapter 01: a folder of images whose name is their label, and what `+` makes of two data sets."""
+"""Chapter 01: a folder of images with the folder's name as label, and the concatenation of data sets with `+`."""
 
 import os
 from bisect import bisect_right
@@ -25,11 +25,11 @@ class MapDataset(Protocol):
 class LabeledFolder:
     """The images in `root_dir/label_dir`, each with the folder's name as its label: the tutorial's `MyData`.
 
-    Item `i` is `(image, label_dir)`. A file is opened when its item is taken and closed at once. The order is that of
-    the names, code point by code point, on every system. Hidden files, other files and sub-folders are left out.
+    Item `i` is `(image, label_dir)`. A file is opened when its item is taken and closed immediately. Items are sorted
+    by name, code point by code point, on every system. Hidden files, other files and sub-folders are left out.
 
     Args:
-        root_dir: where the class folders are, such as `"dataset/train"`.
+        root_dir: the folder with the class folders, such as `"dataset/train"`.
         label_dir: the class folder and label, such as `"ants"`.
         transform: called with each image; `None` leaves it a PIL image in mode RGB.
 
@@ -62,7 +62,7 @@ class LabeledFolder:
 
 
 class ConcatenatedDataset:
-    """The items of `first`, then those of `second`; `a + b + c` is the same however it is bracketed.
+    """The items of `first`, then those of `second`; `(a + b) + c` and `a + (b + c)` are the same.
 
     Raises:
         TypeError: one of them has no length or no items by number.
@@ -92,7 +92,7 @@ def _parts(dataset: MapDataset) -> tuple[MapDataset, ...]:
 
 
 def check_index(dataset: MapDataset, index: int) -> int:
-    """`index` counted from the start; IndexError if `dataset` has no such item, TypeError if it is no integer."""
+    """`index` counted from the start; IndexError if `dataset` has no such item, TypeError if it is not an integer."""
     name, length = type(dataset).__name__, len(dataset)
     if not hasattr(index, "__index__"):
         raise TypeError(f"{name}: an item is taken by one integer, got {index!r}")
@@ -104,8 +104,8 @@ def check_index(dataset: MapDataset, index: int) -> int:
 def list_images(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """The image files directly in `folder`, sorted by name, links included.
 
-    A link that leads nowhere, a FIFO, a socket and a device count: reading them names them, leaving them out would hide
-    them.
+    Broken links, FIFOs, sockets and devices are included: reading them raises an error with their name, leaving them
+    out would hide them.
     """
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]

@@ -18,27 +18,27 @@ from reference.data.workers import WorkerPool
 
 
 class DataLoader:
-    """Batches of any map-style data set: take `batch_size` items, put them together, hand them out.
+    """Batches of any map-style data set: take `batch_size` items and collate them.
 
     Each iteration is one epoch. Every item comes exactly once, except that `drop_last` leaves out a last batch that is
     smaller than `batch_size`. With `shuffle`, each epoch draws a new order; the same `generator` state gives the same
     orders as `torch.utils.data.DataLoader`, with samplers, workers and after an early `break` too.
 
     Args:
-        dataset: anything with `len(dataset)` and `dataset[index]`; if it has `__getitems__`, that is given the list of
-            indices of a batch and returns its items.
+        dataset: anything with `len(dataset)` and `dataset[index]`; if it has `__getitems__`, that method is called with
+            the list of indices of a batch and returns its items.
         batch_size: items in a batch, at least 1; None: no batches, single items.
         shuffle: a new order each epoch; else 0, 1, 2, ….
         sampler: the indices of an epoch, instead of `shuffle`.
         batch_sampler: lists of indices, instead of `batch_size`, `shuffle`, `sampler` and `drop_last`.
-        num_workers: processes that take the items; 0: this process does. However an epoch ends, they end with it.
+        num_workers: processes that take the items; 0: this process does. They end with the epoch, however it ends.
         collate_fn: makes a batch of the list of its items; None: `collate` (`convert` for single items).
-        pin_memory: copy the tensors of each batch into pinned memory, from which they travel faster to an accelerator;
+        pin_memory: copy the tensors of each batch into pinned memory, from which copies to an accelerator are faster;
             without an accelerator a warning says that it has no effect.
         drop_last: leave out an incomplete last batch.
-        timeout: seconds to wait for a batch of a worker; 0: without end.
+        timeout: seconds to wait for a batch of a worker; 0: no limit.
         worker_init_fn: called in each worker with its number, after seeding and before the first item.
-        multiprocessing_context: how workers start: "fork", "spawn", "forkserver"; None: the system's way.
+        multiprocessing_context: how workers start: "fork", "spawn", "forkserver"; None: the system's default.
         generator: draws the orders, and the seed of the workers; None uses torch's global generator.
         prefetch_factor: batches that each worker makes ahead, at least 1; None: 2.
         persistent_workers: keep the workers for the next epoch; they end with the loader.
@@ -134,7 +134,7 @@ class DataLoader:
         return self._workers
 
     def _batches(self) -> Iterable[Any]:
-        """The indices of each batch of an epoch; single ones where there are no batches."""
+        """The indices of each batch of an epoch; single indices without batches."""
         if self.batch_sampler is not None:
             return self.batch_sampler
         order = self.sampler
@@ -143,17 +143,17 @@ class DataLoader:
         return order if self.batch_size is None else cut(order, self.batch_size, self.drop_last)
 
     def _shuffled(self) -> Iterator[int]:
-        """A random order of 0 … n-1, drawn as `torch.utils.data.DataLoader` draws it."""
+        """A random order of 0 … n-1, drawn exactly as `torch.utils.data.DataLoader` does."""
         n, generator = len(self.dataset), self.generator
         if generator is None:
             generator = torch.Generator().manual_seed(draw_seed(None))
         yield from torch.randperm(n, generator=generator).tolist()
-        torch.randperm(n, generator=generator)  # of this one it takes nothing: the remainder of n / n
+        torch.randperm(n, generator=generator)  # torch draws one more order, for the remainder of n / n
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Makes a batch of its indices, or a single item of its index; a class, because that travels to the workers."""
+    """Makes a batch from its indices, or an item from its index; a class, because it can be sent to the workers."""
 
     dataset: Any
     collate_fn: Callable[[Any], Any]
@@ -162,7 +162,7 @@ class Fetch:
     def __call__(self, indices: Any) -> Any:
         try:
             return self.collate_fn((take_items if self.in_batches else take_item)(self.dataset, indices))
-        except StopIteration as error:  # to whoever iterates it would mean the end of the epoch
+        except StopIteration as error:  # otherwise it would end the iteration of the epoch
             raise RuntimeError(
                 f"DataLoader: StopIteration was raised while the batch of {type(self.dataset).__name__} with the "
                 f"indices {indices} was made; it does not end an epoch"
@@ -173,18 +173,18 @@ def take_items(dataset: Any, indices: Sequence[Any]) -> Sequence[Any]:
     """The items of a batch."""
     if getattr(dataset, "__getitems__", None) is None:
         return [take_item(dataset, index) for index in indices]
-    with _saying_whose(dataset, f"indices {indices}"):
+    with _noting(dataset, f"indices {indices}"):
         return dataset.__getitems__(indices)
 
 
 def take_item(dataset: Any, index: Any) -> Any:
-    """`dataset[index]`; an exception from there says which index it was."""
-    with _saying_whose(dataset, f"index {index}"):
+    """`dataset[index]`; an exception from there gets a note with the index."""
+    with _noting(dataset, f"index {index}"):
         return dataset[index]
 
 
 @contextmanager
-def _saying_whose(dataset: Any, which: str) -> Iterator[None]:
+def _noting(dataset: Any, which: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -193,13 +193,13 @@ def _saying_whose(dataset: Any, which: str) -> Iterator[None]:
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """The items of a batch as one.
+    """Collate the items of a batch.
 
-    Tensors and arrays are stacked, numbers become a tensor, texts stay as they are, and containers are gone into: a
-    mapping, a sequence or a named tuple becomes one of its kind, where that can be made; a tuple becomes a list.
+    Tensors and arrays are stacked, numbers become a tensor, strings stay unchanged. Containers are collated element by
+    element: a mapping, a sequence or a named tuple becomes one of the same kind if possible; a tuple becomes a list.
 
     Raises:
-        ValueError: tensors of different shapes, or containers of different lengths; the text says which met.
+        ValueError: tensors of different shapes, or containers of different lengths; the message gives them.
         TypeError: items of another kind, such as PIL images, or of different kinds.
     """
     first = items[0]
@@ -261,24 +261,24 @@ def _kind(item: Any) -> str:
 
 
 def _like(container: Any, parts: Any) -> Any:
-    """A container of the kind of `container` with `parts`; a dict or a list if its kind cannot be made of them."""
+    """A container of the kind of `container` with `parts`; a dict or a list if that kind cannot be constructed."""
     if hasattr(container, "_fields"):
         return type(container)(*parts)
     if isinstance(container, tuple):
         return parts
     try:
-        if isinstance(container, MutableMapping | MutableSequence):  # a copy keeps what else it knows
+        if isinstance(container, MutableMapping | MutableSequence):  # a copy keeps its other attributes
             made: Any = copy(container)
             for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
                 made[key] = part
             return made
         return type(container)(parts)
-    except TypeError:  # such as range, which cannot be made of its parts
+    except TypeError:  # such as range, which cannot be constructed from its parts
         return parts
 
 
 def convert(item: Any) -> Any:
-    """A single item that is no part of a batch: arrays in it become tensors, a tuple a list."""
+    """A single item outside a batch: arrays in it become tensors, a tuple becomes a list."""
 
     def to_tensor(part: Any) -> Any:
         numbers = isinstance(part, np.bool_ | np.number) or (
@@ -290,7 +290,7 @@ def convert(item: Any) -> Any:
 
 
 def pin(batch: Any) -> Any:
-    """The batch with its tensors, and what else has a method `pin_memory`, in pinned memory."""
+    """The batch with its tensors, and other objects with a method `pin_memory`, in pinned memory."""
     return _walk(batch, lambda part: part.pin_memory() if hasattr(part, "pin_memory") else part)
 
 
@@ -303,7 +303,7 @@ def _can_pin() -> bool:
 
 
 def _walk(item: Any, change: Callable[[Any], Any]) -> Any:
-    """`item` with `change` applied to what it consists of, container by container."""
+    """`item` with `change` applied to its elements, container by container."""
     if isinstance(item, Tensor | np.ndarray | str | bytes) or hasattr(item, "pin_memory"):
         return change(item)
     if isinstance(item, Mapping):
@@ -336,7 +336,7 @@ def _check_workers(
 
 
 def cut(order: Iterable[Any], batch_size: int, drop_last: bool) -> Iterator[list[Any]]:
-    """`order` in lists of `batch_size`; the last one may be shorter, unless `drop_last` leaves it out."""
+    """`order` in lists of `batch_size`; the last one may be shorter, or is left out with `drop_last`."""
     numbers = iter(order)
     while batch := list(islice(numbers, batch_size)):
         if len(batch) == batch_size or not drop_last:
@@ -344,7 +344,7 @@ def cut(order: Iterable[Any], batch_size: int, drop_last: bool) -> Iterator[list
 
 
 def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
-    """How many batches an epoch over `n` items has: n / batch_size, rounded down with `drop_last` and up without.
+    """The number of batches of an epoch over `n` items: n / batch_size, rounded down with `drop_last`, else up.
 
     50,000 images in batches of 64 are 782 steps, not the tutorial's 781.25 (chapter 18).
     """
@@ -352,7 +352,7 @@ def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
 
 
 def check_batch_size(batch_size: int) -> int:
-    """`batch_size` itself, if it is a positive integer; ValueError otherwise."""
+    """Return `batch_size` if it is a positive integer; raise ValueError otherwise."""
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     return batch_size

@@ -1,4 +1,4 @@
-"""Chapter 04: how `Resize` computes the pixels of a tensor: weighted means of neighbours, along one side at a time."""
+"""Chapter 04: how `Resize` computes the pixels of a tensor: weighted means of neighbours, one dimension at a time."""
 
 import math
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Kernel(NamedTuple):
-    """How much a pixel weighs at a distance.
+    """The weight of a pixel by its distance.
 
     Attributes:
-        weight: of the distance in pixels, and of whether it antialiases.
-        reach: from which distance on the weight is 0.
+        weight: a function of the distance in pixels, and of whether it antialiases.
+        reach: the distance from which on the weight is 0.
     """
 
     weight: Callable[[Float[Tensor, "..."], bool], Float[Tensor, "..."]]
@@ -23,14 +23,14 @@ class Kernel(NamedTuple):
 
 
 def _triangle(distance: Float[Tensor, "..."], antialias: bool) -> Float[Tensor, "..."]:
-    """1 at the pixel itself, falling straight to 0 at its neighbours."""
+    """1 at the pixel itself, falling linearly to 0 at its neighbours."""
     return (1 - distance).clamp(min=0)
 
 
 def _cubic(distance: Float[Tensor, "..."], antialias: bool) -> Float[Tensor, "..."]:
-    """Keys' piecewise cubic: it falls below 0 between the distances 1 and 2, by the slope `a` at 1.
+    """Keys' piecewise cubic: negative between the distances 1 and 2, with the slope `a` at 1.
 
-    Pillow and antialiasing take a = −1/2; PyTorch without antialiasing takes −3/4.
+    Pillow and antialiasing use a = −1/2; PyTorch without antialiasing uses −3/4.
     """
     a = -0.5 if antialias else -0.75
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
@@ -51,17 +51,17 @@ def resize_tensor(
 
         centre(o) = (o + ½) · size / new_size − ½
 
-    in the old image, where pixel i lies at i. It becomes the mean of the old pixels around it with the weights
-    kernel(|i − centre(o)|), along the rows and then along the columns. What lies outside the image is a copy of the
-    edge. With `antialias`, the kernel of a side that shrinks is stretched by size / new_size, so that every old pixel
-    counts, and what lies outside does not. `NEAREST` takes the pixel floor(o · size / new_size) and has no weights.
+    in the old image, where pixel i is at i. The new pixel is the mean of the old pixels around it with the weights
+    kernel(|i − centre(o)|), along the rows and then along the columns. Outside the image the edge pixels are repeated.
+    With `antialias`, the kernel of a shrinking side is stretched by size / new_size, so that every old pixel counts,
+    and pixels outside the image do not. `NEAREST` takes the pixel floor(o · size / new_size) and has no weights.
 
     Args:
-        pixels: any numbers; what is neither float32 nor float64 is computed in float32, and whole numbers are rounded
-            (a half to the even neighbour) and, if they are bytes, kept within 0 to 255.
+        pixels: any numbers; all but float32 and float64 are computed in float32, and integers are rounded
+            (a half to the even neighbour) and, if they are bytes, clamped to 0 to 255.
         size: (height, width) of the result, in pixels, at least 1.
         interpolation: `BILINEAR`, `BICUBIC` or `NEAREST`.
-        antialias: see above; without it an image that shrinks loses most of its pixels.
+        antialias: see above; without it a shrinking image loses most of its pixels.
 
     Raises:
         ValueError: another interpolation, or an image without pixels.
@@ -92,7 +92,7 @@ def resize_tensor(
 def _resize_last(
     numbers: Float[Tensor, "*batch old"], new: int, kernel: Kernel, antialias: bool
 ) -> Float[Tensor, "*batch new"]:
-    """The last dimension resized: one old pixel of each window after the other."""
+    """The last dimension resized: accumulate one old pixel of each window after the other."""
     if numbers.shape[-1] == new:
         return numbers
     places, weights = window_weights(numbers.shape[-1], new, kernel, antialias)
@@ -107,16 +107,16 @@ def _resize_last(
 def window_weights(
     size: int, new: int, kernel: Kernel, antialias: bool
 ) -> tuple[Int[Tensor, "window new"], Float[Tensor, "window new"]]:
-    """Which old pixels make each new one, and how much each weighs: the formula of `resize_tensor`, in float64.
+    """The old pixels that each new pixel is made from, and their weights: the formula of `resize_tensor`, in float64.
 
     Args:
-        size: of the old side.
+        size: size of the old side.
         new: size of the new side.
         kernel: the weights.
         antialias: whether a shrinking side stretches the kernel.
 
     Returns:
-        Indices of old pixels and their weights. Every new pixel has as many; a column of weights adds up to 1.
+        Indices of old pixels and their weights. Every new pixel has the same number; a column of weights adds up to 1.
     """
     centres = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * size / new - 0.5
     stretch = max(size / new, 1.0) if antialias else 1.0

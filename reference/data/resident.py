@@ -1,8 +1,8 @@
 """Chapters 05 and 06: data sets that are decoded once and stay in memory, and the loader that slices them.
 
-An image file would be decoded anew in every epoch. `Resident` therefore keeps all images of a data
-set as one uint8 tensor, and `ResidentLoader` cuts batches out of it: the very batches that `DataLoader` yields with
-`ToTensor`, bit for bit, without touching Pillow again.
+An image file would be decoded anew in every epoch. `Resident` therefore keeps all images of a data set as one uint8
+tensor, and `ResidentLoader` slices batches from it: the same batches that `DataLoader` yields with `ToTensor`, bit for
+bit, without using Pillow again.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from reference.data.loader import DataLoader, check_batch_size, draw_seed
 
 
 class Resident:
-    """A map-style data set whose images are already decoded.
+    """A map-style data set of decoded images.
 
     Attributes:
         images: all images, `[n, channels, height, width]`, values 0 to 255.
@@ -54,24 +54,24 @@ class Resident:
 
 
 class ResidentLoader(DataLoader):
-    """Batches of a `Resident` data set, cut out of its tensor and scaled to floats from 0 to 1.
+    """Batches of a `Resident` data set, sliced from its tensor and scaled to floats from 0 to 1.
 
     Iterating yields `(images, targets)`: `images` float32 `[b, channels, height, width]` = uint8 / 255, and `targets`
-    int64 `[b]`: what `DataLoader` yields with `ToTensor`. The data set's own `transform` is not applied.
+    int64 `[b]`, the same as `DataLoader` with `ToTensor`. The data set's own `transform` is not applied.
 
     Args:
-        dataset: what to cut.
+        dataset: the data set to slice.
         batch_size, shuffle, drop_last, generator: as `DataLoader`'s.
-        device: where the batches are wanted. An accelerator gets all images once, as uint8, so that no step waits for
-            the host; if its memory is too small, each batch travels by itself. Either way they are scaled there.
-        vary: called with each batch's images, uint8, and `generator`; what it returns takes their place.
+        device: the device of the batches. All images are copied to an accelerator once, as uint8, so that no step waits
+            for the host; if its memory is too small, each batch is copied on its own. Either way they are scaled there.
+        vary: called with each batch's images, uint8, and `generator`; its result replaces them.
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
     """
 
     dataset: Resident
-    batch_size: int  # never None: an image alone is not cut out
+    batch_size: int  # never None: single images are not sliced
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class ResidentLoader(DataLoader):
     ) -> None:
         super().__init__(dataset, check_batch_size(batch_size), shuffle, drop_last=drop_last, generator=generator)
         self.device, self.vary = torch.device(device), vary
-        self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the images they are of; images and labels there
+        self._moved: tuple[Tensor, Tensor, Tensor] | None = None  # the source images; images and labels on the device
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b channels height width"], Int[Tensor, "b"]]]:
         images, targets = self._resident()
@@ -94,7 +94,7 @@ class ResidentLoader(DataLoader):
             draw_seed(self.generator)  # as `DataLoader` does
         for numbers in self._batches():
             rows: Any = numbers if self.shuffle else slice(numbers[0], numbers[-1] + 1)
-            if self.shuffle and images.device.type != "cpu":  # a list would be copied, and waited for
+            if self.shuffle and images.device.type != "cpu":  # a list would be copied, and the step would wait for it
                 rows = torch.tensor(numbers, device="cpu").to(images.device, non_blocking=True)
             batch, labels = (part[rows].to(self.device, non_blocking=True) for part in (images, targets))
             if self.vary is not None:
@@ -102,7 +102,7 @@ class ResidentLoader(DataLoader):
             yield batch.to(torch.float32).div_(255), labels
 
     def _resident(self) -> tuple[UInt8[Tensor, "n channels height width"], Int[Tensor, "n"]]:
-        """All images and labels, on the device if they are wanted there and it has room for them."""
+        """All images and labels, on the device if that is requested and its memory is large enough."""
         images, targets = self.dataset.images, self.dataset.targets
         if self.device.type == "cpu":
             return images, targets

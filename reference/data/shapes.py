@@ -13,16 +13,16 @@ its `w[0]` in the block, 0 for the smallest.
 
 **Shape.** A class is a region of a grid of cells (column `u` to the right, row `v` downwards), given in `REGIONS`; its
 middle is cell (0, 0), and it ends before ±57. All ten have the same area, within 1 %, and sharp edges: neither the mean
-brightness nor the shares of the colours tell one class from another.
+brightness nor the proportions of the colours distinguish one class from another.
 
 **Place.** Lengths in the image are half pixels, `x` to the right and `y` downwards, 0 in the middle: the columns and
-rows stand at -31, -29 … 31. With `÷` and `>>` rounding down:
+rows are at -31, -29 … 31. With `÷` and `>>` rounding down:
 
     size  = 20 + w[1] mod 9         the length of 64 cells
-    left  = w[2] mod 19 - 9         where cell (0, 0) lies
+    left  = w[2] mod 19 - 9         the position of cell (0, 0)
     top   = w[3] mod 19 - 9
     k     = w[4] mod 9 - 4          the tilt: the tangent of half the angle is k/32, so at most 14.3°
-    turns = w[5] mod 4              quarter turns besides
+    turns = w[5] mod 4              additional quarter turns
     a     = (1024 - k²) · 16384 ÷ ((1024 + k²) · size)
     b     =       64k   · 16384 ÷ ((1024 + k²) · size)
     (a, b) = (-b, a), `turns` times over
@@ -36,7 +36,7 @@ The pixel belongs to the figure if cell `(u, v)` lies in the region of the class
     ground = w[6 + c] mod 64
     figure = 192 + w[9 + c] mod 64
     light  = ((w[12] mod 25 - 12) · x + (w[13] mod 25 - 12) · y) >> 5
-    grain  = (byte 1024 · c + 32 · row + column of w[14] to w[397], each number's lowest byte first) >> 3, less 16
+    grain  = (byte 1024 · c + 32 · row + column of w[14] to w[397], each number's lowest byte first) >> 3, minus 16
     value  = (figure or ground) + light + grain, clamped to 0 … 255
 """
 
@@ -68,7 +68,7 @@ REGIONS: dict[str, Callable[[Any, Any], Any]] = {
     "crescent": lambda u, v: (u * u + v * v <= 53 * 53) & ((u - 26) ** 2 + v * v > 39 * 39),
     "corner": lambda u, v: (np.maximum(abs(u), abs(v)) <= 44) & (np.minimum(u, v) <= -12),
 }
-"""The classes in order of their numbers; a region says of each cell (column u, row v) whether it lies inside."""
+"""The classes in order of their numbers; a region tells for each cell (column u, row v) whether it is inside."""
 
 _STEP = 0x9E3779B97F4A7C15  # SplitMix64's increment
 _WORDS = 14 + 3 * 32 * 32 // 8  # numbers an image: 14 parameters, and eight bytes of grain in each of the others
@@ -86,8 +86,8 @@ class Shapes(Resident):
         train: the training part, 9,600 images, or the test part, 2,000 others.
         transform: called with the PIL image when an item is taken.
         target_transform: called with the class number when an item is taken.
-        size: how many images instead; the first ones of the same endless row.
-        seed: which row, from 0 to 2**63 - 1.
+        size: number of images, if not the default; the first ones of an endless sequence.
+        seed: the number of the sequence, from 0 to 2**63 - 1.
 
     Attributes:
         images: the images, `[n, 3, 32, 32]`, uint8.
@@ -148,7 +148,7 @@ def _classes(state: UInt64[np.ndarray, "1"], size: int) -> Int64[np.ndarray, "si
 
 
 def _stencils() -> Bool[np.ndarray, "10 128 128"]:
-    """The regions as tables: whether cell (u, v) of a class lies inside, at `[class, v + 64, u + 64]`."""
+    """The regions as tables: whether cell (u, v) of a class is inside, at `[class, v + 64, u + 64]`."""
     v, u = np.mgrid[-64:64, -64:64]
     return np.stack([region(u, v) for region in REGIONS.values()])
 
@@ -171,7 +171,7 @@ def _draw(
     a, b = np.choose(turns, [a, -b, -a, b]).astype(np.int32), np.choose(turns, [b, a, -b, -a]).astype(np.int32)
     x, y = column - left.astype(np.int32), row - top.astype(np.int32)
     u, v = (a * x + b * y) >> 8, (a * y - b * x) >> 8
-    cell = (np.clip(v, -64, 63) + 64) * 128 + np.clip(u, -64, 63) + 64  # the outermost cells are empty, as all beyond
+    cell = (np.clip(v, -64, 63) + 64) * 128 + np.clip(u, -64, 63) + 64  # cells beyond the border are empty
     inside = stencils.reshape(-1)[cell + 128 * 128 * targets.astype(np.int32)[:, None, None]]
 
     ground = np.stack([draw_int(6 + c, 64, 0) for c in range(3)], axis=1).astype(np.int16)

@@ -1,7 +1,7 @@
-"""Chapters 03 and 04: from an image to the tensor that a network takes.
+"""Chapters 03 and 04: from an image to the tensor that a network takes as input.
 
-A transform is made once and then called with one image after the other. An image is a PIL image or a tensor
-`[…, channels, height, width]`; what comes out is of the same kind, but for `ToTensor`.
+A transform is created once and then called with one image after the other. An image is a PIL image or a tensor
+`[…, channels, height, width]`; the output is of the same kind, except for `ToTensor`.
 """
 
 import sys
@@ -26,20 +26,20 @@ Size: TypeAlias = int | Sequence[int]
 _BYTES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _SHORTS = "I;16" if sys.byteorder == "little" else "I;16B"
 _MODES: dict[str, Any] = dict.fromkeys(_BYTES, np.uint8) | {_SHORTS: np.int16, "I": np.int32, "F": np.float32}
-"""The numbers that a PIL mode's pixels are made of."""
+"""The numpy dtype of each PIL mode's pixels."""
 
 PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
-"""What a border may be made of, see `RandomCrop`."""
+"""Values of a border, see `RandomCrop`."""
 
 
 class Compose:
-    """Transforms one after the other: `Compose([f, g])(x) = g(f(x))`.
+    """Apply transforms one after the other: `Compose([f, g])(x) = g(f(x))`.
 
     Args:
-        transforms: callables of one argument, in the order of their calls; none at all changes nothing.
+        transforms: callables of one argument, in the order of their calls; an empty list is the identity.
 
     Raises:
-        TypeError: `transforms` is no sequence, or one of them cannot be called.
+        TypeError: `transforms` is not a sequence, or one of them is not callable.
     """
 
     def __init__(self, transforms: Iterable[Any]) -> None:
@@ -60,19 +60,19 @@ class Compose:
 
 
 class ToTensor:
-    """An image as a tensor `[channels, height, width]`; bytes become floats from 0 to 1.
+    """Convert an image to a tensor `[channels, height, width]`; bytes become floats from 0 to 1.
 
         output[c, y, x] = image[y, x, c] / 255
 
     Only bytes are scaled: the PIL modes 1 (black is 0, white 1), L, LA, P (its palette's indices), PA, RGB, RGBA, RGBX,
     CMYK, YCbCr, HSV and LAB, and arrays of uint8. They become PyTorch's default dtype, float32 unless it was changed.
-    Other numbers stay what they are: I is int32, F float32, and I;16 int16, in which values from 32768 on are negative.
+    Other numbers are unchanged: I is int32, F float32, and I;16 int16, in which values from 32768 on are negative.
     An array is `[height, width, channels]` or `[height, width]` and keeps its dtype unless it is uint8.
 
-    The result is a copy: to change it leaves the image alone.
+    The result is a copy: changing it does not change the image.
 
     Raises:
-        TypeError: what came is neither a PIL image nor a numpy array; or its numbers are nothing that a tensor holds.
+        TypeError: the argument is neither a PIL image nor a numpy array, or its dtype has no counterpart in PyTorch.
         ValueError: an array of other than 2 or 3 dimensions, or a mode that is not listed above.
     """
 
@@ -86,7 +86,7 @@ class ToTensor:
         elif isinstance(image, np.ndarray):
             if image.ndim not in (2, 3):
                 raise ValueError(f"ToTensor: an array must have 2 or 3 dimensions, got the shape {image.shape}")
-            array = image.copy()  # also because a tensor has no negative strides, as a mirrored array does
+            array = image.copy()  # copied also because a tensor has no negative strides, as a mirrored array does
         else:
             raise TypeError(f"ToTensor: image must be a PIL image or a numpy array, got {type(image).__name__}")
         pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
@@ -101,7 +101,7 @@ class Normalize(nn.Module):
 
         output[c] = (input[c] − mean[c]) / std[c]
 
-    With the mean and the standard deviation of the channel's values (not the variance: their square), the result has
+    With the mean and the standard deviation (not the variance, its square) of the channel's values, the result has
     mean 0 and standard deviation 1.
 
     Args:
@@ -110,9 +110,9 @@ class Normalize(nn.Module):
         inplace: write into the input instead of a new tensor.
 
     Raises:
-        TypeError: the input is no tensor of floats.
-        ValueError: it has fewer than 3 dimensions, or not as many channels as `mean` and `std` have numbers; or `std`
-            is 0 in the input's dtype.
+        TypeError: the input is not a float tensor.
+        ValueError: the input has fewer than 3 dimensions, or another number of channels than `mean` and `std` have
+            values; or `std` is 0 in the input's dtype.
     """
 
     def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
@@ -148,26 +148,26 @@ class Normalize(nn.Module):
 
 
 class Resize(nn.Module):
-    """An image in another size, stretched if need be.
+    """Resize an image; its proportions may change.
 
-    One number sets the shorter side and keeps the proportions: it makes no square.
+    One number sets the shorter side and keeps the proportions; the result is in general not a square.
 
         (height, width) → (size, ⌊size · width / height⌋)        if height ≤ width
 
-    PIL images are resized by Pillow, tensors as `resize_tensor` says; the dtype or mode stays. An image that has the
-    size already is returned itself.
+    PIL images are resized by Pillow, tensors by `resize_tensor`; the dtype or mode stays the same. An image that has
+    the requested size already is returned itself.
 
     Args:
         size: of the shorter side, or a pair (height, width), in pixels.
         interpolation: `PIL.Image.Resampling.BILINEAR`, `BICUBIC` or `NEAREST`, or torchvision's `InterpolationMode`;
-            for PIL images Pillow's others too. Nearest is not the same for both: a tensor takes the pixel
-            ⌊o · old / new⌋, Pillow the one under the new pixel's centre.
-        max_size: the longer side may have no more; a longer one becomes `max_size`, and the shorter side shrinks with
-            it. Only for a single `size`.
-        antialias: whether tensors that shrink take the mean of all their pixels. PIL images always do.
+            for PIL images Pillow's others too. Nearest differs between the two: a tensor takes the pixel
+            ⌊o · old / new⌋, Pillow the pixel under the new pixel's centre.
+        max_size: upper limit of the longer side; a longer one becomes `max_size`, and the shorter side shrinks in
+            proportion. Only for a single `size`.
+        antialias: whether shrinking tensors average over all their pixels. PIL images always do.
 
     Raises:
-        TypeError: `size` is no integer nor a sequence of integers; what came is no image.
+        TypeError: `size` is not an integer or a sequence of integers, or the argument is not an image.
         ValueError: `size`, `interpolation` or `max_size` is none of the above, or leaves no pixel.
     """
 
@@ -220,23 +220,23 @@ class Resize(nn.Module):
 
 
 class RandomCrop(nn.Module):
-    """A window of the image, at a place that each call draws anew.
+    """Crop a window of the image at a random place, drawn anew in each call.
 
     All (height − size[0] + 1) · (width − size[1] + 1) places are equally likely. The row is drawn first, then the
-    column, each with `torch.randint`; where the window is the whole image nothing is drawn.
+    column, each with `torch.randint`; nothing is drawn if the window is the whole image.
 
     Args:
         size: of the window: (height, width), or one number for a square.
         padding: a border to add first: one number of pixels for all sides, two (left and right, top and bottom), or
             four (left, top, right, bottom).
-        pad_if_needed: where the image is still too small, add what is missing on both sides.
+        pad_if_needed: pad an image that is still too small on both sides.
         fill: the border's value: a number, or for PIL images one for each channel.
-        padding_mode: what the border is: "constant" is `fill`; "edge" repeats the last pixel, "reflect" mirrors the
+        padding_mode: values of the border: "constant" is `fill`; "edge" repeats the last pixel, "reflect" mirrors the
             image without its last pixel (`c b | a b c | b a`), "symmetric" with it (`b a | a b c | c b`).
 
     Raises:
-        TypeError: `size` or `padding` is no integer nor a sequence of integers; `fill` is no number, or what came is no
-            image.
+        TypeError: `size` or `padding` is not an integer or a sequence of integers, `fill` is not a number, or the
+            argument is not an image.
         ValueError: `size`, `padding` or `padding_mode` is none of the above; the window is larger than the image.
     """
 
@@ -291,15 +291,15 @@ class RandomCrop(nn.Module):
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Left and right exchanged, or the image itself: each call draws which.
+    """Exchange left and right with probability `p`, drawn anew in each call.
 
         output[…, y, x] = input[…, y, width − 1 − x]        if u < p, with u uniform in [0, 1)
 
     Args:
-        p: how likely it is flipped.
+        p: the probability of a flip.
 
     Raises:
-        TypeError: what came is no image.
+        TypeError: the argument is not an image.
         ValueError: `p` is outside [0, 1].
     """
 
@@ -322,7 +322,7 @@ class RandomHorizontalFlip(nn.Module):
 
 
 class _Borders(NamedTuple):
-    """How many pixels are added on each side."""
+    """The number of pixels added on each side."""
 
     left: int
     top: int
@@ -331,7 +331,7 @@ class _Borders(NamedTuple):
 
 
 def _as_borders(padding: int | Sequence[int] | None) -> _Borders:
-    """`RandomCrop`'s padding for each side."""
+    """`RandomCrop`'s padding as the number of pixels for each side."""
     if padding is None:
         return _Borders(0, 0, 0, 0)
     numbers = (padding,) if isinstance(padding, int) else padding
@@ -343,7 +343,7 @@ def _as_borders(padding: int | Sequence[int] | None) -> _Borders:
 
 
 def _as_sizes(transform: str, size: Size) -> tuple[int, ...]:
-    """One side or two, each at least 1."""
+    """One or two sizes, each at least 1."""
     sides = (size,) if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
         raise TypeError(f"{transform}: size must be an integer or a pair (height, width), got {size!r}")
@@ -393,7 +393,7 @@ def _framed(image: ImageOrTensor, borders: _Borders, fill: Any) -> ImageOrTensor
 
 
 def _continued(image: ImageOrTensor, borders: _Borders, padding_mode: str) -> ImageOrTensor:
-    """The image with a border that is made of its own pixels."""
+    """The image with a border made from its own pixels."""
     height, width = _height_and_width("RandomCrop", image)
     rows = _continued_places(height, borders.top, borders.bottom, padding_mode)
     columns = _continued_places(width, borders.left, borders.right, padding_mode)
@@ -407,11 +407,11 @@ def _continued(image: ImageOrTensor, borders: _Borders, padding_mode: str) -> Im
 
 
 def _continued_places(size: int, before: int, after: int, padding_mode: str) -> Tensor:
-    """Which pixel of a side stands at each place of the padded side."""
+    """The index of the old pixel for each place of the padded side."""
     places = torch.arange(-before, size + after, device="cpu")
     if padding_mode == "edge":
         return places.clamp(0, size - 1)
-    # there and back again: a b c b | a b c b … without the last pixel twice, a b c c b a | … with it
+    # a b c b | a b c b … without the last pixel twice, a b c c b a | … with it
     way = torch.arange(size, device="cpu")
     back = way.flip(0) if padding_mode == "symmetric" else way[1:-1].flip(0)
     period = torch.cat([way, back])

@@ -23,10 +23,10 @@ import torch
 import torch.utils.data
 
 SMALL = 4096
-"""Bytes that the pipe to a worker holds on every system: sending them never waits, even if the worker does not read."""
+"""Bytes that the pipe to a worker holds on every system: sending them never blocks, even if the worker is busy."""
 
 LOOK = 1.0
-"""Seconds between two looks at whether a worker is still there, in case its pipe and its sentinel are held open."""
+"""Seconds between two checks whether a worker is still alive, in case its pipe and its sentinel are held open."""
 
 GRACE = 2.0
 """Seconds that a worker has to end after SIGTERM; then it is killed, which neither a handler nor a stop prevents."""
@@ -35,18 +35,18 @@ GRACE = 2.0
 class WorkerPool:
     """Processes that make batches, each some batches ahead of the consumer.
 
-    Batch `b` of an epoch is made by worker `b % count`, and batches arrive in their order. The processes end with an
-    epoch that is to stop them, when the pool is no longer used, and when the program ends; a worker that ignores
-    SIGTERM is killed. A process that was forked off the consumer leaves them alone.
+    Batch `b` of an epoch is made by worker `b % count`, and batches arrive in order. The processes end with an epoch
+    that is to stop them, when the pool is no longer used, and when the program ends; a worker that ignores SIGTERM is
+    killed. A process that was forked from the consumer does not touch them.
 
     Args:
-        fetch: makes a batch of its indices.
-        dataset: what `get_worker_info().dataset` is in a worker: the data set in `fetch`.
-        count: at most so many processes.
-        seed: the random numbers of worker `i` begin at `seed + i`.
-        context: how processes start: `"fork"`, `"spawn"`, `"forkserver"`, or None for the system's way.
-        ahead: batches that each worker makes before they are asked for, at least 1.
-        timeout: seconds to wait for a batch; 0: without end.
+        fetch: makes a batch from its indices.
+        dataset: the value of `get_worker_info().dataset` in a worker: the data set in `fetch`.
+        count: the largest number of processes.
+        seed: worker `i` is seeded with `seed + i`.
+        context: the start method: `"fork"`, `"spawn"`, `"forkserver"`, or None for the system's default.
+        ahead: batches that each worker makes before they are requested, at least 1.
+        timeout: seconds to wait for a batch; 0: no limit.
         init: called in each worker with its number before the first batch; None: nothing.
     """
 
@@ -72,15 +72,15 @@ class WorkerPool:
         self._end = Finalize(self, _stop, args=(self.workers,), exitpriority=1)
 
     def epoch(self, batches: Iterator[Any], *, stop: bool) -> Iterator[Any]:
-        """What `fetch` makes of each of `batches`, in their order; with `stop` the processes end with the iteration.
+        """The results of `fetch` for each of `batches`, in order; with `stop` the processes end with the iteration.
 
-        The indices of `ahead` batches for each worker are taken at once, then one with each batch that is handed over.
+        The indices of `ahead` batches for each worker are taken at first, then one with each batch that is handed over.
 
         Raises:
             TypeError: `fetch` (the data set, `collate_fn`) or `init` cannot be sent to a process.
-            RuntimeError: a worker died, as when memory runs out; a batch took longer than `timeout`; another epoch has
-                begun since; or another process than the one that began it goes through the iteration.
-            Exception: what `fetch` raised in a worker; its cause is the worker's traceback.
+            RuntimeError: a worker died, for instance because memory ran out; a batch took longer than `timeout`;
+                another epoch has begun since; or another process than the one that began the iteration continues it.
+            Exception: raised by `fetch` in a worker; its cause is the worker's traceback.
         """
         self.epochs += 1
         for worker in self.workers:
@@ -125,7 +125,7 @@ class WorkerPool:
             )
 
     def _give(self, number: int, batch: Any) -> None:
-        """Let batch `number` be made, by a new worker if its worker is not there yet."""
+        """Send batch `number` to its worker, which is started if necessary."""
         turn = number % self.count
         if turn == len(self.workers):
             worker = _Worker(self.context, turn, self.life)
@@ -134,7 +134,7 @@ class WorkerPool:
         self.workers[turn].give(batch)
 
     def _receive(self, worker: "_Worker") -> bytes:
-        """The next answer of `worker`; those of others that come meanwhile are taken too, so that nobody waits."""
+        """The next answer of `worker`; answers of others that arrive meanwhile are taken too, so that none blocks."""
         deadline = time.monotonic() + self.timeout if self.timeout else None
         while True:
             for other in self.workers:
@@ -142,7 +142,7 @@ class WorkerPool:
             if worker.answers:
                 return worker.answers.popleft()
             if worker.gone or not worker.process.is_alive():
-                worker.take()  # what it sent before it ended
+                worker.take()  # the answers that it sent before it ended
                 if not worker.answers:
                     error = worker.death()
                     self._end()
@@ -163,13 +163,13 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process, the pipe to it, and what is on its way."""
+    """One process, the pipe to it, and the batches under way."""
 
     def __init__(self, context: BaseContext, number: int, life: "_Life") -> None:
         self.number, self.owner = number, os.getpid()
-        self.waiting: deque[bytes] = deque()  # batches that are not sent yet
-        self.sent: deque[int] = deque()  # the sizes of those that are, and not answered
-        self.stale = 0  # how many of them nobody waits for any more
+        self.waiting: deque[bytes] = deque()  # batches not sent yet
+        self.sent: deque[int] = deque()  # the sizes of those that were sent and not answered
+        self.stale = 0  # the number of them that are not needed any more
         self.answers: deque[bytes] = deque()
         self.gone = self.started = False
         self.pipe, self.far_end = context.Pipe()
@@ -191,11 +191,11 @@ class _Worker:
                 "num_workers=0"
             ) from error
         finally:
-            self.far_end.close()  # only the worker has it now: when it ends, so does the pipe
+            self.far_end.close()  # only the worker has it now: when the worker ends, the pipe ends
 
     @property
     def busy(self) -> bool:
-        """Whether there is a batch to come."""
+        """Whether a batch is still to come."""
         return bool(self.answers or self.waiting or len(self.sent) > self.stale)
 
     def give(self, batch: Any) -> None:
@@ -203,7 +203,7 @@ class _Worker:
         self._send()
 
     def _send(self) -> None:
-        """Send what the pipe surely holds: a worker that waits reads, another one may itself wait to be read."""
+        """Send as much as the pipe surely holds: a waiting worker reads, a busy one may itself block on its pipe."""
         while self.waiting and not (self.sent and sum(self.sent) + len(self.waiting[0]) > SMALL):
             batch = self.waiting.popleft()
             self.sent.append(len(batch))
@@ -211,7 +211,7 @@ class _Worker:
                 self.pipe.send_bytes(batch)
 
     def take(self) -> None:
-        """Take the answers that are there, without waiting for others."""
+        """Take the answers that have arrived, without waiting for others."""
         try:
             while not self.gone and self.sent and self.pipe.poll():
                 answer = self.pipe.recv_bytes()
@@ -225,13 +225,13 @@ class _Worker:
             self.gone = True
 
     def forget(self) -> None:
-        """Nobody waits any more for what is on its way."""
+        """Discard the answers under way when they arrive."""
         self.waiting.clear()
         self.answers.clear()
         self.stale = len(self.sent)
 
     def death(self) -> RuntimeError:
-        """How it ended."""
+        """The error that says how the worker ended."""
         self.process.join(LOOK)  # its pipe may be closed a little earlier
         return RuntimeError(
             f"DataLoader: worker {self.number} ended with exit code {self.process.exitcode} before it handed over its "
@@ -240,7 +240,7 @@ class _Worker:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """End the processes that this process started, whatever they do about signals."""
+    """End the processes that this process started, however they handle signals."""
     for worker in workers:
         worker.pipe.close()
     running = [worker.process for worker in workers if worker.started and worker.owner == os.getpid()]
@@ -255,7 +255,7 @@ def _stop(workers: list[_Worker]) -> None:
 
 @dataclass(frozen=True)
 class _Life:
-    """A worker's life: batches of indices come, made batches go, until the pipe is closed."""
+    """The main loop of a worker: receive batches of indices and send the items until the pipe is closed."""
 
     fetch: Callable[[Any], Any]
     dataset: Any
@@ -264,7 +264,7 @@ class _Life:
     init: Callable[[int], Any] | None
 
     def __call__(self, number: int, pipe: Connection, others: Connection) -> None:
-        others.close()  # else the pipe would stay open when the consumer's process dies
+        others.close()  # otherwise the pipe would stay open when the consumer's process dies
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the consumer's one stops this one
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)  # the workers share the cores already
@@ -276,19 +276,19 @@ class _Life:
         begun = _Answer.of(self.init, number) if self.init is not None else _Answer()
         consumer = os.getppid()
         try:
-            while pipe.poll(LOOK) or os.getppid() == consumer:  # its pipe may be held open by a fork of its
+            while pipe.poll(LOOK) or os.getppid() == consumer:  # a fork of the consumer may hold its pipe open
                 if pipe.poll():
                     batch = pickle.loads(pipe.recv_bytes())
                     pipe.send_bytes((begun if begun.error else _Answer.of(self.fetch, batch)).packed())
         except (EOFError, ConnectionError):
             pass
         finally:
-            pipe.close()  # now: the process may have to wait for threads that an item started
+            pipe.close()  # first: the process may have to wait for threads that an item started
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a worker hands over: a batch, or what went wrong."""
+    """The answer of a worker: a batch, or an error."""
 
     batch: Any = None
     error: Exception | None = None
@@ -300,16 +300,16 @@ class _Answer:
             return cls(make(argument))
         except Exception as error:
             return cls(error=error, trace=traceback.format_exc())
-        except BaseException as error:  # such as SystemExit: it ends no worker, which others may still wait for
+        except BaseException as error:  # such as SystemExit: it ends no worker, because others may still wait for it
             said = f"{type(error).__name__}: {error}"
             return cls(error=RuntimeError(f"DataLoader: a worker was to end by {said}"), trace=traceback.format_exc())
 
     def packed(self) -> bytes:
-        """As it travels: by value, so that it may outlive the worker."""
+        """The answer as bytes: by value, so that it may outlive the worker."""
         try:
             packed = pickle.dumps(self)
             if self.error is not None:
-                pickle.loads(packed)  # an exception of several arguments may be sent and yet not be made again
+                pickle.loads(packed)  # an exception with several arguments may be pickled and yet not be unpickled
             return packed
         except Exception as error:
             trace = self.trace or traceback.format_exc()
@@ -324,7 +324,7 @@ class _Answer:
 
 
 def get_worker_info() -> Any:
-    """What a worker is: `id`, `num_workers`, `seed` and its copy of the `dataset`; None where there is no worker.
+    """The current worker: `id`, `num_workers`, `seed` and its copy of the `dataset`; None outside a worker.
 
     The same as `torch.utils.data.get_worker_info()`.
     """
@@ -332,9 +332,9 @@ def get_worker_info() -> Any:
 
 
 def _tell_pytorch(**info: Any) -> None:
-    """Let `torch.utils.data.get_worker_info()` answer in this process, as data sets ask it.
+    """Make `torch.utils.data.get_worker_info()` return this in this process, because data sets call it.
 
-    PyTorch has no public way to say so.
+    PyTorch has no public function for it.
     """
     from torch.utils.data._utils import worker
 

@@ -1,5 +1,5 @@
-"""Faster forms of the components that a training spends its time in: convolution and pooling.
+"""Faster forms of the components that take most of a training's time: convolution and pooling.
 
-Each computes what the definition in `reference.nn` says and takes the same arguments, already checked. The same tests
+Each computes the same result as the definition in `reference.nn`, from the same arguments, already checked. The tests
 judge both: `reference` offers the fast forms, `reference.definitions` offers every component by its definition.
 """

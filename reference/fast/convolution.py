@@ -1,7 +1,7 @@
-"""Convolution as training uses it: the sums of `conv2d_definition` as matrix products, in bounded memory.
+"""Fast convolution for training: the sums of `conv2d_definition` as matrix products, in bounded memory.
 
 `_Windows` lays the pixels under one row of the kernel next to each other, so that the sum over j and c is a matrix
-product and the sum over i adds up `kernel height` of them. (Where a row has few products, as over the three colours of
+product and the sum over i adds up `kernel height` of them. (If a row has few products, as over the three colours of
 an image, it lays out all rows, and there is one product.) It does so for a few images at a time: the extra memory is
 bounded by a few buffers of `WORKSPACE` numbers (or one image's buffers, where these are larger), whatever the batch
 size.
@@ -28,7 +28,7 @@ WORKSPACE = 2**19
 """The size of the buffers for laid-out windows or outputs, in numbers (2 MiB in float32)."""
 
 WIDE = 256
-"""From this number of output pixels on, images are multiplied one by one: nothing is put side by side, or back."""
+"""From this number of output pixels on, images are multiplied one by one: no image is copied next to another."""
 
 DEEP = 16
 """From this number of products on, a single row of the kernel makes a matrix product."""
@@ -64,13 +64,13 @@ def conv2d(
 
 
 class _Windows(NamedTuple):
-    """Where a convolution's windows lie, and how images, windows, outputs and kernels become matrices.
+    """The positions of a convolution's windows, and the layouts of images, windows, outputs and kernels as matrices.
 
     The layouts, for n images and c input or o output channels in each of the groups. Large images have matrices of
-    their own: they are n lanes of m = 1 image; small ones stand side by side in one lane of m = n images.
+    their own: they are n lanes of m = 1 image; small images are concatenated in one lane of m = n images.
         columns: `[lanes · groups, c · rows · kernel_width, stride, height / stride, m, out_width]`, for each row y of
             the padded images the pixels that lie under `rows` rows of the kernel, at `[…, y % stride, y // stride]`:
-            so what lies under the kernel's block i of `rows` rows, for all windows at once, is one block.
+            so the pixels under the kernel's block i of `rows` rows, for all windows together, are one block.
         block: `[lanes · groups, c · rows · kernel_width, out_height · m · out_width]`, a view of the columns.
         matrices: `[kernel_height / rows, groups, o, c · rows · kernel_width]`, the kernels, block by block.
         pixels: `[lanes · groups, o, out_height · m · out_width]`, the output.
@@ -86,8 +86,8 @@ class _Windows(NamedTuple):
     dilation: Pair
     groups: int
     rows: int
-    """How many rows of the kernel are laid out together: 1 or all. Only then do the columns hold each pixel once for
-    each of its rows, but a matrix product over few channels of one row would be too short to be fast."""
+    """The number of kernel rows that are laid out together: 1 or all. With one row the columns hold each pixel once for
+    each element of the row, but a matrix product over few channels of one row would be too short to be fast."""
 
     @property
     def channels(self) -> Pair:
@@ -96,22 +96,22 @@ class _Windows(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """How many products a matrix product adds up."""
+        """The number of products that a matrix product adds up."""
         return self.channels[0] * self.rows * self.kernel_size[1]
 
     @property
     def steps(self) -> Pair:
-        """By how many rows of the padded image the columns' rows are apart, and in how many phases they stand."""
+        """The distance of the columns' rows in rows of the padded image, and the number of phases they form."""
         return (1, self.stride[0]) if self.rows == 1 else (self.stride[0], 1)
 
     def repeated(self, times: int) -> "_Windows":
-        """The same windows for `times` as many groups side by side."""
+        """The same windows for `times` the number of groups."""
         return self._replace(
             in_channels=times * self.in_channels, out_channels=times * self.out_channels, groups=times * self.groups
         )
 
     def lanes(self, n: int) -> int:
-        """How many lanes `n` images have."""
+        """The number of lanes of `n` images."""
         return n if math.prod(self.out_size) >= WIDE else 1
 
     def padded_shape(self, n: int) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ class _Windows(NamedTuple):
         return blocks, self.depth, phases, heights, m, self.out_size[1]
 
     def batches(self, n: int) -> Iterator[slice]:
-        """Cut `n` images into batches whose columns and pixels fit into the workspace."""
+        """Cut `n` images into batches with columns and pixels that fit into the workspace."""
         numbers = max(math.prod(self.columns_shape(1)), self.out_channels * math.prod(self.out_size))
         size = max(1, WORKSPACE // max(1, numbers))
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
@@ -145,7 +145,7 @@ class _Windows(NamedTuple):
         return windows.permute(0, 1, 7, 6, 4, 3, 2, 5).flatten(1, 3)
 
     def images(self, columns: Tensor) -> Tensor:
-        """The transpose of `columns` with single rows: add up, for each pixel, what stands at its places."""
+        """The transpose of `columns` with single rows: add up, for each pixel, the values of all its columns."""
         channels, (_, width), (_, gap) = self.channels[0], self.kernel_size, self.dilation
         windows = columns.unflatten(1, (channels, width)).permute(0, 1, 2, 5, 4, 3, 6)
         n = len(columns) // self.groups * columns.shape[4]
@@ -371,11 +371,11 @@ def _save(ctx: Any, *tensors: Tensor) -> None:
 
 
 def _sum_of(first: Any, second: Any) -> Any:
-    """The sum of two terms; `None` is a term that is left out."""
+    """The sum of two terms; `None` is an omitted term."""
     return second if first is None else first if second is None else first + second
 
 
 def _joined(tensor: Tensor, vmapped: int | None, times: int, dim: int) -> Tensor:
-    """`tensor` with the dimension that `torch.vmap` adds, or copies where it adds none, joined to dimension `dim`."""
+    """`tensor` with the dimension that `torch.vmap` adds, or copies if it adds none, joined to dimension `dim`."""
     copies = tensor.unsqueeze(dim) if vmapped is None else tensor.movedim(vmapped, dim)
     return copies.expand(*copies.shape[:dim], times, *copies.shape[dim + 1 :]).flatten(dim, dim + 1)

@@ -1,8 +1,8 @@
-"""Pooling as training uses it: the maxima and sums of the definitions in a few passes over the whole image.
+"""Fast pooling for training: the maxima and sums of the definitions in a few passes over the whole image.
 
-`reference.nn.pooling` lays out all windows, which holds each pixel once for each window it lies in. Here the maximum
-goes through the positions of the window one after the other, for all windows at once; the sum goes down the columns
-first, then along the rows.
+`reference.nn.pooling` lays out all windows, so it copies each pixel once for each window that contains it. Here the
+maximum visits the positions of the window one after the other, for all windows together; the sum adds up the columns
+first, then the rows.
 """
 
 import functools
@@ -84,13 +84,13 @@ def adaptive_avg_pool2d(
 ) -> Shaped[Tensor, "*batch out_height out_width"]:
     """The fast form of `reference.nn.pooling.adaptive_avg_pool2d_definition`, with its arguments."""
     wide = input.to(accumulation_dtype(input.dtype))
-    if output_size == (1, 1):  # what follows would do, but reads the image twice
+    if output_size == (1, 1):  # faster than the general case, which reads the image twice
         return wide.mean((-2, -1), keepdim=True).to(input.dtype)
     return _adaptive_mean(_adaptive_mean(wide, -2, output_size[0]), -1, output_size[1]).to(input.dtype)
 
 
 def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
-    """`input` surrounded by `value` as far as the windows reach."""
+    """`input` surrounded by `value` up to the edges of the outermost windows."""
     (top, left), (height, width) = window.padding, input.shape[-2:]
     reach = [
         step * (n - 1) + dilation * (kernel - 1) + 1
@@ -109,10 +109,10 @@ def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
 def _places(
     padded: Tensor, window: _Window, lowest: float | int
 ) -> Int[Tensor, "*batch channels out_height out_width"]:
-    """Where each window's maximum is, as row · width + column of the padded image."""
+    """The place of each window's maximum, as row · width + column of the padded image."""
     width, (top, left) = padded.shape[-1], window.padding
     rows, columns = window.starts(padded.device)
-    # A window that holds nothing above −∞ points to its first pixel inside the image.
+    # A window without a value above −∞ points to its first pixel inside the image.
     first_row, first_column = (
         start + gap * ((gap - 1 - start) // gap).clamp(min=0)
         for start, gap in zip((rows, columns), window.dilation, strict=True)
@@ -140,7 +140,7 @@ def _sums(padded: Tensor, window: _Window) -> Tensor:
     """The sum of each window: first down the columns, then along the rows."""
     total = padded.to(accumulation_dtype(padded.dtype))
     for dim, kernel, step, n in zip((-2, -1), window.kernel, window.stride, window.out_size, strict=True):
-        if step == kernel:  # windows side by side are a reshape, whose gradient has nothing to add up
+        if step == kernel:  # adjacent windows are a reshape; its gradient has nothing to add up
             total = total.narrow(dim, 0, n * kernel).unflatten(dim, (n, kernel)).sum(dim)
         else:
             reach = step * (n - 1) + 1
@@ -154,7 +154,7 @@ def _sums(padded: Tensor, window: _Window) -> Tensor:
 def _adaptive_mean(input: Tensor, dim: int, n: int) -> Tensor:
     """The means of `n` windows along `dim`, -1 or -2; they are up to one pixel longer than length / n, rounded up."""
     length = input.shape[dim]
-    if n > 0 and length % n == 0:  # windows of one length, side by side
+    if n > 0 and length % n == 0:  # windows of one length, next to each other
         return input.unflatten(dim, (n, length // n)).mean(dim)
     numbers = torch.arange(n, device=input.device)
     starts, ends = (numbers * length) // max(n, 1), -(-(numbers + 1) * length // max(n, 1))

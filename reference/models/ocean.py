@@ -20,9 +20,9 @@ class Ocean(nn.Module):
     Source: the tutorial's lines 897 to 915; Caffe, examples/cifar10/cifar10_quick_train_test.prototxt.
 
     Args:
-        classes: how many scores an image gets.
-        layers: any namespace with `Conv2d`, `MaxPool2d`, `Flatten`, `Linear` and `Sequential` that are used as
-            `torch.nn`'s are.
+        classes: number of scores per image.
+        layers: any namespace with `Conv2d`, `MaxPool2d`, `Flatten`, `Linear` and `Sequential` that work like those of
+            `torch.nn`.
 
     Raises:
         ValueError: `classes` is not a positive integer.

@@ -1,4 +1,4 @@
-"""Chapter 16: trained weights, fetched once from where torchvision says they are, or read from a file."""
+"""Chapter 16: trained weights, downloaded once from torchvision's address, or read from a file."""
 
 import importlib
 import math
@@ -23,16 +23,16 @@ SUFFIXES = (".pth", ".pt")
 
 
 def read_weights(weights: Any, listing: str, progress: bool) -> tuple[str, dict[str, Any]]:
-    """A state dict, and what it is called in messages.
+    """A state dict, and its name for messages.
 
     Args:
         weights: a member of the listing, its name, or the path of a file.
         listing: the name of the enumeration in `torchvision.models`, such as "VGG16_Weights".
-        progress: show a bar while it is fetched.
+        progress: show a bar during the download.
 
     Raises:
-        InputError: the file is missing, damaged or no state dict; or it cannot be fetched, or torchvision knows none of
-            that name.
+        InputError: the file is missing, damaged or no state dict; or it cannot be downloaded, or torchvision has no
+            weights of that name.
         TypeError: `weights` is none of the three.
     """
     if isinstance(weights, os.PathLike) or (isinstance(weights, str) and _is_path(weights)):
@@ -55,7 +55,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """The dictionary in a file of `torch.save`, on the CPU; no code of the file is run.
 
     Raises:
-        InputError: the file is missing, damaged, asks for code to be run, or holds something else.
+        InputError: the file is missing or damaged, needs code to be run, or holds something else.
     """
     try:
         with opened(path) as (file, size, start):
@@ -66,11 +66,11 @@ def read_state(path: Path) -> dict[str, Any]:
     except ForeignError as error:
         raise InputError(
             f"{path} was not read, because it holds more than tensors, or is damaged, and reading it could run code; "
-            "what is needed is what torch.save(network.state_dict(), path) writes (out of a whole network "
-            "reference.read_legacy_checkpoint takes it)"
+            "save the weights with torch.save(network.state_dict(), path) (for a whole network, "
+            "reference.read_legacy_checkpoint extracts them)"
         ) from error
     except NONSENSE as error:
-        reason = str(error) if type(error) is ValueError else "what it says makes no sense"
+        reason = str(error) if type(error) is ValueError else "its instructions make no sense"
         raise InputError(f"{path} is damaged or cut off: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -78,16 +78,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_state(source: str, state: Mapping[str, Any], expected: Mapping[str, Tensor], network: str) -> None:
-    """Hold a state dict against that of a network: the same keys, shapes, and types that fit without rounding.
+    """Check a state dict against that of a network: the same keys and shapes, and dtypes that fit without rounding.
 
     Args:
-        source: where it comes from, for the message.
-        state: what was read.
-        expected: the network's own, whose numbers do not matter.
-        network: what the network is, for the message.
+        source: the origin, for the message.
+        state: the state dict that was read.
+        expected: the network's own state dict; its values do not matter.
+        network: the name of the network, for the message.
 
     Raises:
-        InputError: they differ; the text names the first entry that does.
+        InputError: they differ; the message names the first wrong entry.
     """
     problem = next((said for key in (*expected, *state) if (said := _problem(key, state, expected))), None)
     if problem is not None:
@@ -99,7 +99,7 @@ def _is_path(text: str) -> bool:
 
 
 def _member(weights: Any, listing: str) -> Any:
-    """A member of torchvision's enumeration, by itself or its name."""
+    """A member of torchvision's enumeration, given as itself or by its name."""
     try:
         known = getattr(importlib.import_module("torchvision.models"), listing)
     except ImportError as error:
@@ -121,13 +121,13 @@ def _member(weights: Any, listing: str) -> Any:
 
 
 def _digest_in(name: str) -> str:
-    """How the SHA-256 of a file begins, by the last word of its name: `vgg16-397923af.pth`."""
+    """The beginning of a file's SHA-256, from the last word of its name: `vgg16-397923af.pth`."""
     found = re.search(r"-([0-9a-f]{8,})\.", name)
     return found[1] if found else ""
 
 
 def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
-    """Bring the file of a member to `path`, whole and with the right SHA-256, or leave nothing under that name."""
+    """Download the file of a member to `path`, whole and with the right SHA-256, or leave nothing under that name."""
     size = member.meta.get("_file_size")  # MiB, rounded to three digits
     largest = LARGEST if size is None else math.ceil((size + 0.001) * 2**20)
     try:
@@ -142,7 +142,7 @@ def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
 
 
 def _problem(key: Any, state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with one entry, if anything is."""
+    """The problem of one entry, if there is any."""
     if key not in expected:
         return f"{key!r} does not belong there"
     if key not in state:

@@ -24,21 +24,21 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 """The output channels of the 3×3 convolutions; each stage ends with a pooling that halves height and width."""
 
 SMALLEST = 2 ** len(STAGES)
-"""The height and width, in pixels, of which the poolings leave something."""
+"""The smallest height and width, in pixels, that are left with a pixel after the poolings."""
 
 
 class VGG(nn.Module):
     """Convolutions, each followed by ReLU, in stages; then three linear layers.
 
     Shapes for `b` images of 224×224: [b, 3, 224, 224] → [b, 64, 112, 112] → [b, 128, 56, 56] → [b, 256, 28, 28]
-    → [b, 512, 14, 14] → [b, 512, 7, 7] → [b, 25088] → [b, 4096] → [b, 4096] → [b, num_classes]. Images of another
-    size, at least 32×32, fit because their last maps are averaged, or repeated, to 7×7.
+    → [b, 512, 14, 14] → [b, 512, 7, 7] → [b, 25088] → [b, 4096] → [b, 4096] → [b, num_classes]. Images of another size,
+    at least 32×32, fit because their last feature maps are averaged, or repeated, to 7×7.
 
     Args:
-        features: what comes before the average, from `[b, 3, height, width]` to `[b, 512, …, …]`.
-        num_classes: how many scores an image gets.
+        features: the layers before the average, from `[b, 3, height, width]` to `[b, 512, …, …]`.
+        num_classes: number of scores per image.
         init_weights: start the convolutions from N(0, 2 / (output channels · 9)), the linear layers from N(0, 0.01²)
-            and all biases from 0; otherwise every layer starts as it does by itself.
+            and all biases from 0; otherwise every layer keeps its own initialization.
         dropout: the share of the 4096 numbers after each of the first two linear layers that is dropped in training.
 
     Raises:
@@ -68,8 +68,8 @@ class VGG(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new parameters, layer by layer in the order of the network.
 
-        A ReLU halves the second moment of what goes through it; the variance 2 / fan_out keeps that of the gradients
-        on their way back (He et al., 2015).
+        A ReLU halves the second moment of its input; the variance 2 / fan_out keeps that of the gradients in the
+        backward pass (He et al., 2015).
         """
         for layer in self.modules():
             if not isinstance(layer, Conv2d | Linear):
@@ -104,21 +104,21 @@ def vgg16(
     """A new VGG16, or a trained one: 13 convolutions and 3 linear layers, 138,357,544 parameters for 1000 classes.
 
     Args:
-        weights: where its weights come from. `None`: drawn (see `VGG`). A member of `torchvision.models.VGG16_Weights`,
-            or its name, such as "DEFAULT": fetched once (528 MB) into the cache folder of `torch.hub`. The path of a
-            file: a state dict, as `torch.save(network.state_dict(), path)` writes it.
-        progress: show a bar while weights are fetched.
-        num_classes: how many scores an image gets; `None`: as many as `weights` have, without weights 1000.
+        weights: the source of its weights. `None`: drawn (see `VGG`). A member of `torchvision.models.VGG16_Weights`,
+            or its name, such as "DEFAULT": downloaded once (528 MB) into the cache folder of `torch.hub`. The path of a
+            file: a state dict, as written by `torch.save(network.state_dict(), path)`.
+        progress: show a bar during the download.
+        num_classes: number of scores per image; `None`: that of `weights`, without weights 1000.
         init_weights: see `VGG`.
         dropout: see `VGG`.
-        pretrained: what `weights` was called before torchvision 0.13: `True` is `weights="DEFAULT"`, `False` is
+        pretrained: the name of `weights` before torchvision 0.13: `True` is `weights="DEFAULT"`, `False` is
             `weights=None`; it warns.
 
     Returns:
         The network, in training mode.
 
     Raises:
-        InputError: the weights cannot be fetched, the text says what to fetch from where and where to put it; or they
+        InputError: the weights cannot be downloaded (the message names the address and the path for the file); or they
             are damaged, or not those of such a network.
         ValueError: an argument outside its range.
         TypeError: `weights` is none of these, or given along with `pretrained`.
@@ -146,16 +146,16 @@ def vgg16(
 
 
 def append_classifier(network: Network, classes: int, *, inside: bool = True) -> Network:
-    """Put a linear layer behind the scores of a network's classifier: of 1000 scores it makes `classes`.
+    """Append a linear layer to a network's classifier: from its 1000 scores it computes `classes`.
 
-    The layer is called by the classifier's next number, "7" in VGG16, and starts as linear layers do.
+    The layer has the classifier's next number as its name, "7" in VGG16, and the usual initialization.
 
     Args:
-        network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores an image gets afterwards.
-        inside: put it into the classifier, where it is run. With `False` it is put where the tutorial puts it, beside
-            the classifier: it is printed, saved and handed to the optimizer, but `forward` never calls it, and the
-            network gives as many scores as before.
+        network: a network with a `classifier` that ends with a linear layer, such as VGG16; changed in place.
+        classes: number of scores per image afterwards.
+        inside: append it to the classifier, where it is run. With `False` it becomes a sibling of the classifier, as in
+            the tutorial: it is printed, saved and passed to the optimizer, but `forward` never calls it, and the number
+            of scores does not change.
 
     Returns:
         `network`.
@@ -174,13 +174,13 @@ def append_classifier(network: Network, classes: int, *, inside: bool = True) ->
 
 
 def replace_classifier(network: Network, classes: int) -> Network:
-    """Put a new linear layer in the place of the last one of a network's classifier: `classes` scores instead of 1000.
+    """Replace the last linear layer of a network's classifier by a new one with `classes` scores.
 
-    The layer starts as linear layers do; all others keep what they have learned.
+    The new layer has the usual initialization; all others keep their weights.
 
     Args:
-        network: a network whose `classifier` ends with a linear layer, such as VGG16; changed in place.
-        classes: how many scores an image gets afterwards.
+        network: a network with a `classifier` that ends with a linear layer, such as VGG16; changed in place.
+        classes: number of scores per image afterwards.
 
     Returns:
         `network`.
@@ -207,7 +207,7 @@ def _features() -> Sequential:
 
 
 def _classifier_of(caller: str, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """The classifier of a network, and its layers by name, of which the last is linear."""
+    """The classifier of a network, and its layers by name; the last one is linear."""
     classifier = getattr(network, "classifier", None)
     layers: dict[str, Any] = dict(classifier.named_children()) if isinstance(classifier, nn.Module) else {}
     last = next(reversed(layers.values()), None)
@@ -219,7 +219,7 @@ def _classifier_of(caller: str, network: nn.Module) -> tuple[nn.Module, dict[str
 
 
 def _linear_like(caller: str, like: Any, in_features: int, classes: int) -> nn.Module:
-    """A new linear layer of the kind, type, place and mode of another one."""
+    """A new linear layer of the class, dtype, device and mode of another one."""
     _check_classes(f"{caller}: classes", classes)
     return type(like)(in_features, classes, device=like.weight.device, dtype=like.weight.dtype).train(like.training)
 

@@ -27,7 +27,7 @@ from reference.arguments import (
 
 
 def relu_definition(input: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """max(0, x), with the derivative 1 for x > 0 and 0 for x ≤ 0. NaN is not ≤ 0, and stays."""
+    """max(0, x), with the derivative 1 for x > 0 and 0 for x ≤ 0. NaN is not ≤ 0, so it is returned unchanged."""
     return torch.where(input <= 0, 0, input)
 
 
@@ -49,7 +49,7 @@ def sigmoid_definition(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"
 def tanh_definition(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """(exp(x) − exp(−x)) / (exp(x) + exp(−x)) = (exp(2x) − 1) / (exp(2x) + 1) for x < 0, and −tanh(−x) for x ≥ 0.
 
-    exp(−2|x|) never overflows, and `expm1` is exp − 1 without the digits that a subtraction would lose for small x.
+    exp(−2|x|) never overflows, and `expm1` is exp − 1 without the loss of digits of a subtraction for small x.
     """
     positive = input >= 0
     less_one = torch.where(positive, -2 * input, 2 * input).expm1()
@@ -119,7 +119,7 @@ def sigmoid(input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """1 / (1 + exp(−x)), between 0 and 1.
 
     Args:
-        input: real numbers of any shape; integers are taken as floats of the default dtype.
+        input: real numbers of any shape; integers are converted to the default dtype.
 
     Returns:
         The shape of `input`.
@@ -135,7 +135,7 @@ def tanh(input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """(exp(x) − exp(−x)) / (exp(x) + exp(−x)), between −1 and 1.
 
     Args:
-        input: real numbers of any shape; integers are taken as floats of the default dtype.
+        input: real numbers of any shape; integers are converted to the default dtype.
 
     Returns:
         The shape of `input`.
@@ -191,18 +191,18 @@ def log_softmax(
 
 
 def _wide(input: Tensor) -> Tensor:
-    """Half precision as float32, anything else as it is."""
+    """Half precision as float32, anything else unchanged."""
     return input.to(accumulation_dtype(input.dtype))
 
 
 def _as_floating(name: str, input: Tensor) -> Tensor:
-    """Real numbers, integers as floats of the default dtype."""
+    """Real numbers, with integers converted to the default dtype."""
     check_real(name, input, bool_too=True)
     return input if input.is_floating_point() else input.to(torch.get_default_dtype())
 
 
 def _along(function: str, input: Tensor, dim: int | None, dtype: torch.dtype | None) -> tuple[Tensor, int]:
-    """The input in the dtype that is asked for, and the dimension counted from the front."""
+    """The input in the requested dtype, and the dimension counted from the front."""
     check_tensor(f"{function}: input", input)
     if dim is None:
         warnings.warn(f"{function}: leaving out dim is deprecated; say along which dimension", stacklevel=4)

@@ -1,8 +1,8 @@
-"""Chapter 12, "other layers": attention, in which every position of a sequence asks all others what they know.
+"""Chapter 12, "other layers": attention, in which every position of a sequence reads from all others.
 
-Each position sends out a query, and offers a key and a value. Where a query meets keys like itself, their values come
-back, mixed in proportion. `scaled_dot_product_attention` is that exchange; `MultiheadAttention` holds several at once,
-each in a learned projection; `TransformerEncoderLayer` adds a network for each position (Vaswani et al., 2017).
+Each position has a query, a key and a value. Its output is the mean of all values, weighted by how well its query
+matches their keys. `scaled_dot_product_attention` computes this; `MultiheadAttention` runs several in parallel, each
+on a learned projection; `TransformerEncoderLayer` adds a network for each position (Vaswani et al., 2017).
 """
 
 import math
@@ -28,7 +28,7 @@ from reference.nn.initialization import xavier_normal_, xavier_uniform_
 from reference.nn.linear import Linear, linear
 from reference.nn.normalization import LayerNorm
 
-# What a caller hands in is annotated loosely: a wrong shape or dtype shall meet the error that names it.
+# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
 Given = Shaped[Tensor, "..."]
 Mask = Shaped[Tensor, "..."] | None
 Layer = Callable[[Tensor], Tensor]
@@ -96,19 +96,19 @@ def scaled_dot_product_attention(
 ) -> Float[Tensor, "*leading queries value_features"]:
     """output = softmax(scale · query keyᵀ + mask) value, with the softmax over the keys.
 
-    A query to which the mask leaves no key gets zeros. float16 and bfloat16 are computed in float32 and rounded once,
-    at the end.
+    A query without any visible key gets zeros. float16 and bfloat16 are computed in float32 and rounded once, at the
+    end.
 
     Args:
         query: `[*leading, queries, features]`; the leading dimensions of all three broadcast.
         key: `[*leading, keys, features]`.
         value: `[*leading, keys, value_features]`.
-        attn_mask: broadcasts to `[*leading, queries, keys]`; bool, True where a query may see a key, or floating point,
-            added before the softmax.
-        dropout_p: the probability with which each weight is dropped, in training and evaluation alike.
-        is_causal: query i sees the keys 0 to i, instead of an `attn_mask`.
+        attn_mask: broadcasts to `[*leading, queries, keys]`; bool, True where a query may attend to a key, or floating
+            point, added before the softmax.
+        dropout_p: the probability with which each weight is dropped, in training and evaluation.
+        is_causal: query i attends to the keys 0 to i, instead of an `attn_mask`.
         scale: 1/√features if None.
-        enable_gqa: the dimension before the last two is heads; one head of `key` and `value` serves several of `query`.
+        enable_gqa: the third dimension from the end is heads; one head of `key` and `value` serves several of `query`.
 
     Returns:
         `[*leading, queries, value_features]`, of the dtype of `query`.
@@ -138,7 +138,7 @@ def scaled_dot_product_attention(
 
 
 class MultiheadAttention(torch.nn.Module):
-    """Several attentions side by side, each over its own projection of query, key and value.
+    """Several attentions in parallel, each over its own projection of query, key and value.
 
         Q = query W_qᵀ + b_q,  K = key W_kᵀ + b_k,  V = value W_vᵀ + b_v
         head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i
@@ -151,17 +151,17 @@ class MultiheadAttention(torch.nn.Module):
         num_heads: the number of heads, h.
         dropout: the probability with which training drops each attention weight.
         bias: with b_q, b_k, b_v and b_o.
-        add_bias_kv: append a learned key and value that every query may see.
-        add_zero_attn: append a key and value of zeros that every query may see.
+        add_bias_kv: append a learned key and value that every query may attend to.
+        add_zero_attn: append a key and value of zeros that every query may attend to.
         kdim: features of key; `embed_dim` if None.
         vdim: features of value; `embed_dim` if None.
         batch_first: sequences are `[batch, length, features]` instead of `[length, batch, features]`.
-        device: where the parameters live.
+        device: the device of the parameters.
         dtype: their dtype.
 
     Attributes:
         in_proj_weight: W_q, W_k, W_v stacked, `[3 · embed_dim, embed_dim]`; None if `kdim` or `vdim` differs.
-        q_proj_weight: W_q in that case, otherwise None; likewise `k_proj_weight` and `v_proj_weight`.
+        q_proj_weight: W_q if `in_proj_weight` is None, otherwise None; likewise `k_proj_weight` and `v_proj_weight`.
         in_proj_bias: b_q, b_k, b_v, `[3 · embed_dim]`, or None.
         out_proj: the layer of W_o and b_o.
         bias_k: the appended key, `[1, 1, embed_dim]`, or None; likewise `bias_v`, the value.
@@ -171,7 +171,7 @@ class MultiheadAttention(torch.nn.Module):
     """
 
     in_proj_weight: torch.nn.Parameter | None
-    q_proj_weight: torch.nn.Parameter  # these three are there where in_proj_weight is None
+    q_proj_weight: torch.nn.Parameter  # these three are set if in_proj_weight is None
     k_proj_weight: torch.nn.Parameter
     v_proj_weight: torch.nn.Parameter
     in_proj_bias: torch.nn.Parameter | None
@@ -222,7 +222,7 @@ class MultiheadAttention(torch.nn.Module):
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:
-        """Projections from Xavier's uniform distribution, what is appended from his normal one, biases 0."""
+        """Projections from Xavier's uniform distribution, appended keys and values from the normal one, biases 0."""
         for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
             if weight is not None:
                 xavier_uniform_(weight)
@@ -244,10 +244,10 @@ class MultiheadAttention(torch.nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Float[Tensor, "*sequence embed_dim"], Float[Tensor, "*heads queries all_keys"] | None]:
-        """What each query learns from the values, and how it weighed them.
+        """Return the output for each query, and the attention weights.
 
-        In both masks True means *not* to look there, the opposite of `scaled_dot_product_attention`. A query that may
-        look nowhere gets NaN with `need_weights`, and zeros from its heads without.
+        In both masks True means *not* to attend, the opposite of `scaled_dot_product_attention`. A query without any
+        visible key gets NaN with `need_weights`, and zeros from its heads without.
 
         Args:
             query: `[queries, batch, embed_dim]`, with `batch_first` `[batch, queries, embed_dim]`, without a batch
@@ -258,13 +258,13 @@ class MultiheadAttention(torch.nn.Module):
             need_weights: return the attention weights too.
             attn_mask: `[queries, keys]` or `[batch · num_heads, queries, keys]`; bool, or floating point to be added.
             average_attn_weights: return their mean over the heads instead of each head's own.
-            is_causal: a promise that `attn_mask` is the causal mask, which then stands in for it where neither
-                `key_padding_mask` nor `need_weights` is given.
+            is_causal: a promise that `attn_mask` is the causal mask; without `key_padding_mask` and `need_weights` the
+                causal mask is then used instead of it.
 
         Returns:
             output: shaped as `query`.
             weights: after dropout, `[batch, queries, keys]`, or `[batch, num_heads, queries, keys]` without averaging,
-                with the keys that are appended; None without `need_weights`.
+                including the appended keys; None without `need_weights`.
 
         Raises:
             TypeError: an argument is not a tensor, or a dtype does not fit.
@@ -308,7 +308,7 @@ class MultiheadAttention(torch.nn.Module):
         Float[Tensor, "batch all_keys embed_dim"],
         Float[Tensor, "batch all_keys embed_dim"],
     ]:
-        """Q, K and V, with the keys and values that are appended."""
+        """Q, K and V, including the appended keys and values."""
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         if self.in_proj_weight is not None:
             weights = self.in_proj_weight.chunk(3)
@@ -335,7 +335,7 @@ class MultiheadAttention(torch.nn.Module):
         key_padding_mask: Mask,
         need_weights: bool,
     ) -> Float[Tensor, "#batch #num_heads #queries all_keys"] | None:
-        """The sum of both masks, which leaves what is appended to be seen."""
+        """The sum of both masks; the appended keys stay visible."""
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, query.dtype)
@@ -366,11 +366,11 @@ class MultiheadAttention(torch.nn.Module):
 
 
 class NonDynamicallyQuantizableLinear(Linear):
-    """`Linear` under the name by which a printed `MultiheadAttention` calls it."""
+    """`Linear` under the name that a printed `MultiheadAttention` shows."""
 
 
 class TransformerEncoderLayer(torch.nn.Module):
-    """Attention among positions, then a network at each of them; around either a residual connection and a norm.
+    """Attention between positions, then a network at each of them; each with a residual connection and a norm.
 
         norm_first=False:   x = norm1(src + attention(src));     output = norm2(x + feed_forward(x))
         norm_first=True:    x = src + attention(norm1(src));     output = x + feed_forward(norm2(x))
@@ -382,13 +382,13 @@ class TransformerEncoderLayer(torch.nn.Module):
         d_model: features of each position.
         nhead: attention heads.
         dim_feedforward: features between `linear1` and `linear2`.
-        dropout: the probability with which training drops, also among the attention weights.
+        dropout: the probability of dropout in training, also of the attention weights.
         activation: "relu", "gelu", or a function of a tensor.
         layer_norm_eps: `eps` of both norms.
         batch_first: sequences are `[batch, length, d_model]` instead of `[length, batch, d_model]`.
-        norm_first: normalize what goes into attention and network, rather than what comes out.
+        norm_first: normalize the inputs of attention and network, rather than their outputs.
         bias: with biases in all layers.
-        device: where the parameters live.
+        device: the device of the parameters.
         dtype: their dtype.
 
     Raises:
@@ -437,7 +437,7 @@ class TransformerEncoderLayer(torch.nn.Module):
     def forward(
         self, src: Given, src_mask: Mask = None, src_key_padding_mask: Mask = None, is_causal: bool = False
     ) -> Float[Tensor, "*sequence d_model"]:
-        """`src`, after each position has looked at the others and has thought about what it saw.
+        """`src` after attention between the positions and the network at each position.
 
         Args:
             src: `[length, batch, d_model]`, with `batch_first` `[batch, length, d_model]`, without a batch
@@ -473,24 +473,24 @@ class TransformerEncoderLayer(torch.nn.Module):
 
 
 def _default_scale(query: Given) -> float:
-    """1/√features: products of random features spread like √features. Without features every product is 0."""
+    """1/√features: products of random features have a spread of √features. Without features every product is 0."""
     return 1 / math.sqrt(max(query.shape[-1], 1))
 
 
 def _additive(mask: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """A bool mask as what is added to the logits: -inf where it is True, 0 elsewhere; any other mask as it is."""
+    """A bool mask as the number added to the logits: -inf where it is True, 0 elsewhere; any other mask unchanged."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
 def _gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x · Φ(x), where Φ is the distribution function of N(0, 1): a ReLU with a soft corner."""
+    """x · Φ(x), where Φ is the distribution function of N(0, 1): a smooth ReLU."""
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
 def _repeat_heads(name: str, part: Given, query: Given) -> Shaped[Tensor, "..."]:
-    """Each head of `part` as many times in a row as `query` has heads for it."""
+    """Each head of `part` repeated once for each head of `query` that it serves."""
     text = f"scaled_dot_product_attention: enable_gqa=True needs heads, but {name} and query have the shapes "
     _require(min(query.ndim, part.ndim) >= 3, f"{text}{tuple(part.shape)} and {tuple(query.shape)}")
     heads, groups = query.shape[-3], part.shape[-3]

@@ -16,7 +16,7 @@ def sequential_definition(layers: Iterable[nn.Module], input: Any) -> Any:
 
 
 class Sequential(nn.Module):
-    """The layers in turn, each applied to what the one before it returned: f_n(… f_2(f_1(input))).
+    """The layers in turn, each applied to the output of the previous one: f_n(… f_2(f_1(input))).
 
     It behaves like a list of its layers: indexing, slices, `len`, iteration, `+`, `*`, `append`, `extend`, `insert`,
     `pop` and `del`. The layers are called "0", "1", … in the state dict and in print, or by the names of a mapping.
@@ -25,7 +25,7 @@ class Sequential(nn.Module):
         *args: the layers; or one `OrderedDict` from names to layers.
 
     Raises:
-        TypeError: something is not a layer.
+        TypeError: an argument is not a layer.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -37,7 +37,7 @@ class Sequential(nn.Module):
             self.extend(args)
 
     def forward(self, input: Any) -> Any:
-        """What the last layer returns; `input` itself if there are no layers."""
+        """The output of the last layer; `input` itself if there are no layers."""
         return sequential_definition(self, input)
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Sequential(nn.Module):
         """A layer, or a new `Sequential` of some of them under the same names.
 
         Raises:
-            IndexError: there is no such layer.
+            IndexError: the index is out of range.
         """
         if isinstance(index, slice):
             return type(self)(OrderedDict(list(self._modules.items())[index]))
@@ -69,14 +69,14 @@ class Sequential(nn.Module):
         setattr(self, self._name(index), module)
 
     def __delitem__(self, index: int | slice) -> None:
-        """Take out one layer or several; those that remain are called "0", "1", … anew."""
+        """Remove one layer or several; the remaining ones are called "0", "1", … anew."""
         names = list(self._modules)[index] if isinstance(index, slice) else [self._name(index)]
         for name in names:
             delattr(self, name)
         self._modules = {str(i): module for i, module in enumerate(self._modules.values())}
 
     def pop(self, key: int | slice) -> nn.Module:
-        """Take out one layer or several, and return what `self[key]` was."""
+        """Remove one layer or several, and return `self[key]`."""
         module = self[key]
         del self[key]
         return module
@@ -93,7 +93,7 @@ class Sequential(nn.Module):
         return self
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Put a layer before layer `index`; the ones from there on move up by one.
+        """Insert a layer before layer `index`; the later ones move up by one.
 
         Raises:
             IndexError: `index` is outside `[-len(self), len(self)]`.

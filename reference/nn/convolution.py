@@ -76,20 +76,20 @@ def conv2d(
         weight: kernels `[out_channels, in_channels / groups, kernel height, kernel width]`, of the dtype of `input`.
         bias: the offset of each output channel, `[out_channels]`.
         stride: the step of the kernel, in pixels; like the next two an integer or a pair (vertical, horizontal).
-        padding: how many zeros surround the image on each side, or "valid" (none), or "same" (as many as keep the
-            image's size, one more at the bottom and right where the number is odd; only with stride 1).
+        padding: the number of zeros around the image on each side, or "valid" (none), or "same" (the number that keeps
+            the image's size, one more at the bottom and right if it is odd; only with stride 1).
         dilation: the distance between neighbouring kernel elements, in pixels.
         groups: the number of blocks the channels are split into.
 
     Returns:
-        `[batch, out_channels, out_height, out_width]` (contiguous; `conv2d_output_size` says the size), without the
-        batch dimension if `input` has none. Half precision is added up in float32 and rounded once.
+        `[batch, out_channels, out_height, out_width]` (contiguous; for the size see `conv2d_output_size`), without the
+        batch dimension if `input` has none. Half precision is accumulated in float32 and rounded once.
 
     Raises:
         ValueError: sizes that do not fit each other, or an argument outside its range.
         TypeError: an argument of the wrong type, or tensors of different dtypes.
     """
-    # An exported program states the formula: the fast form cuts the batch, of a size that is then unknown, into pieces.
+    # An exported program uses the definition: the fast form splits the batch, but its size is then unknown.
     form = conv2d_definition if torch.compiler.is_exporting() else fast_conv2d
     return conv2d_by(form, input, weight, bias, stride, padding, dilation, groups)
 
@@ -130,10 +130,10 @@ class Conv2d(nn.Module):
         dilation: see `conv2d`.
         groups: see `conv2d`; both numbers of channels must be divisible by it.
         bias: whether the layer has a bias.
-        padding_mode: the values that surround the image: "zeros"; "reflect" (mirrored at the border pixel);
+        padding_mode: the values around the image: "zeros"; "reflect" (mirrored at the border pixel);
             "replicate" (the border pixel repeated); "circular" (the opposite side).
-        device: where the parameters are.
-        dtype: their type.
+        device: the device of the parameters.
+        dtype: their dtype.
 
     Raises:
         ValueError: an argument outside its range.
@@ -190,7 +190,7 @@ class Conv2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new parameters, the weight first."""
-        # The numbers fall into their places in the same order however the weight lies in memory.
+        # The numbers get their places in the same order in every memory format of the weight.
         drawn = kaiming_uniform_(torch.empty_like(self.weight, memory_format=torch.contiguous_format), a=math.sqrt(5))
         with torch.no_grad():
             self.weight.copy_(drawn)
@@ -290,7 +290,7 @@ def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 
 
 def _pad(input: Tensor, sides: tuple[Pair, Pair], mode: str) -> Tensor:
-    """Surround the images with pixels of their own, `input[..., rows, columns]`; negative padding cuts pixels off."""
+    """Surround the images with their own pixels, `input[..., rows, columns]`; negative padding removes pixels."""
     check_layout("Conv2d: input", input, *IMAGES)
     if 0 in input.shape[-3:]:
         raise ValueError(f"Conv2d: padding_mode={mode!r} needs pixels, but input has the shape {tuple(input.shape)}")
@@ -321,7 +321,7 @@ def _sides(padding: int | Sequence[int] | str, kernel_size: Sequence[int], dilat
 
 
 def _repeat(value: int | Sequence[int]) -> tuple[int, ...]:
-    """An integer twice, a sequence as it is: how a layer keeps its arguments."""
+    """An integer twice, a sequence unchanged: the form in which a layer keeps its arguments."""
     return tuple(value) if isinstance(value, Sequence) else (value, value)
 
 

@@ -1,7 +1,7 @@
-"""Chapter 12, "other layers": dropout, which trains a network whose parts cannot rely on each other.
+"""Chapter 12, "other layers": dropout, which keeps the units of a network from relying on each other.
 
-In training every element is dropped (set to 0) with probability p, independently, and those that stay are divided by
-1 - p, so that the expectation of the output is the input. In evaluation nothing happens, and nothing is rescaled.
+In training every element is dropped (set to 0) with probability p, independently, and the others are divided by
+1 - p, so that the expectation of the output is the input. In evaluation the input is returned unchanged.
 """
 
 import torch
@@ -22,17 +22,17 @@ def dropout(
 ) -> Shaped[Tensor, "*shape"]:
     """output = input · mask / (1 - p), mask ~ Bernoulli(1 - p) for each element.
 
-    The mask is drawn from torch's global generator as PyTorch draws it on the CPU: the same seed drops the same
-    elements. NaN and ±inf are multiplied by the mask like other numbers, so where they are dropped they become NaN.
+    The mask is drawn from torch's global generator in the same way as PyTorch does on the CPU: the same seed drops the
+    same elements. NaN and ±inf are multiplied by the mask like other numbers, so dropped ones become NaN.
 
     Args:
-        input: any shape; floating point, unless nothing is to be drawn.
+        input: any shape; floating point, unless no mask is drawn.
         p: the probability that an element is dropped, from 0 to 1; at 1 all are.
         training: drop elements; otherwise the output is `input` itself.
         inplace: overwrite `input` with the output.
 
     Returns:
-        The shape and dtype of `input`; `input` itself where nothing is dropped.
+        The shape and dtype of `input`; `input` itself if nothing can be dropped.
 
     Raises:
         ValueError: `p` is outside [0, 1].

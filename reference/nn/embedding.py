@@ -1,7 +1,7 @@
-"""Chapter 12, "other layers": an embedding, a table with one learnable vector for each word (or other discrete thing).
+"""Chapter 12, "other layers": an embedding, a table with one learnable vector for each word (or other discrete value).
 
-Looking a word up is the same as multiplying its one-hot vector with the table, without all the products with 0. The
-gradient goes back into the rows that were looked up, and adds up where a row was looked up more than once.
+Looking a word up is the same as multiplying its one-hot vector with the table, without the products with 0. The
+gradient flows into the rows that were looked up, and adds up for a row that was looked up more than once.
 """
 
 import torch
@@ -33,11 +33,11 @@ def embedding(
     Args:
         input: row numbers from 0 to rows - 1, int64 or int32, any shape.
         weight: the table, `[rows, dim]`.
-        padding_idx: a row that is looked up, but gets no gradient; negative numbers count from the end.
-        max_norm: first shorten, in place and outside autograd, each row that is looked up to the norm `max_norm`,
-            if it is longer.
-        norm_type: the p of the p-norm that is meant.
-        scale_grad_by_freq: divide the gradient of each row by how often `input` names it.
+        padding_idx: a row that can be looked up, but gets no gradient; negative numbers count from the end.
+        max_norm: first scale each row that is looked up, in place and outside autograd, down to the norm `max_norm`
+            if its norm is larger.
+        norm_type: the p of the p-norm.
+        scale_grad_by_freq: divide the gradient of each row by its number of occurrences in `input`.
         sparse: only False; gradients are dense here.
 
     Returns:
@@ -70,14 +70,14 @@ class Embedding(torch.nn.Module):
     A new table holds N(0, 1), and zeros in the row `padding_idx`.
 
     Args:
-        num_embeddings: how many rows the table has.
-        embedding_dim: how long each row is.
+        num_embeddings: number of rows of the table.
+        embedding_dim: length of each row.
         padding_idx: a row that gets no gradient; negative numbers count from the end.
-        max_norm: shorten each row that is looked up to this norm, if it is longer.
-        norm_type: the p of the p-norm that is meant.
-        scale_grad_by_freq: divide the gradient of each row by how often it was looked up.
+        max_norm: scale each row that is looked up down to this norm, if its norm is larger.
+        norm_type: the p of the p-norm.
+        scale_grad_by_freq: divide the gradient of each row by its number of occurrences in the input.
         sparse: only False; gradients are dense here.
-        device: where the table lives.
+        device: the device of the table.
         dtype: the floating-point type of the table.
 
     Attributes:
@@ -129,10 +129,10 @@ class Embedding(torch.nn.Module):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
     ) -> "Embedding":
-        """A layer whose table is `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
+        """A layer with the table `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
 
         Raises:
-            ValueError: `embeddings` does not have two dimensions, or as the constructor says.
+            ValueError: `embeddings` does not have two dimensions, or as the constructor.
         """
         check_layout("Embedding.from_pretrained: embeddings", embeddings, "[rows, dim]")
         rows, dim = embeddings.shape
@@ -174,7 +174,7 @@ def _look_up(input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"
     """The definition, with an error that names the row."""
     try:
         return embedding_definition(input, weight)
-    except IndexError:  # raised on the CPU only: an accelerator would have to wait for the answer
+    except IndexError:  # raised on the CPU only: an accelerator would have to wait for the check
         rows, shape = weight.shape[0], tuple(weight.shape)
         got = f"{input.min()} to {input.max()}"
         raise IndexError(
@@ -186,7 +186,7 @@ def _look_up(input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"
 def _shorten(
     weight: Num[Tensor, "rows dim"], words: Shaped[Tensor, "n"], max_norm: float | int, norm_type: float | int
 ) -> None:
-    """Multiply those rows by max_norm / norm whose norm is above `max_norm`; 1e-7 keeps the result below it."""
+    """Multiply each row with a norm above `max_norm` by max_norm / norm; 1e-7 keeps the result below `max_norm`."""
     rows = _look_up(words, weight)
     norms = torch.linalg.vector_norm(rows, norm_type, dim=1, keepdim=True)
     weight[words] = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)

@@ -1,9 +1,9 @@
-"""Chapters 08 and 12: the random numbers a new layer starts from.
+"""Chapters 08 and 12: the initial random numbers of a new layer.
 
-A layer whose outputs should neither grow nor shrink from one layer to the next needs weights whose spread falls with
+If the outputs are neither to grow nor to shrink from one layer to the next, the spread of the weights must fall with
 the number of inputs that are added up. Each function here fills a tensor in place with such numbers, outside
-autograd, drawn from torch's global generator: the same seed and the same order of layers give the numbers that
-PyTorch's layers start from.
+autograd, drawn from torch's global generator: the same seed and the same order of layers give the initial numbers of
+PyTorch's layers.
 """
 
 import math
@@ -57,11 +57,11 @@ def kaiming_uniform_(tensor: Float[Tensor, "..."], a: float | int = 0.0) -> Floa
     """Fill `tensor` with U(-b, b), b = gain · sqrt(3 / fan_in), gain = sqrt(2 / (1 + a²)) (He et al., 2015).
 
     U(-b, b) has the variance b² / 3 = gain² / fan_in, which keeps the variance through a leaky ReLU of slope `a`.
-    Linear and convolution layers take a = sqrt(5), for which b is just 1 / sqrt(fan_in).
+    Linear and convolution layers use a = sqrt(5), which gives b = 1 / sqrt(fan_in).
 
     Args:
         tensor: a weight, `[outputs, inputs, ...]`, filled in place.
-        a: the slope of the leaky ReLU that is meant to follow.
+        a: the slope of the leaky ReLU that follows.
 
     Returns:
         `tensor` itself.
@@ -111,7 +111,7 @@ def xavier_normal_(tensor: Float[Tensor, "..."], gain: float | int = 1.0) -> Flo
 
 
 def fan_in(tensor: Float[Tensor, "..."]) -> int:
-    """How many inputs are added up for one output of the weight `[outputs, inputs, ...]`: inputs × kernel size.
+    """The number of inputs added up for one output of the weight `[outputs, inputs, ...]`: inputs × kernel size.
 
     Raises:
         ValueError: `tensor` has fewer than two dimensions.
@@ -121,7 +121,7 @@ def fan_in(tensor: Float[Tensor, "..."]) -> int:
 
 
 def fan_out(tensor: Float[Tensor, "..."]) -> int:
-    """How many outputs one input of the weight `[outputs, inputs, ...]` goes to: outputs × kernel size.
+    """The number of outputs that one input of the weight `[outputs, inputs, ...]` goes to: outputs × kernel size.
 
     Raises:
         ValueError: `tensor` has fewer than two dimensions.

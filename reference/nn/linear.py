@@ -22,7 +22,7 @@ def linear_definition(
     bias: Shaped[Tensor, "..."] | None = None,
 ) -> Shaped[Tensor, "..."]:
     """output[…, o] = Σ_i input[…, i] · weight[o, i] + bias[o]."""
-    # not named `output`: the graph that TensorBoard draws has a node output.1, which that name would hide
+    # not named `output`: TensorBoard's graph has a node output.1, which that name would hide
     products = input @ weight.T if weight.dim() == 2 else input @ weight
     return products if bias is None else products + bias
 
@@ -77,8 +77,8 @@ class Linear(nn.Module):
         in_features: the size of the input's last dimension.
         out_features: the size of the output's last dimension.
         bias: whether the layer has a bias.
-        device: where the parameters are.
-        dtype: their type.
+        device: the device of the parameters.
+        dtype: their dtype.
 
     Raises:
         ValueError: a size is negative.
@@ -125,7 +125,7 @@ class Linear(nn.Module):
 
 
 def flatten(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1) -> Shaped[Tensor, "..."]:
-    """Make the dimensions `start_dim` to `end_dim` one, in reading order: the last of them varies fastest.
+    """Flatten the dimensions `start_dim` to `end_dim` into one, in reading order: the last of them varies fastest.
 
     Args:
         input: any shape; without dimensions it becomes `[1]`.
@@ -133,7 +133,7 @@ def flatten(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1)
         end_dim: the last of them, included.
 
     Returns:
-        The same numbers, as a view where the strides allow it.
+        The same numbers, as a view if the strides allow it.
 
     Raises:
         ValueError: a dimension that `input` does not have, or `start_dim` after `end_dim`.

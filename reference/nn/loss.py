@@ -1,7 +1,7 @@
-"""Chapter 14: losses, which say in one number how far an output is from its target.
+"""Chapter 14: losses, which measure in one number the distance of an output from its target.
 
 `l1_loss` and `mse_loss` compare numbers, `nll_loss` and `cross_entropy` probabilities of classes. Each computes a loss
-per element first; `reduction` then says what becomes of these: their mean, their sum, or nothing. The tutorial's
+per element first; `reduction` then selects their mean, their sum, or no reduction. The tutorial's
 numbers: the L1 loss of [1, 2, 3] and [1, 2, 5] is 0.6667, the sum of their squared errors 4, and the cross entropy of
 the logits [0.1, 0.2, 0.3] for class 1 is 1.1019.
 
@@ -9,8 +9,8 @@ Each definition (`l1_loss_definition`, …) is the formula; the public function 
 computes the definition. Half precision is computed in float32 and rounded once, after the reduction: the mean of 60,000
 float16 losses is finite although their sum is not.
 
-PyTorch's deprecated arguments `size_average` and `reduce` are left out. They stand between the others, so what comes
-after them is given by name: a call that works here means the same there.
+PyTorch's deprecated arguments `size_average` and `reduce` are left out. Since they precede others in PyTorch's
+signatures, the arguments after them are keyword-only here: a call that works here means the same there.
 """
 
 import warnings
@@ -68,7 +68,7 @@ def nll_loss_definition(
 ) -> Float[Tensor, "..."]:
     """loss = -weight[target] · input[target], 0 where target = ignore_index; the mean is Σ loss / Σ weight[target]."""
     classes, ignored = class_dim(input), target == ignore_index
-    index = target.masked_fill(ignored, 0)  # class 0 stands in for what is ignored, which may not be a class
+    index = target.masked_fill(ignored, 0)  # class 0 replaces ignored labels, which need not be classes
     picked = input.gather(classes, index.unsqueeze(classes)).squeeze(classes)
     weights = weight_of_target(target, weight, ignore_index)
     return reduced((weights * -picked).masked_fill(ignored, 0), reduction, weights)
@@ -84,8 +84,8 @@ def cross_entropy_definition(
 ) -> Float[Tensor, "..."]:
     """loss = -Σ_c weight[c] · ((1 - ε) · q[c] + ε / classes) · log p[c], p = softmax(input), ε = label_smoothing.
 
-    q are the target's probabilities; for class numbers q[target] = 1, which leaves -weight[target] · log p[target] of
-    the sum with q, 0 where target = ignore_index, and the mean is Σ loss / Σ weight[target].
+    q are the target's probabilities; for class numbers q[target] = 1, so the sum with q is
+    -weight[target] · log p[target], 0 where target = ignore_index, and the mean is Σ loss / Σ weight[target].
     """
     classes = class_dim(input)
     log_p = log_softmax_definition(input, classes)
@@ -111,7 +111,7 @@ def weight_of_target(
 def reduced(
     losses: Shaped[Tensor, "..."], reduction: str, weights: Shaped[Tensor, "..."] | None = None
 ) -> Shaped[Tensor, "..."]:
-    """The losses, their sum, or their mean; with `weights`, by which the losses are multiplied, the weighted mean."""
+    """The losses, their sum, or their mean; with `weights`, the factors already in the losses, the weighted mean."""
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -138,7 +138,7 @@ def l1_loss(
 
     Args:
         input: any shape.
-        target: the shape of `input`; another one that broadcasts with it is warned about.
+        target: the shape of `input`; another shape that broadcasts with it gives a warning.
         reduction: "mean", "sum" or "none".
         weight: a factor for each element, the shape of `input`.
 
@@ -182,7 +182,7 @@ def nll_loss(
         input: log-probabilities, `[classes]`, `[batch, classes]` or `[batch, classes, *positions]`.
         target: class numbers, `[]`, `[batch]` or `[batch, *positions]`, int64 or uint8.
         weight: a factor for each class, `[classes]`, the dtype of `input`; None is 1.
-        ignore_index: a class number, real or not, that is left out of the losses and of the mean.
+        ignore_index: a class number, existing or not, that is left out of the losses and of the mean.
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -196,7 +196,7 @@ def nll_loss(
     numbers = _check_classes("nll_loss", input, target, weight, reduction)
     try:
         loss = nll_loss_definition(_wide(input), numbers, _wide(weight), ignore_index, reduction)
-    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the answer
+    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the check
         raise _class_error("nll_loss", input, numbers, ignore_index, error) from None
     return loss.to(input.dtype)
 
@@ -222,9 +222,9 @@ def cross_entropy(
         target: class numbers, `[]`, `[batch]` or `[batch, *positions]`, int64 or uint8; or probabilities, floating
             point, in the shape of `input`.
         weight: a factor for each class, `[classes]`; None is 1.
-        ignore_index: a class number, real or not, that is left out of the losses and of the mean.
+        ignore_index: a class number, existing or not, that is left out of the losses and of the mean.
         reduction: "mean", "sum" or "none".
-        label_smoothing: ε, at most 1; 0 and less is none.
+        label_smoothing: ε, at most 1; 0 and less turn it off.
 
     Returns:
         A scalar, or with "none" the losses, `[]`, `[batch]` or `[batch, *positions]`. The mean of no losses is NaN.
@@ -244,13 +244,13 @@ def cross_entropy(
         wanted = _check_classes("cross_entropy", input, target, weight, reduction)
     try:
         loss = cross_entropy_definition(_wide(input), wanted, _wide(weight), ignore_index, reduction, smoothing)
-    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the answer
+    except RuntimeError as error:  # on the CPU only: an accelerator would have to wait for the check
         raise _class_error("cross_entropy", input, wanted, ignore_index, error) from None
     return loss.to(dtype)
 
 
 def _wide(tensor: Any) -> Any:
-    """Half precision as float32, anything else as it is."""
+    """Half precision as float32, anything else unchanged."""
     return tensor if tensor is None else tensor.to(accumulation_dtype(tensor.dtype))
 
 
@@ -312,7 +312,7 @@ def _check_scores(function: str, input: Tensor, weight: Tensor | None, reduction
 
 
 def _class_error(function: str, input: Tensor, target: Tensor, ignore_index: int, error: RuntimeError) -> Exception:
-    """The class number that does not exist; if there is none, the error that was raised."""
+    """The error for a class number that does not exist; if there is none, the original error."""
     classes = input.shape[class_dim(input)]
     wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
     if target.is_floating_point() or len(wrong) == 0:

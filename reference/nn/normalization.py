@@ -1,8 +1,8 @@
 """Chapter 12, "other layers": normalization, which keeps the numbers inside a network at mean 0 and variance 1.
 
-Both layers here compute (x - mean) / sqrt(variance + eps) · weight + bias. They differ in what the mean is taken over:
-`BatchNorm2d` takes it for each channel over the batch and all positions, and remembers it for evaluation; `LayerNorm`
-takes it for each sample over its last dimensions, in training and evaluation alike.
+Both layers here compute (x - mean) / sqrt(variance + eps) · weight + bias. They differ in the dimensions of the mean:
+`BatchNorm2d` takes it for each channel over the batch and all positions, and keeps running statistics for evaluation;
+`LayerNorm` takes it for each sample over its last dimensions, in training and evaluation.
 
 Each definition (`batch_norm_definition`, …) is the formula; the public function of the same name checks its arguments
 and computes the definition: half precision in float32, rounded once.
@@ -65,9 +65,9 @@ def layer_norm_definition(
 def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Tensor, "..."], Float[Tensor, "*shape"]]:
     """The mean of x over some dimensions, which are kept, and x - mean.
 
-    The mean is rounded to the digits of x: far from 0, or where x is constant, that is more than there is between its
-    elements. So the deviations from it have a mean of their own, with their digits, which is subtracted too. A mean
-    that is infinite stays so.
+    The mean is rounded to the digits of x: far from 0, or for constant x, the rounding error exceeds the differences
+    between its elements. So the deviations have a mean of their own, with their digits, which is subtracted too. An
+    infinite mean stays infinite.
     """
     rounded = x.mean(over, keepdim=True)
     deviation = x - rounded
@@ -104,9 +104,9 @@ def batch_norm(
 ) -> Float[Tensor, "*shape"]:
     """output = (input - mean) / sqrt(var + eps) · weight + bias, for each channel.
 
-    In training, mean and var = mean((input - mean)²) are taken over all dimensions but the channels, n numbers for each
-    channel, and the running statistics take them in: running = (1 - momentum) · running + momentum · new, where the new
-    variance is the unbiased one, var · n / (n - 1). In evaluation, mean and var are the running statistics.
+    In training, mean and var = mean((input - mean)²) are taken over all dimensions but the channels, n numbers for
+    each channel, and the running statistics are updated: running = (1 - momentum) · running + momentum · new, with the
+    unbiased variance, var · n / (n - 1), as the new one. In evaluation, mean and var are the running statistics.
 
     float16 and bfloat16 are computed in float32 and rounded once, at the end.
 
@@ -117,8 +117,8 @@ def batch_norm(
         weight: `[channels]`; None is 1.
         bias: `[channels]`; None is 0.
         training: normalize by the statistics of `input`.
-        momentum: how much of the new statistics the running ones take.
-        eps: added to the variance, so that a constant channel does not divide by 0.
+        momentum: the share of the new statistics in the running ones.
+        eps: added to the variance, so that a constant channel is not divided by 0.
 
     Returns:
         The shape and dtype of `input`.
@@ -170,7 +170,7 @@ def layer_norm(
         normalized_shape: the sizes of the last dimensions, at least one.
         weight: `[*normalized_shape]`; None is 1.
         bias: `[*normalized_shape]`; None is 0.
-        eps: added to the variance, so that a constant sample does not divide by 0.
+        eps: added to the variance, so that a constant sample is not divided by 0.
 
     Returns:
         The shape and dtype of `input`.
@@ -195,7 +195,7 @@ def layer_norm(
 def _check_parameters(
     function: str, input: Tensor, shape: tuple[int, ...], parameters: dict[str, Tensor | None]
 ) -> None:
-    """All that are given need `shape`, and one dtype: that of `input`, or the one it is computed in."""
+    """All given tensors need `shape`, and one dtype: that of `input`, or its accumulation dtype."""
     given = {parameter: tensor for parameter, tensor in parameters.items() if tensor is not None}
     for parameter, tensor in given.items():
         check_shape(f"{function}: {parameter}", tensor, shape, of=f"input of shape {tuple(input.shape)}")
@@ -215,20 +215,20 @@ class BatchNorm2d(torch.nn.Module):
 
     Args:
         num_features: the number of channels.
-        eps: added to the variance, so that a constant channel does not divide by 0.
-        momentum: how much of a batch's statistics the running ones take; None averages all batches equally.
-        affine: have a learnable `weight` and `bias`, 1 and 0 at first.
-        track_running_stats: have running statistics for evaluation; without them the batch's own are used there too.
-        device: where the tensors live.
-        dtype: their floating-point type.
+        eps: added to the variance, so that a constant channel is not divided by 0.
+        momentum: the share of a batch's statistics in the running ones; None averages all batches equally.
+        affine: have a learnable `weight` and `bias`, initially 1 and 0.
+        track_running_stats: keep running statistics for evaluation; otherwise evaluation uses the batch's own.
+        device: the device of the tensors.
+        dtype: their floating-point dtype.
         bias: False leaves out the `bias` of an affine layer.
 
     Attributes:
         weight: `[num_features]`, or None.
         bias: `[num_features]`, or None.
-        running_mean: `[num_features]`, 0 at first, or None.
-        running_var: `[num_features]`, 1 at first, or None.
-        num_batches_tracked: how many batches the running statistics have taken in, or None.
+        running_mean: `[num_features]`, initially 0, or None.
+        running_var: `[num_features]`, initially 1, or None.
+        num_batches_tracked: number of batches in the running statistics, or None.
     """
 
     running_mean: Tensor | None
@@ -262,14 +262,14 @@ class BatchNorm2d(torch.nn.Module):
         self.register_buffer("num_batches_tracked", count if track_running_stats else None)
 
     def reset_running_stats(self) -> None:
-        """Forget all batches."""
+        """Reset the running statistics."""
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.running_mean.zero_()
             self.running_var.fill_(1)
             self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
-        """Forget all batches and everything learned."""
+        """Reset the running statistics and the parameters."""
         self.reset_running_stats()
         _reset(self.weight, self.bias)
 
@@ -303,11 +303,11 @@ class LayerNorm(torch.nn.Module):
 
     Args:
         normalized_shape: the sizes of the last dimensions; a number n means (n,).
-        eps: added to the variance, so that a constant sample does not divide by 0.
-        elementwise_affine: have a learnable `weight` and `bias`, 1 and 0 at first.
+        eps: added to the variance, so that a constant sample is not divided by 0.
+        elementwise_affine: have a learnable `weight` and `bias`, initially 1 and 0.
         bias: False leaves out the `bias` of an affine layer.
-        device: where the tensors live.
-        dtype: their floating-point type.
+        device: the device of the tensors.
+        dtype: their floating-point dtype.
 
     Attributes:
         weight: `[*normalized_shape]`, or None.
@@ -332,7 +332,7 @@ class LayerNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros_like(ones)) if elementwise_affine and bias else None
 
     def reset_parameters(self) -> None:
-        """Forget everything learned."""
+        """Reset the parameters."""
         _reset(self.weight, self.bias)
 
     def forward(self, input: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

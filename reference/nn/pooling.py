@@ -1,4 +1,4 @@
-"""Chapter 10: pooling, a window that slides over the image and is replaced by its maximum or its mean.
+"""Chapter 10: pooling, which replaces each window of the image by its maximum or mean.
 
 Pooling keeps the channels apart and has no parameters. By default the windows do not overlap: the stride is the size
 of the window. Window (y, x) covers the pixels
@@ -49,7 +49,7 @@ def max_pool2d_definition(
 ) -> tuple[Shaped[Tensor, "*batch out_height out_width"], Int[Tensor, "*batch out_height out_width"]]:
     """The maxima and their places, row · width + column.
 
-    Of equal maxima the first in reading order has the place; of several NaN, the last.
+    Of equal maxima the place is the first one's in reading order; of several NaN, the last one's.
     """
     windows, rows, columns = _windows(input, kernel_size, stride, padding, dilation, output_size)
     inside = _inside(rows, columns, input.shape[-2:])
@@ -86,7 +86,7 @@ def avg_pool2d_definition(
 def adaptive_avg_pool2d_definition(
     input: Shaped[Tensor, "*batch height width"], output_size: Pair
 ) -> Shaped[Tensor, "*batch out_height out_width"]:
-    """The means of `output_size` windows, which share the image evenly."""
+    """The means of `output_size` windows, which divide the image evenly."""
     inside = []
     for n, length in zip(output_size, input.shape[-2:], strict=True):
         window, pixel = torch.arange(n, device=input.device)[:, None], torch.arange(length, device=input.device)
@@ -139,20 +139,20 @@ def max_pool2d(
 
         output[…, y, x] = max_{i, j} input[…, y · stride + i · dilation − padding, x · stride + j · dilation − padding]
 
-    Where several are equally large, the first in reading order is the maximum, and receives the gradient; where there
-    are NaN, the last one. What lies outside the image counts as −∞ and never wins.
+    Of several equal maxima, the first in reading order is chosen and receives the gradient; of several NaN, the last
+    one. Places outside the image count as −∞ and are never chosen.
 
     Args:
         input: images `[batch, channels, height, width]`, or one without the batch dimension.
         kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next three.
-        stride: by how many pixels the window moves; `None` is `kernel_size`.
-        padding: how far windows may reach out of the image on each side, at most half of `kernel_size`.
+        stride: the step of the window, in pixels; `None` is `kernel_size`.
+        padding: the padding on each side, in pixels, at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
-        ceil_mode: keep a last window that reaches out at the bottom or right (`pool2d_output_size`).
-        return_indices: whether to return also where the maxima are.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right (`pool2d_output_size`).
+        return_indices: whether to return also the places of the maxima.
 
     Returns:
-        The maxima, `[batch, channels, out_height, out_width]`; with `return_indices` also their places as numbers into
+        The maxima, `[batch, channels, out_height, out_width]`; with `return_indices` also their places as indices into
         the flattened image, row · width + column, int64, of the same shape.
 
     Raises:
@@ -181,10 +181,10 @@ def avg_pool2d(
         input: images `[batch, channels, height, width]`, or one without the batch dimension; int64 is divided
             towards 0.
         kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next two.
-        stride: by how many pixels the window moves; `None` is `kernel_size`.
-        padding: how many zeros surround the image on each side, at most half of `kernel_size`.
-        ceil_mode: keep a last window that reaches out at the bottom or right (`pool2d_output_size`).
-        count_include_pad: whether zeros of the padding count in the divisor; what reaches out beyond it never does.
+        stride: the step of the window, in pixels; `None` is `kernel_size`.
+        padding: the number of zeros around the image on each side, at most half of `kernel_size`.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right (`pool2d_output_size`).
+        count_include_pad: whether zeros of the padding count in the divisor; places beyond the padding never do.
         divisor_override: divide by this instead.
 
     Returns:
@@ -202,12 +202,12 @@ def avg_pool2d(
 def adaptive_avg_pool2d(
     input: Shaped[Tensor, "..."], output_size: int | Sequence[int | None]
 ) -> Shaped[Tensor, "*batch channels out_height out_width"]:
-    """The means of as many windows as are wanted: window y of n covers the rows floor(y · height / n) to
+    """The means of `output_size` windows: window y of n covers the rows floor(y · height / n) to
     ceil((y + 1) · height / n) − 1, and the columns likewise.
 
     Args:
         input: images `[batch, channels, height, width]`, or one without the batch dimension, floating-point.
-        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
+        output_size: the number of windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
             size.
 
     Returns:
@@ -277,12 +277,12 @@ class MaxPool2d(nn.Module):
     """`max_pool2d` as a layer; note the order of its last two arguments.
 
     Args:
-        kernel_size: see `max_pool2d`, as for all that follow.
+        kernel_size: see `max_pool2d`, as for all arguments that follow.
         stride: `None` is `kernel_size`.
         padding: at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
-        return_indices: whether to return also where the maxima are.
-        ceil_mode: keep a last window that reaches out at the bottom or right.
+        return_indices: whether to return also the places of the maxima.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right.
     """
 
     _max_pool2d = staticmethod(max_pool2d)
@@ -322,10 +322,10 @@ class AvgPool2d(nn.Module):
     """`avg_pool2d` as a layer.
 
     Args:
-        kernel_size: see `avg_pool2d`, as for all that follow.
+        kernel_size: see `avg_pool2d`, as for all arguments that follow.
         stride: `None` is `kernel_size`.
         padding: at most half of `kernel_size`.
-        ceil_mode: keep a last window that reaches out at the bottom or right.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right.
         count_include_pad: whether zeros of the padding count in the divisor.
         divisor_override: divide by this instead.
     """
@@ -370,7 +370,7 @@ class AdaptiveAvgPool2d(nn.Module):
     """`adaptive_avg_pool2d` as a layer.
 
     Args:
-        output_size: how many windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
+        output_size: the number of windows, an integer or a pair (vertical, horizontal); in a pair `None` is the image's
             size.
     """
 
@@ -401,7 +401,7 @@ def pool2d_output_size(
 
         floor((size + 2 · padding − dilation · (kernel_size − 1) − 1) / stride) + 1
 
-    or with `ceil_mode` the same rounded up, less one if the last window would start beyond the image and its left
+    or with `ceil_mode` the same rounded up, minus one if the last window would start beyond the image and its left
     padding.
 
     Args:
@@ -410,7 +410,7 @@ def pool2d_output_size(
         stride: `None` is `kernel_size`.
         padding: at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
-        ceil_mode: keep a last window that reaches out at the bottom or right.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right.
 
     Returns:
         (out_height, out_width).

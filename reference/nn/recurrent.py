@@ -1,8 +1,8 @@
 """Chapter 12, "other layers": recurrent networks, which read a sequence one time step after the other.
 
-A recurrent layer carries a state from step to step. Its cell, a few lines, says what the state becomes: it joins a
-projection of the input, W_ih x_t + b_ih, with one of the state, W_hh h_{t-1} + b_hh. `RNN`, `LSTM` and `GRU` differ in
-the cell and share everything else: layers on top of each other, both directions of time, batches, packed sequences.
+A recurrent layer carries a state from step to step. Its cell, a few lines, computes the new state from the sum of a
+projection of the input, W_ih x_t + b_ih, and one of the state, W_hh h_{t-1} + b_hh. `RNN`, `LSTM` and `GRU` differ in
+the cell and share everything else: stacked layers, both directions of time, batches, packed sequences.
 """
 
 import math
@@ -21,7 +21,7 @@ from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
 from reference.nn.linear import linear
 
-# What a caller hands in is annotated loosely: a wrong shape or dtype shall meet the error that names it.
+# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
 Input = Shaped[Tensor, "..."] | PackedSequence
 Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]
@@ -29,7 +29,7 @@ State = tuple[Float[Tensor, "batch _"], ...]  # of one layer in one direction: (
 States = tuple[Float[Tensor, "stack *batch _"], ...]  # of all layers and directions, in the order of their parameters
 
 
-# The definitions: the next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the state before.
+# The definitions: the next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the previous state.
 
 
 def rnn_definition(
@@ -47,7 +47,7 @@ def lstm_definition(from_input: Gates, from_state: Gates, state: State) -> State
 
 
 def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
-    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, where the reset gate r acts on the state's share of the new state n."""
+    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, where the reset gate r multiplies the state's part of the new state n."""
     input_r, input_z, input_n = from_input.chunk(3, dim=-1)
     state_r, state_z, state_n = from_state.chunk(3, dim=-1)
     r = sigmoid(input_r + state_r)
@@ -57,7 +57,7 @@ def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
 
 
 class _Recurrent(torch.nn.Module):
-    """All that recurrent layers share. A subclass has a cell, and says how many gates it computes per hidden unit."""
+    """The shared part of recurrent layers. A subclass defines a cell and its number of gates per hidden unit."""
 
     gates: ClassVar[int]
     state_names: ClassVar[tuple[str, ...]] = ("hx",)
@@ -127,21 +127,21 @@ class _Recurrent(torch.nn.Module):
                 `[time, input_size]`; or a packed sequence.
             hx: the state before the first step, h_0, for the LSTM (h_0, c_0); zeros if None. Each is
                 `[num_layers · directions, batch, hidden_size]` in either layout, without a batch
-                `[num_layers · directions, hidden_size]`; an h that is projected has `proj_size` features.
+                `[num_layers · directions, hidden_size]`; a projected h has `proj_size` features.
 
         Returns:
             output: as `input`, with the features of h, `directions` times; packed if `input` is.
             h_n, for the LSTM (h_n, c_n): the state after the last step, shaped as `hx`.
 
         Raises:
-            TypeError: `input` or a state is not a tensor, or not of the dtype of the weights.
+            TypeError: `input` or a state is not a tensor, or has another dtype than the weights.
             ValueError: `input` or a state has the wrong shape, or `input` has no time steps.
         """
         output, final = self._run(input, self._given_states(hx))
         return output, final[0] if len(self.state_names) == 1 else final
 
     def extra_repr(self) -> str:
-        """The arguments of the layer that are not the default."""
+        """The arguments of the layer with other values than the default."""
         shown = f"{self.input_size}, {self.hidden_size}"
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
         for name, default in (defaults | {"bidirectional": False}).items():
@@ -159,7 +159,7 @@ class _Recurrent(torch.nn.Module):
         """Do nothing: in PyTorch's layers this gathers the weights for cuDNN, which is not used here."""
 
     def _cell(self, from_input: Gates, from_state: Gates, state: State) -> State:
-        """The next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the state before."""
+        """The next state, given W_ih x_t + b_ih, W_hh h_{t-1} + b_hh and the previous state."""
         raise NotImplementedError
 
     def _run_direction(
@@ -169,9 +169,9 @@ class _Recurrent(torch.nn.Module):
         suffix: str,
         active: Bool[Tensor, "time batch"] | None,
     ) -> tuple[Float[Tensor, "time batch out"], State]:
-        """The recurrence itself, one layer in one direction: its hidden state at every step, its state at the end."""
+        """The recurrence of one layer in one direction: its hidden state at every step, its state at the end."""
         weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = self._weights(suffix)
-        from_input = linear(sequence, weight_ih, bias_ih).unbind()  # of all steps at once: only the state has to wait
+        from_input = linear(sequence, weight_ih, bias_ih).unbind()  # all steps together
         steps = range(len(sequence))
         outputs = {}
         for t in reversed(steps) if suffix.endswith("_reverse") else steps:
@@ -179,7 +179,7 @@ class _Recurrent(torch.nn.Module):
             if weight_hr is not None:
                 hidden = linear(hidden, weight_hr)
             after = (hidden, *rest)
-            if active is not None:  # a sequence that is over, or in reverse has not begun, keeps its state
+            if active is not None:  # outside its time steps a sequence keeps its state
                 after = tuple(torch.where(active[t, :, None], new, old) for new, old in zip(after, state, strict=True))
             state = after
             outputs[t] = state[0]
@@ -191,7 +191,7 @@ class _Recurrent(torch.nn.Module):
         initial: States,
         active: Bool[Tensor, "time batch"] | None = None,
     ) -> tuple[Float[Tensor, "time batch out"], States]:
-        """Each layer reads what the one below gave, thinned by dropout; its two directions are concatenated."""
+        """Each layer takes the output of the layer below, after dropout; its two directions are concatenated."""
         states, final = zip(*initial, strict=True), []
         for layer in range(self.num_layers):
             if layer > 0:
@@ -205,7 +205,7 @@ class _Recurrent(torch.nn.Module):
         return sequence, tuple(torch.stack(parts) for parts in zip(*final, strict=True))
 
     def _run(self, input: Input, states: Sequence[Tensor] | None) -> tuple[Output, States]:
-        """Bring `input` and `states` into the layout `[time, batch, features]`, run all layers, and go back."""
+        """Convert `input` and `states` to the layout `[time, batch, features]`, run all layers, and convert back."""
         if isinstance(input, PackedSequence):
             return self._run_packed(input, states)
         self._check_input(input, dimensions=(2, 3))
@@ -220,7 +220,7 @@ class _Recurrent(torch.nn.Module):
         return output.transpose(0, 1) if swapped else output, final
 
     def _run_packed(self, packed: PackedSequence, states: Sequence[Tensor] | None) -> tuple[PackedSequence, States]:
-        """Run sequences of different lengths, the longest first, of which step t has the first `batch_sizes[t]`."""
+        """Run sequences of different lengths, the longest first; step t has the first `batch_sizes[t]` of them."""
         data, batch_sizes, order, back = packed
         self._check_input(data, dimensions=(2,))
         active = (torch.arange(int(batch_sizes[0]), device=batch_sizes.device) < batch_sizes[:, None]).to(data.device)
@@ -242,7 +242,7 @@ class _Recurrent(torch.nn.Module):
         return _pad(dropout(sequence[active], self.dropout, self.training), active)
 
     def _suffixes(self, layer: int) -> list[str]:
-        """How the parameters of `layer` end, for each of its directions."""
+        """The suffixes of the parameters of `layer`, for each of its directions."""
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
 
     def _weights(self, suffix: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -296,24 +296,24 @@ class _Recurrent(torch.nn.Module):
 
 
 class RNN(_Recurrent):
-    """Elman's network: the state is a squashed sum of what comes in and what was.
+    """Elman's network: the state is a squashed sum of the input and the previous state.
 
         h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)          or relu instead of tanh
 
     Args:
         input_size: features of the input at each step.
         hidden_size: features of the state h.
-        num_layers: layers on top of each other; each reads the hidden states of the one below.
+        num_layers: number of stacked layers; each takes the hidden states of the layer below.
         nonlinearity: "tanh" or "relu".
         bias: with b_ih and b_hh.
         batch_first: sequences are `[batch, time, features]` instead of `[time, batch, features]`; states are not.
         dropout: the probability with which training zeroes each output of every layer but the last.
         bidirectional: each layer also reads the sequence backwards; both outputs are concatenated.
-        device: where the parameters live.
+        device: the device of the parameters.
         dtype: their dtype.
 
     Attributes:
-        weight_ih_l0: W_ih of layer 0, `[hidden_size, input_size]`; `weight_ih_l0_reverse` that of its way back.
+        weight_ih_l0: W_ih of layer 0, `[hidden_size, input_size]`; `weight_ih_l0_reverse` for the other direction.
         weight_hh_l0: W_hh, `[hidden_size, hidden_size]`.
         bias_ih_l0: b_ih, `[hidden_size]`.
         bias_hh_l0: b_hh, `[hidden_size]`.
@@ -350,12 +350,12 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory: gates decide what a memory c keeps, takes in and shows.
+    """Long short-term memory: gates decide how much a memory c keeps, adds and outputs.
 
     Hochreiter and Schmidhuber, 1997; the forget gate is that of Gers, Schmidhuber and Cummins, 2000.
 
         i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)         input, forget and output gate, each with its own rows
-        g       = tanh( … the same sum … )                         what could be remembered
+        g       = tanh( … the same sum … )                         the candidate for the memory
         c_t     = f ⊙ c_{t-1} + i ⊙ g
         h_t     = o ⊙ tanh(c_t)                                    with proj_size: W_hr (o ⊙ tanh(c_t))
 
@@ -390,14 +390,14 @@ class LSTM(_Recurrent):
 
 
 class GRU(_Recurrent):
-    """Gated recurrent unit: one gate mixes the old state with a new one, one filters what that sees (Cho et al., 2014).
+    """Gated recurrent unit: one gate mixes the old state with a new one, one scales the old state in it (Cho, 2014).
 
         r   = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)             reset gate
         z   = σ(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)             update gate
         n   = tanh(W_in x_t + b_in + r ⊙ (W_hn h_{t-1} + b_hn))    the new state
         h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}
 
-    The paper resets before it multiplies, W_hn (r ⊙ h_{t-1}); PyTorch and this layer reset after it.
+    The paper resets before the product, W_hn (r ⊙ h_{t-1}); PyTorch and this layer reset after it.
 
     Args, attributes and errors are those of `RNN` without `nonlinearity`. Weights and biases have `3 · hidden_size`
     rows, in the order r, z, n.
@@ -427,6 +427,6 @@ class GRU(_Recurrent):
 def _pad(
     rows: Float[Tensor, "active features"], active: Bool[Tensor, "time batch"]
 ) -> Float[Tensor, "time batch features"]:
-    """Lay out `rows` where `active` is true, step by step, with zeros elsewhere; `x[active]` undoes it."""
+    """Lay out `rows` where `active` is true, step by step, with zeros elsewhere; `x[active]` is the inverse."""
     padded = rows.new_zeros(*active.shape, rows.shape[-1])
     return padded.masked_scatter(active[..., None], rows)

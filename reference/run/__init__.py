@@ -1,16 +1,16 @@
-"""A training as a folder: what `scripts/train_full.py` does.
+"""A training as a folder: the work of `scripts/train_full.py`.
 
     runs/shapes-20240411-120000/
         config.json         every setting, the versions, the device, the data
-        metrics.jsonl       one line an epoch
-        last.pt, best.pt    checkpoints: to go on from; of the epoch with the highest test accuracy
+        metrics.jsonl       one line per epoch
+        last.pt, best.pt    `last.pt` resumes training; `best.pt` has the best test accuracy
         epoch-0010.pt …     with `--keep-every N`
-        summary.json        the outcome, once the last epoch is done
+        summary.json        the outcome, after the last epoch
         events.out.…        for TensorBoard
 
-`last.pt` decides: it is replaced in one step, after everything else of its epoch was written, and resuming cuts the
-other files back to it. Killed at whatever moment, a run goes on as though it had never stopped: on the CPU, with the
-same number of threads and the same versions, to the last bit.
+`last.pt` is authoritative: it is replaced in one step, after everything else of its epoch was written, and resuming
+truncates the other files to it. A run that was killed at any moment resumes as if it had never stopped: on the CPU,
+with the same number of threads and the same versions, it is equal to the last bit.
 """
 
 from reference.run.data import load_data

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its files, what `fit` reports to it, and how a training is restored from it."""
+"""The folder of a run: its lock, its files, the progress that `fit` reports to it, and restoring a training from it."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ from reference.training import Evaluation, Observer, Progress, class_accuracies,
 
 SAMPLE_IMAGES = 64
 MATRIX = 256
-"""Classes up to which summary.json holds the whole confusion matrix."""
+"""The largest number of classes for which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
 """Pairs of classes that summary.json lists as the most confused ones."""
 
@@ -39,7 +39,7 @@ def new_folder(wanted: Path) -> Path:
     """Make the folder `wanted`, or `wanted-2`, `wanted-3`, … if it exists; return its name."""
     for number in count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        with suppress(FileExistsError):  # of two runs that were started in the same second, one makes the folder
+        with suppress(FileExistsError):  # of two runs started in the same second, one makes the folder
             folder.mkdir(parents=True)
             return folder
     raise AssertionError("unreachable")
@@ -47,7 +47,7 @@ def new_folder(wanted: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, *, new: bool) -> Iterator[None]:
-    """Hold the run folder against every other run; a new one is made.
+    """Lock the run folder against every other run; a new one is created.
 
     Raises:
         InputError: another run holds it, or a new run's folder is not empty.
@@ -65,7 +65,7 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
     except FileExistsError as error:
         raise InputError(f"--output {folder} is a file; name a folder") from error
     lock = FileLock(folder / LOCK)
-    if not (folder / LOCK).exists():  # a folder that is no run's is left as it was found
+    if not (folder / LOCK).exists():  # a folder that is not of a run is left unchanged
         check_empty()
     try:
         lock.acquire(timeout=0)
@@ -84,7 +84,7 @@ def restore(
     data: dict[str, Any],
     classes: tuple[str, ...],
 ) -> Progress:
-    """Put a checkpoint's state into network, optimizer and random generators; return where the training stands.
+    """Load a checkpoint's state into network, optimizer and random generators; return the progress of the training.
 
     Raises:
         InputError: the checkpoint cannot be read, is of other data, or holds no training state.
@@ -92,7 +92,7 @@ def restore(
     content = load_checkpoint(path)
     state = content["training"]
     if content["class_names"] != list(classes) or state.get("data", {}).get("fingerprint") != data["fingerprint"]:
-        raise InputError(f"{path} was trained on other data than what is here now; going on would mix them up")
+        raise InputError(f"{path} was trained on other data than the data set here; resuming would mix them")
     try:
         plan.network.load_state_dict(content["state_dict"])
         plan.optimizer.load_state_dict(state["optimizer"])
@@ -103,7 +103,7 @@ def restore(
         progress.confusion = unpacked(progress.confusion, len(classes))
         return progress
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} holds no state to go on from ({error})") from error
+        raise InputError(f"{path} holds no state to resume from ({error})") from error
 
 
 def packed(confusion: Tensor | None) -> Any:
@@ -123,14 +123,14 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON, whole or not at all; paths become strings, numbers that are not finite `null`."""
+    """Write `content` as indented JSON, whole or not at all; paths become strings, infinities and NaN `null`."""
     with atomic_write(path) as file:
         file.write((json_text(content, indent=2, default=str) + "\n").encode())
 
 
 @dataclass
 class RunFolder(Observer):
-    """What `fit` reports, written to the run's folder and shown on the terminal; and the signals that stop it."""
+    """Writes the progress of `fit` to the run's folder, shows it on the terminal, and handles the stop signals."""
 
     folder: Path
     settings: Settings
@@ -167,7 +167,7 @@ class RunFolder(Observer):
             with self.writing():
                 self.tracker.close()
         except (InputError, OSError):
-            if kind is None:  # else the first error is the one to tell
+            if kind is None:  # otherwise the first error is the one to report
                 raise
         finally:
             threading.excepthook = self.thread_hook
@@ -178,7 +178,7 @@ class RunFolder(Observer):
             self.thread_hook(error)
 
     def identity(self) -> tuple[int, int] | None:
-        """What distinguishes the folder from any other that may take its name; None if there is none."""
+        """The identity of the folder, other than its name; None if it does not exist."""
         try:
             found = self.folder.stat()
         except OSError:
@@ -187,11 +187,11 @@ class RunFolder(Observer):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write into the folder; say in one line if it is gone, and name it if an error of the disk names no file.
+        """Write into the folder; report in one line if it is gone, and name it if an error of the disk names no file.
 
         Raises:
             InputError: the folder was deleted or renamed.
-            OSError: the disk is full, say.
+            OSError: for instance, the disk is full.
         """
         try:
             if self.identity() != self.place:
@@ -203,14 +203,14 @@ class RunFolder(Observer):
                     f"{self.folder} was deleted or renamed while the training ran: stopped after step "
                     f"{self.progress.step:,}. A renamed folder holds the last checkpoint: --resume its new name"
                 ) from error
-            if error.strerror is None or error.filename is not None:  # the text names the file
+            if error.strerror is None or error.filename is not None:  # the message names the file
                 raise
             raise OSError(
                 f"{self.folder}: the events for TensorBoard could not be written: {error.strerror}"
             ) from error
 
     def on_signal(self, number: int, _: object) -> None:
-        """The first signal asks for an end after this step; the second one is obeyed by the system at once."""
+        """The first signal requests an end after this step; the second one is handled by the system immediately."""
         if self.signal:
             self.bar.close()
             signal.signal(number, signal.SIG_DFL)
@@ -253,11 +253,11 @@ class RunFolder(Observer):
                 f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
                 f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
                 f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s\n",
-                end="",  # one write, which the message of `on_signal` cannot part
+                end="",  # one write, which the message of `on_signal` cannot split
             )
 
     def keep(self, progress: Progress, evaluation: Evaluation) -> None:
-        """Write what an epoch that is done leaves: events, images, checkpoints, metrics."""
+        """Write the results of a completed epoch: events, images, checkpoints, metrics."""
         metrics = progress.history[-1]
         sample = slice(0, SAMPLE_IMAGES)
         images = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
@@ -296,12 +296,12 @@ class RunFolder(Observer):
             )
 
     def write_metrics(self) -> None:
-        """metrics.jsonl as the checkpoint has it: one line an epoch."""
+        """Write metrics.jsonl from the checkpoint's history: one line per epoch."""
         with atomic_write(self.folder / "metrics.jsonl") as file:
             file.write("".join(json_text(line) + "\n" for line in self.progress.history).encode())
 
     def finish(self) -> dict[str, Any]:
-        """Write and return the summary of a run whose last epoch is done."""
+        """Write and return the summary of a run after its last epoch."""
         confusion = self.progress.confusion
         assert confusion is not None, "a finished epoch leaves its confusion matrix"
         classes = self.train_set.classes

@@ -1,4 +1,4 @@
-"""The parts of a training: network, loss, optimizer, loaders and schedule, as the settings ask for them."""
+"""The parts of a training: network, loss, optimizer, loaders and schedule, built from the settings."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -48,7 +48,7 @@ class Plan:
     scaled: ScaledOptimizer | None
 
     def fit(self, group: Group, progress: Progress, observer: Observer) -> Progress:
-        """Train from where `progress` stands, together with the other processes of `group`."""
+        """Train from `progress` on, together with the other processes of `group`."""
         return fit(
             *group.together(self.network, self.loss_function, self.scaled or self.optimizer),
             self.train_loader,
@@ -69,7 +69,7 @@ def prepare(
     device: torch.device,
     precision: torch.dtype = torch.float32,
 ) -> Plan:
-    """The plan of the training that the settings ask for, on `device` and computing in `precision`."""
+    """Build the plan of a training from the settings, on `device` and computing in `precision`."""
     network = Ocean(classes=len(train_set.classes), layers=LAYERS[settings.impl])
     network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
     if settings.whiten:

@@ -1,8 +1,8 @@
-"""What `--precision auto` comes to: the precision that makes the faster training steps, by measuring some.
+"""The choice of `--precision auto`: the precision with the faster training steps, by measuring some.
 
-Processors and GPUs say whether they compute in bfloat16, but not whether that pays: with AVX-512 BF16 and without AMX
-it can take more time than float32 saves. So a few real steps are made in both, before anything of the training is
-seeded, and the answer is remembered for this machine.
+Processors and GPUs report whether they compute in bfloat16, but not whether it is faster: with AVX-512 BF16 and without
+AMX the conversions can take more time than the arithmetic saves. So a few real steps are made in both precisions,
+before anything of the training is seeded, and the result is remembered for this machine.
 """
 
 import json
@@ -27,16 +27,16 @@ from reference.training import compute
 SECONDS = 0.7
 """How long to measure."""
 MOST_IMAGES = 64
-"""Images in a measured step on a CPU, where a step of a large batch takes seconds and is no different."""
+"""Images in a measured step on a CPU, where a step of a large batch takes seconds and gives the same answer."""
 MOST_ENTRIES = 100
-"""How many answers are remembered."""
+"""The number of results that are remembered."""
 
 
 def resolve_precision(settings: Settings, train_set: Resident, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision that the settings ask for, and for a measured one the line that says so.
+    """The precision for these settings, and the line that reports a measurement.
 
-    `auto` is float32 for `--impl reference` and where the device does not compute in bfloat16; elsewhere it is what
-    the faster steps are made in. Compiled steps are not measured, since compiling takes longer than it may last.
+    `auto` is float32 for `--impl reference` and for devices that do not compute in bfloat16; otherwise it is the
+    precision with the faster steps. Compiled steps are not measured, since compiling takes longer than the limit.
     """
     if settings.precision != "auto":
         return choose_precision(settings.precision, device), ""
@@ -52,7 +52,7 @@ def resolve_precision(settings: Settings, train_set: Resident, device: torch.dev
     if times is None:
         times, how = measure(settings, train_set, device), "measured"
         answers = dict(list(answers.items())[1 - MOST_ENTRIES :]) | {key: times}
-        with suppress(OSError):  # a cache folder that cannot be written only costs the next run its measurement
+        with suppress(OSError):  # an unwritable cache folder only costs the next run its measurement
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(json_text(answers, indent=2).encode())
@@ -62,7 +62,7 @@ def resolve_precision(settings: Settings, train_set: Resident, device: torch.dev
 
 
 def machine(settings: Settings, device: torch.device) -> str:
-    """What the time of a step depends on."""
+    """The facts that the time of a step depends on."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -72,7 +72,7 @@ def machine(settings: Settings, device: torch.device) -> str:
 
 
 def remembered(path: Path) -> dict[str, dict[str, float]]:
-    """The answers that are kept; none if the file is missing or damaged."""
+    """The stored results; none if the file is missing or damaged."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -101,7 +101,7 @@ def measure(settings: Settings, train_set: Resident, device: torch.device) -> di
 
 
 def step_seconds(plan: Plan, images: torch.Tensor, targets: torch.Tensor, precision: torch.dtype) -> float:
-    """Make one training step, and return how long it took until the device had done it."""
+    """Make one training step, and return the seconds until the device has completed it."""
     begun = time.perf_counter()
     plan.optimizer.zero_grad()
     loss = plan.loss_function(compute(plan.network, images, precision), targets)

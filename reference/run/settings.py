@@ -17,88 +17,88 @@ from reference.text import styled
 
 @dataclass(frozen=True)
 class Settings:
-    """Train the tutorial's network and keep everything that is needed to go on, to repeat it and to predict.
+    """Train the tutorial's network and keep everything needed to resume the training, to repeat it and to predict.
 
-    Without any flag: CIFAR-10 if it lies under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
+    Without any flag: CIFAR-10 if it is under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
     """
 
     dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
-    """What to learn. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
+    """The data set. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
     and test/CLASS/* trees of images of any size; they are read in one fixed mixed order, not class by class."""
     data_root: Path = Path("data")
     """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
     download: bool = False
-    """Fetch CIFAR-10 (170 MB) into --data-root if it is not there; an interrupted download goes on where it ended."""
+    """Download CIFAR-10 (170 MB) into --data-root if it is missing; an interrupted download is resumed."""
     mirrors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")] = (OFFICIAL_URL,)
-    """Where to fetch cifar-10-python.tar.gz from, tried in this order."""
+    """Addresses of cifar-10-python.tar.gz, tried in this order."""
     archive_md5: str = OFFICIAL_MD5
-    """The MD5 checksum cifar-10-python.tar.gz must have; another one admits another archive in the same format."""
+    """The MD5 checksum that cifar-10-python.tar.gz must have; another one allows another archive in the same format."""
     skip_broken: bool = False
-    """Leave out images that cannot be read, and say how many, instead of stopping."""
+    """Skip images that cannot be read, and print their number, instead of stopping."""
     limit_train: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Use only the first N training images."""
     limit_test: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Use only the first N test images."""
 
     recipe: Literal["tutorial", "fast"] = "tutorial"
-    """How to learn: a name for settings, which other flags may change. tutorial: as the tutorial does. fast: to its
-    accuracy in a hundredth of the time, and beyond it (reference/recipes.py)."""
+    """A name for settings, which other flags may change. tutorial: the tutorial's training. fast: the tutorial's
+    accuracy in a hundredth of the time, and more (reference/recipes.py)."""
     epochs: int = 10
-    """Passes over the training images, in all: with --resume those already done count."""
+    """Total number of epochs; with --resume including completed ones."""
     batch_size: int = 64
     """Images a step."""
     optimizer: Literal["sgd", "muon"] = "sgd"
-    """sgd: along the gradient. muon: along the gradient, orthogonalized."""
+    """sgd: along the gradient. muon: along the orthogonalized gradient."""
     learning_rate: float = 0.01
-    """How far a step goes."""
+    """Learning rate (step size)."""
     momentum: float = 0.0
-    """Share of the last step's direction that the next one keeps."""
+    """Share of the accumulated gradient that each step keeps."""
     weight_decay: float = 0.0
-    """Share of the weights that the learning rate takes away each step (sgd: as part of the gradient)."""
+    """Share of the weights that each step subtracts, times the learning rate (sgd: as part of the gradient)."""
     schedule: Literal["constant", "falling"] = "constant"
-    """The learning rate of all steps: constant, or rising over the first tenth of them and then falling to 0. For that
-    --learning-rate is the highest rate of a training of 100 steps; it falls with the cube root of their number."""
+    """The course of the learning rate. constant; or falling: it rises over the first tenth of the steps and then falls
+    to 0. Then --learning-rate is the highest rate of a training of 100 steps; it scales with steps^(-1/3)."""
     whiten: bool = False
     """Fix the first layer to the whitened principal components of the images' 5×5 patches instead of training it."""
     shuffle: bool = False
-    """A new order every epoch. Without it: the stored order every time, as the tutorial has it."""
+    """Shuffle the training images every epoch. Without it: the stored order every time, as in the tutorial."""
     mirror: bool = False
-    """Show half of the training images, drawn anew each time, left to right."""
+    """Mirror half of the training images, drawn anew each time, left to right."""
     shift: int = 0
-    """Show each training image moved by up to so many pixels, drawn anew each time."""
+    """Shift each training image by up to this number of pixels, drawn anew each time."""
     log_every: int = 100
     """Steps from one train_loss to the next."""
 
     impl: Literal["torch", "reference"] = "torch"
-    """Whose layers and loss are trained: PyTorch's, or the reference's from first principles; they start from the same
+    """Layers and loss to train with: PyTorch's, or the reference's from first principles; both start from the same
     weights."""
     seed: int = 0
-    """Of the initial weights and of the orders."""
+    """Seed of the initial weights and of the orders."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What the layers compute in; weights, loss and optimizer are float32. auto: bfloat16 where the device has it, else
-    (and for --impl reference) float32. float16: for GPUs without bfloat16; the loss is scaled."""
+    """Dtype of the layers' arithmetic; weights, loss and optimizer are float32. auto: bfloat16 if the device has it and
+    it is faster, else (and for --impl reference) float32. float16: for GPUs without bfloat16; the loss is scaled."""
     compile: Literal["off", "graphs", "full"] = "off"
-    """Compile the network by torch.compile. graphs: a GPU replays the operations of a step as CUDA graphs. full: they
-    are fused as well, which takes long at first."""
+    """Compile the network with torch.compile. graphs: a GPU replays the operations of a step as CUDA graphs. full:
+    operations are fused as well, which takes long at first."""
     deterministic: bool = False
-    """Refuse operations that cannot be repeated exactly. The CPU repeats exactly without it."""
+    """Reject operations without a reproducible implementation. The CPU is reproducible without this flag."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     num_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """CPU threads; by default as many as PyTorch chooses."""
+    """CPU threads; by default PyTorch chooses."""
 
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
-    --data-root, --keep-every and --quiet may be given anew."""
+    --data-root, --keep-every and --quiet may be changed."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
     quiet: bool = False
     """Print nothing but the outcome and errors."""
 
     def check(self) -> None:
-        """Raise InputError for a number that cannot be used; the text names the flag, the value and what is needed."""
+        """Raise InputError for a number that cannot be used; the message names the flag, the value and the range."""
         at_least = {"epochs": 1, "batch_size": 1, "log_every": 1, "limit_train": 1, "limit_test": 1, "num_threads": 1}
         at_least |= {"keep_every": 0, "momentum": 0, "weight_decay": 0, "seed": 0, "shift": 0}
         for name, least in at_least.items():
@@ -119,7 +119,7 @@ class Settings:
 LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 """Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""
 
-# What may differ when a run is resumed, because it changes where or how long it computes, but not what.
+# Settings that may differ when a run is resumed: they change where or how long it computes, but not the result.
 CHANGEABLE = {
     *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
     *("download", "mirrors", "resume", "output"),
@@ -127,7 +127,7 @@ CHANGEABLE = {
 
 
 def flag(name: str, value: object = None) -> str:
-    """A setting's name as it is typed: `--batch-size`; with the value False, `--no-shuffle`."""
+    """A setting's name on the command line: `--batch-size`; with the value False, `--no-shuffle`."""
     return ("--no-" if value is False else "--") + name.replace("_", "-")
 
 
@@ -151,9 +151,9 @@ class _Start:
 
 
 def parse(kind: type[S]) -> S:
-    """The command line as settings; what is not typed is the resumed run's, else the recipe's, else the tutorial's.
+    """Parse the command line; flags that are not given have the resumed run's, the recipe's or the tutorial's value.
 
-    Every truth value has two flags, `--mirror` and `--no-mirror`, whatever its default is.
+    Every Boolean has two flags, `--mirror` and `--no-mirror`, whatever its default is.
     """
     with styled():
         start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
@@ -205,7 +205,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
-    """A value of JSON as the type `hint` of the setting `name`; ValueError if it is no such value."""
+    """A value of JSON as the type `hint` of the setting `name`; ValueError if it is not of this type."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"its setting {name!r} holds the character 0")
     allowed = get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
@@ -233,7 +233,7 @@ def _described(kind: Any) -> str:
 
 
 def refuse_changes(settings: Settings, stored: Settings) -> None:
-    """Raise InputError if a resumed run was given a setting that would make it another training."""
+    """Raise InputError if a resumed run was given a setting that would change its result."""
     assert settings.resume is not None, "only a resumed run can be refused"
     if settings.output is not None and settings.output.resolve() != settings.resume.resolve():
         raise InputError(f"--output {settings.output}: a run that is resumed stays in its folder, {settings.resume}")

@@ -37,15 +37,14 @@ from reference.training import Progress
 
 
 def train(settings: Settings) -> int:
-    """Do the tutorial's whole job in a run folder: data, network, training, evaluation, checkpoints, logs.
+    """Run the tutorial's whole training in a run folder: data, network, training, evaluation, checkpoints, logs.
 
     Returns:
-        The exit status: 0, or 130 / 143 after a Ctrl-C / SIGTERM that was answered by saving.
+        The exit status: 0, or 130 / 143 after a Ctrl-C / SIGTERM that stopped and saved the training.
 
     Raises:
-        InputError: something given cannot be used.
-        TrainingError: the loss is no finite number any more, or another process is gone; the last good checkpoint is
-            kept.
+        InputError: a setting or a file cannot be used.
+        TrainingError: the loss is not finite, or another process is gone; the last good checkpoint is kept.
     """
     settings.check()
     if settings.resume is not None:
@@ -56,7 +55,7 @@ def train(settings: Settings) -> int:
     group = Group()
     say = (lambda *_: None) if settings.quiet or not group.leads else print_line
     progress = Progress()
-    held = settings.resume  # the run's folder, as soon as it is known to be no other run's
+    held = settings.resume  # the run's folder, once it is known that no other run uses it
     with ExitStack() as leaving:
         leaving.callback(group.leave)
         leaving.enter_context(group.accompanied(lambda: standing(settings, held, progress)))
@@ -84,12 +83,12 @@ def train(settings: Settings) -> int:
             write_config(folder, settings, plan, data, device)
         say(introduction(settings, plan, device, folder))
         if progress.step:
-            say(f"going on after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
+            say(f"resuming after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
         if not group.leads:
             compile_network(plan.network, settings.compile, device)
             return follow(group, plan, progress)
         with RunFolder(folder, settings, plan, train_set, test_set, data, progress, group) as run:
-            # now that its graph is drawn: the tracer needs the network as it was
+            # now that its graph is written: the tracer needs the uncompiled network
             compile_network(plan.network, settings.compile, device)
             try:
                 plan.fit(group, progress, run)
@@ -102,7 +101,7 @@ def train(settings: Settings) -> int:
                 run.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(f"stopped after step {progress.step:,}, nothing is lost; go on with: --resume {folder}")
+                print_line(f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {folder}")
                 return 128 + run.signal
             summary = run.finish()
             group.agree(None)
@@ -115,7 +114,7 @@ def train(settings: Settings) -> int:
 
 
 def standing(settings: Settings, folder: Path | None, progress: Progress) -> str:
-    """How far a training has come that ends because of another process, and what to do: for `Group.accompanied`."""
+    """The progress of a training that another process ends, and the advice: for `Group.accompanied`."""
     if folder is not None and (folder / "last.pt").exists():
         where = f"stopped after step {progress.step:,}" if progress.step else "stopped before the first step"
         return (
@@ -129,19 +128,19 @@ def standing(settings: Settings, folder: Path | None, progress: Progress) -> str
 def agreed_precision(
     settings: Settings, train_set: Resident, device: torch.device, group: Group, say: Callable[..., None]
 ) -> torch.dtype:
-    """The precision that the leading process comes to; it says how, if it measured."""
+    """The precision that the leading process chooses; it prints the reason, if it measured."""
     found: list[tuple[torch.dtype, str]] = []
     group.led(lambda: found.append(resolve_precision(settings, train_set, device)))
     precision, line = group.agree(found[0] if group.leads else None)
     if line:
         say(line)
-    if not group.leads:  # what the precision asks of this process's own device
+    if not group.leads:  # apply the precision to this process's own device
         choose_precision(precision_name(precision), device)
     return precision
 
 
 def choose_folder(settings: Settings, dataset: str) -> Path:
-    """The run's folder; one with a default name is new, and made at once, so that no other run chooses it."""
+    """The run's folder; one with a default name is new, and created immediately, so that no other run chooses it."""
     given = settings.resume or settings.output
     return given or new_folder(Path("runs") / time.strftime(f"{dataset}-%Y%m%d-%H%M%S"))
 
@@ -162,12 +161,12 @@ def write_config(folder: Path, settings: Settings, plan: Plan, data: dict[str, A
 
 
 def introduction(settings: Settings, plan: Plan, device: torch.device, folder: Path) -> str:
-    """The line that says what is trained, where, and how it computes."""
+    """The line that names the network, the device, the precision and the folder."""
     parameters = sum(parameter.numel() for parameter in plan.network.parameters())
-    whose = " of the reference's layers" if settings.impl == "reference" else ""
+    layers = " of the reference's layers" if settings.impl == "reference" else ""
     where = f"on {describe_device(device)} in {precision_name(plan.precision)}"
     where += "" if settings.compile == "off" else f", compiled ({settings.compile})"
-    return f"{type(plan.network).__name__}{whose}: {parameters:,} parameters, {where}, in {folder}"
+    return f"{type(plan.network).__name__}{layers}: {parameters:,} parameters, {where}, in {folder}"
 
 
 def precision_name(precision: torch.dtype) -> Precision:
@@ -179,7 +178,7 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
     """Train along with the leading process; write nothing.
 
     Returns:
-        The exit status: 0, or 128 and the number of the signal that stopped them.
+        The exit status: 0, or 128 plus the number of the signal that stopped the processes.
 
     Raises:
         TrainingError: as `fit`.
@@ -197,18 +196,18 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
 
 @contextmanager
 def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[None]:
-    """Raise InputError for what a machine lacks: memory, or a compiler; wherever in the training it shows."""
+    """Raise InputError if the machine lacks memory or a compiler; wherever in the training it shows."""
     try:
         yield
     except RuntimeError as error:
         if out_of_memory(error):
-            kept = f"; {last} is as it was" if last.exists() else ""
+            kept = f"; {last} is unchanged" if last.exists() else ""
             raise InputError(
                 f"{device} has not enough memory for this training{kept}. "
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
         if settings.compile != "off" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for PyTorch's authors
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # the rest is for PyTorch's authors
             raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise
 
@@ -217,7 +216,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
     """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their
     summaries.
 
-    What is there already is gone on with, so that an interrupted measurement continues.
+    Trainings that are in the folder already are resumed, so that an interrupted measurement continues.
 
     Raises:
         InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
@@ -230,7 +229,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
         folder = output / f"seed-{seed}"
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
         if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
-            raise InputError(f"stopped; the same command goes on with {folder}")
+            raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)
         summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))

@@ -1,10 +1,10 @@
-"""The strict reader of zip archives: it accepts what `torch.save` writes, and nothing that has two meanings.
+"""The strict reader of zip archives: it accepts the archives of `torch.save`, and nothing ambiguous.
 
-A zip archive says most things twice: in the directory at its end, and in a header before each member; its end says some
-of them a third time, in 64 bits. Readers differ in which of them they believe, where they search for the directory, and
-which of two members with one name they take. Here everything that is said twice must agree, and each byte of the file
-belongs to exactly one part: header, member, descriptor, directory or end. The checksum of a member is compared with the
-bytes that are handed out.
+A zip archive stores most facts twice: in the directory at its end, and in a header before each member; its end stores
+some of them a third time, in 64 bits. Readers differ in which copy they use, where they search for the directory, and
+which of two members with one name they take. Here all copies must agree, and each byte of the file belongs to exactly
+one part: header, member, descriptor, directory or end. The checksum of a member is compared with the bytes that are
+returned.
 """
 
 import struct
@@ -17,9 +17,9 @@ from reference.untrusted.bounds import MEMBERS, PICKLE_LIMIT
 
 LOCAL, LISTED, DESCRIBED, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x07\x08", b"PK\x05\x06"
 WIDE_END, WIDE_LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
-FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # the number does not fit and stands elsewhere in 64 bits
+FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # the number needs 64 bits and is stored elsewhere
 
-STREAMED = 1 << 3  # flag: lengths and checksum stand behind the member too, and may be 0 before it
+STREAMED = 1 << 3  # flag: lengths and checksum are stored behind the member too, and may be 0 before it
 UTF_8 = 1 << 11  # flag of the name
 WIDE_FIELD = 0x0001  # tags of extra fields
 OTHER_NAME = 0x7075
@@ -27,7 +27,7 @@ OTHER_NAME = 0x7075
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive: where its bytes begin (or its header, in the directory), its length, checksum and flags."""
+    """A file in an archive: the position of its bytes (or of its header), its length, checksum and flags."""
 
     start: int
     size: int
@@ -37,7 +37,7 @@ class Member:
 
 
 class Archive:
-    """A zip archive as `torch.save` writes it: one folder, nothing packed, nothing twice, no gap.
+    """A zip archive in the form of `torch.save`: one folder, nothing packed, nothing twice, no gap.
 
     Args:
         file: the archive.
@@ -47,7 +47,7 @@ class Archive:
         members: by their names in the folder.
 
     Raises:
-        ValueError: the archive is anything else; the text says what.
+        ValueError: the archive has another form; the message says which rule it breaks.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -78,7 +78,7 @@ class Archive:
             raise ValueError("its archive has bytes before its directory that belong to no member")
 
     def directory(self, size: int) -> tuple[int, int, int]:
-        """Where the directory begins, its length, and the number of its members."""
+        """The position of the directory, its length, and the number of its members."""
         end = size - 22
         signature, *disks, here, count, length, start, comment = struct.unpack("<4s4H2LH", self.at(max(0, end), 22))
         if signature != END or comment != 0:
@@ -130,7 +130,7 @@ class Archive:
         return members
 
     def placed(self, name: str, member: Member) -> Member:
-        """The member, beginning with its bytes; the header before them must say the same as the directory."""
+        """The member, with the position of its bytes; the header before them must agree with the directory."""
         fields = struct.unpack("<4s5H3L2H", self.at(member.start, 30))
         if fields[0] != LOCAL or self.file.read(fields[9]) != name.encode():
             raise ValueError(f"its archive is damaged: member {name!r} is not where the directory says")
@@ -144,7 +144,7 @@ class Archive:
         return Member(member.start + 30 + fields[9] + fields[10], member.size, member.crc, flags)
 
     def described(self, name: str, member: Member) -> int:
-        """Where a member ends with its descriptor, which must say the same as the directory."""
+        """The end of a member with its descriptor, which must agree with the directory."""
         end = member.start + member.size
         if not member.flags & STREAMED:
             return end
@@ -158,7 +158,7 @@ class Archive:
         raise ValueError(f"its archive contradicts itself: the descriptor of member {name!r} says something else")
 
     def at(self, position: int, length: int) -> bytes:
-        """Those bytes, all of them."""
+        """These bytes; ValueError if the file has fewer."""
         self.file.seek(position)
         found = self.file.read(length)
         if len(found) != length:
@@ -178,7 +178,7 @@ class Archive:
         """Read a member into a buffer of its length.
 
         Raises:
-            ValueError: the checksum of the bytes that now are in the buffer is not the member's.
+            ValueError: the checksum of the bytes in the buffer is not the member's.
         """
         member = self.members[name]
         self.file.seek(member.start)
@@ -188,10 +188,10 @@ class Archive:
 
 
 def wide(extra: bytes, *values: int) -> list[int]:
-    """Lengths and places; those that 32 bits do not hold stand in the extra field, and no others.
+    """Lengths and positions; the extra field holds those that need 64 bits, and no others.
 
     Raises:
-        ValueError: the extra field gives the member another name, or numbers that are not asked for.
+        ValueError: the extra field gives the member another name, or unexpected numbers.
     """
     missing = values.count(FULL_32)
     numbers: list[int] = []

@@ -1,10 +1,10 @@
-"""Every bound on what a foreign file may make the program do, in one place.
+"""Every limit on the work that a foreign file may cause, in one place.
 
-The time for a dictionary or a set depends on its keys: whoever chooses them along CPython's probe sequence makes n
-insertions take n² steps. Texts and bytes cannot be chosen so, because Python hashes them with a secret that it draws
-for each process (unless the environment fixes `PYTHONHASHSEED`). Whole numbers that count 0, 1, 2, … as they are
-inserted do not collide. All other keys of one file are limited to `SCATTERED_KEYS`, so that they take at most
-`SCATTERED_KEYS`² / 2 steps, about a second.
+The time for a dictionary or a set depends on its keys: keys chosen along CPython's probe sequence make n insertions
+take n² steps. Strings and bytes cannot be chosen so, because Python hashes them with a secret that it draws for each
+process (unless the environment fixes `PYTHONHASHSEED`). Integers that count 0, 1, 2, … in the order of insertion do not
+collide. All other keys of one file are limited to `SCATTERED_KEYS`, so that they take at most `SCATTERED_KEYS`² / 2
+steps, about a second.
 """
 
 MIB = 1 << 20
@@ -15,16 +15,16 @@ INSTRUCTIONS = 1_000_000
 """Instructions of one file; a whole network has about 150 a layer."""
 
 PICKLE_LIMIT = 64 * MIB
-"""Bytes of what is not tensors; a whole VGG16 has 20,000."""
+"""Bytes of everything but tensors; a whole VGG16 has 20,000."""
 
 SCATTERED_KEYS = 10_000
-"""Keys of dictionaries and members of sets in one file that are neither texts nor numbers in the order 0, 1, 2, …"""
+"""Keys of dictionaries and members of sets in one file, without strings and without numbers in the order 0, 1, 2, …"""
 
 NAME = 200
 """Characters of the name of a class or function."""
 
 LONG = 64
-"""Bytes of a whole number."""
+"""Bytes of an integer."""
 
 # Archives
 
@@ -48,12 +48,12 @@ VIEWS = 8
 their storages: tied weights and an exponential moving average share storages, and so do a few views."""
 
 PRETRAINED = 1 << 30
-"""Bytes that the tensors of a state dict may have beyond their storages if they are only copied into a network of known
-size: VGG16, the largest one, has 553 MB."""
+"""Bytes that the tensors of a state dict may have beyond their storages if they are only copied into a network of
+known size: VGG16, the largest one, has 553 MB."""
 
 NETWORK_VIEWS = 2
-"""The same for the elements of a network that is going to compute: a conversion of the dtype or a move to a GPU gives
-each of its tensors memory of its own."""
+"""The same for the elements of a network that is to be run: a conversion of the dtype or a move to a GPU gives each of
+its tensors memory of its own."""
 
 # Networks
 
@@ -61,16 +61,16 @@ ENTRIES = 100_000
 """Modules and tensors of a network, each counted wherever it appears; entries of a state dict; classes."""
 
 WORKING_LAYERS = 20_000
-"""Layers that are made to work, with their tensors; a layer takes up to half a millisecond."""
+"""Working layers, with their tensors; building a layer takes up to half a millisecond."""
 
 DEPTH = 64
-"""Modules inside each other."""
+"""Depth of nested modules."""
 
 LEVELS = 16
-"""Containers inside each other in which networks and state dicts are searched for."""
+"""Depth of nested containers in which networks and state dicts are searched for."""
 
 CANDIDATES = 100
-"""Networks and state dicts that are found in one file."""
+"""Networks and state dicts in one file."""
 
 WORD = 100
 """Characters of a module's or tensor's own name."""
@@ -93,7 +93,7 @@ CIFAR_ARCHIVE = 256 * MIB
 """Bytes of the unpacked archive; the genuine one has 178 MiB."""
 
 CIFAR_HEADER = MIB // 16
-"""Bytes that a member of the archive may take beside its content."""
+"""Bytes of the archive for a member besides its content."""
 
 CIFAR_INSTRUCTIONS = 200_000
 """Instructions of a batch; a genuine one has about 30,000, three an image."""

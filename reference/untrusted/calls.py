@@ -1,4 +1,4 @@
-"""The calls that genuine files of `torch.save` make, each written out: tensors on storages, and standard containers."""
+"""The calls that genuine files of `torch.save` make, reimplemented: tensors on storages, and standard containers."""
 
 import struct
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from reference.untrusted.pickle_machine import ForeignError, Name, PickleMachine
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of storage: what its numbers are; None for mere bytes."""
+    """The kind of a storage: the dtype of its numbers; None for plain bytes."""
 
     dtype: torch.dtype | None
 
@@ -69,14 +69,14 @@ class TorchMachine(PickleMachine):
     """The pickle machine with the calls that files of `torch.save` need.
 
     Args:
-        numbers: gives the bytes of a storage, from its key, its kind and its length.
+        numbers: returns the bytes of a storage, from its key, its kind and its length.
         size: of the whole file.
-        foreign: the file's byte order is not this machine's.
+        foreign: whether the file's byte order differs from this machine's.
 
     Attributes:
-        storages: the bytes of each storage and what they are, by key.
+        storages: the bytes and the kind of each storage, by key.
         sources: source code by the name of its class.
-        allowance: bytes that the tensors may have together beyond what the storages allow.
+        allowance: bytes that the tensors may have together beyond the limit given by the storages.
     """
 
     allowance = 0
@@ -86,7 +86,7 @@ class TorchMachine(PickleMachine):
         self.numbers, self.foreign = numbers, foreign
         self.storages: dict[str, tuple[Tensor, Kind]] = {}
         self.sources: dict[str, str] = {}
-        self.letters = size  # of texts that are bytes in truth
+        self.letters = size  # of strings that encode bytes
         self.shown = 0  # bytes of all tensors, each counted as if it had memory of its own
 
     def named(self, name: Name) -> object:
@@ -134,15 +134,15 @@ class TorchMachine(PickleMachine):
             self.storages[key] = self.numbers(key, kind, count * kind.width), kind
         buffer, first = self.storages[key]
         if len(buffer) != count * kind.width or first != kind:
-            raise ValueError(f"storage {key[:50]!r} is said to be two different things")
+            raise ValueError(f"storage {key[:50]!r} has two different descriptions")
         return buffer
 
     def check(self) -> None:
-        """Check what can be known only once all numbers are there.
+        """Make the checks that need all numbers.
 
         Raises:
-            ValueError: a truth value is neither 0 nor 1; or the tensors would take far more memory than their storages
-                if each of them had memory of its own.
+            ValueError: a Boolean is neither 0 nor 1; or the tensors would take far more memory than their storages if
+                each of them had memory of its own.
         """
         truths = [buffer for buffer, kind in self.storages.values() if kind.dtype == torch.bool and len(buffer)]
         if any(buffer.max() > 1 for buffer in truths):
@@ -155,7 +155,7 @@ class TorchMachine(PickleMachine):
 
 
 class PlainMachine(TorchMachine):
-    """The pickle machine for plain data: containers, numbers, texts and tensors, and no object of any other class."""
+    """The pickle machine for plain data: containers, numbers, strings and tensors, and no object of any other class."""
 
     def named(self, name: Name) -> object:
         found = super().named(name)
@@ -168,12 +168,12 @@ class PlainMachine(TorchMachine):
 
 
 class StateMachine(PlainMachine):
-    """The pickle machine for the state dict of a network of known size, into which the tensors are copied."""
+    """The pickle machine for the state dict of a network of known size; the tensors are copied into the network."""
 
     allowance = PRETRAINED
 
 
-# Calls: the functions that files may ask for, each written out. They take the machine and what the file gives them.
+# Calls: the functions that files may request, each reimplemented. They take the machine and the file's arguments.
 
 
 def rebuild_tensor(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
@@ -202,14 +202,14 @@ def rebuild_parameter(machine: TorchMachine, data: Any, grad: Any = True, hooks:
 
 
 def rebuild_from_type(machine: TorchMachine, function: Any, kind: Any, arguments: Any, state: Any) -> object:
-    """A tensor with attributes of its own, which are left out."""
+    """A tensor with attributes of its own, which are dropped."""
     if function not in (Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")):
         raise ValueError("it rebuilds a tensor in a way that is not known")
     return machine.call(function, arguments)
 
 
 def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tensor:
-    """A tensor on a storage; ValueError unless all of it lies inside."""
+    """A tensor on a storage; ValueError unless all of it is inside."""
     if type(storage) is not Storage or type(dtype) is not torch.dtype:
         raise ValueError("a tensor has no storage, or numbers of no known kind")
     few_numbers("the offset of a tensor", (offset,))
@@ -233,7 +233,7 @@ def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: An
 
 
 def few_numbers(what: str, numbers: Any) -> Any:
-    """The same, if it is a tuple of at most `DIMENSIONS` whole numbers, none negative; ValueError otherwise."""
+    """Return `numbers` if it is a tuple of at most `DIMENSIONS` non-negative integers; ValueError otherwise."""
     if not isinstance(numbers, tuple | list) or len(numbers) > DIMENSIONS:
         raise ValueError(f"{what} is not a tuple of at most {DIMENSIONS} numbers")
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
@@ -254,7 +254,7 @@ def checked_gradient(tensor: Tensor, grad: Any) -> bool:
 
 
 def ordered(machine: TorchMachine, pairs: Any = ()) -> OrderedDict[Any, Any]:
-    """`OrderedDict()`, or of the pairs that Python 2 hands it."""
+    """`OrderedDict()`, or of the pairs that Python 2 passes."""
     if type(pairs) not in (list, tuple):
         raise ValueError("an OrderedDict is made of something else than pairs")
     machine.spend(len(pairs))
@@ -262,7 +262,7 @@ def ordered(machine: TorchMachine, pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 
 def mapping(machine: TorchMachine, argument: Any = None) -> dict[Any, Any]:
-    """`dict()`; `defaultdict(kind)`, whose entries follow; `Counter({…})`."""
+    """`dict()`; `defaultdict(kind)`, followed by its entries; `Counter({…})`."""
     if argument is None or type(argument) is Name:
         return {}
     machine.spend(len(argument))
@@ -290,7 +290,7 @@ def device(machine: TorchMachine, kind: Any, index: Any = None) -> torch.device:
 
 
 def encoded(machine: TorchMachine, text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes, as Python 3 writes them for Python 2."""
+    """Bytes in the form in which Python 3 writes them for Python 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("it holds bytes in an encoding that is not latin1")
     machine.letters -= len(text)
@@ -328,7 +328,7 @@ def old_object(machine: TorchMachine, kind: Any, base: Any, state: Any) -> Recor
 
 
 def numpy_number(machine: TorchMachine, kind: Any, content: Any) -> object:
-    """A number of NumPy, as Python's own."""
+    """A number of NumPy as a Python number."""
     if type(kind) is not Record or kind.kind != NUMPY_DTYPE or not kind.arguments:
         raise ValueError("a number of NumPy has no type")
     order = kind.state[1] if kind.state else "<"
@@ -370,7 +370,7 @@ CALLS: dict[Any, Callable[..., object]] = {
     Name("numpy.core.multiarray", "scalar"): numpy_number,
     Name("numpy._core.multiarray", "scalar"): numpy_number,
 }
-"""What a file may ask for, by its exact name."""
+"""The functions that a file may request, by their exact names."""
 
 PLAIN = {
     Name("torch._utils", "_rebuild_tensor_v2"),
@@ -397,7 +397,7 @@ NOTED = {
     ),
     *(Name("numpy.random._pickle", f"__{name}_ctor") for name in ("generator", "bit_generator", "randomstate")),
 }
-"""What harmless files ask for beside a network: the result is a record of the call, which nobody can call."""
+"""Functions that harmless files request besides a network; the result is a record of the call, never a call."""
 
 UNREAD = {
     Name("torch._utils", name)
@@ -407,4 +407,4 @@ UNREAD = {
         "_rebuild_device_tensor_from_cpu_tensor", "_rebuild_xla_tensor", "_rebuild_mkldnn_tensor",
     )
 }  # fmt: skip
-"""Tensors of special kinds, which are refused as such."""
+"""Tensors of special kinds, which are rejected with their name."""

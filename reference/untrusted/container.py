@@ -1,4 +1,4 @@
-"""A foreign file as bytes: an archive, a row of pickles or a safetensors file, held against its own length."""
+"""A foreign file as bytes: an archive, a sequence of pickles or a safetensors file, checked against its length."""
 
 import io
 import os
@@ -26,18 +26,18 @@ OLD_START = b"\x80"  # as every pickle
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
-# What damaged and hostile files make of Python's and PyTorch's own checks.
+# The exceptions of Python's and PyTorch's own checks on damaged and hostile files.
 NONSENSE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, struct.error, EOFError)
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file of `torch.save`, or a safetensors file, holds.
+    """The content of a file of `torch.save`, or of a safetensors file.
 
     Attributes:
         container: "zip" (PyTorch 1.6 and later), "old" or "safetensors".
-        content: tensors, containers, numbers, texts, and a `Record` or `Name` for whatever has a class of its own.
-        sources: the source code of classes, by name, which the old format keeps beside a whole network; a text only.
+        content: tensors, containers, numbers, strings, and a `Record` or `Name` for anything of another class.
+        sources: the source code of classes, by name, which the old format stores with a whole network; only text.
     """
 
     container: str
@@ -46,11 +46,11 @@ class TorchFile:
 
 
 def read_torch_file(path: Path | str) -> TorchFile:
-    """Read a file that `torch.save` or safetensors wrote; its tensors are on the CPU, wherever they were.
+    """Read a file that `torch.save` or safetensors wrote; its tensors are on the CPU, wherever they were before.
 
     Raises:
-        InputError: there is no such file, it is damaged, it is of another kind, or it wants more than data to be made;
-            the text says which. Nothing in it was run.
+        InputError: the file is missing, damaged, of another kind, or requests more than data; the message says which.
+            Nothing in it was run.
     """
     path = Path(path)
     try:
@@ -61,7 +61,7 @@ def read_torch_file(path: Path | str) -> TorchFile:
                 return read_safetensors(file, size)
             if start.startswith(OLD_START):
                 return read_old(file, size)
-            kind = kinds.of_start(start) or "it does not begin as one does"
+            kind = kinds.of_start(start) or "its beginning is unknown"
             raise InputError(f"{path} is not a file of torch.save: {kind}")
     except NONSENSE as error:
         if isinstance(error, InputError):
@@ -74,11 +74,11 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int, bytes]]:
     """A regular file with its length and its first 512 bytes; without PyTorch's warnings while it is read.
 
     Raises:
-        InputError: there is no such file, it is no regular one, or reading it failed or took more memory than there is.
+        InputError: the file is missing or not a regular file, or reading it failed or took too much memory.
     """
     try:
         with open(path, "rb", opener=open_at_once) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns of kinds of numbers that are new
+            warnings.simplefilter("ignore")  # PyTorch warns of new kinds of numbers
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} cannot be read: it is no regular file")
@@ -92,18 +92,18 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int, bytes]]:
 
 
 def refusal(path: Path, error: Exception) -> InputError:
-    """The error that says in one line that a file was refused; only our own checks have reasons for people."""
-    reason = one_line(str(error)) if type(error) in (ValueError, ForeignError) else "what it says makes no sense"
+    """The error that says in one line that a file was refused; only messages of our own checks are quoted."""
+    reason = one_line(str(error)) if type(error) in (ValueError, ForeignError) else "its instructions make no sense"
     return InputError(f"{path} was refused: {reason}; nothing in it was run")
 
 
 def open_at_once(path: str, flags: int) -> int:
-    """Open as `os.open` does, but a pipe without waiting for its other end; it is refused afterwards."""
+    """Open like `os.open`, but a pipe without waiting for its other end; it is refused afterwards."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def one_line(text: str) -> str:
-    """The beginning of a text, on one line, without what a terminal would act upon."""
+    """The beginning of a text, on one line, without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
@@ -111,12 +111,12 @@ def one_line(text: str) -> str:
 
 
 def read_zip(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMachine) -> TorchFile:
-    """The content of an archive; ValueError if it is none of `torch.save`.
+    """The content of an archive; ValueError if `torch.save` did not write it.
 
     Args:
         file: the archive.
         size: its length in bytes.
-        machine_of: what understands its pickle.
+        machine_of: the class of the machine that reads its pickle.
     """
     archive = Archive(file, size)
     order = archive.read("byteorder", 16) if "byteorder" in archive.members else b"little"
@@ -138,11 +138,11 @@ def read_zip(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMa
     return TorchFile("zip", content, machine.sources)
 
 
-# The format before PyTorch 1.6: five pickles, of which the fourth is the content, then the numbers of each storage
+# The format before PyTorch 1.6: five pickles, the fourth with the content, then the numbers of each storage
 
 
 class Bounded:
-    """The next `left` bytes of a file; whoever asks for more gets what there is, in the memory that it takes."""
+    """The next `left` bytes of a file; a longer read gets fewer bytes, in the memory that they take."""
 
     def __init__(self, file: BinaryIO, left: int) -> None:
         self.file, self.left = file, left
@@ -175,7 +175,7 @@ def read_old(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMa
         raise ValueError("it is a pickle, but not one of torch.save")
     if (protocol := machine.read(stream)) != PROTOCOL:
         raise ValueError(f"it has protocol {protocol!r:.50}, but only {PROTOCOL} is known")
-    machine.read(stream)  # what kind of machine wrote it; the numbers are little-endian from all of them
+    machine.read(stream)  # a description of the machine that wrote it; the numbers are always little-endian
     content = machine.read(stream)
     keys = machine.read(stream)
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(machine.storages):
@@ -195,7 +195,7 @@ def read_old(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMa
 
 
 def read_safetensors(file: BinaryIO, size: int) -> TorchFile:
-    """The tensors by their names. For a moment the numbers take twice the memory that they take in the file."""
+    """The tensors by their names. While reading, the numbers take twice the memory that they take in the file."""
     from safetensors.torch import load
 
     header = int.from_bytes(file.read(8), "little")
@@ -204,7 +204,7 @@ def read_safetensors(file: BinaryIO, size: int) -> TorchFile:
     file.seek(0)
     try:
         content = load(file.read(size))
-    except Exception as error:  # SafetensorError, KeyError for kinds of numbers that PyTorch lacks
+    except Exception as error:  # SafetensorError; KeyError for dtypes that PyTorch lacks
         raise ValueError(f"it is a safetensors file, but damaged ({one_line(str(error))})") from error
     for name, tensor in content.items():
         if tensor.dtype == torch.bool and tensor.numel() and tensor.view(torch.uint8).max() > 1:
@@ -223,7 +223,7 @@ def empty(length: int) -> Tensor:
 
 
 def fill(file: BinaryIO, buffer: memoryview) -> int:
-    """Read into a buffer; how many bytes came."""
+    """Read into a buffer; return the number of bytes."""
     return file.readinto(buffer)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,4 +1,4 @@
-"""What is in a foreign file: networks and state dicts, wherever they are in its dictionaries, lists and objects."""
+"""The networks and state dicts in a foreign file, anywhere in its dictionaries, lists and objects."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Candidate:
     """A network or a state dict in a file.
 
     Attributes:
-        name: where it is, "state_dict" or "models[0].net" for example; empty if it is the whole content.
+        name: its place, "state_dict" or "models[0].net" for example; empty if it is the whole content.
         found: the record of a module, or tensors by name.
         method: it was saved as `model.state_dict` without parentheses.
     """
@@ -35,8 +35,8 @@ class Candidate:
 def candidates(content: Any) -> list[Candidate]:
     """The networks and state dicts in the content of a file, the outer ones first.
 
-    Not among them: what is inside another one of them, states of optimizers, and dictionaries of tensors none of which
-    could be the weight of a layer.
+    Left out are candidates inside another one, states of optimizers, and dictionaries of tensors if none of them could
+    be the weight of a layer.
     """
     found: list[Candidate] = []
     seen: set[int] = set()
@@ -47,7 +47,7 @@ def candidates(content: Any) -> list[Candidate]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        method = isinstance(value, Record) and value.kind == BOUND_METHOD
+        method = isinstance(value, Record) and value.kind == BOUND_METHOD and len(value.arguments) == 2
         if isinstance(value, Record) and method:
             value = value.arguments[0]
         tensors = None if isinstance(value, Record) else as_state_dict(value, arrays)
@@ -62,7 +62,7 @@ def candidates(content: Any) -> list[Candidate]:
 
 
 def inside(value: Any) -> Iterator[tuple[Any, Any]]:
-    """The containers and objects in a container or an object, each with its key, its index or its name."""
+    """The elements of a container or an object, each with its key, its index or its name."""
     if isinstance(value, Record):
         for part in (value.attributes, value.entries, value.items):
             yield from inside(part)
@@ -72,7 +72,7 @@ def inside(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def written(place: Any) -> str:
-    """The steps to a place, from the outside: "state_dict", "models[0].net"."""
+    """The path of a place, from the outside: "state_dict", "models[0].net"."""
     steps: list[str] = []
     while place is not None:
         place, key = place
@@ -82,7 +82,7 @@ def written(place: Any) -> str:
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether it is an optimizer or the state dict of one, which holds tensors beside those of its network."""
+    """Whether it is an optimizer or its state dict; both hold other tensors than the parameters of the network."""
     if isinstance(value, Record):
         return "param_groups" in value.attributes
     return isinstance(value, dict) and "param_groups" in value
@@ -92,8 +92,8 @@ def as_state_dict(value: Any, arrays: dict[int, Tensor]) -> dict[str, Tensor] | 
     """The same dictionary if it maps short printable names to tensors, or to arrays of NumPy; None otherwise.
 
     Args:
-        value: anything.
-        arrays: the bytes of arrays that were converted before, by the identity of what they were converted from.
+        value: any object.
+        arrays: the bytes of the arrays converted so far, by the identity of their source.
     """
     if not isinstance(value, dict) or not 0 < len(value) <= ENTRIES:
         return None
@@ -121,7 +121,7 @@ def as_tensor(array: Record, arrays: dict[int, Tensor]) -> Tensor:
     """The numbers of an array of NumPy.
 
     Raises:
-        ValueError: it is in columns, of a dtype that is not read, or has another number of bytes than its shape needs.
+        ValueError: it is in column order, of an unknown dtype, or its shape does not match its number of bytes.
     """
     match array.state:
         case (
@@ -148,7 +148,7 @@ def as_tensor(array: Record, arrays: dict[int, Tensor]) -> Tensor:
 
 
 def what_it_is(path: Path) -> str:
-    """A few words on a file that is no checkpoint of this project: what it is, or why it is not read here either."""
+    """A short description of a file that is no checkpoint of this project, or the reason why it cannot be read."""
     try:
         content = read_torch_file(path).content
         first = next(iter(candidates(content)), None)

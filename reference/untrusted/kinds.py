@@ -1,4 +1,4 @@
-"""Files that are none of `torch.save`: their names, recognised by how they begin or by the members of an archive."""
+"""Files that `torch.save` did not write: their kinds, recognised by their beginning or by the members of an archive."""
 
 from collections.abc import Collection
 
@@ -20,7 +20,7 @@ REMEDY = "let the program that made it write its state dict with torch.save or s
 
 
 def of_start(start: bytes) -> str | None:
-    """What a file is that begins with these bytes (at least 512, if it has so many); None if that is not known."""
+    """The kind of a file that begins with these bytes (at least 512, or the whole file); None if it is not known."""
     for mark, kind in STARTS:
         if start.startswith(mark):
             return kind
@@ -51,7 +51,7 @@ def is_onnx(start: bytes) -> bool:
 
 
 def of_archive(names: Collection[str]) -> str | None:
-    """What a zip archive with these members is, if it is none of `torch.save`; None if it could be one."""
+    """The kind of a zip archive with these members, if it is not one of `torch.save`; None if it could be one."""
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         return f"it is a TorchScript archive, a program and not data: {REMEDY}"

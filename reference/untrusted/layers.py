@@ -1,4 +1,4 @@
-"""Modules of which the file tells only the class and the attributes, made to work where their `forward` is known."""
+"""Working layers from modules in a file, which give only class and attributes; possible for each known `forward`."""
 
 import re
 import warnings
@@ -25,10 +25,10 @@ from reference.untrusted.bounds import WORKING_LAYERS
 from reference.untrusted.modules import Budget, Memory, Module
 from reference.untrusted.pickle_machine import Name, Record
 
-# PyTorch's layers, and which of their attributes they are made from
+# PyTorch's layers, and the attributes that are their arguments
 
 LINEAR = {"NonDynamicallyQuantizableLinear": "Linear", "_LinearWithBias": "Linear"}
-"""Names of the Linear inside of MultiheadAttention, by the version of PyTorch."""
+"""Names of the Linear inside MultiheadAttention, by the version of PyTorch."""
 
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 NORMALIZATION = ("num_features", "eps", "momentum", "affine", "track_running_stats")
@@ -78,10 +78,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ReplicationPad2d": ("padding",),
     "MultiheadAttention": ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", "batch_first"),
 }
-"""The layers that can be made, each with the attributes that are its arguments; a file may lack newer ones."""
+"""The layers that can be rebuilt, each with the attributes that are its arguments; a file may lack newer ones."""
 
 BIAS = (*(f"Conv{n}d" for n in (1, 2, 3)), *(f"ConvTranspose{n}d" for n in (1, 2, 3)), "Linear", "Bilinear", *LINEAR)
-"""Layers that do not keep `bias` as an attribute, but have one or not."""
+"""Layers without an attribute `bias`, which may have a bias or not."""
 
 CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 ATTENTION = ("MultiheadAttention", "TransformerEncoderLayer")
@@ -118,26 +118,26 @@ CHAINS: dict[Name, tuple[str | None, ...]] = {
     Name("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module",),
     AVERAGED: ("module",),
 }
-"""Classes whose `forward` is known: the parts that they apply in turn, if they have them; None is to flatten."""
+"""Classes with a known `forward`: the parts that they apply in turn, if they have them; None stands for flatten."""
 
 
 WORD = re.compile(r"[A-Za-z0-9_-]{1,20}")
-"""A setting that is a word: "zeros", "nearest-exact". Other texts would reach the printed network."""
+"""A setting in one word: "zeros", "nearest-exact". Other strings would reach the printed network."""
 
 
 class CannotRunError(Exception):
-    """Why a network cannot be made to work, as the end of a sentence."""
+    """The reason why a network cannot be run, as the end of a sentence."""
 
 
 def make_layer(module: Module, layers: Any) -> nn.Module:
-    """A layer of PyTorch's, from its attributes, without numbers: on the meta device, where no claim costs memory.
+    """A layer of PyTorch from its attributes, without numbers: on the meta device, where no size costs memory.
 
     Args:
-        module: one whose class is in `STANDARD`, and no container.
-        layers: the namespace it is taken from.
+        module: a module of a class in `STANDARD`, and no container.
+        layers: the namespace of the layer's class.
 
     Raises:
-        CannotRunError: its attributes are not those of such a layer.
+        CannotRunError: its attributes do not fit such a layer.
     """
     name = STANDARD[module.kind]
     options = encoder_options(module) if name == "TransformerEncoderLayer" else layer_options(name, module)
@@ -148,19 +148,19 @@ def make_layer(module: Module, layers: Any) -> nn.Module:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return getattr(layers, name)(**options)
-    except Exception as error:  # whatever a layer raises for arguments that make no sense
+    except Exception as error:  # any error of a layer for arguments that make no sense
         reason = str(error).partition("\n")[0][:200]
         raise CannotRunError(f"a {name} has attributes that it cannot have ({reason})") from error
 
 
 def layer_options(name: str, module: Module) -> dict[str, Any]:
-    """The arguments that a layer was made with, as far as its attributes and parameters tell."""
+    """The arguments that a layer was made with, derived from its attributes and parameters."""
     attributes, parameters = module.attributes, module.parameters
     options = {word: plain(attributes[word]) for word in LAYERS[name] if word in attributes}
     if name in BIAS:
         options["bias"] = parameters.get("bias", parameters.get("bias_orig")) is not None
     elif parameters.get("weight") is not None and parameters.get("bias", 0) is None:
-        options["bias"] = False  # of normalizations, lately
+        options["bias"] = False  # of normalizations in recent versions
     if name == "MultiheadAttention":
         options["bias"] = parameters.get("in_proj_bias") is not None
         options["add_bias_kv"] = parameters.get("bias_k") is not None
@@ -206,7 +206,7 @@ def plain(value: Any, *, inside: bool = False) -> Any:
 
 
 class Printer:
-    """What stands between the parentheses of a printed layer; nothing for a class that is not known."""
+    """Arguments shown in the `repr` of a layer; none for a class that is not known."""
 
     def __init__(self) -> None:
         self.budget = Budget()
@@ -223,7 +223,7 @@ class Printer:
 
 
 class Chain(nn.Module):
-    """An object of a class that the file only names: its parts, and which of them are applied in turn."""
+    """An object of a class that the file only names: its parts, and the order in which they are applied."""
 
     def __init__(self, title: str, parts: dict[str, nn.Module], steps: tuple[str | None, ...]) -> None:
         super().__init__()
@@ -241,12 +241,12 @@ class Chain(nn.Module):
 
 
 class Builder:
-    """Makes modules work; a module in several places becomes one module again.
+    """Builds working modules; a module in several places becomes one module again.
 
     Args:
         layers: the namespace of the layers.
-        notes: gets a sentence for what is taken for granted.
-        memory: what the network's tensors may take.
+        notes: gets a sentence for each assumption.
+        memory: the memory that the network's tensors may take.
     """
 
     def __init__(self, layers: Any, notes: list[str], memory: Memory) -> None:
@@ -255,10 +255,10 @@ class Builder:
         self.made: dict[int, nn.Module] = {}
 
     def network(self, root: Module, tree: str) -> nn.Module:
-        """The network whose printed text is `tree`.
+        """The network with the printed text `tree`.
 
         Raises:
-            CannotRunError: a `forward` is not known, or it would not be the same network.
+            CannotRunError: a `forward` is not known, or the result would not be the same network.
         """
         network = self.build(root)
         if repr(network) != tree.replace("_LinearWithBias(", "NonDynamicallyQuantizableLinear("):
@@ -278,7 +278,7 @@ class Builder:
         return self.made[id(module)]
 
     def composed(self, module: Module) -> nn.Module:
-        """A module whose parts are modules of their own."""
+        """A module composed of other modules."""
         steps = self.steps(module)
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         for name, child in module.children.items():
@@ -302,17 +302,17 @@ class Builder:
             return tuple(step for step in chain if step is None or step in children)
         own = [name for name in module.attributes if not name.startswith("_") and name != "training"]
         if kind in STANDARD or len(children) != 1 or module.parameters or module.buffers or own:
-            raise CannotRunError(f"what {kind} does with its parts is code, and its code is not run")
+            raise CannotRunError(f"the forward of {kind} is code, and its code is not run")
         (only,) = children
         self.notes.append(f"{kind} is taken to do nothing but apply its only part, {only!r}; its code was not run.")
         return (only,)
 
 
 def fill(layer: nn.Module, module: Module, memory: Memory) -> None:
-    """Give a layer, and the parts that it has made itself, the parameters and buffers of the file.
+    """Give a layer, and the parts that it has created itself, the parameters and buffers of the file.
 
     Raises:
-        CannotRunError: they are not those that such a layer has.
+        CannotRunError: they do not fit such a layer.
     """
     parameters, buffers = unpruned(module, memory)
     if module.kind == AVERAGED:
@@ -341,7 +341,7 @@ def fill(layer: nn.Module, module: Module, memory: Memory) -> None:
 
 
 def unpruned(module: Module, memory: Memory) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
-    """Parameters and buffers of a module, pruned ones put together again: `weight_orig` times `weight_mask`.
+    """Parameters and buffers of a module, pruned ones multiplied out again: `weight_orig` times `weight_mask`.
 
     Raises:
         CannotRunError: the module has other hooks, which are code.

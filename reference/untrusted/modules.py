@@ -1,4 +1,4 @@
-"""Records of modules: checked, their tensors under dotted names, and the network as `print` shows it."""
+"""Records of modules: checked, with their tensors under dotted names, and the network as `print` shows it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MODULE_LIST = Name("torch.nn.modules.container", "ModuleList")
 
 
 class Budget:
-    """How much may be made of a file in which the same module can stand in many places."""
+    """A limit on the modules and tensors read from a file, which may contain the same module in many places."""
 
     def __init__(self) -> None:
         self.left = ENTRIES
@@ -25,12 +25,12 @@ class Budget:
 
 
 class Memory:
-    """The memory that tensors of a network may take when each of them gets memory of its own.
+    """The memory that tensors of a network may take if each of them gets memory of its own.
 
-    A conversion of the dtype, a product with a mask and a move to a GPU do that, even with a view with stride 0.
+    A conversion of the dtype, a product with a mask and a move to a GPU do that, even for a view with stride 0.
 
     Args:
-        tensors: all tensors of the network. One that is there several times counts once.
+        tensors: all tensors of the network; a tensor that occurs several times counts once.
 
     Raises:
         ValueError: they are far larger than their storages.
@@ -45,7 +45,7 @@ class Memory:
         self.left = NETWORK_VIEWS * self.held + OVERLAP * 4
 
     def spend(self, size: int) -> None:
-        """Count bytes that are going to be taken."""
+        """Count bytes that are about to be allocated."""
         self.left -= size
         if self.left < 0:
             raise ValueError(f"the tensors of its network share {self.held:,} bytes, and would take far more")
@@ -57,7 +57,7 @@ class Module:
 
     Attributes:
         kind: its class.
-        attributes: all of them by name.
+        attributes: all attributes by name.
         parameters, buffers: the tensors, or None.
         children: the modules in it, or None.
     """
@@ -74,7 +74,7 @@ class Module:
         return self.kind.name.rpartition(".")[2]
 
     def tensors(self, prefix: str, budget: Budget) -> Iterator[tuple[str, Tensor]]:
-        """What belongs into the state dict: parameters and buffers, its own and then its children's."""
+        """The entries of the state dict: its own parameters and buffers, then its children's."""
         hidden = self.attributes.get("_non_persistent_buffers_set")
         budget.spend(1 + len(self.parameters) + len(self.buffers))
         if len(prefix) > KEY - WORD:
@@ -90,7 +90,7 @@ class Module:
                 yield from child.tensors(f"{prefix}{name}.", budget)
 
     def text(self, inner: "Callable[[Module], str]", budget: Budget) -> str:
-        """The module as `print` shows it; `inner` is what stands between its parentheses beside its children."""
+        """The module as `print` shows it; `inner` gives the text between its parentheses besides its children."""
         budget.spend(1 + len(self.children))
         shown = [(name, child.text(inner, budget) if child else "None") for name, child in self.children.items()]
         if self.kind == MODULE_LIST:
@@ -103,7 +103,7 @@ class Module:
 
 
 def repeated(shown: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Equal neighbours in a ModuleList are printed once."""
+    """Merge equal neighbours in a ModuleList, as `print` does."""
     runs: list[list[Any]] = []
     for number, (_, text) in enumerate(shown):
         if runs and runs[-1][2] == text:
@@ -147,7 +147,7 @@ def as_module(record: Any, done: dict[int, Module | None], depth: int = 0) -> Mo
 
 
 def named(entries: Any, kind: type) -> dict[str, Any]:
-    """The same, if it maps short printable names to values of a kind, or None."""
+    """Return `entries` if it maps short printable names to values of the kind, or None."""
     if not isinstance(entries, dict) or len(entries) > ENTRIES:
         raise ValueError("the parts of a module are no dictionary")
     for name, value in entries.items():

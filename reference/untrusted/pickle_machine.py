@@ -1,10 +1,10 @@
-"""Chapter 17: the machine that a pickle is a program for, without the instructions that run anything.
+"""Chapter 17: a machine for pickles, without the instructions that run anything.
 
-A pickle builds lists, dictionaries, strings and numbers on a stack. For objects it has three instructions more: one
-names a class or function (GLOBAL), one calls it (REDUCE), one hands an object its state (BUILD). Python's own reader
-does as it is told, imports what is named and calls it. This machine keeps names as names and objects as records of
-what the file says about them. It imports nothing, looks no attribute up by a name from the file, and calls nothing but
-what a subclass has written out for itself in `call`.
+A pickle builds lists, dictionaries, strings and numbers on a stack. For objects it has three more instructions: GLOBAL
+names a class or function, REDUCE calls it, and BUILD passes an object its state. Python's own reader follows these,
+imports the named object and calls it. This machine keeps names as names and objects as records of the file's data about
+them. It imports nothing, looks no attribute up by a name from the file, and calls nothing but the functions that a
+subclass implements itself in `call`.
 """
 
 import struct
@@ -19,16 +19,16 @@ ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITE
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 PROTOCOL = 5
 EMPTY = object()
-"""A place of a pickle's memory into which nothing was put."""
+"""A place of a pickle's memory that was never set."""
 
 
 class ForeignError(ValueError):
-    """A file asks by name for something that is not on the list of what this reader makes."""
+    """A file requests by name something that this reader does not provide."""
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """What pickles are read from."""
+    """The source of pickles."""
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self, size: int, /) -> bytes: ...
@@ -36,7 +36,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that a file speaks of: only its name."""
+    """A class or function named in a file: only its name."""
 
     module: str
     name: str
@@ -47,38 +47,38 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is only a name: what the file says about it, and nothing that could act.
+    """An object of a class that is only a name: the file's data about it, without any code.
 
     Attributes:
         kind: its class.
-        arguments: what it would have been made from.
-        state: what it would have been handed to restore itself, mostly its attributes.
-        items, entries: of an object that is a list or a dictionary besides.
+        arguments: the arguments of its constructor.
+        state: the state to restore it from, mostly its attributes.
+        items, entries: the elements, if the object is also a list or a dictionary.
     """
 
     kind: Name
-    arguments: tuple[Any, ...] = field(default=(), repr=False)  # a file may nest them without end
+    arguments: tuple[Any, ...] = field(default=(), repr=False)  # a file may nest them to any depth
     state: Any = field(default=None, repr=False)
     items: list[Any] | None = field(default=None, repr=False)
     entries: dict[Any, Any] | None = field(default=None, repr=False)
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Its attributes by name; empty if its state is something else."""
+        """Its attributes by name; empty if its state has another form."""
         return self.state if type(self.state) in (dict, OrderedDict) else {}
 
 
-# Instructions: a byte, and what follows it
+# Instructions: a byte, and its argument
 
 
 def number(layout: str) -> Callable[[Stream], Any]:
-    """Reads a number of that layout, as `struct` calls it."""
+    """Reads a number of this layout, in the notation of `struct`."""
     compiled = struct.Struct(layout)
     return lambda stream: compiled.unpack(stream.read(compiled.size))[0]
 
 
 def sized(layout: str, decode: Callable[[bytes], Any]) -> Callable[[Stream], Any]:
-    """Reads a length of that layout, and so many bytes as there are, which must be all."""
+    """Read a length of this layout, then that number of bytes; fewer bytes are an error."""
     length = number(layout)
 
     def read(stream: Stream) -> Any:
@@ -114,7 +114,7 @@ def line(stream: Stream) -> str:
 
 
 def decimal(stream: Stream) -> int:
-    """A whole number in digits, as Python 2 wrote those of more than 32 bits; or a truth value."""
+    """An integer in digits, as Python 2 wrote those of more than 32 bits; or a Boolean."""
     digits = line(stream)
     return digits == "01" if digits in ("00", "01") else int(digits)
 
@@ -171,14 +171,14 @@ INSTRUCTION: dict[bytes, tuple[str, Callable[[Stream], Any] | None]] = {
     b"\x81": ("NEWOBJ", None),
     b"b": ("BUILD", None),
     b"Q": ("BINPERSID", None),
-    b"0": ("POP", None),  # with the next two: how a tuple that contains itself is written
+    b"0": ("POP", None),  # with the next two: used for a tuple that contains itself
     b"1": ("POP_MARK", None),
     b"2": ("DUP", None),
     b"\x80": ("PROTO", number("<B")),
     b"\x95": ("FRAME", number("<Q")),
     b".": ("STOP", None),
 }
-"""What the machine understands: by its byte, what is done, and what reads the argument that follows."""
+"""The instructions by their byte: the name, and the reader of the argument that follows."""
 
 REFUSED = {
     b"i": "INST",
@@ -191,7 +191,7 @@ REFUSED = {
     b"\x97": "NEXT_BUFFER",
     b"\x98": "READONLY_BUFFER",
 }
-"""Other instructions that Python knows; besides these, some of protocol 0, which `torch.save` never wrote."""
+"""Other instructions of Python; further ones, of protocol 0, were never written by `torch.save`."""
 
 
 def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
@@ -206,7 +206,7 @@ def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
 class PickleMachine:
     """Reads one pickle after the other; all of them together may have `instructions`.
 
-    A subclass says which names and calls it understands, and which keys it takes.
+    A subclass defines the names and calls it supports, and the keys it accepts.
 
     Args:
         instructions: the largest number of instructions; copies of containers count as instructions too.
@@ -217,11 +217,11 @@ class PickleMachine:
         self.scattered = SCATTERED_KEYS
 
     def call(self, function: object, arguments: tuple[Any, ...]) -> object:
-        """The value that REDUCE leaves on the stack. This class understands no call."""
+        """The value that REDUCE leaves on the stack. This class supports no call."""
         raise ForeignError(f"it asks for a call of {function if isinstance(function, Name) else 'what is no function'}")
 
     def persistent(self, identity: object) -> object:
-        """The value that a reference to something outside the pickle stands for."""
+        """The value of a reference to something outside the pickle."""
         raise ValueError("it refers to something outside of itself")
 
     def named(self, name: Name) -> object:
@@ -229,7 +229,7 @@ class PickleMachine:
         return name
 
     def make(self, kind: object, arguments: tuple[Any, ...]) -> Record:
-        """The record of an object that NEWOBJ leaves on the stack; the object is not made."""
+        """The record of an object that NEWOBJ leaves on the stack; the object is not created."""
         if not isinstance(kind, Name):
             raise ValueError("it makes an object of something that is no class")
         return Record(kind, arguments)
@@ -238,7 +238,7 @@ class PickleMachine:
         """Check a key of a dictionary, or a member of a set, that is inserted after `place` others.
 
         Returns:
-            The key: one that Python hashes and compares quickly and without running anything of the file.
+            The key: of a type that Python hashes and compares quickly and without running anything of the file.
 
         Raises:
             ValueError: it is no such key, or the file has more than `SCATTERED_KEYS` that could be chosen to collide.
@@ -254,13 +254,13 @@ class PickleMachine:
         return value
 
     def spend(self, count: int) -> None:
-        """Count instructions, and what is copied in the course of one."""
+        """Count instructions, and elements copied during one."""
         self.left -= count
         if self.left < 0:
             raise ValueError(f"it has more than {self.instructions:,} instructions")
 
     def put(self, target: Any, items: list[Any]) -> Any:
-        """Add key, value, key, value … to a dictionary, or to an object that is one besides."""
+        """Add key, value, key, value … to a dictionary, or to an object that is also one."""
         if isinstance(target, Record):
             target.entries = {} if target.entries is None else target.entries
             return self.put(target.entries, items)
@@ -279,11 +279,11 @@ class PickleMachine:
         return target
 
     def read(self, stream: Stream) -> Any:
-        """The value of the pickle that begins here; the stream is left behind its end.
+        """The value of the pickle that begins here; afterwards the stream is behind its end.
 
         Raises:
-            ValueError: it asks for what is not understood, or for too much; the text says what.
-            Exception: any other one that makes no sense of what the file says (an empty stack, a list as a key).
+            ValueError: it requests something unsupported, or too much; the message says what.
+            Exception: any other error of instructions that make no sense (an empty stack, a list as a key).
         """
         stack: list[Any] = []
         below: list[list[Any]] = []  # for each mark, the stack below it
@@ -382,7 +382,7 @@ def checked_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def add_to(target: Any, items: list[Any]) -> None:
-    """Append to a list, or to an object that is one besides."""
+    """Append to a list, or to an object that is also one."""
     if isinstance(target, Record):
         target.items = target.items or []
         target.items.extend(items)
@@ -391,7 +391,7 @@ def add_to(target: Any, items: list[Any]) -> None:
 
 
 def as_name(module: object, name: object) -> Name:
-    """A name under its Python 3 module; ValueError if it is no short printable text."""
+    """A name under its Python 3 module; ValueError if it is not a short printable string."""
     for text in (module, name):
         if not isinstance(text, str) or not 0 < len(text) <= NAME or not text.isprintable():
             raise ValueError("the name of a class or function is not a short printable text")
@@ -399,7 +399,7 @@ def as_name(module: object, name: object) -> Name:
 
 
 def build(target: Any, state: Any) -> None:
-    """Hand an object its state: once, and only to a record, or a state dict its note of versions."""
+    """Set an object's state: once, and only for a record; or a state dict's note of versions."""
     if isinstance(target, Record) and target.state is None:
         target.state = state
     elif type(target) is OrderedDict and type(state) is dict and list(state) == ["_metadata"]:

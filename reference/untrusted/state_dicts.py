@@ -1,4 +1,4 @@
-"""State dicts alone: the network of which they are one, whatever stands before its keys."""
+"""State dicts alone: the known network that one belongs to, with any prefix before its keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from reference.models import Ocean, vgg16
 
 WRAPPERS = ("module", "_orig_mod")
-"""Parts of keys that DataParallel, DistributedDataParallel and AveragedModel (module) and torch.compile put in."""
+"""Parts of keys inserted by DataParallel, DistributedDataParallel and AveragedModel (module) and torch.compile."""
 
 PREFIXES = 10
-"""Beginnings of keys that are tried for one network."""
+"""Prefixes of keys that are tried for one network."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A network that a state dict alone is enough for.
+    """A network that can be rebuilt from a state dict alone.
 
     Attributes:
         name: of the network.
-        made: makes it, from the number of its classes.
-        inner: the beginning of all its keys, which a state dict may lack or have another one for.
-        last: the key of the tensor whose rows are the classes, without `inner`.
+        made: makes it, from its number of classes.
+        inner: the prefix of all its keys, which a state dict may lack or replace.
+        last: the key, without `inner`, of the tensor with one row per class.
     """
 
     name: str
@@ -40,14 +40,14 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Fit:
-    """A network whose keys and shapes are those of a state dict, or of those of its keys that begin with `prefix`.
+    """A network with the keys and shapes of a state dict, or of the part of it with keys that begin with `prefix`.
 
     Attributes:
         known: the network.
         classes: its number of classes.
-        prefix: the beginning of the keys, without the parts that `WRAPPERS` names.
-        parts: how to get each of the network's own tensors.
-        others: the keys that are none of the network's.
+        prefix: the beginning of the keys, without the parts named in `WRAPPERS`.
+        parts: the source of each of the network's own tensors.
+        others: the keys that do not belong to the network.
     """
 
     known: Known
@@ -57,7 +57,7 @@ class Fit:
     others: tuple[str, ...]
 
     def network(self) -> nn.Module:
-        """The network with the tensors of the state dict; `modules.Memory` must have been asked before."""
+        """The network with the tensors of the state dict; check `modules.Memory` before."""
         with torch.device("meta"):
             network = self.known.made(self.classes)
         own = {self.known.inner + key: part.tensor() for key, part in self.parts.items()}
@@ -72,7 +72,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a state dict, or one that `torch.nn.utils.prune` keeps as the product of two."""
+    """A tensor of a state dict, or one that `torch.nn.utils.prune` stores as the product of two."""
 
     value: Tensor
     mask: Tensor | None = None
@@ -83,7 +83,7 @@ class Part:
 
 
 def fits(state: Mapping[str, Tensor]) -> list[Fit]:
-    """The known networks whose keys and shapes are those of a state dict; several, if it holds several networks."""
+    """The known networks with the keys and shapes of a state dict; several, if it holds several networks."""
     parts = parts_of(state)
     found: list[Fit] = []
     for known in NETWORKS:
@@ -92,7 +92,7 @@ def fits(state: Mapping[str, Tensor]) -> list[Fit]:
             if (fit := fit_at(known, end.removesuffix(known.last), parts)) is not None:
                 found.append(fit)
     explained = {fit.prefix + key for fit in found for key in fit.parts}
-    # what else is there must not be the weight of a layer, or the network is another one
+    # a further tensor must not be the weight of a layer, or the network is another one
     if any(part.value.dim() > 1 for key, part in parts.items() if key not in explained):
         return []
     return found
@@ -116,9 +116,9 @@ def fit_at(known: Known, prefix: str, parts: Mapping[str, Part]) -> Fit | None:
 
 
 def parts_of(state: Mapping[str, Tensor]) -> dict[str, Part]:
-    """The tensors under the keys that they have without wrappers, pruned ones put together again.
+    """The tensors under their keys without wrappers, pruned ones multiplied out again.
 
-    The number of averaged models, which AveragedModel keeps beside them, is left out.
+    The number of averaged models, which AveragedModel stores with them, is left out.
     """
     parts: dict[str, Part] = {}
     for key, value in state.items():

@@ -77,8 +77,10 @@ class Call:
             random walk.
         scale: A bound of the numbers that are added up, where it is more than the largest number of the result.
         eps: The machine epsilon of the coarsest dtype on the way, where that is not the result's.
-        gains: What a rounding error is multiplied by on its way into the results whose names begin with the key,
-            as 1/√ε behind a normalization.
+        gains: For the results with names that begin with the key: the factor by which a rounding error grows on its
+            way there, such as 1/√ε behind a normalization.
+        overflows: The beginnings of the names of results in which an infinity may stand for NaN and the reverse:
+            a sum with one part beyond the range of the dtype depends on the order of its terms.
         warns: Whether both must give warnings of the same categories. Not where PyTorch's kernels warn about
             themselves, or once a process.
     """
@@ -89,10 +91,11 @@ class Call:
     scale: float = 1.0
     eps: float = 0.0
     gains: Mapping[str, float] = field(default_factory=dict)
+    overflows: tuple[str, ...] = ()
     warns: bool = False
 
     def allowed(self, name: str, expected: Tensor) -> float:
-        """How far a result called `name` may lie from `expected`."""
+        """The allowed distance of the result called `name` from `expected`."""
         finite = expected.detach()[expected.isfinite()].abs()
         largest = max(self.scale, finite.max().item() if finite.numel() else 0.0)
         gain = max((factor for start, factor in self.gains.items() if name.startswith(start)), default=1.0)
@@ -171,7 +174,7 @@ def _named(what: str, inputs: Mapping[str, Tensor], gradients: tuple[Tensor | No
 
 
 def attempt(call: Call, namespace: Namespace) -> Observed | Exception:
-    """Make the call; what it warns of is part of what it shows. PyTorch's random state stays as it was."""
+    """Make the call and record its result, including its warnings. PyTorch's random state stays unchanged."""
     with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng(devices=[]):
         warnings.simplefilter("always")
         try:
@@ -251,8 +254,7 @@ def _tensor_difference(name: str, ours: Tensor, theirs: Tensor, call: Call | Non
     allowed = 0.0 if call is None else call.allowed(name, theirs)
     wide = torch.complex128 if theirs.is_complex() else torch.float64
     a, b = ours.detach().to(wide), theirs.detach().to(wide)
-    if name.startswith("gradient") or theirs.dtype == torch.float16:
-        # an infinite gradient, or a sum beyond 65,504, may become NaN on one way of computing it and not on another
+    if call is not None and any(name.startswith(start) for start in call.overflows):
         a, b = (torch.where(part.isfinite(), part, math.nan) for part in (a, b))
     if torch.allclose(a, b, rtol=0, atol=allowed, equal_nan=True):
         return None

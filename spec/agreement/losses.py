@@ -233,7 +233,9 @@ def classify(name: str, layer: str) -> Draw:
         text += f" label_smoothing={smoothing} weight={weight}"
         # The second derivative adds up products of two such numbers.
         roundings, gains = 4 * (n + classes + 8), {"second gradient": scale}
-        return Call(text, make, roundings, scale, coarsest(x, y, weight), gains, warns=True)
+        # A weight of 0 for a score beyond float16 gives 0 · inf or 0, depending on the order of the products.
+        overflows = ("output", "gradient") if dtype == torch.float16 and weight is not None else ()
+        return Call(text, make, roundings, scale, coarsest(x, y, weight), gains, overflows, warns=True)
 
     return random_call
 
@@ -597,7 +599,7 @@ def optimizer(name: str) -> Draw:
         ]
         if rng.random() < 0.05:
             gradients[7] = [None if g is None else poison(rng, g) for g in gradients[7]]
-        swap = rng.choice([None, 5, 12])  # go on in a fresh optimizer of the other side, and come back 3 steps later
+        swap = rng.choice([None, 5, 12])  # continue in a fresh optimizer of the other side, and return 3 steps later
         change = rng.choice([None, 3, 10])
         to_none, use_closure = rng.random() < 0.7, rng.random() < 0.3
 

@@ -217,7 +217,9 @@ def recurrent(rng: random.Random, component: str) -> Call:
     text = f"{component}({sizes}, {options}) {layout} {kind} input {tuple(data.shape)} {data.dtype}"
     text += f" hx={states is not None} training={training} grad={grad} wrong={wrong!r}"
     # Sums of large terms round in proportion to them, and so do the derivatives at these sums.
-    return Call(text, make, roundings, gains={"gradient": math.sqrt(gain(data))}, warns=True)
+    # At an infinite input the LSTM's gradient is infinite or NaN, by which product of its four gates is taken first.
+    overflows = ("gradient",) if component == "LSTM" and kind == "nonfinite" else ()
+    return Call(text, make, roundings, gains={"gradient": math.sqrt(gain(data))}, overflows=overflows, warns=True)
 
 
 def scaled_dot_product_attention(rng: random.Random) -> Call:

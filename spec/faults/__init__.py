@@ -1,6 +1,6 @@
-"""Wrong implementations that the specification must catch, each at the test that is meant for it.
+"""Wrong implementations that the specification must catch, each with the test named in `caught_by`.
 
-A fault is a class that defines a component, or two, as somebody who misunderstood might. It can be put on trial like
+A fault is a class that defines a component, or two, with a typical misunderstanding. It can be tested like
 any implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` judges them all.
 """
 

@@ -24,7 +24,7 @@ class AbsoluteValue(Fault):
 class ReluByMultiplication(Fault):
     """`x * (x > 0)`, which makes NaN of −∞."""
 
-    caught_by = "test_11_activation.py::test_relu_of_what_is_not_finite"
+    caught_by = "test_11_activation.py::test_relu_of_nan_and_inf"
     says = r"got        nan(.|\n)*expected   0\.0"
 
     @staticmethod
@@ -35,7 +35,7 @@ class ReluByMultiplication(Fault):
 class ReluHasASlopeAt0(Fault):
     """`x >= 0` instead of `x > 0`: the derivative at 0 is 1."""
 
-    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_whatever_arrives"
+    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient"
     says = r"the gradient differs at index \[2\]"
 
     @staticmethod
@@ -46,7 +46,7 @@ class ReluHasASlopeAt0(Fault):
 class ReluSharesTheSlopeAt0(Fault):
     """`torch.maximum` gives each of two equal numbers half of the gradient."""
 
-    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_whatever_arrives"
+    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient"
     says = r"the gradient differs at index \[2\](.|\n)*got        2\.5"
 
     @staticmethod
@@ -112,7 +112,7 @@ class SlopeOfATenth(Fault):
 class LeakyReluAsAMaximum(Fault):
     """`max(x, slope · x)`, which is right for slopes from 0 to 1."""
 
-    caught_by = "test_11_activation.py::test_leaky_relu_multiplies_what_is_not_positive_by_the_slope"
+    caught_by = "test_11_activation.py::test_leaky_relu_multiplies_numbers_up_to_0_by_the_slope"
     says = "the result differs"
 
     @staticmethod
@@ -389,7 +389,7 @@ class SoftmaxLayerChoosesSilently(Fault):
 class LogOfSoftmax(Fault):
     """The logarithm of a share that has become 0 is −∞."""
 
-    caught_by = "test_11_activation.py::test_log_softmax_does_not_overflow_nor_lose_what_is_small"
+    caught_by = "test_11_activation.py::test_log_softmax_neither_overflows_nor_loses_small_probabilities"
     says = r"got        -inf"
 
     @staticmethod

@@ -225,7 +225,7 @@ class GeluIsApproximate(Fault):
 class TheMaskIsForgotten(Fault):
     """src_mask does not reach the attention."""
 
-    caught_by = "test_12_attention.py::test_is_causal_stands_for_the_causal_mask_of_the_source"
+    caught_by = "test_12_attention.py::test_is_causal_applies_the_causal_mask_to_the_source"
     says = "the first output, which sees nothing else differs"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):

@@ -25,7 +25,7 @@ class AlwaysTheTrainingSet(Fault):
 class PixelsAreInterleaved(Fault):
     """Bytes are taken for red, green, blue of one pixel after the other; they are whole planes."""
 
-    caught_by = f"{FILE}::test_the_listing_shows_the_training_set_whose_first_image_is_not_the_test_sets"
+    caught_by = f"{FILE}::test_the_listing_shows_the_training_set_with_another_first_image_than_the_test_set"
     says = r"assert \[\d+, .*\] == \[\d+, "
 
     class CIFAR10(reference.CIFAR10):

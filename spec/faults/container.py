@@ -48,7 +48,7 @@ class NamesAreLost(Fault):
 class AnythingIsALayer(Fault):
     """What is no module is left out silently."""
 
-    caught_by = "test_13_container.py::test_what_is_no_module_is_rejected"
+    caught_by = "test_13_container.py::test_an_argument_that_is_no_module_is_rejected"
     says = r"was accepted, but must be rejected with an error that names /Module/"
 
     class Sequential(nn.Sequential):

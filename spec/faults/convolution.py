@@ -52,7 +52,7 @@ class HalfPrecisionAddsUpInHalfPrecision(Fault):
 
 
 class LaysOutAllWindowsAtOnce(Fault):
-    """One matrix product for the whole batch, whose windows hold each pixel as often as the kernel has elements."""
+    """One matrix product for the whole batch; its windows hold each pixel as often as the kernel has elements."""
 
     caught_by = "test_08_convolution.py::test_four_times_the_images_need_no_more_workspace"
     says = r"the output's workspace grows with the batch"

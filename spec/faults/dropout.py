@@ -121,7 +121,7 @@ class LayerForgetsP(Fault):
 class LayerNeverWritesInPlace(Fault):
     """`inplace` is printed, but not used."""
 
-    caught_by = "test_12_dropout.py::test_the_layer_writes_into_its_input_only_if_asked"
+    caught_by = "test_12_dropout.py::test_the_layer_writes_into_its_input_only_with_inplace"
     says = r"the input afterwards differs"
 
     class Dropout(nn.Dropout):
@@ -132,7 +132,7 @@ class LayerNeverWritesInPlace(Fault):
 class LayerTakesAPercentage(Fault):
     """p is not checked; more than 1 is taken for percent."""
 
-    caught_by = "test_12_dropout.py::test_the_layer_rejects_what_is_no_probability"
+    caught_by = "test_12_dropout.py::test_the_layer_rejects_a_p_that_is_no_probability"
     says = r"was accepted, but must be rejected"
 
     class Dropout(nn.Dropout):

@@ -143,7 +143,7 @@ class StartsUniform(Fault):
 class PretrainedIsNotFrozen(Fault):
     """`from_pretrained` trains on unless told otherwise."""
 
-    caught_by = "test_12_embedding.py::test_a_pretrained_table_is_taken_as_it_is"
+    caught_by = "test_12_embedding.py::test_a_pretrained_table_is_used_unchanged"
     says = r"requires_grad"
 
     class Embedding(nn.Embedding):

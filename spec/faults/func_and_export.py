@@ -205,7 +205,7 @@ class BackwardLooksAtItsGradient(Fault):
 class DrawsWithNumPy(Fault):
     """Numbers that PyTorch does not draw are the same for every sample."""
 
-    caught_by = f"{FILE}::test_vmap_draws_dropout_anew_or_once_as_it_is_told"
+    caught_by = f"{FILE}::test_vmap_draws_dropout_anew_or_once_according_to_randomness"
     says = r"every sample is dropped alike"
 
     @staticmethod

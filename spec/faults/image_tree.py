@@ -193,7 +193,7 @@ class LosesTheSubFolder(Fault):
 class TakesHiddenFolders(Fault):
     """Thumbnails in a hidden folder are taken for images of the class."""
 
-    caught_by = f"{FILE}::test_hidden_files_and_what_is_no_image_are_left_out"
+    caught_by = f"{FILE}::test_hidden_files_and_files_that_are_no_images_are_left_out"
     says = r"\(13, "
 
     class ImageTree(_Tree):

@@ -74,7 +74,7 @@ class LabelIsANumber(Fault):
 class HiddenFilesAreRead(Fault):
     """A name that begins with a dot is taken for an image."""
 
-    caught_by = "test_01_dataset.py::test_what_is_no_image_is_left_out"
+    caught_by = "test_01_dataset.py::test_files_that_are_no_images_are_left_out"
     says = r"Hidden files, files that are no images and sub-folders are left out"
 
     class LabeledFolder(_Folder):
@@ -85,7 +85,7 @@ class HiddenFilesAreRead(Fault):
 class EverythingIsAImage(Fault):
     """Every entry of the folder is counted, as in the tutorial."""
 
-    caught_by = "test_01_dataset.py::test_what_is_no_image_is_left_out"
+    caught_by = "test_01_dataset.py::test_files_that_are_no_images_are_left_out"
     says = r"assert 10 == 6"
 
     class LabeledFolder(_Folder):

@@ -71,7 +71,7 @@ class SortsTheKeys(Fault):
 class CopiesWhatIsShared(Fault):
     """Each tensor of the state dict gets memory of its own."""
 
-    caught_by = f"{FILE}::test_modes_gradients_and_ties_are_as_they_were_saved"
+    caught_by = f"{FILE}::test_modes_gradients_and_ties_are_restored"
     says = r"data_ptr"
 
     @staticmethod
@@ -104,7 +104,7 @@ class LooksAtItsFolder(Fault):
 
 
 class AsksPyTorchForZipFiles(Fault):
-    """A zip archive of plain data is read by PyTorch, whose reader finds another directory than the one verified."""
+    """A zip archive of plain data is read by PyTorch; its reader finds another directory than the one verified."""
 
     caught_by = f"{FILE}::test_an_archive_that_two_readers_could_read_differently_is_refused"
     says = r"DID NOT RAISE"

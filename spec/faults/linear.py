@@ -119,7 +119,7 @@ class EndIsNotIncluded(Fault):
 
 
 class InOrderOfTheMemory(Fault):
-    """The numbers as they lie in memory, whatever the strides say."""
+    """The numbers in their order in memory, without regard to the strides."""
 
     caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
     says = r"the result differs at index"

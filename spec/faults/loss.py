@@ -143,7 +143,7 @@ class MeanSquaredErrorIsTheRoot(Fault):
 
 
 class MeanSquaredErrorBroadcastsInSilence(Fault):
-    """[batch, 1] and [batch] give [batch, batch], and nobody is told."""
+    """[batch, 1] and [batch] give [batch, batch], without a warning."""
 
     caught_by = "test_14_loss.py::test_the_mse_loss_broadcasts_with_a_warning"
     says = r"DID NOT WARN"
@@ -232,7 +232,7 @@ class ClassesAreTheLastDimension(Fault):
 class IgnoredPlacesAreMultipliedBy0(Fault):
     """0 · NaN is NaN."""
 
-    caught_by = "test_14_loss.py::test_what_is_not_finite_counts_in_the_nll_loss_only_as_the_target"
+    caught_by = "test_14_loss.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
     says = r"got        nan\n.*expected   0.0"
 
     @staticmethod

@@ -214,7 +214,7 @@ class EpsIsAddedToTheDeviation(Fault):
 class HalfPrecisionSquaresOverflow(Fault):
     """Everything is computed in the dtype of the input."""
 
-    caught_by = "test_12_normalization.py::test_a_sample_whose_squares_float16_cannot_hold_is_normalized"
+    caught_by = "test_12_normalization.py::test_a_sample_with_squares_beyond_float16_is_normalized"
     says = r"got        0\.0(.|\n)*expected   1\.0"
 
     @staticmethod
@@ -263,7 +263,7 @@ class LayerHasOneWeight(Fault):
 class NothingLearnedIsStillWritten(Fault):
     """`elementwise_affine=False` freezes the parameters instead of leaving them out."""
 
-    caught_by = "test_12_normalization.py::test_a_layer_norm_layer_prints_what_it_is"
+    caught_by = "test_12_normalization.py::test_a_layer_norm_layer_prints_its_arguments"
     says = r"elementwise_affine=(True|False)"
 
     class LayerNorm(nn.LayerNorm):

@@ -72,7 +72,7 @@ class WeightDecayIsDecoupledInSGD(Fault):
 class WeightDecayIsWrittenIntoTheGradient(Fault):
     """In place, so that the gradient grows with every step that is not preceded by a backward."""
 
-    caught_by = "test_15_optim.py::test_step_leaves_the_gradients_as_they_were"
+    caught_by = "test_15_optim.py::test_step_leaves_the_gradients_unchanged"
     says = r"the gradient after the step differs"
 
     class SGD(optim.SGD):
@@ -108,7 +108,7 @@ class NesterovIsPlainMomentum(Fault):
 
 
 class MissingGradientsAreZero(Fault):
-    """A parameter without a gradient is decayed and goes on by its momentum."""
+    """A parameter without a gradient is decayed and keeps moving by its momentum."""
 
     caught_by = "test_15_optim.py::test_a_parameter_without_a_gradient_is_left_alone"
     says = r"got        0.\d+\n.*expected   1.0"
@@ -199,7 +199,7 @@ class SchedulersAreRefused(Fault):
 class BiasIsNotCorrected(Fault):
     """m and v begin at 0, and nothing makes up for it."""
 
-    caught_by = "test_15_optim.py::test_the_first_step_of_adam_is_lr_whatever_the_size_of_the_gradient"
+    caught_by = "test_15_optim.py::test_the_first_step_of_adam_is_lr_for_every_size_of_the_gradient"
     says = r"the parameter differs"
 
     class Adam(optim.Adam):
@@ -246,7 +246,7 @@ class EpsIsUnderTheRoot(Fault):
 class AdamDecaysDecoupled(Fault):
     """AdamW under the name of Adam."""
 
-    caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adam_steps_by_lr_whatever_the_weight_decay"
+    caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adam_steps_by_lr_for_every_weight_decay"
     says = r"expected   2.5"
 
     class Adam(optim.Adam):
@@ -289,7 +289,7 @@ class StepsAreCountedTogether(Fault):
 class StepsAreCountedInBfloat16(Fault):
     """A count that stays at 256, because 257 is no bfloat16."""
 
-    caught_by = "test_15_optim_options.py::test_steps_are_counted_exactly_whatever_the_default_dtype"
+    caught_by = "test_15_optim_options.py::test_steps_are_counted_exactly_for_every_default_dtype"
     says = r"== 3001"
 
     class Adam(optim.Adam):
@@ -346,7 +346,7 @@ class AdamWDoesNotDecayByDefault(Fault):
 class StateForgetsTheSteps(Fault):
     """A loaded optimizer counts from 0 again."""
 
-    caught_by = "test_15_optim.py::test_a_state_dict_goes_on_where_it_was_taken"
+    caught_by = "test_15_optim.py::test_a_state_dict_resumes_the_optimization"
     says = r"the parameter differs"
 
     class AdamW(optim.AdamW):
@@ -357,7 +357,7 @@ class StateForgetsTheSteps(Fault):
 
 
 class LeavesOutTheTail(Fault):
-    """Vectors of 16 numbers, and nothing for what is left over."""
+    """Vectors of 16 numbers; the remaining numbers are skipped."""
 
     caught_by = "test_15_optim.py::test_sgd_changes_every_number_of_a_large_parameter"
     says = r"the parameter after step 0 differs"

@@ -132,7 +132,7 @@ class CeilModeByDefault(Fault):
 class PoolingLearnsAScale(Fault):
     """A parameter where there is nothing to learn."""
 
-    caught_by = "test_10_pooling.py::test_a_network_has_as_many_parameters_with_it_as_without"
+    caught_by = "test_10_pooling.py::test_pooling_adds_no_parameters_to_a_network"
     says = "499 == 498"
 
     class MaxPool2d(nn.MaxPool2d):
@@ -147,7 +147,7 @@ class PoolingLearnsAScale(Fault):
 class TheBorderNeverCounts(Fault):
     """`count_include_pad` is false by default."""
 
-    caught_by = "test_10_pooling.py::test_by_default_the_border_counts_and_what_reaches_beyond_it_does_not"
+    caught_by = "test_10_pooling.py::test_by_default_padding_counts_in_the_divisor_and_places_beyond_it_do_not"
     says = r"expected   0\.444"
 
     @staticmethod
@@ -235,7 +235,7 @@ class PoolsOnlyInTraining(Fault):
 class WindowsOfOneSize(Fault):
     """All windows are as large as the first, rounded down, and none overlaps."""
 
-    caught_by = "test_10_pooling.py::test_it_is_the_mean_of_as_many_windows_as_are_wanted"
+    caught_by = "test_10_pooling.py::test_adaptive_pooling_is_the_mean_of_output_size_windows"
     says = "the result differs|has shape"
 
     @staticmethod
@@ -261,7 +261,7 @@ class NoneIsOne(Fault):
 class NearestInsteadOfMean(Fault):
     """One pixel of each window."""
 
-    caught_by = "test_10_pooling.py::test_it_is_the_mean_of_as_many_windows_as_are_wanted"
+    caught_by = "test_10_pooling.py::test_adaptive_pooling_is_the_mean_of_output_size_windows"
     says = "tolerance  .*roundings to"
 
     @staticmethod
@@ -328,7 +328,7 @@ class TheLastWindowMayStartOutside(Fault):
 
 
 class TheFormulaOfConvolution(Fault):
-    """A step of 1 unless another is said."""
+    """A stride of 1 by default."""
 
     caught_by = "test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"
     says = r"\(30, 30\) == \(10, 10\)"

@@ -1,4 +1,4 @@
-"""Chapter 20: answers about images that are wrong, each for want of one step of the recipe."""
+"""Chapter 20: wrong predictions; each lacks one step of the recipe."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -162,7 +162,7 @@ class TheSmallerSideBecomes32(Fault):
 class HeightAndWidthAreExchanged(Fault):
     """Pillow's sizes are (width, height)."""
 
-    caught_by = _test("test_another_size_may_be_asked_for")
+    caught_by = _test("test_another_size_can_be_requested")
     says = r"\(2, 3, 16, 8\)"
 
     class _Wrong(_Recipe):
@@ -188,7 +188,7 @@ class ReshapeInsteadOfPermute(Fault):
 class TrainingModeIsKept(Fault):
     """No eval()."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"'class a' == 'class b'"
 
     class _Wrong(_Recipe):
@@ -200,9 +200,9 @@ class TrainingModeIsKept(Fault):
 
 
 class EvaluationModeStays(Fault):
-    """eval(), and nobody puts it back: the training that goes on has no dropout any more."""
+    """eval(), and the mode is not restored: the resumed training has no dropout any more."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"assert \[False, False, False\] == \[True"
 
     class _Wrong(_Recipe):
@@ -217,7 +217,7 @@ class EvaluationModeStays(Fault):
 class FrozenLayersAreThawed(Fault):
     """train() afterwards, also of a batch norm that was in evaluation mode."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_is_given_back_as_it_was")
+    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"assert \[True, True, True\] == \[True, False, True\]"
 
     class _Wrong(_Recipe):
@@ -288,7 +288,7 @@ class ScoresAreShares(Fault):
 class NamesAreSorted(Fault):
     """In the alphabet's order, whatever the order of the scores."""
 
-    caught_by = _test("test_a_network_whose_highest_score_is_the_fifth_says_dog")
+    caught_by = _test("test_a_network_with_the_highest_score_at_index_5_predicts_dog")
     says = r"=="
 
     class _Wrong(_Recipe):
@@ -331,7 +331,7 @@ class TooFewNamesAreTaken(Fault):
 class EverythingIsReadFirst(Fault):
     """A list of all images, then batches."""
 
-    caught_by = _test("test_images_are_asked_for_a_batch_at_a_time_for_ever_if_need_be")
+    caught_by = _test("test_images_are_consumed_batch_by_batch_without_end")
     says = r"asked for more than a batch"
 
     class _Wrong(_Recipe):
@@ -344,7 +344,7 @@ class EverythingIsReadFirst(Fault):
 class EverythingIsRemembered(Fault):
     """The pixels of all images, for whoever may want them."""
 
-    caught_by = _test("test_what_was_answered_is_forgotten")
+    caught_by = _test("test_answered_images_are_released")
     says = r"get_traced_memory"
 
     class _Wrong(_Recipe):
@@ -404,7 +404,7 @@ class NotANumberIsAnAnswer(Fault):
 class FoldersAreNotEntered(Fault):
     """Only the images in the folder itself."""
 
-    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"2023"
 
     class _Wrong(_Recipe):
@@ -417,12 +417,12 @@ class FoldersAreNotEntered(Fault):
 class CapitalsAreSmallLetters(Fault):
     """b before B."""
 
-    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"B\.JPG"
 
     class _Wrong(_Recipe):
         def folder(self, path: Path) -> list[Path]:
-            return sorted(super().folder(path), key=lambda image: image.as_posix().lower())
+            return sorted(super().folder(path), key=lambda image: (image.parent != path, image.as_posix().lower()))
 
     predict = _called(_Wrong)
 
@@ -430,7 +430,7 @@ class CapitalsAreSmallLetters(Fault):
 class HiddenImagesAreAnswered(Fault):
     """Thumbnails too."""
 
-    caught_by = _test("test_a_folder_stands_for_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"hidden|thumbnails"
 
     class _Wrong(_Recipe):

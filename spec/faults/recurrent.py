@@ -12,7 +12,7 @@ from spec.faults import Fault
 
 
 def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., Any]) -> tuple[Tensor, Any]:
-    """One layer in one direction: `step` makes the next state of what comes from the input and from the state."""
+    """One layer in one direction: `step` computes the next state from the projections of the input and of the state."""
     outputs = []
     for x in input:
         h = state[0] if isinstance(state, tuple) else state
@@ -79,7 +79,7 @@ class ReluIsForgotten(Fault):
 
 
 class GatedLSTM(nn.LSTM):
-    """An LSTM of one layer whose step is another."""
+    """An LSTM of one layer with another step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Any) -> Any:
         raise NotImplementedError
@@ -91,7 +91,7 @@ class GatedLSTM(nn.LSTM):
 class GatesLieInAnotherOrder(Fault):
     """i, f, o, g, as other libraries have them."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_does_what_it_is_named_for"
+    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
     says = "the result differs"
 
     class LSTM(GatedLSTM):
@@ -104,7 +104,7 @@ class GatesLieInAnotherOrder(Fault):
 class TheMemoryIsShownAsItIs(Fault):
     """h = o ⊙ c, without the tanh."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_does_what_it_is_named_for"
+    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*got        1\.5\nE? *expected   0\.905"
 
     class LSTM(GatedLSTM):
@@ -148,7 +148,7 @@ class ShorterSequencesReadTheirPadding(Fault):
 
 
 class GatedGRU(nn.GRU):
-    """A GRU of one layer whose step is another."""
+    """A GRU of one layer with another step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
         raise NotImplementedError
@@ -160,7 +160,7 @@ class GatedGRU(nn.GRU):
 class TheStateIsResetBeforeTheProduct(Fault):
     """W_hn (r ⊙ h), as the paper has it."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_does_what_it_is_named_for"
+    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*got        0\.76\d+\nE? *expected   0\.0"
 
     class GRU(GatedGRU):
@@ -174,7 +174,7 @@ class TheStateIsResetBeforeTheProduct(Fault):
 class TheUpdateGateTakesTheNew(Fault):
     """z ⊙ n + (1 - z) ⊙ h, as other papers have it."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_does_what_it_is_named_for"
+    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*expected   0\.5"
 
     class GRU(GatedGRU):
@@ -202,7 +202,7 @@ class ThereIsNoDropout(Fault):
 class TheGivenStateIsForgotten(Fault):
     """Every sequence begins at zero."""
 
-    caught_by = "test_12_recurrent.py::test_the_final_state_goes_on_where_the_sequence_was_cut"
+    caught_by = "test_12_recurrent.py::test_the_final_state_resumes_a_sequence_that_was_cut"
     says = r"the result differs at index \[2, 0, 0\]"
 
     class GRU(nn.GRU):

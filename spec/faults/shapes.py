@@ -37,7 +37,7 @@ class OnePixelIsOff(Fault):
 class WidthFirst(Fault):
     """Columns are taken for rows."""
 
-    caught_by = f"{FILE}::test_an_image_is_what_the_drawing_rule_says"
+    caught_by = f"{FILE}::test_an_image_follows_the_drawing_rule"
     says = r"assert \[\d+, .*\] == \[\d+, "
 
     class Shapes(reference.Shapes):
@@ -70,7 +70,7 @@ class AlwaysTheTrainingSet(Fault):
 
 
 class TestSetIsTheNextSeed(Fault):
-    """The parts are told apart by adding one to the seed, so that the test set is somebody else's training set."""
+    """The test set uses the seed plus one, so that it is the training set of another seed."""
 
     caught_by = f"{FILE}::test_no_part_of_any_seed_is_a_part_of_another"
     says = r"assert \(\d+, (True|False)\) == \(\d+, (True|False)\)"

@@ -355,7 +355,7 @@ class ComposesFromTheRight(Fault):
 
 
 class ComposesOnlyTheLast(Fault):
-    """Every transform gets the image as it was."""
+    """Every transform gets the original image."""
 
     caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
     says = r"assert 30 == 40"

@@ -1,7 +1,7 @@
-"""What a test asserts, with messages that teach: where, what came, what was needed, how exactly and why so exactly.
+"""Assertions with explanatory messages: the index, both values, the tolerance and its derivation.
 
-The order is always dtype, shape, values: the first that is wrong is said. Which clause a test is about and how to
-repeat its calls is added to every failure when it is reported.
+The order is always dtype, shape, values: the message reports the first that is wrong. The report of every failure adds
+the clause of the test and a way to repeat its calls.
 """
 
 import re
@@ -30,7 +30,7 @@ CALL_ERROR = re.compile(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a number may lie from the expected one, and why that far.
+    """The allowed distance of a number from the expected one, and its derivation.
 
     Attributes:
         absolute: One number, or a tensor that gives each element its own.
@@ -148,7 +148,7 @@ def without_device(printed: str) -> str:
 
 @contextmanager
 def rejects(naming: str | None) -> Iterator[None]:
-    """The code inside must raise an error whose text names what is wrong.
+    """The code inside must raise an error with a text that names the fault.
 
     Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
     not a rejection of a value: an implementation without the parameter has not judged the value at all.

@@ -36,7 +36,7 @@ _ASPECT_OF_NAME = {
     }.items()
     for name in names.split()
 }
-"""The aspect of a clause whose entry names none, by the last part of its id; any other is about values."""
+"""The aspect of a clause with no aspect of its own, by the last part of its id; any other is about values."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Clause:
 
     @property
     def aspect(self) -> str:
-        """What it is about, one of `ASPECTS`."""
+        """The aspect, one of `ASPECTS`."""
         return self.own_aspect or _ASPECT_OF_NAME.get(self.id.rpartition(".")[2], "values")
 
     @property
@@ -95,7 +95,7 @@ def read(path: Path = FILE) -> dict[str, Clause]:
     """All clauses by id.
 
     Raises:
-        ValueError: an entry whose parts are not those of a clause, or that repeats a clause without a verdict.
+        ValueError: an entry without the fields of a clause, or one that repeats a clause without a verdict.
     """
     clauses: dict[str, Clause] = {}
     for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():

@@ -176,7 +176,7 @@ def damaged(kind: str, parts: Parts, draw: random.Random) -> bytes:
 
 
 def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> Counter[str]:
-    """Read that many damaged files; how many were read, and how many refused.
+    """Read `inputs` damaged files; return the number of files read and refused.
 
     Raises:
         AssertionError: something else happened; the text tells the number of the input and what to do to see it again.
@@ -211,7 +211,7 @@ def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> C
 
 
 def main() -> None:
-    """Run it and say what came of it."""
+    """Run it and print the result."""
     from reference import read_legacy_checkpoint
 
     parser = argparse.ArgumentParser(description=__doc__)

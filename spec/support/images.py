@@ -4,14 +4,14 @@ import numpy as np
 from PIL import Image
 
 BYTE_MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK")
-"""Modes whose pixels are bytes, one for each channel."""
+"""Modes with one byte for each channel of a pixel."""
 
 MODES = ("1", *BYTE_MODES, "I;16", "I", "F")
 """All modes: bits, bytes, 16-bit and 32-bit integers, and floats."""
 
 
 def random_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
-    """An image whose pixels are uniform over what the mode holds; in I;16 up to 32767."""
+    """An image with pixels uniform over the range of the mode; in I;16 up to 32767."""
     generator = np.random.default_rng(seed)
     shape = (height, width)
     if mode in ("1", "L", "P"):

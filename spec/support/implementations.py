@@ -1,4 +1,4 @@
-"""What can be put on trial: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
+"""The implementations that can be tested: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
 
 An implementation is a set of components under their PyTorch names. A component is called as the implementation's own;
 it only remembers how, so that a failure can show the calls to repeat.
@@ -35,7 +35,7 @@ COMPONENTS = tuple(
     for name in names
     if name not in NOT_ON_TRIAL
 )
-"""Every name that can be on trial."""
+"""Every name that can be under test."""
 
 _COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
 _NOT_COMPILED = ("RNN", "LSTM", "GRU")
@@ -44,7 +44,7 @@ _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
 ) | {"CIFAR10": "torchvision.datasets", "vgg16": "torchvision.models"}
-"""What is PyTorch's too, but in a package that takes a second to import: only when it is on trial.
+"""PyTorch's components in packages that take a second to import: imported only when they are under test.
 
 `ImageTree` is not among it: torchvision's ImageFolder opens one folder of classes, in the order of the names, and
 resizes nothing.
@@ -63,16 +63,16 @@ class _Deferred:
 
 
 class ImplementationError(Exception):
-    """An implementation that cannot be put on trial; one line for people."""
+    """An implementation that cannot be tested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """What is on trial.
+    """An implementation under test.
 
     Attributes:
-        name: As it was asked for.
-        id: What stands in the brackets of a test's name.
+        name: The name given with `--impl`.
+        id: The text in the brackets of a test's name.
         version: Of what it comes from, for the header.
         components: What it defines of `COMPONENTS`.
         imports: The line of Python that brings a component.
@@ -112,7 +112,7 @@ class Implementation:
 
 
 class Component:
-    """A component on trial; whatever is asked of it is asked of the implementation's own."""
+    """A component under test; every attribute access is forwarded to the implementation's own."""
 
     def __init__(self, name: str, target: Any, import_line: str, trace: Trace, offer: Offer | None = None) -> None:
         self.target, self.name = target, name
@@ -137,7 +137,7 @@ class Component:
         return getattr(self.target, name)
 
     def __repr__(self) -> str:
-        return f"<{self.name} on trial>"
+        return f"<{self.name} under test>"
 
 
 def load(name: str) -> Implementation:
@@ -198,7 +198,7 @@ def _pytorch(name: str) -> Implementation:
 
 
 def _compiled(target: Any) -> Any:
-    """A function compiled, or a class whose instances are; without falling back to what is not compiled."""
+    """A compiled function, or a class with compiled instances; without a fallback to code that is not compiled."""
     if not inspect.isclass(target):
         return wraps(target)(torch.compile(target, fullgraph=True))
 

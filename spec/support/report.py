@@ -74,7 +74,7 @@ def lines(
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
-        found.append(f"{name}: {len(judged)} components on trial, {_counts(trial.outcomes) or 'no test'}")
+        found.append(f"{name}: {len(judged)} components under test, {_counts(trial.outcomes) or 'no test'}")
         found += (lessons or {}).get(name, ())
         for component, counts in sorted(judged.items() if name not in (lessons or {}) else ()):
             if every_component or counts["failed"] or counts["error"]:

@@ -17,7 +17,7 @@ LARGEST = 600  # numbers of a tensor that are shown
 
 @dataclass(frozen=True)
 class Call:
-    """One call: what made it possible, what was called, and copies of its arguments as they were."""
+    """One call: its import, the component, and copies of its arguments before the call."""
 
     name: str
     import_line: str
@@ -28,7 +28,7 @@ class Call:
 
 
 class Trace:
-    """The last calls of the components on trial. What a component calls inside is not noted."""
+    """The last calls of the components under test. Calls inside a component are not recorded."""
 
     def __init__(self) -> None:
         self.on = True
@@ -54,7 +54,7 @@ class Trace:
             self.on = before
 
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
-        """Note a call of a component; a graph that is being traced shall not hold the copies."""
+        """Note a call of a component; a graph that is being traced must not hold the copies."""
         if self._depth == 0 and not torch.jit.is_tracing():
             self.calls.append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
 

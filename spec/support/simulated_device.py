@@ -339,7 +339,7 @@ def register() -> None:
         _raw(target).copy_(_raw(source))
         return target
 
-    _state.library = torch.library.Library("aten", "IMPL")  # lives as long as the registrations shall
+    _state.library = torch.library.Library("aten", "IMPL")  # must live as long as the registrations
     kernels = {"empty.memory_format": empty, "empty_strided": empty_strided, "_efficientzerotensor": zeros}
     for name, function in (kernels | {"_copy_from": copy_from}).items():
         _state.library.impl(name, function, "PrivateUse1")

@@ -80,7 +80,7 @@ def own(name: str) -> bytes:
 
 
 EXTENSION = 240
-"""A number that stands for `os.mkdir` while `copyreg` is told so."""
+"""A number that `copyreg` maps to `os.mkdir` temporarily."""
 
 
 def tricks(victim: Path) -> dict[str, bytes]:

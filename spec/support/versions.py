@@ -59,7 +59,7 @@ class Difference:
 
 DIFFERENCES = (
     Difference(
-        r"spec/test_12_normalization\.py::test_a_batch_norm_layer_prints_what_it_is\[torch-",
+        r"spec/test_12_normalization\.py::test_a_batch_norm_layer_prints_its_arguments\[torch-",
         batch_norm_has_bias,
         "this release's BatchNorm2d takes no bias argument and prints none",
     ),

@@ -17,7 +17,7 @@ class Parts:
     """An archive taken apart.
 
     Attributes:
-        body: headers and members, with what stands behind each.
+        body: headers and members, with the bytes behind each.
         entries: the entries of the directory.
         wide: whether it has the ends of the directory in 64 bits, which `torch.save` always writes.
     """
@@ -77,7 +77,7 @@ def in_first_header(at: int, layout: str, *values: int) -> Callable[[bytes], byt
 
 
 def in_first_descriptor(at: int, layout: str, *values: int) -> Callable[[bytes], bytes]:
-    """What stands behind the first member says something else."""
+    """The data descriptor behind the first member has another value."""
     return lambda data: changed(data, data.index(b"PK\x07\x08") + at, layout, *values)
 
 
@@ -120,8 +120,8 @@ def other_archive() -> bytes:
 
 
 def second_directory(data: bytes) -> bytes:
-    """A reader that takes the directory's place as it is said finds the first one; one that takes the directory that
-    stands before the end, as Python's does, finds the second one."""
+    """A reader that takes the directory's position from the end finds the first one; one that takes the directory
+    directly before the end, as Python's does, finds the second one."""
     taken = parts(data)
     directory = b"".join(taken.entries)
     shift = len(directory)
@@ -191,6 +191,6 @@ LIES: dict[str, Callable[[bytes], bytes]] = {
     "a comment of a member": in_first_entry(with_comment),
     "a member of another archive": in_first_entry(lambda entry: changed(entry, 34, "<H", 1)),
     "two members of one name": twice(lambda name: name),
-    "two members whose names differ in upper case": twice(lambda name: name.upper().replace(b"ARCHIVE", b"archive")),
+    "two members with names equal up to case": twice(lambda name: name.upper().replace(b"ARCHIVE", b"archive")),
 }
 """What is wrong with an archive, and how to make it so."""
