@@ -895,7 +895,7 @@ def slow_run(root: str, mark: str, writing: str = "") -> None:
         Path(writing).touch()
         time.sleep(60)
 
-    vars(image_tree)["decode_image"] = slow
+    vars(image_tree)["decode_image"] = slow  # pyright: ignore[reportIndexIssue]
     if writing:
         os.fsync = stop
     print(image_tree.digest(ReferenceTree(root).images.numpy().tobytes()))

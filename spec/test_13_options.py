@@ -87,7 +87,7 @@ def test_options_of_convolution_together(conv2d: Callable[..., Tensor], Conv2d: 
             module,
             f"Conv2d {combination}",
         )
-        weights = {"weight": module.weight.detach().cpu()} | ({"bias": module.bias.detach().cpu()} if bias else {})
+        weights = {"weight": module.weight.detach().cpu()} | ({"bias": module.bias.detach().cpu()} if bias else {})  # pyright: ignore[reportCallIssue]
         check(
             lambda t, o=options: conv2d(t["input"], t["weight"], t.get("bias"), **o),
             lambda t, o=options: oracles.conv2d(t["input"], t["weight"], t.get("bias"), **o),
@@ -166,7 +166,13 @@ def test_options_of_batch_norm_together(BatchNorm2d: Any) -> None:
             found = module(x.to(torch.get_default_device()))
             own = training or not options["track_running_stats"]
             right, new_mean, new_var = oracles.batch_norm(
-                x, mean, var, *(w if w is None else w.detach().cpu() for w in weights), own, momentum, options["eps"]
+                x,
+                mean,
+                var,
+                *(w if w is None else w.detach().cpu() for w in weights),
+                own,
+                momentum,
+                options["eps"],  # pyright: ignore[reportCallIssue]
             )
             if training:
                 assert new_mean is not None
@@ -240,7 +246,7 @@ def test_options_of_embedding_together(Embedding: Any) -> None:
     index = torch.tensor([[0, 2, 2], [4, 0, 2]])
     for options in together(choices):
         module = drawn(Embedding(5, 3, **options))
-        table = module.weight.detach().cpu().clone()
+        table = module.weight.detach().cpu().clone()  # pyright: ignore[reportCallIssue]
         limit = options["max_norm"]
         if limit is not None:
             for row in (0, 2, 4):  # those that are looked up
@@ -257,7 +263,7 @@ def test_options_of_embedding_together(Embedding: Any) -> None:
             gradient[row] += upstream.reshape(-1, 3)[place] / (times[row] if options["scale_grad_by_freq"] else 1)
         if options["padding_idx"] is not None:
             gradient[options["padding_idx"]] = 0
-        assert_close(module.weight.grad.cpu(), gradient, allowed, f"Embedding {options}: the gradient")
+        assert_close(module.weight.grad.cpu(), gradient, allowed, f"Embedding {options}: the gradient")  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def scores_and_target(o: dict[str, Any]) -> Tensors:

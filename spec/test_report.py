@@ -582,7 +582,7 @@ def test_a_badge_is_red_grey_or_green(tmp_path: Path) -> None:
         ({"a": "passed", "b": "error"}, {}, "1 of 2 tests passed, 1 failed", "red"),
         ({"a": "passed"}, {"complete": False}, "incomplete: 1 of 1 tests passed", "lightgrey"),
     ):
-        document.write(made(outcomes, **about), tmp_path)
+        document.write(made(outcomes, **about), tmp_path)  # pyright: ignore[reportArgumentType]
         status, out = command("badge", tmp_path)
         assert status == 0
         assert json.loads(out) == {"schemaVersion": 1, "label": "Ocean Spec", "message": message, "color": color}

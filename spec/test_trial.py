@@ -249,10 +249,10 @@ def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_p
 def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path) -> None:
     where = {"mine": RIGHT, "chapter": "14_loss"}
     loss = "from torch.nn.functional import *\n__all__ = ['l1_loss']\n"
-    result = trial(tmp_path, "--without", "errors,low-precision", "-k", "l1_loss", **where | {"mine": loss})
+    result = trial(tmp_path, "--without", "errors,low-precision", "-k", "l1_loss", **where | {"mine": loss})  # pyright: ignore[reportArgumentType]
     assert result.status == 0, result.out
     assert re.search(r"    not claimed: aspect errors: \d+ tests\n    not claimed: low-precision: \d+ test", result.out)
-    result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})
+    result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})  # pyright: ignore[reportArgumentType]
     assert re.search(r"mine: 1 components under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
 
 
@@ -359,7 +359,7 @@ def _with(line: str) -> str:
     ids=["leaves", "crashes", "another default", "another torch", "another pytest", "hangs", "prints"],
 )
 @pytest.mark.slow
-def test_what_a_file_does_to_its_process_is_said(tmp_path: Path, mine: str, says: str) -> None:
+def test_damage_to_the_process_of_a_file_is_reported(tmp_path: Path, mine: str, says: str) -> None:
     result = trial(tmp_path, "--level", "tutorial", "-k", "stride_1", mine=mine, processes=())
     assert result.status == 1, result.out
     assert says in " ".join(result.out.split()), result.out
@@ -465,7 +465,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0):
 
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is printed of a convolution whose kernel is flipped, at level definition."""
+    """The report on a convolution with a flipped kernel, at level definition."""
     result = trial(tmp_path_factory.mktemp("lesson"), "--level", "definition", mine=FLIPPED)
     assert result.status == 1, result.out
     return result.out.partition(" trial =")[2].partition("\n")[2]
@@ -498,7 +498,7 @@ def test_the_pasted_call_of_the_first_failure_shows_the_difference_from_any_fold
 
 
 @pytest.mark.slow
-def test_the_progress_says_what_passed_at_each_level_and_what_comes_next(lesson: str) -> None:
+def test_the_progress_counts_each_level_and_names_the_next_test(lesson: str) -> None:
     following = r"next: stride 1 gives the documented matrix \(08\.conv2d\.stride1\)"
     assert re.search(rf"\n    conv2d +tutorial \d+/13   definition \d+/\d+   {following}", lesson), lesson
 

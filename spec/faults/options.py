@@ -111,7 +111,7 @@ class TheAverageOfAllBatchesStopsAtTheThird(Fault):
     class BatchNorm2d(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
             if self.momentum is None and self.track_running_stats and self.training:
-                self.num_batches_tracked.clamp_(max=2)
+                self.num_batches_tracked.clamp_(max=2)  # pyright: ignore[reportOptionalMemberAccess]
             return super().forward(input)
 
 
@@ -166,7 +166,7 @@ class TheBackwardProjectionIsTheForwardOne(Fault):
     says = r"LSTM \{.*'bidirectional': True.*'proj_size': 2"
 
     class LSTM(nn.LSTM):
-        def forward(self, *args: Any) -> Any:
+        def forward(self, *args: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             if self.proj_size and self.bidirectional:
                 with torch.no_grad():
                     for layer in range(self.num_layers):
@@ -182,7 +182,7 @@ class GivenStatesAreForOneLayer(Fault):
     says = r"GRU \{'num_layers': [23].*'state': True"
 
     class GRU(nn.GRU):
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             if hx is not None and self.num_layers > 1:
                 hx = torch.cat([hx[: len(hx) // self.num_layers]] * self.num_layers)
             return super().forward(input, hx)
@@ -197,7 +197,7 @@ class DropoutIsAfterTheLastLayerToo(Fault):
     LSTM, GRU = nn.LSTM, nn.GRU
 
     class RNN(nn.RNN):
-        def forward(self, *args: Any) -> Any:
+        def forward(self, *args: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             output, last = super().forward(*args)
             return F.dropout(output, self.dropout, self.training), last
 
@@ -234,7 +234,7 @@ class NormFirstForgetsTheMask(Fault):
     says = r"TransformerEncoderLayer \{.*'norm_first': True"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
-        def forward(self, src: Tensor, src_mask: Tensor | None = None, **options: Any) -> Tensor:
+        def forward(self, src: Tensor, src_mask: Tensor | None = None, **options: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().forward(src, None if self.norm_first else src_mask, **options)
 
 

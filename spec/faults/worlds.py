@@ -165,7 +165,7 @@ class TheHiddenStateOfTheLastCallGoesOn(Fault):
     class GRU(nn.GRU):
         last: Any = None
 
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             if hx is None and self.last is not None and self.last.shape[1] == input.shape[1]:
                 hx = self.last
             found = super().forward(input, hx)
@@ -301,7 +301,7 @@ class ResetForgetsTheBias(Fault):
             super().reset_parameters()
             self.done = True
             if old is not None:
-                self.bias.data.copy_(old)
+                self.bias.data.copy_(old)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 class TheLastInputIsKept(Fault):

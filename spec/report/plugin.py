@@ -121,12 +121,12 @@ class Values:
         config = session.config
         if not hasattr(config, "workeroutput"):
             return
-        config.workeroutput["ocean_threads"] = torch.get_num_threads()
-        if config.workerinput["workerid"] == "gw0":
+        config.workeroutput["ocean_threads"] = torch.get_num_threads()  # pyright: ignore[reportAttributeAccessIssue]
+        if config.workerinput["workerid"] == "gw0":  # pyright: ignore[reportAttributeAccessIssue]
             from spec.report.drawings import drawings
 
             properties = [dict(item.user_properties) for item in session.items]
-            config.workeroutput["ocean_drawings"] = drawings(implementations(config), properties)
+            config.workeroutput["ocean_drawings"] = drawings(implementations(config), properties)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Recorder:
@@ -197,8 +197,8 @@ class Recorder:
             properties = dict(report.user_properties)
             test["measured"] = properties.get("measured", [])
             test["own_work"] = properties.get("handed_over")
-            self.faults[report.nodeid] = list(properties.get("faults", ()))
-            self.ruled_out.update(properties.get("ruled_out", ()))
+            self.faults[report.nodeid] = list(properties.get("faults", ()))  # pyright: ignore[reportArgumentType]
+            self.ruled_out.update(properties.get("ruled_out", ()))  # pyright: ignore[reportArgumentType]
         if category and test["outcome"] not in LAST:
             test["outcome"] = CATEGORIES.get(category, category)
             test["message"] = _message(report)
@@ -348,7 +348,7 @@ def _sections(report: pytest.TestReport) -> dict[str, str]:
     """How a failure is reproduced: the code that shows the difference, or the last calls."""
     if not report.failed:
         return {}
-    return {"reproduction": _short(dict(report.user_properties).get("paste") or dict(report.sections).get(PASTE, ""))}
+    return {"reproduction": _short(dict(report.user_properties).get("paste") or dict(report.sections).get(PASTE, ""))}  # pyright: ignore[reportArgumentType]
 
 
 def diagnoses(faults: Mapping[str, Sequence[str]], ruled_out: Collection[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from spec.support.strategies import seed_all
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
 _CLOSE = 1e-4  # two ways of computing the same float32
 _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
-"""The components whose numbers are drawn: two that are wrong in the same way may draw other numbers."""
+"""Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
 _LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
 """The fixtures without which a test can run again after its end."""
 
@@ -52,7 +52,7 @@ class Example:
             with current().trace.off():
                 self.test(**self.arguments)
         except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
-            # below its first line, a plain assertion prints objects, whose names differ
+            # below its first line, a plain assertion prints objects, and their names differ
             return str(error).partition("\n")[0] if isinstance(error, AssertionError) else str(error)
         return None
 
@@ -122,7 +122,7 @@ def target_of(fault: Any, name: str) -> Any:
             finally:
                 setattr(functional, function, original)
 
-    Layer.__signature__ = inspect.signature(layer)  # type: ignore[attr-defined]
+    Layer.__signature__ = inspect.signature(layer)
     return Layer
 
 
@@ -208,22 +208,22 @@ def runs_again(example: Example) -> bool:
 def example_of(item: pytest.Item, *, failing: bool) -> Example | None:
     """The call that an item made, or of a property the example that failed; nothing if it cannot be made again."""
     components = tuple(value for value in _values(item) if isinstance(value, Component))
-    function, run = item.obj, current()  # type: ignore[attr-defined]
+    function, run = item.obj, current()  # pyright: ignore[reportAttributeAccessIssue]
     if hasattr(function, "hypothesis") or hasattr(getattr(function, "__wrapped__", None), "hypothesis"):
         if not failing or run.example is None:
             return None
         test, arguments = run.example
         return Example(test, arguments, components)
-    names = item._fixtureinfo.argnames  # type: ignore[attr-defined]
-    arguments = {name: item.funcargs[name] for name in names if name in item.funcargs}  # type: ignore[attr-defined]
+    names = item._fixtureinfo.argnames  # pyright: ignore[reportAttributeAccessIssue]
+    arguments = {name: item.funcargs[name] for name in names if name in item.funcargs}  # pyright: ignore[reportAttributeAccessIssue]
     return Example(function, arguments, components) if len(arguments) == len(names) else None
 
 
 def _values(item: pytest.Item) -> Iterator[Any]:
     """The values of all fixtures of an item, also of those that other fixtures use."""
-    seen = {id(value): value for value in item.funcargs.values()}  # type: ignore[attr-defined]
+    seen = {id(value): value for value in item.funcargs.values()}  # pyright: ignore[reportAttributeAccessIssue]
     yield from seen.values()
-    for definition in item._request._fixture_defs.values():  # type: ignore[attr-defined]
+    for definition in item._request._fixture_defs.values():  # pyright: ignore[reportAttributeAccessIssue]
         cached = definition.cached_result
         if cached is not None and cached[2] is None and id(cached[0]) not in seen:
             yield cached[0]

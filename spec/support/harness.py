@@ -217,7 +217,7 @@ def recurrent(kind: str) -> Subject:
     options = {"bidirectional": True}
 
     def oracle(tensors: Tensors, size: int) -> Any:
-        return oracles.recurrent(kind, tensors, tensors["input"], hidden_size=SEQUENCES[size][3], **options)
+        return oracles.recurrent(kind, tensors, tensors["input"], hidden_size=SEQUENCES[size][3], **options)  # pyright: ignore[reportArgumentType]
 
     return layer(
         lambda c, size, **o: c(SEQUENCES[size][2], SEQUENCES[size][3], **options, **o),
@@ -281,7 +281,7 @@ SUBJECTS: dict[str, Subject] = {
         call=lambda f, t, size: f(t["input"], **MAXIMUM, return_indices=True),
     ),
     "MaxPool2d": layer(
-        lambda c, size: c(**MAXIMUM), image, lambda t, size: oracles.max_pool2d(t["input"], **MAXIMUM)[0]
+        lambda c, size: c(**MAXIMUM), image, lambda t, size: oracles.max_pool2d(t["input"], **MAXIMUM)[0]  # pyright: ignore[reportArgumentType]
     ),
     "avg_pool2d": function(image, oracles.avg_pool2d, options=MEAN, roundings=(1, 4)),
     "AvgPool2d": layer(
@@ -329,7 +329,7 @@ SUBJECTS: dict[str, Subject] = {
     "Dropout": layer(lambda c, size: c(), elementwise, lambda t, size: t["input"]),
     "batch_norm": function(
         statistics,
-        lambda *tensors: oracles.batch_norm(*tensors, True, 0.25),
+        lambda *tensors: oracles.batch_norm(*tensors, True, 0.25),  # pyright: ignore[reportCallIssue]
         call=call_batch_norm,
         depth=1024,
         roundings=(4, 4),
@@ -394,16 +394,16 @@ SUBJECTS: dict[str, Subject] = {
         numbers(257, 13)}), composed, depth=256, roundings=(22, 22)),
     # 14
     "l1_loss": function(pairs, oracles.l1_loss, depth=4096, roundings=(3, 3)),
-    "L1Loss": layer(lambda c, size: c(), pairs, lambda t, size: oracles.l1_loss(*t.values()), depth=4096,
+    "L1Loss": layer(lambda c, size: c(), pairs, lambda t, size: oracles.l1_loss(*t.values()), depth=4096,  # pyright: ignore[reportArgumentType]
         roundings=(3, 3)),
     "mse_loss": function(pairs, oracles.mse_loss, depth=4096, roundings=(3, 3)),
-    "MSELoss": layer(lambda c, size: c(), pairs, lambda t, size: oracles.mse_loss(*t.values()), depth=4096,
+    "MSELoss": layer(lambda c, size: c(), pairs, lambda t, size: oracles.mse_loss(*t.values()), depth=4096,  # pyright: ignore[reportArgumentType]
         roundings=(3, 3)),
     "nll_loss": function(scores, oracles.nll_loss, depth=256, roundings=(3, 3)),
-    "NLLLoss": layer(lambda c, size: c(), scores, lambda t, size: oracles.nll_loss(*t.values()), depth=256,
+    "NLLLoss": layer(lambda c, size: c(), scores, lambda t, size: oracles.nll_loss(*t.values()), depth=256,  # pyright: ignore[reportArgumentType]
         roundings=(3, 3)),
     "cross_entropy": function(scores, oracles.cross_entropy, depth=512, roundings=(8, 8)),
-    "CrossEntropyLoss": layer(lambda c, size: c(), scores, lambda t, size: oracles.cross_entropy(*t.values()),
+    "CrossEntropyLoss": layer(lambda c, size: c(), scores, lambda t, size: oracles.cross_entropy(*t.values()),  # pyright: ignore[reportArgumentType]
         depth=512, roundings=(8, 8)),
 }  # fmt: skip
 """Every component of chapters 08 to 14 that computes, by its name."""

@@ -103,7 +103,7 @@ class Guard:
         self._values = [get() for _, get, _ in self._SETTINGS]
 
     def changes(self) -> Iterator[str]:
-        """What is no longer as it was; it is afterwards."""
+        """Name every setting that the code under test changed, and restore it."""
         for (name, get, put), value in zip(self._SETTINGS, self._values, strict=True):
             if (now := get()) != value:
                 put(value)

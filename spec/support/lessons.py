@@ -180,7 +180,7 @@ def others(failures: Sequence[Any], counts: Counter[str]) -> list[str]:
 
 
 def progress(reports: Sequence[tuple[str, Any]], absent: set[str]) -> Iterator[str]:
-    """A line per component: what passed at each level, what comes next, and by whom it is computed."""
+    """A line per component: the number of passed tests per level, the next test, and who computes the component."""
     passed: dict[str, Counter[str]] = defaultdict(Counter)
     judged: dict[str, Counter[str]] = defaultdict(Counter)
     following: dict[str, Any] = {}

@@ -70,14 +70,14 @@ def _main_clause(item: pytest.Item) -> Clause | None:
 
 def _function(item: pytest.Item) -> Callable[..., Any]:
     """The test as it is written, without what decorators wrap around it."""
-    function = item.function  # type: ignore[attr-defined]
+    function = item.function  # pyright: ignore[reportAttributeAccessIssue]
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function
 
 
 def _is_property(item: pytest.Item) -> bool:
-    function = item.function  # type: ignore[attr-defined]
+    function = item.function  # pyright: ignore[reportAttributeAccessIssue]
     return hasattr(function, "hypothesis") or hasattr(_function(item), "hypothesis")
 
 
@@ -105,7 +105,7 @@ class Table:
         for item in session.items:
             properties = dict(item.user_properties)
             if "implementation" in properties:
-                self.counts[item.path.name[5:7], properties["level"], properties["aspect"]] += 1
+                self.counts[item.path.name[5:7], properties["level"], properties["aspect"]] += 1  # pyright: ignore[reportArgumentType]
 
     def lines(self) -> Iterator[str]:
         """The table: a line per chapter, and one for all."""

@@ -366,7 +366,7 @@ def recurrent(
                     now = (squash(from_x + from_h),)
                 elif kind == "LSTM":
                     i, f, g, o = (from_x + from_h).chunk(4, -1)
-                    cell = sigmoid(f) * now[1] + sigmoid(i) * tanh(g)
+                    cell = sigmoid(f) * now[1] + sigmoid(i) * tanh(g)  # pyright: ignore[reportGeneralTypeIssues]
                     hidden = sigmoid(o) * tanh(cell)
                     now = (linear(hidden, weights["weight_hr" + end]) if proj_size else hidden, cell)
                 else:

@@ -110,7 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
         Run(
             _dtypes(config),
             seed=random.getrandbits(32) if asked is None else asked,
-            level=config.getoption("--level"),
+            level=str(config.getoption("--level")),
         )
     )
     for option in ("--aspect", "--without"):
@@ -134,7 +134,7 @@ def _teach(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Give a person's file a process of its own, before pytest-xdist reads the number of processes."""
-    if isolation.wanted(config, (config.getoption("--impl") or "").split(",")):
+    if isolation.wanted(config, (config.getoption("--impl") or "").split(",")):  # pyright: ignore[reportArgumentType]
         config.stash[OUTLINED] = True
         config.option.numprocesses = 1
 
@@ -417,7 +417,7 @@ class Specification:
             yield
         except BaseException as error:
             raised = error
-        patches = "monkeypatch" in item.funcargs  # type: ignore[attr-defined]
+        patches = "monkeypatch" in item.funcargs  # pyright: ignore[reportAttributeAccessIssue]
         if changed := [] if patches else list(self.guard.changes()):
             failure = pytest.fail.Exception(f"the code under test changed {', '.join(changed[:3])}", pytrace=False)
             raise failure from raised
@@ -425,7 +425,7 @@ class Specification:
             raise raised
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Say of a test whose process ended what became of it; such a report knows nothing of its test."""
+        """Report a test with a process that ended; such a report lacks the properties of its test."""
         if report.failed and self.diagnoses and "order" not in dict(report.user_properties):
             name = report.nodeid.rpartition("::")[2]
             found = next(
@@ -475,7 +475,7 @@ class Specification:
             return
         item.user_properties += [
             ("message", lessons.message(error, run.file)),
-            ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),
+            ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),  # pyright: ignore[reportArgumentType]
             ("paste", lessons.paste(run)),
         ]
         example = example_of(item, failing=True) if again else None
@@ -501,7 +501,8 @@ class Specification:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Count what judged nothing as an outcome of its own."""
         if report.skipped and (outcome := dict(report.user_properties).get("outcome")):
-            return outcome, outcome.removeprefix("not ")[0], outcome.upper()
+            word = str(outcome)
+            return word, word.removeprefix("not ")[0], word.upper()
         if report.when == "setup" and report.skipped and dict(report.user_properties).get("absent"):
             return "absent", "a", "ABSENT"
         return None

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import DataObject
 from torch import Tensor
 
@@ -84,7 +85,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             seed = 0 if hypothesis.settings().derandomize else current().seed
             try:
                 hypothesis.seed(f"{test.__module__}.{test.__qualname__} {seed}")(search)(*fixtures, **arguments)
-            except hypothesis.errors.Unsatisfiable:
+            except Unsatisfiable:
                 if not_offered:
                     raise not_offered[-1] from None
                 raise
