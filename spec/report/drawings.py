@@ -9,6 +9,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def limited(draw: Callable[[Callable[[str], Any]], Any], implementation: Impleme
         except BaseException as error:  # whatever an implementation does, the report is written
             result.append({"problem": f"{type(error).__name__}: {error}"[:300].removesuffix(": ")})
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)  # a component looks up the run
     thread.start()
     thread.join(SECONDS)
     return result[0] if result else {"problem": f"did not return within {SECONDS:g} s"}
