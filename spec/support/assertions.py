@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spec.report.recording import observe
-from spec.support.outcomes import judged_nothing
+from spec.support.outcomes import NotOffered, judged_nothing
 from spec.support.run import current
 
 # What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
@@ -164,7 +164,8 @@ def rejects(naming: str | None) -> Iterator[None]:
     try:
         yield
     except REJECTIONS as error:
-        if judged_nothing(error, current().file, current().namespace) is not None:
+        nothing = judged_nothing(error, current().file, current().namespace)
+        if nothing is not None and not (naming is None and isinstance(nothing, NotOffered)):
             raise  # the implementation has not judged the value
         got = f"\n  got {type(error).__name__}: {error}"
         if naming is None:

@@ -368,9 +368,9 @@ class Specification:
             pytest.skip("there is no accelerator here; --gpu-rehearsal runs the same on the CPU, at reduced size")
         implementation = _implementation_of(item)
         run = current()
-        run.file, run.namespace = (None, None) if implementation is None else (
-            implementation.file, implementation.namespace
-        )  # fmt: skip
+        run.file = run.namespace = None
+        if implementation is not None and not implementation.known:  # those that are known offer everything
+            run.file, run.namespace = implementation.file, implementation.namespace
         if absent := item.stash.get(ABSENT, []):
             assert implementation is not None  # only tests of an implementation have absent components
             text = f"absent: {implementation.name} does not define {', '.join(absent)}"
