@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError:  # on a bare Python `scripts/doctor.py` must still be able to report missing packages
     lazy_loader = None
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "01": {"data.labeled_folder": ("LabeledFolder",)},
