@@ -304,7 +304,7 @@ def test_each_test_has_its_outcome_with_the_reason(reported: Path) -> None:
 def test_a_failure_has_its_message_and_its_reproduction(reported: Path) -> None:
     test = entries(reported)["test_stride_is_the_step[mine]"]
     assert test["message"].startswith("the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]")
-    assert "print(conv2d(input, weight, stride=2))" in test["reproduction"]
+    assert "conv2d(input, weight, stride=2)" in test["reproduction"]
     assert test["components"] == ["conv2d"]
     assert test["clauses"] == ["08.conv2d.parameters"]
 
@@ -348,7 +348,9 @@ def test_two_processes_give_the_same_report(reported: Path, tmp_path: Path) -> N
     assert two["runs"][0]["complete"]
     for test in (*one["tests"], *two["tests"]):
         del test["duration"]
-    assert two["tests"] == one["tests"]
+    # the code to paste names the folder of mine.py
+    there = json.dumps(two["tests"]).replace(str(tmp_path), str(reported.parent))
+    assert json.loads(there) == one["tests"]
     assert two["implementations"] == one["implementations"]
 
 

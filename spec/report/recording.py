@@ -4,6 +4,8 @@
 unless a run with `--report` is in a test of a documented value.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,17 @@ def finish() -> list[dict[str, str]]:
     global _kept
     kept, _kept = _kept, None
     return kept or []
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Keep nothing for a while: a test is made again, perhaps with another implementation."""
+    global _kept
+    kept, _kept = _kept, None
+    try:
+        yield
+    finally:
+        _kept = kept
 
 
 def observe(what: str, actual: Any, documented: Any) -> None:

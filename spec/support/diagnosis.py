@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import reference
 from spec.faults import Fault, all_faults
+from spec.report import recording
 from spec.support.implementations import Component
 from spec.support.outcomes import Offer
 from spec.support.run import current
@@ -49,7 +50,7 @@ class Example:
         """What the test says when it fails, or nothing if it passes."""
         seed_all(0)
         try:
-            with current().trace.off():
+            with current().trace.off(), recording.paused():
                 self.test(**self.arguments)
         except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
             # below its first line, a plain assertion prints objects, and their names differ

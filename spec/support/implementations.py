@@ -128,7 +128,8 @@ class Component:
         if not self._trace.on:
             return self.target(*args, **kwargs)
         self._trace.call(self.name, self._import_line, self.__signature__, args, kwargs)
-        self._trace.result = result = self.target(*args, **kwargs)
+        result = self.target(*args, **kwargs)
+        self._trace.note_result(result)
         if isinstance(result, nn.Module) and result._compiled_call_impl is None:  # a hook would break the graph
             self._trace.watch(result)
         return result

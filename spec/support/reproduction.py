@@ -1,6 +1,7 @@
 """The calls a test made, as Python that can be pasted."""
 
 import inspect
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ class Call:
     layer: nn.Module | None = None
 
 
+def _nothing() -> None:
+    """No result."""
+
+
 class Trace:
     """The last calls of the components under test. Calls inside a component are not recorded."""
 
@@ -34,15 +39,27 @@ class Trace:
         self.on = True
         self.calls: deque[Call] = deque(maxlen=LAST)
         self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
-        self.result: Any = None  # of the last call
+        self._result: Callable[[], Any] = _nothing
         self._depth = 0
 
     def clear(self) -> None:
         """Forget everything: another test, or another example, begins."""
         self.calls.clear()
         self.made.clear()
-        self.result = None
+        self._result = _nothing
         self._depth = 0
+
+    @property
+    def result(self) -> Any:
+        """The result of the last call, as long as the test keeps it; a trace keeps nothing alive."""
+        return self._result()
+
+    def note_result(self, result: Any) -> None:
+        """Note the result of a call."""
+        try:
+            self._result = weakref.ref(result)
+        except TypeError:  # a tuple or a number
+            self._result = _nothing
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -74,7 +91,7 @@ class Trace:
         def leave(_: nn.Module, __: Any, result: Any) -> None:
             self._depth = max(0, self._depth - 1)
             if self.on and self._depth == 0:
-                self.result = result
+                self.note_result(result)
 
         layer.register_forward_pre_hook(enter, with_kwargs=True)
         layer.register_forward_hook(leave, always_call=True)
