@@ -192,9 +192,18 @@ def test_the_header_names_everything_that_the_outcome_depends_on(tmp_path: Path)
     assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
 
 
+OPERATOR = """
+import torch
+def conv2d(input, weight, bias=None, stride=1, padding=0):
+    return torch.ops.aten.conv2d(input, weight, bias, [stride, stride], [padding, padding])
+"""
+
+
 @pytest.mark.slow
 def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
-    alone, together = (trial(tmp_path, "-n", number, mine=STRIDE_IGNORED) for number in ("0", "2"))
+    # not the properties: the number of their examples depends on the time that they take
+    words = ("--level", "tutorial")
+    alone, together = (trial(tmp_path, "-n", number, *words, mine=STRIDE_IGNORED) for number in ("0", "2"))
     report = re.compile(r"mine: 1 components under test, .*\n.*\n")
     assert alone.status == together.status == 1
     assert report.findall(alone.out) == report.findall(together.out) != []
@@ -314,7 +323,7 @@ def test_a_parameter_that_the_signature_lacks_is_not_offered(
     [
         (RIGHT, "torch.conv2d"),
         ("import torch\nconv2d = torch.conv2d\n", "torch"),
-        ("import torch\ndef conv2d(x, w, *a, **k): return torch.ops.aten.conv2d(x, w, *a, **k)\n", "conv"),
+        (OPERATOR, "conv"),
         (LOOPS, None),
     ],
     ids=["a function of PyTorch", "an alias", "an operator", "loops"],
