@@ -984,7 +984,7 @@ def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
 def test_the_help_promises_no_calibrated_probabilities(folder: Path) -> None:
     result = ask(folder, "--help")
     words = " ".join(result.out.replace("│", " ").split())
-    assert "that 80 % of the answers given with 80 % are right is not promised" in words
+    assert "but they are not calibrated: of the answers given with 80 %, another share than 80 % may be right" in words
 
 
 @clause("20.script.trained")
