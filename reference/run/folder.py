@@ -197,8 +197,14 @@ class RunFolder(Observer):
             if self.identity() != self.place:
                 raise FileNotFoundError(str(self.folder))
             yield
+            if self.identity() != self.place:  # it went while the files were written
+                raise FileNotFoundError(str(self.folder))
         except OSError as error:
             if self.identity() != self.place:
+                for events in self.folder.glob(
+                    f"events.out.tfevents.*.{os.getpid()}.*"
+                ):  # in another folder of that name
+                    events.unlink(missing_ok=True)
                 raise InputError(
                     f"{self.folder} was deleted or renamed while the training ran: stopped after step "
                     f"{self.progress.step:,}. A renamed folder holds the last checkpoint: --resume its new name"
