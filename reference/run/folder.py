@@ -201,9 +201,7 @@ class RunFolder(Observer):
                 raise FileNotFoundError(str(self.folder))
         except OSError as error:
             if self.identity() != self.place:
-                for events in self.folder.glob(
-                    f"events.out.tfevents.*.{os.getpid()}.*"
-                ):  # in another folder of that name
+                for events in self.folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
                     events.unlink(missing_ok=True)
                 raise InputError(
                     f"{self.folder} was deleted or renamed while the training ran: stopped after step "
