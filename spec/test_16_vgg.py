@@ -263,6 +263,7 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
 
 
 @clause("16.vgg16.definition")
+@pytest.mark.slow
 def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
     """The same of the convolutions alone, which are a tenth of the numbers."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())
@@ -332,6 +333,7 @@ def test_the_state_has_torchvisions_keys_shapes_and_types(vgg16: Make) -> None:
 
 
 @clause("16.vgg16.state")
+@pytest.mark.slow
 def test_the_state_travels_both_ways(vgg16: Make) -> None:
     ours, theirs = on_meta(vgg16), on_meta(torchvision.models.vgg16)
     numbers = tiny_state()

@@ -309,6 +309,7 @@ def test_the_steps_of_ten_epochs_are_counted_through(outcome: Outcome) -> None:
 
 
 @clause("18.listing.lines")
+@pytest.mark.slow
 def test_every_hundredth_step_is_a_line(outcome: Outcome) -> None:
     # chapter 18, line 1517
     lines = re.findall(rf"^训练次数：(\d+), Loss: {NUMBER}$", outcome.out, re.MULTILINE)
@@ -317,6 +318,7 @@ def test_every_hundredth_step_is_a_line(outcome: Outcome) -> None:
 
 
 @clause("18.listing.epochs")
+@pytest.mark.slow
 def test_every_epoch_begins_with_its_number(outcome: Outcome) -> None:
     # chapter 18, line 1500
     lines = [line for line in outcome.out.splitlines() if "轮训练开始" in line]

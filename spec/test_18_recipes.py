@@ -724,6 +724,7 @@ def test_welchs_test_by_the_cases_that_have_a_formula(
 
 
 @clause("18.recipe.compared")
+@pytest.mark.slow
 def test_samples_that_do_not_vary_are_compared_by_their_means() -> None:
     assert compared([0.1, 0.1], [0.25, 0.25, 0.25]) == (
         "0.2500 ± 0.0000; neither varies, so there is no test: 0.1000 here, 0.2500 there"

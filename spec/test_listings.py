@@ -187,6 +187,7 @@ def test_the_listing_of_normalize_writes_its_second_image_after_close(tmp_path: 
 
 
 @clause("04.listing.at_222", "04.board.after_close")
+@pytest.mark.slow
 def test_the_listing_of_resize_and_crop_writes_thirteen_images_in_four_files(tmp_path: Path) -> None:
     write_photograph(tmp_path, "test/train/ants_image/0013035.jpg")
     outcome = as_printed(222, tmp_path)

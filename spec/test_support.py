@@ -323,6 +323,7 @@ def test_a_property_is_collected_by_its_fixtures_and_located_in_its_file() -> No
 
 
 @pytest.mark.parametrize("before", ["nobody", "right"])
+@pytest.mark.slow
 def test_the_simplest_failure_is_shown_with_its_own_calls(before: str) -> None:
     @given(x=st.integers(0, 1000))
     def judge(conv2d: Callable[[int], int], x: int) -> None:

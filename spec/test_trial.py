@@ -437,6 +437,7 @@ def test_a_wrong_shape_is_reported_before_wrong_numbers(failures: tuple[Path, st
     assert "the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]" in said
 
 
+@pytest.mark.slow
 def test_a_tolerance_comes_with_its_derivation(failures: tuple[Path, str]) -> None:
     said = part(failures[1], "test_it_rounds_no_more_than_a_sum_does")
     assert re.search(r"tolerance  \S+: \d+ roundings to float32 \(eps 1.19e-07\) of numbers of up to \S+\n", said)
@@ -605,6 +606,7 @@ def test_an_implementation_that_cannot_be_imported_is_refused(
         pytest.param(("--known-failures", "no.toml"), "--known-failures no.toml: ", id="known", marks=SLOW),
     ],
 )
+@pytest.mark.slow
 def test_impossible_options_are_an_error_in_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     result = trial(tmp_path, *arguments)
     assert result.status == 4, result.out
