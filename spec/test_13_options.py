@@ -162,18 +162,11 @@ def test_options_of_batch_norm_together(BatchNorm2d: Any) -> None:
             module.train(training)
             x = numbers(4, 3, 2, 5, seed=number) * (number + 1) + number
             momentum = 1 / (number + 1) if options["momentum"] is None else options["momentum"]
-            weights = [module.weight, module.bias] if options["affine"] else [None, None]
+            held = module.state_dict() if options["affine"] else {}
+            weight, bias = (held[name].cpu() if name in held else None for name in ("weight", "bias"))
             found = module(x.to(torch.get_default_device()))
             own = training or not options["track_running_stats"]
-            right, new_mean, new_var = oracles.batch_norm(
-                x,
-                mean,
-                var,
-                *(w if w is None else w.detach().cpu() for w in weights),
-                own,
-                momentum,
-                options["eps"],  # pyright: ignore[reportCallIssue]
-            )
+            right, new_mean, new_var = oracles.batch_norm(x, mean, var, weight, bias, own, momentum, options["eps"])
             if training:
                 assert new_mean is not None
                 assert new_var is not None
