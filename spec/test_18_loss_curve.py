@@ -30,7 +30,7 @@ def network(Sequential: Make, Conv2d: Make, MaxPool2d: Make, Flatten: Make, Line
 
 
 @cache
-def batches(steps: int, size: int) -> list[tuple[Tensor, Tensor]]:
+def batches(steps: int, size: int = BATCH) -> list[tuple[Tensor, Tensor]]:
     shapes = Shapes(train=True, size=steps * size)
     return [
         (shapes.images[i : i + size].float() / 255, shapes.targets[i : i + size]) for i in range(0, steps * size, size)
