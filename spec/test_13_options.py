@@ -156,7 +156,8 @@ def test_options_of_batch_norm_together(BatchNorm2d: Any) -> None:
     choices = {"momentum": (None, 0.25, 1.0), "affine": BOTH, "track_running_stats": BOTH, "eps": (1e-5, 0.5)}
     for options in together(choices):
         module = drawn(BatchNorm2d(3, **options)).train()
-        mean, var = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        mean = torch.zeros(3, dtype=torch.float64, device="cpu")
+        var = torch.ones(3, dtype=torch.float64, device="cpu")
         for number in range(7):
             training = number < 6
             module.train(training)
@@ -236,7 +237,7 @@ def test_options_of_embedding_together(Embedding: Any) -> None:
         "norm_type": (2.0, 1.0),
         "scale_grad_by_freq": BOTH,
     }
-    index = torch.tensor([[0, 2, 2], [4, 0, 2]])
+    index = torch.tensor([[0, 2, 2], [4, 0, 2]], device="cpu")
     for options in together(choices):
         module = drawn(Embedding(5, 3, **options))
         table = module.weight.detach().cpu().clone()  # pyright: ignore[reportCallIssue]
@@ -250,7 +251,7 @@ def test_options_of_embedding_together(Embedding: Any) -> None:
         assert_close(found.detach().cpu(), table[index.cpu()], allowed, f"Embedding {options}: the rows")
         upstream = numbers(2, 3, 3, seed=1)
         found.backward(upstream.to(found))
-        gradient = torch.zeros(5, 3, dtype=torch.float64)
+        gradient = torch.zeros(5, 3, dtype=torch.float64, device="cpu")
         times = {0: 2, 2: 3, 4: 1}
         for place, row in enumerate(index.flatten().tolist()):
             gradient[row] += upstream.reshape(-1, 3)[place] / (times[row] if options["scale_grad_by_freq"] else 1)

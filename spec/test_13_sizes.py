@@ -136,7 +136,7 @@ class TestSumsOfManyNumbersInHalfPrecision:
 @clause("13.sizes.dropout")
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_each_of_many_numbers_is_dropped_and_kept(dropout: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    x = numbers(3, 7, 149).to(dtype).masked_fill(numbers(3, 7, 149) == 0, 1)
+    x = numbers(3, 7, 149).to(dtype).masked_fill(numbers(3, 7, 149) == 0, 1).to(torch.get_default_device())
     leaf, kept, gone = x.clone().requires_grad_(), torch.zeros(x.shape), torch.zeros(x.shape)
     for _ in range(48):  # that one of 3,129 numbers is always kept, or always dropped, has a probability of 3e-11
         y = dropout(leaf, 0.5, training=True)
@@ -156,11 +156,12 @@ def test_a_class_number_may_be_larger_than_a_byte(
     cross_entropy: Callable[..., Tensor], nll_loss: Callable[..., Tensor], embedding: Callable[..., Tensor], target: int
 ) -> None:
     scores = numbers(1, 301)
-    number = torch.tensor([target])
     exact = torch.logsumexp(scores, 1) - scores[:, target]
-    assert_close(cross_entropy(scores, number, reduction="none"), exact, rounding(torch.float64, 301, 8.0))
-    assert_equal(nll_loss(scores, number, reduction="none"), -scores[:, target])
-    assert_equal(embedding(number, scores.T), scores.T[[target]])
+    given, number = scores.to(torch.get_default_device()), torch.tensor([target])
+    found = cross_entropy(given, number, reduction="none")
+    assert_close(found.cpu(), exact, rounding(torch.float64, 301, 8.0))
+    assert_equal(nll_loss(given, number, reduction="none").cpu(), -scores[:, target])
+    assert_equal(embedding(number, given.T).cpu(), scores.T[[target]])
 
 
 @clause("13.sizes.sequential")
