@@ -391,7 +391,9 @@ def test_four_times_the_images_need_no_more_workspace(
         pytest.skip("the definition computes all images at once; bounded memory is what the fast form is for")
 
     image, kernels = torch.ones(1, channels, size, size), torch.ones(8, channels, 5, 5)
-    images_in_time = affordable(512, lambda: conv2d(image, kernels, padding=2), seconds=5)
+    # a person's plain loops may be too slow; the project's own code and PyTorch are never excused by a busy machine
+    known = implementation.known
+    images_in_time = 512 if known else affordable(512, lambda: conv2d(image, kernels, padding=2), seconds=5)
     if images_in_time < 128:
         pytest.skip("it computes one output after the other, too slowly for as many images as this needs")
 

@@ -166,6 +166,8 @@ def load(name: str) -> Implementation:
             raise ImplementationError(f"--impl {name}: module {module} has no {attribute}")
         namespace = getattr(namespace, attribute)
     found = {component: getattr(namespace, component) for component in COMPONENTS if hasattr(namespace, component)}
+    if not found and name == "reference":
+        raise ImplementationError("--impl reference: it offers no component; is lazy_loader installed?")
     version = str(getattr(namespace, "__version__", ""))
     if attribute:
         imports = {c: f"from {module} import {attribute}; {c} = {attribute}.{c}" for c in found}
