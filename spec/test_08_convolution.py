@@ -74,6 +74,17 @@ def test_other_numbers_of_dimensions_are_rejected(
         conv2d(torch.ones(input_shape), torch.ones(kernel_shape))
 
 
+@clause("08.conv2d.parameters")
+@pytest.mark.level("pytorch")
+@pytest.mark.aspect("dtypes")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_kernel_of_width_1_with_gaps_reads_the_border(conv2d: Conv2d, dtype: torch.dtype) -> None:
+    """On some processors this call ends the process in float16 (spec/support/crashes.py)."""
+    input, weight = torch.ones(1, 2, 2, 1, dtype=dtype), torch.ones(1, 2, 1, 1, dtype=dtype)
+    # the columns -1 and 1 of an image of one column: both are the border
+    assert_equal(conv2d(input, weight, None, (1, 2), (1, 1), (1, 2)), torch.zeros(1, 1, 4, 2, dtype=dtype))
+
+
 @clause("08.conv2d.padding_keeps_size")
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 def test_padding_of_half_the_kernel_less_one_keeps_the_size(conv2d: Conv2d, size: int) -> None:
