@@ -317,7 +317,7 @@ def test_a_batch_that_takes_longer_than_timeout_is_an_error(DataLoader: Loader) 
     ids=lambda value: " and ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_impossible_options_of_workers_are_rejected(DataLoader: Loader, options: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming):
+    with rejects(naming, *options):
         DataLoader(Numbers(3), **options)
 
 

@@ -339,7 +339,7 @@ def test_an_impossible_argument_is_rejected(
     scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str
 ) -> None:
     arguments = {"query": torch.ones(2, 4, 3), "key": torch.ones(2, 5, 3), "value": torch.ones(2, 5, 6)} | change
-    with rejects(naming=naming):
+    with rejects(naming, *change, *(["query"] if "key" in change else [])):
         scaled_dot_product_attention(**arguments)
 
 
@@ -734,7 +734,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
     ids=["heads that do not divide the features", "no heads", "no features"],
 )
 def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, "embed_dim", "num_heads"), asserting():
         MultiheadAttention(*sizes)
 
 
@@ -760,7 +760,10 @@ def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], n
     ],
 )
 def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with (
+        rejects(naming, *change, *(["key"] if "value" in change else ["query"] if "key" in change else [])),
+        asserting(),
+    ):
         MultiheadAttention(4, 2)(**{name: torch.ones(5, 2, 4) for name in ("query", "key", "value")} | change)
 
 
@@ -1012,7 +1015,7 @@ def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: 
     ],
 )
 def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, *arguments), asserting():
         TransformerEncoderLayer(**{"d_model": 4, "nhead": 2, "dim_feedforward": 8} | arguments)
 
 
@@ -1030,5 +1033,5 @@ def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict
     ],
 )
 def test_the_source_is_rejected(TransformerEncoderLayer: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, *change), asserting():
         TransformerEncoderLayer(4, 2, 8)(**{"src": torch.ones(5, 2, 4)} | change)

@@ -102,7 +102,7 @@ class FillsUpTheLastBatch(Fault):
 class CountsWholeBatchesOnly(Fault):
     """`len` rounds n / batch_size down, although the rest comes."""
 
-    caught_by = "test_06_dataloader.py::test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter"
+    caught_by = "test_06_dataloader.py::test_the_length_of_a_loader_is_the_number_of_its_steps"
     says = r"assert 781 == 782"
 
     class DataLoader(data.DataLoader[Any]):

@@ -28,7 +28,8 @@ def _layer(component: type) -> type:
     def method(name: str) -> Callable[..., Any]:
         return _reworded(getattr(component, name), component)
 
-    names = ("__init__", "forward", "__call__", "step", "__getitem__", "__iter__", "add_param_group", "load_state_dict")
+    called = "forward" if hasattr(component, "forward") else "__call__"
+    names = ("__init__", called, "step", "add_param_group", "load_state_dict")
     found = {name: method(name) for name in names if callable(getattr(component, name, None))}
     return type(component)(component.__name__, (component,), {"__module__": component.__module__, **found})
 

@@ -91,7 +91,10 @@ class Implementation:
     @property
     def known(self) -> bool:
         """Whether it is this project's or PyTorch's; those offer everything, and engineers read their failures."""
-        return self.name.startswith(("reference", "spec.faults.")) or self.name in ("torch", "torch-compile")
+        return self.name.startswith(("reference", "spec.faults.", "spec.right.")) or self.name in (
+            "torch",
+            "torch-compile",
+        )
 
     @property
     def file(self) -> str | None:

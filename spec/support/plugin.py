@@ -20,7 +20,7 @@ from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
 from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
-from spec.support.levels import LOW_PRECISION, aspect_of, level_of
+from spec.support.levels import LOW_PRECISION, OBSERVATIONS, aspect_of, level_of
 from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
 from spec.support.own_work import handed_over
 from spec.support.patience import GaveUp, Patience
@@ -79,7 +79,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption("--aspect", metavar="NAME[,NAME]", help=f"judge only these aspects: {', '.join(ASPECTS)}")
     group.addoption(
-        "--without", metavar="NAME[,NAME]", help=f"leave out these aspects, or {LOW_PRECISION} (float16 and bfloat16)"
+        "--without",
+        metavar="NAME[,NAME]",
+        help=f"leave out these aspects, {LOW_PRECISION} (float16 and bfloat16), or {OBSERVATIONS} (what PyTorch does "
+        "and its documentation does not promise)",
     )
     group.addoption(
         "--all-failures", action="store_true",
@@ -177,7 +180,7 @@ LOW = (torch.float16, torch.bfloat16)
 def _names(config: pytest.Config, option: str) -> list[str]:
     """The aspects that an option names."""
     names = [name for name in (config.getoption(option) or "").split(",") if name]
-    known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION)
+    known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION, OBSERVATIONS)
     if unknown := [name for name in names if name not in known]:
         raise pytest.UsageError(f"{option} must be among {', '.join(known)}, got {', '.join(unknown)}")
     return names
@@ -192,6 +195,8 @@ def _not_claimed(item: pytest.Item, config: pytest.Config) -> str | None:
     aspects, without = _names(config, "--aspect"), _names(config, "--without")
     if (aspects and aspect not in aspects) or aspect in without:
         return f"aspect {aspect}"
+    if OBSERVATIONS in without and any(CLAUSES[name].kind == "observation" for name in properties["clauses"]):  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        return OBSERVATIONS
     callspec = getattr(item, "callspec", None)
     dtypes = [] if callspec is None else [v for v in callspec.params.values() if isinstance(v, torch.dtype)]
     precise = not any(dtype in current().dtypes for dtype in LOW)
