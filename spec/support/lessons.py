@@ -1,6 +1,7 @@
 """What a person reads about their own implementation: the first failure in full, and one line for each other cause.
 
-A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `faults`, `ruled_out`, `paste`.
+A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `examined`, `faults`,
+`mistakes`, `ruled_out`, `paste`.
 """
 
 import ast
@@ -11,13 +12,13 @@ import textwrap
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spec.support.clauses import CLAUSES, LEVELS
-from spec.support.diagnosis import sentence
 from spec.support.reproduction import Call, literal
 from spec.support.run import Run
 
@@ -109,21 +110,73 @@ def paste(run: Run) -> str:
 # The report
 
 
-def order(report: Any) -> tuple[str, int]:
-    """Where a report stands in teaching order."""
-    return report.nodeid.partition("::")[0], dict(report.user_properties).get("order", 0)
+def order(report: Any) -> tuple[int, str, int]:
+    """Where a report stands in teaching order: what the tutorial shows comes before the properties, and these before
+    the rest."""
+    properties = dict(report.user_properties)
+    level = LEVELS.index(properties.get("level", LEVELS[0]))
+    return level, report.nodeid.partition("::")[0], properties.get("order", 0)
 
 
-def explained(failures: Sequence[Any], passed: Sequence[Any]) -> Counter[str]:
-    """How many failures each fault explains, without those that what passes rules out."""
-    counts: Counter[str] = Counter()
+SHARE = 3
+"""A mistake is named if it explains at least one of so many failures that tell a mistake."""
+_OF_BEGINNERS = "spec.faults.beginner:"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A known mistake that gives the numbers of an implementation.
+
+    Attributes:
+        name: Of the fault.
+        words: The mistake in words.
+        explains: How many failures it explains.
+    """
+
+    name: str
+    words: str
+    explains: int
+
+
+def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[Mistake]]:
+    """For each component the known mistakes that fit all that is known of it: one, or two that nothing tells apart.
+
+    What the tutorial shows weighs most. A mistake that explains only few of the failures is not named.
+    """
+    properties = [dict(report.user_properties) for report in failures]
     gone = {name for report in (*failures, *passed) for name in dict(report.user_properties).get("ruled_out", ())}
-    for report in failures:
-        counts.update(name for name in dict(report.user_properties).get("faults", ()) if name not in gone)
-    return counts
+    examined: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in properties:
+        for component in one["components"] if one.get("examined") else ():
+            examined[component].append(one)
+    found = {}
+    for component, ones in examined.items():
+        at_first, at_all, words = Counter[str](), Counter[str](), dict[str, str]()
+        for one in ones:
+            names = [name for name in one["faults"] if name not in gone]
+            at_all.update(names)
+            at_first.update(names if one["level"] == LEVELS[0] else ())
+            words.update(one["mistakes"])
+        rank = {name: (at_first[name], at_all[name], name.startswith(_OF_BEGINNERS)) for name in at_all}
+        best = sorted(rank, key=lambda name: rank[name], reverse=True)
+        if not best:
+            continue
+        first = best[0]
+        tutorial = sum(one["level"] == LEVELS[0] for one in ones)
+        if at_all[first] * SHARE >= len(ones) or (at_first[first] and at_first[first] * 2 >= tutorial):
+            equal = [name for name in best if rank[name] == rank[first]][:2]
+            found[component] = [Mistake(name, words[name], at_all[name]) for name in equal]
+    return found
 
 
-def first_failure(report: Any, counts: Counter[str]) -> list[str]:
+def _mistake_of(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]]) -> list[Mistake]:
+    """The mistakes of the components of a test, those that explain it before those that only explain others."""
+    of_its = [mistake for component in properties["components"] for mistake in found.get(component, ())]
+    explaining = [mistake for mistake in of_its if mistake.name in properties.get("faults", ())]
+    return list({mistake.name: mistake for mistake in explaining or of_its}.values())
+
+
+def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
     """One failure in full, in at most `LONGEST` lines."""
     properties = dict(report.user_properties)
     lines = [": ".join(filter(None, [", ".join(properties["components"]), properties["title"]]))[:WIDTH]]
@@ -133,9 +186,9 @@ def first_failure(report: Any, counts: Counter[str]) -> list[str]:
         text = text.partition("\n  got all of")[0]
     for line in [line for line in text.splitlines() if line.strip()][:12]:
         lines += _wrapped(line, "  ")[:2]
-    if names := _best(properties.get("faults", ()), counts):
+    if fitting := _mistake_of(properties, found):
         label = "诊断" if chinese() else "diagnosis"
-        lines += _wrapped(f"{label}: {' or '.join(sentence(name) for name in names)}", "  ")
+        lines += _wrapped(f"{label}: {' or '.join(mistake.words for mistake in fitting[:2])}", "  ")
     for name in properties["clauses"][:1]:
         entry = CLAUSES[name]
         text = entry.statement_zh if chinese() else entry.statement
@@ -144,12 +197,6 @@ def first_failure(report: Any, counts: Counter[str]) -> list[str]:
     if code and len(lines) + len(code) + 1 <= LONGEST:
         lines += ["在 Python 中粘贴运行:" if chinese() else "paste into Python:", *code]
     return lines[:LONGEST]
-
-
-def _best(names: Sequence[str], counts: Counter[str]) -> list[str]:
-    """The faults of a failure that explain the most failures: one, or two that nothing tells apart."""
-    most = max((counts[name] for name in names), default=0)
-    return [name for name in names if most and counts[name] == most][:2]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -167,13 +214,13 @@ def _code(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def others(failures: Sequence[Any], counts: Counter[str]) -> list[str]:
+def others(failures: Sequence[Any], found: Mapping[str, list[Mistake]]) -> list[str]:
     """One line for each other cause."""
     groups: dict[str, int] = defaultdict(int)
     for report in failures:
         properties = dict(report.user_properties)
-        names = _best(properties.get("faults", ()), counts)
-        groups[sentence(names[0]) if names else properties.get("cause", "other reasons")] += 1
+        fitting = [m for m in _mistake_of(properties, found) if m.name in properties.get("faults", ())]
+        groups[fitting[0].words if fitting else properties.get("cause", "other reasons")] += 1
     return [
         f"  {name[: WIDTH - 14]}: {n} test{'s' * (n != 1)}" for name, n in sorted(groups.items(), key=lambda g: -g[1])
     ]

@@ -18,7 +18,7 @@ import torch
 from spec.support import isolation, lessons, simulated_device
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
-from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again
+from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again, sentence
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.levels import LOW_PRECISION, aspect_of, level_of
 from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
@@ -403,7 +403,7 @@ class Specification:
             raise
         diagnosis = self._diagnosis(item)
         if diagnosis is not None and (example := example_of(item, failing=False)) is not None:
-            item.user_properties.append(("ruled_out", diagnosis.passed(example)))
+            item.user_properties.append(("ruled_out", [name for _, name in diagnosis.passed(example)]))
             self._watch_the_work(item, example)
 
     def _guarded(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -479,7 +479,14 @@ class Specification:
             ("paste", lessons.paste(run)),
         ]
         example = example_of(item, failing=True) if again else None
-        item.user_properties.append(("faults", [] if example is None else diagnosis.failed(example)))
+        drawn = run.example is not None  # then the random state of the failure is not known
+        found = None if example is None else diagnosis.failed(example, None if drawn else error)
+        names = list(dict.fromkeys(name for _, name in found or ()))
+        item.user_properties += [
+            ("examined", found is not None),
+            ("faults", names),
+            ("mistakes", {name: sentence(name) for name in names}),
+        ]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -555,14 +562,16 @@ class Specification:
             if dict(report.user_properties).get("implementation") == name
         ]
         failures = sorted((r for outcome, r in reports if outcome in ("failed", "error")), key=lessons.order)
-        counts = lessons.explained(failures, [r for outcome, r in reports if outcome == "passed"])
+        mistakes = lessons.mistakes(failures, [r for outcome, r in reports if outcome == "passed"])
+        if len(self.implementations) > 1:
+            terminalreporter.write_line(f"== {name}")
         if failures and self.teaches:
-            for line in lessons.first_failure(failures[0], counts):
+            for line in lessons.first_failure(failures[0], mistakes):
                 terminalreporter.write_line(line)
             if failures[1:]:
                 terminalreporter.write_line("")
                 terminalreporter.write_line("other failures by cause (--all-failures prints them):")
-                for line in lessons.others(failures[1:], counts):
+                for line in lessons.others(failures[1:], mistakes):
                     terminalreporter.write_line(line)
             terminalreporter.write_line("")
         return list(lessons.progress(reports, trial.absent))
