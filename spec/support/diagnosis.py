@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 import reference
@@ -45,10 +46,12 @@ class Said:
     Attributes:
         kind: "passed", "failed" (the test says no), "raised" (the code does), or "nothing" (it was not judged).
         text: What it says.
+        got: The result that the test compared last and found wrong, if there is one.
     """
 
     kind: str
     text: str = ""
+    got: Any = None
 
     @classmethod
     def of(cls, error: BaseException | None) -> "Said":
@@ -60,7 +63,7 @@ class Said:
         if isinstance(error, AssertionError):  # below its first line it prints objects, and their names differ
             return cls("failed", str(error).partition("\n")[0])
         if isinstance(error, pytest.fail.Exception):
-            return cls("failed", str(error))
+            return cls("failed", str(error), (current().difference or [None])[0])
         fits = not (isinstance(error, TypeError) and _CALL_ERROR.search(str(error)))
         return cls("raised" if fits else "nothing", f"{type(error).__name__}: {error}")
 
@@ -91,6 +94,7 @@ class Example:
     def again(self) -> Said:
         """Run the test again."""
         seed_all(0)
+        current().difference = None
         try:
             with current().trace.off(), recording.paused():
                 self.test(**self.arguments)
@@ -180,6 +184,11 @@ def same(one: Said, other: Said, *, drawn: bool = False) -> bool:
         return False
     if _NUMBER.sub("#", one.text) != _NUMBER.sub("#", other.text):
         return False
+    if isinstance(one.got, Tensor) and isinstance(other.got, Tensor) and not drawn:
+        if one.got.shape != other.got.shape:
+            return False
+        if one.got.numel() and not torch.allclose(one.got.double(), other.got.double(), _CLOSE, 1e-6, equal_nan=True):
+            return False
     pairs = zip(map(float, _NUMBER.findall(one.text)), map(float, _NUMBER.findall(other.text)), strict=True)
     return drawn or all(
         a == b or (a != a and b != b) or abs(a - b) <= _CLOSE * max(abs(a), abs(b), 1e-2) for a, b in pairs

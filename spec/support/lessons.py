@@ -9,10 +9,13 @@ import locale
 import os
 import re
 import textwrap
+import tomllib
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +110,42 @@ def paste(run: Run) -> str:
     return text
 
 
+SMALL = 8  # rows and columns of what is drawn
+
+
+def drawing(run: Run) -> dict[str, Any]:
+    """The last call as small matrices: `call` (in words), `arguments`, `got`, `expected` and the `wrong` cells."""
+    call = run.trace.calls[-1] if run.trace.calls else None
+    found: dict[str, Any] = {"arguments": {}}
+    if call is not None:
+        names = list(call.signature.parameters) if call.signature else []
+        named = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+        tensors = {name: _matrix(value) for name, value in named.items() if isinstance(value, Tensor)}
+        if any(value is None for value in tensors.values()):
+            tensors = {}
+        found["arguments"] = tensors
+        found["call"] = f"{call.name}({', '.join(_argument(name, value) for name, value in named.items())})"
+    if run.difference is not None and all(isinstance(part, Tensor) for part in run.difference):
+        got, expected = (part.detach().cpu() for part in run.difference)
+        drawn = _matrix(got), _matrix(expected)
+        if None not in drawn:
+            found |= {"got": drawn[0], "expected": drawn[1]}
+    return found
+
+
+def _matrix(value: Tensor) -> list[list[Any]] | None:
+    """A tensor as rows of numbers, if it is small and has at most two dimensions of more than one."""
+    sizes = [size for size in value.shape if size != 1]
+    if len(sizes) > 2 or any(size > SMALL or not size for size in sizes) or value.is_complex():
+        return None
+    rows = value.detach().cpu().reshape([1] * (2 - len(sizes)) + sizes).tolist()
+    return [[round(one, 4) if isinstance(one, float) else one for one in row] for row in rows]
+
+
+def _argument(name: str, value: Any) -> str:
+    return name if isinstance(value, Tensor) else f"{name}={value!r}"[:40]
+
+
 # The report
 
 
@@ -136,6 +175,16 @@ class Mistake:
     name: str
     words: str
     explains: int
+
+    def in_language(self, language: int) -> str:
+        """The mistake in words, in English (0) or, where the table has it, in Chinese (1)."""
+        return (translations().get(self.name.rpartition(":")[2]) if language else None) or self.words
+
+
+@cache
+def translations() -> dict[str, str]:
+    """The mistakes of beginners in Chinese, by the name of the fault."""
+    return tomllib.loads(Path(__file__).with_name("mistakes.zh.toml").read_text(encoding="utf-8"))
 
 
 def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[Mistake]]:
@@ -188,7 +237,7 @@ def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
         lines += _wrapped(line, "  ")[:2]
     if fitting := _mistake_of(properties, found):
         label = "诊断" if chinese() else "diagnosis"
-        lines += _wrapped(f"{label}: {' or '.join(mistake.words for mistake in fitting[:2])}", "  ")
+        lines += _wrapped(f"{label}: {' or '.join(mistake.in_language(chinese()) for mistake in fitting[:2])}", "  ")
     for name in properties["clauses"][:1]:
         entry = CLAUSES[name]
         text = entry.statement_zh if chinese() else entry.statement

@@ -477,6 +477,7 @@ class Specification:
             ("message", lessons.message(error, run.file)),
             ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),  # pyright: ignore[reportArgumentType]
             ("paste", lessons.paste(run)),
+            ("drawing", lessons.drawing(run)),
         ]
         example = example_of(item, failing=True) if again else None
         drawn = run.example is not None  # then the random state of the failure is not known
