@@ -1,4 +1,4 @@
-"""Learn by writing the components of the tutorial: `python scripts/learn.py start 08`, then `learn.py mine.py`; see `--help`."""
+"""Write the components of the tutorial yourself: `python scripts/learn.py start 08`, then `learn.py mine.py`."""
 
 import sys
 from pathlib import Path

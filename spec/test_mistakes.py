@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,19 @@ MISTAKES: dict[str, Any] = {
     for file in sorted((ROOT / "spec/mistakes").glob("*.toml"))
     for title, entry in tomllib.loads(file.read_text(encoding="utf-8")).items()
 }
-CHAPTERS: dict[str, list[str]] = defaultdict(list)
-for _title in MISTAKES:
-    CHAPTERS[_title[:2]].append(_title)
+GROUPS: dict[tuple[str, str], list[str]] = defaultdict(list)
+"""The mistakes by the file of the specification that judges them, and by the level."""
+for _title, _entry in MISTAKES.items():
+    GROUPS[_entry["tests"], _entry.get("level", "tutorial")].append(_title)
 NAMED = 0.9
 """The share of the mistakes that must be named."""
 
 
-def diagnosed(folder: Path, chapter: str, files: dict[str, str], level: str) -> dict[str, str]:
+def diagnosed(folder: Path, tests: Iterable[Path], files: dict[str, str], level: str) -> dict[str, str]:
     """The diagnosis of each file, by a run of the chapter with all of them; empty if there is none."""
     found = {}
     for name, code in files.items():
         (folder / f"{name}.py").write_text(code, encoding="utf-8")
-    tests = sorted((ROOT / "spec").glob(f"test_{chapter}_*.py"))
     options = ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-n", "0")
     options += ("-W", "ignore::pytest.PytestAssertRewriteWarning", "--hypothesis-profile", "faults", "--level", level)
     names = ",".join(f"{name}.py" for name in files)
@@ -52,9 +53,11 @@ def words(fault: str) -> str:
 def test_nine_of_ten_mistakes_of_learners_are_named(tmp_path: Path, subtests: pytest.Subtests) -> None:
     known = {fault.__name__ for fault in all_faults()}
     missed = []
-    for chapter, titles in CHAPTERS.items():
+    for (tests, level), titles in GROUPS.items():
         files = {re.sub(r"\W+", "_", f"m{title}"): title for title in titles}
-        said = diagnosed(tmp_path, chapter, {n: MISTAKES[t]["code"] for n, t in files.items()}, "tutorial")
+        said = diagnosed(
+            tmp_path, [ROOT / f"spec/{tests}"], {n: MISTAKES[t]["code"] for n, t in files.items()}, level
+        )
         for name, title in files.items():
             wanted = MISTAKES[title]["named"]
             with subtests.test(title):
@@ -69,6 +72,6 @@ def test_nine_of_ten_mistakes_of_learners_are_named(tmp_path: Path, subtests: py
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_what_is_right_but_not_complete_has_no_diagnosis(file: Path, tmp_path: Path) -> None:
-    chapter = file.stem.removeprefix("chapter_")
-    said = diagnosed(tmp_path, chapter, {file.stem: file.read_text(encoding="utf-8")}, "definition")
+    tests = sorted((ROOT / "spec").glob(f"test_{file.stem.removeprefix('chapter_')}_*.py"))
+    said = diagnosed(tmp_path, tests, {file.stem: file.read_text(encoding="utf-8")}, "definition")
     assert said == {file.stem: ""}

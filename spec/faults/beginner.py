@@ -655,10 +655,10 @@ def _batch_norm(
     shape = [1, -1] + [1] * (input.dim() - 2)
     mean, variance = input.mean(over), input.var(over, correction=normalizing)
     if (training or always) and update and running_mean is not None:
-        share = (1 - momentum if old else momentum) if share is None else share
+        part = (1 - momentum if old else momentum) if share is None else share
         with torch.no_grad():
-            running_mean.mul_(1 - share).add_(mean, alpha=share)
-            running_var.mul_(1 - share).add_(input.var(over, correction=remembered), alpha=share)
+            running_mean.mul_(1 - part).add_(mean, alpha=part)
+            running_var.mul_(1 - part).add_(input.var(over, correction=remembered), alpha=part)
     if training == swapped and not batch and running_mean is not None:
         mean, variance = running_mean, running_var
     deviation = variance + eps if squared else (variance + eps).sqrt()
@@ -1141,9 +1141,7 @@ class OnlyTheFirstMomentIsCorrected(Fault):
             _adam(self, second=False)
 
 
-def _adam(
-    optimizer: Any, *, root: bool = True, exchanged: bool = False, first: int = 1, second: bool = True
-) -> None:
+def _adam(optimizer: Any, *, root: bool = True, exchanged: bool = False, first: int = 1, second: bool = True) -> None:
     """Adam with the mistakes that the options name."""
     for group in optimizer.param_groups:
         beta1, beta2 = reversed(group["betas"]) if exchanged else group["betas"]

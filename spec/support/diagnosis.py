@@ -1,7 +1,7 @@
 """Which known mistake gives the very numbers of an implementation: the examples that it fails, through `spec/faults`.
 
 A fault that fails an example with the same message, numbers included, as the implementation is a candidate. It is ruled
-out by an example that the implementation passes and the fault does not. `lessons.mistakes` chooses among the candidates.
+out by an example that the implementation passes and the fault does not. `lessons.diagnosis` chooses among the rest.
 """
 
 import inspect
@@ -33,6 +33,7 @@ _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropou
 """Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
 _MATHEMATICS = ("values", "gradients", "randomness", "state")
 _CALL_ERROR = re.compile(r"\(\) (got an unexpected|got multiple values|takes |missing )")
+SEVERAL = 4  # numbers that agree by no accident
 BUDGET = 6.0
 """How many seconds the faults of a component may take for the failures above level tutorial."""
 _LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
@@ -206,10 +207,12 @@ class Diagnosis:
     Attributes:
         matched: How many failures each fault explains.
         ruled_out: The faults that fail what the implementation passes.
+        exact: Whether the last failure has several numbers, all of which a fault must give.
     """
 
     matched: Counter[Key] = field(default_factory=Counter)
     ruled_out: set[Key] = field(default_factory=set)
+    exact: bool = False
     _passed: list[Example] = field(default_factory=list)
     _spent: Counter[str] = field(default_factory=Counter)
 
@@ -227,6 +230,7 @@ class Diagnosis:
         if not example.tells or not components:
             return None
         own = example.again() if error is None else Said.of(error)
+        self.exact = isinstance(own.got, Tensor) and own.got.numel() >= SEVERAL
         if own.kind == "raised" and example.level != "tutorial":
             return None  # an argument that it does not know
         if own.kind not in ("failed", "raised"):

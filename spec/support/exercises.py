@@ -38,7 +38,7 @@ class Exercise:
 
     def stub(self, language: int) -> str:
         """The component as a beginner starts it, 0 for English and 1 for Chinese."""
-        parts = textwrap.wrap(self.text[language], 116) + ["", *self.formula.strip().splitlines(), ""]
+        parts = [*textwrap.wrap(self.text[language], 116), "", *self.formula.strip().splitlines(), ""]
         parts += [f"    {line}" for line in self.example.strip().splitlines()]
         doc = "\n".join(f"    {line}".rstrip() for line in parts).strip() + "\n    "
         return self.code.strip().replace("{doc}", doc) + "\n"
@@ -51,8 +51,13 @@ def exercises() -> dict[str, Exercise]:
     return {
         name: Exercise(
             name=name,
-            hints=tuple(map(tuple, entry.pop("hints"))),
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()},
+            chapter=entry["chapter"],
+            text=tuple(entry["text"]),
+            formula=entry["formula"],
+            example=entry["example"],
+            code=entry["code"],
+            hints=tuple(map(tuple, entry["hints"])),
+            why=tuple(entry["why"]),
         )
         for name, entry in table.items()
     }

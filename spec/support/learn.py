@@ -10,14 +10,17 @@ import gc
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -32,33 +35,17 @@ PATIENCE = 90.0
 """Seconds for the tests of one chapter; each call has 10 s of its own."""
 LEVELS = ("tutorial", "definition", "pytorch")
 
-_SAYS = {
-    "written": ("wrote {stubs} to {file}; next: python scripts/learn.py {file}", "已将 {stubs} 写入 {file}；下一步：python scripts/learn.py {file}"),
-    "missing": ("the {package} package is missing: python -m pip install -e \".[learn]\"", "缺少 {package} 包：python -m pip install -e \".[learn]\""),
-    "no_chapter": ("chapter {chapter} has no exercise; there are exercises for {known}", "第 {chapter} 章没有练习；有练习的章：{known}"),
-    "no_file": ("there is no file {file}; create it with: python scripts/learn.py start 08 --file {file}", "没有文件 {file}；可用以下命令创建：python scripts/learn.py start 08 --file {file}"),
-    "nothing": ("{file} defines no exercise; add one with: python scripts/learn.py start 08 --file {file}", "{file} 没有定义任何练习；可用以下命令添加：python scripts/learn.py start 08 --file {file}"),
-    "there": ("{file} defines {names} already; nothing was changed", "{file} 已定义 {names}；没有改动"),
-    "chapter": ("Chapter {chapter}", "第 {chapter} 章"),
-    "tests": ("{passed} of {total} tests", "{passed}/{total} 项测试"),
-    "not written": ("not written yet", "尚未编写"),
-    "no test": ("no test at this level", "此级别没有测试"),
-    "write": ("Write {name}:", "编写 {name}："),
-    "input": ("input", "输入"), "got": ("got", "得到"), "expected": ("expected", "应为"),
-    "diagnosis": ("diagnosis", "诊断"), "why": ("why", "规范"), "hint": ("hint {n}", "提示 {n}"),
-    "or": (" or ", " 或 "),
-    "more hints": ("a hint: --hint {n}", "需要提示：--hint {n}"),
-    "paste": ("to see it in Python:", "在 Python 中重现："),
-    "right": ("{name} is right: {passed} tests pass.", "{name} 正确：通过 {passed} 项测试。"),
-    "handed": ("{name} is computed by {by}, not by this file.", "{name} 由 {by} 计算，而不是由此文件计算。"),
-    "done": ("Chapter {chapter} is done. Next: python scripts/learn.py start {next} --file {file}", "第 {chapter} 章完成。下一步：python scripts/learn.py start {next} --file {file}"),
-    "all done": ("All exercises of {file} are done.", "{file} 中的练习全部完成。"),
-    "skip": ("skip it: --chapter {next}", "跳过：--chapter {next}"),
-    "others": ("{n} more tests fail.", "另有 {n} 项测试未通过。"),
-    "watching": ("{seconds:.1f} s; waiting for {file} to be saved, Ctrl-C ends", "{seconds:.1f} 秒；等待保存 {file}，按 Ctrl-C 结束"),
-    "ended": ("the code ended the process or did not return within {seconds:.0f} s", "代码结束了进程，或未在 {seconds:.0f} 秒内返回"),
-    "import": ("{file} cannot be imported:", "无法导入 {file}："),
-}  # fmt: skip
+_LINES = (
+    (r"^the result differs at index (\[.*\])", r"结果在下标 \1 处不同"),
+    (r"^the result differs in value", "结果的值不同"),
+    (r"^the result has shape (\[.*\]), expected (\[.*\])", r"结果的形状为 \1，应为 \2"),
+    (r"^the result has dtype (\S+), expected (\S+)", r"结果的 dtype 为 \1，应为 \2"),
+    (r"^(\s*)got  ", r"\1得到 "),
+    (r"^(\s*)expected  ", r"\1应为 "),
+    (r"^not true: ", "不成立："),
+    (r"^a call did not return within (\d+) s", r"一次调用未在 \1 秒内返回"),
+)
+"""The lines of a failure that beginners meet, in Chinese."""
 
 
 @dataclass
@@ -96,12 +83,24 @@ class _Collector:
             self.reports.append(kept | {"outcome": str(outcome), "nodeid": report.nodeid})
 
 
-def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path) -> None:
+def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, trusted: bool) -> None:
     """In a process of its own: judge a file, and write what the tests say."""
     import pytest
 
+    name, host = str(file), None
+    if not trusted:  # another process imports the file
+        from spec.support import score
+        from spec.support.guest import Gone
+
+        name = "spec.support.score:GUEST"
+        try:
+            host = score.host(file, wanted)
+        except Gone as error:
+            answer.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+            return
+
     collector = _Collector()
-    options = ["--impl", str(file), "--level", level, "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", "-q"]
+    options = ["--impl", name, "--level", level, "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", "-q"]
     options += ["-c", str(SPEC.parent / "pyproject.toml"), "--rootdir", str(SPEC.parent), "--hypothesis-profile"]
     options += ["faults", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not gpu"]
     with open(os.devnull, "w") as nowhere:
@@ -112,12 +111,24 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path) -> No
             sys.stderr.flush()
             errors.seek(0)
             said = errors.read()
+    if host is not None:
+        host.close()
     error = said.removeprefix("ERROR: ").strip() if int(status) == 4 else ""
     answer.write_text(json.dumps({"reports": collector.reports, "error": error}, default=str), encoding="utf-8")
 
 
-def judge(file: Path, wanted: Sequence[Exercise], level: str, seconds: float = PATIENCE) -> Judgement:
-    """Judge the exercises of a file in a forked process, which may crash or hang."""
+def judge(
+    file: Path, wanted: Sequence[Exercise], level: str, seconds: float = PATIENCE, *, trusted: bool = True
+) -> Judgement:
+    """Judge the exercises of a file in a forked process, which may crash or hang.
+
+    Args:
+        file: The file.
+        wanted: The exercises.
+        level: Up to which they are judged.
+        seconds: After which the process is ended.
+        trusted: Whether the process that judges may import the file; otherwise it starts another one that does.
+    """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         sys.stdout.flush()
@@ -127,7 +138,7 @@ def judge(file: Path, wanted: Sequence[Exercise], level: str, seconds: float = P
             status = 1
             try:
                 os.setpgid(0, 0)
-                _run(file, wanted, level, answer)
+                _run(file, wanted, level, answer, trusted=trusted)
                 status = 0
             finally:
                 os._exit(status)
@@ -166,8 +177,13 @@ def _warm_up() -> None:
     gc.freeze()
 
 
+@cache
+def _sentences() -> dict[str, list[str]]:
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
 def _say(text: str, language: int, **values: Any) -> str:
-    return _SAYS[text][language].format(**values)
+    return _sentences()[text][language].format(**values)
 
 
 # What is shown
@@ -275,11 +291,12 @@ class Teacher:
         from spec.support.clauses import CLAUSES
 
         first = failed[0]
-        self.console.print(f"✗ {first['title']}", style="bold red", markup=False, highlight=False)
+        components = ", ".join(first["components"])
+        title = f"{components}: {first['title']}" if not self.language or not first["clauses"] else components
+        self.console.print(f"✗ {title}", style="bold red", markup=False, highlight=False)
         drawn = self.draw(first.get("drawing") or {})
-        text = str(first.get("message", ""))
-        for line in text.splitlines()[: 1 if drawn else 8]:
-            self.console.print(f"  {line}", markup=False, highlight=False)
+        for line in str(first.get("message", "")).splitlines()[: 1 if drawn else 8]:
+            self.console.print(f"  {self.translated(line)}", markup=False, highlight=False)
         for words in self.diagnosis(first, failed, judgement):
             self.console.print(f"{self.say('diagnosis')}: {words}", style="bold yellow", markup=False, highlight=False)
         for name in first["clauses"][:1]:
@@ -292,9 +309,7 @@ class Teacher:
         if failed[1:]:
             self.console.print(self.say("others", n=len(failed) - 1), style="dim")
 
-    def diagnosis(
-        self, first: dict[str, Any], failed: Sequence[dict[str, Any]], judgement: Judgement
-    ) -> Iterator[str]:
+    def diagnosis(self, first: dict[str, Any], failed: Sequence[dict[str, Any]], judgement: Judgement) -> Iterator[str]:
         """The known mistake that gives these numbers, in the reader's language."""
         from spec.support import lessons
 
@@ -303,9 +318,14 @@ class Teacher:
 
         passed = [as_report(report) for report in judgement.reports if report["outcome"] == "passed"]
         found = lessons.mistakes([as_report(report) for report in failed], passed)
-        names = [mistake for component in first["components"] for mistake in found.get(component, ())]
-        if names:
-            yield self.say("or").join(dict.fromkeys(mistake.in_language(self.language) for mistake in names[:2]))
+        if names := lessons.diagnosis(first, found):
+            yield self.say("or").join(mistake.in_language(self.language) for mistake in names)
+
+    def translated(self, line: str) -> str:
+        """A line of a failure in the reader's language."""
+        for english, chinese in _LINES if self.language else ():
+            line = re.sub(english, chinese, line)
+        return line
 
     def draw(self, drawing: dict[str, Any]) -> bool:
         """The arguments, the result and the expected result as matrices side by side."""

@@ -158,7 +158,7 @@ def order(report: Any) -> tuple[int, str, int]:
 
 
 SHARE = 3
-"""A mistake is named if it explains at least one of so many failures that tell a mistake."""
+"""A mistake is named if it explains at least one of so many failures, or a failure with several numbers to the last."""
 _OF_BEGINNERS = "spec.faults.beginner:"
 
 
@@ -169,12 +169,16 @@ class Mistake:
     Attributes:
         name: Of the fault.
         words: The mistake in words.
-        explains: How many failures it explains.
+        general: Whether it explains a good part of the failures.
+        exact: Whether it explains several numbers of one failure.
+        rank: How likely it is.
     """
 
     name: str
     words: str
-    explains: int
+    general: bool
+    exact: bool
+    rank: tuple[int, int, bool]
 
     def in_language(self, language: int) -> str:
         """The mistake in words, in English (0) or, where the table has it, in Chinese (1)."""
@@ -188,41 +192,44 @@ def translations() -> dict[str, str]:
 
 
 def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[Mistake]]:
-    """For each component the known mistakes that fit all that is known of it: one, or two that nothing tells apart.
+    """For each component the known mistakes that explain a failure of it, the likeliest first.
 
-    What the tutorial shows weighs most. A mistake that explains only few of the failures is not named.
+    What the tutorial shows weighs most. What passes rules a mistake out.
     """
-    properties = [dict(report.user_properties) for report in failures]
     gone = {name for report in (*failures, *passed) for name in dict(report.user_properties).get("ruled_out", ())}
     examined: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in properties:
+    for one in (dict(report.user_properties) for report in failures):
         for component in one["components"] if one.get("examined") else ():
             examined[component].append(one)
     found = {}
     for component, ones in examined.items():
         at_first, at_all, words = Counter[str](), Counter[str](), dict[str, str]()
+        exact = set[str]()
         for one in ones:
             names = [name for name in one["faults"] if name not in gone]
             at_all.update(names)
             at_first.update(names if one["level"] == LEVELS[0] else ())
             words.update(one["mistakes"])
-        rank = {name: (at_first[name], at_all[name], name.startswith(_OF_BEGINNERS)) for name in at_all}
-        best = sorted(rank, key=lambda name: rank[name], reverse=True)
-        if not best:
-            continue
-        first = best[0]
+            exact.update(names if one.get("exact") else ())
         tutorial = sum(one["level"] == LEVELS[0] for one in ones)
-        if at_all[first] * SHARE >= len(ones) or (at_first[first] and at_first[first] * 2 >= tutorial):
-            equal = [name for name in best if rank[name] == rank[first]][:2]
-            found[component] = [Mistake(name, words[name], at_all[name]) for name in equal]
+        rank = {name: (at_first[name], at_all[name], name.startswith(_OF_BEGINNERS)) for name in at_all}
+        found[component] = [
+            Mistake(name, words[name], at_all[name] * SHARE >= len(ones) or at_first[name] * 2 >= tutorial > 0,
+                    name in exact, rank[name])
+            for name in sorted(rank, key=lambda name: rank[name], reverse=True)
+        ]  # fmt: skip
     return found
 
 
-def _mistake_of(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]]) -> list[Mistake]:
-    """The mistakes of the components of a test, those that explain it before those that only explain others."""
+def diagnosis(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]]) -> list[Mistake]:
+    """The mistake that a failure shows: one, or two that nothing tells apart, or none.
+
+    Those that explain this very failure come before one that explains many others of the component.
+    """
     of_its = [mistake for component in properties["components"] for mistake in found.get(component, ())]
-    explaining = [mistake for mistake in of_its if mistake.name in properties.get("faults", ())]
-    return list({mistake.name: mistake for mistake in explaining or of_its}.values())
+    here = [m for m in of_its if m.name in properties.get("faults", ()) and (m.general or m.exact)]
+    chosen = here or [mistake for mistake in of_its if mistake.general]
+    return list({m.name: m for m in chosen if m.rank == chosen[0].rank}.values())[:2]
 
 
 def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
@@ -235,9 +242,9 @@ def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
         text = text.partition("\n  got all of")[0]
     for line in [line for line in text.splitlines() if line.strip()][:12]:
         lines += _wrapped(line, "  ")[:2]
-    if fitting := _mistake_of(properties, found):
+    if fitting := diagnosis(properties, found):
         label = "诊断" if chinese() else "diagnosis"
-        lines += _wrapped(f"{label}: {' or '.join(mistake.in_language(chinese()) for mistake in fitting[:2])}", "  ")
+        lines += _wrapped(f"{label}: {' or '.join(mistake.in_language(chinese()) for mistake in fitting)}", "  ")
     for name in properties["clauses"][:1]:
         entry = CLAUSES[name]
         text = entry.statement_zh if chinese() else entry.statement
@@ -268,7 +275,7 @@ def others(failures: Sequence[Any], found: Mapping[str, list[Mistake]]) -> list[
     groups: dict[str, int] = defaultdict(int)
     for report in failures:
         properties = dict(report.user_properties)
-        fitting = [m for m in _mistake_of(properties, found) if m.name in properties.get("faults", ())]
+        fitting = [m for m in diagnosis(properties, found) if m.name in properties.get("faults", ())]
         groups[fitting[0].words if fitting else properties.get("cause", "other reasons")] += 1
     return [
         f"  {name[: WIDTH - 14]}: {n} test{'s' * (n != 1)}" for name, n in sorted(groups.items(), key=lambda g: -g[1])

@@ -486,6 +486,7 @@ class Specification:
         item.user_properties += [
             ("examined", found is not None),
             ("faults", names),
+            ("exact", diagnosis.exact),
             ("mistakes", {name: sentence(name) for name in names}),
         ]
 
