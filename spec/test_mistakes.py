@@ -46,7 +46,7 @@ def diagnosed(folder: Path, tests: Iterable[Path], files: dict[str, str], level:
 
 def words(fault: str) -> str:
     """The name of a fault as a diagnosis shows it."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", fault).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=\d)", " ", fault).lower()
 
 
 @pytest.mark.slow
@@ -55,9 +55,7 @@ def test_nine_of_ten_mistakes_of_learners_are_named(tmp_path: Path, subtests: py
     missed = []
     for (tests, level), titles in GROUPS.items():
         files = {re.sub(r"\W+", "_", f"m{title}"): title for title in titles}
-        said = diagnosed(
-            tmp_path, [ROOT / f"spec/{tests}"], {n: MISTAKES[t]["code"] for n, t in files.items()}, level
-        )
+        said = diagnosed(tmp_path, [ROOT / f"spec/{tests}"], {n: MISTAKES[t]["code"] for n, t in files.items()}, level)
         for name, title in files.items():
             wanted = MISTAKES[title]["named"]
             with subtests.test(title):

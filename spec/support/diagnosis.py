@@ -4,6 +4,7 @@ A fault that fails an example with the same message, numbers included, as the im
 out by an example that the implementation passes and the fault does not. `lessons.diagnosis` chooses among the rest.
 """
 
+import importlib
 import inspect
 import re
 import time
@@ -132,7 +133,8 @@ def _in_place(components: tuple[Component, ...], fault: Any) -> Iterator[None]:
 @cache
 def faults_of(name: str) -> list[type[Fault]]:
     """The faults that define a component, or the function that a layer calls."""
-    return [fault for fault in all_faults() if target_of(fault, name) is not None]
+    words = tuple(word for word in (name, _FUNCTION_OF.get(name)) if word)
+    return [fault for fault in all_faults(words) if target_of(fault, name) is not None]
 
 
 _FUNCTION_OF = {
@@ -315,7 +317,8 @@ def _values(item: pytest.Item) -> Iterator[Any]:
 
 def sentence(name: str) -> str:
     """A fault in words: its name and what its docstring says."""
-    fault = next(fault for fault in all_faults() if fault.implementation() == name)
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", fault.__name__).lower()
+    module, _, kind = name.partition(":")
+    fault = getattr(importlib.import_module(module), kind)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=\d)", " ", kind).lower()
     text = " ".join((fault.__doc__ or "").split("\n\n")[0].split())
     return f"{words} ({text.rstrip('.')})" if text else words

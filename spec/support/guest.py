@@ -445,10 +445,12 @@ class Component:
         self.__name__, self.__doc__ = name, None
         if (told := host.peer.ask("signature", 0, name)) is not None:
             kinds = list(type(inspect.Parameter.POSITIONAL_ONLY))
-            self.__signature__ = inspect.Signature([
-                inspect.Parameter(str(n), kinds[int(kind)], default=None if given else inspect.Parameter.empty)
-                for n, kind, given in told
-            ])
+            self.__signature__ = inspect.Signature(
+                [
+                    inspect.Parameter(str(n), kinds[int(kind)], default=None if given else inspect.Parameter.empty)
+                    for n, kind, given in told
+                ]
+            )
 
     def __call__(self, *args: Any, **words: Any) -> Any:
         peer = self._host.peer
@@ -493,9 +495,9 @@ class Host:
             self.peer.end = float("inf")
         if "error" in message:
             raise Gone(str(message["error"])[:2000])
-        self.namespace = SimpleNamespace(**{
-            name: Component(self, name) for name in names if name in message.get("names", ())
-        })
+        self.namespace = SimpleNamespace(
+            **{name: Component(self, name) for name in names if name in message.get("names", ())}
+        )
 
     def close(self) -> None:
         """End the process, its group, and what left the group."""

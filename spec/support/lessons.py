@@ -229,7 +229,7 @@ def diagnosis(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]])
     of_its = [mistake for component in properties["components"] for mistake in found.get(component, ())]
     here = [m for m in of_its if m.name in properties.get("faults", ()) and (m.general or m.exact)]
     chosen = here or [mistake for mistake in of_its if mistake.general]
-    return list({m.name: m for m in chosen if m.rank == chosen[0].rank}.values())[:2]
+    return list({m.name: m for m in chosen if m.rank[:2] == chosen[0].rank[:2]}.values())[:2]
 
 
 def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:

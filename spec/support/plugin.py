@@ -125,6 +125,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _teach(config: pytest.Config) -> None:
     """Set pytest up for a person's own implementation: teaching order, and no text but that of `lessons`."""
     config.option.randomly_reorganize = False
+    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):  # a file that is never closed
+        config.addinivalue_line("filterwarnings", f"ignore::{kind}")
     if not config.getoption("--all-failures"):
         config.option.tbstyle = "no"
         config.option.reportchars = ""
