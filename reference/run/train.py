@@ -1,6 +1,5 @@
 """A whole training: from settings to a finished run folder."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from reference.device import (
 )
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
-from reference.files import remove_temporaries
+from reference.files import read_json, remove_temporaries
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
@@ -247,5 +246,5 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
             raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)
-        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        summaries.append(read_json(folder / "summary.json"))
     return summaries
