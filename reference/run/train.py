@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -100,14 +101,16 @@ def train(settings: Settings) -> int:
                 run.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {folder}")
+                print_line(
+                    f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {quote(str(folder))}"
+                )
                 return 128 + run.signal
             summary = run.finish()
             group.agree(None)
     print_line(
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
         f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
-        f"python scripts/predict.py IMAGE --checkpoint {folder / 'best.pt'}"
+        f"python scripts/predict.py IMAGE --checkpoint {quote(str(folder / 'best.pt'))}"
     )
     return 0
 
