@@ -12,8 +12,9 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
@@ -93,38 +94,43 @@ def forget_after(folder: Path, *, step: int, epoch: int) -> None:
     beyond `step`, everything else from epoch `epoch` on (epochs count from 0). The files are merged into one, whole or
     not at all.
     """
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
 
     def started(file: Path) -> float:
         """The time of its first event: the names of files of the same second do not give their order."""
-        first = next(iter(RawEventFileLoader(str(file)).Load()), None)
-        return Event.FromString(first).wall_time if first is not None else float("inf")
+        return next((event.wall_time for _, event in _events(file)), float("inf"))
 
-    if not any(folder.glob(EVENT_FILES)):
-        return
     with utf8_path(folder) as place:
-        _merge(sorted(place.glob(EVENT_FILES), key=started), step, epoch)
+        files = [file for file in place.glob(EVENT_FILES) if file.is_file()]  # opening a FIFO would wait for its writer
+        if files:
+            _merge(sorted(files, key=started), step, epoch)
 
 
 def _merge(files: list[Path], step: int, epoch: int) -> None:
     """Replace `files`, in the order of their events, by one file without the events after `step` and `epoch`."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
         for file in files:
-            for record in RawEventFileLoader(str(file)).Load():  # ends at a record that was cut off
-                event = Event.FromString(record)
+            for record, event in _events(file):
                 tags = {value.tag for value in event.summary.value}
                 keep = event.step <= step if tags == {"train_loss"} else not tags or event.step < epoch
                 if keep and (file == files[0] or event.WhichOneof("what") == "summary"):
                     writer.write(record)
     for file in files[1:]:
         file.unlink()
+
+
+def _events(file: Path) -> Iterator[tuple[bytes, Any]]:
+    """The records of an event file with their events, up to the first one that is cut off, damaged or no event."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+
+    with suppress(DecodeError, MemoryError, OverflowError):  # the last two: a length that no file can have
+        for record in RawEventFileLoader(str(file)).Load():
+            yield record, Event.FromString(record)
 
 
 def draw_predictions(

@@ -1,6 +1,5 @@
 """Measure the accuracy of a recipe: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,8 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from reference.errors import InputError, exit_with
+from reference.files import read_json
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
+from reference.run.settings import shortened
 from reference.text import print_line
 
 
@@ -65,7 +66,10 @@ def measured(folder: Path) -> list[float]:
     found = []
     for path in paths:
         try:
-            found.append(float(json.loads(path.read_text(encoding="utf-8"))["test_accuracy"]))
+            accuracy = read_json(path)["test_accuracy"]
+            if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
+                raise ValueError(f"its test_accuracy is {shortened(accuracy)}, which is not a number from 0 to 1")
+            found.append(accuracy)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"--against {folder}: {path} is damaged ({error})") from error
     return found

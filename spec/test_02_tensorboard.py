@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from reference import fonts, training
@@ -294,6 +297,31 @@ def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(t
     file.write_bytes(content[:-5])
     forget_after(tmp_path, step=9, epoch=0)
     assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5, 6, 7, 8]}
+
+
+@clause("02.run.forgets")
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to itself", "no event", "a length of 2⁶⁰ bytes"])
+def test_forgetting_leaves_out_planted_event_files(kind: str, tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 4), range(1))
+    planted = tmp_path / "events.out.tfevents.1.planted"
+    if kind == "FIFO":
+        os.mkfifo(planted)
+    elif kind == "folder":
+        planted.mkdir()
+    elif kind == "link to itself":
+        planted.symlink_to(planted.name)
+    elif kind == "no event":
+        with planted.open("wb") as file:
+            RecordWriter(file).write(b"\xff" * 40)
+    else:
+        length = struct.pack("<Q", 2**60)
+        planted.write_bytes(length + struct.pack("<I", masked_crc32c(length)) + bytes(100))
+    forget_after(tmp_path, step=3, epoch=1)
+    if kind == "folder":
+        planted.rmdir()
+    else:
+        planted.unlink(missing_ok=True)
+    assert rows(tmp_path) == {"train_loss": [1, 2, 3], "test_loss": [0], "confusion": [0]}
 
 
 @clause("02.run.forgets")

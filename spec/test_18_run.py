@@ -162,7 +162,7 @@ def test_a_stored_setting_of_another_type_is_refused_by_its_name(name: str, tmp_
     ("text", "said"),
     [
         ('{"settings": {"learning_rate": NaN}}', "NaN is not JSON"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"settings": {"data_root": "data", "epochs": ' + "9" * 5000 + "}}", "config.json is damaged"),
         ('{"settings": {}}', "no entry 'data_root'"),
     ],
@@ -179,6 +179,14 @@ def test_a_config_that_json_or_python_cannot_read_is_refused(text: str, said: st
 def test_a_config_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(InputError, match="not a regular file"):
+        stored_settings(tmp_path)
+
+
+@clause("18.run.resume_refused")
+def test_a_config_of_any_size_is_refused_by_its_size(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"damaged .it has 1,099,511,627,776 bytes, at most"):
         stored_settings(tmp_path)
 
 

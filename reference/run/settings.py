@@ -1,16 +1,16 @@
 """The settings of a training: read from the command line, checked, and read back from a run's config.json."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
 from reference.errors import InputError
+from reference.files import read_json
 from reference.recipes import RECIPES
 from reference.text import styled
 
@@ -177,9 +177,7 @@ def stored_settings(folder: Path) -> Settings:
             f"with --output {folder}"
         )
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
-        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)["settings"]
+        stored = read_json(path)["settings"]
         hints = get_type_hints(Settings)
         values = {name: _converted(name, value, hints[name]) for name, value in stored.items() if name in hints}
         settings = Settings(**values | {"data_root": values["data_root"], "output": None, "resume": None})
@@ -195,10 +193,6 @@ def stored_settings(folder: Path) -> Settings:
 
 LOCK = "run.lock"
 """The file in a run's folder that a running training holds."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}

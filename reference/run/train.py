@@ -1,12 +1,12 @@
 """A whole training: from settings to a finished run folder."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from reference.device import (
 )
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
-from reference.files import remove_temporaries
+from reference.files import read_json, remove_temporaries
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
@@ -101,14 +101,16 @@ def train(settings: Settings) -> int:
                 run.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {folder}")
+                print_line(
+                    f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {quote(str(folder))}"
+                )
                 return 128 + run.signal
             summary = run.finish()
             group.agree(None)
     print_line(
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
         f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
-        f"python scripts/predict.py IMAGE --checkpoint {folder / 'best.pt'}"
+        f"python scripts/predict.py IMAGE --checkpoint {quote(str(folder / 'best.pt'))}"
     )
     return 0
 
@@ -247,5 +249,5 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
             raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)
-        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        summaries.append(read_json(folder / "summary.json"))
     return summaries
