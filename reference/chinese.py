@@ -1,0 +1,3 @@
+"""..."""
+
+TABLE: dict[str, str] = {}
