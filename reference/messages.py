@@ -1,9 +1,10 @@
 """The program's messages in Chinese: one table from each English message to its translation.
 
-Messages are written in English where they are needed. `print_line` and the drawings pass them through `translated`, which
-finds the English message in `TABLE` and inserts its variable parts, `{}`, into the Chinese one, as `{0}`, `{1}`, …. A variable part that is a
-message of its own is translated as well. In English, and for a text that is not in the table, nothing changes. Only
-Python's own library is needed, because `scripts/doctor.py` runs without packages.
+Messages are written in English where they are needed. `print_line` and the drawings pass them through `translated`,
+which finds the English message in `TABLE` (`reference/chinese.py`) and inserts its variable parts, `{}`, into the
+Chinese one, as `{0}`, `{1}`, …. A variable part that is a message of its own is translated as well. In English, and for
+a text that is not in the table, nothing changes. Only Python's own library is needed, because `scripts/doctor.py` runs
+without packages.
 """
 
 import locale
@@ -72,9 +73,13 @@ def in_chinese(text: str, depth: int = 4) -> str:
     for template in _TEMPLATES:
         values = parts_of(text, template)
         if values is not None:
-            inner = [in_chinese(value, depth - 1) for value in values]
-            return re.sub(r"\{(\d)\}", lambda place: inner[int(place[1])], TABLE[template.text])
+            return filled(TABLE[template.text], [in_chinese(value, depth - 1) for value in values])
     return text
+
+
+def filled(chinese: str, values: list[str]) -> str:
+    """A Chinese message with its variable parts; `{1}` is the second one of the English message."""
+    return re.sub(r"\{(\d)\}", lambda place: values[int(place[1])], chinese)
 
 
 class Template:

@@ -11,8 +11,8 @@ kernels                     the kernels of the first convolution as images
 hyperparameters             in the HParams tab, beside the results of the run
 
 TensorBoard draws runs that have a tag in common in one chart. So two folders inside the run, `train` and `test`, hold
-`loss` (mean over images) and `accuracy` by the number of the step; `train` also holds `learning_rate`. The training loss
-has a point for every step at first and later for every 2, 4, … steps, so that a short run has a curve too.
+`loss` (mean over images) and `accuracy` by the number of the step; `train` also holds `learning_rate`. The training
+loss has a point for every step at first and later for every 2, 4, … steps, so that a short run has a curve too.
 """
 
 import os
@@ -188,7 +188,7 @@ def draw_predictions(
     scale: int = 3,
     letters: int = CAPTION,
 ) -> Image.Image:
-    """A grid of enlarged images with the predicted class under each: blue if it is right, else vermilion, and the target.
+    """A grid of enlarged images, each with the predicted class: blue if it is right, else vermilion, with the target.
 
     Names that no font can draw are shown as `#number`; the legend below the grid gives them in ASCII.
 
@@ -253,7 +253,7 @@ def draw_examples(
     columns: int = 8,
     rows: int = 16,
 ) -> Image.Image:
-    """The first images of each class, a class a row; of more than `rows` classes, one image of each of the first ones."""
+    """The first images of each class, a class a row; above `rows` classes, an image of each of the first classes."""
     present = targets.unique().tolist()
     each = columns if len(present) <= rows else 1
     chosen: list[int] = []
@@ -280,7 +280,7 @@ def draw_examples(
 
 
 def draw_kernels(weight: Float[Tensor, "filters channels height width"]) -> Image.Image:
-    """The kernels of a convolution over RGB images, each as an image: grey is 0, and the largest number of each is 0 or 255.
+    """The kernels of a convolution over RGB images, each as an image: grey is 0, the extreme is 0 or 255.
 
     Of a convolution over another number of channels, the mean over its channels is shown.
     """

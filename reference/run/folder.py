@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -162,14 +162,14 @@ class RunFolder(Observer):
         evaluated = history[-1]["step"] if history else 0
         forget_after(self.folder, step=self.progress.step, epoch=self.progress.epoch, evaluated=evaluated)
         self.tracker = Tracker(self.folder)
-        self.screen = Screen(self.settings, len(self.train_set), self.progress)
+        self.screen = Screen(self.settings, len(self.train_set), self.progress, self.data["dataset"])
         self.write_metrics()
         if not (self.folder / "last.pt").exists():
             if self.settings.plots:
                 examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
                 save_image(self.folder / "data.png", examples)
             self.tracker.hyperparameters(
-                tried(replace(self.settings, precision=self.precision)), ("test_accuracy", "test_loss_mean")
+                tried(self.settings) | {"precision": self.precision}, ("test_accuracy", "test_loss_mean")
             )
             example = self.train_set.images[: self.settings.batch_size].to(next(self.plan.network.parameters()).device)
             self.tracker.graph(self.plan.network, example / 255)
@@ -282,7 +282,7 @@ class RunFolder(Observer):
         confusion = draw_confusion(evaluation.confusion, classes)
         mistakes = draw_mistakes(images, targets, evaluation.predictions, evaluation.confidences, classes)
         drawn = {"predictions": draw_predictions(*shown, classes), "confusion": confusion, "mistakes": mistakes}
-        drawn |= {"kernels": draw_kernels(weight) for weight in list(self.plan.network.parameters())[:1]}
+        drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
         if self.settings.plots:
@@ -354,7 +354,7 @@ class RunFolder(Observer):
 def tried(settings: Settings) -> dict[str, Any]:
     """The settings that a person varies between runs."""
     names = ("dataset", "recipe", "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay")
-    names += ("schedule", "whiten", "shuffle", "mirror", "shift", "impl", "seed", "precision")
+    names += ("schedule", "whiten", "shuffle", "mirror", "shift", "impl", "seed")
     return {name: getattr(settings, name) for name in names}
 
 

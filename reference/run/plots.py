@@ -17,7 +17,7 @@ from reference.fonts import font_file, legible
 from reference.training import Progress
 
 BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#5a5a5a"
-"""Colours that people of every kind of colour vision tell apart (Okabe and Ito, 2008); the curves also differ in style."""
+"""Colours that people of every kind of colour vision tell apart (Okabe and Ito, 2008)."""
 
 
 def check_plots() -> None:

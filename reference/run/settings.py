@@ -70,7 +70,7 @@ class Settings:
     momentum: float = 0.0
     """Share of the accumulated gradient that each step keeps (sgd and muon)."""
     weight_decay: float = 0.0
-    """Share of the weights that each step subtracts, times the learning rate (sgd and adam: as part of the gradient)."""
+    """Share of the weights that each step subtracts, times the learning rate (sgd, adam: as part of the gradient)."""
     schedule: Literal["constant", "falling"] = "constant"
     """The course of the learning rate. constant; or falling: it rises over the first tenth of the steps and then falls
     to 0. Then --learning-rate is the highest rate of a training of 100 steps; it scales with steps^(-1/3)."""
