@@ -336,7 +336,10 @@ TABLE: dict[str, str] = {
     "{} has no {} folder": "{0} 中没有 {1} 文件夹",
     "let it name a folder with train/<class>/ and test/<class>/": "它应当指向含有 train/<类别>/ 和 test/<类别>/ 的文件夹",
     # --help
-    "options": "其他",
+    "options": "选项",
+    "usage:": "用法：",
+    "[OPTIONS]": "[选项]",
+    " (default: {})": "（默认：{}）",
     "data": "数据",
     "learning": "学习",
     "computing": "计算",

@@ -11,7 +11,6 @@ on `IMAGES` images.
 """
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +25,7 @@ from reference.checkpoint import build_network, load_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.files import atomic_write
+from reference.text import json_text
 
 Kind = Literal["safetensors", "onnx", "torch-export", "whole-module"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -96,7 +96,7 @@ def verified(found: Scores, expected: Scores, kind: Kind) -> float:
 
 def texts(about: dict[str, Any]) -> dict[str, str]:
     """What belongs to a network, as names and texts in JSON."""
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}
+    return {name: json_text(value) for name, value in about.items()}
 
 
 def write_safetensors(network: nn.Module, about: dict[str, Any], images: Tensor, path: Path) -> None:

@@ -63,9 +63,12 @@ def test_a_message_without_a_translation_is_found(tmp_path: Path) -> None:
 
 
 @clause("00.messages.complete")
-@pytest.mark.parametrize("text", TABLE)
-def test_a_translation_has_the_variable_parts_of_its_message(text: str) -> None:
-    assert sorted(re.findall(r"\{(\d)\}", TABLE[text])) == [str(number) for number in range(text.count("{}"))]
+def test_a_translation_has_the_variable_parts_of_its_message() -> None:
+    for text, chinese in TABLE.items():
+        if "default" in text:  # the help text inserts the value itself, untranslated
+            continue
+        numbers = sorted(re.findall(r"\{(\d)\}", chinese))
+        assert numbers == [str(number) for number in range(text.count("{}"))], text
 
 
 @clause("00.messages.filled")
@@ -79,7 +82,8 @@ def test_a_translation_has_the_variable_parts_of_its_message(text: str) -> None:
         ("what no table has", "what no table has"),
         ("note: there are {0} {} \\1", "注意：there are {0} {} \\1"),
         (
-            "no CIFAR-10 in a: neither the folder x nor the archive y is there; put one of them there or use --download",
+            "no CIFAR-10 in a: neither the folder x nor the archive y is there; put one of them there or use "
+            "--download",
             "a 中没有 CIFAR-10：既没有文件夹 x，也没有压缩包 y；请放入其中之一，或使用 --download",
         ),
     ],
