@@ -261,9 +261,6 @@ TABLE: dict[str, str] = {
     "--against needs SciPy: python -m pip install scipy": "--against 需要 SciPy：python -m pip install scipy",
     "--ablation is for --recipe fast, got --recipe {}": "--ablation 用于 --recipe fast，得到的是 --recipe {0}",
     "{} holds no best.pt: its training has not finished an epoch": "{0} 中没有 best.pt：该训练还没有完成一个 epoch",
-    "--verbose is for text; with --json the scores are in the list already": (
-        "--verbose 用于文本输出；使用 --json 时列表中已包含得分"
-    ),
     "--legacy needs --checkpoint FILE": "--legacy 需要 --checkpoint FILE",
     "IMAGE is missing: name at least one image or folder": "缺少 IMAGE：请至少指定一张图像或一个文件夹",
     "--class-names, --size and --choose need --legacy: this checkpoint needs none of them": (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -70,8 +70,6 @@ class Question:
 def main() -> int:
     question = parse_arguments(Question)
     checkpoint = question.checkpoint
-    if question.json and question.verbose:
-        raise InputError("--verbose is for text; with --json the scores are in the list already")
     if question.legacy:
         if checkpoint is None:
             raise InputError("--legacy needs --checkpoint FILE")
@@ -107,7 +105,7 @@ def main() -> int:
     kept: list[Prediction] = []
     if question.save is not None:
         answers = keeping(answers, kept)
-    failed = show_json(answers) if question.json else show_text(answers, verbose=question.verbose)
+    failed = (show_json if question.json else show_text)(answers, question.verbose)
     if question.save is not None:
         save_answers(question.save, kept, tuple(class_names))
     return 2 if failed else 0
@@ -131,7 +129,7 @@ def save_answers(path: Path, answers: list[Prediction], class_names: tuple[str, 
     print_line(f"{len(answers)} images with their answers are in {path}", error=True)
 
 
-def show_text(answers: Iterator[Prediction], *, verbose: bool = False) -> bool:
+def show_text(answers: Iterator[Prediction], verbose: bool) -> bool:
     """Print one line per answer, errors on standard error; return whether there were any errors."""
     failed = False
     for answer in answers:
@@ -149,20 +147,21 @@ def show_text(answers: Iterator[Prediction], *, verbose: bool = False) -> bool:
     return failed
 
 
-def show_json(answers: Iterator[Prediction]) -> bool:
+def show_json(answers: Iterator[Prediction], verbose: bool) -> bool:
     """Print one JSON list element by element, errors also on standard error; return whether there were any errors."""
     failed, before = False, "[\n"
     for answer in answers:
         if answer.error is not None:
             failed = True
             print_line(f"error: {answer.error}", error=True)
-        element = {
+        element: dict[str, Any] = {
             "image": str(answer.image),
             "classes": [{"name": name, "probability": share} for name, share in answer.classes],
             "class": None if answer.scores is None else int(answer.scores.argmax()),
-            "scores": None if answer.scores is None else answer.scores.tolist(),
             "error": answer.error,
         }
+        if verbose:
+            element["scores"] = None if answer.scores is None else answer.scores.tolist()
         text = json_text(element, indent=2, encoding=sys.stdout.encoding).replace("\n", "\n  ")
         print(f"{before}  {text}", end="", flush=True)
         before = ",\n"
