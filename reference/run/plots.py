@@ -57,7 +57,8 @@ def draw_results(file: IO[bytes], progress: Progress, rate: Callable[[int], floa
     words = {text: legible(text, 12) for text in ("loss", "accuracy", "learning rate", "train", "test", "step")}
     named = font_file("".join(words.values()))
     fonts = {"fontproperties": FontProperties(fname=str(named))} if named else {}
-    figure = Figure(figsize=(11, 3.3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 3.3), dpi=100)
+    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.91, wspace=0.18)  # a layout engine draws twice
     FigureCanvasAgg(figure)
     loss, accuracy, learning = figure.subplots(1, 3)
 
