@@ -61,7 +61,7 @@ TABLE: dict[str, str] = {
     "rows: is\ncolumns:\ntaken for": "行：实为\n列：判为",
     "{} classes; rows: is; columns: taken for": "{0} 个类别；行：实为；列：判为",
     "... and {} more: the classes in config.json, from 0": "…… 另有 {0} 个：见 config.json 中的 classes，从 0 开始",
-    # model card
+    # model description
     "Test accuracy {} (95 % interval {} to {}, {} images) after {} of {} epochs.": (
         "第 {4}/{5} 个 epoch 后，测试正确率为 {0}（95 % 区间 {1} 到 {2}，{3} 张图像）。"
     ),
@@ -267,6 +267,76 @@ TABLE: dict[str, str] = {
         "--class-names、--size 和 --choose 需要 --legacy：此检查点不需要它们"
     ),
     "--save {}: there is no answer to draw": "--save {0}：没有可绘制的预测",
+    # several processes
+    "RANK and WORLD_SIZE must be numbers, as torchrun sets them ({})": "RANK 和 WORLD_SIZE 必须是数字，由 torchrun 设置（{0}）",
+    "--device {}: several processes need a GPU each; say --device cuda": "--device {0}：多个进程各需要一块 GPU；请使用 --device cuda",
+    "{} processes on this machine, but {} GPUs, and each process needs one: --nproc-per-node={}, or --device cpu": (
+        "这台机器上有 {0} 个进程，但只有 {1} 块 GPU，每个进程需要一块：--nproc-per-node={2}，或 --device cpu"
+    ),
+    "another process of this training is gone{}: {}": "这次训练的另一个进程已消失{0}：{1}",
+    " or did not answer for {}": "或没有应答超过 {0}",
+    "another process of this training is gone, or the job was told to stop ({}): {}": (
+        "这次训练的另一个进程已消失，或任务被要求停止（{0}）：{1}"
+    ),
+    "stopped after step {}": "在第 {0} 步之后停止",
+    "stopped before the first step": "在第一步之前停止",
+    "{}. The last checkpoint is complete; continue with --resume {}, with any number of processes": (
+        "{0}。最后的检查点是完整的；用 --resume {1} 继续，进程数不限"
+    ),
+    "stopped before the first checkpoint was written; {}": "在写入第一个检查点之前停止；{0}",
+    "delete {} and start again": "请删除 {0} 并重新开始",
+    "start the same command again": "请再次运行同样的命令",
+    # predict.py --legacy
+    "{} holds no network {}: there is {}": "{0} 中没有网络 {1}：有 {2}",
+    "{} cannot predict: its network does not give a row of scores for an image": "{0} 无法预测：它的网络没有为每张图像给出一行得分",
+    "{} cannot predict: {} ({})": "{0} 无法预测：{1}（{2}）",
+    "its network fails on an image of {}×{}": "它的网络处理 {0}×{1} 的图像时失败",
+    "size must be at least 1, got {}×{}": "size 至少为 1，得到的是 {0}×{1}",
+    "{} cannot predict: {}": "{0} 无法预测：{1}",
+    "{} cannot predict: its network has no parameters": "{0} 无法预测：它的网络没有参数",
+    "{} gives {} scores an image, but there are {} class names": "{0} 为每张图像给出 {1} 个得分，但有 {2} 个类别名",
+    "There are {} networks in it: {}. Choose one of them (predict.py --choose NAME).": (
+        "其中有 {0} 个网络：{1}。请选择其中之一（predict.py --choose NAME）。"
+    ),
+    "There is neither a network nor a state dict in it.": "其中既没有网络，也没有 state dict。",
+    "There are {} state dicts in it ({}), but only one of them has weights.": "其中有 {0} 个 state dict（{1}），但只有一个含有权重。",
+    "It was saved as model.state_dict without parentheses: the network, not its state dict.": (
+        "保存的是不带括号的 model.state_dict：整个网络，而不是它的 state dict。"
+    ),
+    "It was found under {}.": "它位于 {0} 之下。",
+    "There is no working network: {}.": "没有可用的网络：{0}。",
+    " under {}": "（位于 {0} 之下）",
+    "Its keys and shapes{} are those of {} for {} classes.": "它的键和形状{0}与用于 {2} 个类别的 {1} 相同。",
+    "It was pruned: weights are the products of their two parts, weight_orig and weight_mask.": (
+        "它经过剪枝：权重是 weight_orig 与 weight_mask 两部分的乘积。"
+    ),
+    "It holds {} other tensors, which are left out: {}.": "其中还有 {0} 个张量，没有使用：{1}。",
+    "{} is not a file of torch.save: {}": "{0} 不是 torch.save 的文件：{1}",
+    "{} cannot be read: there is not enough memory for it": "无法读取 {0}：内存不足",
+    "{} cannot be read: {}": "无法读取 {0}：{1}",
+    "{} cannot be read: it is no regular file": "无法读取 {0}：它不是普通文件",
+    "{} was refused: {}; nothing in it was run": "拒绝读取 {0}：{1}；没有运行其中的任何内容",
+    "it cannot be read either ({})": "也无法读取（{0}）",
+    "data, but no network": "数据，但没有网络",
+    "a whole network": "整个网络",
+    "a state dict": "state dict",
+    "it holds {}{}, which predict.py --legacy reads without running anything in it": (
+        "其中是{0}{1}，predict.py --legacy 可以读取它而不运行其中的任何内容"
+    ),
+    "it is a safetensors file": "它是 safetensors 文件",
+    "it is a TensorFlow Lite file": "它是 TensorFlow Lite 文件",
+    "it is a tar archive, as PyTorch before 0.1.10 wrote; let a PyTorch 1 save it anew": (
+        "它是 PyTorch 0.1.10 之前写入的 tar 文件；请用 PyTorch 1 重新保存"
+    ),
+    "it is an ONNX file, a graph and not a network of PyTorch: {}": "它是 ONNX 文件，是计算图而不是 PyTorch 的网络：{0}",
+    "it is a TorchScript archive, a program and not data: {}": "它是 TorchScript 文件，是程序而不是数据：{0}",
+    "it is an archive of torch.export, a program and not data: {}": "它是 torch.export 的文件，是程序而不是数据：{0}",
+    "it is an archive of NumPy arrays (.npz)": "它是 NumPy 数组的压缩包（.npz）",
+    "it is a Keras file: convert it in Keras": "它是 Keras 文件：请在 Keras 中转换",
+    "it is a zip archive, but has no data.pkl as those of torch.save do": "它是 zip 文件，但没有 torch.save 文件中的 data.pkl",
+    "let the program that made it write its state dict with torch.save or safetensors": (
+        "请让写入它的程序用 torch.save 或 safetensors 保存 state dict"
+    ),
     # doctor.py
     (
         "Check what a training needs on this machine: versions, devices, memory, data; and print a remedy for each "

@@ -88,7 +88,7 @@ def spelled(name: str, hint: Any) -> str:
 
 
 def metavar(hint: Any) -> str:
-    """What stands for the value of a setting."""
+    """The word for the value of a setting."""
     for mark in marks(hint):
         if found := getattr(mark, "metavar", None):
             return found

@@ -1,4 +1,4 @@
-"""Chapter 18: what a training shows a person: images, model card, terminal, TensorBoard's curves, and its data."""
+"""Chapter 18: what a training shows a person: images, model description, terminal, and its data."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from reference.fonts import font_file
 from reference.models import Ocean
 from reference.recipes import RECIPES
 from reference.run import Settings, parse
-from reference.run.card import card, interval, markdown
+from reference.run.description import description, interval, markdown
 from reference.run.glance import findings
 from reference.run.parts import prepare
 from reference.run.plots import save_image, save_results
@@ -63,7 +63,7 @@ def finished(classes: int, epochs: int = 2) -> tuple[Progress, dict[str, Any]]:
 
 @clause("18.run.images")
 @pytest.mark.slow
-def test_a_run_leaves_its_images_and_its_card_and_no_plots_leaves_the_images_out(tmp_path: Path) -> None:
+def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_images_out(tmp_path: Path) -> None:
     assert train(tmp_path, *SHOWN, "--epochs", 2, "--output", "run").status == 0
     for name in IMAGES:
         with Image.open(tmp_path / "run" / name) as image:
@@ -128,7 +128,7 @@ def test_drawing_takes_less_than_a_second_of_processor_time(classes: int, tmp_pa
         save_image(tmp_path / "confusion.png", draw_confusion(progress.confusion, names))
         mistakes = draw_mistakes(images, targets, targets.roll(1), torch.rand(len(targets)), names)
         save_image(tmp_path / "mistakes.png", mistakes)
-        card(Settings(), progress, data, tmp_path, "cpu", 1)
+        description(Settings(), progress, data, tmp_path, "cpu", 1)
         spent.append(time.process_time() - begun)
     assert spent[1] < 1
 
@@ -193,10 +193,10 @@ def test_confidences_are_the_softmax_of_the_predicted_class() -> None:
     torch.testing.assert_close(found.confidences, shares.gather(1, found.predictions[:, None]).squeeze(1))
 
 
-# ------------------------------------------------------------------------------------------------ the model card
+# ------------------------------------------------------------------------------------------------ the model description
 
 
-@clause("18.run.card")
+@clause("18.run.description")
 @pytest.mark.parametrize(
     ("right", "count", "low", "high"),
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
@@ -206,11 +206,11 @@ def test_the_interval_is_wilsons(right: int, count: int, low: float, high: float
     assert interval(right, count) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
-@clause("18.run.card")
+@clause("18.run.description")
 @pytest.mark.parametrize("classes", [3, 60, 2_000])
-def test_the_card_states_the_run_and_is_bounded(classes: int, tmp_path: Path) -> None:
+def test_the_description_states_the_run_and_is_bounded(classes: int, tmp_path: Path) -> None:
     progress, data = finished(classes)
-    text = card(Settings(epochs=2), progress, data, tmp_path / "a run", "cpu", 145_578)
+    text = description(Settings(epochs=2), progress, data, tmp_path / "a run", "cpu", 145_578)
     assert f"images: 400 training images, {4 * classes:,} test images, {classes} classes" in text
     assert "Test accuracy 75.00%" in text
     assert f"--resume '{tmp_path}/a run' --epochs 12" in text
@@ -220,11 +220,11 @@ def test_the_card_states_the_run_and_is_bounded(classes: int, tmp_path: Path) ->
     assert len(text) < 8_000
 
 
-@clause("18.run.card")
-def test_names_in_the_card_are_shown_as_they_are(tmp_path: Path) -> None:
+@clause("18.run.description")
+def test_names_in_the_description_are_shown_as_they_are(tmp_path: Path) -> None:
     progress, data = finished(3)
     data["classes"] = ["a|b\n# title", "<script>", "[x](y)"]
-    text = card(Settings(), progress, data, tmp_path, "cpu", 1)
+    text = description(Settings(), progress, data, tmp_path, "cpu", 1)
     assert "<script>" not in text
     assert "\n# title" not in text
     assert r"a\|b\\n\# title" in text

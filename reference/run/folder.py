@@ -21,7 +21,7 @@ from reference.distributed import Group
 from reference.errors import STOPPING, InputError, is_ignored
 from reference.files import atomic_write, is_temporary
 from reference.messages import translated
-from reference.run.card import card
+from reference.run.description import description
 from reference.run.parts import Plan
 from reference.run.plots import save_image, save_results
 from reference.run.screen import Screen
@@ -289,7 +289,7 @@ class RunFolder(Observer):
             save_results(self.folder / "results.png", progress, self.plan.rate)
             save_image(self.folder / "confusion.png", confusion)
             save_image(self.folder / "mistakes.png", mistakes)
-        self.write_card()
+        self.write_description()
         if best_epoch(progress) is metrics:
             self.save("best.pt")
         if self.settings.keep_every and progress.epoch % self.settings.keep_every == 0:
@@ -315,12 +315,12 @@ class RunFolder(Observer):
                 },
             )
 
-    def write_card(self) -> None:
-        """Write README.md: the model card of the run after its last epoch."""
+    def write_description(self) -> None:
+        """Write README.md: the model description of the run after its last epoch."""
         weights = next(self.plan.network.parameters())
         parameters = sum(parameter.numel() for parameter in self.plan.network.parameters())
         where = f"{describe_device(weights.device)}, {self.precision}"
-        text = card(self.settings, self.progress, self.data, self.folder, where, parameters)
+        text = description(self.settings, self.progress, self.data, self.folder, where, parameters)
         with atomic_write(self.folder / "README.md") as file:
             file.write(text.encode(errors="backslashreplace"))
 

@@ -36,7 +36,7 @@ MISTAKE = """import torch.nn.functional as F
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return F.conv2d(input, weight.flip(2, 3), bias, stride, padding, dilation, groups)
 """
-"""A mistake that many make: convolution as in mathematics turns the kernel around, and PyTorch's does not."""
+"""A common mistake: convolution as in mathematics turns the kernel around, and PyTorch's does not."""
 
 
 def main() -> None:

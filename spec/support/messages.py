@@ -9,10 +9,22 @@ ROOT = Path(__file__).parents[2]
 
 SHOWN = {"print_line", "say", "translated", "legible", "InputError", "TrainingError", "OSError", "Finding", "refusal"}
 """Functions and classes that are given a message."""
-RETURNED = {"introduction", "outcome", "resolve_precision", "compared", "describe_device", "_walk"}
+RETURNED = {
+    "_stopped",
+    "standing",
+    "of_start",
+    "of_archive",
+    "what_it_is",
+    "introduction",
+    "outcome",
+    "resolve_precision",
+    "compared",
+    "describe_device",
+    "_walk",
+}
 """Functions that return a message."""
-APART = ("untrusted", "nn", "fast", "legacy_checkpoint.py", "pretrained.py", "optim.py", "distributed.py")
-"""Folders and files under `reference/` with messages for engineers, which quote the content of foreign files."""
+APART = ("nn", "fast", "optim.py", "pretrained.py")
+"""Folders and files under `reference/` with errors of Python calls, which no script prints."""
 
 
 def sources() -> list[Path]:
@@ -31,6 +43,8 @@ def templates(path: Path) -> dict[str, int]:
         for node in ast.walk(function):
             if isinstance(node, ast.Call) and called(node) in SHOWN:
                 values = [*node.args, *(word.value for word in node.keywords if word.arg in (None, "remedy", "found"))]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "notes.append":
+                values = node.args
             elif (isinstance(node, ast.Yield) and path.name == "glance.py") or (
                 isinstance(node, ast.Return) and function.name in RETURNED
             ):

@@ -1,4 +1,4 @@
-"""Chapter 18: the model card of a run, its `README.md`: what was trained, how well it does, and how to use it."""
+"""Chapter 18: the model description of a run, its `README.md`: data, accuracy and commands."""
 
 import re
 import shlex
@@ -34,10 +34,10 @@ def markdown(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&$-])", r"\\\1", printable(text))
 
 
-def card(
+def description(
     settings: Settings, progress: Progress, data: dict[str, Any], folder: Path, device: str, parameters: int
 ) -> str:
-    """The model card of a run after at least one epoch, in the chosen language."""
+    """The model description of a run after at least one epoch, in the chosen language."""
     metrics, confusion = progress.history[-1], progress.confusion
     assert confusion is not None, "a finished epoch leaves its confusion matrix"
     entries = confusion_entries(confusion)
