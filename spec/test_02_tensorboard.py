@@ -83,7 +83,7 @@ def test_the_parts_have_the_losses_of_the_same_steps_under_one_tag(run_folder: P
     train, test = read(run_folder / "train"), read(run_folder / "test")
     assert [event.step for event in train.Scalars("loss")] == list(range(1, 11))  # a point for each step
     assert [event.step for event in train.Scalars("learning_rate")] == list(range(1, 11))
-    assert {event.value for event in train.Scalars("learning_rate")} == {pytest.approx(0.01)}
+    assert [event.value for event in train.Scalars("learning_rate")] == pytest.approx([0.01] * 10)
     for part, events in (("train", train), ("test", test)):
         expected = [(line["step"], pytest.approx(line[f"{part}_accuracy"])) for line in lines]
         assert [(event.step, event.value) for event in events.Scalars("accuracy")] == expected
