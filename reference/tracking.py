@@ -33,6 +33,7 @@ from reference.fonts import Labels, font_for, legible, shortened
 from reference.training import confusion_entries, most_confused
 
 EVENT_FILES = "events.out.tfevents.*"
+COUNT = 15  # height of the letters in the confusion matrix with counts, in pixels
 FIGURES = 32  # largest number of classes drawn with counts and names: at most 1,498 pixels a side
 SIDE = 1024  # pixels of the confusion matrix of more classes
 LISTED = 24  # pairs of classes listed next to it
@@ -230,8 +231,9 @@ def draw_mistakes(
     classes: tuple[str, ...],
     *,
     most: int = 24,
+    columns: int = 6,
 ) -> Image.Image:
-    """The wrong answers of the highest probability, the highest first; a line of text if every answer is right."""
+    """The wrong answers of the highest probability, at most `most`; a line of text if every answer is right."""
     wrong = (predictions != targets).nonzero().flatten()
     chosen = wrong[confidences[wrong].sort(descending=True, stable=True).indices[:most]]
     if len(chosen) == 0:
@@ -242,7 +244,7 @@ def draw_mistakes(
         return sheet
     parts = (images[chosen], targets[chosen], predictions[chosen], classes)
     scale = max(1, 128 // images.shape[3])
-    return draw_predictions(*parts, confidences=confidences[chosen], columns=6, scale=scale, letters=14)
+    return draw_predictions(*parts, confidences=confidences[chosen], columns=columns, scale=scale, letters=14)
 
 
 def draw_examples(
@@ -338,22 +340,22 @@ def draw_confusion(
 def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: int) -> Image.Image:
     margin, n = 90, len(classes)
     sheet = Image.new("RGB", (margin + n * cell, margin + n * cell), "white")
-    draw, plain = ImageDraw.Draw(sheet), font_for("0", 11)
-    labels = Labels(dict(enumerate(classes)), 11, margin - 6)
+    draw, plain = ImageDraw.Draw(sheet), font_for("0", COUNT)
+    labels = Labels(dict(enumerate(classes)), COUNT, margin - 6)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     for row, label in labels.items():
-        draw.text((4, margin + row * cell + cell // 3), label.text, "black", label.font)
+        draw.text((4, margin + row * cell + cell // 4), label.text, "black", label.font)
         heading = Image.new("RGB", (margin, cell), "white")
-        ImageDraw.Draw(heading).text((4, cell // 3), label.text, "black", label.font)
+        ImageDraw.Draw(heading).text((4, cell // 4), label.text, "black", label.font)
         sheet.paste(heading.rotate(90, expand=True), (margin + row * cell, 0))
         for column in range(n):
             share, left, top = float(shares[row, column]), margin + column * cell, margin + row * cell
             shade = (round(255 - 205 * share), round(255 - 150 * share), 255)
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=shade)
             count = str(int(confusion[row, column]))
-            draw.text((left + 5, top + cell // 3), count, "white" if share > 0.6 else "black", plain)
-    text = legible("rows: is\ncolumns:\ntaken for", 11)
-    draw.text((4, 4), text, "gray", font_for(text.replace("\n", " "), 11))
+            draw.text((left + 5, top + cell // 4), count, "white" if share > 0.6 else "black", plain)
+    text = legible("rows: is\ncolumns:\ntaken for", COUNT)
+    draw.text((4, 4), text, "gray", font_for(text.replace("\n", " "), COUNT))
     return _with_legend(sheet, labels.legend)
 
 

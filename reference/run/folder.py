@@ -38,7 +38,7 @@ from reference.tracking import (
 )
 from reference.training import Curve, Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
 
-SAMPLE_IMAGES = 64
+SAMPLE_IMAGES = 16
 MATRIX = 256
 """The largest number of classes for which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
@@ -280,15 +280,18 @@ class RunFolder(Observer):
         self.tracker.scalars(progress.step, "train", accuracy=metrics["train_accuracy"])
         self.tracker.scalars(progress.step, "test", loss=metrics["test_loss"], accuracy=metrics["test_accuracy"])
         confusion = draw_confusion(evaluation.confusion, classes)
-        mistakes = draw_mistakes(images, targets, evaluation.predictions, evaluation.confidences, classes)
-        drawn = {"predictions": draw_predictions(*shown, classes), "confusion": confusion, "mistakes": mistakes}
+        answered = (images, targets, evaluation.predictions, evaluation.confidences)
+        # TensorBoard shows an image 350 pixels wide, so these have few columns
+        few = draw_mistakes(*answered, classes, most=12, columns=3)
+        predicted = draw_predictions(*shown, classes, columns=4, letters=12)
+        drawn = {"predictions": predicted, "confusion": confusion, "mistakes": few}
         drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
         if self.settings.plots:
             save_results(self.folder / "results.png", progress, self.plan.rate)
             save_image(self.folder / "confusion.png", confusion)
-            save_image(self.folder / "mistakes.png", mistakes)
+            save_image(self.folder / "mistakes.png", draw_mistakes(*answered, classes))
         self.write_description()
         if best_epoch(progress) is metrics:
             self.save("best.pt")
