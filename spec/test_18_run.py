@@ -58,12 +58,12 @@ def stored(folder: Path, **settings: Any) -> Path:
 def test_every_truth_value_and_its_negative_is_accepted_with_every_recipe(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TRUTH_VALUES == ["download", "skip_broken", "whiten", "shuffle", "mirror", "deterministic", "quiet"]
+    assert TRUTH_VALUES == ["download", "skip_broken", "whiten", "shuffle", "mirror", "deterministic", "plots", "quiet"]
     typed = [name.replace("_", "-") for name in TRUTH_VALUES]
     on = parsed(monkeypatch, "--recipe", recipe, *(f"--{name}" for name in typed))
     off = parsed(monkeypatch, "--recipe", recipe, *(f"--no-{name}" for name in typed))
-    assert [getattr(on, name) for name in TRUTH_VALUES] == [True] * 7
-    assert [getattr(off, name) for name in TRUTH_VALUES] == [False] * 7
+    assert [getattr(on, name) for name in TRUTH_VALUES] == [True] * 8
+    assert [getattr(off, name) for name in TRUTH_VALUES] == [False] * 8
     alone = parsed(monkeypatch, "--recipe", recipe)
     assert {name: getattr(alone, name) for name in RECIPES[recipe]} == RECIPES[recipe]
 

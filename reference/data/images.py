@@ -86,6 +86,20 @@ def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Imag
         raise not_readable(path, error) from error
 
 
+def image_header(path: StrPath) -> tuple[int, int, str]:
+    """The width, the height and Pillow's mode of an image file, from its header; nothing is decoded.
+
+    Raises:
+        InputError: as `open_image`, as far as the header shows it.
+    """
+    try:
+        with open_regular(path, LARGEST_FILE) as file, _without_warnings(), _pillow_limit(None):
+            image = Image.open(file, formats=_formats())
+            return image.width, image.height, image.mode
+    except Exception as error:  # Pillow's decoders raise nearly every kind
+        raise not_readable(path, error) from error
+
+
 def decode_image(
     file: BinaryIO,
     name: StrPath,
