@@ -49,7 +49,7 @@ ERRORS = {
 SERVED_BY_THE_JUDGE = ("call", "item", "length", "iterate", "next")
 
 
-class Gone(RuntimeError):
+class GuestError(RuntimeError):
     """The process of the file ended, or did not answer in time."""
 
 
@@ -80,7 +80,7 @@ class Peer:
             try:
                 data = data[os.write(self.writing, data) :]
             except OSError as error:
-                raise Gone("the process of the file ended") from error
+                raise GuestError("the process of the file ended") from error
 
     def receive(self) -> tuple[dict[str, Any], list[bytes]]:
         """Read a message."""
@@ -90,15 +90,15 @@ class Peer:
 
     def _read(self, size: int) -> bytes:
         if not 0 <= size <= LARGEST:
-            raise Gone(f"a message of {size} bytes")
+            raise GuestError(f"a message of {size} bytes")
         parts = []
         while size:
             wait = None if self.end == float("inf") else max(0, self.end - time.monotonic())
             if not select.select([self.reading], [], [], wait)[0]:
-                raise Gone(f"a call did not return within {SECONDS:.0f} s")
+                raise GuestError(f"a call did not return within {SECONDS:.0f} s")
             part = os.read(self.reading, min(size, 2**20))
             if not part:
-                raise Gone("the process of the file ended")
+                raise GuestError("the process of the file ended")
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -179,7 +179,7 @@ class Peer:
         """Ask the other side to do something, and answer what it asks meanwhile.
 
         Raises:
-            Gone: it does not answer.
+            GuestError: it does not answer.
             Exception: what it raised, as one of `ERRORS`.
         """
         outermost = self.judge and self.end == float("inf")
@@ -249,7 +249,7 @@ class Peer:
                 after = {"seed": torch.get_rng_state(), "written": written, "state": state}
                 told["after"] = self.pack(after, answer)
             self.send(told, answer)
-        except Gone:
+        except GuestError:
             raise
         except BaseException as error:
             self.send({"error": type(error).__name__, "text": str(error)}, [])
@@ -494,7 +494,7 @@ class Host:
         finally:
             self.peer.end = float("inf")
         if "error" in message:
-            raise Gone(str(message["error"])[:2000])
+            raise GuestError(str(message["error"])[:2000])
         self.namespace = SimpleNamespace(
             **{name: Component(self, name) for name in names if name in message.get("names", ())}
         )
@@ -533,7 +533,7 @@ def main(file: str, reading: str, writing: str) -> None:
     peer.objects[0] = SimpleNamespace(**implementation.components)
     peer.send({"names": list(implementation.components)}, [])
     while True:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(GuestError):
             peer.serve(*peer.receive())
             continue
         return
