@@ -90,12 +90,12 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, tr
     name, host = str(file), None
     if not trusted:  # another process imports the file
         from spec.support import score
-        from spec.support.guest import Gone
+        from spec.support.guest import GuestError
 
         name = "spec.support.score:GUEST"
         try:
             host = score.host(file, wanted)
-        except Gone as error:
+        except GuestError as error:
             answer.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
             return
 
