@@ -93,14 +93,6 @@ def test_documented_hypothesis_profiles_exist() -> None:
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000
 
 
-@clause("00.package.readme")
-def test_images_of_readme_exist_and_are_small() -> None:
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
-    images = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
-    assert len(images) == 5  # the curves and the report in two languages, and a failing test
-    assert sum((ROOT / image).stat().st_size for image in images) < 300_000
-
-
 BANNED = {
     r"\bpictures?\b": "image",
     r"\b(?:graphics )?cards?\b": "GPU",

@@ -720,7 +720,7 @@ def test_a_broken_image_is_named_and_skipped_only_on_request(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     result = train(tmp_path, *words, "--skip-broken")
     assert result.status == 0, result.err
-    assert "skipped 1 broken images: two/3.png" in result.out
+    assert "skipped 1 broken images: train/two/3.png" in result.out
     assert "images: 17 training and 18 test images" in result.out
 
 

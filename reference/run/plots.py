@@ -74,7 +74,7 @@ def draw_results(file: IO[bytes], progress: Progress, rate: Callable[[int], floa
     if all("train_accuracy" in line for line in history):  # a run of an earlier version has none
         lines(accuracy, "train", steps, [line["train_accuracy"] for line in history])
     lines(accuracy, "test", steps, [line["test_accuracy"] for line in history])
-    accuracy.set_ylim(0, 1)
+    accuracy.set_ylim(0, 1.02)
     accuracy.yaxis.set_major_formatter("{x:.0%}")
     shown = sorted({max(1, round(steps[-1] * part / 200)) for part in range(201)})
     learning.plot(shown, [rate(step) for step in shown], color=GREY)

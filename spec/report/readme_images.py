@@ -75,7 +75,7 @@ def draw_training(place: Path) -> None:
 def draw_failure(place: Path) -> None:
     """The report about a wrong `conv2d`, in the letters of a terminal."""
     (place / "mine.py").write_text(MISTAKE)
-    words = ("--impl", place / "mine.py", "-p", "no:randomly", "-p", "no:cacheprovider", "-q")
+    words = ("--impl", place / "mine.py", "--level", "tutorial", "-p", "no:randomly", "-p", "no:cacheprovider", "-q")
     text = command("-m", "pytest", ROOT / "spec/test_08_convolution.py", *words, cwd=ROOT)
     text = text.replace(f"{place}/", "").replace(str(place), ".")
     lines = [line.rstrip() for line in text[text.index("= FAILURES") :].splitlines()]

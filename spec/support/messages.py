@@ -23,13 +23,15 @@ RETURNED = {
     "_walk",
 }
 """Functions that return a message."""
+SCRIPTS = ("train_full.py", "predict.py", "accuracy.py", "export.py", "doctor.py")
+"""The scripts that print through the table; the others have texts in both languages of their own."""
 APART = ("nn", "fast", "optim.py", "pretrained.py")
 """Folders and files under `reference/` with errors of Python calls, which no script prints."""
 
 
 def sources() -> list[Path]:
     """The sources with messages for everybody: the scripts, and the program behind them."""
-    found = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    found = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts" / name for name in SCRIPTS)]
     return sorted(path for path in found if not any(part in APART for part in path.relative_to(ROOT).parts))
 
 
