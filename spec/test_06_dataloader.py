@@ -554,6 +554,20 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
     assert shown(helped) == shown(alone)
 
 
+@clause("06.workers.any_count")
+@with_workers
+@pytest.mark.parametrize(
+    ("n", "batch_size", "num_workers"), [(7, 2, 3), (1, 2, 3), pytest.param(11, 1, 4, marks=pytest.mark.slow)]
+)
+def test_workers_that_do_not_divide_the_batches_give_all_of_them(
+    DataLoader: Loader, n: int, batch_size: int, num_workers: int
+) -> None:
+    loader = DataLoader(Numbers(n), batch_size, num_workers=num_workers)
+    expected = [list(range(n))[i : i + batch_size] for i in range(0, n, batch_size)]
+    assert len(expected) % num_workers != 0
+    assert shown(loader) == expected
+
+
 ORDERS: dict[str, Callable[[torch.Generator | None], dict[str, Any]]] = {
     "in order": lambda _: {},
     "shuffled": lambda _: {"shuffle": True},
@@ -909,6 +923,26 @@ def test_the_tutorial_s_sizes_make_whole_numbers_of_steps(n: int, drop_last: boo
     assert len(loader) == steps
     batches = [len(targets) for _, targets in loader]
     assert (len(batches), batches[-1]) == (steps, last)
+
+
+@clause("06.resident.vary")
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
+def test_the_resident_loader_scales_what_vary_makes_of_each_batch(shuffle: bool) -> None:
+    dataset, generator = Numbered(7), seeded(0)
+    before, given_to = dataset.images.clone(), []
+
+    def vary(images: torch.Tensor, drawing: torch.Generator | None) -> torch.Tensor:
+        assert drawing is generator
+        given_to.append(images.clone())
+        return 255 - images
+
+    found = list(ResidentLoader(dataset, 3, shuffle, generator=generator, vary=vary))
+    assert [len(images) for images in given_to] == [3, 3, 1]
+    for (images, targets), bytes_given in zip(found, given_to, strict=True):
+        assert bytes_given.dtype == torch.uint8
+        assert_equal(bytes_given, before[targets])  # the labels belong to the images
+        assert_equal(images, (255 - before[targets]).float() / 255)
+    assert_equal(dataset.images, before, "the images of the data set")
 
 
 @clause("06.resident.scale")

@@ -704,6 +704,12 @@ def test_a_varied_image_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bo
     assert torch.equal(varied[:, 2], 255 - varied[:, 0])
 
 
+@clause("18.recipe.vary_default")
+def test_by_default_no_image_is_varied() -> None:
+    batch = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8)
+    assert torch.equal(Vary()(batch, torch.Generator().manual_seed(0)), batch)
+
+
 @clause("18.recipe.vary")
 def test_the_draws_are_the_generators() -> None:
     batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)

@@ -89,14 +89,14 @@ class DataLoader(reference.DataLoader):
             self.sampler = sampler
 
 
-def softmax(input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """Needs `dim`."""
-    return reference.softmax(input, dim, _stacklevel, dtype)
+    return reference.softmax(input, dim, dtype=dtype)
 
 
-def log_softmax(input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """Needs `dim`."""
-    return reference.log_softmax(input, dim, _stacklevel, dtype)
+    return reference.log_softmax(input, dim, dtype=dtype)
 
 
 def _as_it_finds_gradients(step: Callable[..., Any]) -> Callable[..., Any]:

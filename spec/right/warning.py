@@ -1,6 +1,7 @@
 """The reference, with a warning of each kind in every call, from its own file and in the name of PyTorch's."""
 
 import inspect
+import types
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -24,8 +25,8 @@ def __getattr__(name: str) -> Any:
     component = getattr(reference, name)
     if not inspect.isclass(component):
         return _warning(component)
-    made = {"__module__": component.__module__, "__init__": _warning(component.__init__)}
-    return type(component)(component.__name__, (component,), made)
+    made: dict[str, Any] = {"__module__": component.__module__, "__init__": _warning(component.__init__)}
+    return types.new_class(component.__name__, (component,), exec_body=lambda names: names.update(made))
 
 
 def _warning(function: Callable[..., Any]) -> Callable[..., Any]:

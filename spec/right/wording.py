@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _layer(component: type) -> type:
-    """A class whose methods refuse in other words."""
+    """A class with methods that refuse in other words."""
 
     def method(name: str) -> Callable[..., Any]:
         return _reworded(getattr(component, name), component)

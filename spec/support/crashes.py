@@ -434,7 +434,7 @@ def _in_words(status: int) -> str:
 
 def _run_only(config: pytest.Config, name: str) -> None:
     """Make this process one that runs a single test, and writes nothing that anybody sees."""
-    # what pytest prints; what tests print is captured
+    # for the output of pytest; that of the tests is captured
     sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
     config.args[:] = [str(config.rootpath / name)]
     options = {
