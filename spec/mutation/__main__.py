@@ -38,7 +38,7 @@ def _judge(mutant: Mutant) -> Verdict:
 
 
 def groups(chosen: list[Mutant], jobs: int) -> list[list[str]]:
-    """The test files whose tests may enter the mutated code, in groups of about the same size."""
+    """The test files with tests that may enter the mutated code, in groups of about the same size."""
     program = any(mutant.file not in HELPERS for mutant in chosen)
     files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "spec").glob("test_*.py"))]
     files = [file for file in files if program or file in META]
