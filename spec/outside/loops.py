@@ -52,7 +52,7 @@ def avg_pool2d(
     return _windows(input, kernel_size, stride, lambda window: window.mean(-1))
 
 
-def _windows(input: Tensor, kernel_size, stride, reduce) -> Tensor:
+def _windows(input: Tensor, kernel_size: Any, stride: Any, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     (rows, columns), (down, right) = _two(kernel_size), _two(kernel_size if stride is None else stride)
     lines = []
     for y in range(0, input.shape[-2] - rows + 1, down):

@@ -1,4 +1,4 @@
-"""What PyTorch's releases from 2.11 on, and its kernels for some processors, do differently, as far as a test notices it.
+"""What PyTorch's releases from 2.11 on, and its kernels for some processors, do differently, where a test notices it.
 
 The specification states what the newest release does. An older one fails some tests when it is itself the
 implementation under test; those are expected to fail, and must (a strict xfail with its reason). Whether the installed
