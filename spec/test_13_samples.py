@@ -1,6 +1,6 @@
 """PyTorch's own samples for its operators, modules and optimizers, as one more oracle of an implementation.
 
-Each sample is computed by the implementation in float32, forwards and backwards, and compared with what PyTorch computes
+Each sample is computed by the implementation in float32, forwards and backwards, and compared with what PyTorch gives
 in float64. PyTorch also has arguments that must be refused. Both are private to PyTorch: where they cannot be imported
 the tests are skipped with the reason. How many of them each test used is among its recorded properties.
 """

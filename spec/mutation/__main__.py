@@ -37,11 +37,11 @@ def _judge(mutant: Mutant) -> Verdict:
     return judge(_folder, mutant, _coverage)
 
 
-def groups(chosen: list[Mutant], jobs: int) -> list[list[str]]:
+def groups(chosen: list[Mutant], jobs: int, wanted: list[str]) -> list[list[str]]:
     """The test files with tests that may enter the mutated code, in groups of about the same size."""
     program = any(mutant.file not in HELPERS for mutant in chosen)
     files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "spec").glob("test_*.py"))]
-    files = [file for file in files if program or file in META]
+    files = [file for file in files if (program or file in META) and (not wanted or file in wanted)]
     return [files[first :: 4 * jobs] for first in range(4 * jobs)]
 
 
@@ -57,7 +57,7 @@ def processes(jobs: int, coverage: Coverage) -> Iterator[Any]:
             yield pool
 
 
-def covered(chosen: list[Mutant], jobs: int, kept: Path | None) -> Coverage:
+def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | None) -> Coverage:
     """Which tests enter which functions; read from `kept` if it is there, and written to it otherwise."""
     coverage = Coverage()
     if kept is not None and kept.is_file():
@@ -65,7 +65,7 @@ def covered(chosen: list[Mutant], jobs: int, kept: Path | None) -> Coverage:
         coverage.tests.update(tests)
         return coverage
     with processes(jobs, coverage) as pool:
-        for part in pool.imap_unordered(_record, [group for group in groups(chosen, jobs) if group]):
+        for part in pool.imap_unordered(_record, [group for group in groups(chosen, jobs, wanted) if group]):
             for name, tests in part.tests.items():
                 coverage.tests[name] += tests
             coverage.seconds |= part.seconds
@@ -115,6 +115,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="leave out this number of the drawn mutants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no mutant after this time")
+    parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="judge by these test files only")
     parser.add_argument("--least", type=float, default=1.0, help="the share that must be killed, from 0 to 1")
     parser.add_argument("--coverage", type=Path, help="file that keeps which tests enter which functions")
     asked = parser.parse_args()
@@ -125,7 +126,7 @@ def main() -> int:
     drawn = random.Random(asked.seed).sample(every, min(asked.sample or len(every), len(every)))[asked.first :]
     print(f"{len(every)} mutants; {len(drawn)} drawn with seed {asked.seed}", flush=True)
     warm_up()
-    coverage = covered(drawn, asked.jobs, asked.coverage)
+    coverage = covered(drawn, asked.jobs, asked.tests, asked.coverage)
     print(f"{len(coverage.seconds)} tests in {time.monotonic() - began:.0f} s", flush=True)
     verdicts: list[Verdict] = []
     with processes(asked.jobs, coverage) as pool:

@@ -49,33 +49,17 @@ REGISTRY = (
         TUTORIAL,
     ),
     Outside(
-        "outside.with_numpy",
-        "NumPy, with a gradient of its own",
-        (CONVOLUTION, ACTIVATION, LINEAR, LOSS),
-        20,
-        DEFINITION,
-    ),
-    Outside("outside.einsum", "sums of products by einsum", (CONVOLUTION, LINEAR, ATTENTION), 20, DEFINITION),
-    Outside("outside.fourier", "convolution by Fourier transforms", (CONVOLUTION,), 10, DEFINITION),
-    Outside(
         "outside.without_onednn",
         "PyTorch with its own kernels instead of oneDNN's",
         (CONVOLUTION, "test_09_convolution_layer.py", LINEAR, RECURRENT),
         200,
     ),
-    Outside("outside.refs", "torch._refs, PyTorch's own references in Python", (ACTIVATION, NORMALIZATION, LOSS), 200),
     Outside(
         "torchvision.transforms.v2",
         "torchvision's second transforms",
         ("test_03_transforms.py", "test_04_transforms_in_use.py"),
         100,
     ),
-    Outside("outside.timm_layers", "timm's layers", (ACTIVATION, LINEAR, NORMALIZATION), 50, needs=("timm",)),
     Outside("outside.web_loader", "webdataset's WebLoader", ("test_06_dataloader.py",), 50, needs=("webdataset",)),
-    Outside("outside.stateful_loader", "torchdata's loader", ("test_06_dataloader.py",), 50, needs=("torchdata",)),
-    Outside("outside.lazy_folder", "a data set that reads its folder when it is used", ("test_01_dataset.py",), 10),
-    Outside("outside.optim_foreach", "torch.optim, foreach=True", (OPTIM, "test_15_groups.py"), 100),
-    Outside("outside.optim_fused", "torch.optim, fused=True", (OPTIM, "test_15_groups.py"), 100),
-    Outside("outside.quantizable", "torch.ao.nn.quantizable", (ATTENTION, RECURRENT), 50),
 )
 """Every implementation that the specification must pass."""
