@@ -33,7 +33,7 @@ ABSENT = pytest.StashKey[list[str]]()
 OUTLINED = pytest.StashKey[bool]()
 """Whether another process imports the file under test."""
 
-KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures/torch.toml"
+KNOWN_FAILURES = tuple(Path(__file__).parents[1] / "known_failures" / name for name in ("torch.toml", "outside.toml"))
 """The tests that implementations of others fail, by implementation and type of device."""
 
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
@@ -369,10 +369,11 @@ class Specification:
         for number, item in enumerate(items):
             item.user_properties.append(("order", number))
         whole = not any("::" in str(argument) for argument in self.config.args)
-        for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
-            if name in [implementation.name for implementation in self.implementations]:
-                reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
-                _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
+        for path in KNOWN_FAILURES:
+            for name, devices in tomllib.loads(path.read_text(encoding="utf-8")).items():
+                if name in [implementation.name for implementation in self.implementations]:
+                    reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
+                    _expect_failures(path.name, reasons, items, whole=whole)
         if (path := self.config.getoption("--known-failures")) is not None:
             _apply_known_failures(Path(path), items, whole=whole)
 
