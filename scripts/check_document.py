@@ -26,7 +26,10 @@ def main() -> int:
     parser.add_argument("--lang", choices=("en", "zh"), help="the language of the report; default: the environment's")
     parser.add_argument("--alone", action="store_true", help="run each listing alone, as if copied into a new file")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"time of a listing until its loops are cut; default {SECONDS:.0f}"
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"time of a listing until its loops are cut; default {SECONDS:.0f}",
     )
     parser.add_argument("--memory", type=float, default=6, metavar="GIB", help="memory of a listing; default 6")
     words = parser.parse_args()

@@ -76,13 +76,10 @@ def of_error(kind: str, message: str, code: str) -> Cause | None:
         code: The program.
     """
     text = f"{kind.rpartition('.')[2]}: {message}"
-    code_errors = kind in ("SyntaxError", "IndentationError", "TabError")
     for cause in table().values():
         if cause.kind == "note" or cause.special or not cause.error:
             continue
         if re.search(cause.error, text) and cause.fits(code):
-            if cause.id == "state_dict_not_called" and not code_errors and not re.search(r"state_dict(?!\s*\()", code):
-                continue
             return cause
     return None
 

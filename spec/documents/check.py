@@ -1,5 +1,6 @@
 """The check of documents: extract, run, compare, explain."""
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -23,20 +24,28 @@ from spec.documents.names import IMPLIED, Names, modules_of, names_of, sessions
 VERDICTS = ("runs", "warns", "differs", "fails", "needs", "fragment", "not run")
 """What a listing is found to be.
 
-runs: to its end, or to the error that it announces; warns: it runs and something in it is deprecated; differs: it prints
-something else than the document says; fails; needs: something that is not here; fragment: Python that is not meant to
-run; not run: an output, a command for the shell, another language.
+runs: to its end, or to the error that it announces; warns: it runs and something in it is deprecated; differs: it
+prints something else than the document says; fails; needs: something that is not here; fragment: Python that is not
+meant to run; not run: an output, a command for the shell, another language.
 """
 WRONG = ("fails", "differs")
 """Verdicts that make the exit status 1."""
 SUFFIXES = (".md", ".markdown", ".ipynb", ".txt")
-PACKAGES = {"cv2": "opencv-python", "sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml"}
+PACKAGES = {
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}
 ANNOUNCES = re.compile(
-    r"报错|会出错|会失败|抛出异常|引发异常|错误示范|raises? an? (?:error|exception)|(?:will|should) (?:fail|raise|throw)|"
-    r"throws? an? (?:error|exception)|this fails|# *(?:error|wrong)[:!]",
+    r"报错|会出错|会失败|抛出异常|引发异常|错误示范|raises? an? (?:error|exception)|"
+    r"(?:will|should) (?:fail|raise|throw)|throws? an? (?:error|exception)|this fails|# *(?:error|wrong)[:!]",
     re.IGNORECASE,
 )
-PLACEHOLDER = re.compile(r"^(?:x+|y+|your_?\w*|my_?(?:module|package|file|lib)\w*|foo|bar|module_name|some_?module|某\w*)$", re.I)
+PLACEHOLDER = re.compile(
+    r"^(?:x+|y+|your_?\w*|my_?(?:module|package|file|lib)\w*|foo|bar|module_name|some_?module|某\w*)$", re.I
+)
 
 
 @dataclass
@@ -192,7 +201,7 @@ class Keeper:
 @contextmanager
 def keeper() -> Iterator[Keeper]:
     """A keeper and its folder, which is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="ocean-documents-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="ocean-", ignore_cleanup_errors=True) as name:
         made = Keeper(Path(os.path.realpath(name)))
         try:
             yield made
@@ -200,9 +209,7 @@ def keeper() -> Iterator[Keeper]:
             made.close()
 
 
-def check(
-    path: Path, options: Options, keeper: Keeper, progress: Callable[[str], None] = lambda _: None
-) -> Document:
+def check(path: Path, options: Options, keeper: Keeper, progress: Callable[[str], None] = lambda _: None) -> Document:
     """Check a document.
 
     Raises:
@@ -224,7 +231,9 @@ class Check:
         self.listings, self.options, self.keeper, self.progress = listings, options, keeper, progress
         self.names: list[Names] = [names_of(each.code) if each.kind == "python" else Names() for each in listings]
         self.modules = modules_of(listings)
-        self.folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=keeper.folder))
+        self.root = Path(tempfile.mkdtemp(prefix="s", dir=keeper.folder))
+        self.folder = self.root / "project" / "src"  # `../data` is within the root
+        self.folder.mkdir(parents=True)
         store = keeper.folder / "store"
         store.mkdir(exist_ok=True)
         self.store = store
@@ -245,7 +254,7 @@ class Check:
             groups = sessions(self.listings, self.modules)
         for group in groups:
             self._session(group)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
         return self.done
 
     def _write_files(self) -> None:
@@ -263,7 +272,20 @@ class Check:
             return
         for name in re.findall(r"[\"']((?:\.{1,2}/)?[\w.{}-]+(?:/[\w.{}-]+)+)[\"']", self.text):
             parent = Path(name).parent
-            if ".." not in parent.parts and Path(name).suffix in (".pth", ".pt", ".pkl", ".csv", ".txt", ".png", ".jpg", ".onnx", ".npy", ".json", ".log", ".tar"):
+            if ".." not in parent.parts and Path(name).suffix in (
+                ".pth",
+                ".pt",
+                ".pkl",
+                ".csv",
+                ".txt",
+                ".png",
+                ".jpg",
+                ".onnx",
+                ".npy",
+                ".json",
+                ".log",
+                ".tar",
+            ):
                 with suppress(OSError):
                     (self.folder / parent).mkdir(parents=True, exist_ok=True)
 
@@ -272,7 +294,8 @@ class Check:
     def _job(self, group: list[int], *, seed: int = 0, gpu: bool = False) -> dict[str, Any]:
         notebook = any(self.listings[number].cell for number in group)
         return {
-            "folder": str(self.folder), "store": str(self.store), "text": self.text, "seconds": self.options.seconds,
+            "folder": str(self.folder),
+            "root": str(self.root), "store": str(self.store), "text": self.text, "seconds": self.options.seconds,
             "deadline": (self.options.seconds * 2.5 + 25) * len(group) + 30, "memory": self.options.memory,
             "seed": seed, "gpu": gpu, "notebook": notebook,
             "listings": [
@@ -349,11 +372,7 @@ class Check:
         if self.names[number].imports or self.options.alone:
             return []
         known = set().union(*(names.defines for names in self.names[: number + 1]))
-        return [
-            IMPLIED[name]
-            for name in self.names[number].needs
-            if name in IMPLIED and name not in known
-        ]
+        return [IMPLIED[name] for name in self.names[number].needs if name in IMPLIED and name not in known]
 
     def _judge(self, number: int, group: list[int], report: dict[str, Any], *, gpu: bool) -> None:
         listing, result = self.listings[number], self.done[number]
@@ -368,7 +387,9 @@ class Check:
             {"line": listing.place(line) if line else 0, "kind": kind, "passes": passes, "of": total}
             for line, kind, passes, total in report["cuts"]
         ]
-        result.notes = [cause for cause in causes.notes(listing.code) if not (listing.cell and cause.id == "main_guard_note")]
+        result.notes = [
+            cause for cause in causes.notes(listing.code) if not (listing.cell and cause.id == "main_guard_note")
+        ]
         self._warned(number, report)
         if report["error"]:
             self._failed(number, group, report)
@@ -396,7 +417,9 @@ class Check:
         return Names({name: line for name, line in names.needs.items() if name not in given}).first
 
     def _cut_before(self, number: int, group: list[int]) -> bool:
-        return any(self.done[other].cuts or self.done[other].verdict in ("fails", "needs") for other in group if other < number)
+        return any(
+            self.done[other].cuts or self.done[other].verdict in ("fails", "needs") for other in group if other < number
+        )
 
     def _warned(self, number: int, report: dict[str, Any]) -> None:
         listing, result = self.listings[number], self.done[number]
@@ -450,9 +473,12 @@ class Check:
     def _is_excerpt(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
         """An excerpt of a function or of a class, or a listing that leaves parts out."""
         listing, result = self.listings[number], self.done[number]
-        if kind == "SyntaxError" and re.search(r"'(?:return|yield|await|break|continue)' (?:outside|not properly)|outside (?:async )?function", text):
-            result.verdict, result.reason = "fragment", ("excerpt", "")
-        elif kind == "RuntimeError" and "super(): no arguments" in text:
+        if (
+            kind == "SyntaxError"
+            and re.search(
+                r"'(?:return|yield|await|break|continue)' (?:outside|not properly)|outside (?:async )?function", text
+            )
+        ) or (kind == "RuntimeError" and "super(): no arguments" in text):
             result.verdict, result.reason = "fragment", ("excerpt", "")
         elif has_ellipsis(listing.code):
             result.verdict, result.reason = "fragment", ("pseudo-code", "")
@@ -498,8 +524,12 @@ class Check:
         if result.cause is not None and result.cause.kind == "change":
             return False
         found = re.search(r"No module named '([\w.]+)'", f"{text} {report['error'].get('cause', '')}")
-        needs = re.search(r"IProgress not found|requires? the (\w+) (?:library|package)|[Pp]lease (?:pip )?install (\w+)", text)
-        if found and (kind in ("ModuleNotFoundError", "ImportError") or "not installed" in text or report["error"]["frames"]):
+        needs = re.search(
+            r"IProgress not found|requires? the (\w+) (?:library|package)|[Pp]lease (?:pip )?install (\w+)", text
+        )
+        if found and (
+            kind in ("ModuleNotFoundError", "ImportError") or "not installed" in text or report["error"]["frames"]
+        ):
             name = found[1].split(".")[0]
             if PLACEHOLDER.match(name):
                 result.verdict, result.reason = "fragment", ("module", name)
@@ -521,11 +551,13 @@ class Check:
         """A file that is not here: one that the document saves under another name, or one that it does not show."""
         result, error = self.done[number], report["error"]
         if kind not in ("FileNotFoundError", "NotADirectoryError") and not re.search(
-            r"No such file|does not exist|not found or corrupted|[Dd]ataset not found|Found no valid file|Couldn't find any class", text
+            r"No such file|does not exist|not found or corrupted|[Dd]ataset not found|Found no valid file|"
+            r"Couldn't find any class",
+            text,
         ):
             return False
-        name = error.get("file") or (re.search(r"'([^']+)'", text) or [0, text])[1]
-        name = os.path.relpath(name, self.folder) if os.path.isabs(name) and name.startswith(str(self.folder)) else name
+        name = error.get("file") or _quoted(text)
+        name = name.replace(f"{self.folder}{os.sep}", "").replace(f"{self.root}{os.sep}", "")
         if saved := self._saved_as(name):
             result.cause = causes.table()["file_name_differs"]
             result.reason = ("saved", saved)
@@ -536,7 +568,19 @@ class Check:
     def _saved_as(self, name: str) -> str:
         """The name under which the document saves what it reads as `name`, if that is a similar one."""
         last, suffix = os.path.basename(name), os.path.splitext(name)[1]
-        if suffix not in (".pth", ".pt", ".pkl", ".tar", ".ckpt", ".npy", ".npz", ".onnx", ".params", ".json", ".model"):
+        if suffix not in (
+            ".pth",
+            ".pt",
+            ".pkl",
+            ".tar",
+            ".ckpt",
+            ".npy",
+            ".npz",
+            ".onnx",
+            ".params",
+            ".json",
+            ".model",
+        ):
             return ""
         number = re.sub(r"\d+", "0", last)
         best, found = 0.85, ""
@@ -553,10 +597,14 @@ class Check:
     def _is_refused(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
         """What the check does not grant: a network, other programs, files outside; or more time or memory."""
         result = self.done[number]
-        network = r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|Failed to resolve|offline"
+        network = (
+            r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline"
+        )
         if result.error and result.error["type"].startswith("spec."):
             result.error["type"] = kind
-        if report["refused"] and (kind in ("RefusedError", "PermissionError", "OSError", "BlockingIOError") or "refused" in text):
+        if report["refused"] and (
+            kind in ("RefusedError", "PermissionError", "OSError", "BlockingIOError") or "refused" in text
+        ):
             what, value = report["refused"][-1]
             result.verdict, result.reason = "needs", (what, value)
         elif re.search(network, f"{kind} {text}") or (report["refused"] and report["refused"][-1][0] == "network"):
@@ -577,7 +625,11 @@ class Check:
     def _is_device(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
         """A device that neither is here nor has a stand-in, or a back end that the build lacks."""
         result = self.done[number]
-        if re.search(r"\b(?:mps|xpu|xla|MPS)\b|not compiled with|Invalid device id|NCCL|nccl|init_process_group|RANK expected|invalid device ordinal", text):
+        if re.search(
+            r"\b(?:mps|xpu|xla|MPS)\b|not compiled with|Invalid device id|NCCL|nccl|init_process_group|RANK expected|"
+            r"invalid device ordinal",
+            text,
+        ):
             result.verdict, result.reason, result.cause = "needs", ("device", text.splitlines()[0][:120]), None
             return True
         return False
@@ -589,19 +641,33 @@ class Check:
         if "input" in used and kind in ("ValueError", "KeyError", "IndexError"):
             result.verdict, result.reason, result.cause = "needs", ("input", ""), None
             return True
-        if used & {"images", "folders"} and kind in ("ValueError", "KeyError", "IndexError", "UnidentifiedImageError") and result.cause is None:
+        if (
+            used & {"images", "folders"}
+            and kind in ("ValueError", "KeyError", "IndexError", "UnidentifiedImageError")
+            and result.cause is None
+        ):
             result.verdict, result.reason = "needs", ("images", "")
             return True
         return False
 
     def _is_after_cut(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """An error after a loop that the check cut is no verdict about the listing."""
+        """An error after a loop that the check cut is no verdict about the listing, unless the loop raises it."""
         result = self.done[number]
         cut = result.cuts or any(self.done[other].cuts for other in group if other < number)
-        if cut and kind in ("IndexError", "ValueError", "ZeroDivisionError", "KeyError", "StopIteration", "UnboundLocalError"):
+        if not cut or self._inside_a_cut_loop(number, report):
+            return False
+        shapes = ("matrix_shapes", "broadcast", "dimensions", "shape_of_view", "channels")
+        kinds = ("IndexError", "ValueError", "ZeroDivisionError", "KeyError", "StopIteration", "UnboundLocalError")
+        if kind in kinds or (result.cause is not None and result.cause.id in shapes):
             result.verdict, result.reason, result.cause = "needs", ("time", ""), None
             return True
         return False
+
+    def _inside_a_cut_loop(self, number: int, report: dict[str, Any]) -> bool:
+        tree, line = self.listings[number].tree, report["error"].get("own_line", 0)
+        lines = {entry[0] for entry in report["cuts"]}
+        loops = (node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)) if tree else ()
+        return any(node.lineno in lines and node.lineno <= line <= (node.end_lineno or 0) for node in loops)
 
     def _is_dependent(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
         """An error that an earlier listing of the session raised already, or prepared by stopping halfway."""
@@ -631,18 +697,28 @@ def _vanished(number: int, ended: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _quoted(text: str) -> str:
+    """The first text in quotation marks, or the whole."""
+    found = re.search(r"'([^']+)'", text)
+    return found[1] if found else text
+
+
 def _asks_for_gpu(code: str) -> bool:
     return re.search(r"\.cuda\s*\(|[\"']cuda(?::\d)?[\"']|device_ids", code) is not None
 
 
 def _lacks_gpu(report: dict[str, Any]) -> bool:
     error = report["error"]
-    return error is not None and re.search(
-        r"not compiled with CUDA|NVIDIA driver|No CUDA GPUs|no CUDA-capable|CUDA is not available|CUDA unknown error"
-        r"|Attempting to deserialize object on a CUDA|\bcuda\b.*not available",
-        error["message"],
-        re.IGNORECASE,
-    ) is not None
+    return (
+        error is not None
+        and re.search(
+            r"not compiled with CUDA|NVIDIA driver|No CUDA GPUs|no CUDA-capable|CUDA is not available|"
+            r"CUDA unknown error|Attempting to deserialize object on a CUDA|\bcuda\b.*not available",
+            error["message"],
+            re.IGNORECASE,
+        )
+        is not None
+    )
 
 
 def _similar(name: str, defined: set[str], certain: bool) -> str:
@@ -652,9 +728,9 @@ def _similar(name: str, defined: set[str], certain: bool) -> str:
     for other in sorted(defined):
         if len(other) < 4 or other == name:
             continue
-        if other.lower() == name.lower() or _distance(name, other) <= (1 if len(name) < 7 else 2):
-            if not re.search(r"\d", name + other) or re.sub(r"\d", "", name) != re.sub(r"\d", "", other):
-                return other
+        close = other.lower() == name.lower() or _distance(name, other) <= (1 if len(name) < 7 else 2)
+        if close and (not re.search(r"\d", name + other) or re.sub(r"\d", "", name) != re.sub(r"\d", "", other)):
+            return other
         if other.endswith("_" + name) or name.endswith("_" + other):
             return other
     return ""
@@ -704,7 +780,11 @@ def _fix(found: list[Result], options: Options, keeper: Keeper) -> None:
         return
     again = Check(listings, replace(options, fix=False), keeper, lambda _: None).results()
     for number in changed:
-        found[number].fixed = {"code": listings[number].code, "verdict": again[number].verdict, "error": again[number].error}
+        found[number].fixed = {
+            "code": listings[number].code,
+            "verdict": again[number].verdict,
+            "error": again[number].error,
+        }
 
 
 def write_fixed(document: Document, path: Path) -> None:

@@ -14,6 +14,7 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -31,7 +32,7 @@ PASSES = 2
 """Passes of a loop that run even if the listing's time is over."""
 
 
-class Cut(BaseException):  # noqa: N818  (no error)
+class Cut(BaseException):
     """The listing's time is over."""
 
 
@@ -42,7 +43,7 @@ class State:
         self.seconds = seconds
         self.start = time.monotonic()
         self.cuts: dict[int, list[Any]] = {}
-        self.whiles: dict[int, int] = {}
+        self.whiles: dict[int, list[float]] = {}
         self.out: list[tuple[int, str]] = []
         self.length = 0
         self.shown: list[tuple[int, str]] = []
@@ -56,6 +57,10 @@ class State:
         self.cuts, self.whiles, self.out, self.shown, self.warnings = {}, {}, [], [], []
         self.length, self.refused = 0, len(isolation.refusals)
         stand_ins.used.clear()
+
+    def long(self, start: float) -> bool:
+        """Whether a loop that began at `start` takes long itself: one that builds a network is never cut."""
+        return time.monotonic() - start > min(1.0, self.seconds / 4) or self.length > PRINTED
 
     @property
     def over(self) -> bool:
@@ -127,15 +132,16 @@ class Bounded(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST:
         self.generic_visit(node)
-        within = node.iter
-        counts = isinstance(within, ast.Call) and isinstance(within.func, ast.Name) and within.func.id == "enumerate"
-        inner = within.args[0] if counts and within.args and not isinstance(within.args[0], ast.Starred) else within
-        call = ast.copy_location(ast.Call(_name("__ocean_loop__"), [inner, ast.Constant(node.lineno)], []), inner)
-        if inner is within:
-            node.iter = call
+        call = node.iter
+        counts = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "enumerate"
+        if isinstance(call, ast.Call) and counts and call.args and not isinstance(call.args[0], ast.Starred):
+            call.args[0] = self._looping(call.args[0], node.lineno)
         else:
-            within.args[0] = call
+            node.iter = self._looping(call, node.lineno)
         return node
+
+    def _looping(self, iterable: ast.expr, line: int) -> ast.expr:
+        return ast.copy_location(ast.Call(_name("__ocean_loop__"), [iterable, ast.Constant(line)], []), iterable)
 
     def visit_While(self, node: ast.While) -> ast.AST:
         self.generic_visit(node)
@@ -166,6 +172,8 @@ class Bounded(ast.NodeTransformer):
         if isinstance(node.value, str) and node.value.startswith("/"):
             moved = stand_ins.local(node.value, self.folder)
             if moved != node.value:
+                with contextlib.suppress(OSError):
+                    os.makedirs(os.path.dirname(moved) if os.path.splitext(moved)[1] else moved, exist_ok=True)
                 return ast.copy_location(ast.Constant(moved), node)
         return node
 
@@ -204,8 +212,9 @@ def helpers(state: State) -> dict[str, Any]:
             total = len(iterable)  # pyright: ignore[reportArgumentType]
         except Exception:
             total = None
+        start = time.monotonic()
         for count, item in enumerate(iterable):
-            if count >= PASSES and state.over:
+            if count >= PASSES and state.over and state.long(start):
                 state.cuts[line] = ["for", count, total]
                 yield from last_batch(iterable)
                 break
@@ -214,8 +223,9 @@ def helpers(state: State) -> dict[str, Any]:
     def on(line: int) -> bool:
         if not state.over:
             return True
-        state.whiles[line] = state.whiles.get(line, 0) + 1
-        if state.whiles[line] > PASSES:
+        passes = state.whiles.setdefault(line, [0, time.monotonic()])
+        passes[0] += 1
+        if passes[0] > PASSES and state.long(passes[1]):
             state.cuts[line] = ["while", None, None]
             return False
         return True
@@ -264,8 +274,9 @@ def _prepare(job: dict[str, Any], folder: Path, state: State) -> None:
     import torch
 
     os.chdir(folder)
-    temporary = folder / ".tmp"
+    temporary = Path(job["root"]) / "tmp"
     temporary.mkdir(exist_ok=True)
+    tempfile.tempdir = str(temporary)
     os.environ.update(TMPDIR=str(temporary), HOME=str(folder), TORCH_HOME=str(folder / ".torch"))
     sys.path.insert(0, str(folder))
     sys.argv = [str(folder / "program.py")]
@@ -295,8 +306,8 @@ def _prepare(job: dict[str, Any], folder: Path, state: State) -> None:
     _collect_warnings(state)
     _alarm()
     isolation.limit(job["memory"])
-    isolation.landlock(folder, Path(job["store"]), Path(isolation.SHARED))
-    isolation.guard(folder, store=Path(job["store"]))
+    isolation.landlock(Path(job["root"]), Path(job["store"]), Path(isolation.SHARED))
+    isolation.guard(Path(job["root"]), store=Path(job["store"]))
 
 
 def _other_seeds(seed: int) -> None:
@@ -390,8 +401,7 @@ def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: 
 
 
 def _deepest(state: State) -> int:
-    kind, value, trace = sys.exc_info()
-    frames = traceback.extract_tb(trace)
+    frames = traceback.extract_tb(sys.exc_info()[2])
     return next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == state.place), 0)
 
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 
 from spec.documents.extract import Listing
 
-_NUMBER = re.compile(r"(?<![A-Za-z_\d.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?j?(?![A-Za-z_])|\b(?:nan|inf|True|False)\b")
+_NUMBER = re.compile(
+    r"(?<![A-Za-z_\d.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?j?(?![A-Za-z_])|\b(?:nan|inf|True|False)\b"
+)
 _HERE = re.compile(
     r"__version__|\bcuda\b|\bmps\b|device|\btime\b|perf_counter|timeit|getcwd|listdir|platform|sys\.path|sys\.version|"
     r"num_threads|cpu_count|\bid\(|hash\(|getsizeof|psutil|data_ptr|tqdm|get_model|list_models|\bhelp\(|\bdir\(|"
     r"__file__|datetime|\bempty\(|empty_like|Tensor\(\d|FloatTensor\(\d|IntTensor\(\d|LongTensor\(\d|new\(|environ|glob|walk\("
 )
 """Code with an output that depends on the machine, the version or the moment; `torch.empty` shows what is in memory."""
-_LEAVE_OUT = re.compile(r"^\s*#?\s*(?:\.\.\.+|…+|余下.{0,4}|省略.{0,8}|略|以下.{0,6}略.*|and so on|omitted|etc\.?)\s*$|\.\.\.|…|省略|下略")
+_LEAVE_OUT = re.compile(
+    r"^\s*#?\s*(?:\.\.\.+|…+|余下.{0,4}|省略.{0,8}|略|以下.{0,6}略.*|and so on|omitted|etc\.?)\s*$|\.\.\.|…|省略|下略"
+)
 _PREFIX = re.compile(
     r"^\s*(?:(?:打印|输出|运行|返回)?(?:输出|结果|打印|返回|值)(?:结果|如下|内容|为|是)*|outputs?|out|prints?|result|returns?|gives?|shows?|\[?out(?:put)?\]?)\s*"
     r"(?:\[\d*\])?\s*(?:[:：=>]+|如下)?\s*|^\s*(?:=+>|-+>|>+)\s*",
@@ -106,7 +110,7 @@ def differs(said: str, printed: str) -> bool:
     """Whether a print contradicts the document: the same words, other numbers."""
     if not _numbers(said) or _LEAVE_OUT.search(said):
         return False
-    if skeleton(said) != skeleton(printed) or re.fullmatch(r"#*", skeleton(said)) and not _bare(said, printed):
+    if skeleton(said) != skeleton(printed) or (re.fullmatch(r"#*", skeleton(said)) and not _bare(said, printed)):
         return False
     return not same_numbers(said, printed)
 
@@ -217,6 +221,7 @@ def unstable(before: Sequence[Difference], report: dict) -> list[Difference]:
     return [
         each
         for each in before
-        if plain(each.printed) in (texts.get(each.line, [])) or plain(each.printed) in whole
+        if plain(each.printed) in (texts.get(each.line, []))
+        or plain(each.printed) in whole
         or any(plain(each.printed) == text for found in texts.values() for text in found)
     ]

@@ -1,4 +1,4 @@
-"""The listings of a document: fenced and indented code of Markdown, cells of notebooks, and what kind each of them is."""
+"""The listings of a document: fenced and indented code of Markdown, cells of notebooks, each with its kind."""
 
 import ast
 import re
@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 PYTHON = {"python", "py", "python3", "py3", "ipython", "ipython3", "pycon", "pytorch", "code-cell", "python3.8"}
@@ -15,8 +16,8 @@ FRAMEWORKS = ("mxnet", "tensorflow", "jax", "paddle", "mindspore")
 """Frameworks of books that show the same listing for several of them (`#@tab mxnet`)."""
 
 _COMMAND = re.compile(
-    r"^\s*(?:[$#] +)?(?:!|pip3? |conda |python3? [\w./-]+|tensorboard |nvidia-smi|git |cd |apt|wget |curl |sudo |mkdir |"
-    r"source |export |ls\b|uv |torchrun |jupyter |brew |unzip |tar |\./)"
+    r"^\s*(?:[$#] +)?(?:!|pip3? |conda |python3? [\w./-]+|tensorboard |nvidia-smi|git |cd |apt|wget |"
+    r"curl |sudo |mkdir |source |export |ls\b|uv |torchrun |jupyter |brew |unzip |tar |\./)"
 )
 _CODE = re.compile(
     r"^(?:\s*(?:import \w|from [\w.]+ import|def \w+\s*\(|class \w+|for .+ in .+:|with .+:|if .+:|while .+:|@\w)"
@@ -27,7 +28,9 @@ _PRINTED = re.compile(
     r"^\s*(?:Traceback \(most recent|[\w.]*(?:Error|Exception|Warning): |tensor\(|torch\.Size\(|array\(|[A-Z]\w*\(\s*$|"
     r"\(\w+\): \w+\(|Epoch\b|\[\d|Out\[\d+\])"
 )
-_ELLIPSIS = re.compile(r"^\s*#?\s*(?:\.\.\.|…+|⋮|#\s*(?:省略|略|此处省略|你的代码|TODO|your code|code here|omitted))", re.I | re.M)
+_ELLIPSIS = re.compile(
+    r"^\s*#?\s*(?:\.\.\.|…+|⋮|#\s*(?:省略|略|此处省略|你的代码|TODO|your code|code here|omitted))", re.I | re.M
+)
 _FILE = re.compile(r"(?<![\w/.-])((?:[\w-]+/)*[A-Za-z_]\w*\.py)\b")
 _MAGIC = re.compile(r"^(\s*)(?:([\w.]+(?:\s*,\s*[\w.]+)*)\s*=\s*)?(?:%{1,2}[A-Za-z]|!|\?)")
 
@@ -152,11 +155,7 @@ def _listing(
     text = printed.replace("\xa0", " ").replace("\u3000", "  ") if "\xa0" in printed else printed
     if language in SHELL:
         kind = "shell"
-    elif language not in PYTHON and language not in OUTPUT:
-        kind = "other"
-    elif re.search(rf"^\s*(?:#@tab|%%tab)\s+(?:{'|'.join(FRAMEWORKS)})", text, re.MULTILINE) or (
-        re.search(rf"\b(?:{'|'.join(FRAMEWORKS)})\b", info) and "pytorch" not in info
-    ):
+    elif (language not in PYTHON and language not in OUTPUT) or _of_another_framework(text, info):
         kind = "other"
     made = Listing(line, first, printed, language, kind, text, cell, before, after, _named(before, text))
     if kind != "python":
@@ -169,6 +168,13 @@ def _listing(
     labelled = language in PYTHON
     kind, reason, code = _judged(code, labelled=labelled, fenced=fenced)
     return replace(made, kind=kind, reason=reason, code=code)
+
+
+def _of_another_framework(text: str, info: str) -> bool:
+    """Whether a book marks a listing as the one for another framework."""
+    names = "|".join(FRAMEWORKS)
+    marked = re.search(rf"^\s*(?:#@tab|%%tab)\s+(?:{names})", text, re.MULTILINE)
+    return marked is not None or (re.search(rf"\b(?:{names})\b", info) is not None and "pytorch" not in info)
 
 
 def _named(before: str, text: str) -> str:
@@ -211,7 +217,9 @@ def _interactive(listing: Listing) -> Listing:
             code.append("")
     close()
     text = "\n".join(code)
-    error = next((found[1] for _, out in outputs if (found := re.search(r"^(\w*(?:Error|Exception))\b", out, re.M))), "")
+    error = next(
+        (found[1] for _, out in outputs if (found := re.search(r"^(\w*(?:Error|Exception))\b", out, re.M))), ""
+    )
     return replace(listing, code=text, outputs=tuple(outputs), interactive=True, error_shown=error)
 
 
@@ -271,7 +279,9 @@ def _judged(code: str, *, labelled: bool, fenced: bool) -> tuple[str, str, str]:
 
 def _share_of_code(code: str) -> float:
     lines = [line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
-    return sum(bool(_CODE.match(line) or re.search(r"[()\[\]=:]\s*$|\w\(", line)) for line in lines) / max(len(lines), 1)
+    return sum(bool(_CODE.match(line) or re.search(r"[()\[\]=:]\s*$|\w\(", line)) for line in lines) / max(
+        len(lines), 1
+    )
 
 
 def _only_values(tree: ast.Module) -> bool:
@@ -326,15 +336,19 @@ def _is_output(code: str, *, labelled: bool) -> bool:
 
 
 def _is_excerpt(code: str) -> str:
-    """Why a listing that does not parse is none that is meant to be run: "pseudo-code", "signature", "excerpt"; or ""."""
-    if _ELLIPSIS.search(code) or re.search(r"<[a-z][\w -]* ?(?:here|code|path)?>|\.{3}(?!\w)(?![\]\d,])", code):
-        if not _python_2(code):
-            return "pseudo-code"
+    """Why a listing that does not parse is not meant to run: "pseudo-code", "signature" or "excerpt"; or ""."""
+    left_out = _ELLIPSIS.search(code) or re.search(r"<[a-z][\w -]* ?(?:here|code|path)?>|\.{3}(?!\w)(?![\]\d,])", code)
+    if left_out and not _python_2(code):
+        return "pseudo-code"
     content = [line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
     whole = " ".join(content)
     if re.search(r"(?:→|->)\s*\w+\s*$", whole) or re.match(r"^(?:class|def)\s+\w+(?:\.\w+)+\s*\(", whole):
         return "signature"
-    if len(content) == 1 and re.match(r"^[\w.]+\([\w\s,=*.\[\]()'\"-]*\)?$", whole) and re.search(r"=[^,]+,\s*\w+\s*[,)]", whole):
+    if (
+        len(content) == 1
+        and re.match(r"^[\w.]+\([\w\s,=*.\[\]()'\"-]*\)?$", whole)
+        and re.search(r"=[^,]+,\s*\w+\s*[,)]", whole)
+    ):
         return "signature"
     if re.match(r"^(?:case|elif .+:|else:|except.*:|finally:)", content[0].strip()):
         return "excerpt"
@@ -381,7 +395,9 @@ def _notebook(text: str) -> Iterator[Listing]:
             book = nbformat.reads(text, as_version=4)
     except Exception as error:  # what nbformat raises depends on where it stops
         raise ValueError(f"no notebook: {error}") from None
-    kernel = book.metadata.get("kernelspec", {}).get("language", book.metadata.get("language_info", {}).get("name", "python"))
+    kernel = book.metadata.get("kernelspec", {}).get(
+        "language", book.metadata.get("language_info", {}).get("name", "python")
+    )
     before = ""
     for number, cell in enumerate(book.cells, start=1):
         if cell.cell_type != "code":
@@ -420,7 +436,7 @@ def _cell_outputs(cell: dict) -> tuple[str, str]:
 def _with_outputs(listings: list[Listing]) -> list[Listing]:
     """Give each listing the output block right under it."""
     found = list(listings)
-    for number, (listing, following) in enumerate(zip(listings, listings[1:], strict=False)):
+    for number, (listing, following) in enumerate(pairwise(listings)):
         if listing.kind != "python" or following.kind != "output" or listing.cell:
             continue
         between = [line.strip() for line in listing.after.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The remedies of the table of causes, applied to a listing: on its syntax tree (libcst), or on its text if it has none."""
+"""The remedies of the table of causes, applied to a listing: on its syntax tree (libcst), or on its text."""
 
 import re
 import textwrap
@@ -167,7 +167,7 @@ def _transformer(cause: Cause) -> Any:
 
         def leave_Import(self, original_node: Any, updated_node: Any) -> Any:
             names = [
-                alias.with_changes(name=dotted(cause.rename_module[full_name(alias.name)]))
+                alias.with_changes(name=dotted(cause.rename_module[full_name(alias.name) or ""]))
                 if full_name(alias.name) in cause.rename_module
                 else alias
                 for alias in updated_node.names
@@ -231,7 +231,9 @@ def _transformer(cause: Cause) -> Any:
                 value, args = args[0].value, args[1:]
             else:
                 args = list(without(call, "pretrained").args)
-            weights = {"True": '"DEFAULT"', "False": "None"}.get(code_of(value), f'"DEFAULT" if {code_of(value)} else None')
+            weights = {"True": '"DEFAULT"', "False": "None"}.get(
+                code_of(value), f'"DEFAULT" if {code_of(value)} else None'
+            )
             return call.with_changes(args=[keyword("weights", weights), *args])
 
         def _variable(self, call: Any, name: str, last: str) -> Any:

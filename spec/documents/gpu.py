@@ -86,7 +86,7 @@ def install() -> None:
         return to(self, *arguments, **named)
 
     torch.nn.Module.to = moved
-    torch.nn.Module.cuda = lambda self, *_: moved(self, "simulated:0")
+    torch.nn.Module.cuda = lambda self, *_: moved(self, "simulated:0")  # pyright: ignore[reportAttributeAccessIssue]
     torch.Tensor.is_cuda = property(lambda self: self.device.type == "simulated")  # pyright: ignore[reportAttributeAccessIssue]
     load = torch.load
 
@@ -95,9 +95,7 @@ def install() -> None:
         return load(f, _simulated(map_location), *arguments, **named)
 
     torch.load = loaded
-    properties = SimpleNamespace(
-        name="simulated GPU", total_memory=16 << 30, major=8, minor=0, multi_processor_count=1
-    )
+    properties = SimpleNamespace(name="simulated GPU", total_memory=16 << 30, major=8, minor=0, multi_processor_count=1)
     for name, value in {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "simulated GPU",
         "get_device_capability": (8, 0), "get_device_properties": properties, "memory_allocated": 0,

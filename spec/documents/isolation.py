@@ -73,7 +73,10 @@ def landlock(*writable: Path) -> int:
     handle = libc.syscall(_CREATE, ruleset[:size], size, 0)
     if handle < 0:
         return 0
-    for path, access in (*((folder, files) for folder in writable), *((Path(name), _FILE_ONLY & files) for name in DEVICES)):
+    for path, access in (
+        *((folder, files) for folder in writable),
+        *((Path(name), _FILE_ONLY & files) for name in DEVICES),
+    ):
         if not path.exists():
             continue
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)

@@ -198,7 +198,9 @@ def _bound_in(node: ast.AST, body: list) -> tuple[set[str], set[str]]:
                 own.add(name)
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
                 own.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name) if inner is not node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name) if (
+                inner is not node
+            ):
                 own.add(name)
             case ast.ExceptHandler(name=str(name)):
                 own.add(name)
@@ -211,7 +213,7 @@ def _bound_in(node: ast.AST, body: list) -> tuple[set[str], set[str]]:
 
 @cache
 def exported(module: str) -> frozenset[str]:
-    """The names that `from module import *` binds, for modules that many tutorials import so."""
+    """The names that `from module import *` binds, for modules that tutorials often import so."""
     if module.split(".")[0] not in ("torch", "torchvision", "math", "numpy", "PIL", "tkinter", "os", "random", "time"):
         return frozenset()
     import importlib
@@ -272,7 +274,7 @@ def sessions(listings: list[Listing], files: dict[str, int]) -> list[list[int]]:
 
 
 def _providers(wanted: set[str], have: list[set[str]]) -> set[int]:
-    """The groups that a listing continues: the latest with all names that any has, or several that have them together."""
+    """The groups that a listing continues: the latest that has all its names, or several that have them together."""
     anywhere = {name for name in wanted if any(name in names for names in have)}
     if not anywhere:
         return set()
@@ -300,9 +302,9 @@ def modules_of(listings: list[Listing]) -> dict[str, int]:
     for module, (number, taken) in imported.items():
         name = module.replace(".", "/") + ".py"
         for other, listing in enumerate(listings):
-            if listing.kind in ("python", "other") and listing.file and other != number:
-                if listing.file == name or listing.file.rpartition("/")[2] == name.rpartition("/")[2]:
-                    files[module] = other
+            named = listing.file and listing.file.rpartition("/")[2] == name.rpartition("/")[2]
+            if named and listing.kind in ("python", "other") and other != number:
+                files[module] = other
         if module in files or not taken or "*" in taken or _installed(module):
             continue
         for other in range(number - 1, -1, -1):
@@ -315,8 +317,8 @@ def modules_of(listings: list[Listing]) -> dict[str, int]:
 def _written_in(code: str) -> set[str]:
     """The functions and classes that a program defines itself."""
     tree = parsed(code)
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return {node.name for node in tree.body if isinstance(node, kinds)} if tree else set()
+    body = tree.body if tree else []
+    return {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The result of a check: lines for the terminal in English or Chinese, JSON with a schema, and a page that works offline."""
+"""The result of a check: lines in English or Chinese, JSON with a schema, and a page that works offline."""
 
 import json
 import locale
@@ -34,7 +34,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "cut": ("the loop at line {} was cut after {} passes", "第 {} 行的循环在 {} 次后截断"),
     "cut of": ("the loop at line {} was cut after {} of {} passes", "第 {} 行的循环在 {} 次后截断（共 {} 次）"),
     "cut while": ("the loop at line {} was cut when its time was over", "第 {} 行的循环超时后截断"),
-    "cut time": ("it was cut at line {} when its time was over; the rest did not run", "超时，在第 {} 行中断，其余未运行"),
+    "cut time": (
+        "it was cut at line {} when its time was over; the rest did not run",
+        "超时，在第 {} 行中断，其余未运行",
+    ),
     "said": ("the document says", "文档"),
     "printed": ("it prints", "实际输出"),
     "stand-ins": ("stand-ins for", "使用替代品"),
@@ -156,7 +159,11 @@ class Speaker:
             yield f"{self.word('stand-ins')}: {', '.join(self.word(each) for each in result.stand_ins)}"
         if result.fixed is not None:
             after = result.fixed["error"]
-            more = f" ({after['type'].rpartition('.')[2]}: {after['message'].strip().splitlines()[0][:100]})" if after else ""
+            more = (
+                f" ({after['type'].rpartition('.')[2]}: {after['message'].strip().splitlines()[0][:100]})"
+                if after
+                else ""
+            )
             yield f"{self.word('fixed')}: {self.word(result.fixed['verdict'])}{more}"
 
     def cause(self, cause: Cause) -> Iterator[str]:
@@ -182,7 +189,15 @@ def lines(document: Document, language: str) -> Iterator[str]:
     """The report of a document for the terminal."""
     speaker = Speaker(language)
     yield printable(document.path)
-    signs = {"runs": "ok", "warns": "~~", "differs": "!!", "fails": "!!", "needs": "--", "fragment": "..", "not run": "  "}
+    signs = {
+        "runs": "ok",
+        "warns": "~~",
+        "differs": "!!",
+        "fails": "!!",
+        "needs": "--",
+        "fragment": "..",
+        "not run": "  ",
+    }
     for result in document.results:
         yield printable(f"{signs[result.verdict]} {speaker.place(result)}: {speaker.word(result.verdict)}")
         if result.verdict != "not run":

@@ -26,7 +26,9 @@ variant = 0
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-_ABSOLUTE = re.compile(r"^/(?:tmp|root|home|content|kaggle|data|datasets?|mnt|workspace|media|Users|opt|path|your)(?:/|$)")
+_ABSOLUTE = re.compile(
+    r"^/(?:tmp|root|home|content|kaggle|data|datasets?|mnt|workspace|media|Users|opt|path|your)(?:/|$)"
+)
 
 
 def local(path: Any, folder: str) -> Any:
@@ -196,7 +198,7 @@ def install_data(folder: Path, store: Path, text: str) -> None:
     def hundred(root: Path) -> None:
         _place(write_cifar(store, 100), root / "cifar-100-python")
 
-    original = sets.CIFAR100.__init__
+    original: Any = sets.CIFAR100.__init__
 
     @wraps(original)
     def made(self: Any, root: Any = None, *arguments: Any, **named: Any) -> None:
@@ -206,27 +208,20 @@ def install_data(folder: Path, store: Path, text: str) -> None:
         original(self, *(() if root is None else (root,)), *arguments, **named)
 
     sets.CIFAR100.__init__ = made
-    for name in ("MNIST", "FashionMNIST", "KMNIST"):
+    original_mnist: Any = sets.MNIST.__init__  # FashionMNIST and KMNIST inherit it
 
-        def prepare(root: Path, name: str = name) -> None:
-            _place(write_mnist(store, name), root / name / "raw")
+    @wraps(original_mnist)
+    def mnist_made(self: Any, root: Any = None, *arguments: Any, **named: Any) -> None:
+        if isinstance(root, str | os.PathLike):
+            used.add("data")
+            root = local(root, own)
+            name = type(self).__name__
+            files = write_mnist(store, name if name in ("FashionMNIST", "KMNIST") else "MNIST")
+            _place(files, Path(os.path.expanduser(os.fsdecode(root))) / name / "raw")
+        original_mnist(self, *(() if root is None else (root,)), *arguments, **named)
+        _vary(self)
 
-        kind = getattr(sets, name)
-        if name == "MNIST":
-            original_mnist = kind.__init__
-
-            @wraps(original_mnist)
-            def mnist_made(self: Any, root: Any = None, *arguments: Any, **named: Any) -> None:
-                if isinstance(root, str | os.PathLike):
-                    used.add("data")
-                    root = local(root, own)
-                    each = type(self).__name__ if type(self).__name__ in ("FashionMNIST", "KMNIST") else "MNIST"
-                    where = Path(os.path.expanduser(os.fsdecode(root)))
-                    _place(write_mnist(store, each), where / type(self).__name__ / "raw")
-                original_mnist(self, *(() if root is None else (root,)), *arguments, **named)
-                _vary(self)
-
-            kind.__init__ = mnist_made
+    sets.MNIST.__init__ = mnist_made
     mnist.check_integrity = lambda *_, **__: True
 
     def image_folder(root: Path) -> None:
@@ -354,7 +349,11 @@ def install_rest() -> None:
 
     builtins.input = answer
     wait = time.sleep
-    time.sleep = lambda seconds: wait(min(seconds, 0.01))
+
+    def briefly(seconds: Any, /) -> None:
+        wait(min(float(seconds), 0.01))
+
+    time.sleep = briefly
     with suppress(ImportError):
         from PIL import Image
 
