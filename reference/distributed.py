@@ -186,15 +186,19 @@ class Group:
         """
         self.standing = standing
         try:
-            yield
-        except RuntimeError as error:
-            if not self._means_gone(error):
-                raise
-            self.broken = True
-            if not self._speaks():
-                raise SystemExit(2) from error
-            late = f" or did not answer for {PATIENCE}" if "time" in str(error).lower() else ""
-            raise TrainingError(f"another process of this training is gone{late}: {standing()}") from error
+            try:
+                yield
+            except RuntimeError as error:
+                if not self._means_gone(error):
+                    raise
+                self.broken = True
+                with suppress(ValueError):  # signals are handled in the main thread only
+                    for number in STOPPING:  # torchrun's SIGTERM must not cut the report short: this process is ending
+                        signal.signal(number, signal.SIG_IGN)
+                if not self._speaks():
+                    raise SystemExit(2) from error
+                late = f" or did not answer for {PATIENCE}" if "time" in str(error).lower() else ""
+                raise TrainingError(f"another process of this training is gone{late}: {standing()}") from error
         except SystemExit as leaving:
             stopped = [number for number in STOPPING if leaving.code == 128 + number]
             if self.size > 1 and stopped:

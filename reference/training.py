@@ -60,7 +60,7 @@ class Evaluation:
 
 
 @runtime_checkable
-class Optimizer(Protocol):
+class TakesSteps(Protocol):
     """The part of an optimizer that `fit` uses: `torch.optim`'s and `reference.optim`'s both have it."""
 
     def zero_grad(self) -> None: ...
@@ -93,7 +93,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def fit(
     network: nn.Module,
     loss_function: Callable[[Tensor, Tensor], Tensor],
-    optimizer: Optimizer,
+    optimizer: TakesSteps,
     train_loader: Batches,
     test_loader: Batches,
     *,
@@ -161,7 +161,7 @@ def fit(
 def train_epoch(
     network: nn.Module,
     loss_function: Callable[[Tensor, Tensor], Tensor],
-    optimizer: Optimizer,
+    optimizer: TakesSteps,
     loader: Batches,
     progress: Progress,
     precision: torch.dtype,

@@ -263,7 +263,6 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
 
 
 @clause("16.vgg16.definition")
-@pytest.mark.slow
 def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
     """The same of the convolutions alone, which are a tenth of the numbers."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import reference
 from reference.checkpoint import load_checkpoint
 from reference.distributed import Group, batch_norm_over_all, synchronize_batch_norm
-from reference.errors import InputError, TrainingError
+from reference.errors import STOPPING, InputError, TrainingError
 from reference.models import Ocean
 from reference.scaling import ScaledOptimizer
 from reference.training import Progress, evaluate, fit
@@ -302,14 +302,35 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
     _, err = job.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert job.returncode != 0
-    gone = r"^error: another process of this training is gone: stopped after step [\d,]+\. .* continue with --resume"
+    # torchrun's SIGTERM may arrive before the failed message: then the line says that either may be the reason
+    gone = r"^error: another process of this training is gone.*: stopped after step [\d,]+\. .* continue with --resume"
     assert len(re.findall(gone, err, re.MULTILINE)) == 1, err
     assert re.search(rf"rank *: {victim} .*\n *exitcode *: -9 ", err), err
     assert len(load_checkpoint(folder / "last.pt")["training"]["progress"]["history"]) >= 1
     assert Progress(**load_checkpoint(folder / "last.pt")["training"]["progress"]).epoch >= 1
 
 
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """The handlers are those of before when the test has ended."""
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @clause("19.processes.killed")
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_stop_signal_does_not_interrupt_the_report_that_a_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun notices it at the same time, and sends SIGTERM to those that are left."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    monkeypatch.setattr(Group, "_speaks", lambda _: os.kill(os.getpid(), signal.SIGTERM) is None)
+    with pytest.raises(TrainingError, match="is gone: stopped after"), Group(0, 2).accompanied(lambda: "stopped after"):
+        raise RuntimeError("[gloo/tcp] Connection closed by peer")
+
+
+@clause("19.processes.killed")
+@pytest.mark.usefixtures("signal_handlers")
 def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[str] = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
