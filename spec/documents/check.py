@@ -296,7 +296,7 @@ class Check:
         return {
             "folder": str(self.folder),
             "root": str(self.root), "store": str(self.store), "text": self.text, "seconds": self.options.seconds,
-            "deadline": (self.options.seconds * 2.5 + 25) * len(group) + 30, "memory": self.options.memory,
+            "deadline": (self.options.seconds * 5 + 25) * len(group) + 30, "memory": self.options.memory,
             "seed": seed, "gpu": gpu, "notebook": notebook,
             "listings": [
                 {"index": number, "code": self.listings[number].code, "prelude": self.done[number].implied}

@@ -36,14 +36,24 @@ class Cut(BaseException):
     """The listing's time is over."""
 
 
+def clock() -> tuple[float, float]:
+    """The time on the wall, and the time of this process on a processor."""
+    return time.monotonic(), time.process_time()
+
+
+def spent(start: tuple[float, float]) -> float:
+    """The seconds since `start` on a processor; of waiting, a quarter counts, so that a busy machine cuts nothing."""
+    return max((time.monotonic() - start[0]) / 4, time.process_time() - start[1])
+
+
 class State:
     """What the functions that listings call look at."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.start = time.monotonic()
+        self.start = clock()
         self.cuts: dict[int, list[Any]] = {}
-        self.whiles: dict[int, list[float]] = {}
+        self.whiles: dict[int, tuple[tuple[float, float], int]] = {}
         self.out: list[tuple[int, str]] = []
         self.length = 0
         self.shown: list[tuple[int, str]] = []
@@ -53,18 +63,18 @@ class State:
         self.refused = 0
 
     def begin(self, place: str) -> None:
-        self.start, self.place = time.monotonic(), place
+        self.start, self.place = clock(), place
         self.cuts, self.whiles, self.out, self.shown, self.warnings = {}, {}, [], [], []
         self.length, self.refused = 0, len(isolation.refusals)
         stand_ins.used.clear()
 
-    def long(self, start: float) -> bool:
+    def long(self, start: tuple[float, float]) -> bool:
         """Whether a loop that began at `start` takes long itself: one that builds a network is never cut."""
-        return time.monotonic() - start > min(1.0, self.seconds / 4) or self.length > PRINTED
+        return spent(start) > min(1.0, self.seconds / 4) or self.length > PRINTED
 
     @property
     def over(self) -> bool:
-        return time.monotonic() - self.start > self.seconds or self.length > PRINTED
+        return spent(self.start) > self.seconds or self.length > PRINTED
 
 
 def _line(state: State, *, outermost: bool = True) -> int:
@@ -212,7 +222,7 @@ def helpers(state: State) -> dict[str, Any]:
             total = len(iterable)  # pyright: ignore[reportArgumentType]
         except Exception:
             total = None
-        start = time.monotonic()
+        start = clock()
         for count, item in enumerate(iterable):
             if count >= PASSES and state.over and state.long(start):
                 state.cuts[line] = ["for", count, total]
@@ -223,9 +233,9 @@ def helpers(state: State) -> dict[str, Any]:
     def on(line: int) -> bool:
         if not state.over:
             return True
-        passes = state.whiles.setdefault(line, [0, time.monotonic()])
-        passes[0] += 1
-        if passes[0] > PASSES and state.long(passes[1]):
+        start, passes = state.whiles.get(line, (clock(), 0))
+        state.whiles[line] = start, passes + 1
+        if passes >= PASSES and state.long(start):
             state.cuts[line] = ["while", None, None]
             return False
         return True
@@ -371,7 +381,7 @@ def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: 
     for statement in listing.get("prelude", ()):
         exec(statement, program.__dict__)
     try:
-        with _time(state.seconds * 2.5 + 20):
+        with _time(state.seconds * 5 + 20):
             tree = ast.parse(code, place)
             top = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if job["notebook"] else 0
             compile(code, place, "exec", flags=top)  # errors that only the compiler finds, at their own place
@@ -394,7 +404,7 @@ def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: 
         "cuts": [[line, *entry] for line, entry in sorted(state.cuts.items())],
         "stand_ins": sorted(stand_ins.used),
         "refused": isolation.refusals[state.refused :][:5],
-        "seconds": round(time.monotonic() - state.start, 3),
+        "seconds": round(time.monotonic() - state.start[0], 3),
         "prints_on": state.length > PRINTED,
     }
     return report

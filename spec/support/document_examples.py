@@ -179,9 +179,7 @@ if os.fork() == 0:
 ```
 
 ```python
-rows = []
-while True:
-    rows.append(bytearray(500_000_000))
+rows = [bytearray(100_000_000) for _ in range(1000)]
 ```
 
 ```python
