@@ -195,7 +195,7 @@ class Peer:
         blobs: list[bytes] = []
         tensors = [value for value in _leaves(args) if isinstance(value, Tensor)]
         if self.judge:
-            more["seed"] = torch.get_rng_state()
+            more |= {"seed": torch.get_rng_state(), "folder": os.getcwd()}
             if on in self.tracked:
                 more["state"] = [[t.detach(), t.grad] for t in self.tracked[on]]
         packed = {"do": do, "on": on, "args": self.pack(args, blobs), "more": self.pack(more, blobs)}
@@ -236,6 +236,7 @@ class Peer:
             on = int(message["on"])
             if "seed" in more:
                 torch.set_rng_state(more.pop("seed"))
+                os.chdir(more.pop("folder"))
             for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", ()), strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
@@ -293,10 +294,10 @@ class Peer:
         if isinstance(target, str):
             result = getattr(self.objects[0], target)(*args, **words)
         else:
-            state, training, args = target[1], target[2], args
+            state, training = target[1], target[2]
             layer = self.objects[target[0]].train(training)
             tensors = [*state.values(), *tensors]
-            result = torch.func.functional_call(layer, state, args, words)
+            result = torch.func.functional_call(layer, state, tuple(args), words)
         number = next(self.numbers)
         if keep and isinstance(result, Tensor) and result.requires_grad:
             self.calls[number] = (tensors, result)
