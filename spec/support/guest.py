@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SECONDS = 10.0  # for one request
+RESTARTS = 3  # of a process that ended or did not answer
 START = 60.0  # seconds for the import of the file and of PyTorch
 LARGEST = 256 * 2**20  # bytes of a message
 PLAIN = (type(None), bool, int, float, str)
@@ -69,6 +70,7 @@ class Peer:
         self.calls: dict[int, tuple[list[Tensor], Any]] = {}
         self.tracked: dict[int, list[Tensor]] = {}
         self.end = float("inf")
+        self.lost = False
 
     # messages
 
@@ -182,11 +184,16 @@ class Peer:
             GuestError: it does not answer.
             Exception: what it raised, as one of `ERRORS`.
         """
+        if self.lost:
+            raise GuestError("the process of the file has ended")
         outermost = self.judge and self.end == float("inf")
         if outermost:
             self.end = time.monotonic() + SECONDS
         try:
             return self._ask(do, on, args, more)
+        except GuestError:
+            self.lost = True  # a late answer would be taken for that of another question
+            raise
         finally:
             if outermost:
                 self.end = float("inf")
@@ -454,6 +461,8 @@ class Component:
             )
 
     def __call__(self, *args: Any, **words: Any) -> Any:
+        if self._host.peer.lost:
+            self._host.again()
         peer = self._host.peer
         tensors = [value for value in _leaves((args, words)) if isinstance(value, Tensor)]
         is_class = self._name[0].isupper()
@@ -477,14 +486,30 @@ class Host:
     def __init__(self, file: Path, names: list[str]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # orphans of the file become children of this process
             ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-        self.folder = file.resolve().parent
+        self.file, self.starts = file.resolve(), 0
+        self._start()
+        self.namespace = SimpleNamespace(**{name: Component(self, name) for name in names if name in self.offered})
+
+    def again(self) -> None:
+        """Start a process anew that was lost, a few times.
+
+        Raises:
+            GuestError: it was lost too often.
+        """
+        if self.starts > RESTARTS:
+            raise GuestError(f"the process of the file was lost {self.starts} times")
+        self.close()
+        self._start()
+
+    def _start(self) -> None:
+        self.starts += 1
         to_guest, from_guest = os.pipe(), os.pipe()
-        words = [sys.executable, "-m", "spec.support.guest", str(file.resolve()), str(to_guest[0]), str(from_guest[1])]
+        words = [sys.executable, "-m", "spec.support.guest", str(self.file), str(to_guest[0]), str(from_guest[1])]
         kept = {key: os.environ[key] for key in ("PATH", "LANG", "HOME", "OMP_NUM_THREADS") if key in os.environ}
         root = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
             words, pass_fds=(to_guest[0], from_guest[1]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=kept | {"PYTHONPATH": root}, cwd=self.folder, start_new_session=True,
+            stderr=subprocess.DEVNULL, env=kept | {"PYTHONPATH": root}, cwd=self.file.parent, start_new_session=True,
         )  # fmt: skip
         os.close(to_guest[0])
         os.close(from_guest[1])
@@ -496,9 +521,7 @@ class Host:
             self.peer.end = float("inf")
         if "error" in message:
             raise GuestError(str(message["error"])[:2000])
-        self.namespace = SimpleNamespace(
-            **{name: Component(self, name) for name in names if name in message.get("names", ())}
-        )
+        self.offered = list(message.get("names", ()))
 
     def close(self) -> None:
         """End the process, its group, and what left the group."""
