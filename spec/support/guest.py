@@ -133,8 +133,8 @@ class Peer:
             return {type(value).__name__: [self.pack(one, blobs) for one in value]}
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
-        if isinstance(value, GeneratorType) and self.judge:
-            return {"iterator": [self.pack(one, blobs) for one in value]}
+        if isinstance(value, Once):
+            return {"once": [self.pack(one, blobs) for one in value]}
         number = next(self.numbers)
         self.objects[number] = value
         told: dict[str, Any] = {"mine": number, "callable": callable(value)}
@@ -164,7 +164,7 @@ class Peer:
             return DTYPES[value["dtype"]]
         if "path" in value:
             return Path(value["path"])
-        for name, kind in (("list", list), ("tuple", tuple), ("iterator", iter)):
+        for name, kind in (("list", list), ("tuple", tuple), ("once", Once)):
             if name in value:
                 return kind([self.unpack(one, blobs) for one in value[name]])  # pyright: ignore[reportCallIssue, reportArgumentType]
         if "dict" in value:
@@ -247,6 +247,7 @@ class Peer:
             for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", ()), strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
+            args = [iter(arg) if isinstance(arg, Once) else arg for arg in args]
             result = getattr(self, f"_{do}")(on, *args, **more)
             told = {"answer": self.pack(result, answer)}
             if do == "create" and "mine" in told["answer"]:
@@ -318,6 +319,10 @@ class Peer:
         found = torch.autograd.grad(result, wanted, upstream, allow_unused=True, retain_graph=True)
         gradients = dict(zip(map(id, wanted), found, strict=True))
         return [gradients.get(id(tensor)) for tensor in tensors]
+
+
+class Once(list[Any]):
+    """What a generator gives; on the other side it is an iterator again."""
 
 
 class _Steps:
@@ -464,14 +469,14 @@ class Component:
         if self._host.peer.lost:
             self._host.again()
         peer = self._host.peer
+        args = tuple(Once(arg) if isinstance(arg, GeneratorType) else arg for arg in args)
         tensors = [value for value in _leaves((args, words)) if isinstance(value, Tensor)]
         is_class = self._name[0].isupper()
         if not is_class and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return _Recorded.apply(peer, self._name, list(args), words, {}, *tensors)
         made = peer.ask("create", 0, self._name, *args, **words)
         if isinstance(made, Proxy):
-            leaves = _leaves([list(arg) if isinstance(arg, GeneratorType) else arg for arg in args])
-            peer.tracked[made._number] = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+            peer.tracked[made._number] = [tensor for tensor in tensors if tensor.requires_grad]
         return made
 
 
