@@ -29,6 +29,7 @@ from spec.support.run import current
 from spec.support.strategies import seed_all
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
+_OBJECT = re.compile(r"<PIL\.[\w.]+ image(?= mode)|(?<=\d) at 0x[0-9A-Fa-f]+")
 _CLOSE = 1e-4  # two ways of computing the same float32
 _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
 """Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
@@ -63,7 +64,7 @@ class Said:
         if isinstance(error, pytest.skip.Exception):
             return cls("nothing")
         if isinstance(error, AssertionError):  # below its first line it prints objects, and their names differ
-            return cls("failed", str(error).partition("\n")[0])
+            return cls("failed", _OBJECT.sub("image", str(error).partition("\n")[0]))
         if isinstance(error, pytest.fail.Exception):
             return cls("failed", str(error), (current().difference or [None])[0])
         fits = not (isinstance(error, TypeError) and _CALL_ERROR.search(str(error)))
