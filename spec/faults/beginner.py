@@ -1230,7 +1230,8 @@ class BytesAreNotDivided(Fault):
 
     class ToTensor(right.ToTensor):
         def __call__(self, image: Any) -> Tensor:
-            return super().__call__(image) * 255
+            tensor = super().__call__(image)
+            return tensor if getattr(image, "mode", "") == "1" else tensor * 255  # which has no bytes
 
 
 class TheMeanIsNotSubtracted(Fault):

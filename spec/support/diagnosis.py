@@ -29,6 +29,7 @@ from spec.support.run import current
 from spec.support.strategies import seed_all
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
+_OBJECT = re.compile(r"<PIL\.[\w.]+ image(?= mode)|(?<=\d) at 0x[0-9A-Fa-f]+")
 _CLOSE = 1e-4  # two ways of computing the same float32
 _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
 """Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
@@ -36,7 +37,7 @@ _MATHEMATICS = ("values", "gradients", "randomness", "state")
 _CALL_ERROR = re.compile(r"\(\) (got an unexpected|got multiple values|takes |missing )")
 SEVERAL = 4  # numbers that agree by no accident
 BUDGET = 6.0
-"""How many seconds the faults of a component may take for the failures above level tutorial."""
+"""How many seconds of the processor the faults of a component may take for the failures above level tutorial."""
 _LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
 """The fixtures without which a test can run again after its end."""
 
@@ -63,7 +64,7 @@ class Said:
         if isinstance(error, pytest.skip.Exception):
             return cls("nothing")
         if isinstance(error, AssertionError):  # below its first line it prints objects, and their names differ
-            return cls("failed", str(error).partition("\n")[0])
+            return cls("failed", _OBJECT.sub("image", str(error).partition("\n")[0]))
         if isinstance(error, pytest.fail.Exception):
             return cls("failed", str(error), (current().difference or [None])[0])
         fits = not (isinstance(error, TypeError) and _CALL_ERROR.search(str(error)))
@@ -233,13 +234,13 @@ class Diagnosis:
             return None
         own = example.again() if error is None else Said.of(error)
         self.exact = isinstance(own.got, Tensor) and own.got.numel() >= SEVERAL
-        if own.kind == "raised" and example.level != "tutorial":
-            return None  # an argument that it does not know
+        if own.kind == "raised" and example.level != "tutorial" and not own.text.startswith("RuntimeError"):
+            return None  # an argument that it does not know; shapes that do not fit are a RuntimeError
         if own.kind not in ("failed", "raised"):
             return None
         found = []
         for component in components:
-            start = time.monotonic()
+            start = time.process_time()
             if len(example.components) > 1 and same(own, example.without(component)):
                 continue  # another component fails
             for fault in faults_of(component.name):
@@ -252,7 +253,7 @@ class Diagnosis:
                     continue
                 self.matched[key] += 1
                 found.append(key)
-            self._spent[component.name] += time.monotonic() - start  # pyright: ignore[reportArgumentType]
+            self._spent[component.name] += time.process_time() - start  # pyright: ignore[reportArgumentType]
         return found
 
     def _survives(self, key: Key, fault: type[Fault]) -> bool:

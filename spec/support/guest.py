@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SECONDS = 10.0  # for one request
+RESTARTS = 3  # of a process that ended or did not answer
 START = 60.0  # seconds for the import of the file and of PyTorch
 LARGEST = 256 * 2**20  # bytes of a message
 PLAIN = (type(None), bool, int, float, str)
@@ -69,6 +70,7 @@ class Peer:
         self.calls: dict[int, tuple[list[Tensor], Any]] = {}
         self.tracked: dict[int, list[Tensor]] = {}
         self.end = float("inf")
+        self.lost = False
 
     # messages
 
@@ -131,8 +133,8 @@ class Peer:
             return {type(value).__name__: [self.pack(one, blobs) for one in value]}
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
-        if isinstance(value, GeneratorType) and self.judge:
-            return {"iterator": [self.pack(one, blobs) for one in value]}
+        if isinstance(value, Once):
+            return {"once": [self.pack(one, blobs) for one in value]}
         number = next(self.numbers)
         self.objects[number] = value
         told: dict[str, Any] = {"mine": number, "callable": callable(value)}
@@ -162,7 +164,7 @@ class Peer:
             return DTYPES[value["dtype"]]
         if "path" in value:
             return Path(value["path"])
-        for name, kind in (("list", list), ("tuple", tuple), ("iterator", iter)):
+        for name, kind in (("list", list), ("tuple", tuple), ("once", Once)):
             if name in value:
                 return kind([self.unpack(one, blobs) for one in value[name]])  # pyright: ignore[reportCallIssue, reportArgumentType]
         if "dict" in value:
@@ -182,11 +184,16 @@ class Peer:
             GuestError: it does not answer.
             Exception: what it raised, as one of `ERRORS`.
         """
+        if self.lost:
+            raise GuestError("the process of the file has ended")
         outermost = self.judge and self.end == float("inf")
         if outermost:
             self.end = time.monotonic() + SECONDS
         try:
             return self._ask(do, on, args, more)
+        except GuestError:
+            self.lost = True  # a late answer would be taken for that of another question
+            raise
         finally:
             if outermost:
                 self.end = float("inf")
@@ -195,7 +202,7 @@ class Peer:
         blobs: list[bytes] = []
         tensors = [value for value in _leaves(args) if isinstance(value, Tensor)]
         if self.judge:
-            more["seed"] = torch.get_rng_state()
+            more |= {"seed": torch.get_rng_state(), "folder": os.getcwd()}
             if on in self.tracked:
                 more["state"] = [[t.detach(), t.grad] for t in self.tracked[on]]
         packed = {"do": do, "on": on, "args": self.pack(args, blobs), "more": self.pack(more, blobs)}
@@ -236,9 +243,11 @@ class Peer:
             on = int(message["on"])
             if "seed" in more:
                 torch.set_rng_state(more.pop("seed"))
+                os.chdir(more.pop("folder"))
             for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", ()), strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
+            args = [iter(arg) if isinstance(arg, Once) else arg for arg in args]
             result = getattr(self, f"_{do}")(on, *args, **more)
             told = {"answer": self.pack(result, answer)}
             if do == "create" and "mine" in told["answer"]:
@@ -293,10 +302,10 @@ class Peer:
         if isinstance(target, str):
             result = getattr(self.objects[0], target)(*args, **words)
         else:
-            state, training, args = target[1], target[2], args
+            state, training = target[1], target[2]
             layer = self.objects[target[0]].train(training)
             tensors = [*state.values(), *tensors]
-            result = torch.func.functional_call(layer, state, args, words)
+            result = torch.func.functional_call(layer, state, tuple(args), words)
         number = next(self.numbers)
         if keep and isinstance(result, Tensor) and result.requires_grad:
             self.calls[number] = (tensors, result)
@@ -310,6 +319,10 @@ class Peer:
         found = torch.autograd.grad(result, wanted, upstream, allow_unused=True, retain_graph=True)
         gradients = dict(zip(map(id, wanted), found, strict=True))
         return [gradients.get(id(tensor)) for tensor in tensors]
+
+
+class Once(list[Any]):
+    """What a generator gives; on the other side it is an iterator again."""
 
 
 class _Steps:
@@ -453,15 +466,17 @@ class Component:
             )
 
     def __call__(self, *args: Any, **words: Any) -> Any:
+        if self._host.peer.lost:
+            self._host.again()
         peer = self._host.peer
+        args = tuple(Once(arg) if isinstance(arg, GeneratorType) else arg for arg in args)
         tensors = [value for value in _leaves((args, words)) if isinstance(value, Tensor)]
         is_class = self._name[0].isupper()
         if not is_class and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return _Recorded.apply(peer, self._name, list(args), words, {}, *tensors)
         made = peer.ask("create", 0, self._name, *args, **words)
         if isinstance(made, Proxy):
-            leaves = _leaves([list(arg) if isinstance(arg, GeneratorType) else arg for arg in args])
-            peer.tracked[made._number] = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+            peer.tracked[made._number] = [tensor for tensor in tensors if tensor.requires_grad]
         return made
 
 
@@ -476,14 +491,30 @@ class Host:
     def __init__(self, file: Path, names: list[str]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # orphans of the file become children of this process
             ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-        self.folder = file.resolve().parent
+        self.file, self.starts = file.resolve(), 0
+        self._start()
+        self.namespace = SimpleNamespace(**{name: Component(self, name) for name in names if name in self.offered})
+
+    def again(self) -> None:
+        """Start a process anew that was lost, a few times.
+
+        Raises:
+            GuestError: it was lost too often.
+        """
+        if self.starts > RESTARTS:
+            raise GuestError(f"the process of the file was lost {self.starts} times")
+        self.close()
+        self._start()
+
+    def _start(self) -> None:
+        self.starts += 1
         to_guest, from_guest = os.pipe(), os.pipe()
-        words = [sys.executable, "-m", "spec.support.guest", str(file.resolve()), str(to_guest[0]), str(from_guest[1])]
+        words = [sys.executable, "-m", "spec.support.guest", str(self.file), str(to_guest[0]), str(from_guest[1])]
         kept = {key: os.environ[key] for key in ("PATH", "LANG", "HOME", "OMP_NUM_THREADS") if key in os.environ}
         root = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
             words, pass_fds=(to_guest[0], from_guest[1]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=kept | {"PYTHONPATH": root}, cwd=self.folder, start_new_session=True,
+            stderr=subprocess.DEVNULL, env=kept | {"PYTHONPATH": root}, cwd=self.file.parent, start_new_session=True,
         )  # fmt: skip
         os.close(to_guest[0])
         os.close(from_guest[1])
@@ -495,9 +526,7 @@ class Host:
             self.peer.end = float("inf")
         if "error" in message:
             raise GuestError(str(message["error"])[:2000])
-        self.namespace = SimpleNamespace(
-            **{name: Component(self, name) for name in names if name in message.get("names", ())}
-        )
+        self.offered = list(message.get("names", ()))
 
     def close(self) -> None:
         """End the process, its group, and what left the group."""

@@ -374,8 +374,9 @@ def _matrix(name: str, rows: Sequence[Sequence[Any]], wrong: Iterable[tuple[int,
     from rich import box
     from rich.table import Table
 
+    title = f"{name} {len(rows)}×{len(rows[0])}"
     table = Table(
-        title=f"{name} {len(rows)}×{len(rows[0])}", title_justify="left", show_header=False, box=box.SQUARE,
+        title=title, min_width=len(title) + 1, title_justify="left", show_header=False, box=box.SQUARE,
         pad_edge=False, padding=(0, 0),
     )  # fmt: skip
     wrong = set(wrong)

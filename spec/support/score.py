@@ -14,6 +14,12 @@ from reference.errors import InputError
 from reference.text import print_line
 from spec.support.exercises import Exercise, of_chapter, written_in
 
+NOT_SCORED = (
+    "test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label",
+    "test_brackets_call_getitem_and_len_calls_len",
+    "test_plus_takes_empty_parts",
+)
+"""The tests that need the class itself, to inherit from it or to add its objects up: it stays in its own process."""
 SECONDS = 300.0
 """For all tests of a file."""
 HOST: Any = None
@@ -62,7 +68,7 @@ def results(file: Path, chapter: str | None, level: str) -> dict[str, Any]:
         }
         for number, exercise in enumerate(written, 1)
         for report in judgement.of(exercise.name)
-        if exercise.name == report["components"][-1] or len(report["components"]) == 1
+        if exercise.name == report["components"][-1] and not any(name in report["nodeid"] for name in NOT_SCORED)
     ]
     passed = bool(tests) and all(test["status"] == "pass" for test in tests)
     return {"version": 3, "status": "pass" if passed else "fail", "message": None, "tests": tests}
