@@ -93,6 +93,14 @@ def test_documented_hypothesis_profiles_exist() -> None:
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000
 
 
+@clause("00.package.readme")
+def test_images_of_readme_exist_and_are_small() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    images = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
+    assert {"docs/images/results.en.png", "docs/images/results.zh.png", "docs/images/failure.png"} <= images
+    assert sum((ROOT / image).stat().st_size for image in images) < 300_000
+
+
 BANNED = {
     r"\bpictures?\b": "image",
     r"\b(?:graphics )?cards?\b": "GPU",

@@ -34,7 +34,7 @@ from reference.tracking import draw_confusion, draw_mistakes
 from reference.training import Curve, Evaluation, Progress, confusion_matrix, evaluate, fit
 from spec.support.clauses import clause
 from spec.support.command import SCRIPTS, Command
-from spec.test_18_training import TINY, assert_refused, assert_same_training, one_thread, train
+from spec.test_18_training import TINY, assert_same_training, one_thread, train
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -282,7 +282,9 @@ def test_lang_zh_prints_chinese_and_draws_chinese(tmp_path: Path) -> None:
     english = {line for line in result.out.splitlines() if not re.search("[\u4e00-\u9fff]", line)}
     assert all(re.match(r"  (tensorboard|python) | +\d+\.\d%", line) for line in english), english
     assert "## 各类别的正确率" in (tmp_path / "run/README.md").read_text(encoding="utf-8")
-    assert_refused(train(tmp_path, "--resume", "nowhere", "--lang", "zh"), "错误：--resume nowhere：这里没有训练")
+    refused = train(tmp_path, "--resume", "nowhere", "--lang", "zh")
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err.startswith("错误：--resume nowhere：这里没有训练")
     if font_file("训练") is not None:
         assert train(tmp_path, *SHOWN, "--epochs", 1, "--output", "english").status == 0
         for name in ("results.png", "confusion.png"):

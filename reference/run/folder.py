@@ -323,7 +323,9 @@ class RunFolder(Observer):
         weights = next(self.plan.network.parameters())
         parameters = sum(parameter.numel() for parameter in self.plan.network.parameters())
         where = f"{describe_device(weights.device)}, {self.precision}"
-        text = description(self.settings, self.progress, self.data, self.folder, where, parameters)
+        data = self.data | {"train": len(self.train_set), "test": len(self.test_set)}
+        data["classes"] = list(self.train_set.classes)
+        text = description(self.settings, self.progress, data, self.folder, where, parameters)
         with atomic_write(self.folder / "README.md") as file:
             file.write(text.encode(errors="backslashreplace"))
 
