@@ -81,6 +81,15 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
     assert report["runs"][0]["finished"] == report["runs"][0]["collected"]
 
 
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_ends(tmp_path: Path) -> None:
+    """Ctrl-C within a test is no crash of it."""
+    result, report = judged(tmp_path, "raise KeyboardInterrupt")
+    assert result.returncode == pytest.ExitCode.INTERRUPTED
+    assert result.stdout.count("test session starts") == 1
+    assert report["runs"][0]["interrupted"]
+
+
 # Crashes that are known
 
 

@@ -245,6 +245,10 @@ def _in_forks(config: pytest.Config) -> int | None:
             sys.stderr.write(f"\n{running}: {found.message}. The run continues after this test.\n")
 
 
+END = ""
+"""The name in the last record of a run that ends in order: after its last test, by Ctrl-C, or by an error of pytest."""
+
+
 def _read(file: IO[bytes], past: dict[str, list[Any]]) -> str | None:
     """Take over the tests that ended; the one that did not, if there is one."""
     running = None
@@ -252,11 +256,9 @@ def _read(file: IO[bytes], past: dict[str, list[Any]]) -> str | None:
     with suppress(EOFError, pickle.UnpicklingError):  # the last record may be incomplete
         while True:
             name, reports = pickle.load(file)
-            if reports is None:
-                running = name
-            else:
+            running = name if reports is None else None
+            if reports is not None and name != END:
                 past[name] = reports
-                running = None
     file.seek(0)
     file.truncate()
     return running
@@ -306,6 +308,11 @@ class Continued:
         if not self.repeating:
             write = self.config.hook.pytest_report_to_serializable
             self.reports.append(write(config=self.config, report=report))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Note that the run ends in order."""
+        self._write(END, [])
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Note that a test has ended."""
