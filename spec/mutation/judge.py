@@ -48,11 +48,11 @@ ARGUMENTS = (
 
 @dataclass
 class Coverage:
-    """Which tests enter which functions, and how long each test takes.
+    """Which tests enter which functions, and how much time each test takes.
 
     Attributes:
         tests: For each `file::function` the tests that enter it.
-        seconds: The duration of each test.
+        seconds: The processor time of each test.
     """
 
     tests: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -148,13 +148,13 @@ class _Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.entered.clear()
-        began = time.perf_counter()
+        began = time.process_time()
         sys.settrace(self._note)
         try:
             result = yield
         finally:
             sys.settrace(None)
-        self.coverage.seconds[item.nodeid] = time.perf_counter() - began
+        self.coverage.seconds[item.nodeid] = time.process_time() - began
         for code in self.entered:
             name = re.sub(r"\.<\w+>", "", code.co_qualname)
             file = Path(code.co_filename).relative_to(self.folder).as_posix()
@@ -179,7 +179,7 @@ def _pytest(folder: Path, arguments: list[str], plugins: list[object]) -> int:
 
 
 def _forked(task: Callable[[], str], limit: float) -> str | None:
-    """The answer of a task that runs in a forked process; None if it does not end within `limit` seconds.
+    """The answer of a task that runs in a forked process; None if it does not end in time.
 
     A process that ends without an answer has crashed; the answer is then empty.
     """
@@ -205,16 +205,18 @@ def _forked(task: Callable[[], str], limit: float) -> str | None:
         if not (part := os.read(reading, 1 << 20)):
             break
         parts.append(part)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
     os.close(reading)
-    os.waitpid(child, 0)
+    if late:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)  # what it started
+    late = late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
     return None if late else b"".join(parts).decode()
 
 
-def record(folder: Path, files: list[str], limit: float = 900.0) -> Coverage:
+def record(folder: Path, files: list[str], limit: float = 3600.0) -> Coverage:
     """Run the everyday tests of some files and note which functions each test enters."""
 
     def task() -> str:
@@ -254,7 +256,8 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
                 continue
             chosen = sorted((t for f in files for t in by_file[f]), key=lambda t: coverage.seconds.get(t, 0.0))
             normal = sum(coverage.seconds.get(test, 0.0) for test in chosen)
-            by = _forked(lambda f=files, c=chosen: _noticed(folder, f, c), 30 + 6 * normal)
+            seconds = int(30 + 6 * normal)  # of the processor: a busy machine must not look like an endless loop
+            by = _forked(lambda f=files, c=chosen, s=seconds: _noticed(folder, f, c, s), 20 * seconds)
             if by is None or by != "nothing":
                 name = "a time limit" if by is None else by or "a crash"
                 return Verdict(mutant, name, len(tests), time.monotonic() - began)
@@ -264,8 +267,10 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
     return Verdict(mutant, "", len(tests), time.monotonic() - began)
 
 
-def _noticed(folder: Path, files: list[str], tests: list[str]) -> str:
-    """The first of the tests that fails, or `nothing`."""
+def _noticed(folder: Path, files: list[str], tests: list[str], seconds: int) -> str:
+    """The first of the tests that fails, or `nothing`; the process is ended after `seconds` of processor time."""
+    used_before = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used_before + seconds, used_before + seconds + 5))
     sys.dont_write_bytecode = True
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

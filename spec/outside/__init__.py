@@ -48,6 +48,7 @@ REGISTRY = (
         30,
         TUTORIAL,
     ),
+    Outside("outside.einsum", "sums of products by einsum", (CONVOLUTION, LINEAR), 45, DEFINITION),
     Outside(
         "outside.without_onednn",
         "PyTorch with its own kernels instead of oneDNN's",
