@@ -507,7 +507,8 @@ class Check:
         if name in IMPLIED and (complete or self.options.alone):
             result.cause = table["missing_import"]
             return True
-        similar = _similar(name, defined, complete or bool(before))
+        similar = {"true": "True", "false": "False", "none": "None", "null": "None", "NULL": "None"}.get(name, "")
+        similar = similar or _similar(name, defined, complete or bool(before))
         if similar:
             result.cause = table["misspelled"]
             result.reason = ("similar", similar)
@@ -598,7 +599,8 @@ class Check:
         """What the check does not grant: a network, other programs, files outside; or more time or memory."""
         result = self.done[number]
         network = (
-            r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline"
+            r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline|"
+            r"server socket"
         )
         if result.error and result.error["type"].startswith("spec."):
             result.error["type"] = kind
@@ -638,6 +640,9 @@ class Check:
         """An error that follows from a stand-in: input that is "1", images with other content."""
         result = self.done[number]
         used = set(result.stand_ins)
+        if kind == "IndexError" and "argv" in self.listings[number].code:
+            result.verdict, result.reason, result.cause = "needs", ("arguments", "sys.argv"), None
+            return True
         if "input" in used and kind in ("ValueError", "KeyError", "IndexError"):
             result.verdict, result.reason, result.cause = "needs", ("input", ""), None
             return True
@@ -663,6 +668,16 @@ class Check:
             return True
         return False
 
+    def _after_the_error(self, number: int) -> set[str]:
+        """The names that a failing listing would bind at the line of its error or after it."""
+        listing, error = self.listings[number], self.done[number].error
+        tree = listing.tree
+        if tree is None or error is None:
+            return self.names[number].defines
+        line = error["line"] - listing.first + 1
+        left = [node for node in tree.body if (node.end_lineno or node.lineno) >= line]
+        return names_of("\n".join(ast.unparse(node) for node in left)).defines
+
     def _inside_a_cut_loop(self, number: int, report: dict[str, Any]) -> bool:
         tree, line = self.listings[number].tree, report["error"].get("own_line", 0)
         lines = {entry[0] for entry in report["cuts"]}
@@ -676,8 +691,8 @@ class Check:
             earlier = self.done[other]
             if other >= number or earlier.verdict not in ("needs", "fails") or earlier.error is None:
                 continue
-            shared = set(self.names[number].needs) & self.names[other].defines
-            if shared and earlier.verdict == "needs":
+            after = self._after_the_error(other) if earlier.verdict == "fails" else self.names[other].defines
+            if set(self.names[number].needs) & after:
                 result.verdict, result.cause = "needs", None
                 result.reason = ("listing", str(earlier.listing.cell or earlier.listing.line))
                 return True
