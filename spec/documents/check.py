@@ -384,7 +384,7 @@ class Check:
         if gpu and _asks_for_gpu(listing.code):
             result.stand_ins = [*result.stand_ins, "gpu"]
         result.cuts = [
-            {"line": listing.place(line) if line else 0, "kind": kind, "passes": passes, "of": total}
+            {"line": listing.place(line) if line else listing.line, "kind": kind, "passes": passes, "of": total}
             for line, kind, passes, total in report["cuts"]
         ]
         result.notes = [
@@ -634,6 +634,17 @@ class Check:
         ):
             result.verdict, result.reason, result.cause = "needs", ("device", text.splitlines()[0][:120]), None
             return True
+        earlier = [other for other in group if other < number and _asks_for_gpu(self.listings[other].code)]
+        if (
+            result.cause is not None
+            and result.cause.id == "devices"
+            and earlier
+            and not _asks_for_gpu(self.listings[number].code)
+        ):
+            # an earlier listing moved the network to a GPU, which not every reader has
+            result.verdict, result.cause = "needs", None
+            result.reason = ("listing on a GPU", str(self.listings[earlier[0]].cell or self.listings[earlier[0]].line))
+            return True
         return False
 
     def _is_placeholder(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
@@ -804,7 +815,8 @@ def _fix(found: list[Result], options: Options, keeper: Keeper) -> None:
 
 def write_fixed(document: Document, path: Path) -> None:
     """Write a copy of a document in which the listings have their remedies."""
-    text = document.path.read_text(encoding="utf-8-sig")
+    text = document.path.read_bytes().decode("utf-8-sig")
+    end = "\r\n" if "\r\n" in text else "\n"
     changed = [result for result in document.results if result.fixed and result.fixed["code"] != result.listing.code]
     if document.path.suffix == ".ipynb":
         book = json.loads(text)
@@ -822,4 +834,4 @@ def write_fixed(document: Document, path: Path) -> None:
         first = listing.printed.splitlines()[0] if listing.printed else ""
         indent = shown[: len(shown) - len(first)] if shown.endswith(first) else ""
         lines[start : start + count] = [f"{indent}{line}".rstrip() for line in result.fixed["code"].splitlines()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_bytes((end.join(lines) + end).encode())

@@ -152,7 +152,7 @@ def _listing(
     info: str = "",
 ) -> Listing:
     kind, reason = "python", ""
-    text = printed.replace("\xa0", " ").replace("\u3000", "  ") if "\xa0" in printed else printed
+    text = printed.replace("\xa0", " ")
     if language in SHELL:
         kind = "shell"
     elif (language not in PYTHON and language not in OUTPUT) or _of_another_framework(text, info):
