@@ -17,6 +17,11 @@ The exit status is 0 if nothing fails or differs, 1 if something does, and 2 for
 SECONDS = 8.0
 
 
+def progress(place: str) -> None:
+    """Say on a terminal which listing runs."""
+    print_line(f"... {place}", error=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE|FOLDER", help="FILE.md, FILE.ipynb, or a folder")
@@ -58,7 +63,7 @@ def main() -> int:
     with keeper() as processes:
         for path in paths:
             try:
-                document = check(path, options, processes)
+                document = check(path, options, processes, progress if sys.stderr.isatty() else lambda _: None)
             except ValueError as error:
                 raise InputError(f"{path}: {error}") from None
             found.append(document)

@@ -310,7 +310,7 @@ def recorded_line(first: int, line: int) -> int:
 @clause("00.check.tutorial")
 @pytest.mark.slow
 def test_the_check_of_the_tutorial_equals_its_record(tmp_path: Path) -> None:
-    found = {result.listing.line: result for result in checked(tmp_path, examples.tutorial(), seconds=2.0).results}
+    found = {result.listing.line: result for result in checked(tmp_path, examples.tutorial(), seconds=1.0).results}
     assert set(found) == set(LISTINGS)
     for first, result in found.items():
         (verdict,) = (each.verdict for each in CLAUSES.values() if each.id.endswith(f".listing.at_{first}"))

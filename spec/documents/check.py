@@ -384,7 +384,7 @@ class Check:
         if gpu and _asks_for_gpu(listing.code):
             result.stand_ins = [*result.stand_ins, "gpu"]
         result.cuts = [
-            {"line": listing.place(line) if line else 0, "kind": kind, "passes": passes, "of": total}
+            {"line": listing.place(line) if line else listing.line, "kind": kind, "passes": passes, "of": total}
             for line, kind, passes, total in report["cuts"]
         ]
         result.notes = [
@@ -507,7 +507,8 @@ class Check:
         if name in IMPLIED and (complete or self.options.alone):
             result.cause = table["missing_import"]
             return True
-        similar = _similar(name, defined, complete or bool(before))
+        similar = {"true": "True", "false": "False", "none": "None", "null": "None", "NULL": "None"}.get(name, "")
+        similar = similar or _similar(name, defined, complete or bool(before))
         if similar:
             result.cause = table["misspelled"]
             result.reason = ("similar", similar)
@@ -598,7 +599,8 @@ class Check:
         """What the check does not grant: a network, other programs, files outside; or more time or memory."""
         result = self.done[number]
         network = (
-            r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline"
+            r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline|"
+            r"server socket"
         )
         if result.error and result.error["type"].startswith("spec."):
             result.error["type"] = kind
@@ -632,12 +634,26 @@ class Check:
         ):
             result.verdict, result.reason, result.cause = "needs", ("device", text.splitlines()[0][:120]), None
             return True
+        earlier = [other for other in group if other < number and _asks_for_gpu(self.listings[other].code)]
+        if (
+            result.cause is not None
+            and result.cause.id == "devices"
+            and earlier
+            and not _asks_for_gpu(self.listings[number].code)
+        ):
+            # an earlier listing moved the network to a GPU, which not every reader has
+            result.verdict, result.cause = "needs", None
+            result.reason = ("listing on a GPU", str(self.listings[earlier[0]].cell or self.listings[earlier[0]].line))
+            return True
         return False
 
     def _is_placeholder(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
         """An error that follows from a stand-in: input that is "1", images with other content."""
         result = self.done[number]
         used = set(result.stand_ins)
+        if kind == "IndexError" and "argv" in self.listings[number].code:
+            result.verdict, result.reason, result.cause = "needs", ("arguments", "sys.argv"), None
+            return True
         if "input" in used and kind in ("ValueError", "KeyError", "IndexError"):
             result.verdict, result.reason, result.cause = "needs", ("input", ""), None
             return True
@@ -663,6 +679,16 @@ class Check:
             return True
         return False
 
+    def _after_the_error(self, number: int) -> set[str]:
+        """The names that a failing listing would bind at the line of its error or after it."""
+        listing, error = self.listings[number], self.done[number].error
+        tree = listing.tree
+        if tree is None or error is None:
+            return self.names[number].defines
+        line = error["line"] - listing.first + 1
+        left = [node for node in tree.body if (node.end_lineno or node.lineno) >= line]
+        return names_of("\n".join(ast.unparse(node) for node in left)).defines
+
     def _inside_a_cut_loop(self, number: int, report: dict[str, Any]) -> bool:
         tree, line = self.listings[number].tree, report["error"].get("own_line", 0)
         lines = {entry[0] for entry in report["cuts"]}
@@ -676,8 +702,8 @@ class Check:
             earlier = self.done[other]
             if other >= number or earlier.verdict not in ("needs", "fails") or earlier.error is None:
                 continue
-            shared = set(self.names[number].needs) & self.names[other].defines
-            if shared and earlier.verdict == "needs":
+            after = self._after_the_error(other) if earlier.verdict == "fails" else self.names[other].defines
+            if set(self.names[number].needs) & after:
                 result.verdict, result.cause = "needs", None
                 result.reason = ("listing", str(earlier.listing.cell or earlier.listing.line))
                 return True
@@ -789,7 +815,8 @@ def _fix(found: list[Result], options: Options, keeper: Keeper) -> None:
 
 def write_fixed(document: Document, path: Path) -> None:
     """Write a copy of a document in which the listings have their remedies."""
-    text = document.path.read_text(encoding="utf-8-sig")
+    text = document.path.read_bytes().decode("utf-8-sig")
+    end = "\r\n" if "\r\n" in text else "\n"
     changed = [result for result in document.results if result.fixed and result.fixed["code"] != result.listing.code]
     if document.path.suffix == ".ipynb":
         book = json.loads(text)
@@ -807,4 +834,4 @@ def write_fixed(document: Document, path: Path) -> None:
         first = listing.printed.splitlines()[0] if listing.printed else ""
         indent = shown[: len(shown) - len(first)] if shown.endswith(first) else ""
         lines[start : start + count] = [f"{indent}{line}".rstrip() for line in result.fixed["code"].splitlines()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_bytes((end.join(lines) + end).encode())

@@ -186,7 +186,8 @@ def differences(listing: Listing, report: dict) -> list[Difference]:
     found: list[Difference] = []
     for line, said in (*comments(listing), *((n, t) for n, t in listing.outputs if n)):
         texts = printed.get(line) or printed.get(_statement(listing, line), [])
-        if len(texts) == 1 and differs(said, texts[0]):
+        elsewhere = any(_agrees(said, text) for others in printed.values() for text in others)
+        if len(texts) == 1 and differs(said, texts[0]) and not elsewhere:
             found.append(Difference(line, said.strip(), texts[0].strip()))
     whole = "".join(text for _, text in report["out"])
     last = report["shown"][-1][1] if report["shown"] else ""
@@ -202,6 +203,11 @@ def differences(listing: Listing, report: dict) -> list[Difference]:
             if same and all(differs(said, text) for text in same):
                 found.append(Difference(report["shown"][-1][0], said.strip(), same[0].strip()))
     return found
+
+
+def _agrees(said: str, printed: str) -> bool:
+    """Whether a comment belongs to another print than the one above it."""
+    return skeleton(said) == skeleton(printed) and same_numbers(said, printed)
 
 
 def _statement(listing: Listing, line: int) -> int:

@@ -26,7 +26,7 @@ _CODE = re.compile(
 )
 _PRINTED = re.compile(
     r"^\s*(?:Traceback \(most recent|[\w.]*(?:Error|Exception|Warning): |tensor\(|torch\.Size\(|array\(|[A-Z]\w*\(\s*$|"
-    r"\(\w+\): \w+\(|Epoch\b|\[\d|Out\[\d+\])"
+    r"\(\w+\): \w+\(|Epoch\b|\[\d|Out\[\d+\]|[-+]?\d+(?:\.\d+)?%?\s*$|[\w\u4e00-\u9fff /.()-]+[:：]\s*[-+\d.]|.*[├└│])"
 )
 _ELLIPSIS = re.compile(
     r"^\s*#?\s*(?:\.\.\.|…+|⋮|#\s*(?:省略|略|此处省略|你的代码|TODO|your code|code here|omitted))", re.I | re.M
@@ -152,7 +152,7 @@ def _listing(
     info: str = "",
 ) -> Listing:
     kind, reason = "python", ""
-    text = printed.replace("\xa0", " ").replace("\u3000", "  ") if "\xa0" in printed else printed
+    text = printed.replace("\xa0", " ")
     if language in SHELL:
         kind = "shell"
     elif (language not in PYTHON and language not in OUTPUT) or _of_another_framework(text, info):
@@ -167,6 +167,14 @@ def _listing(
         return replace(made, kind="shell", code=text)
     labelled = language in PYTHON
     kind, reason, code = _judged(code, labelled=labelled, fenced=fenced)
+    if kind == "python" and parsed(code) is None:
+        said = next((text for text in reversed(before.splitlines()) if text.strip()), "")
+        if len(said) < 40 and re.search(
+            r"输出|结果|打印|显示|\b(?:outputs?|out|prints?|result)\b", said, re.IGNORECASE
+        ):
+            kind, reason = "output", "output"
+        elif re.search(r"^\s*\$ ", code, re.MULTILINE):
+            kind, reason = "shell", ""
     return replace(made, kind=kind, reason=reason, code=code)
 
 

@@ -9,7 +9,7 @@ from spec.documents.causes import Cause
 from spec.documents.extract import parsed
 from spec.documents.names import IMPLIED, names_of
 
-PUNCTUATION = str.maketrans("（），：；“”‘’。！？【】－＝＋", "(),:;\"\"''.!?[]-=+")
+PUNCTUATION = str.maketrans("（），：；“”‘’。！？【】－＝＋\u3000", "(),:;\"\"''.!?[]-=+ ")
 
 
 def apply(cause: Cause, code: str, line: int = 0) -> str:

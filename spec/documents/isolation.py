@@ -139,7 +139,8 @@ def guard(folder: Path, *, store: Path, forks: Callable[[], bool] | None = None)
             refuse("programs", os.fsdecode(what) if isinstance(what, bytes) else what)
         elif event in _SOCKETS:
             address = arguments[1] if len(arguments) > 1 else None
-            if not isinstance(address, str | bytes):
+            local = address is None or isinstance(address, str | bytes)  # of a connected socket, or of Unix' own
+            if not local:
                 refusals.append(("network", str(address)))
                 raise OSError(errno.ENETUNREACH, "Network is unreachable")
         elif event in _NAMES:

@@ -19,6 +19,7 @@ from typing import Any
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 """macOS forks too, but its system libraries do not survive it."""
 _REAPER = 36  # prctl: orphans of the listings become children of this process
+_WITH_PARENT = 1  # prctl: the signal that this process gets when its parent ends
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     if FORKS:
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(_REAPER, 1, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
         _import()
     for line in sys.stdin:
         job = json.loads(line)
@@ -59,6 +61,8 @@ def _fork(job: dict[str, Any], answers: int) -> int:
         return child
     try:
         os.setsid()
+        if sys.platform.startswith("linux"):
+            ctypes.CDLL(None).prctl(_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nowhere, descriptor)

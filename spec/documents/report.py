@@ -63,6 +63,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "device": ("a device: {}", "设备：{}"),
     "arguments": ("arguments on the command line ({})", "命令行参数（{}）"),
     "listing": ("what the listing at {} would define", "{} 处代码应定义的名称"),
+    "listing on a GPU": ("its tensors on the GPU too, as the listing at {}", "与 {} 处代码一样把张量移到 GPU"),
     "name": ("it uses {}, which no listing before it defines", "使用了此前从未定义的 {}"),
     "module": ("{} stands for a module of the reader", "{} 代表读者自己的模块"),
     "excerpt": ("an excerpt", "节选"),

@@ -179,7 +179,7 @@ if os.fork() == 0:
 ```
 
 ```python
-rows = [bytearray(100_000_000) for _ in range(1000)]
+rows = bytearray(5 * 2**30)
 ```
 
 ```python
