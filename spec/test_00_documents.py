@@ -55,7 +55,7 @@ def defined_flags() -> set[str]:
     """The long options of the project's own commands, as their sources define them."""
     sources = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "conftest.py"]
     sources += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "spec/support").glob("*.py")]
-    sources += (ROOT / "spec/report").glob("*.py")
+    sources += [*(ROOT / "spec/report").glob("*.py"), *(ROOT / "spec/mutation").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     fields = re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE)  # settings become flags
     return {name.replace("_", "-") for name in fields} | set(re.findall(r'"--([a-z][a-z0-9-]+)"', text))
