@@ -198,6 +198,11 @@ def test_a_pair_stretches(Resize: Transform) -> None:
 
 
 @clause("04.resize.pair")
+def test_a_pair_resizes_an_image_to_this_height_and_width(Resize: Transform) -> None:
+    assert Resize((4, 7))(random_image("RGB", 5, 4, seed=0)).size == (7, 4)  # PIL: width first
+
+
+@clause("04.resize.pair")
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 7), (9, 2)])
 @pytest.mark.level("definition")
 def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
@@ -714,6 +719,7 @@ def test_a_flip_is_differentiable(RandomHorizontalFlip: Transform) -> None:
 
 
 @clause("04.compose.order")
+@pytest.mark.level("tutorial")
 def test_compose_calls_one_after_the_other_from_the_left(Compose: Transform) -> None:
     assert Compose([lambda x: x + 1, lambda x: x * 10])(3) == 40
     assert Compose([str, len, lambda n: [n]])(12345) == [5]

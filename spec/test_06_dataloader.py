@@ -247,6 +247,16 @@ def test_shuffle_draws_a_new_order_each_epoch(DataLoader: Loader) -> None:
 
 
 @clause("06.loader.shuffle")
+def test_two_epochs_have_all_items_in_different_orders(DataLoader: Loader) -> None:
+    seed_all(0)  # of 40! orders two are never equal by chance
+    loader = DataLoader(Numbers(40), batch_size=8, shuffle=True)
+    first, second = (flat(loader) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert list(range(40)) not in (first, second), "an epoch is not shuffled"
+    assert first != second, "both epochs have the same order"
+
+
+@clause("06.loader.shuffle")
 def test_without_shuffle_each_epoch_is_in_the_order_of_the_data_set(DataLoader: Loader) -> None:
     loader = DataLoader(Numbers(4), batch_size=4)
     assert [shown(loader) for _ in range(2)] == [[[0, 1, 2, 3]]] * 2

@@ -58,6 +58,14 @@ def of_softmax(dtype: torch.dtype, roundings: int, largest: float, keys: int, ma
 # scaled_dot_product_attention
 
 
+@clause("12.attention.definition", "12.attention.scale")
+def test_the_scores_are_divided_by_the_root_of_the_number_of_features(scaled_dot_product_attention: Attention) -> None:
+    q, k, v = torch.ones(1, 1, 4), torch.tensor([[[1.0] * 4, [0.0] * 4]]), torch.tensor([[[1.0], [0.0]]])
+    # the scores are 4 and 0, divided by √4 they are 2 and 0
+    expected = torch.tensor([[[1 / (1 + math.exp(-2))]]])
+    assert_close(scaled_dot_product_attention(q, k, v), expected, rounding(torch.float32, 8, 3))
+
+
 @dataclass(frozen=True)
 class Exchange:
     """An attention that is possible.

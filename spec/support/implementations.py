@@ -150,6 +150,7 @@ def load(name: str) -> Implementation:
 
     Args:
         name: `reference`, `torch`, `torch-compile`, the path of a Python file, a dotted module, or `module:namespace`.
+            `outside.NAME` is the module of that name in `spec/outside`.
 
     Raises:
         ImplementationError: nothing of that name can be imported.
@@ -164,6 +165,7 @@ def load(name: str) -> Implementation:
         imports = {c: f"{folder}\n{_import_line(path.stem, c)}" for c in found}
         return Implementation(name, path.stem, "", found, imports, left_out, namespace)
     module, _, attribute = name.partition(":")
+    module = f"spec.{module}" if module.startswith("outside.") else module
     namespace = _import_module(module)
     if attribute:
         if not hasattr(namespace, attribute):

@@ -18,7 +18,7 @@ import torch
 from spec.support import crashes, isolation, lessons, simulated_device
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
-from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again
+from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again, sentence
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
 from spec.support.levels import LOW_PRECISION, OBSERVATIONS, aspect_of, level_of
 from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
@@ -33,7 +33,7 @@ ABSENT = pytest.StashKey[list[str]]()
 OUTLINED = pytest.StashKey[bool]()
 """Whether another process imports the file under test."""
 
-KNOWN_FAILURES = Path(__file__).parents[1] / "known_failures/torch.toml"
+KNOWN_FAILURES = tuple(Path(__file__).parents[1] / "known_failures" / name for name in ("torch.toml", "outside.toml"))
 """The tests that implementations of others fail, by implementation and type of device."""
 
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
@@ -123,6 +123,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _teach(config: pytest.Config) -> None:
     """Set pytest up for a person's own implementation: teaching order, and no text but that of `lessons`."""
     config.option.randomly_reorganize = False
+    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):  # a file that is never closed
+        config.addinivalue_line("filterwarnings", f"ignore::{kind}")
     if not config.getoption("--all-failures"):
         config.option.tbstyle = "no"
         config.option.reportchars = ""
@@ -367,10 +369,11 @@ class Specification:
         for number, item in enumerate(items):
             item.user_properties.append(("order", number))
         whole = not any("::" in str(argument) for argument in self.config.args)
-        for name, devices in tomllib.loads(KNOWN_FAILURES.read_text(encoding="utf-8")).items():
-            if name in [implementation.name for implementation in self.implementations]:
-                reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
-                _expect_failures(KNOWN_FAILURES.name, reasons, items, whole=whole)
+        for path in KNOWN_FAILURES:
+            for name, devices in tomllib.loads(path.read_text(encoding="utf-8")).items():
+                if name in [implementation.name for implementation in self.implementations]:
+                    reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
+                    _expect_failures(path.name, reasons, items, whole=whole)
         if (path := self.config.getoption("--known-failures")) is not None:
             _apply_known_failures(Path(path), items, whole=whole)
 
@@ -416,7 +419,7 @@ class Specification:
             raise
         diagnosis = self._diagnosis(item)
         if diagnosis is not None and (example := example_of(item, failing=False)) is not None:
-            item.user_properties.append(("ruled_out", diagnosis.passed(example)))
+            item.user_properties.append(("ruled_out", [name for _, name in diagnosis.passed(example)]))
             self._watch_the_work(item, example)
 
     def _guarded(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -496,9 +499,18 @@ class Specification:
             ("message", lessons.message(error, run.file)),
             ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),  # pyright: ignore[reportArgumentType]
             ("paste", lessons.paste(run)),
+            ("drawing", lessons.drawing(run)),
         ]
         example = example_of(item, failing=True) if again else None
-        item.user_properties.append(("faults", [] if example is None else diagnosis.failed(example)))
+        drawn = run.example is not None  # then the random state of the failure is not known
+        found = None if example is None else diagnosis.failed(example, None if drawn else error)
+        names = list(dict.fromkeys(name for _, name in found or ()))
+        item.user_properties += [
+            ("examined", found is not None),
+            ("faults", names),
+            ("exact", diagnosis.exact),
+            ("mistakes", {name: sentence(name) for name in names}),
+        ]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -574,14 +586,16 @@ class Specification:
             if dict(report.user_properties).get("implementation") == name
         ]
         failures = sorted((r for outcome, r in reports if outcome in ("failed", "error")), key=lessons.order)
-        counts = lessons.explained(failures, [r for outcome, r in reports if outcome == "passed"])
+        mistakes = lessons.mistakes(failures, [r for outcome, r in reports if outcome == "passed"])
+        if len(self.implementations) > 1:
+            terminalreporter.write_line(f"== {name}")
         if failures and self.teaches:
-            for line in lessons.first_failure(failures[0], counts):
+            for line in lessons.first_failure(failures[0], mistakes):
                 terminalreporter.write_line(line)
             if failures[1:]:
                 terminalreporter.write_line("")
                 terminalreporter.write_line("other failures by cause (--all-failures prints them):")
-                for line in lessons.others(failures[1:], counts):
+                for line in lessons.others(failures[1:], mistakes):
                     terminalreporter.write_line(line)
             terminalreporter.write_line("")
         return list(lessons.progress(reports, trial.absent))
