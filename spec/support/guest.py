@@ -427,9 +427,9 @@ class Layer(nn.Module):
                     home = home._modules[part]  # pyright: ignore[reportAssignmentType]
                 tensor = peer.unpack(value, blobs)
                 if kind == "parameters":
-                    home.register_parameter(last, nn.Parameter(tensor.detach(), tensor.requires_grad))
+                    home._parameters[last] = nn.Parameter(tensor.detach(), tensor.requires_grad)
                 else:
-                    home.register_buffer(last, tensor)
+                    home._buffers[last] = tensor
 
     def forward(self, *args: Any, **words: Any) -> Any:
         state = dict(self.named_parameters()) | dict(self.named_buffers())
