@@ -134,7 +134,8 @@ class Peer:
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
         if isinstance(value, Once):
-            return {"once": [self.pack(one, blobs) for one in value]}
+            values: Any = value
+            return {"once": [self.pack(one, blobs) for one in values]}
         number = next(self.numbers)
         self.objects[number] = value
         told: dict[str, Any] = {"mine": number, "callable": callable(value)}
@@ -244,7 +245,7 @@ class Peer:
             if "seed" in more:
                 torch.set_rng_state(more.pop("seed"))
                 os.chdir(more.pop("folder"))
-            for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", ()), strict=False):
+            for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", None) or [], strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
             args = [iter(arg) if isinstance(arg, Once) else arg for arg in args]
