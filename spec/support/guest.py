@@ -109,6 +109,8 @@ class Peer:
 
     def pack(self, value: Any, blobs: list[bytes]) -> Any:
         """A value as JSON; tensors and images leave their bytes in `blobs`."""
+        if isinstance(value, Once):
+            return {"once": [self.pack(one, blobs) for one in value]}
         if isinstance(value, Proxy) and value._peer is self:
             return {"yours": value._number}
         if isinstance(value, PLAIN):
@@ -133,9 +135,6 @@ class Peer:
             return {type(value).__name__: [self.pack(one, blobs) for one in value]}
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
-        if isinstance(value, Once):
-            values: Any = value
-            return {"once": [self.pack(one, blobs) for one in values]}
         number = next(self.numbers)
         self.objects[number] = value
         told: dict[str, Any] = {"mine": number, "callable": callable(value)}
@@ -245,7 +244,8 @@ class Peer:
             if "seed" in more:
                 torch.set_rng_state(more.pop("seed"))
                 os.chdir(more.pop("folder"))
-            for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", None) or [], strict=False):
+            state: list[Any] = more.pop("state", None) or []
+            for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
             args = [iter(arg) if isinstance(arg, Once) else arg for arg in args]
