@@ -259,5 +259,5 @@ def test_an_argument_that_is_neither_an_image_nor_an_array_is_rejected(
 @clause("03.totensor.rejects")
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2, 3)], ids=["1 dimension", "4 dimensions"])
 def test_arrays_of_other_than_2_or_3_dimensions_are_rejected(ToTensor: Transform, shape: tuple[int, ...]) -> None:
-    with rejects(naming="dimension"):
+    with rejects("dimension", "pic", "image"):
         ToTensor()(np.zeros(shape, np.uint8))
