@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import GeneratorType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ class Peer:
         if isinstance(value, torch.Size):
             return {"tuple": [{"plain": int(size)} for size in value]}
         if type(value) in (list, tuple):
-            return {type(value).__name__: [self.pack(one, blobs) for one in value]}
+            return {type(value).__name__: [self.pack(one, blobs) for one in cast(list[Any], value)]}
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
         number = next(self.numbers)
@@ -223,10 +223,12 @@ class Peer:
         """Do to the judge's tensors and generator what the call did to its copies."""
         if isinstance(seed := after.get("seed"), Tensor) and seed.shape == torch.get_rng_state().shape:
             torch.set_rng_state(seed)
+        written: dict[int, Tensor] = after.get("written") or {}
+        state: list[Any] = after.get("state") or []
         with torch.no_grad():
-            for place, value in dict(after.get("written") or {}).items():
+            for place, value in written.items():
                 tensors[place].copy_(value)
-            for tensor, (value, grad) in zip(self.tracked.get(on, ()), after.get("state") or (), strict=False):
+            for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
                 tensor.copy_(value)
                 tensor.grad = grad if grad is None else grad.reshape(tensor.shape)
 
