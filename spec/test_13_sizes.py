@@ -133,6 +133,81 @@ class TestSumsOfManyNumbersInHalfPrecision:
         self.check(found, 1 if reduction == "mean" else self.count, dtype, f"the {reduction} of 4,001 losses")
 
 
+@clause("13.sizes.half_gradients")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+class TestGradientsOfManyUsesInHalfPrecision:
+    """A number that is used in many places has the sum of their gradients as its gradient.
+
+    Added up one after the other, a sum of ones in bfloat16 would stay at 256 and one in float16 at 2,048.
+    """
+
+    count = 5000
+    height, window = 4999, 2500
+
+    def check(self, found: Tensor | None, exact: float, dtype: torch.dtype) -> None:
+        __tracebackhide__ = True
+        assert found is not None
+        right = torch.full(found.shape, exact, dtype=torch.float64)
+        # the sum is rounded to the dtype once, and each part of it may be
+        assert_close(found.double().cpu(), right.cpu(), rounding(dtype, 1, abs(exact)), "the gradient of many uses")
+
+    @clause("13.sizes.half_gradients")
+    def test_of_a_row_of_an_embedding(self, embedding: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        table = torch.zeros(3, 2, dtype=dtype, requires_grad=True)
+        y = embedding(torch.zeros(self.count, dtype=torch.int64), table)
+        y.backward(torch.ones_like(y))
+        self.check(table.grad[0] if table.grad is not None else None, self.count, dtype)
+
+    @clause("13.sizes.half_gradients")
+    def test_of_the_weight_of_a_linear_layer(self, linear: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        weight = torch.ones(1, 2, dtype=dtype, requires_grad=True)
+        y = linear(torch.ones(self.count, 2, dtype=dtype), weight)
+        y.backward(torch.ones_like(y))
+        self.check(weight.grad, self.count, dtype)
+
+    @clause("13.sizes.half_gradients")
+    @pytest.mark.parametrize("images", [1, 5000], ids=["one image", "many images"])
+    def test_of_a_kernel(self, conv2d: Callable[..., Tensor], images: int, dtype: torch.dtype) -> None:
+        weight = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+        bias = torch.zeros(1, dtype=dtype, requires_grad=True)
+        y = conv2d(torch.ones(images, 1, self.count // images, 1, dtype=dtype), weight, bias)
+        y.backward(torch.ones_like(y))
+        self.check(weight.grad, self.count, dtype)
+        self.check(bias.grad, self.count, dtype)
+
+    @clause("13.sizes.half_gradients")
+    def test_of_the_weight_of_a_layer_norm(self, layer_norm: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        weight, bias = (torch.ones(2, dtype=dtype, requires_grad=True) for _ in range(2))
+        y = layer_norm(torch.tensor([[1.0, -1.0]], dtype=dtype).repeat(self.count, 1), (2,), weight, bias, eps=0.0)
+        y.backward(torch.ones_like(y))
+        self.check(bias.grad, self.count, dtype)
+        self.check(weight.grad.abs() if weight.grad is not None else None, self.count, dtype)
+
+    @clause("13.sizes.half_gradients")
+    def test_of_the_bias_of_a_batch_norm(self, batch_norm: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        weight, bias = (torch.ones(1, dtype=dtype, requires_grad=True) for _ in range(2))
+        x = torch.ones(self.count, 1, dtype=dtype)
+        x[::2] = -1
+        y = batch_norm(x, None, None, weight, bias, training=True)
+        y.backward(torch.ones_like(y))
+        self.check(bias.grad, self.count, dtype)
+
+    @clause("13.sizes.half_gradients")
+    def test_of_the_largest_pixel_of_many_windows(self, max_pool2d: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        image = torch.zeros(1, 1, self.height, 1, dtype=dtype)
+        image[0, 0, self.window - 1] = 1
+        y = max_pool2d(image.requires_grad_(), (self.window, 1), stride=(1, 1))
+        y.backward(torch.ones_like(y))
+        self.check(image.grad[0, 0, self.window - 1] if image.grad is not None else None, self.window, dtype)
+
+    @clause("13.sizes.half_gradients")
+    def test_of_a_pixel_in_many_windows(self, avg_pool2d: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        image = torch.zeros(1, 1, self.height, 1, dtype=dtype, requires_grad=True)
+        y = avg_pool2d(image, (self.window, 1), stride=(1, 1), divisor_override=1)
+        y.backward(torch.ones_like(y))
+        self.check(image.grad[0, 0, self.window - 1] if image.grad is not None else None, self.window, dtype)
+
+
 @clause("13.sizes.dropout")
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_each_of_many_numbers_is_dropped_and_kept(dropout: Callable[..., Tensor], dtype: torch.dtype) -> None:

@@ -8,19 +8,28 @@ skipped with the reason. How many samples each test used is among its recorded p
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 import reference
-from spec.support.assertions import Tolerance, assert_close
 from spec.support.clauses import clause
+from spec.support.samples import (
+    MODULES,
+    OPERATORS,
+    OPTIMIZERS,
+    built,
+    judge,
+    largest_upstream,
+    placed,
+    results,
+    samples,
+    tensors,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,41 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # samples are also of what PyTorch warns about
 ]
 
-OPERATORS = {
-    **{
-        name: f"nn.functional.{name}"
-        for name in (
-            *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "relu", "leaky_relu", "linear"),
-            *("batch_norm", "layer_norm", "embedding", "scaled_dot_product_attention"),
-            *("l1_loss", "mse_loss", "nll_loss", "cross_entropy"),
-        )
-    },
-    **{name: name for name in ("sigmoid", "tanh", "softmax", "log_softmax", "flatten")},
-}
-"""Under which name PyTorch has the samples of a function; those of `dropout` differ from device to device."""
-
-MODULES = (
-    *("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "ReLU", "LeakyReLU", "Sigmoid", "Tanh", "Softmax"),
-    *("LogSoftmax", "Linear", "BatchNorm2d", "LayerNorm", "Embedding", "RNN", "LSTM", "GRU", "MultiheadAttention"),
-    *("TransformerEncoderLayer", "L1Loss", "MSELoss", "NLLLoss", "CrossEntropyLoss"),
-)
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SIDES = ("reference", "torch")
-
-
-@cache
-def samples(kind: str) -> Any:
-    """PyTorch's list of samples: `op`, `module` or `optim`; skips where this PyTorch has none."""
-    try:
-        if kind == "op":
-            from torch.testing._internal.common_methods_invocations import op_db as found
-        elif kind == "module":
-            from torch.testing._internal.common_modules import module_db as found
-        else:
-            from torch.testing._internal.common_optimizers import optim_db as found
-    except (ImportError, AttributeError) as error:
-        pytest.skip(f"PyTorch's private test samples cannot be imported: {error}")
-    return found
 
 
 def component(side: str, name: str) -> Any:
@@ -71,91 +46,6 @@ def component(side: str, name: str) -> Any:
         return getattr(reference, name)
     homes = (nn, nn.functional, torch.optim, torch)
     return next(getattr(home, name) for home in homes if hasattr(home, name))
-
-
-def placed(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The structure with copies of its tensors on the device, floating-point ones in the dtype."""
-
-    def copied(tensor: Tensor) -> Tensor:
-        floating = tensor.is_floating_point()
-        moved = tensor.detach().to(device, dtype if floating else None, copy=True)
-        return moved.requires_grad_(floating and tensor.requires_grad)
-
-    return tree_map_only(Tensor, copied, value)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a structure."""
-    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
-
-
-def results(call: Callable[[], Any], given: Sequence[Tensor]) -> list[Tensor]:
-    """Every output, and the gradients of what is given, for an upstream gradient that depends on the shape only."""
-    outputs = tensors(call())
-    flowing = [output for output in outputs if output.requires_grad]
-    wanted = [value for value in given if value.requires_grad]
-    gradients: list[Tensor] = []
-    if flowing and wanted:
-        generator = torch.Generator().manual_seed(1)
-        upstream = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in flowing]
-        found = torch.autograd.grad(flowing, wanted, upstream, allow_unused=True)
-        gradients = [
-            torch.zeros_like(value) if g is None else g.detach() for value, g in zip(wanted, found, strict=True)
-        ]
-    return [*(output.detach() for output in outputs), *gradients]
-
-
-def judge(
-    ours: Callable[[Any, torch.device, torch.dtype | None], list[Tensor]],
-    theirs: Callable[[Any, torch.device, torch.dtype | None], list[Tensor]],
-    given: Any,
-    device: torch.device,
-    what: str,
-    largest: float,
-) -> None:
-    """Compare what the implementation computes on the device with PyTorch's float64 on the CPU.
-
-    A sum of n products in float32 is the exact sum of products that are off by n · eps. So no number of a result may be
-    farther from the exact one than four times the farthest that inputs lead which are off by that much, n being the
-    numbers of the largest input; and by four roundings of numbers as large as the result, or as the upstream gradient,
-    which is below 4. A norm divides it by at least the square root of its eps on the way.
-    """
-    here, eps = torch.device("cpu"), torch.finfo(torch.float32).eps
-    exact = theirs(given, here, torch.float64)
-    count = max([value.numel() for value in tensors(given)] + [16])
-    farthest = [torch.zeros_like(value, dtype=torch.float64) for value in exact]
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-
-        def off(tensor: Tensor, generator: torch.Generator = generator) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-            moved = tensor.detach().double() * (1 + count * eps * signs)
-            return moved.requires_grad_(tensor.requires_grad)
-
-        wobbling = theirs(tree_map_only(Tensor, off, given), here, torch.float64)
-        farthest = [
-            torch.maximum(most, (one.double() - other.double()).abs().nan_to_num(0.0, 0.0, 0.0))
-            for most, one, other in zip(farthest, wobbling, exact, strict=True)
-        ]
-    found = ours(given, device, None)
-    assert len(found) == len(exact), what
-    for number, (value, right, most) in enumerate(zip(found, exact, farthest, strict=True)):
-        assert value.device.type == device.type, what
-        if right.is_floating_point():
-            size = max([largest, *right.abs().nan_to_num(0.0, 0.0, 0.0).flatten().tolist()])
-            allowed = 4 * max([0.0, *most.flatten().tolist()]) + 4 * eps * size
-            right = right.to(value.dtype)
-        else:
-            allowed = 0.0
-        because = f"what inputs that are off by {count} · eps lead to"
-        assert_close(value.cpu(), right, Tolerance(allowed, because), f"{what}: result {number}")
-
-
-def largest_upstream(name: str) -> float:
-    """What an upstream gradient, below 4, grows to on its way through a component."""
-    return 4 / 1e-5**0.5 if "norm" in name.lower() else 4.0
 
 
 @clause("19.gpu.samples")
@@ -195,14 +85,6 @@ def test_operator_samples(
             counts["samples"] += 1
     record_property("samples", dict(counts))
     assert counts["samples"] > 0
-
-
-def built(info: Any, name: str, training: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """The samples of a module: arguments of the class, of the call, and a description."""
-    torch.manual_seed(0)
-    inputs = info.module_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=True, training=training)
-    for sample in inputs:
-        yield sample.constructor_input, sample.forward_input, f"{name}: {sample.desc or sample.constructor_input}"
 
 
 @clause("19.gpu.samples")

@@ -1,0 +1,66 @@
+"""Right implementations that are written differently: the specification must pass each at the level that it claims.
+
+`python -m pytest FILE --impl outside.loops` tests one of them; several names give several columns of a report. The
+tests that an implementation is known to fail stand in `spec/known_failures/outside.toml`, and each reason names the
+fault or the deviation.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A right implementation.
+
+    Attributes:
+        name: Its name for `--impl`.
+        about: How it differs from the reference, for people.
+        tests: The test files that judge it.
+        options: What it claims, as options of pytest: a level, aspects, dtypes.
+        needs: The packages that it is built on, besides those of the tests.
+        least: How many tests it passes at least.
+    """
+
+    name: str
+    about: str
+    tests: tuple[str, ...]
+    least: int
+    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """The packages that it needs and that are not installed."""
+        return [package for package in self.needs if importlib.util.find_spec(package) is None]
+
+
+DEFINITION = ("--level", "definition")
+TUTORIAL = ("--level", "tutorial")
+CONVOLUTION, POOLING, ACTIVATION = "test_08_convolution.py", "test_10_pooling.py", "test_11_activation.py"
+LINEAR, ATTENTION, NORMALIZATION = "test_12_linear.py", "test_12_attention.py", "test_12_normalization.py"
+RECURRENT, LOSS, OPTIM = "test_12_recurrent.py", "test_14_loss.py", "test_15_optim.py"
+
+REGISTRY = (
+    Outside(
+        "outside.loops",
+        "plain loops over the numbers of a result",
+        (CONVOLUTION, POOLING, ACTIVATION, LINEAR, LOSS),
+        30,
+        TUTORIAL,
+    ),
+    Outside("outside.einsum", "sums of products by einsum", (CONVOLUTION, LINEAR), 45, DEFINITION),
+    Outside(
+        "outside.without_onednn",
+        "PyTorch with its own kernels instead of oneDNN's",
+        (CONVOLUTION, "test_09_convolution_layer.py", LINEAR, RECURRENT),
+        200,
+    ),
+    Outside(
+        "torchvision.transforms.v2",
+        "torchvision's second transforms",
+        ("test_03_transforms.py", "test_04_transforms_in_use.py"),
+        100,
+    ),
+    Outside("outside.web_loader", "webdataset's WebLoader", ("test_06_dataloader.py",), 50, needs=("webdataset",)),
+)
+"""Every implementation that the specification must pass."""
