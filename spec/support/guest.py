@@ -229,7 +229,8 @@ class Peer:
             for place, value in written.items():
                 tensors[place].copy_(value)
             for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
-                tensor.copy_(value)
+                if not torch.equal(tensor, value):  # a graph may still need what has not changed
+                    tensor.copy_(value)
                 tensor.grad = grad if grad is None else grad.reshape(tensor.shape)
 
     def serve(self, message: dict[str, Any], blobs: list[bytes]) -> None:
