@@ -73,6 +73,7 @@ def test_every_script_flag_and_link_exists(path: Path) -> None:
         "logdir",
         "help",
         "hypothesis-profile",
+        "randomly-seed",
         "benchmark-autosave",
         "benchmark-compare",
         "nproc-per-node",

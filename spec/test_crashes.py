@@ -121,7 +121,7 @@ def test_where_the_call_does_not_crash_it_is_judged(probe: Any, flags: set[str])
      ((1, 2, 3, 1), torch.float16, (2, 1), False), ((1, 2, 1, 1), torch.float32, 2, False),
      ((1, 2, 3, 3), torch.float16, 2, False)],
 )  # fmt: skip
-def test_the_known_crash_of_conv2d_is_told_by_dtype_width_and_dilation(
+def test_the_known_crash_of_conv2d_is_recognized_by_dtype_width_and_dilation(
     shape: tuple[int, ...], dtype: torch.dtype, dilation: Any, crashing: bool
 ) -> None:
     (crash,) = crashes.KNOWN
