@@ -37,10 +37,11 @@ class TrainingError(ArithmeticError):
 def exit_with(action: Callable[[], int | None]) -> NoReturn:
     """Run `action` and exit with its status; an error that a user can fix is printed in one line, with status 2.
 
-    `InputError`, `TrainingError` and `OSError` (a full disk, a missing permission) are such errors; any other exception
-    is a defect of the program and keeps its traceback. Ctrl-C exits with 130, SIGTERM with 143 and SIGHUP with 129,
-    after the clean-up of the running code. Standard output and standard error are `reference.text.Console`s meanwhile:
-    a closed reader changes nothing, and any other failure to write standard output is an error at the end.
+    `InputError`, `TrainingError`, `MemoryError` and `OSError` (a full disk, a missing permission) are such errors; any
+    other exception is a defect of the program and keeps its traceback. Ctrl-C exits with 130, SIGTERM with 143 and
+    SIGHUP with 129, after the clean-up of the running code. Standard output and standard error are
+    `reference.text.Console`s meanwhile: a closed reader changes nothing, and any other failure to write standard output
+    is an error at the end.
     """
     open_console()
     for number in STOPPING:
@@ -50,6 +51,9 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:
         print_line(f"error: {' '.join(str(error).split())}", error=True)
+        status = 2
+    except MemoryError as error:
+        print_line(f"error: there is not enough memory ({' '.join(str(error).split()) or 'for this'})", error=True)
         status = 2
     except KeyboardInterrupt:
         print_line("interrupted", error=True)

@@ -1,6 +1,7 @@
 """Writing a file so that a reader, a crash or a full disk never sees half of it, and reading only regular files."""
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -8,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO, NoReturn
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -50,6 +51,27 @@ def read_regular(path: str | os.PathLike[str], largest: int) -> bytes:
     """The content of a regular file, opened by `open_regular`, up to the size that it has when it is opened."""
     with open_regular(path, largest) as file:
         return file.read(os.fstat(file.fileno()).st_size)
+
+
+LARGEST_JSON = 2**26
+"""The largest JSON file of a run that is read, in bytes; the names of a hundred thousand classes fit in it."""
+
+
+def read_json(path: str | os.PathLike[str], largest: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file in UTF-8 that others may have replaced: regular, bounded, and strict JSON.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is not a regular file, too large, or not JSON; `NaN` and infinities are none.
+    """
+    try:
+        return json.loads(read_regular(path, largest).decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_regular(status: os.stat_result, largest: int) -> None:

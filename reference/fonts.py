@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from PIL import ImageFont
 
+from reference.messages import translated
 from reference.text import printable
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -87,6 +88,24 @@ def font_for(text: str, size: int) -> Font:
         return _plain(size)
     fonts = (_opened(path, size) for path in system_fonts())
     return next((font for font in fonts if font is not None and has(font, text)), _plain(size))
+
+
+def legible(text: str, size: int) -> str:
+    """`text` in the chosen language, or in English if no font has the characters of the translation."""
+    chosen = translated(text)
+    line = chosen.replace("\n", " ")
+    return chosen if has(font_for(line, size), line) else text
+
+
+def font_file(text: str) -> Path | None:
+    """The font file of the system that `font_for` would choose for `text`; None if Pillow's own font has it, or none.
+
+    A program that draws with Matplotlib loads it by its name.
+    """
+    if has(_plain(12), text):
+        return None
+    fonts = ((path, _opened(path, 12)) for path in system_fonts())
+    return next((path for path, font in fonts if font is not None and has(font, text)), None)
 
 
 class Label(NamedTuple):

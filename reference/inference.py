@@ -7,7 +7,7 @@ with 0.8, another share than 80 % may be right.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from reference.data.images import open_image, printable
 from reference.data.labeled_folder import list_images
 from reference.errors import InputError
+from reference.tracking import draw_predictions
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Prediction:
         image: the file; or the folder, if it contains no image.
         classes: (name, probability) from the most to the least probable, `top_k` of them; empty after an error.
         error: the reason why there is no answer, or None.
+        scores: the network's scores of all classes (logits), `[classes]`, float64; None after an error.
     """
 
     image: Path
     classes: list[tuple[str, float]]
     error: str | None = None
+    scores: Tensor | None = None
 
 
 def predict(
@@ -91,21 +95,24 @@ def _answers(
                 readable.append(place)
             except InputError as reason:
                 errors[place] = str(reason)
-        answers = {}
+        answers, scored = {}, {}
         if pixels:
-            probabilities = _probabilities(network, torch.stack(pixels), len(class_names))
-            best = probabilities.topk(min(top_k, len(class_names)), dim=1)
-            for place, numbers, shares in zip(readable, best.indices.tolist(), best.values.tolist(), strict=True):
+            scores = _scores(network, torch.stack(pixels), len(class_names))
+            best = scores.softmax(dim=1).topk(min(top_k, len(class_names)), dim=1)
+            rows = zip(readable, best.indices.tolist(), best.values.tolist(), scores, strict=True)
+            for place, numbers, shares, logits in rows:
+                scored[place] = logits
                 answers[place] = [(class_names[number], share) for number, share in zip(numbers, shares, strict=True)]
                 if shares[0] != shares[0]:  # the softmax of infinite or NaN scores is NaN
                     answers[place] = []
                     errors[place] = f"{printable(group[place][0])}: the network's scores for it are not finite"
         for place, (path, _) in enumerate(group):
-            yield Prediction(path, answers.get(place, []), errors.get(place))
+            known = scored.get(place) if place not in errors else None
+            yield Prediction(path, answers.get(place, []), errors.get(place), known)
 
 
-def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "images classes"]:
-    """The softmax of the scores for `pixels` [images, height, width, 3] of 0 to 255, in float64 on the CPU."""
+def _scores(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "images classes"]:
+    """The scores for `pixels` [images, height, width, 3] of 0 to 255, in float64 on the CPU."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = pixels.permute(0, 3, 1, 2).to(like.device).to(like.dtype) / 255
     with torch.no_grad(), evaluating(network):
@@ -115,7 +122,7 @@ def _probabilities(network: nn.Module, pixels: Tensor, classes: int) -> Float[Te
             f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} images; "
             f"{classes} class names need {[len(pixels), classes]}"
         )
-    return scores.cpu().double().softmax(dim=1)
+    return scores.cpu().double()
 
 
 @contextmanager
@@ -163,3 +170,35 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
             continue
         yield from ((folder / name, None) for name in images)
         waiting += [folder / name for name in sorted(inner, reverse=True)]
+
+
+def newest_checkpoint(runs: Path = Path("runs")) -> Path:
+    """`best.pt` of the run in `runs` that wrote it last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [path for path in runs.glob("**/best.pt") if path.is_file()]
+    if not found:
+        raise InputError(f"no finished epoch of a run is in {runs}/: train first, or name a file with --checkpoint")
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def draw_answers(answers: Sequence[tuple[Path, str, float]], class_names: Sequence[str]) -> Image.Image:
+    """The images as a grid, 128×128 pixels each, with the name and the probability of the most probable class.
+
+    Args:
+        answers: (image, class name, probability) of each image; an image that has gone since is grey.
+        class_names: the names of all classes.
+    """
+    tiles = torch.full((len(answers), 3, 128, 128), 128, dtype=torch.uint8, device="cpu")
+    for tile, (path, _, _) in zip(tiles, answers, strict=True):
+        with suppress(InputError):
+            tile.copy_(torch.from_numpy(np.array(open_image(path, (128, 128)))).permute(2, 0, 1))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    guesses = torch.tensor([numbers[name] for _, name, _ in answers], device="cpu")
+    shares = torch.tensor([share for *_, share in answers], dtype=torch.float64, device="cpu")
+    columns = min(6, len(answers))
+    return draw_predictions(
+        tiles, guesses, guesses, tuple(class_names), confidences=shares, columns=columns, scale=1, letters=14
+    )

@@ -140,9 +140,13 @@ class FallingRate:
 
     def __call__(self, step: int) -> None:
         """Set the rate for step number `step`, from 0."""
-        share = min((step + 1) / (0.1 * self.steps), (self.steps - step) / (0.9 * self.steps), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (100 / self.steps) ** (1 / 3) * share
+            group["lr"] = self.rate(group["initial_lr"], step)
+
+    def rate(self, initial: float, step: int) -> float:
+        """The rate of step number `step`, from 0, where `initial` is the initial one."""
+        share = min((step + 1) / (0.1 * self.steps), (self.steps - step) / (0.9 * self.steps), 1.0)
+        return initial * (100 / self.steps) ** (1 / 3) * share
 
 
 def patches(images: UInt8[Tensor, "n channels height width"], size: int) -> Float[Tensor, "m columns"]:

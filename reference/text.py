@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from reference.messages import translated
+
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that are escaped: controls, format characters, lone surrogates, line and paragraph separators."""
 JOINERS = "\u200c\u200d"
@@ -47,8 +49,9 @@ def is_printable(text: str) -> bool:
 
 
 def print_line(text: object, *, error: bool = False) -> None:
-    """Print `text` as one line, `printable`, and flush; with `error` to standard error."""
-    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+    """Print `text` as one line, `printable`, in the chosen language, and flush; with `error` to standard error."""
+    shown = printable(text)
+    print(translated(shown) if isinstance(text, str) else shown, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _escaped(text: str, keep: str = "") -> str:

@@ -6,25 +6,34 @@ test_loss, test_accuracy    after each epoch, at the steps 0, 1, 2, … as in th
 graph                       the network's graph
 predictions                 the first test images, with their classes and the predicted classes
 confusion                   the confusion matrix
+mistakes                    the wrong answers of the highest probability
+kernels                     the kernels of the first convolution as images
+hyperparameters             in the HParams tab, beside the results of the run
+
+TensorBoard draws runs that have a tag in common in one chart. So two folders inside the run, `train` and `test`, hold
+`loss` (mean over images) and `accuracy` by the number of the step; `train` also holds `learning_rate`. The training
+loss has a point for every step at first and later for every 2, 4, … steps, so that a short run has a curve too.
 """
 
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from reference.files import atomic_write
-from reference.fonts import Labels, font_for, shortened
+from reference.fonts import Labels, font_for, legible, shortened
 from reference.training import confusion_entries, most_confused
 
 EVENT_FILES = "events.out.tfevents.*"
+COUNT = 15  # height of the letters in the confusion matrix with counts, in pixels
 FIGURES = 32  # largest number of classes drawn with counts and names: at most 1,498 pixels a side
 SIDE = 1024  # pixels of the confusion matrix of more classes
 LISTED = 24  # pairs of classes listed next to it
@@ -55,13 +64,30 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter  # imported here to keep `import reference` fast
 
         self.leaving = ExitStack()
-        path = self.leaving.enter_context(utf8_path(folder))
-        self.writer = SummaryWriter(str(path), flush_secs=3600)  # flushed explicitly
+        self.folder, self.kind = folder, SummaryWriter
+        self.parts: dict[str, Any] = {}
+        self.writer = self.part("")
 
-    def scalars(self, step: int, **values: float) -> None:
-        """Write each value under its name as the tag."""
+    def part(self, name: str) -> Any:
+        """The writer of the run, or of its part `train` or `test`, a folder inside it."""
+        if name not in self.parts:
+            (self.folder / name).mkdir(exist_ok=True)
+            path = self.leaving.enter_context(utf8_path(self.folder / name))
+            self.parts[name] = self.kind(str(path), flush_secs=3600)  # flushed explicitly
+        return self.parts[name]
+
+    def scalars(self, step: int, part: str = "", **values: float) -> None:
+        """Write each value under its name as the tag, into the run or into its part `train` or `test`."""
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+            self.part(part).add_scalar(tag, value, step)
+
+    def hyperparameters(self, settings: Mapping[str, Any], results: Iterable[str]) -> None:
+        """Write the settings for the HParams tab, which shows them beside the scalars named `results`."""
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
+        for summary in hparams(values, dict.fromkeys(results, 0.0)):
+            self.writer.file_writer.add_summary(summary, 0)
 
     def graph(self, network: nn.Module, example: Tensor) -> None:
         """Write the network's graph, traced with a batch like `example`; the network keeps its mode."""
@@ -78,53 +104,83 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
-        self.writer.flush()
+        for writer in self.parts.values():
+            writer.flush()
 
     def close(self) -> None:
         """Flush and end the file."""
-        with self.leaving:
-            self.writer.close()
+        with self.leaving, ExitStack() as closing:
+            for writer in self.parts.values():
+                closing.callback(writer.close)
 
 
-def forget_after(folder: Path, *, step: int, epoch: int) -> None:
+def forget_after(folder: Path, *, step: int, epoch: int, evaluated: int = 0) -> None:
     """Truncate the event files of `folder` to a checkpoint, so that resuming from it writes nothing twice.
 
     A run that was killed has logged more than its last checkpoint covers. The later events are dropped: `train_loss`
-    beyond `step`, everything else from epoch `epoch` on (epochs count from 0). The files are merged into one, whole or
-    not at all.
+    beyond `step`, everything else from epoch `epoch` on (epochs count from 0); in the parts `train` and `test`, the
+    events of steps beyond `step`, and of results beyond `evaluated`, the step of the last test. The files of a folder
+    are merged into one, whole or not at all.
     """
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+
+    def in_run(tags: set[str], at: int) -> bool:
+        if tags == {"train_loss"}:
+            return at <= step
+        return not tags or at < epoch or all(tag.startswith("_hparams_/") for tag in tags)
+
+    def in_train(tags: set[str], at: int) -> bool:
+        return not tags or at <= (evaluated if tags == {"accuracy"} else step)
+
+    def in_test(tags: set[str], at: int) -> bool:
+        return not tags or at <= evaluated
+
+    for place, keeps in ((folder, in_run), (folder / "train", in_train), (folder / "test", in_test)):
+        _truncate(place, keeps)
+
+
+def _truncate(folder: Path, keeps: Callable[[set[str], int], bool]) -> None:
+    """Merge the event files of `folder` into one, with the events of which `keeps(tags, step)` is true."""
 
     def started(file: Path) -> float:
         """The time of its first event: the names of files of the same second do not give their order."""
-        first = next(iter(RawEventFileLoader(str(file)).Load()), None)
-        return Event.FromString(first).wall_time if first is not None else float("inf")
+        return next((event.wall_time for _, event in _events(file)), float("inf"))
 
-    if not any(folder.glob(EVENT_FILES)):
-        return
     with utf8_path(folder) as place:
-        _merge(sorted(place.glob(EVENT_FILES), key=started), step, epoch)
+        files = [file for file in place.glob(EVENT_FILES) if file.is_file()]  # opening a FIFO would wait for its writer
+        if files:
+            _merge(sorted(files, key=started), keeps)
 
 
-def _merge(files: list[Path], step: int, epoch: int) -> None:
-    """Replace `files`, in the order of their events, by one file without the events after `step` and `epoch`."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+def _merge(files: list[Path], keeps: Callable[[set[str], int], bool]) -> None:
+    """Replace `files`, in the order of their events, by one file with the events that are kept."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
         for file in files:
-            for record in RawEventFileLoader(str(file)).Load():  # ends at a record that was cut off
-                event = Event.FromString(record)
+            for record, event in _events(file):
                 tags = {value.tag for value in event.summary.value}
-                keep = event.step <= step if tags == {"train_loss"} else not tags or event.step < epoch
-                if keep and (file == files[0] or event.WhichOneof("what") == "summary"):
+                if keeps(tags, event.step) and (file == files[0] or event.WhichOneof("what") == "summary"):
                     writer.write(record)
     for file in files[1:]:
         file.unlink()
+
+
+def _events(file: Path) -> Iterator[tuple[bytes, Any]]:
+    """The records of an event file with their events, up to the first one that is cut off, damaged or no event."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
+
+    with suppress(DecodeError, MemoryError, OverflowError):  # the last two: a length that no file can have
+        for record in RawEventFileLoader(str(file)).Load():
+            yield record, Event.FromString(record)
+
+
+RIGHT, WRONG = "#0072b2", "#b84a00"
+"""Blue and vermilion: colours that people of every kind of colour vision tell apart, and dark enough for small text."""
+CAPTION = 10  # height of the letters below an image, in pixels
 
 
 def draw_predictions(
@@ -133,31 +189,138 @@ def draw_predictions(
     predictions: Int[Tensor, "n"],
     classes: tuple[str, ...],
     *,
+    confidences: Float[Tensor, "n"] | None = None,
     columns: int = 8,
     scale: int = 3,
+    letters: int = CAPTION,
 ) -> Image.Image:
-    """A grid of enlarged images with the predicted class under each: green if it is right, else red, and the target.
+    """A grid of enlarged images, each with the predicted class: blue if it is right, else vermilion, with the target.
 
     Names that no font can draw are shown as `#number`; the legend below the grid gives them in ASCII.
+
+    Args:
+        images: at least one image.
+        targets: the class of each image.
+        predictions: the predicted class of each image.
+        classes: the names.
+        confidences: the probability of each predicted class, shown behind it; None shows none.
+        columns: images in a row.
+        scale: pixels of the grid per pixel of an image.
+        letters: height of the letters in pixels.
     """
-    height, width, caption = images.shape[2] * scale, images.shape[3] * scale, 24
+    width, line = images.shape[3] * scale, letters + 1
     pairs = list(zip(targets.tolist(), predictions.tolist(), strict=True))
     names = {number: classes[number] for number in sorted({number for pair in pairs for number in pair})}
+    truth = legible("is {}", letters).replace("{0}", "{}")
+    shares = [""] * len(pairs) if confidences is None else [f" {share:.0%}" for share in confidences.tolist()]
     # the narrower of the two captions decides, so that a class has one label in the whole grid
-    labels = Labels(names, 10, width - 4 - round(font_for("is ", 10).getlength("is ")))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
+    taken = max(_width(truth.replace("{}", ""), letters), *(_width(share, letters) for share in shares))
+    labels = Labels(names, letters, width - 4 - taken)
+
+    def caption(sheet: ImageDraw.ImageDraw, number: int, left: int, top: int) -> None:
+        target, guess = pairs[number]
+        text = f"{labels[guess].text}{shares[number]}"
+        sheet.text((left + 2, top), text, RIGHT if guess == target else WRONG, labels[guess].font)
+        if guess != target:
+            text = truth.replace("{}", labels[target].text)
+            sheet.text((left + 2, top + line), text, "black", font_for(text, letters))
+
+    return _with_legend(_grid(images, columns, scale, 2 * line + 2, caption), labels.legend)
+
+
+def draw_mistakes(
+    images: UInt8[Tensor, "n 3 height width"],
+    targets: Int[Tensor, "n"],
+    predictions: Int[Tensor, "n"],
+    confidences: Float[Tensor, "n"],
+    classes: tuple[str, ...],
+    *,
+    most: int = 24,
+    columns: int = 6,
+) -> Image.Image:
+    """The wrong answers of the highest probability, at most `most`; a line of text if every answer is right."""
+    wrong = (predictions != targets).nonzero().flatten()
+    chosen = wrong[confidences[wrong].sort(descending=True, stable=True).indices[:most]]
+    if len(chosen) == 0:
+        text = legible("every test image is classified correctly", 16)
+        font = font_for(text, 16)
+        sheet = Image.new("RGB", (round(font.getlength(text)) + 32, 64), "white")
+        ImageDraw.Draw(sheet).text((16, 20), text, RIGHT, font)
+        return sheet
+    parts = (images[chosen], targets[chosen], predictions[chosen], classes)
+    scale = max(1, 128 // images.shape[3])
+    return draw_predictions(*parts, confidences=confidences[chosen], columns=columns, scale=scale, letters=14)
+
+
+def draw_examples(
+    images: UInt8[Tensor, "n 3 height width"],
+    targets: Int[Tensor, "n"],
+    classes: tuple[str, ...],
+    *,
+    columns: int = 8,
+    rows: int = 16,
+) -> Image.Image:
+    """The first images of each class, a class a row; above `rows` classes, an image of each of the first classes."""
+    present = targets.unique().tolist()
+    each = columns if len(present) <= rows else 1
+    chosen: list[int] = []
+    for number in present[: rows * columns // each]:
+        chosen += (targets == number).nonzero().flatten()[:each].tolist()
+    scale, letters = max(1, 96 // images.shape[3]), 13
+    shown = [int(targets[place]) for place in chosen]
+    labels = Labels({number: classes[number] for number in sorted(set(shown))}, letters, images.shape[3] * scale - 4)
+    places: list[int | None] = []
+    for number in dict.fromkeys(shown):
+        row: list[int | None] = [place for place, other in zip(chosen, shown, strict=True) if other == number]
+        places += row + [None] * (each - len(row))  # a class with fewer images keeps its row
+
+    def caption(sheet: ImageDraw.ImageDraw, number: int, left: int, top: int) -> None:
+        if (place := places[number]) is not None:
+            label = labels[int(targets[place])]
+            sheet.text((left + 2, top), label.text, "black", label.font)
+
+    tiles = torch.full((len(places), *images.shape[1:]), 255, dtype=torch.uint8, device="cpu")
+    for number, place in enumerate(places):
+        if place is not None:
+            tiles[number] = images[place]
+    return _with_legend(_grid(tiles, columns, scale, letters + 4, caption), labels.legend)
+
+
+def draw_kernels(weight: Float[Tensor, "filters channels height width"]) -> Image.Image:
+    """The kernels of a convolution over RGB images, each as an image: grey is 0, the extreme is 0 or 255.
+
+    Of a convolution over another number of channels, the mean over its channels is shown.
+    """
+    kernels = weight.detach().cpu().float()
+    if kernels.shape[1] != 3:
+        kernels = kernels.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    largest = kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    images = (127.5 + 127.5 * kernels / largest).round().to(torch.uint8)
+    padded = nn.functional.pad(images, (0, 1, 0, 1), value=255)
+    return _grid(padded, 8, 12, 0, lambda *_: None)
+
+
+def _width(text: str, letters: int) -> int:
+    return round(font_for(text, letters).getlength(text))
+
+
+def _grid(
+    images: UInt8[Tensor, "n 3 height width"],
+    columns: int,
+    scale: int,
+    caption: int,
+    write: Callable[[ImageDraw.ImageDraw, int, int, int], None],
+) -> Image.Image:
+    """Enlarged images in rows of `columns`, with `caption` pixels below each, in which `write` puts its text."""
+    height, width = images.shape[2] * scale, images.shape[3] * scale
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * (height + caption)), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, (image, (target, guess)) in enumerate(zip(images, pairs, strict=True)):
+    for number, image in enumerate(images):
         left, top = number % columns * width, number // columns * (height + caption)
         tile = Image.fromarray(image.permute(1, 2, 0).numpy())
         sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text(
-            (left + 2, top + height), labels[guess].text, "green" if guess == target else "red", labels[guess].font
-        )
-        if guess != target:
-            draw.text((left + 2, top + height + 11), f"is {labels[target].text}", "black", labels[target].font)
-    return _with_legend(sheet, labels.legend)
+        write(draw, number, left, top + height)
+    return sheet
 
 
 def draw_confusion(
@@ -182,21 +345,22 @@ def draw_confusion(
 def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: int) -> Image.Image:
     margin, n = 90, len(classes)
     sheet = Image.new("RGB", (margin + n * cell, margin + n * cell), "white")
-    draw, plain = ImageDraw.Draw(sheet), font_for("0", 11)
-    labels = Labels(dict(enumerate(classes)), 11, margin - 6)
+    draw, plain = ImageDraw.Draw(sheet), font_for("0", COUNT)
+    labels = Labels(dict(enumerate(classes)), COUNT, margin - 6)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     for row, label in labels.items():
-        draw.text((4, margin + row * cell + cell // 3), label.text, "black", label.font)
+        draw.text((4, margin + row * cell + cell // 4), label.text, "black", label.font)
         heading = Image.new("RGB", (margin, cell), "white")
-        ImageDraw.Draw(heading).text((4, cell // 3), label.text, "black", label.font)
+        ImageDraw.Draw(heading).text((4, cell // 4), label.text, "black", label.font)
         sheet.paste(heading.rotate(90, expand=True), (margin + row * cell, 0))
         for column in range(n):
             share, left, top = float(shares[row, column]), margin + column * cell, margin + row * cell
             shade = (round(255 - 205 * share), round(255 - 150 * share), 255)
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=shade)
             count = str(int(confusion[row, column]))
-            draw.text((left + 5, top + cell // 3), count, "white" if share > 0.6 else "black", plain)
-    draw.text((4, 4), "rows: is\ncolumns:\ntaken for", "gray", plain)
+            draw.text((left + 5, top + cell // 4), count, "white" if share > 0.6 else "black", plain)
+    text = legible("rows: is\ncolumns:\ntaken for", COUNT)
+    draw.text((4, 4), text, "gray", font_for(text.replace("\n", " "), COUNT))
     return _with_legend(sheet, labels.legend)
 
 
@@ -213,13 +377,15 @@ def _confusion_without_figures(confusion: Tensor, classes: tuple[str, ...]) -> I
     sheet = Image.new("RGB", (margin + SIDE + panel, margin + SIDE + margin), "white")
     sheet.paste(matrix, (margin, margin))
     draw, plain = ImageDraw.Draw(sheet), font_for("0", 11)
-    draw.text((margin, 3), f"{n:,} classes; rows: is; columns: taken for", "gray", plain)
+    text = legible(f"{n:,} classes; rows: is; columns: taken for", 11)
+    draw.text((margin, 3), text, "gray", font_for(text, 11))
     confused = most_confused(confusion, LISTED)
     numbers = sorted({number for pair in confused for number in pair[:2]})
     labels = Labels({number: classes[number] for number in numbers}, 11, 150)
     left, top = margin + SIDE + 12, margin
     for place, word in ((0, "is"), (165, "taken for"), (330, "images")):
-        draw.text((left + place, top), word, "gray", plain)
+        word = legible(word, 11)
+        draw.text((left + place, top), word, "gray", font_for(word, 11))
     for true, guess, count in confused:
         top += 18
         for place, number in ((0, true), (165, guess)):
@@ -242,7 +408,8 @@ def _with_legend(sheet: Image.Image, legend: list[str]) -> Image.Image:
 
 def _write_legend(draw: ImageDraw.ImageDraw, legend: list[str], left: int, top: int, width: int) -> None:
     if len(legend) > LEGEND:
-        legend = [*legend[:LEGEND], f"... and {len(legend) - LEGEND} more: the classes in config.json, from 0"]
-    font = font_for("0", 11)
+        more = f"... and {len(legend) - LEGEND} more: the classes in config.json, from 0"
+        legend = [*legend[:LEGEND], legible(more, 11)]
     for place, line in enumerate(legend):
+        font = font_for(line, 11)
         draw.text((left, top + 14 * place), shortened(line, font, width), "black", font)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,40 @@ from torch import Tensor, nn
 
 from reference.distributed import Group
 from reference.errors import TrainingError
+
+
+@dataclass
+class Curve:
+    """The training loss by step, for drawings: the mean loss of each `every` steps, in order.
+
+    Beyond `MOST` points neighbours merge and `every` doubles, so that the curve of any training is short.
+
+    Attributes:
+        losses: the points; point `i` is the mean of the steps `every * i + 1` to `every * (i + 1)`.
+        every: number of steps of a point.
+        total: the sum of the losses after the last point.
+        count: their number.
+    """
+
+    MOST: ClassVar[int] = 512
+
+    losses: list[float] = field(default_factory=list)
+    every: int = 1
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, loss: float) -> float | None:
+        """Add the loss of one more step; return the mean loss of the point that it completes, if it does."""
+        self.total, self.count = self.total + loss, self.count + 1
+        if self.count < self.every:
+            return None
+        mean = self.total / self.count
+        self.losses.append(mean)
+        self.total, self.count = 0.0, 0
+        if len(self.losses) == self.MOST:
+            pairs = zip(self.losses[::2], self.losses[1::2], strict=True)
+            self.losses, self.every = [(first + second) / 2 for first, second in pairs], 2 * self.every
+        return mean
 
 
 @dataclass
@@ -25,9 +59,11 @@ class Progress:
         step: total number of optimizer steps.
         loss_sum: the sum over the current epoch of each batch's loss times its number of images.
         seen: images in `loss_sum`.
+        right: images in `seen` that the network classified correctly in the step that trained on them.
         order: the train loader's generator at the start of the current epoch: it draws the epoch's order again.
         history: one dictionary of metrics for each completed epoch.
         confusion: the confusion matrix after the last of them.
+        curve: the training loss by step; empty unless an observer keeps it.
     """
 
     epoch: int = 0
@@ -35,9 +71,11 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     seen: int = 0
+    right: int = 0
     order: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     confusion: Tensor | None = None
+    curve: Curve = field(default_factory=Curve)
 
 
 @dataclass(frozen=True)
@@ -50,6 +88,7 @@ class Evaluation:
         accuracy: the share of images with the highest score for the right class.
         confusion: `confusion[i, j]` images of class `i` were predicted as `j`; sparse (COO) above `DENSE` classes.
         predictions: the class with the highest score, image by image.
+        confidences: its softmax probability, image by image.
     """
 
     loss: float
@@ -57,6 +96,7 @@ class Evaluation:
     accuracy: float
     confusion: Int[Tensor, "classes classes"]
     predictions: Int[Tensor, "n"]
+    confidences: Float[Tensor, "n"]
 
 
 @runtime_checkable
@@ -172,7 +212,8 @@ def train_epoch(
     """The tutorial's loop: make the remaining steps of an epoch; arguments as of `fit`.
 
     Yields:
-        After each step its number, its loss, on the device, and the images of its batch.
+        After each step its number; its loss and the number of images that it classified correctly, as one tensor on
+            the device; and the images of its batch.
     """
     device = next(network.parameters()).device
     network.train()
@@ -186,7 +227,11 @@ def train_epoch(
         optimizer.step()
         progress.batch += 1
         progress.step += 1
-        yield progress.step, group.mean(loss.detach()), len(targets)
+        with torch.no_grad():
+            right = (scores.argmax(dim=1) == group.part(targets).to(device)).sum() * group.size
+            dtype = torch.promote_types(loss.dtype, torch.float32)  # counts of images stay exact
+            outcome = group.mean(torch.stack([loss.detach().to(dtype), right.to(dtype)]))
+        yield progress.step, outcome, len(targets)
 
 
 def watched(steps: Iterable[tuple[int, Tensor, int]], progress: Progress, observer: Observer, *, waits: bool) -> bool:
@@ -221,13 +266,14 @@ def end_epoch(progress: Progress, evaluation: Evaluation, images_per_second: flo
             "epoch": progress.epoch,
             "step": progress.step,
             "train_loss": progress.loss_sum / progress.seen,
+            "train_accuracy": progress.right / progress.seen,
             "test_loss": evaluation.loss,
             "test_loss_sum": evaluation.loss_sum,
             "test_accuracy": evaluation.accuracy,
             "images_per_second": images_per_second,
         }
     )
-    progress.batch, progress.loss_sum, progress.seen = 0, 0.0, 0
+    progress.batch, progress.loss_sum, progress.seen, progress.right = 0, 0.0, 0, 0
     progress.confusion = evaluation.confusion
 
 
@@ -240,20 +286,21 @@ def compute(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tenso
 
 
 def report_losses(progress: Progress, pending: list[tuple[int, Tensor, int]], observer: Observer) -> None:
-    """Copy the losses of the pending steps `(step, loss, images)` to the host in one transfer and report them.
+    """Copy the outcomes of the pending steps `(step, (loss, right), images)` to the host in one transfer; report them.
 
     Raises:
         TrainingError: one of them is not finite.
     """
     if not pending:
         return
-    losses = torch.stack([loss for _, loss, _ in pending]).tolist()
-    for (step, _, images), loss in zip(pending, losses, strict=True):
+    outcomes = torch.stack([outcome for _, outcome, _ in pending]).tolist()
+    for (step, _, images), (loss, right) in zip(pending, outcomes, strict=True):
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of step {step} is {loss}")
         progress.loss_sum += loss * images
         progress.seen += images
-    observer.on_steps(progress, {step: loss for (step, _, _), loss in zip(pending, losses, strict=True)})
+        progress.right += round(right)
+    observer.on_steps(progress, {step: loss for (step, _, _), (loss, _) in zip(pending, outcomes, strict=True)})
     pending.clear()
 
 
@@ -279,7 +326,7 @@ def evaluate(
     group = group or Group()
     device = next(network.parameters()).device
     network.eval()
-    losses, predictions, labels, classes = [], [], [], 0
+    losses, predictions, confidences, labels, classes = [], [], [], [], 0
     with torch.no_grad():
         for number, (images, targets) in enumerate(loader):
             turn = number % group.size
@@ -292,24 +339,30 @@ def evaluate(
             scores = compute(network, images.to(device), precision)
             losses.append(loss_function(scores, targets))
             predictions.append(scores.argmax(dim=1))
+            confidences.append(scores.float().softmax(dim=1).amax(dim=1))
             classes = scores.shape[1]
     if not labels:
         raise ValueError("evaluate: the loader has no batches, and a mean over nothing means nothing")
     sizes = torch.tensor([len(batch) for batch in labels], dtype=torch.float64, device="cpu")
     batch_losses = torch.zeros_like(sizes)
     all_predictions = [torch.zeros_like(batch) for batch in labels]
+    all_confidences = [torch.zeros(len(batch), device=device) for batch in labels]
     if losses:
         batch_losses[group.rank :: group.size] = torch.stack(losses).cpu().double()
         all_predictions[group.rank :: group.size] = predictions
+        all_confidences[group.rank :: group.size] = confidences
     taken_for, truth = torch.cat(all_predictions).cpu(), torch.cat(labels).cpu()
+    sure = torch.cat(all_confidences).cpu()
     group.add_up(batch_losses)  # the others have zeros in these places, so no sum is rounded
     group.add_up(taken_for)
+    group.add_up(sure)
     return Evaluation(
         loss=float((batch_losses * sizes).sum() / sizes.sum()),
         loss_sum=float(batch_losses.sum()),
         accuracy=float((taken_for == truth).double().mean()),
         confusion=confusion_matrix(truth, taken_for, group.largest(classes)),
         predictions=taken_for,
+        confidences=sure,
     )
 
 

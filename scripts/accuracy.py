@@ -1,24 +1,28 @@
 """Measure the accuracy of a recipe: `python scripts/accuracy.py --seeds 5 --output DIR`, and train_full.py's flags."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from reference.errors import InputError, exit_with
+from reference.files import read_json
+from reference.messages import translated
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
+from reference.run.settings import shortened
 from reference.text import print_line
 
 
 @dataclass(frozen=True)
 class Measurement(Settings):
     """Train with the seeds 0, 1, 2, … and print the accuracy of the networks: mean ± standard deviation."""
+
+    GROUPS: ClassVar = {"measurement": ("seeds", "ablation", "against")} | Settings.GROUPS
 
     seeds: int = 5
     """Number of trainings; at least 2."""
@@ -45,10 +49,10 @@ def main() -> None:
         ablate(settings, measurement.seeds)
         return
     summaries = train_seeds(settings, measurement.seeds)
-    print("seed  test accuracy  test loss  sum of batch means")
+    print_line("seed  test accuracy  test loss  sum of batch means")
     for seed, row in enumerate(summaries):
         print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
-    print(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
+    print_line(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
     if others:
         print_line(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
 
@@ -65,7 +69,10 @@ def measured(folder: Path) -> list[float]:
     found = []
     for path in paths:
         try:
-            found.append(float(json.loads(path.read_text(encoding="utf-8"))["test_accuracy"]))
+            accuracy = read_json(path)["test_accuracy"]
+            if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
+                raise ValueError(f"its test_accuracy is {shortened(accuracy)}, which is not a number from 0 to 1")
+            found.append(accuracy)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"--against {folder}: {path} is damaged ({error})") from error
     return found
@@ -110,9 +117,10 @@ def ablate(settings: Settings, seeds: int) -> None:
     for number, (name, change) in enumerate(ABLATION.items()):
         changed = replace(settings, output=settings.output / f"without-{number}", **change)
         rows[name] = train_seeds(changed, seeds)
-    print(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |\n|---|---|")
+    print_line(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |")
+    print("|---|---|")
     for name, summaries in rows.items():
-        print(f"| {name} | {spread(accuracies(summaries))} |")
+        print(f"| {translated(name)} | {spread(accuracies(summaries))} |")
 
 
 def accuracies(summaries: list[dict[str, Any]]) -> list[float]:

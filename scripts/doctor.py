@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,30 +12,40 @@ sys.path.append(str(Path(__file__).parents[1]))  # where the project is not inst
 
 from reference.doctor import examine
 from reference.errors import exit_with
-from reference.text import json_text, print_line
+from reference.messages import choose_language, translated
+from reference.text import json_text, print_line, printable
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
-DESCRIPTION = """
-Check what a training needs on this machine: versions, devices, memory, data; and print a remedy for each problem.
-The exit status is 0 if a training can run, 1 if not.
-"""
+DESCRIPTION = (
+    "Check what a training needs on this machine: versions, devices, memory, data; and print a remedy for each "
+    "problem. The exit status is 0 if a training can run, 1 if not."
+)
+LANGUAGE = "the language of messages: English, Chinese, or that of the system's locale"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
-    parser.add_argument(
-        "--json", action=argparse.BooleanOptionalAction, default=False, help="print one JSON list instead of text"
-    )
+    choose_language()
+    parser = argparse.ArgumentParser(description=translated(DESCRIPTION))
+    help_of_json = translated("print one JSON list instead of text")
+    parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help=help_of_json)
+    parser.add_argument("--lang", choices=("auto", "en", "zh"), default="auto", help=translated(LANGUAGE))
     words = parser.parse_args()
     findings = examine()
     if words.json:
         print(json_text([asdict(finding) for finding in findings], indent=2, encoding=sys.stdout.encoding))
     else:
         for finding in findings:
-            print_line(f"{SIGNS[finding.state]} {finding.what:<13} {finding.found}")
+            print_line(
+                f"{SIGNS[finding.state]} {padded(translated(finding.what))} {translated(printable(finding.found))}"
+            )
             if finding.remedy:
-                print_line(f"   {'':<13} → {finding.remedy}")
+                print_line(f"   {padded('')} → {translated(printable(finding.remedy))}")
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
+
+
+def padded(text: str) -> str:
+    """`text` in 13 columns; a Chinese character takes two."""
+    return text + " " * (13 - sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Predict the class of images: `python scripts/predict.py IMAGE… --checkpoint FILE`, see `--help`.
+"""Predict the class of images: `python scripts/predict.py IMAGE…`, see `--help`.
 
 With `--legacy` FILE is any file of `torch.save`; without an image the script describes its content.
 """
@@ -7,16 +7,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from reference.checkpoint import build_network, load_checkpoint
+from reference.command_line import parse_arguments
 from reference.device import choose_device
 from reference.errors import InputError, exit_with
-from reference.inference import Prediction, predict
+from reference.files import atomic_write
+from reference.inference import Prediction, draw_answers, newest_checkpoint, predict
 from reference.legacy_checkpoint import read_legacy_checkpoint
-from reference.text import json_text, output_lost, print_line, styled
+from reference.messages import Language
+from reference.text import json_text, output_lost, print_line, printable
+
+SAVED = 100
+"""Images in the file of `--save`."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,9 @@ class Question:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), and
     folders: the images in them and in their subfolders, by name, without hidden ones."""
-    checkpoint: Path
-    """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it."""
+    checkpoint: Path | None = None
+    """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it. By default
+    best.pt of the newest run in runs/."""
     legacy: bool = False
     """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
     in it is run. Without an image: describe its content."""
@@ -50,14 +57,23 @@ class Question:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
-    """Print one JSON list instead of text; an element appears as soon as its image is answered."""
+    """Print one JSON list instead of text (docs/predict.schema.json); an element appears as soon as its image is
+    answered."""
+    verbose: bool = False
+    """Also print the scores (logits) and the number of the class, as the tutorial does."""
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """Write the images with their answers into this PNG file, the first 100 of them."""
+    lang: Language = "auto"
+    """The language of messages: English, Chinese, or that of the system's locale."""
 
 
 def main() -> int:
-    with styled():
-        question = tyro.cli(Question)
+    question = parse_arguments(Question)
+    checkpoint = question.checkpoint
     if question.legacy:
-        found = read_legacy_checkpoint(question.checkpoint, choose=question.choose)
+        if checkpoint is None:
+            raise InputError("--legacy needs --checkpoint FILE")
+        found = read_legacy_checkpoint(checkpoint, choose=question.choose)
         if not question.images:
             print(found.describe())
             return 0
@@ -69,7 +85,10 @@ def main() -> int:
     else:
         if not question.images:
             raise InputError("IMAGE is missing: name at least one image or folder")
-        content = load_checkpoint(question.checkpoint)
+        if checkpoint is None:
+            checkpoint = newest_checkpoint()
+            print_line(f"using the newest run: {checkpoint}", error=True)
+        content = load_checkpoint(checkpoint)
         if question.class_names or question.size is not None or question.choose is not None:
             raise InputError("--class-names, --size and --choose need --legacy: this checkpoint needs none of them")
         height, width = content["preprocessing"]["size"]
@@ -83,11 +102,34 @@ def main() -> int:
         batch_size=batch_size,
         size=(height, width),
     )
-    show = show_json if question.json else show_text
-    return 2 if show(answers) else 0
+    kept: list[Prediction] = []
+    if question.save is not None:
+        answers = keeping(answers, kept)
+    failed = (show_json if question.json else show_text)(answers, question.verbose)
+    if question.save is not None:
+        save_answers(question.save, kept, tuple(class_names))
+    return 2 if failed else 0
 
 
-def show_text(answers: Iterator[Prediction]) -> bool:
+def keeping(answers: Iterator[Prediction], kept: list[Prediction]) -> Iterator[Prediction]:
+    """Pass the answers on, and keep the first `SAVED` ones without an error."""
+    for answer in answers:
+        if answer.error is None and len(kept) < SAVED:
+            kept.append(answer)
+        yield answer
+
+
+def save_answers(path: Path, answers: list[Prediction], class_names: tuple[str, ...]) -> None:
+    """Write the images with their answers as a PNG file."""
+    if not answers:
+        raise InputError(f"--save {path}: there is no answer to draw")
+    sheet = draw_answers([(answer.image, *answer.classes[0]) for answer in answers], class_names)
+    with atomic_write(path) as file:
+        sheet.save(file, "png")
+    print_line(f"{len(answers)} images with their answers are in {path}", error=True)
+
+
+def show_text(answers: Iterator[Prediction], verbose: bool) -> bool:
     """Print one line per answer, errors on standard error; return whether there were any errors."""
     failed = False
     for answer in answers:
@@ -96,24 +138,30 @@ def show_text(answers: Iterator[Prediction]) -> bool:
             print_line(f"error: {answer.error}", error=True)
         else:
             named = ", ".join(f"{name} {share:.1%}" for name, share in answer.classes)
-            print_line(f"{answer.image}: {named}")
+            print(printable(f"{answer.image}: {named}"), flush=True)  # no message, so it is not translated
+            if verbose and answer.scores is not None:  # chapter 20, lines 2106 and 2107
+                scores = answer.scores.float()[None]
+                print(f"{scores}\n{scores.argmax(1)}", flush=True)
             if output_lost():
                 break
     return failed
 
 
-def show_json(answers: Iterator[Prediction]) -> bool:
+def show_json(answers: Iterator[Prediction], verbose: bool) -> bool:
     """Print one JSON list element by element, errors also on standard error; return whether there were any errors."""
     failed, before = False, "[\n"
     for answer in answers:
         if answer.error is not None:
             failed = True
             print_line(f"error: {answer.error}", error=True)
-        element = {
+        element: dict[str, Any] = {
             "image": str(answer.image),
             "classes": [{"name": name, "probability": share} for name, share in answer.classes],
+            "class": None if answer.scores is None else int(answer.scores.argmax()),
             "error": answer.error,
         }
+        if verbose:
+            element["scores"] = None if answer.scores is None else answer.scores.tolist()
         text = json_text(element, indent=2, encoding=sys.stdout.encoding).replace("\n", "\n  ")
         print(f"{before}  {text}", end="", flush=True)
         before = ",\n"

@@ -55,7 +55,8 @@ def defined_flags() -> set[str]:
     """The long options of the project's own commands, as their sources define them."""
     sources = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "conftest.py"]
     sources += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "spec/support").glob("*.py")]
-    sources += [*(ROOT / "spec/report").glob("*.py"), *(ROOT / "spec/mutation").glob("*.py")]
+    for folder in ("report", "mutation", "documents"):
+        sources += (ROOT / "spec" / folder).glob("*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     fields = re.findall(r"^    ([a-z]\w*): ", text, re.MULTILINE)  # settings become flags
     return {name.replace("_", "-") for name in fields} | set(re.findall(r'"--([a-z][a-z0-9-]+)"', text))
@@ -91,6 +92,14 @@ def test_documented_hypothesis_profiles_exist() -> None:
     assert hypothesis.settings.get_profile("ci").max_examples == 100
     assert hypothesis.settings.get_profile("ci").derandomize
     assert hypothesis.settings.get_profile("thorough").max_examples == 2000
+
+
+@clause("00.package.readme")
+def test_images_of_readme_exist_and_are_small() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    images = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
+    assert {"docs/images/results.en.png", "docs/images/results.zh.png", "docs/images/failure.png"} <= images
+    assert sum((ROOT / image).stat().st_size for image in images) < 300_000
 
 
 BANNED = {

@@ -16,12 +16,13 @@ import torch
 from hypothesis import strategies as st
 
 from reference.checkpoint import load_checkpoint, save_checkpoint
-from reference.errors import InputError
+from reference.errors import InputError, exit_with
 from reference.models import Ocean
 from reference.text import Console, is_printable, json_text, open_console, output_lost, print_line, printable, styled
 from reference.untrusted.layers import LAYERS, STANDARD, CannotRunError, Printer, plain
 from reference.untrusted.modules import Module
 from spec.support.clauses import clause
+from spec.support.command import run
 from spec.support.strategies import given
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,23 @@ def test_printable_takes_paths_bytes_and_objects() -> None:
 @pytest.mark.parametrize("text", DANGEROUS.values(), ids=DANGEROUS)
 def test_an_input_error_is_one_printable_line(text: str) -> None:
     assert is_printable(str(InputError(f"{text} cannot be read")))
+
+
+def short_of_memory() -> None:
+    """A program for which there is not enough memory."""
+
+    def action() -> None:
+        raise MemoryError("Unable to allocate 3 GiB\nfor an array")
+
+    exit_with(action)
+
+
+@clause("00.text.errors")
+@pytest.mark.slow
+def test_a_lack_of_memory_is_one_line(tmp_path: Path) -> None:
+    result = run(short_of_memory, folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "error: there is not enough memory (Unable to allocate 3 GiB for an array)\n"
 
 
 # JSON

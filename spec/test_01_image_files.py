@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -439,3 +440,46 @@ def test_a_readable_image_causes_no_warning_in_any_thread(action: Any, tmp_path:
         if action == "always":
             warnings.warn("of others", stacklevel=1)
             assert len(caught) == 1
+
+
+@clause("01.image.warnings")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the libraries of a process")
+def test_a_damaged_tiff_writes_nothing_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff writes its errors to the process's standard error by itself."""
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4"):
+        mode = "1" if compression == "group4" else "L"
+        whole = saved(64, 64, "TIFF", mode, compression=compression)
+        for place in range(8, len(whole), 31):
+            (tmp_path / "a.tif").write_bytes(whole[:place] + b"\xff\xa5\x5a" + whole[place + 3 :])
+            with contextlib.suppress(InputError):
+                open_image(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
+
+
+# -------------------------------------------------------------------------------------------------- time
+
+
+@clause("01.image.limit")
+@pytest.mark.parametrize("filler", [b" ", b"#", b"# \n", b"\r\n"], ids=["spaces", "one comment", "comments", "lines"])
+@pytest.mark.parametrize("kind", [b"P1", b"P4", b"P6", b"Pf"], ids=bytes.decode)
+def test_the_header_of_a_ppm_file_is_bounded(kind: bytes, filler: bytes, tmp_path: Path) -> None:
+    """Pillow reads it a byte at a time, a second for each MB."""
+    (tmp_path / "a.ppm").write_bytes(kind + b" " + filler * (2**22 // len(filler)) + b"\n2 2 255 " + bytes(12))
+    began = time.process_time()
+    with pytest.raises(InputError, match=r"a\.ppm: not a readable image .its header does not end within 65,536"):
+        open_image(tmp_path / "a.ppm")
+    assert time.process_time() - began < 1
+
+
+@clause("01.image.limit")
+def test_ppm_files_of_every_kind_are_read_whatever_their_pixels_are(tmp_path: Path) -> None:
+    for byte in (b"\0", b"#", b" ", b"\n", b"7"):
+        for header, count in (
+            (b"P4\n1024 1024\n", 2**17),
+            (b"P5 512 512 255\n", 2**18),
+            (b"P6 512 512 255\n", 3 * 2**18),
+        ):
+            (tmp_path / "a.ppm").write_bytes(header + byte * count)
+            assert open_image(tmp_path / "a.ppm").width in (512, 1024), (header, byte)
+    (tmp_path / "a.ppm").write_bytes(b"P6 # made by hand\n# in two lines\n 300 300 255\n" + bytes(3 * 300 * 300))
+    assert open_image(tmp_path / "a.ppm").size == (300, 300)

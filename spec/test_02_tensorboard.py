@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from reference import fonts, training
@@ -31,7 +34,17 @@ from reference.data.shapes import Shapes
 from reference.fonts import Labels
 from reference.models import Ocean
 from reference.run.folder import packed, unpacked
-from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
+from reference.tracking import (
+    RIGHT,
+    WRONG,
+    Tracker,
+    draw_confusion,
+    draw_examples,
+    draw_kernels,
+    draw_mistakes,
+    draw_predictions,
+    forget_after,
+)
 from reference.training import class_accuracies, confusion_entries, confusion_matrix, most_confused
 from spec.support.clauses import clause
 from spec.support.command import run
@@ -67,6 +80,40 @@ def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> Non
 
 
 @pytest.mark.slow
+@clause("02.run.parts")
+def test_the_parts_have_the_losses_of_the_same_steps_under_one_tag(run_folder: Path) -> None:
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    train, test = read(run_folder / "train"), read(run_folder / "test")
+    assert [event.step for event in train.Scalars("loss")] == list(range(1, 11))  # a point for each step
+    assert [event.step for event in train.Scalars("learning_rate")] == list(range(1, 11))
+    assert [event.value for event in train.Scalars("learning_rate")] == pytest.approx([0.01] * 10)
+    for part, events in (("train", train), ("test", test)):
+        expected = [(line["step"], pytest.approx(line[f"{part}_accuracy"])) for line in lines]
+        assert [(event.step, event.value) for event in events.Scalars("accuracy")] == expected
+    expected = [(line["step"], pytest.approx(line["test_loss"])) for line in lines]
+    assert [(event.step, event.value) for event in test.Scalars("loss")] == expected
+
+
+@pytest.mark.slow
+@clause("02.run.hyperparameters")
+def test_the_settings_are_hyperparameters_beside_the_results(run_folder: Path) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportMissingImports]
+
+    contents = read(run_folder).summary_metadata  # pyright: ignore[reportAttributeAccessIssue]
+    contents = {
+        tag: HParamsPluginData.FromString(metadata.plugin_data.content)
+        for tag, metadata in contents.items()
+        if tag.startswith("_hparams_/")
+    }
+    values = contents["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["batch_size"].number_value == 16
+    assert values["optimizer"].string_value == "sgd"
+    assert values["precision"].string_value == "float32"
+    named = {metric.name.tag for metric in contents["_hparams_/experiment"].experiment.metric_infos}
+    assert named == {"test_accuracy", "test_loss_mean"}
+
+
+@pytest.mark.slow
 @clause("02.add_graph.layers")
 def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
     names = {part for node in read(run_folder).Graph().node for part in node.name.split("/")}
@@ -81,7 +128,7 @@ def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
 @clause("02.run.images")
 def test_the_images_are_there_for_every_epoch(run_folder: Path) -> None:
     events = read(run_folder)
-    for tag in ("predictions", "confusion"):
+    for tag in ("predictions", "confusion", "mistakes", "kernels"):
         images = events.Images(tag)
         assert [image.step for image in images] == [0, 1]
         assert pixels(images[0]).size == (images[0].width, images[0].height)
@@ -278,6 +325,23 @@ def test_forgetting_cuts_every_tag_back_to_the_checkpoint(tmp_path: Path) -> Non
 
 
 @clause("02.run.forgets")
+def test_forgetting_cuts_the_parts_back_to_the_checkpoint_and_keeps_the_hyperparameters(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.hyperparameters({"seed": 3}, ("test_accuracy",))
+    for step in range(1, 10):
+        tracker.scalars(step, "train", loss=step / 8, learning_rate=0.1)
+    for step in (3, 6, 9):
+        tracker.scalars(step, "train", accuracy=0.5)
+        tracker.scalars(step, "test", accuracy=0.5, loss=1.0)
+    tracker.close()
+    forget_after(tmp_path, step=6, epoch=1, evaluated=3)  # step 6 was made, and not yet tested
+    assert rows(tmp_path / "train") == {"loss": [*range(1, 7)], "learning_rate": [*range(1, 7)], "accuracy": [3]}
+    assert rows(tmp_path / "test") == {"accuracy": [3], "loss": [3]}
+    metadata = read(tmp_path).summary_metadata  # pyright: ignore[reportAttributeAccessIssue]
+    assert "_hparams_/session_start_info" in metadata
+
+
+@clause("02.run.forgets")
 def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 4), range(1))
     logged(tmp_path, range(4, 10), range(1, 3))
@@ -297,6 +361,31 @@ def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(t
 
 
 @clause("02.run.forgets")
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to itself", "no event", "a length of 2⁶⁰ bytes"])
+def test_forgetting_leaves_out_planted_event_files(kind: str, tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 4), range(1))
+    planted = tmp_path / "events.out.tfevents.1.planted"
+    if kind == "FIFO":
+        os.mkfifo(planted)
+    elif kind == "folder":
+        planted.mkdir()
+    elif kind == "link to itself":
+        planted.symlink_to(planted.name)
+    elif kind == "no event":
+        with planted.open("wb") as file:
+            RecordWriter(file).write(b"\xff" * 40)
+    else:
+        length = struct.pack("<Q", 2**60)
+        planted.write_bytes(length + struct.pack("<I", masked_crc32c(length)) + bytes(100))
+    forget_after(tmp_path, step=3, epoch=1)
+    if kind == "folder":
+        planted.rmdir()
+    else:
+        planted.unlink(missing_ok=True)
+    assert rows(tmp_path) == {"train_loss": [1, 2, 3], "test_loss": [0], "confusion": [0]}
+
+
+@clause("02.run.forgets")
 def test_forgetting_nothing_in_an_empty_folder(tmp_path: Path) -> None:
     forget_after(tmp_path, step=0, epoch=0)
     assert list(tmp_path.iterdir()) == []
@@ -312,19 +401,70 @@ def test_the_grid_shows_each_image_and_says_in_colour_whether_it_was_right() -> 
     assert grid.size == (40, 2 * (20 + 24))
     assert grid.getpixel((10, 10)) == (0, 0, 0)
     assert grid.getpixel((30, 10)) == (200, 200, 200)
-    assert greenish(grid.crop((0, 20, 40, 44)))
+    assert bluish(grid.crop((0, 20, 40, 44)))
     assert not reddish(grid.crop((0, 20, 40, 44)))
     assert reddish(grid.crop((0, 64, 20, 88)))
-    assert not greenish(grid.crop((0, 64, 20, 88)))
+    assert not bluish(grid.crop((0, 64, 20, 88)))
 
 
-def greenish(image: Image.Image) -> bool:
-    """Is any pixel green, however faint the font's smoothing leaves it?"""
-    return any(green > red for _, (red, green, _) in image.getcolors(10_000))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+def bluish(image: Image.Image) -> bool:
+    """Is any pixel blue, however faint the font's smoothing leaves it?"""
+    return any(blue > red for _, (red, _, blue) in image.getcolors(10_000))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
 
 
 def reddish(image: Image.Image) -> bool:
-    return any(red > green for _, (red, green, _) in image.getcolors(10_000))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    return any(red > blue for _, (red, _, blue) in image.getcolors(10_000))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+
+
+@clause("02.drawing.mistakes")
+def test_the_mistakes_are_the_wrong_answers_with_the_highest_probability_first() -> None:
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 4, 4) * 40
+    targets, predictions = torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 0, 1, 0, 0, 0])
+    confidences = torch.tensor([0.99, 0.6, 0.9, 0.7, 0.5, 0.8])
+    sheet = draw_mistakes(images, targets, predictions, confidences, ("cat", "dog"), most=3)
+    shown = [sheet.getpixel((128 * column + 64, 64))[0] for column in range(4)]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    assert shown == [2 * 40, 5 * 40, 3 * 40, 255]
+    assert not bluish(sheet.crop((0, 128, 128, 143)))
+    whole = draw_mistakes(images, targets, targets, confidences, ("cat", "dog"))
+    assert bluish(whole)
+
+
+@clause("02.drawing.mistakes")
+def test_blue_and_vermilion_differ_in_brightness_too() -> None:
+    def luminance(colour: str) -> float:
+        shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for colour in (RIGHT, WRONG):  # WCAG 2.2, 1.4.3: small text on white needs a contrast of 4.5
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+
+
+@clause("02.drawing.examples")
+@pytest.mark.parametrize("classes", [1, 3, 16, 17, 128, 10_000])
+def test_the_examples_show_each_class_on_a_sheet_of_bounded_size(classes: int) -> None:
+    targets = torch.arange(classes).repeat_interleave(2)
+    images = (targets % 250).to(torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
+    sheet = draw_examples(images, targets, tuple(f"class {number}" for number in range(classes)))
+    assert sheet.width == 8 * 96
+    assert sheet.height <= 16 * (96 + 17)
+    rows = sheet.height // (96 + 17)
+    seen = [sheet.getpixel((96 * column + 48, (96 + 17) * row + 48)) for row in range(rows) for column in range(8)]
+    if classes <= 16:  # a class a row, the images of a class side by side
+        assert seen == [(n,) * 3 if column < 2 else (255,) * 3 for n in range(classes) for column in range(8)]
+    else:
+        assert seen[: min(classes, 128)] == [(n,) * 3 for n in range(min(classes, 128))]
+
+
+@clause("02.drawing.kernels")
+def test_the_kernels_are_drawn_around_grey() -> None:
+    weight = torch.zeros(9, 3, 2, 2)
+    weight[0, 0, 0, 0], weight[1, 2, 1, 1] = 2.0, -0.5
+    sheet = draw_kernels(weight)
+    assert sheet.size == (8 * 36, 2 * 36)  # 2 and a border of 1 pixel, 12 times as large
+    assert sheet.getpixel((6, 6)) == (255, 128, 128)
+    assert sheet.getpixel((36 + 18, 18)) == (128, 128, 0)
+    assert sheet.getpixel((30, 30)) == (255, 255, 255)
 
 
 @clause("02.drawing.confusion")
@@ -463,10 +603,11 @@ def test_the_logged_drawings_show_the_predictions_of_the_network(run_folder: Pat
     shapes, network = Shapes(train=False, size=70), build_network(load_checkpoint(run_folder / "last.pt")).eval()
     with torch.no_grad():
         predictions = network(shapes.images / 255).argmax(dim=1)
-    assert not torch.equal(predictions[:64], shapes.targets[:64]), "two epochs leave mistakes"
-    images = shapes.images[:64], shapes.targets[:64], predictions[:64]
+    assert not torch.equal(predictions[:16], shapes.targets[:16]), "two epochs leave mistakes"
+    images = shapes.images[:16], shapes.targets[:16], predictions[:16]
     events = read(run_folder)
-    assert pixels(events.Images("predictions")[-1]).tobytes() == draw_predictions(*images, shapes.classes).tobytes()
+    expected = draw_predictions(*images, shapes.classes, columns=4, letters=12)
+    assert pixels(events.Images("predictions")[-1]).tobytes() == expected.tobytes()
     confusion = confusion_matrix(shapes.targets, predictions, len(shapes.classes))
     assert pixels(events.Images("confusion")[-1]).tobytes() == draw_confusion(confusion, shapes.classes).tobytes()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from spec.support.assertions import assert_equal, rejects
+from spec.support.assertions import assert_close, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.images import BYTE_MODES, MODES, pixels_of, random_image
 from spec.support.strategies import given, seeds
@@ -159,6 +159,16 @@ def test_each_of_the_256_bytes_is_divided_not_multiplied(ToTensor: Transform) ->
     assert_equal(every * 255, torch.arange(256.0, device="cpu"))
 
 
+@clause("03.totensor.definition")
+@pytest.mark.level("tutorial")
+def test_two_pixels_become_three_channels_of_one_row(ToTensor: Transform) -> None:
+    image = Image.new("RGB", (2, 1))
+    image.putdata([(255, 0, 51), (0, 102, 255)])
+    # 51 / 255 = 0.2 and 102 / 255 = 0.4
+    expected = torch.tensor([[[1.0, 0.0]], [[0.0, 0.4]], [[0.2, 1.0]]], device="cpu")
+    assert_close(ToTensor()(image), expected, rounding(torch.float32, 1))
+
+
 @clause("03.totensor.range")
 @pytest.mark.parametrize(("value", "becomes"), [(0, 0.0), (255, 1.0)], ids=["black is 0", "white is 1"])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
@@ -249,5 +259,5 @@ def test_an_argument_that_is_neither_an_image_nor_an_array_is_rejected(
 @clause("03.totensor.rejects")
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2, 3)], ids=["1 dimension", "4 dimensions"])
 def test_arrays_of_other_than_2_or_3_dimensions_are_rejected(ToTensor: Transform, shape: tuple[int, ...]) -> None:
-    with rejects(naming="dimension"):
+    with rejects("dimension", "pic", "image"):
         ToTensor()(np.zeros(shape, np.uint8))

@@ -69,6 +69,15 @@ def test_an_unpacked_file_of_another_checksum_is_refused_with_the_official_sums(
 
 
 @clause("05.cifar10.missing")
+def test_an_archive_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    archive = tmp_path / ARCHIVE
+    with archive.open("wb") as file:
+        file.truncate(2**42)  # a hole: takes no space, but hours to read
+    limit = f"{cifar10.ARCHIVE_LIMIT >> 20} MiB"
+    assert refusal(tmp_path) == f"{archive}: larger than {limit}, which no archive of CIFAR-10 is"
+
+
+@clause("05.cifar10.missing")
 def test_a_missing_or_oversized_unpacked_file_is_named(small: SmallCifar10, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, small.files)
     with (folder / "test_batch").open("ab") as file:

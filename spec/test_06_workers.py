@@ -317,7 +317,7 @@ def test_a_batch_that_takes_longer_than_timeout_is_an_error(DataLoader: Loader) 
     ids=lambda value: " and ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_impossible_options_of_workers_are_rejected(DataLoader: Loader, options: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming):
+    with rejects(naming, *options):
         DataLoader(Numbers(3), **options)
 
 
@@ -404,6 +404,12 @@ class Exits(Numbers):
             if "child" in self.way and os.fork() == 0:
                 time.sleep(20)
                 os._exit(0)
+            if "exec" in self.way:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the new program inherits it
+                os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(120)"])
+            if "descriptors" in self.way:
+                os.closerange(3, 256)
+                time.sleep(120)
             if "os._exit" in self.way:
                 os._exit(3)
             if "SIGKILL" in self.way:
@@ -426,6 +432,8 @@ class Exits(Numbers):
         pytest.param("a child and os._exit", "worker 1 ended with exit code 3", marks=pytest.mark.slow),
         pytest.param("a child and SIGKILL", "worker 1 ended with exit code -9", marks=pytest.mark.slow),
         ("Ctrl-C", "KeyboardInterrupt"),
+        ("exec", "worker 1 closed its pipe before it handed over"),
+        ("closed descriptors", "worker 1 closed its pipe before it handed over"),
     ],
 )
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def test_same_padding_is_the_inverse_of_the_formula(
 def test_impossible_sizes_are_rejected(
     conv2d_output_size: Callable[..., Pair], arguments: dict[str, Any], naming: str
 ) -> None:
-    with rejects(naming=naming):
+    with rejects(naming, *arguments):
         conv2d_output_size(**{"input_size": 5, "kernel_size": 3} | arguments)
 
 
@@ -342,11 +342,11 @@ def test_the_same_seed_starts_it_from_the_same_numbers_as_pytorch(Conv2d: Layer)
     ],
 )
 def test_a_layer_that_cannot_be_is_rejected(Conv2d: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming):
+    with rejects(naming, *change):
         Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
 
 
 @clause("09.conv2d.layer_rejects")
 def test_an_image_of_other_channels_is_rejected(Conv2d: Layer) -> None:
-    with rejects(naming="3 channels|needs 3"):
+    with rejects("3 channels|needs 3", "input", "in_channels"):
         Ocean(Conv2d)(torch.ones(64, 1, 32, 32))

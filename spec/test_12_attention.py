@@ -1,8 +1,9 @@
 """Chapter 12, other layers: attention, as a function, with several heads, and in an encoder layer."""
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +58,14 @@ def of_softmax(dtype: torch.dtype, roundings: int, largest: float, keys: int, ma
 # scaled_dot_product_attention
 
 
+@clause("12.attention.definition", "12.attention.scale")
+def test_the_scores_are_divided_by_the_root_of_the_number_of_features(scaled_dot_product_attention: Attention) -> None:
+    q, k, v = torch.ones(1, 1, 4), torch.tensor([[[1.0] * 4, [0.0] * 4]]), torch.tensor([[[1.0], [0.0]]])
+    # the scores are 4 and 0, divided by √4 they are 2 and 0
+    expected = torch.tensor([[[1 / (1 + math.exp(-2))]]])
+    assert_close(scaled_dot_product_attention(q, k, v), expected, rounding(torch.float32, 8, 3))
+
+
 @dataclass(frozen=True)
 class Exchange:
     """An attention that is possible.
@@ -89,9 +98,10 @@ class Exchange:
         return q, k, v
 
     def options(self, q: Tensor) -> dict[str, Any]:
-        """The arguments by name, those of the mask too, of which some rows may be empty."""
+        """The arguments by name, those of the mask too, which leaves every query its first key."""
         shape = (*q.shape[:-2], self.queries, self.keys) if self.mask == "full" else (self.queries, self.keys)
         numbers = normal(*shape, seed=self.seed + 3).clamp(-2, 2)
+        numbers[..., 0] = numbers[..., 0].abs()
         masks = {
             "bool": {"attn_mask": numbers > -0.3}, "full": {"attn_mask": numbers > -0.3},
             "float": {"attn_mask": numbers.masked_fill(numbers < -1, -torch.inf).to(q.dtype)},
@@ -281,14 +291,23 @@ def test_nan_and_inf_in_a_query_reach_only_its_own_output(
         {},
         {"is_causal": True},
         {"scale": 0.5},
-        {"attn_mask": torch.tensor([[True, False, True], [False, False, False]])},
+        {"attn_mask": torch.tensor([[True, False, True], [False, False, True]])},
     ],
-    ids=["plain", "causal", "scale", "a mask with an empty row"],
+    ids=["plain", "causal", "scale", "a mask"],
 )
 def test_it_is_differentiable_twice(scaled_dot_product_attention: Attention, options: dict[str, Any]) -> None:
     inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused kernel has no second derivative
         assert_differentiable(lambda q, k, v: scaled_dot_product_attention(q, k, v, **options), *inputs)
+
+
+@clause("12.attention.fully_masked")
+@pytest.mark.aspect("gradients")
+def test_a_query_that_may_see_nothing_has_no_gradient(scaled_dot_product_attention: Attention) -> None:
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert_differentiable(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask), *inputs)
 
 
 @clause("12.attention.gradients")
@@ -339,7 +358,9 @@ def test_an_impossible_argument_is_rejected(
     scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str
 ) -> None:
     arguments = {"query": torch.ones(2, 4, 3), "key": torch.ones(2, 5, 3), "value": torch.ones(2, 5, 6)} | change
-    with rejects(naming=naming):
+    # the code in the documentation asserts that there is one mask only
+    asserts = asserting() if "is_causal" in change else nullcontext()
+    with rejects(naming, *change, *(["query"] if "key" in change else [])), asserts:
         scaled_dot_product_attention(**arguments)
 
 
@@ -509,11 +530,15 @@ SMALL_LAYER = of_softmax(torch.float64, 20, 100, 10, 20)
 
 @contextmanager
 def asserting() -> Iterator[None]:
-    """PyTorch's attention rejects some arguments by `assert`; of all its layers it is the only one."""
+    """PyTorch's attention rejects some arguments by `assert`; of all its layers it is the only one.
+
+    An assertion without a text names its argument in its line of code.
+    """
     try:
         yield
     except AssertionError as error:
-        raise ValueError(str(error)) from error
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        raise ValueError(str(error) or line) from error
 
 
 @clause("12.multihead.definition", "12.multihead.weights", "12.multihead.masks", "12.multihead.appended")
@@ -734,7 +759,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
     ids=["heads that do not divide the features", "no heads", "no features"],
 )
 def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, "embed_dim", "num_heads"), asserting():
         MultiheadAttention(*sizes)
 
 
@@ -760,7 +785,10 @@ def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], n
     ],
 )
 def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with (
+        rejects(naming, *change, *(["key"] if "value" in change else ["query"] if "key" in change else [])),
+        asserting(),
+    ):
         MultiheadAttention(4, 2)(**{name: torch.ones(5, 2, 4) for name in ("query", "key", "value")} | change)
 
 
@@ -1012,7 +1040,7 @@ def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: 
     ],
 )
 def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, *arguments), asserting():
         TransformerEncoderLayer(**{"d_model": 4, "nhead": 2, "dim_feedforward": 8} | arguments)
 
 
@@ -1030,5 +1058,5 @@ def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict
     ],
 )
 def test_the_source_is_rejected(TransformerEncoderLayer: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming=naming), asserting():
+    with rejects(naming, *change), asserting():
         TransformerEncoderLayer(4, 2, 8)(**{"src": torch.ones(5, 2, 4)} | change)

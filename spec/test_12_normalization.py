@@ -514,14 +514,14 @@ def test_without_running_statistics_evaluation_is_like_training(BatchNorm2d: Lay
     assert (layer.running_mean, layer.running_var, layer.num_batches_tracked) == (None, None, None)
     x = normal(3, 2, 2, 2, seed=0, dtype=torch.float32)
     assert_equal(layer.eval()(x), layer.train()(x))
-    with rejects(naming="input|value"):
+    with rejects("input|value"):
         layer.eval()(torch.ones(1, 2, 1, 1))
 
 
 @clause("12.batch_norm.single_value")
 def test_a_single_value_per_channel_is_refused_in_training_only(BatchNorm2d: Layer) -> None:
     layer = BatchNorm2d(3)
-    with rejects(naming="input|value"):
+    with rejects("input|value"):
         layer(torch.ones(1, 3, 1, 1))
     # remembered are mean 0 and variance 1
     expected = torch.full((1, 3, 1, 1), 1 / math.sqrt(1 + 1e-5))
@@ -917,3 +917,50 @@ def test_layer_norm_rejects(layer_norm: Function, change: dict[str, Any], naming
     arguments = {"input": torch.ones(2, 3, 4), "normalized_shape": (4,)}
     with rejects(naming=naming):
         layer_norm(**arguments | change)
+
+
+# Input of 16 bits, parameters and statistics of float32
+
+
+HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+
+
+def once_rounded(found: Tensor, exact: Tensor, half: torch.dtype, operations: int) -> None:
+    """Computed in float32 with numbers below 64, then rounded once."""
+    assert found.dtype == half
+    inside = rounding(torch.float32, operations, 64.0).absolute
+    allowed = rounding(half, 0, exact).absolute.abs() + inside  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+    assert_close(found.double(), exact, Tolerance(allowed, "one rounding of a result in float32"))
+
+
+@clause("12.norms.mixed_dtypes")
+@HALVES
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norm_of_16_bits_with_float32_parameters_rounds_once(
+    batch_norm: Function, half: torch.dtype, training: bool
+) -> None:
+    x = normal(65, 3, 5, seed=0, dtype=half)
+    weight, bias = (normal(3, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    mean, var = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.5, 0.25, 4.0])
+    before = mean.double(), var.double()
+    found = batch_norm(x, mean, var, weight, bias, training=training)
+    wide = x.double()
+    used = (wide.mean((0, 2)), wide.var((0, 2), correction=0)) if training else before
+    scale = weight.double() / (used[1] + 1e-5).sqrt()
+    once_rounded(found, (wide - used[0][:, None]) * scale[:, None] + bias.double()[:, None], half, 65 * 5 + 8)
+    assert mean.dtype == var.dtype == torch.float32
+    if training:
+        small = rounding(torch.float32, 65 * 5 + 4, 8.0)
+        assert_close(mean.double(), 0.9 * before[0] + 0.1 * used[0], small, "running_mean")
+        expected = 0.9 * before[1] + 0.1 * wide.var((0, 2), correction=1)
+        assert_close(var.double(), expected, small, "running_var")
+
+
+@clause("12.norms.mixed_dtypes")
+@HALVES
+def test_layer_norm_of_16_bits_with_float32_parameters_rounds_once(layer_norm: Function, half: torch.dtype) -> None:
+    x = normal(7, 33, seed=0, dtype=half)
+    weight, bias = (normal(33, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    wide = x.double()
+    shares = (wide - wide.mean(1, keepdim=True)) / (wide.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    once_rounded(layer_norm(x, (33,), weight, bias), shares * weight.double() + bias.double(), half, 33 + 8)

@@ -113,7 +113,7 @@ def test_an_image_fits_if_an_eighth_of_its_height_times_an_eighth_of_its_width_i
 @pytest.mark.parametrize(("height", "width"), [(31, 32), (32, 40), (16, 63), (64, 64)], ids=lambda side: str(side))
 def test_images_of_other_sizes_do_not_fit_the_first_linear_layer(network: Network, height: int, width: int) -> None:
     assert (height // 8) * (width // 8) != 16
-    with rejects(naming="1024"):
+    with rejects("1024", "input", "in_features"):
         network(torch.ones(1, 3, height, width))
 
 
@@ -439,7 +439,7 @@ def test_a_layer_that_is_not_there_is_rejected(Sequential: Layer, index: int) ->
     "value", [len, 1, "layer", torch.ones(1)], ids=["a function", "a number", "a word", "a tensor"]
 )
 def test_an_argument_that_is_no_module_is_rejected(Sequential: Layer, value: object) -> None:
-    with rejects(naming="Module"):
+    with rejects("Module", "args"):
         Sequential(Affine(1, 0), value)
 
 

@@ -226,13 +226,40 @@ def test_another_batch_size_thread_count_or_version_is_measured_anew(
 
 
 @clause("18.precision.measured")
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', "[" * 10**5])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', "[" * 10**5, "\udcff"])
 def test_damaged_answers_are_measured_anew(content: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
     able.parent.mkdir()
-    able.write_text(content)
+    able.write_bytes(os.fsencode(content))
     assert resolve_precision(Settings(), Shapes(size=40), CPU)[0] == torch.bfloat16
     assert json.loads(able.read_text())
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize("seconds", ["NaN", "1e999", "-1", "0", "1" * 400])
+def test_impossible_times_are_measured_anew(seconds: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
+    resolve_precision(Settings(), Shapes(size=40), CPU)
+    (key,) = json.loads(able.read_text())
+    able.write_text(f'{{{json.dumps(key)}: {{"float32": 0.5, "bfloat16": {seconds}}}}}')
+    before = len(made)
+    assert resolve_precision(Settings(), Shapes(size=40), CPU)[0] == torch.bfloat16
+    assert len(made) > before
+
+
+@clause("18.precision.measured")
+@pytest.mark.parametrize("kind", ["FIFO", "2⁴⁰ bytes", "folder"])
+def test_planted_answers_neither_block_nor_fail(kind: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
+    able.parent.mkdir()
+    if kind == "FIFO":
+        os.mkfifo(able)
+    elif kind == "folder":
+        able.mkdir()
+    else:
+        with able.open("wb") as file:
+            file.truncate(2**40)
+    assert resolve_precision(Settings(), Shapes(size=40), CPU)[0] == torch.bfloat16
 
 
 @clause("18.precision.measured")
@@ -677,6 +704,12 @@ def test_a_varied_image_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bo
     assert torch.equal(varied[:, 2], 255 - varied[:, 0])
 
 
+@clause("18.recipe.vary_default")
+def test_by_default_no_image_is_varied() -> None:
+    batch = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8)
+    assert torch.equal(Vary()(batch, torch.Generator().manual_seed(0)), batch)
+
+
 @clause("18.recipe.vary")
 def test_the_draws_are_the_generators() -> None:
     batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
@@ -735,7 +768,14 @@ def test_samples_that_do_not_vary_are_compared_by_their_means() -> None:
 
 
 @clause("18.recipe.compared")
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"test_accuracy": null}', '{"test_accuracy": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"test_accuracy": null}', '{"test_accuracy": "x"}', '{"test_accuracy": NaN}', "[" * 10**5),
+        *('{"test_accuracy": 1e999}', '{"test_accuracy": -1}', '{"test_accuracy": true}', "\udcff"),
+        '{"test_accuracy": ' + "1" * 400 + "}",
+    ],
+)
 def test_a_measurement_that_cannot_be_read_is_named_before_any_training(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--against .*needs two finished trainings, .* has 0"):
         measured(tmp_path)
@@ -743,8 +783,23 @@ def test_a_measurement_that_cannot_be_read_is_named_before_any_training(text: st
         (tmp_path / f"seed-{seed}").mkdir()
         (tmp_path / f"seed-{seed}" / "summary.json").write_text('{"test_accuracy": 0.5}')
     assert measured(tmp_path) == [0.5, 0.5]
-    (tmp_path / "seed-1" / "summary.json").write_text(text)
+    (tmp_path / "seed-1" / "summary.json").write_bytes(os.fsencode(text))
     with pytest.raises(InputError, match=r"seed-1/summary\.json is damaged"):
+        measured(tmp_path)
+
+
+@clause("18.recipe.compared")
+@pytest.mark.parametrize("kind", ["FIFO", "2⁴⁰ bytes"])
+def test_a_planted_measurement_neither_blocks_nor_fills_the_memory(kind: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        path = tmp_path / f"seed-{seed}" / "summary.json"
+        if kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            with path.open("wb") as file:
+                file.truncate(2**40)
+    with pytest.raises(InputError, match=r"seed-0/summary\.json is damaged .it (is a FIFO|has 1,099,511,627,776)"):
         measured(tmp_path)
 
 

@@ -58,12 +58,12 @@ def stored(folder: Path, **settings: Any) -> Path:
 def test_every_truth_value_and_its_negative_is_accepted_with_every_recipe(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TRUTH_VALUES == ["download", "skip_broken", "whiten", "shuffle", "mirror", "deterministic", "quiet"]
+    assert TRUTH_VALUES == ["download", "skip_broken", "whiten", "shuffle", "mirror", "deterministic", "plots", "quiet"]
     typed = [name.replace("_", "-") for name in TRUTH_VALUES]
     on = parsed(monkeypatch, "--recipe", recipe, *(f"--{name}" for name in typed))
     off = parsed(monkeypatch, "--recipe", recipe, *(f"--no-{name}" for name in typed))
-    assert [getattr(on, name) for name in TRUTH_VALUES] == [True] * 7
-    assert [getattr(off, name) for name in TRUTH_VALUES] == [False] * 7
+    assert [getattr(on, name) for name in TRUTH_VALUES] == [True] * 8
+    assert [getattr(off, name) for name in TRUTH_VALUES] == [False] * 8
     alone = parsed(monkeypatch, "--recipe", recipe)
     assert {name: getattr(alone, name) for name in RECIPES[recipe]} == RECIPES[recipe]
 
@@ -162,7 +162,7 @@ def test_a_stored_setting_of_another_type_is_refused_by_its_name(name: str, tmp_
     ("text", "said"),
     [
         ('{"settings": {"learning_rate": NaN}}', "NaN is not JSON"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"settings": {"data_root": "data", "epochs": ' + "9" * 5000 + "}}", "config.json is damaged"),
         ('{"settings": {}}', "no entry 'data_root'"),
     ],
@@ -179,6 +179,14 @@ def test_a_config_that_json_or_python_cannot_read_is_refused(text: str, said: st
 def test_a_config_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(InputError, match="not a regular file"):
+        stored_settings(tmp_path)
+
+
+@clause("18.run.resume_refused")
+def test_a_config_of_any_size_is_refused_by_its_size(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"damaged .it has 1,099,511,627,776 bytes, at most"):
         stored_settings(tmp_path)
 
 
@@ -440,7 +448,7 @@ def test_ctrl_c_leaves_no_part_of_a_progress_bar(times: int, tmp_path: Path) -> 
     sent, text = 0, ""
     for process, text in at_a_terminal(*words, folder=tmp_path):
         ready = "step 7: " in text if sent == 0 else "once more to stop at once" in text
-        if ready and sent < times and "images/s" in text:
+        if ready and sent < times and "%|" in text:
             process.send_signal(signal.SIGINT)
             sent += 1
     assert sent == times

@@ -32,6 +32,7 @@ from spec.support.clauses import clause
 from spec.support.command import Command, Result, run
 
 TINY = ("--dataset", "shapes", "--limit-train", 80, "--limit-test", 24, "--batch-size", 16, "--num-threads", 1)
+TINY += ("--no-plots",)  # which `test_18_images.py` tests
 STEPS = 5  # an epoch of TINY: 80 / 16
 
 
@@ -73,11 +74,15 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar of the event files, by TensorBoard's own reader."""
+    """Every scalar of the event files, by TensorBoard's own reader; those of the parts as `train/loss`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    found = {}
+    for part in ("", "train/", "test/"):
+        events = EventAccumulator(str(run_folder / part), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            found[part + tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return found
 
 
 def assert_same_training(one: Path, other: Path) -> None:
@@ -291,6 +296,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Pat
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
     assert names == {
         "config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt", "epoch-0002.pt", "run.lock",
+        "README.md", "train", "test",
     }  # fmt: skip
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
 
@@ -714,7 +720,7 @@ def test_a_broken_image_is_named_and_skipped_only_on_request(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     result = train(tmp_path, *words, "--skip-broken")
     assert result.status == 0, result.err
-    assert "skipped 1 broken images: two/3.png" in result.out
+    assert "skipped 1 broken images: train/two/3.png" in result.out
     assert "images: 17 training and 18 test images" in result.out
 
 

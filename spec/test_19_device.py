@@ -28,7 +28,15 @@ from reference import checkpoint, scaling
 from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
-from reference.device import choose_device, choose_precision, describe_device, random_states, set_random_states
+from reference.device import (
+    choose_device,
+    choose_precision,
+    compile_network,
+    describe_device,
+    out_of_memory,
+    random_states,
+    set_random_states,
+)
 from reference.errors import InputError
 from reference.inference import predict
 from reference.models import Ocean
@@ -828,6 +836,52 @@ def test_precision_float32_is_not_tf32() -> None:
 
 
 # What a machine lacks
+
+
+def host_error() -> RuntimeError:
+    """PyTorch's own error for more memory than there is."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@clause("19.device.out_of_memory")
+@pytest.mark.parametrize(
+    ("error", "is_lack"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (torch.OutOfMemoryError(""), True),
+        (host_error, True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+    ids=["of a GPU", "of a GPU without words", "of the host", "shapes", "another error of a GPU"],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error: Any, is_lack: bool) -> None:
+    found: Any = error() if callable(error) else error
+    assert out_of_memory(found) is is_lack
+
+
+@clause("19.device.compile_network")
+@pytest.mark.parametrize(
+    ("how", "device", "asked"),
+    [
+        ("off", "cpu", None), ("off", "cuda", None),
+        ("graphs", "cpu", {"dynamic": False, "backend": "aot_eager"}),
+        ("graphs", "mps", {"dynamic": False, "backend": "aot_eager"}),
+        ("graphs", "cuda", {"dynamic": False, "backend": "cudagraphs"}),
+        ("full", "cpu", {"dynamic": False, "mode": "reduce-overhead"}),
+        ("full", "cuda", {"dynamic": False, "mode": "reduce-overhead"}),
+    ],
+)  # fmt: skip
+def test_a_network_is_compiled_in_place_as_the_setting_says(
+    how: str, device: str, asked: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[nn.Module, dict[str, Any]]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append((self, options)))
+    network = nn.Linear(2, 3)
+    compile_network(network, how, torch.device(device))
+    assert calls == ([] if asked is None else [(network, asked)])
 
 
 @clause("19.training.compiled")

@@ -391,8 +391,10 @@ def test_scores_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal
 SANITIZED = """\
 import sys
 import torch
+from reference.data.loader import DataLoader
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
+from reference.data.transforms import ToTensor
 from reference.recipes import Vary
 from reference.models import Ocean
 
@@ -417,6 +419,11 @@ for vary in (None, Vary(mirror=True, shift=2)):
                 loss = torch.nn.functional.cross_entropy(network(images), targets)
                 loss.backward()
             total += loss.item()
+for workers in (0, 2):  # batches in pinned memory, copied while the host continues
+    loader = DataLoader(Shapes(train=True, size=96, transform=ToTensor()), 32, num_workers=workers, pin_memory=True)
+    for images, targets in loader:
+        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        total += torch.nn.functional.cross_entropy(network(images), targets).item()
 if device.type == "cuda":  # a loader that is read on a stream of its own
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())

@@ -74,6 +74,16 @@ def test_the_notebook_is_kept_without_outputs() -> None:
         assert cell.get("execution_count") is None
 
 
+@clause("21.notebook.clean")
+def test_each_text_of_the_notebook_is_in_english_and_chinese() -> None:
+    for text in cells("markdown"):
+        title, *paragraphs = text.split("\n\n")
+        assert re.search("[\u4e00-\u9fff]", title), title
+        assert re.search("[A-Za-z]{3}", title), title
+        chinese = [bool(re.search("[\u4e00-\u9fff]", paragraph)) for paragraph in paragraphs]
+        assert chinese == [False, True] * (len(paragraphs) // 2), text
+
+
 @clause("21.notebook.runs", "21.speed.providers")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -94,7 +104,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     assert "ok torch" in text
     assert re.search(r"test accuracy \d+\.\d\d% after 2 epochs", text)
     images = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(images) == 4  # the curves, the predictions, the confusion matrix, the answers
+    assert len(images) == 5  # curves, confusion matrix, mistakes, examples of the data, and the answers
     assert (tmp_path / "colab/summary.json").exists()
     # lines 2319 and 2320: the run itself notes on what and how fast it trained
     assert torch.device(json.loads((tmp_path / "colab/config.json").read_text())["device"]).type in (

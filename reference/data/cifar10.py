@@ -138,7 +138,13 @@ def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) ->
     wanted = (*batches, META)
     if source.is_dir():
         return read_folder(source, wanted, OFFICIAL_FILES_MD5 if archive_md5 == OFFICIAL_MD5 else {})
-    if not is_right(source, archive_md5):
+    if source.stat().st_size > ARCHIVE_LIMIT:  # before it is read for its checksum
+        raise InputError(f"{source}: larger than {ARCHIVE_LIMIT // MIB} MiB, which no archive of CIFAR-10 is")
+    try:
+        right = is_right(source, archive_md5)
+    except OSError as error:  # of reading, which names no file
+        raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
+    if not right:
         raise InputError(f"{source}: wrong checksum, MD5 {md5_of(source)} instead of {archive_md5}: {REMEDY}")
     try:
         files = read_archive(source, wanted)

@@ -4,6 +4,7 @@
 a dozen kinds of errors. `open_image` returns 8-bit RGB or raises one `InputError` that names the file.
 """
 
+import ctypes
 import os
 import re
 import threading
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -38,6 +40,9 @@ RARE = (
     *("PIXAR", "QOI", "SPIDER", "SUN", "XBM", "XPM", "XVTHUMB"),
 )
 """Other formats, some of which Pillow decodes in Python, a pixel at a time: up to `HUGE` pixels."""
+
+HEADER = 2**16
+"""Bytes within which the header of a PPM file must end: Pillow reads it in Python, a byte at a time."""
 
 CONTAINERS = {b"\0\0\1\0": "ICO", b"icns": "ICNS", b"BLP1": "BLP", b"BLP2": "BLP"}
 """Formats, by their first bytes, that contain an image of another format with a size of its own."""
@@ -81,6 +86,20 @@ def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Imag
         raise not_readable(path, error) from error
 
 
+def image_header(path: StrPath) -> tuple[int, int, str]:
+    """The width, the height and Pillow's mode of an image file, from its header; nothing is decoded.
+
+    Raises:
+        InputError: as `open_image`, as far as the header shows it.
+    """
+    try:
+        with open_regular(path, LARGEST_FILE) as file, _without_warnings(), _pillow_limit(None):
+            image = Image.open(file, formats=_formats())
+            return image.width, image.height, image.mode
+    except Exception as error:  # Pillow's decoders raise nearly every kind
+        raise not_readable(path, error) from error
+
+
 def decode_image(
     file: BinaryIO,
     name: StrPath,
@@ -90,8 +109,10 @@ def decode_image(
     """`open_image` of an open file called `name` in errors; `huge_turn` is held while a huge image is decoded."""
     try:
         with _without_warnings():
-            image, kind = None, CONTAINERS.get(file.read(4))
+            start = file.read(HEADER)
             file.seek(0)
+            image, kind = None, CONTAINERS.get(start[:4])
+            _check_header(start)
             if kind is not None:
                 with _pillow_limit(HUGE), suppress(Image.UnidentifiedImageError):  # TGA may begin with the same bytes
                     image = Image.open(file, formats=[kind])
@@ -135,6 +156,15 @@ def _formats() -> tuple[str, ...]:
     """
     Image.init()
     return tuple(name for name in (*BY_ROWS, *AS_A_WHOLE, *RARE) if name in Image.OPEN)
+
+
+def _check_header(start: bytes) -> None:
+    """Raise ValueError if the header of a PPM file does not end within its first `HEADER` bytes."""
+    kind = re.match(rb"P[0-6fy]", start)
+    if kind is not None and len(start) == HEADER:
+        words = re.sub(rb"#[^\r\n]*", b"", start).split(maxsplit=4)
+        if len(words) < (3 if kind[0] in (b"P1", b"P4") else 4):  # the kind, the width, the height, the largest value
+            raise ValueError(f"its header does not end within {HEADER:,} bytes")
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -206,6 +236,20 @@ def _without_warnings() -> Iterator[None]:
                     cast(list[Any], warnings.filters).remove(_SILENT)
 
 
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing its errors to standard error, without a file's name; Pillow raises them as well.
+
+    Pillow silences only libtiff's warnings. The library is found among the files that the process has loaded, which
+    only Linux lists; elsewhere the lines appear.
+    """
+    with suppress(OSError):
+        loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in loaded if "/libtiff" in line}:
+            with suppress(AttributeError):
+                ctypes.CDLL(path).TIFFSetErrorHandler(None)
+
+
 def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     """The pixels of an opened image in RGB, upright and resized; a huge one is reduced on the way."""
     factor = 1
@@ -213,6 +257,8 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
         side = 4 * max(size)
         image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 at once
         factor = max(1, min(image.size) // side)
+    if image.format == "TIFF":
+        _silence_libtiff()
     image.load()
     decoded = _to_rgb(image, factor)
     with suppress(Exception):  # damaged metadata do not make an image unreadable

@@ -232,11 +232,27 @@ class _Worker:
 
     def death(self) -> RuntimeError:
         """The error that says how the worker ended."""
-        self.process.join(LOOK)  # its pipe may be closed a little earlier
+        _join(self.process, LOOK)  # its pipe may be closed a little earlier
+        if self.process.exitcode is None:
+            return RuntimeError(
+                f"DataLoader: worker {self.number} closed its pipe before it handed over its batch: an item closed all "
+                "files or started another program in its place"
+            )
         return RuntimeError(
             f"DataLoader: worker {self.number} ended with exit code {self.process.exitcode} before it handed over its "
             "batch; a negative code is the signal that ended it (-9: often too little memory)"
         )
+
+
+def _join(process: Any, seconds: float) -> None:
+    """Wait for the end of a process, at most `seconds`.
+
+    `process.join(seconds)` waits without a limit if the process has closed its sentinel.
+    """
+    deadline = time.monotonic() + seconds
+    wait([process.sentinel], max(0.0, seconds))
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -249,7 +265,7 @@ def _stop(workers: list[_Worker]) -> None:
             getattr(process, end)()
         deadline = time.monotonic() + GRACE
         for process in running:
-            process.join(max(0.0, deadline - time.monotonic()))
+            _join(process, deadline - time.monotonic())
         running = [process for process in running if process.is_alive()]
 
 

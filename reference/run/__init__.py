@@ -6,7 +6,9 @@
         last.pt, best.pt    `last.pt` resumes training; `best.pt` has the best test accuracy
         epoch-0010.pt …     with `--keep-every N`
         summary.json        the outcome, after the last epoch
-        events.out.…        for TensorBoard
+        README.md           the model description
+        results.png, confusion.png, mistakes.png, data.png
+        events.out.…        for TensorBoard; `train/` and `test/` hold the curves that share an axis
 
 `last.pt` is authoritative: it is replaced in one step, after everything else of its epoch was written, and resuming
 truncates the other files to it. A run that was killed at any moment resumes as if it had never stopped: on the CPU,

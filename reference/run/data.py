@@ -7,6 +7,7 @@ from reference.data.cifar10 import ARCHIVE, FOLDER, cifar10_pair
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
+from reference.run.glance import findings
 from reference.run.settings import Settings
 from reference.text import print_line
 
@@ -33,13 +34,15 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
             progress=not settings.quiet,
         )
     else:
-        train_set, test_set = trees = [
+        train_set, test_set = (
             ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
             for train in (True, False)
-        ]
-        skipped = [path for tree in trees for path in tree.skipped]
-        if skipped:
-            print_line(f"skipped {len(skipped)} broken images: {', '.join(skipped[:5])}{' …' * (len(skipped) > 5)}")
+        )
+        for line in findings(train_set, test_set, root):
+            if line.startswith("skipped"):  # also with --quiet
+                print_line(line)
+            else:
+                say(line)
     fingerprint = blake2b(digest_size=16)
     for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
         dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,21 +13,32 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.data.resident import Resident
-from reference.device import random_states, set_random_states
+from reference.device import describe_device, random_states, set_random_states
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, is_ignored
 from reference.files import atomic_write, is_temporary
+from reference.messages import translated
+from reference.run.description import description
 from reference.run.parts import Plan
+from reference.run.plots import save_image, save_results
+from reference.run.screen import Screen
 from reference.run.settings import LOCK, Settings
 from reference.text import json_text
-from reference.tracking import Tracker, draw_confusion, draw_predictions, forget_after
-from reference.training import Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
+from reference.tracking import (
+    Tracker,
+    draw_confusion,
+    draw_examples,
+    draw_kernels,
+    draw_mistakes,
+    draw_predictions,
+    forget_after,
+)
+from reference.training import Curve, Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
 
-SAMPLE_IMAGES = 64
+SAMPLE_IMAGES = 16
 MATRIX = 256
 """The largest number of classes for which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
@@ -101,6 +111,8 @@ def restore(
         set_random_states(state["rng"], next(plan.network.parameters()).device)
         progress = Progress(**state["progress"])
         progress.confusion = unpacked(progress.confusion, len(classes))
+        if isinstance(progress.curve, dict):
+            progress.curve = Curve(**progress.curve)
         return progress
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} holds no state to resume from ({error})") from error
@@ -146,11 +158,19 @@ class RunFolder(Observer):
     def __enter__(self) -> "RunFolder":
         self.place = self.identity()
         self.thread_hook, threading.excepthook = threading.excepthook, self.on_thread_error
-        forget_after(self.folder, step=self.progress.step, epoch=self.progress.epoch)
+        history = self.progress.history
+        evaluated = history[-1]["step"] if history else 0
+        forget_after(self.folder, step=self.progress.step, epoch=self.progress.epoch, evaluated=evaluated)
         self.tracker = Tracker(self.folder)
-        self.bar = tqdm(disable=True)
+        self.screen = Screen(self.settings, len(self.train_set), self.progress, self.data["dataset"])
         self.write_metrics()
         if not (self.folder / "last.pt").exists():
+            if self.settings.plots:
+                examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
+                save_image(self.folder / "data.png", examples)
+            self.tracker.hyperparameters(
+                tried(self.settings) | {"precision": self.precision}, ("test_accuracy", "test_loss_mean")
+            )
             example = self.train_set.images[: self.settings.batch_size].to(next(self.plan.network.parameters()).device)
             self.tracker.graph(self.plan.network, example / 255)
             self.save()
@@ -160,7 +180,7 @@ class RunFolder(Observer):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.close()
+        self.screen.bar.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         try:
@@ -201,7 +221,7 @@ class RunFolder(Observer):
                 raise FileNotFoundError(str(self.folder))
         except OSError as error:
             if self.identity() != self.place:
-                for events in self.folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+                for events in self.folder.rglob(f"events.out.tfevents.*.{os.getpid()}.*"):
                     events.unlink(missing_ok=True)
                 raise InputError(
                     f"{self.folder} was deleted or renamed while the training ran: stopped after step "
@@ -216,55 +236,40 @@ class RunFolder(Observer):
     def on_signal(self, number: int, _: object) -> None:
         """The first signal requests an end after this step; the second one is handled by the system immediately."""
         if self.signal:
-            self.bar.close()
+            self.screen.bar.close()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        # above the progress bar, which is drawn again below it
-        self.bar.write("finishing this step and saving; once more to stop at once\n", file=sys.stderr, end="")
+        self.screen.write(translated("finishing this step and saving; once more to stop at once"), error=True)
 
     def should_stop(self) -> bool:
         self.signal = self.group.largest(self.signal)
         return self.signal != 0
 
     def on_epoch_start(self, progress: Progress) -> None:
-        self.bar = tqdm(
-            desc=f"epoch {progress.epoch + 1}/{self.settings.epochs}",
-            total=len(self.train_set),
-            initial=progress.seen,
-            unit=" images",
-            leave=False,
-            disable=True if self.settings.quiet else None,
-        )
+        self.screen.epoch(progress)
 
     def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
-        for step, loss in losses.items():
-            if step % self.settings.log_every == 0:
-                with self.writing():
+        with self.writing():
+            for step, loss in losses.items():
+                if step % self.settings.log_every == 0:
                     self.tracker.scalars(step, train_loss=loss)
-                if not self.settings.quiet:
-                    self.bar.write(f"step {step:,}: train_loss {loss:.4f}\n", end="")  # see on_signal
-        self.bar.set_postfix(loss=f"{losses[max(losses)]:.4f}", refresh=False)
-        self.bar.update(progress.seen - self.bar.n)
+                if (mean := progress.curve.add(loss)) is not None:
+                    self.tracker.scalars(step, "train", loss=mean, learning_rate=self.plan.rate(step))
+        self.screen.steps(progress, losses)
 
     def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
-        self.bar.close()
+        self.screen.bar.close()
         with self.writing():
             self.keep(progress, evaluation)
-        metrics = progress.history[-1]
-        if not self.settings.quiet:
-            print(
-                f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
-                f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
-                f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s\n",
-                end="",  # one write, which the message of `on_signal` cannot split
-            )
+        self.screen.tested(progress)
 
     def keep(self, progress: Progress, evaluation: Evaluation) -> None:
         """Write the results of a completed epoch: events, images, checkpoints, metrics."""
-        metrics = progress.history[-1]
+        metrics, classes = progress.history[-1], self.test_set.classes
         sample = slice(0, SAMPLE_IMAGES)
-        images = (self.test_set.images[sample], self.test_set.targets[sample], evaluation.predictions[sample])
+        images, targets = self.test_set.images, self.test_set.targets
+        shown = (images[sample], targets[sample], evaluation.predictions[sample])
         step = progress.epoch - 1  # the tutorial counts its tests from 0
         self.tracker.scalars(
             step,
@@ -272,8 +277,22 @@ class RunFolder(Observer):
             test_loss_mean=metrics["test_loss"],
             test_accuracy=metrics["test_accuracy"],
         )
-        self.tracker.image("predictions", draw_predictions(*images, self.test_set.classes), step)
-        self.tracker.image("confusion", draw_confusion(evaluation.confusion, self.test_set.classes), step)
+        self.tracker.scalars(progress.step, "train", accuracy=metrics["train_accuracy"])
+        self.tracker.scalars(progress.step, "test", loss=metrics["test_loss"], accuracy=metrics["test_accuracy"])
+        confusion = draw_confusion(evaluation.confusion, classes)
+        answered = (images, targets, evaluation.predictions, evaluation.confidences)
+        # TensorBoard shows an image 350 pixels wide, so these have few columns
+        few = draw_mistakes(*answered, classes, most=12, columns=3)
+        predicted = draw_predictions(*shown, classes, columns=4, letters=12)
+        drawn = {"predictions": predicted, "confusion": confusion, "mistakes": few}
+        drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
+        for tag, image in drawn.items():
+            self.tracker.image(tag, image, step)
+        if self.settings.plots:
+            save_results(self.folder / "results.png", progress, self.plan.rate)
+            save_image(self.folder / "confusion.png", confusion)
+            save_image(self.folder / "mistakes.png", draw_mistakes(*answered, classes))
+        self.write_description()
         if best_epoch(progress) is metrics:
             self.save("best.pt")
         if self.settings.keep_every and progress.epoch % self.settings.keep_every == 0:
@@ -299,6 +318,22 @@ class RunFolder(Observer):
                 },
             )
 
+    def write_description(self) -> None:
+        """Write README.md: the model description of the run after its last epoch."""
+        weights = next(self.plan.network.parameters())
+        parameters = sum(parameter.numel() for parameter in self.plan.network.parameters())
+        where = f"{describe_device(weights.device)}, {self.precision}"
+        data = self.data | {"train": len(self.train_set), "test": len(self.test_set)}
+        data["classes"] = list(self.train_set.classes)
+        text = description(self.settings, self.progress, data, self.folder, where, parameters)
+        with atomic_write(self.folder / "README.md") as file:
+            file.write(text.encode(errors="backslashreplace"))
+
+    @property
+    def precision(self) -> str:
+        """The name of the dtype of the layers' arithmetic."""
+        return str(self.plan.precision).removeprefix("torch.")
+
     def write_metrics(self) -> None:
         """Write metrics.jsonl from the checkpoint's history: one line per epoch."""
         with atomic_write(self.folder / "metrics.jsonl") as file:
@@ -319,6 +354,13 @@ class RunFolder(Observer):
         }
         write_json(self.folder / "summary.json", summary)
         return summary
+
+
+def tried(settings: Settings) -> dict[str, Any]:
+    """The settings that a person varies between runs."""
+    names = ("dataset", "recipe", "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay")
+    names += ("schedule", "whiten", "shuffle", "mirror", "shift", "impl", "seed")
+    return {name: getattr(settings, name) for name in names}
 
 
 def best_epoch(progress: Progress) -> dict[str, Any]:

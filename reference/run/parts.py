@@ -11,7 +11,7 @@ import reference
 from reference.data.resident import Resident, ResidentLoader
 from reference.distributed import Group, LossFunction
 from reference.models import Ocean
-from reference.optim import SGD, Optimizer
+from reference.optim import SGD, Adam, AdamW, Optimizer
 from reference.recipes import FallingRate, Muon, Vary, patches, whiten
 from reference.run.settings import Settings
 from reference.scaling import ScaledOptimizer
@@ -47,6 +47,12 @@ class Plan:
     schedule: FallingRate | None
     scaled: ScaledOptimizer | None
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        if self.schedule is None:
+            return float(self.optimizer.param_groups[0]["lr"])
+        return self.schedule.rate(self.optimizer.param_groups[0]["initial_lr"], step - 1)
+
     def fit(self, group: Group, progress: Progress, observer: Observer) -> Progress:
         """Train from `progress` on, together with the other processes of `group`."""
         return fit(
@@ -80,10 +86,13 @@ def prepare(
         whiten(weight, bias, patches(train_set.images[:500], weight.shape[-1]).to(device))
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer: Optimizer
+    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     if settings.optimizer == "sgd":
-        optimizer = SGD(trained, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
+        optimizer = SGD(trained, rate, momentum, weight_decay=decay)
+    elif settings.optimizer == "muon":
+        optimizer = Muon(trained, rate, momentum, decay)
     else:
-        optimizer = Muon(trained, settings.learning_rate, settings.momentum, settings.weight_decay)
+        optimizer = {"adam": Adam, "adamw": AdamW}[settings.optimizer](trained, rate, weight_decay=decay)
     vary = Vary(settings.mirror, settings.shift) if settings.mirror or settings.shift else None
     order = torch.Generator().manual_seed(settings.seed)
     train_loader = ResidentLoader(

@@ -5,20 +5,19 @@ AMX the conversions can take more time than the arithmetic saves. So a few real 
 before anything of the training is seeded, and the result is remembered for this machine.
 """
 
-import json
 import platform
 import time
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from platformdirs import user_cache_path
 
 from reference.data.resident import Resident
 from reference.device import PRECISIONS, choose_precision, describe_device, installed_version
-from reference.files import atomic_write
+from reference.files import atomic_write, read_json
 from reference.run.parts import Plan, prepare
 from reference.run.settings import Settings
 from reference.text import json_text
@@ -30,6 +29,8 @@ MOST_IMAGES = 64
 """Images in a measured step on a CPU, where a step of a large batch takes seconds and gives the same answer."""
 MOST_ENTRIES = 100
 """The number of results that are remembered."""
+LARGEST_CACHE = 2**20
+"""The largest file of results that is read, in bytes."""
 
 
 def resolve_precision(settings: Settings, train_set: Resident, device: torch.device) -> tuple[torch.dtype, str]:
@@ -74,12 +75,13 @@ def machine(settings: Settings, device: torch.device) -> str:
 def remembered(path: Path) -> dict[str, dict[str, float]]:
     """The stored results; none if the file is missing or damaged."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        content = read_json(path, LARGEST_CACHE)
+        answers = {
             str(key): {name: float(times[name]) for name in ("float32", "bfloat16")} for key, times in content.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}
+    return {key: times for key, times in answers.items() if all(0 < seconds < inf for seconds in times.values())}
 
 
 def measure(settings: Settings, train_set: Resident, device: torch.device) -> dict[str, float]:

@@ -1,16 +1,18 @@
 """The settings of a training: read from the command line, checked, and read back from a run's config.json."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from reference.command_line import parse_arguments
 from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
 from reference.errors import InputError
+from reference.files import read_json
+from reference.messages import Language, choose_language
 from reference.recipes import RECIPES
 from reference.text import styled
 
@@ -20,7 +22,20 @@ class Settings:
     """Train the tutorial's network and keep everything needed to resume the training, to repeat it and to predict.
 
     Without any flag: CIFAR-10 if it is under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
+
+    The settings that are used most are in the last group.
     """
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": ("mirrors", "archive_md5", "skip_broken", "limit_train", "limit_test"),
+        "learning": ("momentum", "weight_decay", "schedule", "whiten", "shuffle", "mirror", "shift", "seed"),
+        "computing": ("device", "precision", "compile", "num_threads", "deterministic", "impl"),
+        "run folder and terminal": ("log_every", "keep_every", "plots", "style", "quiet", "lang"),
+        "common": (
+            *("dataset", "data_root", "download", "recipe", "epochs", "batch_size", "optimizer", "learning_rate"),
+            *("output", "resume"),
+        ),
+    }
 
     dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
     """The data set. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
@@ -47,14 +62,15 @@ class Settings:
     """Total number of epochs; with --resume including completed ones."""
     batch_size: int = 64
     """Images a step."""
-    optimizer: Literal["sgd", "muon"] = "sgd"
-    """sgd: along the gradient. muon: along the orthogonalized gradient."""
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """sgd: along the gradient. adam, adamw: along the gradient divided by its typical size; then the learning rate is
+    0.001 unless it is given. muon: along the orthogonalized gradient."""
     learning_rate: float = 0.01
     """Learning rate (step size)."""
     momentum: float = 0.0
-    """Share of the accumulated gradient that each step keeps."""
+    """Share of the accumulated gradient that each step keeps (sgd and muon)."""
     weight_decay: float = 0.0
-    """Share of the weights that each step subtracts, times the learning rate (sgd: as part of the gradient)."""
+    """Share of the weights that each step subtracts, times the learning rate (sgd, adam: as part of the gradient)."""
     schedule: Literal["constant", "falling"] = "constant"
     """The course of the learning rate. constant; or falling: it rises over the first tenth of the steps and then falls
     to 0. Then --learning-rate is the highest rate of a training of 100 steps; it scales with steps^(-1/3)."""
@@ -91,11 +107,17 @@ class Settings:
     """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
-    --data-root, --keep-every and --quiet may be changed."""
+    --data-root, --keep-every, --plots, --style, --lang and --quiet may be changed."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
+    plots: bool = True
+    """Draw results.png, confusion.png and mistakes.png after each epoch, and data.png at the start."""
+    style: Literal["plain", "tutorial"] = "plain"
+    """The lines that are printed. tutorial: the tutorial's own lines, to compare with chapters 18 and 21."""
     quiet: bool = False
     """Print nothing but the outcome and errors."""
+    lang: Language = "auto"
+    """The language of messages and images: English, Chinese, or that of the system's locale."""
 
     def check(self) -> None:
         """Raise InputError for a number that cannot be used; the message names the flag, the value and the range."""
@@ -112,16 +134,27 @@ class Settings:
             raise InputError(f"--learning-rate must be above 0 and finite, got {self.learning_rate}")
         if self.optimizer == "muon" and self.momentum >= 1:
             raise InputError(f"--momentum must be below 1 for --optimizer muon, got {self.momentum}")
+        if self.optimizer in OPTIMIZERS and self.momentum:
+            raise InputError(
+                f"--momentum is for --optimizer sgd and muon, but --optimizer is {self.optimizer}, and --momentum "
+                f"{self.momentum}"
+            )
         if self.download and self.dataset not in ("auto", "cifar10"):
             raise InputError(f"--download fetches CIFAR-10, but --dataset is {self.dataset}")
 
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0},
+    "adamw": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.01},
+}
+"""PyTorch's defaults of optimizers that need other values than SGD; given flags have precedence."""
 
 LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 """Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""
 
 # Settings that may differ when a run is resumed: they change where or how long it computes, but not the result.
 CHANGEABLE = {
-    *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet"),
+    *("epochs", "device", "compile", "num_threads", "data_root", "keep_every", "quiet", "plots", "style", "lang"),
     *("download", "mirrors", "resume", "output"),
 }
 
@@ -144,9 +177,10 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class _Start:
-    """The two flags that decide which values the others have by default."""
+    """The flags that decide which values the others have by default."""
 
     recipe: str = "tutorial"
+    optimizer: str = ""
     resume: Path | None = None
 
 
@@ -155,13 +189,14 @@ def parse(kind: type[S]) -> S:
 
     Every Boolean has two flags, `--mirror` and `--no-mirror`, whatever its default is.
     """
+    choose_language()
     with styled():
         start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
     values: dict[str, Any] = {"recipe": start.recipe} | RECIPES[start.recipe] if start.recipe in RECIPES else {}
+    values |= OPTIMIZERS.get(start.optimizer, {})
     if start.resume is not None:
         values = vars(stored_settings(start.resume))
-    with styled():
-        return tyro.cli(kind, default=kind(**values))
+    return parse_arguments(kind, values)
 
 
 def stored_settings(folder: Path) -> Settings:
@@ -177,9 +212,7 @@ def stored_settings(folder: Path) -> Settings:
             f"with --output {folder}"
         )
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
-        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)["settings"]
+        stored = read_json(path)["settings"]
         hints = get_type_hints(Settings)
         values = {name: _converted(name, value, hints[name]) for name, value in stored.items() if name in hints}
         settings = Settings(**values | {"data_root": values["data_root"], "output": None, "resume": None})
@@ -195,10 +228,6 @@ def stored_settings(folder: Path) -> Settings:
 
 LOCK = "run.lock"
 """The file in a run's folder that a running training holds."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}

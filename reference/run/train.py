@@ -1,12 +1,12 @@
 """A whole training: from settings to a finished run folder."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -26,11 +26,14 @@ from reference.device import (
 )
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
-from reference.files import remove_temporaries
+from reference.files import read_json, remove_temporaries
+from reference.messages import choose_language
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
+from reference.run.plots import check_plots
 from reference.run.precision import resolve_precision
+from reference.run.screen import outcome
 from reference.run.settings import Settings, refuse_changes, stored_settings
 from reference.text import print_line
 from reference.training import Observer, Progress
@@ -47,6 +50,9 @@ def train(settings: Settings) -> int:
         TrainingError: the loss is not finite, or another process is gone; the last good checkpoint is kept.
     """
     settings.check()
+    choose_language(settings.lang)
+    if settings.plots:
+        check_plots()
     if settings.resume is not None:
         stored = stored_settings(settings.resume)
         kept = {name: getattr(stored, name) for name in ("precision", "dataset") if getattr(settings, name) == "auto"}
@@ -98,18 +104,19 @@ def train(settings: Settings) -> int:
                     f"try a --learning-rate below {settings.learning_rate:g}"
                 ) from error
             if progress.epoch < settings.epochs:
-                run.bar.close()
+                run.screen.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {folder}")
+                print_line(
+                    f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {quote(str(folder))}"
+                )
                 return 128 + run.signal
             summary = run.finish()
             group.agree(None)
-    print_line(
-        f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
-        f"(best {summary['best']['test_accuracy']:.2%}); ask it with: "
-        f"python scripts/predict.py IMAGE --checkpoint {folder / 'best.pt'}"
-    )
+        assert progress.confusion is not None, "a finished training was tested"
+        run.screen.learned(progress.confusion, train_set.classes)
+        print_line(outcome(summary, folder))
+        run.screen.next_commands(folder)
     return 0
 
 
@@ -247,5 +254,5 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
             raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)
-        summaries.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        summaries.append(read_json(folder / "summary.json"))
     return summaries

@@ -1,10 +1,12 @@
 """All chapters: what goes wrong in the first version that a learner writes."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 from torch.nn import functional as F
+from torch.utils import data
 
 import reference as right
 from spec.faults import Fault
@@ -31,6 +33,43 @@ class PaddingIsOnTopAndOnTheLeftOnly(Fault):
     def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
         border = _one(padding)
         return F.conv2d(F.pad(input, (border, 0, border, 0)), weight, bias, stride)
+
+
+class PaddingIsBelowAndOnTheRightOnly(Fault):
+    """The border of zeros is missing above and on the left."""
+
+    caught_by = PADDING_1
+    says = r"has shape \[1, 1, 4, 4\], expected \[1, 1, 5, 5\]"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        border = _one(padding)
+        return F.conv2d(F.pad(input, (0, border, 0, border)), weight, bias, stride)
+
+
+class ImageLiesAtTheEdgeOfItsBorder(Fault):
+    """The image lies in the upper left corner: all zeros are below it and on its right."""
+
+    caught_by = PADDING_1
+    says = r"expected   1\n"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        border = 2 * _one(padding)
+        return F.conv2d(F.pad(input, (0, border, 0, border)), weight, bias, stride)
+
+
+class PaddingRepeatsTheEdge(Fault):
+    """The border repeats the nearest pixel instead of zeros."""
+
+    caught_by = PADDING_1
+    says = r"expected   1\n"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        border = (_one(padding),) * 4
+        padded = F.pad(input.double(), border, mode="replicate").to(input.dtype)
+        return F.conv2d(padded, weight, bias, stride)
 
 
 class PaddingIsIgnored(Fault):
@@ -87,6 +126,56 @@ class StrideMovesHorizontallyOnly(Fault):
     @staticmethod
     def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
         return F.conv2d(input, weight, bias, (1, _one(stride)), padding)
+
+
+class StrideMovesVerticallyInAnOutputOfTheRightSize(Fault):
+    """The size is right, but column j starts at j instead of j · stride."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"expected   3"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        step = _one(stride)
+        output = F.conv2d(input, weight, bias, (step, 1), padding)
+        return output[..., : (output.shape[-1] - 1) // step + 1]
+
+
+class StrideMovesHorizontallyInAnOutputOfTheRightSize(Fault):
+    """The size is right, but row i starts at i instead of i · stride."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"differs"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        step = _one(stride)
+        output = F.conv2d(input, weight, bias, (1, step), padding)
+        return output[..., : (output.shape[-2] - 1) // step + 1, :]
+
+
+class StrideMovesNowhereInAnOutputOfTheRightSize(Fault):
+    """The size is right, but the window moves by one both ways."""
+
+    caught_by = "test_08_convolution.py::test_stride_is_the_step"
+    says = r"differs"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        step = _one(stride)
+        output = F.conv2d(input, weight, bias, 1, padding)
+        return output[..., : (output.shape[-2] - 1) // step + 1, : (output.shape[-1] - 1) // step + 1]
+
+
+class BiasIsAddedToEachProduct(Fault):
+    """The bias is added within the sum, once for each element of the kernel."""
+
+    caught_by = "test_08_convolution.py::test_bias_is_added_to_each_output_channel"
+    says = r"expected   17"
+
+    @staticmethod
+    def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0) -> Tensor:
+        return F.conv2d(input, weight, None if bias is None else bias * weight[0].numel(), stride, padding)
 
 
 class OutputHasTheSizeOfStrideOne(Fault):
@@ -225,6 +314,43 @@ class MeanInsteadOfMaximum(Fault):
         return F.avg_pool2d(input.double(), kernel_size, stride, padding, ceil_mode).to(input.dtype)
 
 
+class MinimumInsteadOfMaximum(Fault):
+    """The smallest number of the window instead of its largest."""
+
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    says = r"the result"
+
+    @staticmethod
+    def max_pool2d(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False
+    ) -> Tensor:
+        return -F.max_pool2d(-input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+class SumInsteadOfMean(Fault):
+    """The numbers of the window are added up and not divided."""
+
+    caught_by = "test_10_pooling.py::test_it_is_the_mean_of_each_window"
+    says = r"differs"
+
+    @staticmethod
+    def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, *args: Any, **options: Any) -> Tensor:
+        return F.avg_pool2d(input, kernel_size, stride, *args, **options | {"divisor_override": 1})
+
+
+class CeilModeIsAlwaysOn(Fault):
+    """A window that reaches out is always kept."""
+
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    says = r"has shape .* expected"
+
+    @staticmethod
+    def max_pool2d(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False
+    ) -> Tensor:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, True)
+
+
 class CeilModeIsIgnored(Fault):
     """A window that reaches out is always left out."""
 
@@ -276,6 +402,117 @@ class ReluKeepsTheNegative(Fault):
         return input.clamp(max=0)
 
 
+class SigmoidIsTanh(Fault):
+    """(exp(x) - exp(-x)) / (exp(x) + exp(-x)) is tanh."""
+
+    caught_by = "test_11_activation.py::test_sigmoid_of_0_is_a_half"
+    says = r"got        0\.0"
+
+    @staticmethod
+    def sigmoid(input: Tensor) -> Tensor:
+        return input.tanh()
+
+
+class TanhIsSigmoid(Fault):
+    """1 / (1 + exp(-x)) is sigmoid."""
+
+    caught_by = "test_11_activation.py::test_tanh_is_the_hyperbolic_tangent"
+    says = r"differs"
+
+    @staticmethod
+    def tanh(input: Tensor) -> Tensor:
+        return input.sigmoid()
+
+
+class TanhHasHalfTheExponent(Fault):
+    """2 · sigmoid(x) - 1 is tanh(x / 2)."""
+
+    caught_by = "test_11_activation.py::test_tanh_is_the_hyperbolic_tangent"
+    says = r"differs"
+
+    @staticmethod
+    def tanh(input: Tensor) -> Tensor:
+        return (input / 2).tanh()
+
+
+class ReluLetsEveryGradientThrough(Fault):
+    """The derivative is 1 for negative numbers too."""
+
+    caught_by = "test_11_activation.py::test_relu_is_differentiable_twice"
+    says = r"gradient"
+
+    @staticmethod
+    def relu(input: Tensor, inplace: bool = False) -> Tensor:
+        return input + (input.clamp(min=0) - input).detach()
+
+
+class ReluIsTheStep(Fault):
+    """1 for a positive number, instead of the number."""
+
+    caught_by = "test_11_activation.py::test_relu_gives_the_documented_matrix"
+    says = r"differs"
+
+    @staticmethod
+    def relu(input: Tensor, inplace: bool = False) -> Tensor:
+        return (input > 0).to(input.dtype)
+
+
+class NegativeSlopeIsSubtracted(Fault):
+    """max(0, x) - slope · min(0, x): negative numbers become positive."""
+
+    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    says = r"differs"
+
+    @staticmethod
+    def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+        return input.clamp(min=0) - negative_slope * input.clamp(max=0)
+
+
+class SlopeIsOnTheWrongSide(Fault):
+    """Positive numbers are multiplied by the slope instead of negative ones."""
+
+    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    says = r"differs"
+
+    @staticmethod
+    def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+        return torch.where(input > 0, negative_slope * input, input)
+
+
+class SlopeOfAFifth(Fault):
+    """0.2 by default, as in networks that draw images; PyTorch's default is 0.01."""
+
+    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    says = r"differs"
+
+    @staticmethod
+    def leaky_relu(input: Tensor, negative_slope: float = 0.2, inplace: bool = False) -> Tensor:
+        return F.leaky_relu(input, negative_slope)
+
+
+class LogarithmToTheBaseOf10(Fault):
+    """log10 instead of the natural logarithm."""
+
+    caught_by = "test_11_activation.py::test_log_softmax_is_each_number_less_the_logarithm_of_the_sum"
+    says = r"differs"
+
+    @staticmethod
+    def log_softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        return F.log_softmax(input, dim, dtype=dtype) / math.log(10)
+
+
+class SoftmaxHasNoExponential(Fault):
+    """x / sum(x)."""
+
+    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    says = r"differs"
+
+    @staticmethod
+    def softmax(input: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
+        input = input if dtype is None else input.to(dtype)
+        return input / input.sum(dim, keepdim=True)
+
+
 class SoftmaxIsTakenTwice(Fault):
     """The softmax of the softmax, which is flatter."""
 
@@ -321,6 +558,31 @@ class TheLargestIsNotSubtracted(Fault):
         return exponentials / exponentials.sum(dim, keepdim=True)
 
 
+# chapter 12: linear layers
+
+
+class TheWeightIsNotTransposed(Fault):
+    """input @ weight instead of input @ weight.T: the weight has a row for each output."""
+
+    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    says = r"mat1 and mat2|size|differs|shape"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return input @ weight if bias is None else input @ weight + bias
+
+
+class BiasIsSubtracted(Fault):
+    """The bias has the wrong sign."""
+
+    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    says = r"differs"
+
+    @staticmethod
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(input, weight, None if bias is None else -bias)
+
+
 # chapter 12: dropout and normalization
 
 
@@ -333,6 +595,39 @@ class DropsInEvaluationOnly(Fault):
     @staticmethod
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return F.dropout(input, p, not training, inplace)
+
+
+class DropsInEvaluationToo(Fault):
+    """`training` is not looked at."""
+
+    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    says = r"differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, True, inplace)
+
+
+class WhatStaysIsDividedByP(Fault):
+    """1 / p instead of 1 / (1 - p)."""
+
+    caught_by = "test_12_dropout.py::test_kept_elements_are_divided_by_1_minus_p"
+    says = r"differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, True) * (1 - p) / p if training and 0 < p < 1 else F.dropout(input, p, training)
+
+
+class WhatStaysIsMultiplied(Fault):
+    """The numbers that stay are multiplied by 1 - p instead of divided by it."""
+
+    caught_by = "test_12_dropout.py::test_kept_elements_are_divided_by_1_minus_p"
+    says = r"differs"
+
+    @staticmethod
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return F.dropout(input, p, training) * ((1 - p) ** 2 if training else 1)
 
 
 def _batch_norm(
@@ -351,17 +646,20 @@ def _batch_norm(
     update: bool = True,
     squared: bool = False,
     swapped: bool = False,
+    batch: bool = False,
+    always: bool = False,
+    share: float | None = None,
 ) -> Tensor:
     """Batch normalization with the mistakes that the options name."""
     over = [dim for dim in range(input.dim()) if dim != 1]
     shape = [1, -1] + [1] * (input.dim() - 2)
     mean, variance = input.mean(over), input.var(over, correction=normalizing)
-    if training and update and running_mean is not None:
-        share = 1 - momentum if old else momentum
+    if (training or always) and update and running_mean is not None:
+        part = (1 - momentum if old else momentum) if share is None else share
         with torch.no_grad():
-            running_mean.mul_(1 - share).add_(mean, alpha=share)
-            running_var.mul_(1 - share).add_(input.var(over, correction=remembered), alpha=share)
-    if training == swapped and running_mean is not None:
+            running_mean.mul_(1 - part).add_(mean, alpha=part)
+            running_var.mul_(1 - part).add_(input.var(over, correction=remembered), alpha=part)
+    if training == swapped and not batch and running_mean is not None:
         mean, variance = running_mean, running_var
     deviation = variance + eps if squared else (variance + eps).sqrt()
     output = (input - mean.reshape(shape)) / deviation.reshape(shape)
@@ -423,6 +721,39 @@ class TheVarianceDivides(Fault):
     @staticmethod
     def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
         return _batch_norm(input, running_mean, running_var, *args, **options, squared=True)
+
+
+class EvaluationUsesTheBatch(Fault):
+    """Evaluation computes the statistics of the batch instead of using the running ones."""
+
+    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, batch=True)
+
+
+class RunningStatisticsChangeInEvaluation(Fault):
+    """Evaluation updates running_mean and running_var too."""
+
+    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, always=True)
+
+
+class TheRunningStatisticsAreReplaced(Fault):
+    """running = new: nothing of the old is kept."""
+
+    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    says = r"differs"
+
+    @staticmethod
+    def batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **options: Any) -> Tensor:
+        return _batch_norm(input, running_mean, running_var, *args, **options, share=1.0)
 
 
 class TrainingAndEvaluationAreMixedUp(Fault):
@@ -487,6 +818,84 @@ class CrossEntropyOfASoftmax(Fault):
         return F.cross_entropy(F.softmax(input, 1), target, *args, **options)
 
 
+class LogitsAreTakenForProbabilities(Fault):
+    """Minus the logarithm of the score of the right class: the softmax is missing."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.nll_loss(input.log(), target, reduction=reduction)
+
+
+class CrossEntropyToTheBaseOf2(Fault):
+    """log2 instead of the natural logarithm."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(input, target, reduction=reduction) / math.log(2)
+
+
+class CrossEntropyToTheBaseOf10(Fault):
+    """log10 instead of the natural logarithm."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(input, target, reduction=reduction) / math.log(10)
+
+
+class CrossEntropySumsByDefault(Fault):
+    """The losses of a batch are added up and not averaged."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_of_class_numbers_is_that_of_the_definition"
+    says = r"differs"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "sum") -> Tensor:
+        return F.cross_entropy(input, target, reduction="sum" if reduction == "mean" else reduction)
+
+
+class CrossEntropyIsOverTheBatch(Fault):
+    """The softmax is taken over the images of the batch instead of over the classes."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return F.nll_loss(F.log_softmax(input, 0), target, reduction=reduction)
+
+
+class CrossEntropyDividesByTheClasses(Fault):
+    """The mean is over all scores instead of over the images."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        loss = F.cross_entropy(input, target, reduction=reduction)
+        return loss / input.shape[-1] if reduction == "mean" else loss
+
+
+class TheErrorRateIsTheLoss(Fault):
+    """The share of wrong answers, which has no gradient."""
+
+    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    says = r"expected   1\.1018999"
+
+    @staticmethod
+    def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced((input.argmax(-1) != target).to(input.dtype), reduction)
+
+
 class LogitsAreTakenForLogarithms(Fault):
     """Minus the logit of the right class: the softmax is missing."""
 
@@ -529,6 +938,28 @@ class PositiveAndNegativeErrorsCancel(Fault):
     @staticmethod
     def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
         return _reduced(input - target, reduction)
+
+
+class ErrorsAreSquared(Fault):
+    """The square of the difference instead of its absolute value."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_is_the_gap"
+    says = r"differs|assert"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced((input - target).square(), reduction)
+
+
+class L1LossIsHalved(Fault):
+    """Half of the mean."""
+
+    caught_by = "test_14_loss.py::test_the_l1_loss_is_printed_as_0_6667"
+    says = r"differs"
+
+    @staticmethod
+    def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        return _reduced((input - target).abs() / 2, reduction)
 
 
 # chapter 15: optimizers
@@ -588,6 +1019,150 @@ class MomentumIsForgotten(Fault):
             super().__init__(params, lr)
 
 
+class WeightDecayIsSubtracted(Fault):
+    """gradient - weight_decay · parameter: the weights grow."""
+
+    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["weight_decay"] *= -1
+            loss = super().step(closure)
+            for group in self.param_groups:
+                group["weight_decay"] *= -1
+            return loss
+
+
+class WeightDecayIsForgotten(Fault):
+    """The setting is taken and not used."""
+
+    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            kept = [group["weight_decay"] for group in self.param_groups]
+            for group in self.param_groups:
+                group["weight_decay"] = 0
+            loss = super().step(closure)
+            for group, decay in zip(self.param_groups, kept, strict=True):
+                group["weight_decay"] = decay
+            return loss
+
+
+class TheLastVelocityIsUsed(Fault):
+    """The parameter moves by the velocity before the new gradient is added to it."""
+
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        continue
+                    if not group["momentum"]:
+                        parameter.add_(parameter.grad, alpha=-group["lr"])
+                        continue
+                    state = self.state[parameter]
+                    velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                    parameter.add_(velocity, alpha=-group["lr"])
+                    velocity.mul_(group["momentum"]).add_(parameter.grad)
+
+
+class TheGradientCountsOneMinusMomentum(Fault):
+    """velocity = momentum · velocity + (1 - momentum) · gradient, from a velocity of 0."""
+
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    says = r"differs|assert"
+
+    class SGD(optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        continue
+                    state = self.state[parameter]
+                    velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                    velocity.mul_(group["momentum"]).add_(parameter.grad, alpha=1 - group["momentum"])
+                    parameter.add_(velocity, alpha=-group["lr"])
+
+
+class TheSecondMomentHasNoRoot(Fault):
+    """lr · m / (v + eps): the square root is missing."""
+
+    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    says = r"differs|assert"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            _adam(self, root=False)
+
+
+class TheBetasAreExchanged(Fault):
+    """The first moment keeps beta2 of itself and the second beta1."""
+
+    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    says = r"differs|assert"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            _adam(self, exchanged=True)
+
+
+class StepsAreCountedFromZero(Fault):
+    """The correction divides by 1 - beta ** 0 = 0 in the first step."""
+
+    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    says = r"differs|assert"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            _adam(self, first=0)
+
+
+class OnlyTheFirstMomentIsCorrected(Fault):
+    """v is not divided by 1 - beta2 ** t."""
+
+    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    says = r"differs|assert"
+
+    class Adam(optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            _adam(self, second=False)
+
+
+def _adam(optimizer: Any, *, root: bool = True, exchanged: bool = False, first: int = 1, second: bool = True) -> None:
+    """Adam with the mistakes that the options name."""
+    for group in optimizer.param_groups:
+        beta1, beta2 = reversed(group["betas"]) if exchanged else group["betas"]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = optimizer.state[parameter]
+            if not state:
+                state.update(step=first - 1, m=torch.zeros_like(parameter), v=torch.zeros_like(parameter))
+            state["step"] += 1
+            gradient = parameter.grad + group["weight_decay"] * parameter
+            m = state["m"].mul_(beta1).add_(gradient, alpha=1 - beta1) / _or_nan(1 - beta1 ** state["step"])
+            v = state["v"].mul_(beta2).add_(gradient.square(), alpha=1 - beta2)
+            v = v / _or_nan(1 - beta2 ** state["step"]) if second else v
+            parameter.sub_(group["lr"] * m / ((v.sqrt() if root else v) + group["eps"]))
+
+
+def _or_nan(number: float) -> float:
+    return number or math.nan
+
+
 class TheLearningRateIsForgotten(Fault):
     """parameter - gradient."""
 
@@ -614,6 +1189,39 @@ class TheLabelComesFirst(Fault):
             return label, image
 
 
+class TheIndexIsOneTooLarge(Fault):
+    """Item i is file i + 1, and the last item is the first file."""
+
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
+    says = r"."
+
+    class LabeledFolder(_Folder):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__((index + 1) % len(self))
+
+
+class TheLengthIsOneTooSmall(Fault):
+    """len(data) - 1: the last image never comes."""
+
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
+    says = r"."
+
+    class LabeledFolder(_Folder):
+        def __len__(self) -> int:
+            return super().__len__() - 1
+
+
+class TheNamesAreNotSorted(Fault):
+    """The order is that in which the file system lists the files, here the opposite one."""
+
+    caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
+    says = r"."
+
+    class LabeledFolder(_Folder):
+        def order(self, names: list[str]) -> list[str]:
+            return sorted(names, reverse=True)
+
+
 class BytesAreNotDivided(Fault):
     """The pixels stay between 0 and 255."""
 
@@ -622,7 +1230,8 @@ class BytesAreNotDivided(Fault):
 
     class ToTensor(right.ToTensor):
         def __call__(self, image: Any) -> Tensor:
-            return super().__call__(image) * 255
+            tensor = super().__call__(image)
+            return tensor if getattr(image, "mode", "") == "1" else tensor * 255  # which has no bytes
 
 
 class TheMeanIsNotSubtracted(Fault):
@@ -634,3 +1243,54 @@ class TheMeanIsNotSubtracted(Fault):
     class Normalize(right.Normalize):
         def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
             super().__init__([0.0 for _ in mean], std, inplace)
+
+
+class MultipliesByTheDeviation(Fault):
+    """(image - mean) · std."""
+
+    caught_by = "test_04_transforms_in_use.py::test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
+    says = r"differs|assert"
+
+    class Normalize(right.Normalize):
+        def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
+            super().__init__(mean, [1 / one for one in std], inplace)
+
+
+class TheMeanIsAdded(Fault):
+    """(image + mean) / std."""
+
+    caught_by = "test_04_transforms_in_use.py::test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
+    says = r"differs|assert"
+
+    class Normalize(right.Normalize):
+        def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
+            super().__init__([-one for one in mean], std, inplace)
+
+
+# chapter 06: loaders
+
+
+class BatchesOverlap(Fault):
+    """Each batch starts one item later instead of one batch later."""
+
+    caught_by = "test_06_dataloader.py::test_a_batch_size_of_4_takes_4_at_a_time"
+    says = r"."
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            size, items = self.batch_size or 1, list(self.sampler)
+            for start in range(len(self)):
+                yield self.collate_fn([self.dataset[i] for i in items[start : start + size]])
+
+
+class TheOrderRepeats(Fault):
+    """Each epoch starts from the same seed."""
+
+    caught_by = "test_06_dataloader.py::test_shuffle_draws_a_new_order_each_epoch"
+    says = r"assert \[.*\] != \["
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                yield from list(super().__iter__())

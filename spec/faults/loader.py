@@ -102,7 +102,7 @@ class FillsUpTheLastBatch(Fault):
 class CountsWholeBatchesOnly(Fault):
     """`len` rounds n / batch_size down, although the rest comes."""
 
-    caught_by = "test_06_dataloader.py::test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter"
+    caught_by = "test_06_dataloader.py::test_the_length_of_a_loader_is_the_number_of_its_steps"
     says = r"assert 781 == 782"
 
     class DataLoader(data.DataLoader[Any]):
@@ -275,3 +275,31 @@ class AnyBatchSizeIsTaken(Fault):
     @staticmethod
     def DataLoader(dataset: Any, batch_size: Any = 1, *args: Any, **options: Any) -> Any:
         return data.DataLoader(dataset, max(1, int(batch_size)), *args, **options)
+
+
+class WorkersDropTheLastRound(Fault):
+    """Only whole rounds of the workers are collected."""
+
+    caught_by = "test_06_dataloader.py::test_workers_that_do_not_divide_the_batches_give_all_of_them"
+    says = r"assert \[\[0, 1\], \[2, 3\], \[4, 5\]\] == \[\[0, 1\], \[2, 3\], \[4, 5\], \[6\]\]"
+
+    class DataLoader(data.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            batches = list(super().__iter__())
+            return iter(batches[: len(batches) // self.num_workers * self.num_workers] if self.num_workers else batches)
+
+
+class ForgetsItsGenerator(Fault):
+    """The generator draws, and is no attribute of the loader."""
+
+    caught_by = "test_06_dataloader.py::test_the_parts_that_a_loader_is_made_of_are_its_attributes"
+    says = r"assert None is <torch"
+
+    class DataLoader(data.DataLoader[Any]):
+        @property
+        def generator(self) -> Any:
+            return None
+
+        @generator.setter
+        def generator(self, value: Any) -> None:
+            pass

@@ -289,8 +289,8 @@ class CropsBeyondTheImage(Fault):
 class ReflectsTheLastPixelTwice(Fault):
     """ "reflect" as "symmetric"."""
 
-    caught_by = f"{IN_USE}test_every_crop_is_the_drawn_window_of_the_padded_image"
-    says = r"the result differs"
+    caught_by = f"{IN_USE}test_every_crop_is_a_window_of_the_padded_image"
+    says = r"no window of the padded image looks like this"
 
     class RandomCrop(right.RandomCrop):
         def __init__(self, *args: Any, padding_mode: str = "constant", **options: Any) -> None:
@@ -375,3 +375,17 @@ class ComposePrintsOneLine(Fault):
     class Compose(right.Compose):
         def __repr__(self) -> str:
             return f"Compose({self.transforms})"
+
+
+class DrawsTheColumnFirst(Fault):
+    """The column of the window is drawn before its row."""
+
+    caught_by = f"{IN_USE}test_the_row_is_drawn_first_and_nothing_where_there_is_no_choice"
+    says = r"the result differs"
+
+    class RandomCrop(right.RandomCrop):
+        def forward(self, image: Any) -> Any:
+            rows, columns = self.size
+            left = int(torch.randint(image.shape[-1] - columns + 1, (1,)))
+            top = int(torch.randint(image.shape[-2] - rows + 1, (1,)))
+            return image[..., top : top + rows, left : left + columns]

@@ -5,7 +5,7 @@ the clause of the test and a way to repeat its calls.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -149,8 +149,11 @@ def without_device(printed: str) -> str:
 
 
 @contextmanager
-def rejects(naming: str | None) -> Iterator[None]:
+def rejects(naming: str | None, *arguments: str) -> Iterator[None]:
     """The code inside must raise an error with a text that names the fault.
+
+    PyTorch promises the errors, not their words: the name of an argument that is wrong is enough, however it is
+    written (`start_dim`, "start dim", "start-dim") and wherever it stands. No value and no other word is asked for.
 
     Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
     not a rejection of a value: an implementation without the parameter has not judged the value at all.
@@ -159,6 +162,7 @@ def rejects(naming: str | None) -> Iterator[None]:
         naming: A regular expression that must be found in the text, in any case. The name of the argument is enough,
             unless the clause asks for more. With `None` the signature itself is what rejects: any text will do, and
             Python's own error for the call is the expected one.
+        arguments: The arguments that are wrong, or do not fit each other; the name of one of them is enough as well.
     """
     __tracebackhide__ = True
     try:
@@ -173,14 +177,21 @@ def rejects(naming: str | None) -> Iterator[None]:
         if isinstance(error, TypeError) and CALL_ERROR.search(str(error)):
             text = "the call itself failed, so nothing was rejected: the signature does not take these arguments"
             pytest.fail(text + got)
-        if not re.search(naming, str(error), re.IGNORECASE):
-            pytest.fail(f"the error must name /{naming}/, so that one knows what to fix{got}")
+        if not re.search(naming, str(error), re.IGNORECASE) and not _names_one(str(error), arguments):
+            known = " or ".join([f"/{naming}/", *arguments])
+            pytest.fail(f"the error must name {known}, so that one knows what to fix{got}")
     except Exception as error:
         wanted = ", ".join(kind.__name__ for kind in REJECTIONS)
         pytest.fail(f"must be rejected by one of {wanted}\n  got {type(error).__name__}: {error}")
     else:
         named = "" if naming is None else f" that names /{naming}/"
         pytest.fail(f"was accepted, but must be rejected with an error{named}")
+
+
+def _names_one(text: str, arguments: Iterable[str]) -> bool:
+    """Whether a text names an argument: as it is written, or with a hyphen or a space instead of the underscore."""
+    patterns = (name.replace("_", "[_ -]?") for name in arguments)
+    return any(re.search(rf"(?<![a-z0-9]){pattern}(?![a-z0-9])", text, re.IGNORECASE) for pattern in patterns)
 
 
 def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: bool = True) -> None:

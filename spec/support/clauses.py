@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[1] / "clauses.toml"
-KINDS = ("value", "claim", "listing", "rule", "project")
-RULES = ("rule", "project")
+KINDS = ("value", "claim", "listing", "rule", "observation", "project")
+RULES = ("rule", "observation", "project")
 """The kinds that do not come from the tutorial: they have neither verdict nor lines."""
 VERDICTS = ("holds", "imprecise", "refuted", "version-dependent", "not testable")
 LEVELS = ("tutorial", "definition", "pytorch")
@@ -18,7 +18,8 @@ ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "rando
 """What a clause is about."""
 
 _LEVEL_OF_KIND = {
-    "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition", "project": "pytorch"
+    "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition",
+    "observation": "pytorch", "project": "pytorch",
 }  # fmt: skip
 _LEVEL_OF_ASPECT = {"values": "tutorial", "randomness": "tutorial", "gradients": "definition"}
 """The lowest level at which an aspect is asked for; the others belong to level pytorch."""
@@ -46,8 +47,9 @@ class Clause:
     Attributes:
         id: `chapter.component.name`.
         kind: "value" (the tutorial prints it), "claim" (the tutorial says it), "listing" (the tutorial shows the code),
-            "rule" (PyTorch, torchvision or TensorBoard promises it and the tutorial leaves it out), or "project" (this
-            project promises it of its own components, scripts and files).
+            "rule" (PyTorch, torchvision or TensorBoard promises it and the tutorial leaves it out),
+            "observation" (this version of PyTorch does it, and its documentation does not promise it), or "project"
+            (this project promises it of its own components, scripts and files).
         statement: What is true.
         statement_zh: The same in Chinese.
         verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
@@ -86,7 +88,8 @@ class Clause:
     def __str__(self) -> str:
         place = f", tutorial line {', '.join(map(str, self.lines))}" if self.lines else ""
         verdict = f" (the tutorial's wording: {self.verdict})" if self.verdict not in ("", "holds") else ""
-        project = ", a rule of this project" if self.kind == "project" else ""
+        of_whom = {"project": ", a rule of this project", "observation": ", observed of this version of PyTorch"}
+        project = of_whom.get(self.kind, "")
         head = f"chapter {self.chapter}, clause {self.id}{place}{project}{verdict}"
         return f"{head}\n  {self.statement}\n  {self.statement_zh}"
 

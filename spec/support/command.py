@@ -25,6 +25,7 @@ if WAY == "forkserver":
     FORKS.set_forkserver_preload(
         [
             *("reference.run", "reference.inference", "torch.utils.tensorboard", "tyro", "typeguard", "torch._dynamo"),
+            *("matplotlib.figure", "matplotlib.backends.backend_agg"),
             *("pytest", "hypothesis.strategies", "spec.support.implementations", "spec.support.strategies"),
         ]
     )
@@ -105,6 +106,8 @@ def _run(
 ) -> None:
     gc.freeze()  # a collection would touch, and so copy, every page that is shared with the fork server
     os.chdir(folder)
+    os.environ.pop("LC_ALL", None)
+    os.environ["LC_MESSAGES"] = "C"  # the tests read English, whatever the language of the developer's machine
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, descriptor)

@@ -1,11 +1,14 @@
 """Which known mistake gives the very numbers of an implementation: the examples that it fails, through `spec/faults`.
 
 A fault that fails an example with the same message, numbers included, as the implementation is a candidate. It is ruled
-out by an example that the implementation passes and the fault does not.
+out by an example that the implementation passes and the fault does not. `lessons.diagnosis` chooses among the rest.
 """
 
+import importlib
 import inspect
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 import reference
@@ -25,11 +29,46 @@ from spec.support.run import current
 from spec.support.strategies import seed_all
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
+_OBJECT = re.compile(r"<PIL\.[\w.]+ image(?= mode)|(?<=\d) at 0x[0-9A-Fa-f]+")
 _CLOSE = 1e-4  # two ways of computing the same float32
 _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
 """Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
+_MATHEMATICS = ("values", "gradients", "randomness", "state")
+_CALL_ERROR = re.compile(r"\(\) (got an unexpected|got multiple values|takes |missing )")
+SEVERAL = 4  # numbers that agree by no accident
+BUDGET = 6.0
+"""How many seconds of the processor the faults of a component may take for the failures above level tutorial."""
 _LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
 """The fixtures without which a test can run again after its end."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a test ended, as far as another ending can be compared with it.
+
+    Attributes:
+        kind: "passed", "failed" (the test says no), "raised" (the code does), or "nothing" (it was not judged).
+        text: What it says.
+        got: The result that the test compared last and found wrong, if there is one.
+    """
+
+    kind: str
+    text: str = ""
+    got: Any = None
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> "Said":
+        """The ending that an error stands for."""
+        if error is None:
+            return cls("passed")
+        if isinstance(error, pytest.skip.Exception):
+            return cls("nothing")
+        if isinstance(error, AssertionError):  # below its first line it prints objects, and their names differ
+            return cls("failed", _OBJECT.sub("image", str(error).partition("\n")[0]))
+        if isinstance(error, pytest.fail.Exception):
+            return cls("failed", str(error), (current().difference or [None])[0])
+        fits = not (isinstance(error, TypeError) and _CALL_ERROR.search(str(error)))
+        return cls("raised" if fits else "nothing", f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -40,32 +79,41 @@ class Example:
         test: The function of the test.
         arguments: Its arguments.
         components: The components among them and in its fixtures, by name.
+        level: The level of the test.
+        aspect: Its aspect.
     """
 
     test: Callable[..., Any]
     arguments: Mapping[str, Any]
     components: tuple[Component, ...]
+    level: str = "tutorial"
+    aspect: str = "values"
 
-    def message(self) -> str | None:
-        """What the test says when it fails, or nothing if it passes."""
-        seed_all(0)
+    @property
+    def tells(self) -> bool:
+        """Whether its failure tells a mistake in the mathematics from what is only missing, such as an error text."""
+        return self.aspect in _MATHEMATICS
+
+    def again(self, seed: int = 0) -> Said:
+        """Run the test again."""
+        seed_all(seed)
+        current().difference = None
         try:
             with current().trace.off(), recording.paused():
                 self.test(**self.arguments)
         except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
-            # below its first line, a plain assertion prints objects, and their names differ
-            return str(error).partition("\n")[0] if isinstance(error, AssertionError) else str(error)
-        return None
+            return Said.of(error)
+        return Said("passed")
 
-    def message_of(self, fault: type[Fault]) -> str | None:
-        """What the test says of a fault."""
+    def with_fault(self, fault: type[Fault], seed: int = 0) -> Said:
+        """Run the test with a fault in the place of the implementation."""
         with _in_place(self.components, fault):
-            return self.message()
+            return self.again(seed)
 
-    def message_without(self, component: Component) -> str | None:
-        """What the test says if one component is right."""
+    def without(self, component: Component) -> Said:
+        """Run the test with one component that is right."""
         with _in_place((component,), reference):
-            return self.message()
+            return self.again()
 
 
 @contextmanager
@@ -86,7 +134,8 @@ def _in_place(components: tuple[Component, ...], fault: Any) -> Iterator[None]:
 @cache
 def faults_of(name: str) -> list[type[Fault]]:
     """The faults that define a component, or the function that a layer calls."""
-    return [fault for fault in all_faults() if target_of(fault, name) is not None]
+    words = tuple(word for word in (name, _FUNCTION_OF.get(name)) if word)
+    return [fault for fault in all_faults(words) if target_of(fault, name) is not None]
 
 
 _FUNCTION_OF = {
@@ -127,20 +176,31 @@ def target_of(fault: Any, name: str) -> Any:
     return Layer
 
 
-def same(one: str | None, other: str | None, *, drawn: bool = False) -> bool:
-    """Whether two messages say the same of the same numbers, up to rounding.
+def same(one: Said, other: Said, *, drawn: bool = False) -> bool:
+    """Whether two endings say the same of the same numbers, up to rounding.
 
     Args:
-        one: A message, or none if the test passed.
-        other: The other one.
+        one: An ending of a test.
+        other: Another one.
         drawn: Whether the numbers are drawn; then they may differ.
     """
-    if one is None or other is None or _NUMBER.sub("#", one) != _NUMBER.sub("#", other):
+    if one.kind != other.kind or one.kind not in ("failed", "raised"):
         return False
-    pairs = zip(map(float, _NUMBER.findall(one)), map(float, _NUMBER.findall(other)), strict=True)
+    if _NUMBER.sub("#", one.text) != _NUMBER.sub("#", other.text):
+        return False
+    if isinstance(one.got, Tensor) and isinstance(other.got, Tensor) and not drawn:
+        if one.got.shape != other.got.shape:
+            return False
+        if one.got.numel() and not torch.allclose(one.got.double(), other.got.double(), _CLOSE, 1e-6, equal_nan=True):
+            return False
+    pairs = zip(map(float, _NUMBER.findall(one.text)), map(float, _NUMBER.findall(other.text)), strict=True)
     return drawn or all(
         a == b or (a != a and b != b) or abs(a - b) <= _CLOSE * max(abs(a), abs(b), 1e-2) for a, b in pairs
     )
+
+
+Key = tuple[str, str]
+"""A component and the name of a fault of it."""
 
 
 @dataclass
@@ -148,57 +208,80 @@ class Diagnosis:
     """What the tests of a run tell about the mistakes of one implementation.
 
     Attributes:
-        matched: How many failures each fault explains, by the component and the fault's name.
-        ruled_out: The faults that fail what the implementation passes, by the component and the fault's name.
+        matched: How many failures each fault explains.
+        ruled_out: The faults that fail what the implementation passes.
+        exact: Whether the last failure has several numbers, all of which a fault must give.
     """
 
-    matched: dict[tuple[str, str], int] = field(default_factory=dict)
-    ruled_out: set[tuple[str, str]] = field(default_factory=set)
+    matched: Counter[Key] = field(default_factory=Counter)
+    ruled_out: set[Key] = field(default_factory=set)
+    exact: bool = False
     _passed: list[Example] = field(default_factory=list)
+    _spent: Counter[str] = field(default_factory=Counter)
 
-    def failed(self, example: Example) -> list[str]:
-        """The names of the faults that explain a failure, of which no earlier example says otherwise."""
-        own = example.message()
-        if own is None:
-            return []
+    def failed(self, example: Example, error: BaseException | None = None) -> list[Key] | None:
+        """The faults that explain a failure, of which no earlier example says otherwise.
+
+        Args:
+            example: The call that failed.
+            error: What it raised, if another call would raise the same; otherwise it is made again.
+
+        Returns:
+            The faults; nothing if the failure tells no mistake.
+        """
+        components = [c for c in example.components if self._spent[c.name] < BUDGET or example.level == "tutorial"]
+        if not example.tells or not components:
+            return None
+        own = example.again() if error is None else Said.of(error)
+        self.exact = isinstance(own.got, Tensor) and own.got.numel() >= SEVERAL
+        if own.kind == "raised" and example.level != "tutorial" and not own.text.startswith("RuntimeError"):
+            return None  # an argument that it does not know; shapes that do not fit are a RuntimeError
+        if own.kind not in ("failed", "raised"):
+            return None
         found = []
-        for component in example.components:
-            if same(own, example.message_without(component)):
+        for component in components:
+            start = time.process_time()
+            if len(example.components) > 1 and same(own, example.without(component)):
                 continue  # another component fails
             for fault in faults_of(component.name):
                 key = (component.name, fault.implementation())
                 if key in self.ruled_out:
                     continue
-                if not same(own, example.message_of(fault), drawn=component.name in _DRAWN):
+                if not same(own, example.with_fault(fault), drawn=component.name in _DRAWN):
                     continue
                 if key not in self.matched and not self._survives(key, fault):
                     continue
-                self.matched[key] = self.matched.get(key, 0) + 1
-                found.append(fault.implementation())
-        return list(dict.fromkeys(found))
+                self.matched[key] += 1
+                found.append(key)
+            self._spent[component.name] += time.process_time() - start  # pyright: ignore[reportArgumentType]
+        return found
 
-    def _survives(self, key: tuple[str, str], fault: type[Fault]) -> bool:
+    def _survives(self, key: Key, fault: type[Fault]) -> bool:
         """Whether a fault passes what the implementation has passed."""
-        for example in self._passed:
-            names = [component.name for component in example.components]
-            if key[0] in names and example.message_of(fault) is not None:
-                self.ruled_out.add(key)
-                return False
+        if any(_contradicts(example, key[0], fault) for example in self._passed):
+            self.ruled_out.add(key)
+            return False
         return True
 
-    def passed(self, example: Example) -> list[str]:
-        """The names of the faults that an example rules out because the implementation passes it."""
-        if not example.components or not runs_again(example):
+    def passed(self, example: Example) -> list[Key]:
+        """The faults that an example rules out because the implementation passes it."""
+        if not example.components or not runs_again(example) or not example.tells:
             return []
         self._passed.append(example)
-        gone = []
-        for name, id in list(self.matched):
-            fault = next(fault for fault in faults_of(name) if fault.implementation() == id)
-            if name in [component.name for component in example.components] and example.message_of(fault) is not None:
-                self.ruled_out.add((name, id))
-                del self.matched[name, id]
-                gone.append(id)
+        by_name = {name: {f.implementation(): f for f in faults_of(name)} for name, _ in self.matched}
+        gone = [key for key in self.matched if _contradicts(example, key[0], by_name[key[0]][key[1]])]
+        self.ruled_out.update(gone)
+        for key in gone:
+            del self.matched[key]
         return gone
+
+
+def _contradicts(example: Example, name: str, fault: type[Fault]) -> bool:
+    """Whether a fault fails an example."""
+    if name not in [component.name for component in example.components] or example.level == "pytorch":
+        return False
+    seeds = range(4 if name in _DRAWN else 1)  # what is drawn may pass by chance
+    return all(example.with_fault(fault, seed).kind in ("failed", "raised") for seed in seeds)
 
 
 def runs_again(example: Example) -> bool:
@@ -209,15 +292,19 @@ def runs_again(example: Example) -> bool:
 def example_of(item: pytest.Item, *, failing: bool) -> Example | None:
     """The call that an item made, or of a property the example that failed; nothing if it cannot be made again."""
     components = tuple(value for value in _values(item) if isinstance(value, Component))
+    properties = dict(item.user_properties)
+    kind = {"level": properties.get("level", "tutorial"), "aspect": properties.get("aspect", "values")}
     function, run = item.obj, current()  # pyright: ignore[reportAttributeAccessIssue]
     if hasattr(function, "hypothesis") or hasattr(getattr(function, "__wrapped__", None), "hypothesis"):
         if not failing or run.example is None:
             return None
         test, arguments = run.example
-        return Example(test, arguments, components)
+        return Example(test, arguments, components, **kind)  # pyright: ignore[reportArgumentType]
     names = item._fixtureinfo.argnames  # pyright: ignore[reportAttributeAccessIssue]
     arguments = {name: item.funcargs[name] for name in names if name in item.funcargs}  # pyright: ignore[reportAttributeAccessIssue]
-    return Example(function, arguments, components) if len(arguments) == len(names) else None
+    if len(arguments) < len(names):
+        return None
+    return Example(function, arguments, components, **kind)  # pyright: ignore[reportArgumentType]
 
 
 def _values(item: pytest.Item) -> Iterator[Any]:
@@ -232,7 +319,8 @@ def _values(item: pytest.Item) -> Iterator[Any]:
 
 def sentence(name: str) -> str:
     """A fault in words: its name and what its docstring says."""
-    fault = next(fault for fault in all_faults() if fault.implementation() == name)
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", fault.__name__).lower()
+    module, _, kind = name.partition(":")
+    fault = getattr(importlib.import_module(module), kind)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=\d)", " ", kind).lower()
     text = " ".join((fault.__doc__ or "").split("\n\n")[0].split())
     return f"{words} ({text.rstrip('.')})" if text else words

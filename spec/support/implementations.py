@@ -10,9 +10,9 @@ import importlib.util
 import inspect
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,7 +91,10 @@ class Implementation:
     @property
     def known(self) -> bool:
         """Whether it is this project's or PyTorch's; those offer everything, and engineers read their failures."""
-        return self.name.startswith(("reference", "spec.faults.")) or self.name in ("torch", "torch-compile")
+        return self.name.startswith(("reference", "spec.faults.", "spec.right.")) or self.name in (
+            "torch",
+            "torch-compile",
+        )
 
     @property
     def file(self) -> str | None:
@@ -118,7 +121,8 @@ class Component:
         self.target, self.name = target, name
         self._import_line, self._trace, self.offer = import_line, trace, offer
         self.__doc__ = target.__doc__
-        self.__signature__ = _signature(target) or _signature(getattr(reference, name, None))
+        known = isinstance(target, Hashable)
+        self.__signature__ = _signatures(name, target) if known else _signature(target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and remember how."""
@@ -273,6 +277,12 @@ def _is_pytorchs(value: Any) -> bool:
     """Whether a component is PyTorch's own; what is written in C may not say where it comes from."""
     home = getattr(value, "__module__", None) or "torch"
     return home == "torch" or home.startswith("torch.")
+
+
+@cache
+def _signatures(name: str, target: Any) -> inspect.Signature | None:
+    """The signature of a component, or that of the reference's; found once, which takes longer than many a test."""
+    return _signature(target) or _signature(getattr(reference, name, None))
 
 
 def _signature(target: Any) -> inspect.Signature | None:

@@ -1,6 +1,7 @@
 """What a person reads about their own implementation: the first failure in full, and one line for each other cause.
 
-A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `faults`, `ruled_out`, `paste`.
+A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `examined`, `faults`,
+`mistakes`, `ruled_out`, `paste`.
 """
 
 import ast
@@ -8,16 +9,19 @@ import locale
 import os
 import re
 import textwrap
+import tomllib
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spec.support.clauses import CLAUSES, LEVELS
-from spec.support.diagnosis import sentence
 from spec.support.reproduction import Call, literal
 from spec.support.run import Run
 
@@ -106,24 +110,129 @@ def paste(run: Run) -> str:
     return text
 
 
+SMALL = 8  # rows and columns of what is drawn
+
+
+def drawing(run: Run) -> dict[str, Any]:
+    """The last call as small matrices: `call` (in words), `arguments`, `got`, `expected` and the `wrong` cells."""
+    call = run.trace.calls[-1] if run.trace.calls else None
+    found: dict[str, Any] = {"arguments": {}}
+    if call is not None:
+        names = list(call.signature.parameters) if call.signature else []
+        named = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+        tensors = {name: _matrix(value) for name, value in named.items() if isinstance(value, Tensor)}
+        if any(value is None for value in tensors.values()):
+            tensors = {}
+        found["arguments"] = tensors
+        found["call"] = f"{call.name}({', '.join(_argument(name, value) for name, value in named.items())})"
+    if run.difference is not None and all(isinstance(part, Tensor) for part in run.difference):
+        got, expected = (part.detach().cpu() for part in run.difference)
+        drawn = _matrix(got), _matrix(expected)
+        if None not in drawn:
+            found |= {"got": drawn[0], "expected": drawn[1]}
+    return found
+
+
+def _matrix(value: Tensor) -> list[list[Any]] | None:
+    """A tensor as rows of numbers, if it is small and has at most two dimensions of more than one."""
+    sizes = [size for size in value.shape if size != 1]
+    if len(sizes) > 2 or any(size > SMALL or not size for size in sizes) or value.is_complex():
+        return None
+    rows = value.detach().cpu().reshape([1] * (2 - len(sizes)) + sizes).tolist()
+    return [[round(one, 4) if isinstance(one, float) else one for one in row] for row in rows]
+
+
+def _argument(name: str, value: Any) -> str:
+    return name if isinstance(value, Tensor) else f"{name}={value!r}"[:40]
+
+
 # The report
 
 
-def order(report: Any) -> tuple[str, int]:
-    """Where a report stands in teaching order."""
-    return report.nodeid.partition("::")[0], dict(report.user_properties).get("order", 0)
+def order(report: Any) -> tuple[int, str, int]:
+    """Where a report stands in teaching order: what the tutorial shows comes before the properties, and these before
+    the rest."""
+    properties = dict(report.user_properties)
+    level = LEVELS.index(properties.get("level", LEVELS[0]))
+    return level, report.nodeid.partition("::")[0], properties.get("order", 0)
 
 
-def explained(failures: Sequence[Any], passed: Sequence[Any]) -> Counter[str]:
-    """How many failures each fault explains, without those that what passes rules out."""
-    counts: Counter[str] = Counter()
+SHARE = 3
+"""A mistake is named if it explains at least one of this number of failures, or all numbers of one of them."""
+_OF_BEGINNERS = "spec.faults.beginner:"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A known mistake that gives the numbers of an implementation.
+
+    Attributes:
+        name: Of the fault.
+        words: The mistake in words.
+        general: Whether it explains a good part of the failures.
+        exact: Whether it explains several numbers of one failure.
+        rank: How likely it is.
+    """
+
+    name: str
+    words: str
+    general: bool
+    exact: bool
+    rank: tuple[int, int, bool]
+
+    def in_language(self, language: int) -> str:
+        """The mistake in words, in English (0) or, where the table has it, in Chinese (1)."""
+        return (translations().get(self.name.rpartition(":")[2]) if language else None) or self.words
+
+
+@cache
+def translations() -> dict[str, str]:
+    """The mistakes of beginners in Chinese, by the name of the fault."""
+    return tomllib.loads(Path(__file__).with_name("mistakes.zh.toml").read_text(encoding="utf-8"))
+
+
+def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[Mistake]]:
+    """For each component the known mistakes that explain a failure of it, the likeliest first.
+
+    What the tutorial shows weighs most. What passes rules a mistake out.
+    """
     gone = {name for report in (*failures, *passed) for name in dict(report.user_properties).get("ruled_out", ())}
-    for report in failures:
-        counts.update(name for name in dict(report.user_properties).get("faults", ()) if name not in gone)
-    return counts
+    examined: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in (dict(report.user_properties) for report in failures):
+        for component in one["components"] if one.get("examined") else ():
+            examined[component].append(one)
+    found = {}
+    for component, ones in examined.items():
+        at_first, at_all, words = Counter[str](), Counter[str](), dict[str, str]()
+        exact = set[str]()
+        for one in ones:
+            names = [name for name in one["faults"] if name not in gone]
+            at_all.update(names)
+            at_first.update(names if one["level"] == LEVELS[0] else ())
+            words.update(one["mistakes"])
+            exact.update(names if one.get("exact") else ())
+        tutorial = sum(one["level"] == LEVELS[0] for one in ones)
+        rank = {name: (at_first[name], at_all[name], name.startswith(_OF_BEGINNERS)) for name in at_all}
+        found[component] = [
+            Mistake(name, words[name], at_all[name] * SHARE >= len(ones) or at_first[name] * 2 >= tutorial > 0,
+                    name in exact, rank[name])
+            for name in sorted(rank, key=lambda name: rank[name], reverse=True)
+        ]  # fmt: skip
+    return found
 
 
-def first_failure(report: Any, counts: Counter[str]) -> list[str]:
+def diagnosis(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]]) -> list[Mistake]:
+    """The mistake that a failure shows: one, or two that nothing tells apart, or none.
+
+    Those that explain this very failure come before one that explains many others of the component.
+    """
+    of_its = [mistake for component in properties["components"] for mistake in found.get(component, ())]
+    here = [m for m in of_its if m.name in properties.get("faults", ()) and (m.general or m.exact)]
+    chosen = here or [mistake for mistake in of_its if mistake.general]
+    return list({m.name: m for m in chosen if m.rank[:2] == chosen[0].rank[:2]}.values())[:2]
+
+
+def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
     """One failure in full, in at most `LONGEST` lines."""
     properties = dict(report.user_properties)
     lines = [": ".join(filter(None, [", ".join(properties["components"]), properties["title"]]))[:WIDTH]]
@@ -133,9 +242,9 @@ def first_failure(report: Any, counts: Counter[str]) -> list[str]:
         text = text.partition("\n  got all of")[0]
     for line in [line for line in text.splitlines() if line.strip()][:12]:
         lines += _wrapped(line, "  ")[:2]
-    if names := _best(properties.get("faults", ()), counts):
+    if fitting := diagnosis(properties, found):
         label = "诊断" if chinese() else "diagnosis"
-        lines += _wrapped(f"{label}: {' or '.join(sentence(name) for name in names)}", "  ")
+        lines += _wrapped(f"{label}: {' or '.join(mistake.in_language(chinese()) for mistake in fitting)}", "  ")
     for name in properties["clauses"][:1]:
         entry = CLAUSES[name]
         text = entry.statement_zh if chinese() else entry.statement
@@ -144,12 +253,6 @@ def first_failure(report: Any, counts: Counter[str]) -> list[str]:
     if code and len(lines) + len(code) + 1 <= LONGEST:
         lines += ["在 Python 中粘贴运行:" if chinese() else "paste into Python:", *code]
     return lines[:LONGEST]
-
-
-def _best(names: Sequence[str], counts: Counter[str]) -> list[str]:
-    """The faults of a failure that explain the most failures: one, or two that nothing tells apart."""
-    most = max((counts[name] for name in names), default=0)
-    return [name for name in names if most and counts[name] == most][:2]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -167,13 +270,13 @@ def _code(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def others(failures: Sequence[Any], counts: Counter[str]) -> list[str]:
+def others(failures: Sequence[Any], found: Mapping[str, list[Mistake]]) -> list[str]:
     """One line for each other cause."""
     groups: dict[str, int] = defaultdict(int)
     for report in failures:
         properties = dict(report.user_properties)
-        names = _best(properties.get("faults", ()), counts)
-        groups[sentence(names[0]) if names else properties.get("cause", "other reasons")] += 1
+        fitting = [m for m in diagnosis(properties, found) if m.name in properties.get("faults", ())]
+        groups[fitting[0].words if fitting else properties.get("cause", "other reasons")] += 1
     return [
         f"  {name[: WIDTH - 14]}: {n} test{'s' * (n != 1)}" for name, n in sorted(groups.items(), key=lambda g: -g[1])
     ]

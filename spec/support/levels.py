@@ -22,6 +22,9 @@ from spec.support.clauses import ASPECTS, CLAUSES, LEVELS, Clause
 LOW_PRECISION = "low-precision"
 """What `--without` names beside the aspects: float16 and bfloat16."""
 
+OBSERVATIONS = "observations"
+"""What `--without` names as well: the tests of what PyTorch does and its documentation does not promise."""
+
 _EXPECTS_AN_ERROR = {"rejects", "raises"}
 
 

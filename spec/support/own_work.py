@@ -43,6 +43,10 @@ class _Operators(TorchDispatchMode):
         super().__init__()
         self._file, self._name, self._found = file, name, found
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the compiler takes ten seconds to import
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operator = func._schema.name.partition("::")[2]
         if (is_component(operator) or operator == self._name) and _within(sys._getframe(1), self._file):
@@ -94,7 +98,7 @@ def handed_over(example: Example, file: str) -> set[str]:
         sys.setprofile(profile)
         try:
             with suppress(Exception):
-                example.message()
+                example.again()
         finally:
             sys.setprofile(before)
     return found or operators

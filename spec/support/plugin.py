@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from spec.support import isolation, lessons, simulated_device
+from spec.support import crashes, isolation, lessons, simulated_device
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
-from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again
+from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again, sentence
 from spec.support.implementations import COMPONENTS, Component, Implementation, ImplementationError, load
-from spec.support.levels import LOW_PRECISION, aspect_of, level_of
+from spec.support.levels import LOW_PRECISION, OBSERVATIONS, aspect_of, level_of
 from spec.support.outcomes import NotClaimed, NotJudged, judged_nothing
 from spec.support.own_work import handed_over
 from spec.support.patience import GaveUp, Patience
@@ -79,7 +79,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption("--aspect", metavar="NAME[,NAME]", help=f"judge only these aspects: {', '.join(ASPECTS)}")
     group.addoption(
-        "--without", metavar="NAME[,NAME]", help=f"leave out these aspects, or {LOW_PRECISION} (float16 and bfloat16)"
+        "--without",
+        metavar="NAME[,NAME]",
+        help=f"leave out these aspects, {LOW_PRECISION} (float16 and bfloat16), or {OBSERVATIONS} (what PyTorch does "
+        "and its documentation does not promise)",
     )
     group.addoption(
         "--all-failures", action="store_true",
@@ -100,19 +103,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load the implementations under test and start the run. An error here ends the run with one line."""
     if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker["workercount"]))
+        share = max(1, (os.cpu_count() or 1) // worker["workercount"])
+        torch.set_num_threads(min(torch.get_num_threads(), share))  # OMP_NUM_THREADS may ask for fewer
+    crashes.avoid()
     config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test verifies")
     config.addinivalue_line("markers", f"level(name): another level than that of the first clause: {LEVELS}")
     config.addinivalue_line("markers", f"aspect(name): another aspect than that of the first clause: {ASPECTS}")
     implementations = _implementations(config)
-    asked = config.getoption("hypothesis_seed", None)  # of --hypothesis-seed
-    RUN.set(
-        Run(
-            _dtypes(config),
-            seed=random.getrandbits(32) if asked is None else asked,
-            level=str(config.getoption("--level")),
-        )
-    )
+    RUN.set(Run(_dtypes(config), seed=_seed(config), level=str(config.getoption("--level"))))
     for option in ("--aspect", "--without"):
         _names(config, option)  # so that a wrong name ends the run here
     _choose_device(config)
@@ -125,6 +123,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _teach(config: pytest.Config) -> None:
     """Set pytest up for a person's own implementation: teaching order, and no text but that of `lessons`."""
     config.option.randomly_reorganize = False
+    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):  # a file that is never closed
+        config.addinivalue_line("filterwarnings", f"ignore::{kind}")
     if not config.getoption("--all-failures"):
         config.option.tbstyle = "no"
         config.option.reportchars = ""
@@ -132,11 +132,24 @@ def _teach(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Give a person's file a process of its own, before pytest-xdist reads the number of processes."""
-    if isolation.wanted(config, (config.getoption("--impl") or "").split(",")):  # pyright: ignore[reportArgumentType]
-        config.stash[OUTLINED] = True
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Prepare for crashes, and give a person's file a process of its own, before pytest-xdist starts its workers."""
+    if config.getoption("randomly_seed", None) == "default":  # every process of the run needs the same
+        config.option.randomly_seed = random.Random().getrandbits(32)
+    isolated = isolation.wanted(config, (config.getoption("--impl") or "").split(","))  # pyright: ignore[reportArgumentType]
+    if isolated:
         config.option.numprocesses = 1
+    status = crashes.watch(config)
+    config.stash[OUTLINED] = isolated and config.option.numprocesses == 1
+    return status
+
+
+def _seed(config: pytest.Config) -> int | str:
+    """What the examples of all properties derive from: the seed in the header, or that of `--hypothesis-seed`."""
+    if (asked := config.getoption("hypothesis_seed", None)) is not None:
+        return asked
+    given = getattr(config, "workerinput", {}).get("randomly_seed", config.getoption("randomly_seed", None))
+    return given if isinstance(given, int) else random.getrandbits(32)
 
 
 def _implementations(config: pytest.Config) -> list[Implementation]:
@@ -169,7 +182,7 @@ LOW = (torch.float16, torch.bfloat16)
 def _names(config: pytest.Config, option: str) -> list[str]:
     """The aspects that an option names."""
     names = [name for name in (config.getoption(option) or "").split(",") if name]
-    known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION)
+    known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION, OBSERVATIONS)
     if unknown := [name for name in names if name not in known]:
         raise pytest.UsageError(f"{option} must be among {', '.join(known)}, got {', '.join(unknown)}")
     return names
@@ -184,6 +197,8 @@ def _not_claimed(item: pytest.Item, config: pytest.Config) -> str | None:
     aspects, without = _names(config, "--aspect"), _names(config, "--without")
     if (aspects and aspect not in aspects) or aspect in without:
         return f"aspect {aspect}"
+    if OBSERVATIONS in without and any(CLAUSES[name].kind == "observation" for name in properties["clauses"]):  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        return OBSERVATIONS
     callspec = getattr(item, "callspec", None)
     dtypes = [] if callspec is None else [v for v in callspec.params.values() if isinstance(v, torch.dtype)]
     precise = not any(dtype in current().dtypes for dtype in LOW)
@@ -404,7 +419,7 @@ class Specification:
             raise
         diagnosis = self._diagnosis(item)
         if diagnosis is not None and (example := example_of(item, failing=False)) is not None:
-            item.user_properties.append(("ruled_out", diagnosis.passed(example)))
+            item.user_properties.append(("ruled_out", [name for _, name in diagnosis.passed(example)]))
             self._watch_the_work(item, example)
 
     def _guarded(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -425,19 +440,25 @@ class Specification:
         if raised is not None:
             raise raised
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Report a test with a process that ended; such a report lacks the properties of its test."""
-        if report.failed and self.diagnoses and "order" not in dict(report.user_properties):
-            name = report.nodeid.rpartition("::")[2]
-            found = next(
-                (i for i in self.diagnoses if re.search(rf"\[{re.escape(i)}\b", name)), next(iter(self.diagnoses))
-            )
-            report.user_properties = [
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Distribute the tests so that a run ends after a crash as well."""
+        return crashes.scheduler(config, log) if config.getoption("dist") == "load" else None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Report a test with a worker that ended; pytest-xdist knows nothing of it but its name."""
+        crash = crashes.of_worker(self.config, crashitem)
+        if not crash.properties:  # without a fork nothing runs the test again
+            name = crashitem.rpartition("::")[2]
+            ids = [i.id for i in self.implementations]
+            found = next((i for i in ids if re.search(rf"\[{re.escape(i)}\b", name)), ids[0])
+            properties = [
                 *(("implementation", found), ("components", []), ("clauses", []), ("level", "tutorial")),
                 *(("aspect", "values"), ("title", lessons.title(name)), ("order", 0)),
-                ("message", "the process that ran the test ended: the code under test exits or crashes Python"),
-                ("cause", "the process ended"),
             ]
+            crash = crashes.Crash("", crash.calls, properties)
+        crash.fill(report)
 
     def _watch_the_work(self, item: pytest.Item, example: Example) -> None:
         """Note who computes a component, from the first tests of it that pass.
@@ -478,9 +499,18 @@ class Specification:
             ("message", lessons.message(error, run.file)),
             ("cause", lessons.cause(error, dict(item.user_properties)["aspect"], run)),  # pyright: ignore[reportArgumentType]
             ("paste", lessons.paste(run)),
+            ("drawing", lessons.drawing(run)),
         ]
         example = example_of(item, failing=True) if again else None
-        item.user_properties.append(("faults", [] if example is None else diagnosis.failed(example)))
+        drawn = run.example is not None  # then the random state of the failure is not known
+        found = None if example is None else diagnosis.failed(example, None if drawn else error)
+        names = list(dict.fromkeys(name for _, name in found or ()))
+        item.user_properties += [
+            ("examined", found is not None),
+            ("faults", names),
+            ("exact", diagnosis.exact),
+            ("mistakes", {name: sentence(name) for name in names}),
+        ]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -556,14 +586,16 @@ class Specification:
             if dict(report.user_properties).get("implementation") == name
         ]
         failures = sorted((r for outcome, r in reports if outcome in ("failed", "error")), key=lessons.order)
-        counts = lessons.explained(failures, [r for outcome, r in reports if outcome == "passed"])
+        mistakes = lessons.mistakes(failures, [r for outcome, r in reports if outcome == "passed"])
+        if len(self.implementations) > 1:
+            terminalreporter.write_line(f"== {name}")
         if failures and self.teaches:
-            for line in lessons.first_failure(failures[0], counts):
+            for line in lessons.first_failure(failures[0], mistakes):
                 terminalreporter.write_line(line)
             if failures[1:]:
                 terminalreporter.write_line("")
                 terminalreporter.write_line("other failures by cause (--all-failures prints them):")
-                for line in lessons.others(failures[1:], counts):
+                for line in lessons.others(failures[1:], mistakes):
                     terminalreporter.write_line(line)
             terminalreporter.write_line("")
         return list(lessons.progress(reports, trial.absent))

@@ -37,6 +37,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.on = True
+        self.noted: Callable[[str], None] | None = None  # gets the text before each call, where a call may crash
         self.calls: deque[Call] = deque(maxlen=LAST)
         self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
         self._result: Callable[[], Any] = _nothing
@@ -64,7 +65,7 @@ class Trace:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Note nothing for a while: noting costs copies."""
-        before, self.on = self.on, False
+        before, self.on = self.on, self.noted is not None
         try:
             yield
         finally:
@@ -73,7 +74,12 @@ class Trace:
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
         """Note a call of a component; a graph that is being traced must not hold the copies."""
         if self._depth == 0 and not torch.jit.is_tracing():
-            self.calls.append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
+            self._append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
+
+    def _append(self, call: Call) -> None:
+        self.calls.append(call)
+        if self.noted is not None:
+            self.noted(self.text())
 
     def watch(self, layer: nn.Module) -> None:
         """From now on note the calls of a layer that was made by the last call."""
@@ -85,7 +91,7 @@ class Trace:
             if self.on and self._depth == 0 and id(layer) in self.made and not torch.jit.is_tracing():
                 made = self.made[id(layer)]
                 signature = inspect.signature(layer.forward)
-                self.calls.append(Call(made.name, made.import_line, signature, _copied(args), _copied(kwargs), layer))
+                self._append(Call(made.name, made.import_line, signature, _copied(args), _copied(kwargs), layer))
             self._depth += 1
 
         def leave(_: nn.Module, __: Any, result: Any) -> None:

@@ -22,6 +22,9 @@ from spec.support.run import current
 BUDGET = 1.0
 """How many seconds a property draws examples for an implementation that people write themselves, which may be slow."""
 
+NO_EXAMPLE = (NotOffered, pytest.xfail.Exception)
+"""What a test raises for an example that judges nothing: a parameter is not offered, a call is known to crash."""
+
 
 def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Hypothesis's `given`, with two additions.
@@ -57,6 +60,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             failure = _failure_of(test, *fixtures, **arguments)
             if isinstance(failure, NotOffered):  # no example for this implementation
                 not_offered.append(failure)
+            if isinstance(failure, NO_EXAMPLE):
                 hypothesis.reject()
             if failure is not None:
                 failing.add(repr(drawn))
@@ -76,7 +80,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
             started = time.monotonic()
             failing.clear()
             failures = (_failure_of(test, *fixtures, **arguments, **deepcopy(drawn)) for drawn in examples)
-            failure = next((f for f in failures if f is not None and not isinstance(f, NotOffered)), None)
+            failure = next((f for f in failures if f is not None and not isinstance(f, NO_EXAMPLE)), None)
             if failure is None and examples and not current().file:
                 return
             found.clear()
@@ -103,6 +107,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
 
 def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> BaseException | None:
     """Run a test without noting its calls; what it raised, if it failed."""
+    current().trace.clear()
     with current().trace.off():
         try:
             test(*fixtures, **arguments)

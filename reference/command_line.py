@@ -1,0 +1,158 @@
+"""The command lines of the scripts: their settings as a dataclass, with help in groups, in Chinese or English.
+
+A setting is a field of the dataclass, and the string below it is its explanation. `GROUPS` of the class, if it has any,
+sorts the settings into groups of the help text: {title: names}. tyro parses the words; the help text is written here,
+because tyro's takes a Chinese character for one column, and breaks the borders of its boxes.
+"""
+
+import ast
+import inspect
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from reference.messages import choose_language, is_chinese, translated
+from reference.text import styled
+
+K = TypeVar("K")
+
+INDENT = 24
+"""Columns before an explanation."""
+
+
+def parse_arguments(
+    kind: type[K], defaults: Mapping[str, Any] | None = None, arguments: Sequence[str] | None = None
+) -> K:
+    """Parse the command line into an instance of the dataclass `kind`; print the help text and exit if it is asked for.
+
+    Args:
+        kind: the dataclass; its docstring describes the command.
+        defaults: values of settings that are not given, in place of the class's own.
+        arguments: the words of the command line; by default `sys.argv[1:]`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    choose_language("auto", words)
+    if "--help" in words or "-h" in words:
+        print(help_text(kind, defaults or {}, shutil.get_terminal_size().columns))
+        sys.exit(0)
+    with styled():
+        if defaults:
+            return tyro.cli(kind, default=kind(**defaults), args=words)
+        return tyro.cli(kind, args=words)
+
+
+def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
+    """The help text of a command, wrapped to a number of columns."""
+    hints, texts = get_type_hints(kind, include_extras=True), explanations(kind)
+    entries: dict[str, Field[Any]] = {entry.name: entry for entry in fields(kind)}
+    grouped: dict[str, tuple[str, ...]] = getattr(kind, "GROUPS", {})
+    known = {name for names in grouped.values() for name in names}
+    groups = {"options": tuple(name for name in entries if name not in known)} | grouped
+    script = Path(sys.argv[0]).name
+    positional = [name for name in entries if tyro.conf.Positional in marks(hints[name])]
+    usage = " ".join(
+        [script, "[--help]", translated("[OPTIONS]"), *(f"[{metavar(hints[name])} ...]" for name in positional)]
+    )
+    paragraphs = [translated(" ".join(text.split())) for text in inspect.cleandoc(kind.__doc__ or "").split("\n\n")]
+    lines = [f"{translated('usage:')} {usage}"]
+    for paragraph in paragraphs:
+        lines += ["", *wrapped(paragraph, columns)]
+    for title, names in groups.items():
+        lines += ["", translated(title) + ("：" if is_chinese() else ":")] if names else []
+        for name in names:
+            default = defaults.get(name, entries[name].default)
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            ending = "" if default is MISSING or default == () else translated(" (default: {})").replace("{}", shown)
+            explained = list(wrapped(translated(texts[name]) + ending, columns - INDENT - 1))
+            words = metavar(hints[name]) if name in positional else spelled(name, hints[name])
+            if width(words) + 4 > INDENT:
+                lines.append(f"  {words}")
+                words = ""
+            lines.append(f"  {words}{' ' * (INDENT - 2 - width(words))}{explained[0]}")
+            lines += [" " * INDENT + line for line in explained[1:]]
+    return "\n".join(lines)
+
+
+def spelled(name: str, hint: Any) -> str:
+    """A setting as it is typed: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
+    name = name.replace("_", "-")
+    return f"--{name}, --no-{name}" if plain(hint) is bool else f"--{name} {metavar(hint)}"
+
+
+def metavar(hint: Any) -> str:
+    """The word for the value of a setting."""
+    for mark in marks(hint):
+        if found := getattr(mark, "metavar", None):
+            return found
+    kind = plain(hint)
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    names = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+    kinds = [part for part in (kind, *get_args(kind)) if part in names]
+    return names[kinds[0]] if kinds else "TEXT"
+
+
+def marks(hint: Any) -> tuple[Any, ...]:
+    """The annotations of a type."""
+    return hint.__metadata__ if get_origin(hint) is Annotated else ()
+
+
+def plain(hint: Any) -> Any:
+    """A type without its annotations."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def wrapped(text: str, columns: int) -> Iterator[str]:
+    """`text` in lines of at most `columns`, broken at spaces and between Chinese characters."""
+    line = ""
+    for piece in pieces(text):
+        if line and width(line + piece.rstrip()) > columns:
+            yield line.rstrip()
+            line = ""
+        line += piece
+    yield line.rstrip()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The parts of `text` that stay together: words with the space behind them, and Chinese characters."""
+    part = ""
+    for place, char in enumerate(text):
+        part += char
+        following = text[place + 1 : place + 2]
+        wide = width(char) == 2 or (following and width(following) == 2)
+        if char == " " or (wide and following not in CLOSING and char not in OPENING):
+            yield part
+            part = ""
+    if part:
+        yield part
+
+
+CLOSING, OPENING = (*"，。；：、）”’！？…,.;:)]}", " "), (*"（“‘([{",)
+"""Characters that do not begin a line, and those that do not end one."""
+
+
+def width(text: str) -> int:
+    """The columns of a text on a terminal: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+@cache
+def explanations(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass and of its bases, in one line."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for entry, below in zip(body.body, body.body[1:], strict=False):
+            match entry, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found

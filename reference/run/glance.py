@@ -1,0 +1,87 @@
+"""Chapter 18: a look at a person's own images before a training: one line for each finding."""
+
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reference.data.image_tree import ImageTree
+from reference.data.images import image_header
+from reference.errors import InputError
+from reference.text import printable
+
+FEW = 20
+"""A class with fewer training images than this is named."""
+LOOKED_AT = 300
+"""Files of each half with a header that is read; 60,000 headers take seconds."""
+NAMED = 5
+"""Names in a line."""
+
+
+def findings(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
+    """What a person should know about the images in `root` before a training, a line for each finding."""
+    yield from few_images(train_set)
+    yield from sizes_and_modes(train_set, test_set, root)
+    yield from duplicates(train_set, test_set)
+    skipped = [f"{half}/{path}" for half, tree in (("train", train_set), ("test", test_set)) for path in tree.skipped]
+    if skipped:
+        yield f"skipped {len(skipped)} broken images: {listed(skipped)}"
+
+
+def few_images(train_set: ImageTree) -> Iterator[str]:
+    """The classes with few training images."""
+    counts = torch.bincount(train_set.targets, minlength=len(train_set.classes)).tolist()
+    few = sorted((count, name) for count, name in zip(counts, train_set.classes, strict=True) if count < FEW)
+    if few:
+        named = listed([f"{name} ({count})" for count, name in few])
+        yield f"{len(few)} of {len(counts)} classes have fewer than {FEW} training images: {named}"
+
+
+def sizes_and_modes(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
+    """The sizes and modes of the files, of a sample that is spread over both halves."""
+    sizes, modes = Counter[tuple[int, int]](), Counter[str]()
+    for half, tree in (("train", train_set), ("test", test_set)):
+        for path in tree.paths[:: -(-len(tree.paths) // LOOKED_AT) or 1]:
+            try:
+                width, height, mode = image_header(root / half / path)
+            except InputError:  # it changed since it was decoded
+                continue
+            sizes[width, height] += 1
+            modes[mode] += 1
+    if not sizes:
+        return
+    (usual, times), *others = sizes.most_common()
+    text = f"{usual[0]}×{usual[1]} pixels"
+    if others:
+        widths, heights = zip(*sizes, strict=True)
+        smallest, largest = f"{min(widths)}×{min(heights)}", f"{max(widths)}×{max(heights)}"
+        text = f"{smallest} to {largest} pixels, most often {text} ({times / sizes.total():.0%})"
+    named = ", ".join(f"{mode} {count / modes.total():.0%}" for mode, count in modes.most_common(NAMED))
+    yield f"files, by {sizes.total():,} of them: {text}; modes {named}; the network gets 32×32 pixels in RGB"
+
+
+def duplicates(train_set: ImageTree, test_set: ImageTree) -> Iterator[str]:
+    """The test images that are training images as well, compared by the pixels that the network gets."""
+
+    def digest(image: Tensor) -> bytes:
+        return blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+
+    known = {digest(image): place for place, image in enumerate(train_set.images)}
+    found = []
+    for place, image in enumerate(test_set.images):
+        if (twin := known.get(digest(image))) is not None:
+            found.append(f"test/{test_set.paths[place]} = train/{train_set.paths[twin]}")
+    if found:
+        share = len(found) / len(test_set)
+        yield (
+            f"{len(found):,} test images ({share:.1%}) are also training images, so the test accuracy is too high: "
+            f"{listed(found)}"
+        )
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and dots if there are more."""
+    return ", ".join(map(printable, names[:NAMED])) + ", …" * (len(names) > NAMED)

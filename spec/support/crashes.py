@@ -1,0 +1,463 @@
+"""A crash of native code (a signal, `os._exit`, no memory) is a failure of one test, with the calls that caused it.
+
+With `-n` pytest-xdist replaces the worker that crashed. Without it the tests run in a fork of this process: if the
+fork ends within a test, another fork continues after that test and takes over the reports that are there already.
+Either way the test then runs once more, alone, in a fork that writes each call of a component to a file before it is
+made. Nothing of this costs the other tests anything but one small record each, and with `-n` not even that.
+
+Forks are used on Linux only; elsewhere a crash without `-n` ends the run.
+"""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spec.support.clauses import CLAUSES
+from spec.support.run import current
+
+AGAIN = 100.0
+"""How many seconds the test that crashed may take when it runs again; what it has written until then is shown."""
+RESTARTS = "100"
+"""How many crashed workers are replaced; pytest-xdist's own limit is four for each worker."""
+CALLS = "the last calls, to paste into Python"
+"""The section of a failure that holds its reproduction."""
+_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """How a test ended its process.
+
+    Attributes:
+        ended: The signal or the exit status, in words; empty if the test does not crash when it runs alone.
+        calls: The last calls of components, as Python; the last one is the one that crashed.
+        properties: The user properties of the test, as the report needs them.
+    """
+
+    ended: str = ""
+    calls: str = ""
+    properties: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """What the failure says."""
+        if not self.ended:
+            return "the process that ran the test ended; the test does not crash when it runs alone"
+        return f"the process that ran the test ended {self.ended}: the code under test exits or crashes Python"
+
+    def fill(self, report: pytest.TestReport) -> None:
+        """Make a report the report of this crash."""
+        report.outcome, report.when = "failed", "call"
+        report.longrepr = self.message
+        report.user_properties = [
+            *self.properties,
+            *(("message", self.message), ("cause", "the process ended"), ("paste", self.calls)),
+        ]
+        names = dict(self.properties).get("clauses", ())
+        if names:
+            text = "\n".join(str(CLAUSES[name]) for name in names)
+            report.sections.append(("what the specification says", text))
+        if self.calls:
+            report.sections.append((CALLS, self.calls))
+
+
+def can_fork(config: pytest.Config) -> bool:
+    """Whether this process is a program that runs pytest, and may be forked before the run begins."""
+    program = Path(sys.argv[0])
+    option = config.option
+    return (
+        sys.platform == "linux"
+        and not hasattr(config, "workerinput")
+        and (program.name in ("pytest", "py.test") or program.parts[-2:] == ("pytest", "__main__.py"))
+        and multiprocessing.parent_process() is None
+        and threading.active_count() == 1
+        and not (option.collectonly or option.usepdb or option.trace)
+    )
+
+
+def watch(config: pytest.Config) -> int | None:
+    """Prepare a run for crashes, before anything is configured.
+
+    Returns:
+        The exit status of a run that took place in a fork; None in the process that has the tests still to run.
+    """
+    if not can_fork(config):
+        return None
+    if getattr(config.option, "numprocesses", 0) is None:
+        return _in_forks(config)
+    if getattr(config.option, "numprocesses", 0) or getattr(config.option, "tx", None):
+        if config.option.maxworkerrestart is None:
+            config.option.maxworkerrestart = RESTARTS
+        return _beside_workers(config)
+    return None  # -n 0: in this very process
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which numerical libraries start when imported
+        return os.fork()
+
+
+# crashes that are known
+
+
+@dataclass(frozen=True)
+class Known:
+    """A crash of PyTorch on some processors.
+
+    Attributes:
+        reason: Why it is a known failure.
+        flag: The processors that may have it: their flag, as /proc/cpuinfo names it.
+        probe: A call that crashes; another process makes it.
+        homes: The modules and names of the function.
+        applies: Whether a call of the function is one that crashes.
+    """
+
+    reason: str
+    flag: str
+    probe: Callable[[], Any]
+    homes: Sequence[tuple[Any, str]]
+    applies: Callable[..., bool]
+
+
+def _narrow_kernel_with_gaps(
+    input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any,
+    **__: Any,
+) -> bool:  # fmt: skip
+    if not isinstance(weight, Tensor) or weight.dim() != 4 or weight.dtype != torch.float16:
+        return False
+    gaps = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
+    return any(side == 1 and gap > 1 for side, gap in zip(weight.shape[2:], gaps, strict=False))
+
+
+def _probe_narrow_kernel() -> None:
+    input, weight = torch.ones(1, 2, 2, 1).half(), torch.ones(1, 2, 1, 1).half()
+    torch.conv2d(input, weight, None, (1, 2), (1, 1), (1, 2))
+
+
+KNOWN = (
+    Known(
+        "PyTorch's float16 conv2d ends the process where a kernel of width 1 has a dilation above 1 (avx512_fp16)",
+        "avx512_fp16",
+        _probe_narrow_kernel,
+        ((torch, "conv2d"), (torch.nn.functional, "conv2d")),
+        _narrow_kernel_with_gaps,
+    ),
+)
+
+
+def flags() -> set[str]:
+    """The flags of this processor, as Linux names them."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+def avoid(known: Sequence[Known] = KNOWN, have: Callable[[], set[str]] = flags) -> None:
+    """Turn the calls that crash on this processor into known failures of the tests that make them."""
+    if not hasattr(os, "fork"):
+        return
+    present = have()
+    for crash in known:
+        if crash.flag in present and _crashes(crash.probe):
+            for home, name in crash.homes:
+                setattr(home, name, _refusing(getattr(home, name), crash))
+
+
+def _crashes(probe: Callable[[], Any]) -> bool:
+    child = _fork()
+    if child == 0:
+        with suppress(BaseException):
+            faulthandler.disable()
+            probe()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+def _refusing(function: Callable[..., Any], crash: Known) -> Callable[..., Any]:
+    @wraps(function)
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        if crash.applies(*args, **kwargs):
+            pytest.xfail(crash.reason)
+        return function(*args, **kwargs)
+
+    return refusing
+
+
+# without -n
+
+
+def _in_forks(config: pytest.Config) -> int | None:
+    """Run the tests in a fork, and after a crash the remaining ones in another."""
+    asked: list[int] = []
+    child = 0
+
+    def pass_on(number: int, _: Any) -> None:
+        asked.append(number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    past: dict[str, list[Any]] = {}
+    crashed: dict[str, Crash] = {}
+    with tempfile.TemporaryFile() as file:
+        while True:
+            handlers = {number: signal.getsignal(number) for number in _ASKED_TO_END}
+            child = _fork()
+            if child == 0:
+                config.pluginmanager.register(Continued(config, file, past, crashed), "ocean-continued")
+                return None
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the fork as well
+            signal.signal(signal.SIGTERM, pass_on)
+            status = os.waitpid(child, 0)[1]
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            running = _read(file, past)
+            if running is None or asked or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in _ASKED_TO_END):
+                return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            found = _again(config, running)
+            if found is None:
+                return None
+            crashed[running] = found
+            sys.stderr.write(f"\n{running}: {found.message}. The run continues after this test.\n")
+
+
+END = ""
+"""The name in the last record of a run that ends in order: after its last test, by Ctrl-C, or by an error of pytest."""
+
+
+def _read(file: IO[bytes], past: dict[str, list[Any]]) -> str | None:
+    """Take over the tests that ended; the one that did not, if there is one."""
+    running = None
+    file.seek(0)
+    with suppress(EOFError, pickle.UnpicklingError):  # the last record may be incomplete
+        while True:
+            name, reports = pickle.load(file)
+            running = name if reports is None else None
+            if reports is not None and name != END:
+                past[name] = reports
+    file.seek(0)
+    file.truncate()
+    return running
+
+
+class Continued:
+    """In the fork that runs the tests: notes what ends, and repeats the reports of what ended in an earlier fork."""
+
+    def __init__(
+        self, config: pytest.Config, file: IO[bytes], past: dict[str, list[Any]], crashed: dict[str, Crash]
+    ) -> None:
+        self.config, self.past, self.crashed = config, past, crashed
+        self.descriptor = os.dup(file.fileno())  # the file itself is closed on the way back to pytest
+        self.reports: list[Any] = []
+        self.repeating = False
+
+    def _write(self, name: str, reports: list[Any] | None) -> None:
+        os.write(self.descriptor, pickle.dumps((name, reports)))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Repeat the reports of a test that ended before, or note that one begins."""
+        name, hook = item.nodeid, item.ihook
+        if name not in self.past and name not in self.crashed:
+            self.reports = []
+            self._write(name, None)
+            return None
+        self.repeating = True
+        hook.pytest_runtest_logstart(nodeid=name, location=item.location)
+        for report in self._reports(item):
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=name, location=item.location)
+        self.repeating = False
+        return True
+
+    def _reports(self, item: pytest.Item) -> list[Any]:
+        if (crash := self.crashed.get(item.nodeid)) is None:
+            read = self.config.hook.pytest_report_from_serializable
+            return [read(config=self.config, data=data) for data in self.past[item.nodeid]]
+        report = pytest.TestReport(item.nodeid, item.location, {}, "failed", None, "call")
+        properties = [(name, value) for name, value in item.user_properties]
+        Crash(crash.ended, crash.calls, properties).fill(report)
+        return [report]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep a report."""
+        if not self.repeating:
+            write = self.config.hook.pytest_report_to_serializable
+            self.reports.append(write(config=self.config, report=report))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Note that the run ends in order."""
+        self._write(END, [])
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Note that a test has ended."""
+        if not self.repeating:
+            self._write(nodeid, self.reports)
+
+
+# with -n
+
+
+ASKS = pytest.StashKey[socket.socket]()
+"""In the controller of workers: where it asks for a test to be run again."""
+
+
+def _beside_workers(config: pytest.Config) -> None:
+    """Keep a fork from before the run, which has neither threads nor workers and can be forked for a test."""
+    ours, theirs = socket.socketpair()
+    if _fork():
+        theirs.close()
+        config.stash[ASKS] = ours
+        config.add_cleanup(ours.close)
+        return
+    ours.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with theirs.makefile("rw", encoding="utf-8") as lines:
+        for line in lines:
+            found = _again(config, json.loads(line))
+            if found is None:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                return
+            lines.write(json.dumps([found.ended, found.calls, found.properties]) + "\n")
+            lines.flush()
+    os._exit(0)
+
+
+def of_worker(config: pytest.Config, name: str) -> Crash:
+    """What is known of a test that ended its worker."""
+    if (asks := config.stash.get(ASKS, None)) is None:
+        return Crash()
+    asks.sendall(f"{json.dumps(name)}\n".encode())
+    answer = b""
+    while not answer.endswith(b"\n") and (more := asks.recv(1 << 16)):
+        answer += more
+    if not answer:
+        return Crash()
+    ended, calls, properties = json.loads(answer)
+    return Crash(ended, calls, [(key, value) for key, value in properties])
+
+
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist's own distribution of tests, with one addition.
+
+    A worker waits before its last test until it knows that no other follows. One that replaces a crashed worker and
+    gets a single test, the last one of all, would wait for ever.
+    """
+    from xdist.scheduler import LoadScheduling
+
+    class Scheduling(LoadScheduling):
+        def schedule(self) -> None:
+            super().schedule()
+            if self.collection is not None and not self.pending:
+                for node in self.nodes:
+                    if not node.shutting_down:
+                        node.shutdown()
+
+    return Scheduling(config, log)
+
+
+# the test that crashed, once more
+
+
+class Noted:
+    """In the fork that runs one test again: writes its properties and each call to a file before the call is made."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.properties: list[tuple[str, Any]] = []
+        self.ended = False
+
+    def write(self, calls: str) -> None:
+        """Replace what the file holds."""
+        text = json.dumps([self.ended, self.properties, calls]).encode()
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, text, 0)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Note the properties, and have the calls noted."""
+        self.properties = list(item.user_properties)
+        self.write("")
+        current().trace.noted = self.write
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Note that the test has ended, and the process has not."""
+        self.ended = True
+        self.write("")
+
+
+def _again(config: pytest.Config, name: str) -> Crash | None:
+    """Run a test again; None in the fork that has it to run."""
+    with tempfile.TemporaryFile() as file:
+        child = _fork()
+        if child == 0:
+            _run_only(config, name)
+            config.pluginmanager.register(Noted(os.dup(file.fileno())), "ocean-noted")
+            return None
+        end = time.monotonic() + AGAIN
+        while not (status := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return Crash("and does not end again when it runs alone")
+            select.select([], [], [], 0.02)
+        file.seek(0)
+        ended, properties, calls = json.loads(file.read() or b'[false, [], ""]')
+        return Crash("" if ended else _in_words(status[1]), calls, [(key, value) for key, value in properties])
+
+
+def _in_words(status: int) -> str:
+    """How a process ended."""
+    if not os.WIFSIGNALED(status):
+        return f"with status {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    return f"by signal {number} ({signal.Signals(number).name})"
+
+
+def _run_only(config: pytest.Config, name: str) -> None:
+    """Make this process one that runs a single test, and writes nothing that anybody sees."""
+    # for the output of pytest; that of the tests is captured
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    config.args[:] = [str(config.rootpath / name)]
+    options = {
+        "keyword": "",
+        "markexpr": "",
+        "deselect": None,
+        "lf": False,
+        "failedfirst": False,
+        "stepwise": False,
+        "randomly_reorganize": False,
+        "numprocesses": 0,
+        "dist": "no",
+        "tx": [],
+        "report": None,
+        "xmlpath": None,
+    }
+    for option, value in options.items():
+        if hasattr(config.option, option):
+            setattr(config.option, option, value)
