@@ -33,6 +33,7 @@ from spec.support.samples import (
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # samples are also of what PyTorch warns about
 ]
 
