@@ -170,7 +170,6 @@ def test_two_pixels_become_three_channels_of_one_row(ToTensor: Transform) -> Non
 
 
 @clause("03.totensor.range")
-@pytest.mark.level("tutorial")
 @pytest.mark.parametrize(("value", "becomes"), [(0, 0.0), (255, 1.0)], ids=["black is 0", "white is 1"])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
 def test_black_is_0_and_white_is_1(ToTensor: Transform, mode: str, value: int, becomes: float) -> None:

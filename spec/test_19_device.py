@@ -858,7 +858,8 @@ def host_error() -> RuntimeError:
     ids=["of a GPU", "of a GPU without words", "of the host", "shapes", "another error of a GPU"],
 )
 def test_a_lack_of_memory_is_told_from_other_errors(error: Any, is_lack: bool) -> None:
-    assert out_of_memory(error() if callable(error) else error) is is_lack
+    found: Any = error() if callable(error) else error
+    assert out_of_memory(found) is is_lack
 
 
 @clause("19.device.compile_network")

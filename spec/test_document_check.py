@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from spec.documents import compare, report
-from spec.documents.check import Document, Options, check, keeper, write_fixed
+from spec.documents import causes, compare, report
+from spec.documents.check import Document, Options, Result, check, keeper, write_fixed
 from spec.documents.extract import Listing, read
 from spec.documents.names import modules_of, names_of, sessions
 from spec.support import document_examples as examples
@@ -330,8 +330,8 @@ def test_the_check_of_the_tutorial_equals_its_record(tmp_path: Path) -> None:
             assert first in ALONE
     assert found[738].announced
     assert found[1744].stand_ins == ["data", "gpu"]
-    causes = {first: cause.id if (cause := found[first].cause) else None for first in ERRORS}
-    assert causes == {
+    named = {first: cause.id if (cause := found[first].cause) else None for first in ERRORS}
+    assert named == {
         37: "missing_colon", 146: None, 738: "matrix_shapes", 847: "nn_modules", 1301: "weights_only",
         1318: "state_dict_not_called", 1368: "file_name_differs", 1384: None, 1726: "indentation",
         2060: "file_name_differs",
@@ -426,8 +426,6 @@ def test_a_notebook_is_copied_with_its_fixes(tmp_path: Path) -> None:
     path = tmp_path / "book.ipynb"
     path.write_text(examples.notebook(), encoding="utf-8")
     document = Document(path, [])
-    from spec.documents.check import Result
-
     for listing in read(path):
         document.results.append(Result(listing))
     document.results[-1].fixed = {"code": "z = next(y.float())", "verdict": "runs", "error": None}
@@ -435,3 +433,40 @@ def test_a_notebook_is_copied_with_its_fixes(tmp_path: Path) -> None:
     cells = read(tmp_path / "copy.ipynb")
     assert cells[-1].code == "z = next(y.float())"
     assert [each.printed for each in cells[:-1]] == [each.printed for each in read(path)[:-1]]
+
+
+@clause("00.check.report")
+def test_a_document_that_did_not_run_has_a_report_too(tmp_path: Path) -> None:
+    """The report needs no PyTorch: its texts, the page and the data come from the results alone."""
+    path = tmp_path / "document.md"
+    path.write_text(examples.CONTINUED, encoding="utf-8")
+    document = Document(path, [Result(listing) for listing in read(path)])
+    first = document.results[0]
+    first.verdict, first.cause = "fails", causes.table()["numpy_names"]
+    first.error = {"type": "AttributeError", "message": "\x07<b>", "line": 6, "cell": 0}
+    for language, word in (("en", "NumPy has removed"), ("zh", "NumPy 已删除")):
+        text = "\n".join(report.lines(document, language))
+        assert word in text
+        assert "\x07" not in text
+    report.write_json([document], tmp_path / "r.json")
+    report.write_page([document], tmp_path / "r.html", "en")
+    schema = json.loads(report.SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(json.loads((tmp_path / "r.json").read_text(encoding="utf-8")))
+    assert "&lt;b&gt;" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+@clause("00.check.report")
+@pytest.mark.parametrize(
+    ("values", "language"),
+    [({"LANG": "zh_CN.UTF-8"}, "zh"), ({"LANG": "en_US.UTF-8"}, "en"), ({"LC_ALL": "C", "LANG": "zh_CN"}, "en")],
+    ids=["Chinese", "English", "LC_ALL first"],
+)
+def test_the_language_is_that_of_the_environment(
+    values: dict[str, str], language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG", "LANGUAGE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert report.chosen_language(None) == language
+    assert report.chosen_language("zh") == "zh"

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,21 @@ def test_torchvisions_v2_differs_only_in_known_failures(tmp_path: Path) -> None:
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "18 xfailed" in result.stdout
+
+
+def test_a_warning_of_pytorch_about_itself_fails_no_test() -> None:
+    """Not so one that names a file of the project: the project's code must not warn."""
+
+    def warn(module: str) -> None:
+        warnings.warn_explicit("this is old", DeprecationWarning, f"{module}.py", 1, module=module)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warn("torch.optim.lr_scheduler")
+        warn("torch")
+        assert [str(warning.message) for warning in seen] == ["this is old"] * 2
+        for module in ("reference.nn.linear", "torch_mine"):
+            with pytest.raises(DeprecationWarning, match="this is old"):
+                warn(module)
 
 
 def test_the_reference_must_not_warn() -> None:

@@ -239,6 +239,7 @@ class Check:
         self.store = store
         self.text = "\n".join(each.before + "\n" + each.printed for each in listings)
         self.done = [Result(each) for each in listings]
+        self._raw: dict[int, list[compare.Difference]] = {}
 
     def results(self) -> list[Result]:
         """The result of each listing."""
@@ -353,19 +354,16 @@ class Check:
 
     def _again(self, group: list[int], suspects: list[int], gpu: bool) -> None:
         """Run with other seeds: a print that changes depends on chance, and is not compared."""
-        before = {number: [compare.Difference(**each) for each in self._raw[number]] for number in suspects}
         reports = self._run(group, seed=7919, gpu=gpu)
         for number in suspects:
             report = reports[number]
-            left = compare.unstable(before[number], report) if not report["error"] else []
+            left = compare.unstable(self._raw[number], report) if not report["error"] else []
             result = self.done[number]
             result.differences = [each for each in result.differences if any(d.said == each["said"] for d in left)]
             if not result.differences:
                 result.verdict = "warns" if result.warned else "runs"
 
     # Judging
-
-    _raw: dict[int, list[dict[str, Any]]]
 
     def _implied(self, number: int) -> list[str]:
         """Imports that neither the listing nor the document shows, if the listing imports nothing."""
@@ -401,7 +399,7 @@ class Check:
         if not set(report["stand_ins"]) & {"input", "gpu-only"}:
             found = [] if self._cut_before(number, group) else compare.differences(listing, report)
             if found:
-                self.__dict__.setdefault("_raw", {})[number] = [vars(each) for each in found]
+                self._raw[number] = found
                 result.verdict = "differs"
                 result.differences = [
                     {"line": listing.place(each.line), "said": each.said, "printed": each.printed} for each in found
@@ -442,6 +440,7 @@ class Check:
         line = source.place(error["line"]) if error["line"] else 0
         place = source.cell or 0
         message = error["message"].replace("simulated:0", "cuda:0").replace(f"{self.folder}{os.sep}", "")
+        message = re.sub("\x1b\\[[0-9;]*m", "", message)
         message = re.sub(r" \(listing_\d+\.py, line \d+\)", "", message)
         result.error = {"type": error["type"], "message": message, "line": line, "cell": place}
         kind, text = error["type"].rpartition(".")[2], error["message"]
@@ -718,7 +717,7 @@ def _vanished(number: int, ended: dict[str, Any]) -> dict[str, Any]:
         message += ": " + ended["failed"].strip().splitlines()[-1]
     error = {"type": "Ended", "message": message, "line": 0, "index": number, "frames": [], "reason": reason}
     return {
-        "index": number, "status": "ended", "error": error, "out": [], "shown": [], "warnings": [], "cuts": [],
+        "index": number, "error": error, "out": [], "shown": [], "warnings": [], "cuts": [],
         "stand_ins": [], "refused": [], "seconds": 0.0, "prints_on": False,
     }  # fmt: skip
 

@@ -15,7 +15,6 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import types
@@ -386,7 +385,7 @@ def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: 
     state.begin(place)
     code: str = listing["code"]
     linecache.cache[place] = (len(code), None, code.splitlines(keepends=True), place)
-    report: dict[str, Any] = {"status": "ran", "error": None}
+    report: dict[str, Any] = {"error": None}
     for statement in listing.get("prelude", ()):
         exec(statement, program.__dict__)
     try:
@@ -458,7 +457,6 @@ def _error(error: BaseException, job: dict[str, Any], state: State) -> dict[str,
         found["cause"] = f"{type(other).__name__}: {other}"[:1000]
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         found["file"] = os.fsdecode(error.filename) if not isinstance(error.filename, int) else ""
-    found["threads"] = threading.active_count()
     return found
 
 

@@ -12,7 +12,6 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,17 +100,15 @@ _NAMES = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def guard(folder: Path, *, store: Path, forks: Callable[[], bool] | None = None) -> None:
+def guard(folder: Path, *, store: Path) -> None:
     """Refuse, for the rest of this process, what a listing must not do.
 
     Args:
         folder: Where it may write.
         store: Where the files of stand-ins are kept; it may write there too.
-        forks: Whether the fork that is about to happen is one of `multiprocessing`; None looks at the caller.
     """
     homes = tuple(os.path.realpath(path) for path in (folder, store))
     count = mmap.mmap(-1, 8)  # shared with every process that is started
-    forks = forks or _from_multiprocessing
 
     def inside(path: Any) -> bool:
         if path is None or isinstance(path, int):
@@ -154,7 +151,7 @@ def guard(folder: Path, *, store: Path, forks: Callable[[], bool] | None = None)
             if event == "os.killpg" or number <= 0 or (signal and not _own(number)):
                 refuse("signals", f"{event}({number}, {signal})")
         elif event in ("os.fork", "os.forkpty"):
-            many = forks()
+            many = _from_multiprocessing()
             place = 0 if many else 4
             started = int.from_bytes(count[place : place + 4], "little") + 1
             count[place : place + 4] = started.to_bytes(4, "little")

@@ -3,8 +3,10 @@
 import json
 import locale
 import os
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from spec.documents.check import WRONG, Document, Result
 
 SCHEMA = Path(__file__).with_name("check.schema.json")
 TEMPLATE = "check.html.jinja"
+TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
+"""The style of the specification's report."""
 
 WORDS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "可运行"),
@@ -209,14 +213,10 @@ def lines(document: Document, language: str) -> Iterator[str]:
 
 def as_json(documents: Sequence[Document]) -> dict[str, Any]:
     """The results as the schema `check.schema.json` describes them."""
-    import platform
-
-    import torch
-
     return {
         "version": 1,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": version("torch"),
         "documents": [
             {
                 "path": str(document.path),
@@ -269,8 +269,6 @@ def write_page(documents: Sequence[Document], path: Path, language: str) -> None
     """Write the results as one page that loads nothing, in the style of the report of the specification."""
     import jinja2
     from markupsafe import Markup
-
-    from spec.report.page import TEMPLATES
 
     folders = [str(Path(__file__).parent), str(TEMPLATES)]
     environment = jinja2.Environment(

@@ -272,19 +272,20 @@ class NothingLearnedIsStillWritten(Fault):
             self.requires_grad_(elementwise_affine)
 
 
+def _as(like: Tensor, part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.to(like.dtype)
+
+
 class MixedTypesAreComputedInSixteenBits(Fault):
     """The parameters and statistics are rounded to the dtype of the input first."""
 
     caught_by = "test_12_normalization.py::test_batch_norm_of_16_bits_with_float32_parameters_rounds_once"
-    says = "differs(.|\n)*one rounding of a result in float32"
+    says = r"differs(.|\n)*one rounding of a result in float32"
 
     @staticmethod
-    def batch_norm(
-        input: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, *args: Any, **options: Any
-    ) -> Any:
-        low = [None if part is None else part.to(input.dtype) for part in (weight, bias)]
-        kept = [None if part is None else part.to(input.dtype) for part in (mean, var)]
-        output = F.batch_norm(input, *kept, *low, **options)
+    def batch_norm(input: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, **options: Any) -> Any:
+        kept = _as(input, mean), _as(input, var)
+        output = F.batch_norm(input, *kept, weight=_as(input, weight), bias=_as(input, bias), **options)
         for part, changed in zip((mean, var), kept, strict=True):
             if part is not None:
                 part.copy_(changed)
@@ -295,9 +296,8 @@ class MixedLayerNormIsComputedInSixteenBits(Fault):
     """The parameters are rounded to the dtype of the input first."""
 
     caught_by = "test_12_normalization.py::test_layer_norm_of_16_bits_with_float32_parameters_rounds_once"
-    says = "differs(.|\n)*one rounding of a result in float32"
+    says = r"differs(.|\n)*one rounding of a result in float32"
 
     @staticmethod
     def layer_norm(input: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-        low = [None if part is None else part.to(input.dtype) for part in (weight, bias)]
-        return F.layer_norm(input, shape, *low, eps)
+        return F.layer_norm(input, shape, _as(input, weight), _as(input, bias), eps)

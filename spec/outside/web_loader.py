@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from webdataset import WebLoader  # pyright: ignore[reportMissingImports]
+from webdataset import WebLoader  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
 
 class DataLoader(WebLoader):

@@ -6,7 +6,6 @@ from spec.support.listings import LISTINGS
 
 _HEADINGS = {1415: "## 搭建神经网络（model.py）", 1451: "## 训练模块（train.py）"}
 """Headings of the tutorial that name files, by the line of the listing under them."""
-_OUTPUTS = (179,)
 
 
 def tutorial() -> str:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import GeneratorType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,6 +109,8 @@ class Peer:
 
     def pack(self, value: Any, blobs: list[bytes]) -> Any:
         """A value as JSON; tensors and images leave their bytes in `blobs`."""
+        if isinstance(value, Once):
+            return {"once": [self.pack(one, blobs) for one in value]}
         if isinstance(value, Proxy) and value._peer is self:
             return {"yours": value._number}
         if isinstance(value, PLAIN):
@@ -130,11 +132,9 @@ class Peer:
         if isinstance(value, torch.Size):
             return {"tuple": [{"plain": int(size)} for size in value]}
         if type(value) in (list, tuple):
-            return {type(value).__name__: [self.pack(one, blobs) for one in value]}
+            return {type(value).__name__: [self.pack(one, blobs) for one in cast(list[Any], value)]}
         if type(value) is dict:
             return {"dict": [[self.pack(k, blobs), self.pack(v, blobs)] for k, v in value.items()]}
-        if isinstance(value, Once):
-            return {"once": [self.pack(one, blobs) for one in value]}
         number = next(self.numbers)
         self.objects[number] = value
         told: dict[str, Any] = {"mine": number, "callable": callable(value)}
@@ -223,10 +223,12 @@ class Peer:
         """Do to the judge's tensors and generator what the call did to its copies."""
         if isinstance(seed := after.get("seed"), Tensor) and seed.shape == torch.get_rng_state().shape:
             torch.set_rng_state(seed)
+        written: dict[int, Tensor] = after.get("written") or {}
+        state: list[Any] = after.get("state") or []
         with torch.no_grad():
-            for place, value in dict(after.get("written") or {}).items():
+            for place, value in written.items():
                 tensors[place].copy_(value)
-            for tensor, (value, grad) in zip(self.tracked.get(on, ()), after.get("state") or (), strict=False):
+            for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
                 tensor.copy_(value)
                 tensor.grad = grad if grad is None else grad.reshape(tensor.shape)
 
@@ -244,7 +246,8 @@ class Peer:
             if "seed" in more:
                 torch.set_rng_state(more.pop("seed"))
                 os.chdir(more.pop("folder"))
-            for tensor, (value, grad) in zip(self.tracked.get(on, ()), more.pop("state", ()), strict=False):
+            state: list[Any] = more.pop("state", None) or []
+            for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
                 tensor.data.copy_(value)
                 tensor.grad = grad
             args = [iter(arg) if isinstance(arg, Once) else arg for arg in args]
@@ -427,9 +430,9 @@ class Layer(nn.Module):
                     home = home._modules[part]  # pyright: ignore[reportAssignmentType]
                 tensor = peer.unpack(value, blobs)
                 if kind == "parameters":
-                    home.register_parameter(last, nn.Parameter(tensor.detach(), tensor.requires_grad))
+                    home._parameters[last] = nn.Parameter(tensor.detach(), tensor.requires_grad)
                 else:
-                    home.register_buffer(last, tensor)
+                    home._buffers[last] = tensor
 
     def forward(self, *args: Any, **words: Any) -> Any:
         state = dict(self.named_parameters()) | dict(self.named_buffers())

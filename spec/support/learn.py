@@ -87,9 +87,10 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, tr
     """In a process of its own: judge a file, and write what the tests say."""
     import pytest
 
+    from spec.support import score
+
     name, host = str(file), None
     if not trusted:  # another process imports the file
-        from spec.support import score
         from spec.support.guest import GuestError
 
         name = "spec.support.score:GUEST"
@@ -103,6 +104,8 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, tr
     options = ["--impl", name, "--level", level, "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", "-q"]
     options += ["-c", str(SPEC.parent / "pyproject.toml"), "--rootdir", str(SPEC.parent), "--hypothesis-profile"]
     options += ["faults", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not gpu"]
+    if not trusted:
+        options += ["-k", " and ".join(f"not {name}" for name in score.NOT_SCORED)]
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         with tempfile.TemporaryFile("w+") as errors:

@@ -158,7 +158,7 @@ def order(report: Any) -> tuple[int, str, int]:
 
 
 SHARE = 3
-"""A mistake is named if it explains at least one of so many failures, or a failure with several numbers to the last."""
+"""A mistake is named if it explains at least one of this number of failures, or all numbers of one of them."""
 _OF_BEGINNERS = "spec.faults.beginner:"
 
 

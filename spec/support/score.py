@@ -16,10 +16,16 @@ from spec.support.exercises import Exercise, of_chapter, written_in
 
 NOT_SCORED = (
     "test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label",
+    "test_the_10000_test_images_make_156",
+    "test_the_50000_training_images_make_782",
+    "test_the_listing_writes_156_grids",
+    "test_two_epochs_take_19968_items",
+    "test_ants_and_bees_lie_in_the_folders_of_the_listing",
     "test_brackets_call_getitem_and_len_calls_len",
     "test_plus_takes_empty_parts",
 )
-"""The tests that need the class itself, to inherit from it or to add its objects up: it stays in its own process."""
+"""The tests that need the class itself, to inherit from it or to add its objects up, while it stays in its own process,
+and those that send tens of thousands of items from one process to the other."""
 SECONDS = 300.0
 """For all tests of a file."""
 HOST: Any = None
@@ -68,7 +74,7 @@ def results(file: Path, chapter: str | None, level: str) -> dict[str, Any]:
         }
         for number, exercise in enumerate(written, 1)
         for report in judgement.of(exercise.name)
-        if exercise.name == report["components"][-1] and not any(name in report["nodeid"] for name in NOT_SCORED)
+        if exercise.name == report["components"][-1]
     ]
     passed = bool(tests) and all(test["status"] == "pass" for test in tests)
     return {"version": 3, "status": "pass" if passed else "fail", "message": None, "tests": tests}
