@@ -142,6 +142,8 @@ TABLE: dict[str, str] = {
     "{}: no such file: unpack {} again, or delete {} and use --download": (
         "{0}：没有此文件：请重新解压 {1}，或删除 {2} 并使用 --download"
     ),
+    "{}: larger than {} MiB, which no archive of CIFAR-10 is": "{0}：大于 {1} MiB，CIFAR-10 没有这么大的压缩包",
+    "error: there is not enough memory ({})": "错误：内存不足（{0}）",
     "{}: larger than {} MiB, which no file of CIFAR-10 is": "{0}：大于 {1} MiB，CIFAR-10 没有这么大的文件",
     "{}: {}: unpack {} again, or delete {} and use --download": "{0}：{1}：请重新解压 {2}，或删除 {3} 并使用 --download",
     "wrong checksum, MD5 {} instead of {}": "校验和错误，MD5 为 {0}，应为 {1}",

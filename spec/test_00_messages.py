@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,10 @@ from spec.support.strategies import given
 
 sys.path.append(str(ROOT / "scripts"))
 
-import accuracy
-import export
-import predict
-
-COMMANDS = (accuracy.Measurement, predict.Question, export.Export)
+COMMANDS = tuple(
+    getattr(import_module(script), name)
+    for script, name in (("accuracy", "Measurement"), ("predict", "Question"), ("export", "Export"))
+)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_the_parts_have_the_losses_of_the_same_steps_under_one_tag(run_folder: P
 @pytest.mark.slow
 @clause("02.run.hyperparameters")
 def test_the_settings_are_hyperparameters_beside_the_results(run_folder: Path) -> None:
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportMissingImports]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
     contents = read(run_folder).summary_metadata  # pyright: ignore[reportAttributeAccessIssue]
     contents = {

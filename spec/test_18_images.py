@@ -377,7 +377,7 @@ def test_sound_images_give_one_line(tmp_path: Path) -> None:
 @clause("18.run.adam")
 @pytest.mark.parametrize(("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_adam_and_adamw_take_pytorchs_steps_with_their_own_defaults(
-    name: str, theirs: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+    name: str, theirs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_full.py", "--optimizer", name])
     settings = parse(Settings)

@@ -83,7 +83,7 @@ def texts(node: ast.AST, names: dict[str, ast.expr], depth: int = 4) -> Iterator
         case ast.Constant(value=str(text)):
             yield text
         case ast.JoinedStr(values=parts):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts)  # pyright: ignore[reportArgumentType]
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
             for part in parts:
                 if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name | ast.IfExp):
                     yield from texts(part.value, names, depth - 1)
