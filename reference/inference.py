@@ -8,7 +8,7 @@ with 0.8, another share than 80 % may be right.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Prediction:
     image: Path
     classes: list[tuple[str, float]]
     error: str | None = None
-    scores: Tensor | None = None
+    scores: Tensor | None = field(default=None, compare=False)  # a comparison of tensors has no truth value
 
 
 def predict(

@@ -9,7 +9,7 @@ import pytest
 from reference.errors import InputError
 from spec.support import learn, walk
 from spec.support.command import run
-from spec.support.exercises import exercises, of_chapter, test_files, written_in
+from spec.support.exercises import exercises, files_of, of_chapter, written_in
 
 SLOW = pytest.mark.slow
 
@@ -40,9 +40,9 @@ def test_each_exercise_has_three_hints_two_languages_and_tests() -> None:
     for exercise in exercises().values():
         assert len(exercise.hints) == 3, exercise.name
         texts = [exercise.text, exercise.why, *exercise.hints]
-        assert all(re.search(r"[\u4e00-\u9fff]", chinese) for _, chinese in texts), exercise.name
+        assert all(re.search(r"[\u3002\u4e00-\u9fff]", chinese) for _, chinese in texts), exercise.name
         assert not any(re.search(r"[\u4e00-\u9fff]", english) for english, _ in texts), exercise.name
-        assert test_files([exercise]), exercise.name
+        assert files_of([exercise]), exercise.name
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def written_in(file: Path) -> list[Exercise]:
     return [exercise for exercise in exercises().values() if exercise.name in names]
 
 
-def test_files(wanted: Iterable[Exercise]) -> Sequence[Path]:
+def files_of(wanted: Iterable[Exercise]) -> Sequence[Path]:
     """The files of the specification that judge exercises."""
     wanted = list(wanted)
     chapters = "|".join({exercise.chapter for exercise in wanted} | {"03" for e in wanted if e.name == "ToTensor"})

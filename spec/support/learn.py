@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from reference.errors import InputError
-from spec.support.exercises import SPEC, Exercise, exercises, of_chapter, test_files, written_in
+from spec.support.exercises import SPEC, Exercise, exercises, files_of, of_chapter, written_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, tr
         os.dup2(nowhere.fileno(), 1)
         with tempfile.TemporaryFile("w+") as errors:
             os.dup2(errors.fileno(), 2)
-            status = pytest.main([*map(str, test_files(wanted)), *options], plugins=[collector])
+            status = pytest.main([*map(str, files_of(wanted)), *options], plugins=[collector])
             sys.stderr.flush()
             errors.seek(0)
             said = errors.read()
