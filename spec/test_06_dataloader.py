@@ -50,6 +50,14 @@ class Numbers:
         return index
 
 
+class Slow(Numbers):
+    """The first worker is not the first to be done."""
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.05 * (index == 0))
+        return index
+
+
 class Counting(Numbers):
     """Notes which items are taken."""
 
@@ -544,11 +552,6 @@ def test_items_that_make_no_batch_are_rejected(DataLoader: Loader, items: list[A
     ],
 )
 def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Loader, options: dict[str, Any]) -> None:
-    class Slow(Numbers):
-        def __getitem__(self, index: int) -> int:
-            time.sleep(0.05 * (index == 0))  # the first worker is not the first to be done
-            return index
-
     alone = DataLoader(Numbers(10), generator=seeded(5), **options)
     helped = DataLoader(Slow(10), generator=seeded(5), num_workers=2, **options)
     assert shown(helped) == shown(alone)

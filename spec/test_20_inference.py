@@ -833,7 +833,7 @@ def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
     assert result.status == 2
     [answer] = json.loads(result.out)
     said = "empty: there are no images in this folder (such as .jpg or .png)"
-    assert answer == {"image": "empty", "classes": [], "error": said}
+    assert answer == {"image": "empty", "class": None, "classes": [], "error": said}
 
 
 @clause("20.script.json", "20.script.text")

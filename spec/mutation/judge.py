@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import re
-import resource
 import select
 import shutil
 import signal
@@ -269,6 +268,8 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
 
 def _noticed(folder: Path, files: list[str], tests: list[str], seconds: int) -> str:
     """The first of the tests that fails, or `nothing`; the process is ended after `seconds` of processor time."""
+    import resource  # Windows lacks it, and has no forks either
+
     used_before = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used_before + seconds, used_before + seconds + 5))
     sys.dont_write_bytecode = True

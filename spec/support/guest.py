@@ -14,7 +14,6 @@ import inspect
 import itertools
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -552,6 +551,8 @@ class Host:
 
 def main(file: str, reading: str, writing: str) -> None:
     """The process of the file: import it, then do what the judge asks."""
+    import resource  # Windows lacks it, and has no forks either
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, 2**26))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
