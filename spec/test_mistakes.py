@@ -71,9 +71,13 @@ def test_nine_of_ten_mistakes_of_learners_are_named(tmp_path: Path, subtests: py
     assert share >= NAMED, "\n".join(missed)
 
 
+# what such a file does get wrong: its tanh is 2 · sigmoid(2x) − 1
+TRUE = {"chapter_11": "tanh loses small numbers"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_what_is_right_but_not_complete_has_no_diagnosis(file: Path, tmp_path: Path) -> None:
     tests = sorted((ROOT / "spec").glob(f"test_{file.stem.removeprefix('chapter_')}_*.py"))
     said = diagnosed(tmp_path, tests, {file.stem: file.read_text(encoding="utf-8")}, "definition")
-    assert said == {file.stem: ""}
+    assert said[file.stem].partition(" (")[0] == TRUE.get(file.stem, "")

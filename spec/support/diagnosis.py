@@ -133,9 +133,10 @@ def _in_place(components: tuple[Component, ...], fault: Any) -> Iterator[None]:
 
 @cache
 def faults_of(name: str) -> list[type[Fault]]:
-    """The faults that define a component, or the function that a layer calls."""
+    """The faults that define a component, or the function that a layer calls; not those of vectorised kernels."""
     words = tuple(word for word in (name, _FUNCTION_OF.get(name)) if word)
-    return [fault for fault in all_faults(words) if target_of(fault, name) is not None]
+    faults = [fault for fault in all_faults(words) if fault.__module__ != "spec.faults.sizes"]
+    return [fault for fault in faults if target_of(fault, name) is not None]
 
 
 _FUNCTION_OF = {
