@@ -102,6 +102,7 @@ def test_a_prediction_has_the_scores_that_its_probabilities_come_from(images: li
     for answer in predict(Ocean(), NAMES, images):
         assert answer.scores is not None
         assert answer.classes[0][0] == NAMES[int(answer.scores.argmax())]
+        # both are softmax in float64, over ten classes: a few roundings of 1e-16
         assert answer.classes[0][1] == pytest.approx(float(answer.scores.softmax(0).max()), rel=1e-12)
 
 

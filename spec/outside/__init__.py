@@ -48,6 +48,8 @@ REGISTRY = (
         30,
         TUTORIAL,
     ),
+    Outside("outside.with_numpy", "NumPy with gradients written by hand", (LINEAR, ACTIVATION, LOSS), 13, TUTORIAL),
+    Outside("outside.fourier", "convolution by Fourier transforms", (CONVOLUTION,), 13, TUTORIAL),
     Outside("outside.einsum", "sums of products by einsum", (CONVOLUTION, LINEAR), 45, DEFINITION),
     Outside(
         "outside.without_onednn",

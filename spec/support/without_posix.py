@@ -36,7 +36,7 @@ copy_file_range environb getenvb posix_fadvise posix_fallocate posix_spawn setpg
 )
 """What Windows lacks of `os`."""
 
-OUTSIDE = ("timm", "torchdata", "torchdata.stateful_dataloader", "webdataset")
+OUTSIDE = ("webdataset",)
 """Packages of the extra `outside`, which need not be installed."""
 
 
