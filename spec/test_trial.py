@@ -431,6 +431,7 @@ def test_a_failure_gives_the_index_both_values_the_tolerance_and_its_derivation(
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
 
+@pytest.mark.slow
 def test_a_wrong_shape_is_reported_before_wrong_numbers(failures: tuple[Path, str]) -> None:
     said = part(failures[1], "test_stride_is_the_step")
     assert "the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]" in said
