@@ -1,10 +1,13 @@
 """The helpers that judge are judged: what they let pass, what they refuse, and what they say."""
 
+import importlib
 import inspect
 import math
 import random
+import sys
 from collections.abc import Callable
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from spec.support import patience
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -379,3 +383,27 @@ def test_examples_of_another_test_are_forgotten() -> None:
 
 def test_the_reference_gives_its_version() -> None:
     assert load("reference").version == reference.__version__
+
+
+def slow_module(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> str:
+    """The name of a module, which can be imported in a few seconds."""
+    Path(folder, "slow_to_import.py").write_text(f"import time\ntime.sleep({seconds})\nVALUE = 7\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+    for name, value in (("LIMIT", 0.2), ("IMPORT", 1.0), ("TICK", 0.05)):
+        monkeypatch.setattr(patience, name, value)
+    return "slow_to_import"
+
+
+def test_an_import_that_takes_longer_than_a_call_may_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = slow_module(tmp_path, monkeypatch, 0.6)
+    with patience.Patience().watch():
+        assert importlib.import_module(name).VALUE == 7
+
+
+def test_an_import_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = slow_module(tmp_path, monkeypatch, 5)
+    with pytest.raises(patience.GaveUp, match="a call did not return within"), patience.Patience().watch():
+        importlib.import_module(name)

@@ -38,7 +38,8 @@ DEFINITION = ("--level", "definition")
 TUTORIAL = ("--level", "tutorial")
 CONVOLUTION, POOLING, ACTIVATION = "test_08_convolution.py", "test_10_pooling.py", "test_11_activation.py"
 LINEAR, ATTENTION, NORMALIZATION = "test_12_linear.py", "test_12_attention.py", "test_12_normalization.py"
-RECURRENT, LOSS, OPTIM = "test_12_recurrent.py", "test_14_loss.py", "test_15_optim.py"
+RECURRENT, LOSS = "test_12_recurrent.py", "test_14_loss.py"
+OPTIM = ("test_15_optim.py", "test_15_groups.py", "test_15_optim_options.py")
 
 REGISTRY = (
     Outside(
@@ -57,6 +58,8 @@ REGISTRY = (
         (CONVOLUTION, "test_09_convolution_layer.py", LINEAR, RECURRENT),
         190,
     ),
+    Outside("outside.optim_foreach", "PyTorch's optimizers with foreach=True", OPTIM, 380),
+    Outside("outside.optim_fused", "PyTorch's optimizers with fused=True", OPTIM, 345),
     Outside(
         "torchvision.transforms.v2",
         "torchvision's second transforms",
