@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from spec.support import patience
+from spec.support import own_work, patience
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -29,6 +29,7 @@ from spec.support.assertions import (
     rejects,
     rounding,
 )
+from spec.support.diagnosis import Example
 from spec.support.implementations import Component, load
 from spec.support.reproduction import Trace, literal
 from spec.support.run import current
@@ -407,3 +408,17 @@ def test_an_import_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytes
     name = slow_module(tmp_path, monkeypatch, 5)
     with pytest.raises(patience.GaveUp, match="a call did not return within"), patience.Patience().watch():
         importlib.import_module(name)
+
+
+def test_a_test_of_endless_calls_is_watched_only_for_a_while() -> None:
+    calls = 0
+
+    def endless(relu: Component) -> None:
+        nonlocal calls
+        while True:
+            calls += 1
+            relu(torch.zeros(1))
+
+    relu = load("reference").component("relu", Trace())
+    assert own_work.handed_over(Example(endless, {"relu": relu}, (relu,)), __file__) == set()
+    assert 0 < calls < own_work.WATCHED_CALLS

@@ -1,6 +1,7 @@
 """What counts as a component: the names of PyTorch's functions, methods and operators that compute one."""
 
 from fnmatch import fnmatchcase
+from functools import cache
 
 FORBIDDEN_NAMES = (
     *("conv1d", "conv2d", "conv3d", "conv_*", "*convolution*", "cudnn_*", "mkldnn_*", "miopen_*"),
@@ -18,6 +19,7 @@ FORBIDDEN_NAMES = (
 """Patterns of the names."""
 
 
+@cache
 def is_component(name: str) -> bool:
     """Whether a function, method or operator of this name computes a component."""
     return any(fnmatchcase(name, pattern) for pattern in FORBIDDEN_NAMES)

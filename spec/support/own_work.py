@@ -21,6 +21,12 @@ _NUMPY = ("convolve", "correlate", "convolve2d", "correlate2d", "fftconvolve", "
 _HOMES = ("torch.nn.modules.", "torch.optim.", "torch.utils.data.dataloader", "torchvision.")
 _BASES = ("torch.nn.modules.module", "torch.optim.optimizer")
 _WORK = ("forward", "step", "__iter__", "__call__", "__getitem__")
+WATCHED_CALLS = 100_000
+"""Number of calls after which a test is no longer watched. Loops over every number make millions, all of one kind."""
+
+
+class _SeenEnough(BaseException):
+    """Ends the watched test. It is no `Exception`, so that the code under test does not catch it."""
 
 
 def inherited(target: Any) -> set[str]:
@@ -76,8 +82,13 @@ def handed_over(example: Example, file: str) -> set[str]:
     component = example.components[0]
     own = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in component.name).strip("_")
     found, operators = inherited(component.target), set()
+    calls = 0
 
     def profile(frame: FrameType, event: str, called: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > WATCHED_CALLS:
+            raise _SeenEnough
         if event == "c_call":
             name, caller = str(getattr(called, "__name__", "")), frame
             home = _home(called)
@@ -97,7 +108,7 @@ def handed_over(example: Example, file: str) -> set[str]:
     with _Operators(file, own, operators):
         sys.setprofile(profile)
         try:
-            with suppress(Exception):
+            with suppress(Exception, _SeenEnough):
                 example.again()
         finally:
             sys.setprofile(before)
