@@ -42,6 +42,19 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 """The dtypes for convolutions and matrix products, by name."""
 
 
+def processor_features() -> dict[str, Any]:
+    """The instruction sets of the processor by name, such as `avx512_bf16`, with whether it has them.
+
+    PyTorch before 2.10 has no function for it, and answers for a few of them only; every processor with AMX has
+    instructions for bfloat16.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    older = {"avx2": "avx2", "avx512_f": "avx512", "avx512_bf16": "avx512_bf16", "amx_tile": "amx_tile"}
+    answers = {name: getattr(torch.cpu, f"_is_{part}_supported", bool)() for name, part in older.items()}
+    return answers | {"amx_bf16": answers["amx_tile"]}
+
+
 def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
     """Return the precision called `name`; `auto` is bfloat16 if `device` has instructions for it, else float32.
 
@@ -54,7 +67,7 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
         return PRECISIONS[name]
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
+        able = processor_features()
         native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     else:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -94,6 +94,8 @@ def processor() -> Iterator[Finding]:
     """Cores, threads, memory, and the instructions that make float32 and bfloat16 fast."""
     import torch
 
+    from reference.device import processor_features
+
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads == 1 < cores:
         yield Finding(
@@ -107,7 +109,7 @@ def processor() -> Iterator[Finding]:
         remedy = "" if enough else "close other programs, or train on fewer images: --limit-train 10000"
         yield Finding("memory", f"{memory / 2**30:.1f} GiB", "good" if enough else "note", remedy)
     capability = torch.backends.cpu.get_cpu_capability()
-    supported = torch.cpu.get_capabilities()
+    supported = processor_features()
     names = sorted(name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16") if supported.get(name))
     yield Finding("instructions", f"{capability}{' (' + ', '.join(names) + ')' if names else ''}")
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from reference import device as device_module
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
 from reference.device import PRECISIONS, choose_precision
@@ -58,7 +59,7 @@ EPS = torch.finfo(torch.float64).eps
 def test_auto_is_bfloat16_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(device_module, "processor_features", lambda: able)
     assert choose_precision("auto", CPU) == expected
     assert choose_precision("float32", CPU) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
@@ -167,7 +168,7 @@ def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A processor that says that it computes in bfloat16, and a cache folder of its own; the file of the answers."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(device_module, "processor_features", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(precision_module, "user_cache_path", lambda name: tmp_path / name)
     return tmp_path / "ocean-spec" / "precision.json"
 
@@ -280,7 +281,7 @@ def test_nothing_is_measured_that_does_not_depend_on_it(
 ) -> None:
     made = taking({}, monkeypatch)
     assert resolve_precision(settings, Shapes(size=40), CPU) == (torch.float32, "")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(device_module, "processor_features", dict)
     assert resolve_precision(Settings(), Shapes(size=40), CPU) == (torch.float32, "")
     assert made == []
     assert not able.exists()
@@ -331,7 +332,7 @@ def test_a_measured_precision_is_printed_recorded_and_resumed(tmp_path: Path) ->
 def announce_bfloat16(cache: Path) -> None:
     """A processor that says that it computes in bfloat16, and a cache folder of its own."""
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    torch.cpu.get_capabilities = lambda: {"avx512_bf16": True}
+    device_module.processor_features = lambda: {"avx512_bf16": True}
 
 
 PAGES = """

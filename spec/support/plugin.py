@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from spec.support import crashes, isolation, lessons, simulated_device
+from spec.support import crashes, isolation, lessons, simulated_device, versions
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
 from spec.support.diagnosis import Diagnosis, Example, example_of, runs_again, sentence
@@ -373,7 +373,8 @@ class Specification:
             for name, devices in tomllib.loads(path.read_text(encoding="utf-8")).items():
                 if name in [implementation.name for implementation in self.implementations]:
                     reasons = devices.get(torch.device(str(self.config.getoption("--device"))).type, {})
-                    _expect_failures(path.name, reasons, items, whole=whole)
+                    here = {test: reason for test, reason in reasons.items() if not versions.is_free_of(test)}
+                    _expect_failures(path.name, here, items, whole=whole)
         if (path := self.config.getoption("--known-failures")) is not None:
             _apply_known_failures(Path(path), items, whole=whole)
 
