@@ -240,7 +240,7 @@ def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[
         where = ", ".join(place_text(environment) for environment in report["environments"])
         for name in sorted({test["implementation"] or "" for test in report["tests"]}):
             found.setdefault(name, []).append((date, where, counts(report, name or None)))
-    return found
+    return dict(sorted(found.items(), key=lambda item: (item[0] == "", item[0])))  # tests of the project come last
 
 
 def summary(report: Report) -> list[str]:
