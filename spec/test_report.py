@@ -1,5 +1,6 @@
 """The report: what `pytest --report` writes, what the page does in a browser, and `python -m spec.report`."""
 
+import ast
 import io
 import json
 import re
@@ -238,6 +239,31 @@ def test_values_are_kept_between_start_and_finish_if_they_are_documented() -> No
     recording.start(wanted=False)
     recording.observe("the sum", torch.ones(1), [1.0])
     assert recording.finish() == []
+
+
+@clause("00.report.values")
+def test_the_conditions_of_a_documented_value_are_those_of_its_source() -> None:
+    files = {"10_pooling": "test_the_documented_sizes_are_known_beforehand", "report": "TestX::test_that_is_not_there"}
+    tests = [{"id": f"spec/test_{file}.py::{name}[torch]", "clauses": [VALUE]} for file, name in files.items()]
+    found = document.comparisons([*tests, {"id": "spec/test_none.py::test_a", "clauses": [VALUE]}])
+    assert list(found) == ["spec/test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"]
+    assert "pool2d_output_size(32, 3) == (10, 10)" in next(iter(found.values()))
+    # methods included, and functions with texts that begin at the margin
+    source = Path(__file__).read_text(encoding="utf-8")
+    asserted = {
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if any(isinstance(inner, ast.Assert) and len(ast.unparse(inner.test)) <= 200 for inner in ast.walk(node))
+    }
+    tests = [
+        {"id": f"spec/test_report.py::{name}", "clauses": [VALUE]} for name in re.findall(r"def (test_\w+)", source)
+    ]
+    assert {name.partition("::")[2] for name in document.comparisons(tests)} == asserted
+
+
+VALUE = next(name for name, entry in CLAUSES.items() if entry.kind == "value")
+"""A clause of a documented value."""
 
 
 @clause("00.report.drawings")
