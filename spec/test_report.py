@@ -714,7 +714,7 @@ def test_diff_of_reports_without_a_common_test_is_an_error(tmp_path: Path) -> No
 def test_a_badge_is_red_grey_or_green(tmp_path: Path) -> None:
     for outcomes, about, message, color in (
         ({"a": "passed"}, {}, "1 of 1 tests passed", "brightgreen"),
-        ({"a": "passed", "b": "absent"}, {}, "1 of 2 tests passed", "green"),
+        ({"a": "passed", "b": "absent"}, {}, "1 of 2 tests passed, 1 absent", "green"),
         ({"a": "passed", "b": "error"}, {}, "1 of 2 tests passed, 1 failed", "red"),
         ({"a": "passed"}, {"complete": False}, "incomplete: 1 of 1 tests passed", "lightgrey"),
     ):

@@ -207,6 +207,9 @@ def badge(report: Report, implementation: str | None = None) -> dict[str, Any]:
     message = f"{found['passed']:,} of {all_:,} tests passed"
     if bad:
         message += f", {bad:,} failed"
+    for outcome in OUTCOMES[3:]:  # "20 of 190" alone would read as 170 failures
+        if found[outcome]:
+            message += f", {found[outcome]:,} {outcome}"
     color = "red" if bad else "brightgreen" if found["passed"] == all_ else "green"
     if incomplete(report):
         message, color = f"incomplete: {message}", "lightgrey"
