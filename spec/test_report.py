@@ -441,6 +441,13 @@ def test_a_run_that_is_interrupted_writes_the_report_of_the_tests_that_ran(tmp_p
     assert [test["outcome"] for test in report["tests"] if test["outcome"] == "passed"] == []
 
 
+@clause("00.report.interrupted")
+def test_the_reason_is_given_in_words() -> None:
+    assert plugin.why("xdist.dsession.Interrupted: stopping after 1 failures\n") == "stopping after 1 failures"
+    assert plugin.why("_pytest.outcomes.Exit: no GPU") == "_pytest.outcomes.Exit: no GPU"
+    assert plugin.why("KeyboardInterrupt") == "KeyboardInterrupt"
+
+
 @clause("00.report.options")
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -619,6 +626,12 @@ def test_merge_forgets_an_interrupted_run_that_was_repeated_to_its_end() -> None
     }
     elsewhere = made({"a": "passed", "b": "passed"}, day=3, torch="2.13.0")
     assert len(compare.incomplete(compare.merge([interrupted, elsewhere]))) == 1
+
+
+@clause("00.report.merge")
+def test_the_same_report_twice_is_one_run() -> None:
+    report = made({"a": "passed"})
+    assert compare.merge([report, report, compare.merge([report])]) == report
 
 
 @clause("00.report.merge")

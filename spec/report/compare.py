@@ -59,7 +59,9 @@ def merge(reports: Sequence[Report]) -> Report:
             implementations[key] = entry
         for test in report["tests"]:
             tests[test["id"], here[test["environment"]]] = test
-        runs += [(here[run["environment"]], run) for run in report["runs"]]
+        for run in report["runs"]:
+            if not any(where == here[run["environment"]] and earlier == run for where, earlier in runs):
+                runs.append((here[run["environment"]], run))  # the same report twice is one run
         comparisons |= report["comparisons"]
         for name, drawn in report["drawings"].items():
             drawings[name] = drawn if name == "run" else drawings.get(name, {}) | drawn

@@ -172,7 +172,7 @@ class Recorder:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what interrupted the run: Ctrl-C, or `pytest.exit` with its text."""
-        self.interrupted = excinfo.exconly().strip()
+        self.interrupted = why(excinfo.exconly())
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         """Note an error of pytest itself."""
@@ -311,6 +311,11 @@ def implementations(config: pytest.Config) -> list[Any]:
 
     (plugin,) = (p for p in config.pluginmanager.get_plugins() if isinstance(p, Specification))
     return plugin.implementations
+
+
+def why(text: str) -> str:
+    """What ended a run, without the classes with which pytest and pytest-xdist stop themselves."""
+    return re.sub(r"^[\w.]*Interrupted: ", "", text.strip())
 
 
 def processor() -> str:
