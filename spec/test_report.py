@@ -197,6 +197,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         ("environments", "versions", ..., r"environments\[0\] lacks 'versions'"),
         ("implementations", "id", 3, r"implementations\[0\]: 'id' must be of type string"),
     ],
+    ids=["an unknown outcome", "no such environment", "no list", "a run without its time", "no versions", "no name"],
 )
 def test_a_damaged_report_is_an_error_in_one_line(tmp_path: Path, part: str, key: str, value: Any, says: str) -> None:
     report = made({"a": "passed"})
