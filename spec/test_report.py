@@ -1,5 +1,6 @@
 """The report: what `pytest --report` writes, what the page does in a browser, and `python -m spec.report`."""
 
+import ast
 import io
 import json
 import re
@@ -173,14 +174,42 @@ def test_the_text_of_a_report_is_the_report_with_one_line_for_each_duration() ->
 def test_another_format_is_refused(tmp_path: Path) -> None:
     for content, says in (
         ('{"format": 2}', "format 2, but this program reads format 1"),
-        ("[]", "format None"),
-        ("{", "not JSON"),
+        ("[]", "not a report: it has no version of the format"),
+        ("{}", "not a report: it has no version of the format"),
+        ("{", "not JSON, the file is damaged or incomplete"),
+        ('{"format": 1}', "damaged: the report lacks 'specification'"),
     ):
         (tmp_path / "report.json").write_text(content, encoding="utf-8")
         with pytest.raises(document.ReportError, match=says):
             document.read(tmp_path)
     with pytest.raises(document.ReportError, match="No such file"):
         document.read(tmp_path / "nowhere")
+
+
+@clause("00.report.damaged")
+@pytest.mark.parametrize(
+    ("part", "key", "value", "says"),
+    [
+        ("tests", "outcome", "fine", r"tests\[0\]: the outcome 'fine' is unknown"),
+        ("tests", "environment", 1, r"tests\[0\]: there is no environment 1"),
+        ("tests", "clauses", None, r"tests\[0\]: 'clauses' must be of type array"),
+        ("runs", "started", ..., r"runs\[0\] lacks 'started'"),
+        ("environments", "versions", ..., r"environments\[0\] lacks 'versions'"),
+        ("implementations", "id", 3, r"implementations\[0\]: 'id' must be of type string"),
+    ],
+    ids=["an unknown outcome", "no such environment", "no list", "a run without its time", "no versions", "no name"],
+)
+def test_a_damaged_report_is_an_error_in_one_line(tmp_path: Path, part: str, key: str, value: Any, says: str) -> None:
+    report = made({"a": "passed"})
+    report[part][0][key] = value
+    if value is ...:
+        del report[part][0][key]
+    document.write(report, tmp_path)
+    for words in (["merge", tmp_path, "-o", tmp_path / "new"], ["diff", tmp_path, tmp_path], ["badge", tmp_path]):
+        status, out = command(*words)
+        assert status == 2
+        assert len(out.splitlines()) == 1
+        assert re.search(says, out)
 
 
 @clause("00.report.written")
@@ -211,6 +240,31 @@ def test_values_are_kept_between_start_and_finish_if_they_are_documented() -> No
     recording.start(wanted=False)
     recording.observe("the sum", torch.ones(1), [1.0])
     assert recording.finish() == []
+
+
+@clause("00.report.values")
+def test_the_conditions_of_a_documented_value_are_those_of_its_source() -> None:
+    files = {"10_pooling": "test_the_documented_sizes_are_known_beforehand", "report": "TestX::test_that_is_not_there"}
+    tests = [{"id": f"spec/test_{file}.py::{name}[torch]", "clauses": [VALUE]} for file, name in files.items()]
+    found = document.comparisons([*tests, {"id": "spec/test_none.py::test_a", "clauses": [VALUE]}])
+    assert list(found) == ["spec/test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"]
+    assert "pool2d_output_size(32, 3) == (10, 10)" in next(iter(found.values()))
+    # methods included, and functions with texts that begin at the margin
+    source = Path(__file__).read_text(encoding="utf-8")
+    asserted = {
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if any(isinstance(inner, ast.Assert) and len(ast.unparse(inner.test)) <= 200 for inner in ast.walk(node))
+    }
+    tests = [
+        {"id": f"spec/test_report.py::{name}", "clauses": [VALUE]} for name in re.findall(r"def (test_\w+)", source)
+    ]
+    assert {name.partition("::")[2] for name in document.comparisons(tests)} == asserted
+
+
+VALUE = next(name for name, entry in CLAUSES.items() if entry.kind == "value")
+"""A clause of a documented value."""
 
 
 @clause("00.report.drawings")
@@ -388,6 +442,13 @@ def test_a_run_that_is_interrupted_writes_the_report_of_the_tests_that_ran(tmp_p
     assert [test["outcome"] for test in report["tests"] if test["outcome"] == "passed"] == []
 
 
+@clause("00.report.interrupted")
+def test_the_reason_is_given_in_words() -> None:
+    assert plugin.why("xdist.dsession.Interrupted: stopping after 1 failures\n") == "stopping after 1 failures"
+    assert plugin.why("_pytest.outcomes.Exit: no GPU") == "_pytest.outcomes.Exit: no GPU"
+    assert plugin.why("KeyboardInterrupt") == "KeyboardInterrupt"
+
+
 @clause("00.report.options")
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -408,6 +469,17 @@ def test_an_option_that_cannot_be_met_is_an_error_before_any_test(
     result = run("pytest", *chosen, *arguments, folder=tmp_path)
     assert result.status == 4, result.out
     assert f"ERROR: {says}" in result.err
+
+
+@clause("00.report.kept")
+@pytest.mark.slow
+def test_a_wrong_file_name_leaves_the_earlier_report_alone(tmp_path: Path) -> None:
+    document.write(made({"a": "passed"}), tmp_path / "report")
+    before = (tmp_path / "report/report.json").read_bytes()
+    result = run("pytest", *words(tmp_path / "report", "-n", "0", files=("08_misspelt",)), folder=tmp_path)
+    assert result.status == 4, result.out
+    assert "report: " not in result.out
+    assert (tmp_path / "report/report.json").read_bytes() == before
 
 
 @clause("00.report.diagnosis")
@@ -486,12 +558,40 @@ def test_every_word_of_the_page_has_a_translation() -> None:
     chinese = json.loads(page.part("words.zh.json"))
     templates = "".join(path.read_text(encoding="utf-8") for path in page.TEMPLATES.glob("*.jinja"))
     used = set(re.findall(r'\bw\("([^"]+)"', templates)) | set(re.findall(r'class="w">([^<{]+)<', templates))
-    used |= set(re.findall(r'\bsay\("([^"]+)"\)', page.part("page.js")))
+    used |= set(re.findall(r'\bsay\("([^"]+)"\)', page.part("page.js") + page.part("history.js")))
     used |= {*document.OUTCOMES, *(entry.kind for entry in CLAUSES.values())}
     used |= {entry.verdict for entry in CLAUSES.values() if entry.verdict}
     assert len(used) > 60
     assert sorted(used - chinese.keys()) == []
     assert sorted(page.CHAPTERS)[:22] == [f"{n:02}" for n in range(22)]
+
+
+@clause("00.report.size")
+def test_the_size_of_the_page_grows_with_clauses_and_functions_and_hardly_with_tests() -> None:
+    few, many = ({f"a[{n}]": "passed" for n in range(count)} for count in (1, 1000))
+    one, thousand = (len(page.render(made(outcomes)).encode()) for outcomes in (few, many))
+    assert thousand - one < 100
+    # every clause of the specification, with a test function of its own
+    report = made({f"test_that_has_a_name_of_usual_length_{n}": "passed" for n in range(len(CLAUSES))})
+    report["specification"] = SPECIFICATION
+    for test, name in zip(report["tests"], CLAUSES, strict=True):
+        test["clauses"] = [name]
+    assert len(page.render(report).encode()) < 600 * len(CLAUSES) + 100_000
+
+
+@clause("00.report.drawings")
+def test_the_labels_of_a_chart_have_room() -> None:
+    drawing = page.figures.curve([("value", [1, 2, 3], [0.0596812, -12345.678, 2.298])])
+    labels = re.findall(r'class="tick" x="([0-9.]+)" y="[^"]*">([^<]+)<', drawing)
+    assert [label for _, label in labels] == ["−1.235e+04", "2.298"]
+    for end, label in labels:
+        assert float(end) >= 6.7 * len(label)  # 11 pixels high, 0.6 of it wide
+
+
+@clause("00.report.drawings")
+def test_a_chart_of_one_point_has_no_label_of_another() -> None:
+    drawing = page.figures.curve([("value", [1.0], [100.0])], bottom=99.0, top=100.0)
+    assert re.findall(r'class="below"[^>]*>([^<]+)<', drawing) == ["1"]
 
 
 # merge, diff, badge, history
@@ -508,6 +608,31 @@ def test_merge_lets_the_later_run_win_and_keeps_the_rest(tmp_path: Path) -> None
     assert len(merged["runs"]) == 2
     assert len(merged["environments"]) == 1
     assert (tmp_path / "both/index.html").is_file()
+    status, out = command("merge", tmp_path / "first", "-o", tmp_path / "both/report.json")
+    assert (status, out) == (2, f"error: {tmp_path / 'both/report.json'}: File exists\n")
+
+
+@clause("00.report.merge")
+def test_merge_forgets_an_interrupted_run_that_was_repeated_to_its_end() -> None:
+    interrupted = made({"a": "passed"}, complete=False, collected=2, interrupted="KeyboardInterrupt", day=1)
+    other = made({"b": "passed", "c": "passed"}, day=2)
+    assert len(compare.incomplete(compare.merge([interrupted, other]))) == 1
+    repeated = made({"a": "failed", "b": "passed"}, day=3)
+    merged = compare.merge([interrupted, other, repeated])
+    assert compare.incomplete(merged) == []
+    assert {test["id"][-1]: test["outcome"] for test in merged["tests"]} == {
+        "a": "failed",
+        "b": "passed",
+        "c": "passed",
+    }
+    elsewhere = made({"a": "passed", "b": "passed"}, day=3, torch="2.13.0")
+    assert len(compare.incomplete(compare.merge([interrupted, elsewhere]))) == 1
+
+
+@clause("00.report.merge")
+def test_the_same_report_twice_is_one_run() -> None:
+    report = made({"a": "passed"})
+    assert compare.merge([report, report, compare.merge([report])]) == report
 
 
 @clause("00.report.merge")
@@ -525,8 +650,10 @@ def test_merge_puts_versions_side_by_side_and_says_since_when_a_clause_holds() -
     assert [entry["versions"]["torch"] for entry in merged["environments"]] == ["2.9.1", "2.14.0"]
     view = page.View(merged)
     assert [column["en"] for column in view.columns] == ["mine (torch 2.9.1, cpu)", "mine (torch 2.14.0, cpu)"]
-    assert view.span("08.conv2d.stride1") == ["mine: since 2.14.0"]
-    assert "mine: since 2.14.0" in page.render(merged)
+    assert view.span("08.conv2d.stride1") == [("mine: since 2.14.0", "mine：自 2.14.0 起成立")]
+    html = page.render(merged)
+    assert "mine: since 2.14.0" in html
+    assert "mine：自 2.14.0 起成立" in html
 
 
 @clause("00.report.merge")
@@ -576,11 +703,32 @@ def test_diff_says_what_was_added_and_removed(tmp_path: Path) -> None:
     assert "removed: spec/test_08_convolution.py::b: passed\n" in out
 
 
+@clause("00.report.diff")
+def test_diff_gives_the_reason_of_a_broken_test(tmp_path: Path) -> None:
+    document.write(made({"a": "passed"}), tmp_path / "before")
+    after = made({"a": "failed"})
+    after["tests"][0]["message"] = "the result has shape [1], expected [2]\nmore"
+    document.write(after, tmp_path / "after")
+    out = command("diff", tmp_path / "before", tmp_path / "after")[1]
+    assert "passed -> failed\n    the result has shape [1], expected [2]\n1 broken" in out
+
+
+@clause("00.report.diff")
+def test_diff_of_reports_without_a_common_test_is_an_error(tmp_path: Path) -> None:
+    document.write(made({"a": "passed", "b": "passed"}), tmp_path / "before")
+    document.write(made({"c": "passed"}), tmp_path / "after")
+    status, out = command("diff", tmp_path / "before", tmp_path / "after")
+    assert status == 2
+    assert out == (
+        "error: the reports have no test in common: the first has 2 tests of mine, the second 1 tests of mine\n"
+    )
+
+
 @clause("00.report.badge")
 def test_a_badge_is_red_grey_or_green(tmp_path: Path) -> None:
     for outcomes, about, message, color in (
         ({"a": "passed"}, {}, "1 of 1 tests passed", "brightgreen"),
-        ({"a": "passed", "b": "absent"}, {}, "1 of 2 tests passed", "green"),
+        ({"a": "passed", "b": "absent"}, {}, "1 of 2 tests passed, 1 absent", "green"),
         ({"a": "passed", "b": "error"}, {}, "1 of 2 tests passed, 1 failed", "red"),
         ({"a": "passed"}, {"complete": False}, "incomplete: 1 of 1 tests passed", "lightgrey"),
     ):
@@ -590,7 +738,9 @@ def test_a_badge_is_red_grey_or_green(tmp_path: Path) -> None:
         assert json.loads(out) == {"schemaVersion": 1, "label": "Ocean Spec", "message": message, "color": color}
     assert command("badge", tmp_path, "--impl", "mine", "-o", tmp_path / "badge.json")[0] == 0
     assert json.loads((tmp_path / "badge.json").read_text(encoding="utf-8"))["label"] == "mine"
-    assert command("badge", tmp_path, "--impl", "yours") == (2, "error: the report has no test of yours\n")
+    assert command("badge", tmp_path, "--impl", "yours") == (
+        2, "error: the report has no test of yours; it has tests of mine\n"
+    )  # fmt: skip
 
 
 @clause("00.report.history")
@@ -602,7 +752,24 @@ def test_history_draws_every_report_below_the_folder(tmp_path: Path) -> None:
     html = (tmp_path / "history.html").read_text(encoding="utf-8")
     assert html.index("2026-01-01") < html.index("2026-01-02")
     assert html.count("<polyline") == 2
-    assert command("history", tmp_path / "x/later/none")[0] == 2
+    assert command("history", tmp_path / "none") == (2, f"error: {tmp_path / 'none'}: there is no such folder\n")
+    status, out = command("history", tmp_path / "earlier")
+    assert (status, out) == (0, f"1 report: {tmp_path / 'earlier/history.html'}\n")
+
+
+@clause("00.report.history")
+def test_history_leaves_a_damaged_report_out_and_says_so(tmp_path: Path) -> None:
+    document.write(made({"a": "passed"}), tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/report.json").write_text("{", encoding="utf-8")
+    status, out = command("history", tmp_path)
+    assert status == 0
+    assert out.startswith(f"left out: {tmp_path / 'bad/report.json'}: not JSON")
+    assert out.endswith(f"1 report: {tmp_path / 'history.html'}\n")
+    (tmp_path / "good/report.json").unlink()
+    status, out = command("history", tmp_path)
+    assert status == 2
+    assert out.startswith(f"error: {tmp_path / 'bad/report.json'}: not JSON")
 
 
 # The page in a browser
@@ -816,6 +983,33 @@ class TestInABrowser:
         assert not opened.locator("#language").is_visible()
         assert opened.locator("[id='08.conv2d.stride1']").is_visible()
         assert len(opened.pdf()) > 10_000
+        opened.goto(opened.address + "#08.conv2d.parameters&theme=dark")  # paper is white
+        assert opened.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+        assert opened.locator("[id='08.conv2d.parameters'] .test").first.is_visible()
+        assert not opened.locator("[id='08.conv2d.parameters'] button").first.is_visible()
+
+    @clause("00.report.language", "00.report.offline")
+    def test_the_history_has_both_languages_and_loads_nothing(self, opened: Any, tmp_path: Path) -> None:
+        for day, outcome in ((1, "failed"), (2, "passed")):
+            document.write(made({"a": outcome}, day=day), tmp_path / str(day))
+        assert command("history", tmp_path)[0] == 0
+        opened.address = (tmp_path / "history.html").as_uri()
+        opened.requests.clear()
+        opened.goto(opened.address)
+        assert "Failed tests and errors by report" in shown(opened, "main")
+        opened.locator("#language").click()
+        everything = shown(opened, "body")
+        assert "失败和出错的测试数" in everything
+        assert [text for text in ("Passed", "passed", "failed", "run ", "Light") if text in everything] == []
+        assert opened.title() == "Ocean Spec: 历史"
+        opened.goto("about:blank")
+        opened.requests.clear()
+        opened.goto(opened.address + "#lang=zh&theme=dark")
+        assert opened.evaluate("document.documentElement.lang") == "zh-CN"
+        assert opened.evaluate(CONTRAST) == []
+        assert opened.evaluate(NAMES) == []
+        opened.set_viewport_size({"width": 320, "height": 800})
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 CONTRAST = """() => {

@@ -32,7 +32,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         return {"merge": _merge, "diff": _diff, "badge": _badge, "history": _history}[chosen.command](chosen)
     except (document.ReportError, OSError) as error:
-        print_line(f"error: {error}", error=True)
+        where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print_line(f"error: {where}", error=True)
         return 2
 
 
@@ -51,7 +52,8 @@ def _diff(chosen: argparse.Namespace) -> int:
     found = compare.diff(before, after)
     for name, lines in found.items():
         for line in lines:
-            print_line(f"{name}: {line}")
+            for text in f"{name}: {line}".split("\n"):  # the reason of a broken test is a line of its own
+                print_line(text)
     if before["specification"]["digest"] != after["specification"]["digest"]:
         print_line("note: the two reports have different clauses")
     unfinished = compare.incomplete(after)
@@ -72,11 +74,13 @@ def _badge(chosen: argparse.Namespace) -> int:
 
 
 def _history(chosen: argparse.Namespace) -> int:
-    reports = compare.history(chosen.folder)
+    reports, left_out = compare.history(chosen.folder)
+    for text in left_out:
+        print_line(f"left out: {text}", error=True)
     output = chosen.output or chosen.folder / "history.html"
     with atomic_write(output) as file:
         file.write(page.history(compare.course(reports)).encode("utf-8"))
-    print_line(f"{len(reports)} reports: {output}")
+    print_line(f"{len(reports)} report{'s' * (len(reports) != 1)}: {output}")
     return 0
 
 

@@ -29,12 +29,16 @@ def place_text(environment: Mapping[str, Any]) -> str:
 def merge(reports: Sequence[Report]) -> Report:
     """Put reports side by side; where two judged the same test of the same code at the same place, the later one wins.
 
-    An implementation that changed between two runs keeps nothing of the earlier one: its file is another file.
+    An implementation that changed between two runs keeps nothing of the earlier one: its file is another file. A run
+    that was interrupted and then repeated to its end counts as complete.
 
     Args:
         reports: At least one; the order of their runs in time decides which one is later, not their order here.
     """
     reports = sorted(reports, key=lambda report: max(run["started"] for run in report["runs"]))
+    reports = [
+        report for i, report in enumerate(reports) if not any(repeats(report, later) for later in reports[i + 1 :])
+    ]
     environments: dict[tuple[str, str], dict[str, Any]] = {}
     implementations: dict[tuple[str, tuple[str, str]], dict[str, Any]] = {}
     tests: dict[tuple[str, tuple[str, str]], dict[str, Any]] = {}
@@ -55,7 +59,9 @@ def merge(reports: Sequence[Report]) -> Report:
             implementations[key] = entry
         for test in report["tests"]:
             tests[test["id"], here[test["environment"]]] = test
-        runs += [(here[run["environment"]], run) for run in report["runs"]]
+        for run in report["runs"]:
+            if not any(where == here[run["environment"]] and earlier == run for where, earlier in runs):
+                runs.append((here[run["environment"]], run))  # the same report twice is one run
         comparisons |= report["comparisons"]
         for name, drawn in report["drawings"].items():
             drawings[name] = drawn if name == "run" else drawings.get(name, {}) | drawn
@@ -76,6 +82,17 @@ def merge(reports: Sequence[Report]) -> Report:
             (test | {"environment": number[where]} for (_, where), test in tests.items()), key=order
         ),
     }  # fmt: skip
+
+
+def repeats(report: Report, later: Report) -> bool:
+    """Whether a later run is complete and has all tests of a run that is not: nothing of the earlier run is needed."""
+    if len(report["runs"]) != 1 or len(later["runs"]) != 1:
+        return False
+    (run,), (again,) = report["runs"], later["runs"]
+    same = place(report["environments"][0]) == place(later["environments"][0])
+    if run["complete"] or not again["complete"] or again["collected"] < run["collected"] or not same:
+        return False
+    return {test["id"] for test in report["tests"]} <= {test["id"] for test in later["tests"]}
 
 
 def _age(where: tuple[str, str]) -> tuple[Any, ...]:
@@ -111,9 +128,22 @@ def by_key(report: Report, *, alone: bool) -> dict[tuple[str, ...], dict[str, An
 
 
 def diff(before: Report, after: Report) -> dict[str, list[str]]:
-    """What changed from one report to a later one, as lines by category: broken, fixed, added, removed and left out."""
+    """What changed from one report to a later one, as lines by category: broken, fixed, added, removed and left out.
+
+    Raises:
+        ReportError: the two have no test in common, so that there is nothing to compare.
+    """
     alone = len(before["environments"]) == len(after["environments"]) == 1
     old, new = by_key(before, alone=alone), by_key(after, alone=alone)
+    if not old.keys() & new.keys():
+        names = [
+            ", ".join(sorted({test["implementation"] or "project" for test in tests}))
+            for tests in (before["tests"], after["tests"])
+        ]
+        raise ReportError(
+            f"the reports have no test in common: the first has {len(old)} tests of {names[0] or 'nothing'}, "
+            f"the second {len(new)} tests of {names[1] or 'nothing'}"
+        )
     found: dict[str, list[str]] = {
         name: [] for name in ("broken", "fixed", "changed", "added", "removed", "no longer judged")
     }
@@ -133,7 +163,8 @@ def diff(before: Report, after: Report) -> dict[str, list[str]]:
             found["fixed" if earlier in BAD else "changed"].append(line(key, earlier, outcome))
         elif outcome in ("failed", "error") or (earlier == "passed" and outcome in BAD):
             kind = "changed" if earlier in ("failed", "error") else "broken"
-            found[kind].append(line(key, earlier, outcome))
+            reason = (test["message"] or "").partition("\n")[0][:200]
+            found[kind].append(line(key, earlier, outcome) + (f"\n    {reason}" if reason else ""))
         elif earlier == "passed" and outcome in JUDGED_NOT:
             found["no longer judged"].append(line(key, earlier, outcome))
         else:
@@ -168,28 +199,42 @@ def badge(report: Report, implementation: str | None = None) -> dict[str, Any]:
     """
     tests = [test for test in report["tests"] if implementation in (None, test["implementation"])]
     if not tests:
-        raise ReportError("the report has no test" + (f" of {implementation}" if implementation else ""))
+        names = ", ".join(sorted({test["implementation"] for test in report["tests"] if test["implementation"]}))
+        raise ReportError(
+            "the report has no test"
+            + (f" of {implementation}; it has tests of {names or 'the project only'}" if implementation else "")
+        )
     found = Counter(test["outcome"] for test in tests)
     bad, all_ = found["failed"] + found["error"], found.total()
     message = f"{found['passed']:,} of {all_:,} tests passed"
     if bad:
         message += f", {bad:,} failed"
+    for outcome in OUTCOMES[3:]:  # "20 of 190" alone would read as 170 failures
+        if found[outcome]:
+            message += f", {found[outcome]:,} {outcome}"
     color = "red" if bad else "brightgreen" if found["passed"] == all_ else "green"
     if incomplete(report):
         message, color = f"incomplete: {message}", "lightgrey"
     return {"schemaVersion": 1, "label": implementation or "Ocean Spec", "message": message, "color": color}
 
 
-def history(folder: Path) -> list[Report]:
-    """All reports below a folder, in the order of their runs.
+def history(folder: Path) -> tuple[list[Report], list[str]]:
+    """All reports below a folder, in the order of their runs, and why those are left out that cannot be read.
 
     Raises:
-        ReportError: there is none, or one cannot be read.
+        ReportError: there is none that can be read.
     """
-    files = sorted(folder.rglob("report.json"))
-    if not files:
-        raise ReportError(f"{folder}: there is no report.json below this folder")
-    return sorted((read(file) for file in files), key=lambda report: max(run["started"] for run in report["runs"]))
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: there is no such folder")
+    found, left_out = [], []
+    for file in sorted(folder.rglob("report.json")):
+        try:
+            found.append(read(file))
+        except ReportError as error:
+            left_out.append(str(error))
+    if not found:
+        raise ReportError("; ".join(left_out) or f"{folder}: there is no report.json below this folder")
+    return sorted(found, key=lambda report: max(run["started"] for run in report["runs"])), left_out
 
 
 def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[str]]]]:
@@ -200,7 +245,7 @@ def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[
         where = ", ".join(place_text(environment) for environment in report["environments"])
         for name in sorted({test["implementation"] or "" for test in report["tests"]}):
             found.setdefault(name, []).append((date, where, counts(report, name or None)))
-    return found
+    return dict(sorted(found.items(), key=lambda item: (item[0] == "", item[0])))  # tests of the project come last
 
 
 def summary(report: Report) -> list[str]:

@@ -8,7 +8,9 @@ stands on one line. Each test takes two lines, and the second one holds nothing 
 import ast
 import hashlib
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -130,10 +132,14 @@ def comparisons(tests: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     for file, names in sorted(wanted.items()):
         if not (root / file).is_file():
             continue
-        for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name in names:
-                checks = [ast.unparse(inner.test) for inner in ast.walk(node) if isinstance(inner, ast.Assert)]
-                found[f"{file}::{node.name}"] = [check for check in checks if len(check) <= 200]
+        lines = (root / file).read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            definition = re.match(r"(?:    )*def (\w+)", line)
+            if definition and definition[1] in names:  # parsing whole files would take seconds
+                block = "".join(inspect.getblock(lines[number:]))
+                function = ast.parse(f"if True:\n{block}" if line.startswith(" ") else block)
+                checks = [ast.unparse(inner.test) for inner in ast.walk(function) if isinstance(inner, ast.Assert)]
+                found[f"{file}::{definition[1]}"] = [check for check in checks if len(check) <= 200]
     return {name: checks for name, checks in found.items() if checks}
 
 
@@ -186,16 +192,60 @@ def read(path: Path) -> Report:
     """The report in a folder, or in a file.
 
     Raises:
-        ReportError: there is no report, it is no JSON, or it has another format.
+        ReportError: there is no report, it is damaged, or it has another format.
     """
     file = path / "report.json" if path.is_dir() else path
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{file}: not JSON: {error}") from None
-    version = report.get("format") if isinstance(report, dict) else None
-    if version != FORMAT:
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{file}: not JSON, the file is damaged or incomplete: {error}") from None
+    if not isinstance(report, dict) or "format" not in report:
+        raise ReportError(f"{file}: not a report: it has no version of the format")
+    if (version := report["format"]) != FORMAT:
         raise ReportError(f"{file}: format {version!r}, but this program reads format {FORMAT}")
+    if problem := damage(report):
+        raise ReportError(f"{file}: damaged: {problem}")
     return report
+
+
+def damage(report: Report) -> str | None:
+    """What is missing in a report that cannot be used; None if its parts are there.
+
+    This checks what merge, diff, badge, history and the page rely on. Checking the whole schema takes too long.
+    """
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    kinds = {"array": list, "object": dict, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+
+    def lacks(value: Any, entry: Mapping[str, Any], name: str) -> str | None:
+        if not isinstance(value, dict):
+            return f"{name} is not an object"
+        for key in entry["required"]:
+            if key not in value:
+                return f"{name} lacks {key!r}"
+            kind = entry["properties"][key].get("type")
+            if isinstance(kind, str) and not isinstance(value[key], kinds[kind]):
+                return f"{name}: {key!r} must be of type {kind}"
+        return None
+
+    if problem := lacks(report, schema, "the report") or lacks(
+        report["specification"], schema["properties"]["specification"], "specification"
+    ):
+        return problem
+    for part, definition in (
+        *(("environments", "environment"), ("runs", "run"), ("implementations", "implementation"), ("tests", "test")),
+    ):
+        for number, value in enumerate(report[part]):
+            name = f"{part}[{number}]"
+            if problem := lacks(value, schema["$defs"][definition], name):
+                return problem
+            if part != "environments" and not 0 <= value["environment"] < len(report["environments"]):
+                return f"{name}: there is no environment {value['environment']}"
+    for name, clause in report["specification"]["clauses"].items():
+        if problem := lacks(clause, schema["$defs"]["clause"], name):
+            return problem
+    for number, test in enumerate(report["tests"]):
+        if test["outcome"] not in OUTCOMES:
+            return f"tests[{number}]: the outcome {test['outcome']!r} is unknown"
+    return None if report["runs"] else "it has no run"

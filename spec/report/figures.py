@@ -116,21 +116,23 @@ def curve(
     if not ys:
         return ""
     low, high = min(ys) if bottom is None else bottom, max(ys) if top is None else top
-    left, right = min(xs), max(xs)
-    high, right = high if high > low else low + 1, right if right > left else left + 1
-    margin = 48
+    left, last = min(xs), max(xs)
+    high, right = high if high > low else low + 1, last if last > left else left + 1
+    room = 0.1 * (high - low)  # a label for zero needs a distance from the other two
+    ticks = (low, high, *([0.0] if low + room < 0 < high - room else []))
+    margin = 8 + 7 * max(len(number(value)) for value in ticks)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = margin + (x - left) / (right - left) * (width - margin - 8)
         return across, 8 + (high - y) / (high - low) * (height - 30)
 
     parts = []
-    room = 0.1 * (high - low)  # a label for zero needs a distance from the other two
-    for value in (low, high, *([0.0] if low + room < 0 < high - room else [])):
+    for value in ticks:
         _, y = at(left, value)
         parts.append(f'<path class="axis" d="M{margin} {y:.1f}H{width - 8}"/>')
         parts.append(f'<text class="tick" x="{margin - 4}" y="{y + 4:.1f}">{number(value)}</text>')
-    for value in (left, right, *([0.0] if left < 0 < right else [])):
+    marks: set[float] = {left, last, *([0.0] if left < 0 < last else [])}
+    for value in sorted(marks):
         x, _ = at(value, low)
         parts.append(f'<text class="below" x="{x:.1f}" y="{height - 6}">{number(value)}</text>')
     for kind, points, values in lines:

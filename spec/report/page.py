@@ -21,6 +21,9 @@ PROJECT = ("project", "项目")
 SHOWN = 5
 """Failures of one test function with one implementation that the page shows in full; report.json has all."""
 
+SPAN_ZH = {"since": "自 {} 起成立", "until": "到 {} 为止成立", "in": "在 {} 中成立"}
+"""Chinese for the words with which `compare.span` begins."""
+
 NOT_HOLDING = ("refuted", "imprecise", "version-dependent")
 
 CHAPTERS = {
@@ -128,6 +131,9 @@ class View:
                 row = [column, parameters_of(test), value["name"], value["documented"], value["measured"]]
                 if len(function["measured"]) < 24 and row not in function["measured"]:
                     function["measured"].append(row)
+        for function in self.functions:
+            function["measured"].sort(key=lambda row: row[0])
+            function["details"].sort(key=lambda detail: detail["column"])
 
     def _detail(self, function: dict[str, Any], column: int, test: dict[str, Any]) -> None:
         """Keep why a test did not pass: each failure, and the other outcomes by reason."""
@@ -154,8 +160,8 @@ class View:
                 found.setdefault(column, Counter()).update(counts)
         return dict(sorted(found.items()))
 
-    def span(self, clause: str) -> list[str]:
-        """Since and until which version of PyTorch a clause holds, where the versions disagree."""
+    def span(self, clause: str) -> list[tuple[str, str]]:
+        """Since and until which version of PyTorch a clause holds, where the versions disagree, in both languages."""
         holds: dict[tuple[str | None, str], dict[str, bool]] = {}
         for column, counts in self.outcomes(clause).items():
             entry = self.columns[column]
@@ -163,8 +169,13 @@ class View:
             if verdict(counts) in ("passed", "failed", "error", "known failure"):
                 key = entry["implementation"], device
                 holds.setdefault(key, {})[version] = verdict(counts) == "passed"
-        texts = ((name, compare.span(list(found.items()))) for (name, _), found in holds.items())
-        return [f"{name or PROJECT[0]}: {text}" for name, text in texts if text]
+        found = []
+        for (name, _), versions in holds.items():
+            if text := compare.span(list(versions.items())):
+                word, _, rest = text.partition(" ")
+                labels = (name, name) if name else PROJECT
+                found.append((f"{labels[0]}: {text}", f"{labels[1]}：{SPAN_ZH[word].format(rest)}"))
+        return found
 
     def listed(self) -> list[tuple[str, list[tuple[str, Any]]]]:
         """Clauses by chapter; of a run of single chapters only the clauses that it tested."""
@@ -203,6 +214,15 @@ class View:
             for column, components in sorted(found.items())
         }
 
+    def reasons(self, function: Mapping[str, Any]) -> list[str]:
+        """Why a function failed: the first line of each message, at most three different ones."""
+        texts = [
+            detail["message"].partition("\n")[0]
+            for detail in function["details"]
+            if detail["outcome"] in ("failed", "error") and detail["message"]
+        ]
+        return list(dict.fromkeys(text[:200] for text in texts))[:3]
+
     def failures(self) -> list[tuple[int, dict[str, Any]]]:
         """The functions with a failed test, by their number."""
         return [
@@ -212,39 +232,57 @@ class View:
         ]
 
     def data(self) -> dict[str, Any]:
-        """What the script needs."""
+        """What the script needs; words that repeat are numbers, and empty lists at the end of an entry are left out."""
         files = sorted({function["file"] for function in self.functions})
+        levels = sorted({function["level"] for function in self.functions}, key=str)
+        aspects = sorted({function["aspect"] for function in self.functions}, key=str)
         return {
             "columns": [[column["en"], column["zh"]] for column in self.columns],
             "outcomes": OUTCOMES,
             "files": files,
+            "levels": levels,
+            "aspects": aspects,
             "functions": [
-                [
-                    files.index(function["file"]),
-                    function["name"],
-                    function["line"],
-                    function["level"],
-                    function["aspect"],
-                    [[n, dict(counts), round(time, 3)] for n, (counts, time) in sorted(function["columns"].items())],
+                without_empty_end(
                     [
-                        [d["column"], d["outcome"], d["parameters"], d["more"]]
-                        + [d[name] for name in ("message", "diagnosis", "reproduction")]
-                        for d in function["details"]
-                    ],
-                    function["measured"],
-                    function["checks"],
-                ]
+                        files.index(function["file"]),
+                        function["name"],
+                        function["line"],
+                        levels.index(function["level"]),
+                        aspects.index(function["aspect"]),
+                        [[n, *cell(counts, time)] for n, (counts, time) in sorted(function["columns"].items())],
+                        [
+                            [d["column"], d["outcome"], d["parameters"], d["more"]]
+                            + [d[name] for name in ("message", "diagnosis", "reproduction")]
+                            for d in function["details"]
+                        ],
+                        function["measured"],
+                        function["checks"],
+                    ]
+                )
                 for function in self.functions
             ],
-            "clauses": {
-                name: [clause["kind"], clause["verdict"], self.of_clause[name]]
+            "clauses": [  # in the order of the articles
+                [clause["kind"], clause["verdict"], *self.of_clause[name]]
                 for _, entries in self.listed()
                 for name, clause in entries
-            },
+            ],
             "cube": [[*key, count] for key, count in sorted(self.cube.items(), key=str)],
             "chapters": CHAPTERS,
             "words": json.loads(part("words.zh.json")),
         }  # fmt: skip
+
+
+def cell(counts: Mapping[str, int], seconds: float) -> list[float]:
+    """Seconds, then the number of each outcome that occurred and how often it did."""
+    return [round(seconds, 2), *(n for i, name in enumerate(OUTCOMES) if counts[name] for n in (i, counts[name]))]
+
+
+def without_empty_end(values: list[Any]) -> list[Any]:
+    """A list without the empty lists at its end."""
+    while values and values[-1] == []:
+        values.pop()
+    return values
 
 
 def verdict(counts: Mapping[str, int]) -> str:
@@ -279,7 +317,6 @@ def render(report: Report) -> str:
             chapters=CHAPTERS,
             outcomes=OUTCOMES,
             lines_text=lines_text,
-            incomplete=compare.incomplete(report),
             data=embedded(view.data()),
             style=part("page.css"),
             script=part("page.js"),
@@ -299,15 +336,25 @@ def history(course: Mapping[str, list[tuple[str, str, Counter[str]]]]) -> str:
     for name, points in course.items():
         places = [float(index + 1) for index in range(len(points))]
         shares = [counts["passed"] / counts.total() * 100 for _, _, counts in points]
+        lowest = min(*shares, 99.0)  # a chart of nothing but 100 % needs a height
         failed = [float(counts["failed"] + counts["error"]) for _, _, counts in points]
         charts.append(
             {
-                "name": name or PROJECT[0],
+                "name": name,
                 "points": points,
-                "passed": figures.curve([("value", places, shares)], width=420, top=100.0),
+                "outcomes": [outcome for outcome in OUTCOMES if any(counts[outcome] for _, _, counts in points)],
+                "passed": figures.curve([("value", places, shares)], width=420, bottom=lowest, top=100.0),
                 "failed": figures.curve([("wrong", places, failed)], width=420, bottom=0.0),
             }
         )
-    return environment().get_template("history.html.jinja").render(
-        charts=charts, outcomes=OUTCOMES, style=part("page.css")
-    )  # fmt: skip
+    return (
+        environment()
+        .get_template("history.html.jinja")
+        .render(
+            charts=charts,
+            project=PROJECT,
+            data=embedded(json.loads(part("words.zh.json"))),
+            style=part("page.css"),
+            script=part("history.js"),
+        )
+    )

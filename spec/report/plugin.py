@@ -150,6 +150,7 @@ class Recorder:
         self.started = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         self.clock = time.monotonic()
         self.spent = 0.0
+        self.written = False
 
     # what was collected, and why the run ended early
 
@@ -171,7 +172,7 @@ class Recorder:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what interrupted the run: Ctrl-C, or `pytest.exit` with its text."""
-        self.interrupted = excinfo.exconly().strip()
+        self.interrupted = why(excinfo.exconly())
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         """Note an error of pytest itself."""
@@ -230,8 +231,8 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write report.json and index.html."""
-        if self.config.getoption("collectonly"):
+        """Write report.json and index.html; a command line that pytest cannot run leaves an earlier report alone."""
+        if self.config.getoption("collectonly") or session.exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
         from spec.report import document, drawings, page
 
@@ -272,11 +273,12 @@ class Recorder:
         }
         document.write(report, self.folder)
         page.write(report, self.folder)
+        self.written = True
         self.spent += time.perf_counter() - begin
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where the report is."""
-        if not self.config.getoption("collectonly"):
+        if self.written:
             terminalreporter.write_line(f"report: {self.folder / 'index.html'} ({self.spent:.1f} s)")
 
     def _environment(self) -> dict[str, Any]:
@@ -309,6 +311,11 @@ def implementations(config: pytest.Config) -> list[Any]:
 
     (plugin,) = (p for p in config.pluginmanager.get_plugins() if isinstance(p, Specification))
     return plugin.implementations
+
+
+def why(text: str) -> str:
+    """What ended a run, without the classes with which pytest and pytest-xdist stop themselves."""
+    return re.sub(r"^[\w.]*Interrupted: ", "", text.strip())
 
 
 def processor() -> str:

@@ -7,6 +7,22 @@
   const state = { anchor: "", q: "", rows: "chapter", lang: "", theme: "" };
   for (const name of FILTERS) state[name] = "";
 
+  // the data: the page names what its JSON numbers
+  const articles = new Map([...document.querySelectorAll("article")].map((a) => [a.id, a]));
+  DATA.functions = DATA.functions.map(([file, name, line, level, aspect, columns, details = [], measured = [], checks = []]) => [
+    file, name, line, DATA.levels[level], DATA.aspects[aspect],
+    columns.map(([c, seconds, ...pairs]) => {
+      const counts = {};
+      for (let i = 0; i < pairs.length; i += 2) counts[DATA.outcomes[pairs[i]]] = pairs[i + 1];
+      return [c, counts, seconds];
+    }),
+    details, measured, checks,
+  ]);
+  DATA.clauses = Object.fromEntries([...articles.keys()].map((id, i) => {
+    const [kind, verdict, ...tests] = DATA.clauses[i];
+    return [id, [kind, verdict, tests]];
+  }));
+
   // words: the page holds English; Chinese comes from a table
   const zh = () => root.lang === "zh-CN";
   const say = (text) => (zh() && Object.hasOwn(DATA.words, text) ? DATA.words[text] : text);
@@ -23,7 +39,7 @@
     return element;
   };
   const kind = (outcome) => outcome.replaceAll(" ", "-");
-  const count = (outcome, number) => make("span", { class: `n ${kind(outcome)}` }, `${say(outcome)} ${number} `);
+  const count = (outcome, number) => make("span", { class: `n ${kind(outcome)}` }, `${say(outcome)} ${number.toLocaleString("en")} `);
 
   // the address: "#08.conv2d.stride1&q=stride&lang=zh"
   const read = () => {
@@ -49,7 +65,6 @@
   };
 
   // filters
-  const articles = new Map([...document.querySelectorAll("article")].map((a) => [a.id, a]));
   const texts = new Map();
   const text = (id) => {
     if (!texts.has(id)) {
@@ -158,14 +173,16 @@
     for (const [c, counts, seconds] of columns) {
       const item = make("li", { class: kind(worst(counts)) }, `${column(c)} `);
       for (const outcome of DATA.outcomes) if (counts[outcome]) item.append(count(outcome, counts[outcome]));
-      item.append(`${seconds.toFixed(2)} s`);
+      item.append(make("span", { class: "n" }, `· ${seconds.toFixed(2)} s`));
       list.append(item);
     }
     box.append(list);
     if (measured.length) {
-      const head = ["implementation", "parameters", "compared", "documented", "measured"].map((t) => make("th", { scope: "col" }, say(t)));
+      const some = measured.some((row) => row[1]);
+      const names = ["implementation", ...(some ? ["parameters"] : []), "compared", "documented", "measured"];
+      const head = names.map((name) => make("th", { scope: "col" }, say(name)));
       const body = measured.map(([c, parameters, what, documented, value]) =>
-        make("tr", {}, make("td", {}, column(c)), make("td", {}, parameters), make("td", {}, what),
+        make("tr", {}, make("td", {}, column(c)), ...(some ? [make("td", {}, parameters)] : []), make("td", {}, what),
           make("td", {}, make("code", {}, documented)), make("td", {}, make("code", {}, value))));
       box.append(make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": say("measured") },
         make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body))));
@@ -217,6 +234,9 @@
     $("language").textContent = zh() ? "English" : "中文";
     $("language").lang = zh() ? "en" : "zh-CN";
     document.querySelectorAll(".w").forEach(word);
+    document.title = `Ocean Spec: ${say("report")}`;
+    $("contents").setAttribute("aria-label", say("Contents"));
+    for (const link of document.querySelectorAll(".chapters a")) link.title = DATA.chapters[link.textContent][zh() ? 1 : 0];
     for (const [id, article] of articles) article.querySelector(":scope > ul.o").replaceWith(outcomes(id));
     document.querySelectorAll("details[open][data-clause]").forEach(open);
     document.querySelectorAll(".fill").forEach((box) => box.replaceChildren(test(Number(box.dataset.function))));
