@@ -94,7 +94,8 @@ class Tracker:
         training = network.training
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates the tracer; TensorBoard has no other way
-            self.writer.add_graph(network.eval(), example)
+            # a trace is taken over as it is; add_graph's own would import a thousand modules to compare it with itself
+            self.writer.add_graph(torch.jit.trace(network.eval(), example, check_trace=False), example)
         network.train(training)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
