@@ -108,7 +108,9 @@ def parts_of(text: str, template: Template) -> list[str] | None:
     return [*values, text[start:end]]
 
 
-# the message with the longest fixed text decides, so that a general one hides no special one
+# the message with the longest fixed text decides, so that a general one hides no special one; first those that begin
+# with "error: " or "note: ", before which no other message has text
 _TEMPLATES = sorted(
-    (Template(text) for text in TABLE if "{}" in text), key=lambda template: -sum(map(len, template.pieces))
+    (Template(text) for text in TABLE if "{}" in text),
+    key=lambda template: (not template.text.startswith(("error: ", "note: ")), -sum(map(len, template.pieces))),
 )

@@ -103,6 +103,19 @@ def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[
     assert "".join(piece + part for piece, part in zip(pieces, [*parts, ""], strict=True)) == text
 
 
+@clause("00.messages.filled")
+@pytest.mark.parametrize(("english", "chinese"), [("error: ", "错误："), ("note: ", "注意：")])
+def test_each_message_may_stand_behind_the_word_error_or_note(english: str, chinese: str) -> None:
+    wrong = []
+    for text in TABLE:
+        message = text.replace("{}", "X1")
+        if not text.startswith(english) and messages.in_chinese(english + message) != chinese + messages.in_chinese(
+            message
+        ):
+            wrong.append(messages.in_chinese(english + message))
+    assert wrong == []
+
+
 @clause("00.messages.language")
 @pytest.mark.parametrize(
     ("arguments", "locale", "chinese"),
