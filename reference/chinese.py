@@ -15,7 +15,7 @@ TABLE: dict[str, str] = {
     "--precision auto: {} ({}, {})": "--precision auto：选择 {0}（{1}，{2}）",
     "{} ms a step in float32, {} ms a step in bfloat16": "float32 每步 {0} 毫秒，bfloat16 每步 {1} 毫秒",
     "remembered from an earlier run": "沿用以前的测量",
-    "measured": "刚刚测得",
+    "measured now": "刚刚测得",
     "resuming after step {} ({} of {} epochs done)": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
     "stopped after step {}, nothing is lost; resume with: --resume {}": (
         "在第 {0} 步之后停止，没有丢失任何内容；恢复训练：--resume {1}"
@@ -43,6 +43,10 @@ TABLE: dict[str, str] = {
     "files, by {} of them: {}; modes {}; the network gets 32×32 pixels in RGB": (
         "文件（查看了 {0} 个）：{1}；模式 {2}；网络得到 32×32 像素的 RGB 图像"
     ),
+    "{}×{} pixels": "{0}×{1} 像素",
+    "decoding {}": "解码 {0}",
+    "comparing {}": "比较 {0}",
+    " images": " 张图像",
     "{} to {} pixels, most often {} ({})": "{0} 到 {1} 像素，最常见的是 {2}（{3}）",
     "{} test images ({}) are also training images, so the test accuracy is too high: {}": (
         "{0} 张测试图像（{1}）同时也是训练图像，因此测试正确率偏高：{2}"

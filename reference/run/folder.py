@@ -322,7 +322,7 @@ class RunFolder(Observer):
         """Write README.md: the model description of the run after its last epoch."""
         weights = next(self.plan.network.parameters())
         parameters = sum(parameter.numel() for parameter in self.plan.network.parameters())
-        where = f"{describe_device(weights.device)}, {self.precision}"
+        where = f"{translated(describe_device(weights.device))}, {self.precision}"
         data = self.data | {"train": len(self.train_set), "test": len(self.test_set)}
         data["classes"] = list(self.train_set.classes)
         text = description(self.settings, self.progress, data, self.folder, where, parameters)
