@@ -120,10 +120,10 @@ def test_each_message_may_stand_behind_the_word_error_or_note(english: str, chin
     wrong = []
     for text in TABLE:
         message = text.replace("{}", "X1")
-        if not text.startswith(english) and messages.in_chinese(english + message) != chinese + messages.in_chinese(
-            message
-        ):
-            wrong.append(messages.in_chinese(english + message))
+        if " " in message.strip() and not text.startswith(english):
+            line = messages.in_chinese(english + message)
+            if line != chinese + messages.in_chinese(message):
+                wrong.append(line)
     assert wrong == []
 
 

@@ -76,6 +76,13 @@ def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_ima
     assert train(tmp_path, *TINY, "--epochs", 1, "--output", "without").status == 0
     assert not any((tmp_path / "without" / name).exists() for name in IMAGES)
     assert (tmp_path / "without/README.md").exists()
+    (tmp_path / "run/results.png").write_bytes(b"damaged")
+    (tmp_path / "run/data.png").unlink()
+    for name, plots in (("run", ()), ("without", ("--plots",))):
+        assert train(tmp_path, "--resume", name, "--epochs", 3, *plots).status == 0
+        for image in IMAGES:
+            with Image.open(tmp_path / name / image) as shown:
+                shown.load()
 
 
 @clause("18.run.images")

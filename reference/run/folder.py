@@ -164,10 +164,10 @@ class RunFolder(Observer):
         self.tracker = Tracker(self.folder)
         self.screen = Screen(self.settings, len(self.train_set), self.progress, self.data["dataset"])
         self.write_metrics()
+        if self.settings.plots and not (self.folder / "data.png").exists():  # also of a run begun with --no-plots
+            examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
+            save_image(self.folder / "data.png", examples)
         if not (self.folder / "last.pt").exists():
-            if self.settings.plots:
-                examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
-                save_image(self.folder / "data.png", examples)
             self.tracker.hyperparameters(
                 tried(self.settings) | {"precision": self.precision}, ("test_accuracy", "test_loss_mean")
             )

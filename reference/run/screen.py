@@ -152,7 +152,8 @@ class Screen:
             "the same network to 99 % in one epoch" if shapes else "the tutorial's accuracy in a hundredth of the time"
         )
         data = f" --dataset {settings.dataset}" if settings.dataset != "auto" else ""
-        data += f" --data-root {quoted(settings.data_root)}" if settings.data_root != Path("data") else ""
+        if not shapes and settings.data_root != Path("data"):
+            data += f" --data-root {quoted(settings.data_root)}"
         return [*found, (f"python scripts/train_full.py --recipe fast --epochs 1{data}", meaning)]
 
 
