@@ -285,6 +285,9 @@ class RunFolder(Observer):
         few = draw_mistakes(*answered, classes, most=12, columns=3)
         predicted = draw_predictions(*shown, classes, columns=4, letters=12)
         drawn = {"predictions": predicted, "confusion": confusion, "mistakes": few}
+        if len(classes) <= 10 and int(evaluation.confusion.max()) < 1000:  # a cell of 26 pixels has room for 3 digits
+            side = min(44, 260 // len(classes))  # and 90 pixels of names: it is not scaled down either
+            drawn["confusion"] = draw_confusion(evaluation.confusion, classes, cell=side, letters=12)
         drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
