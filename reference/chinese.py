@@ -3,10 +3,11 @@
 TABLE: dict[str, str] = {
     # a training
     "{}: {} training and {} test images of {} classes": "{0}：{1} 张训练图像，{2} 张测试图像，{3} 个类别",
-    "no CIFAR-10 under {}/: using the embedded Shapes; to get it: --dataset cifar10 --download": (
-        "{0}/ 下没有 CIFAR-10：使用自带的 Shapes；如需下载：--dataset cifar10 --download"
+    "no CIFAR-10 under {}/: using Shapes; to get it: --dataset cifar10 --download": (
+        "{0}/ 下没有 CIFAR-10：使用 Shapes；如需下载：--dataset cifar10 --download"
     ),
-    "{}{}: {} parameters, {}, in {}": "{0}{1}：{2} 个参数，{3}，文件夹为 {4}",
+    "{}{}: {} parameters, {}": "{0}{1}：{2} 个参数，{3}",
+    "run folder: {}": "训练文件夹：{0}",
     " of the reference's layers": "（使用 reference 的层）",
     "on {} in {}": "设备 {0}，精度 {1}",
     "on {} in {}, compiled ({})": "设备 {0}，精度 {1}，已编译（{2}）",
@@ -14,22 +15,22 @@ TABLE: dict[str, str] = {
     "--precision auto: {} ({}, {})": "--precision auto：选择 {0}（{1}，{2}）",
     "{} ms a step in float32, {} ms a step in bfloat16": "float32 每步 {0} 毫秒，bfloat16 每步 {1} 毫秒",
     "remembered from an earlier run": "沿用以前的测量",
-    "measured": "刚刚测得",
+    "measured now": "刚刚测得",
     "resuming after step {} ({} of {} epochs done)": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
     "stopped after step {}, nothing is lost; resume with: --resume {}": (
         "在第 {0} 步之后停止，没有丢失任何内容；恢复训练：--resume {1}"
     ),
     "finishing this step and saving; once more to stop at once": "正在完成这一步并保存；再按一次立即停止",
     "epoch {}/{}": "epoch {0}/{1}",
-    "run {} left, loss {}, accuracy {}": "总剩余 {0}，损失 {1}，正确率 {2}",
+    "{} left, run {}, loss {}, accuracy {}": "剩余 {0}，共 {1}，损失 {2}，正确率 {3}",
     "step {}: train_loss {}, train accuracy {} in this epoch": "第 {0} 步：train_loss {1}，本 epoch 训练正确率 {2}",
-    "epoch {}/{}: train loss {}, test loss {} (sum of batch means {}), test accuracy {}, {} images/s": (
-        "epoch {0}/{1}：训练损失 {2}，测试损失 {3}（各批均值之和 {4}），测试正确率 {5}，每秒 {6} 张图像"
+    "epoch {}/{}: loss {}, test loss {}, test accuracy {}, {} images/s": (
+        "epoch {0}/{1}：损失 {2}，测试损失 {3}，测试正确率 {4}，每秒 {5} 张图像"
     ),
     "accuracy per class, the least accurate first:": "各类别的正确率，从低到高：",
     "  and {} more classes: summary.json": "  另有 {0} 个类别，见 summary.json",
     "most confused: {} images of class {} were taken for {}": "最常混淆：{0} 张 {1} 被判为 {2}",
-    "test accuracy {} after {} epochs (best {}), in {}": "{1} 个 epoch 后测试正确率为 {0}（最高 {2}），文件夹为 {3}",
+    "test accuracy {} after epoch {} (best {}): {}": "{1} 个 epoch 后测试正确率为 {0}（最高 {2}）：{3}",
     "next:": "接下来可以：",
     "the curves, images and settings of this run": "查看这次训练的曲线、图像和设置",
     "the class of an image": "预测一张图像的类别",
@@ -42,6 +43,10 @@ TABLE: dict[str, str] = {
     "files, by {} of them: {}; modes {}; the network gets 32×32 pixels in RGB": (
         "文件（查看了 {0} 个）：{1}；模式 {2}；网络得到 32×32 像素的 RGB 图像"
     ),
+    "{}×{} pixels": "{0}×{1} 像素",
+    "decoding {}": "解码 {0}",
+    "comparing {}": "比较 {0}",
+    " images": " 张图像",
     "{} to {} pixels, most often {} ({})": "{0} 到 {1} 像素，最常见的是 {2}（{3}）",
     "{} test images ({}) are also training images, so the test accuracy is too high: {}": (
         "{0} 张测试图像（{1}）同时也是训练图像，因此测试正确率偏高：{2}"
@@ -409,6 +414,19 @@ TABLE: dict[str, str] = {
     "usage:": "用法：",
     "[OPTIONS]": "[选项]",
     " (default: {})": "（默认：{}）",
+    "yes": "是",
+    "no": "否",
+    # words of a command line
+    "{} is not an option; see --help": "没有 {0} 这个选项；请看 --help",
+    "{} is not an option; similar: {}": "没有 {0} 这个选项；相近的有：{1}",
+    "{} is not expected here: options begin with --; see --help": "这里不能有 {0}：选项以 -- 开头；请看 --help",
+    "{} takes no value, got {}": "{0} 不带值，得到的是 {1}",
+    "{} needs a value: {}": "{0} 需要一个值：{1}",
+    "{} must be {}, got {}": "{0} 必须是{1}，得到的是 {2}",
+    "a whole number": "整数",
+    "a number": "数字",
+    "one of {}": "以下之一：{0}",
+    "the options cannot be used; see --help": "这些选项无法使用；请看 --help",
     "data": "数据",
     "learning": "学习",
     "computing": "计算",

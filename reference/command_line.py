@@ -12,15 +12,18 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from reference.errors import InputError
 from reference.messages import choose_language, is_chinese, translated
-from reference.text import styled
 
 K = TypeVar("K")
 
@@ -37,16 +40,76 @@ def parse_arguments(
         kind: the dataclass; its docstring describes the command.
         defaults: values of settings that are not given, in place of the class's own.
         arguments: the words of the command line; by default `sys.argv[1:]`.
+
+    Raises:
+        InputError: a word cannot be used.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     choose_language("auto", words)
     if "--help" in words or "-h" in words:
         print(help_text(kind, defaults or {}, shutil.get_terminal_size().columns))
         sys.exit(0)
-    with styled():
+    with explained_by(kind, words):
         if defaults:
             return tyro.cli(kind, default=kind(**defaults), args=words)
         return tyro.cli(kind, args=words)
+
+
+@contextmanager
+def explained_by(kind: type, words: Sequence[str]) -> Iterator[None]:
+    """Raise InputError, in one line, if tyro ends the program because of `words`."""
+    try:
+        with redirect_stderr(StringIO()):  # tyro's own message, a box in English
+            yield
+    except SystemExit as end:
+        if end.code:
+            raise InputError(fault(kind, words) or "the options cannot be used; see --help") from None
+        raise
+
+
+def fault(kind: type, words: Sequence[str]) -> str:
+    """The message about the first word that is no option of `kind` or no value of one; empty if there is none."""
+    hints = get_type_hints(kind, include_extras=True)
+    known = {"--" + entry.name.replace("_", "-"): hints[entry.name] for entry in fields(kind)}
+    positional = any(tyro.conf.Positional in marks(hint) for hint in known.values())
+    switches = {f"--{no}{name[2:]}" for name, hint in known.items() if plain(hint) is bool for no in ("", "no-")}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if not word.startswith("-"):
+            if not positional:
+                return f"{word!r} is not expected here: options begin with --; see --help"
+        elif name in switches:
+            if equals:
+                return f"{name} takes no value, got {value!r}"
+        elif name not in known:
+            similar = get_close_matches(name, [*known, *switches], 1, cutoff=0.75)
+            return f"{name} is not an option; " + (f"similar: {similar[0]}" if similar else "see --help")
+        else:
+            if not equals and (not rest or rest[0].startswith("--")):
+                return f"{name} needs a value: {metavar(known[name])}"
+            value = value if equals else rest.pop(0)
+            if wrong := required(known[name], value):
+                return f"{name} must be {wrong}, got {value!r}"
+            while get_origin(plain(known[name])) is tuple and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+    return ""
+
+
+def required(hint: Any, value: str) -> str:
+    """What a setting requires, if `value` is not a value of it; otherwise empty."""
+    kind = plain(hint)
+    if get_origin(kind) is Literal:
+        return "" if value in get_args(kind) else "one of " + ", ".join(get_args(kind))
+    for number, text in ((int, "a whole number"), (float, "a number")):
+        if number in (kind, *get_args(kind)):
+            try:
+                number(value)
+            except ValueError:
+                return text
+    return ""
 
 
 def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
@@ -70,7 +133,11 @@ def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
         for name in names:
             default = defaults.get(name, entries[name].default)
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            ending = "" if default is MISSING or default == () else translated(" (default: {})").replace("{}", shown)
+            if isinstance(default, bool):
+                shown = translated("yes" if default else "no")
+            ending = translated(" (default: {})").replace("{}", shown)
+            if default is MISSING or default is None or default == ():
+                ending = ""
             explained = list(wrapped(translated(texts[name]) + ending, columns - INDENT - 1))
             words = metavar(hints[name]) if name in positional else spelled(name, hints[name])
             if width(words) + 4 > INDENT:

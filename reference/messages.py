@@ -2,9 +2,9 @@
 
 Messages are written in English where they are needed. `print_line` and the drawings pass them through `translated`,
 which finds the English message in `TABLE` (`reference/chinese.py`) and inserts its variable parts, `{}`, into the
-Chinese one, as `{0}`, `{1}`, …. A variable part that is a message of its own is translated as well. In English, and for
-a text that is not in the table, nothing changes. Only Python's own library is needed, because `scripts/doctor.py` runs
-without packages.
+Chinese one, as `{0}`, `{1}`, …. A variable part that is a message of its own, of more than one word, is translated as
+well. In English, and for a text that is not in the table, nothing changes. Only Python's own library is needed, because
+`scripts/doctor.py` runs without packages.
 """
 
 import locale
@@ -73,8 +73,13 @@ def in_chinese(text: str, depth: int = 4) -> str:
     for template in _TEMPLATES:
         values = parts_of(text, template)
         if values is not None:
-            return filled(TABLE[template.text], [in_chinese(value, depth - 1) for value in values])
+            return filled(TABLE[template.text], [part_in_chinese(value, depth - 1) for value in values])
     return text
+
+
+def part_in_chinese(text: str, depth: int) -> str:
+    """A variable part: a message of its own is translated; a single word is a name, such as a class called `test`."""
+    return in_chinese(text, depth) if " " in text.strip() else text
 
 
 def filled(chinese: str, values: list[str]) -> str:
@@ -108,7 +113,9 @@ def parts_of(text: str, template: Template) -> list[str] | None:
     return [*values, text[start:end]]
 
 
-# the message with the longest fixed text decides, so that a general one hides no special one
+# the message with the longest fixed text decides, so that a general one hides no special one; first those that begin
+# with "error: " or "note: ", before which no other message has text
 _TEMPLATES = sorted(
-    (Template(text) for text in TABLE if "{}" in text), key=lambda template: -sum(map(len, template.pieces))
+    (Template(text) for text in TABLE if "{}" in text),
+    key=lambda template: (not template.text.startswith(("error: ", "note: ")), -sum(map(len, template.pieces))),
 )

@@ -9,9 +9,11 @@ the names of the parameters and the hooks, and computes nothing. So the schedule
 over these optimizers, and state dicts can be exchanged with PyTorch's.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from inspect import unwrap
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -69,7 +71,8 @@ class Optimizer(torch.optim.Optimizer):
             given = list(given)
             for number, entry in enumerate(given):
                 self._check_parameter(number, entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry)
-        super().add_param_group(param_group if given is None else {**param_group, "params": given})
+        group = param_group if given is None else {**param_group, "params": given}
+        _without_compiler(torch.optim.Optimizer.add_param_group)(self, group)
 
     def _check_parameter(self, number: int, parameter: Any) -> None:
         name = type(self).__name__
@@ -111,6 +114,10 @@ class Optimizer(torch.optim.Optimizer):
                         self._update(parameter, gradient, group)
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each parameter, by its number, and the settings of each group."""
+        return _without_compiler(torch.optim.Optimizer.state_dict)(self)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from the state of another optimizer, of this class or PyTorch's, with parameters in the same order.
 
@@ -122,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: its groups differ from those here in number or length.
         """
-        super().load_state_dict(deepcopy(state_dict))
+        _without_compiler(torch.optim.Optimizer.load_state_dict)(self, deepcopy(state_dict))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or loaded state; missing settings get their defaults."""
@@ -137,6 +144,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _parameters(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
+
+
+def _without_compiler(method: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's `method` without the wrapper that imports `torch._dynamo` at the first call: 900 modules, seconds.
+
+    The wrapper keeps the compiler from tracing the method, so it is needed only if the compiler is there.
+    """
+    return method if "torch._dynamo" in sys.modules else unwrap(method)
 
 
 class SGD(Optimizer):

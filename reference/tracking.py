@@ -94,7 +94,8 @@ class Tracker:
         training = network.training
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates the tracer; TensorBoard has no other way
-            self.writer.add_graph(network.eval(), example)
+            # a trace is taken over as it is; add_graph's own would import a thousand modules to compare it with itself
+            self.writer.add_graph(torch.jit.trace(network.eval(), example, check_trace=False), example)
         network.train(training)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
@@ -324,7 +325,7 @@ def _grid(
 
 
 def draw_confusion(
-    confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44
+    confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44, letters: int = COUNT
 ) -> Image.Image:
     """The confusion matrix: a row per true class, a column per predicted class, darker the larger the share of the row.
 
@@ -336,17 +337,18 @@ def draw_confusion(
         confusion: the number of images of each class (row) with each prediction (column); dense, or sparse (COO).
         classes: the names.
         cell: side of a cell with a count, in pixels.
+        letters: height of the letters of counts and names, in pixels.
     """
     if len(classes) <= FIGURES:
-        return _confusion_with_figures(confusion.to_dense(), classes, cell)
+        return _confusion_with_figures(confusion.to_dense(), classes, cell, letters)
     return _confusion_without_figures(confusion, classes)
 
 
-def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: int) -> Image.Image:
+def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: int, letters: int) -> Image.Image:
     margin, n = 90, len(classes)
     sheet = Image.new("RGB", (margin + n * cell, margin + n * cell), "white")
-    draw, plain = ImageDraw.Draw(sheet), font_for("0", COUNT)
-    labels = Labels(dict(enumerate(classes)), COUNT, margin - 6)
+    draw, plain = ImageDraw.Draw(sheet), font_for("0", letters)
+    labels = Labels(dict(enumerate(classes)), letters, margin - 6)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     for row, label in labels.items():
         draw.text((4, margin + row * cell + cell // 4), label.text, "black", label.font)
@@ -358,9 +360,9 @@ def _confusion_with_figures(confusion: Tensor, classes: tuple[str, ...], cell: i
             shade = (round(255 - 205 * share), round(255 - 150 * share), 255)
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=shade)
             count = str(int(confusion[row, column]))
-            draw.text((left + 5, top + cell // 4), count, "white" if share > 0.6 else "black", plain)
-    text = legible("rows: is\ncolumns:\ntaken for", COUNT)
-    draw.text((4, 4), text, "gray", font_for(text.replace("\n", " "), COUNT))
+            draw.text((left + cell // 8, top + cell // 4), count, "white" if share > 0.6 else "black", plain)
+    text = legible("rows: is\ncolumns:\ntaken for", letters)
+    draw.text((4, 4), text, "gray", font_for(text.replace("\n", " "), letters))
     return _with_legend(sheet, labels.legend)
 
 

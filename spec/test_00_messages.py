@@ -94,6 +94,15 @@ def test_variable_parts_are_inserted_and_translated(text: str, expected: str) ->
 
 
 @clause("00.messages.filled")
+@pytest.mark.usefixtures("chinese")
+def test_a_name_is_not_translated_even_if_it_is_a_word_of_the_program() -> None:
+    for name in (text for text in TABLE if " " not in text.strip()):
+        line = f"most confused: 3 images of class {name} were taken for x"
+        assert messages.translated(line) == f"最常混淆：3 张 {name} 被判为 x"
+    assert messages.translated("images: 4 training and 2 test images of 2 classes").startswith("images：4 张")
+
+
+@clause("00.messages.filled")
 @pytest.mark.slow
 @given(values=st.lists(st.text(max_size=8), min_size=9, max_size=9), number=st.integers(0, 10**6))
 def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[str], number: int) -> None:
@@ -103,6 +112,19 @@ def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[
     parts = messages.parts_of(text, template)
     assert parts is not None
     assert "".join(piece + part for piece, part in zip(pieces, [*parts, ""], strict=True)) == text
+
+
+@clause("00.messages.filled")
+@pytest.mark.parametrize(("english", "chinese"), [("error: ", "错误："), ("note: ", "注意：")])
+def test_each_message_may_stand_behind_the_word_error_or_note(english: str, chinese: str) -> None:
+    wrong = []
+    for text in TABLE:
+        message = text.replace("{}", "X1")
+        if " " in message.strip() and not text.startswith(english):
+            line = messages.in_chinese(english + message)
+            if line != chinese + messages.in_chinese(message):
+                wrong.append(line)
+    assert wrong == []
 
 
 @clause("00.messages.language")

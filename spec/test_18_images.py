@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -21,10 +22,11 @@ from reference.command_line import width
 from reference.data.image_tree import ImageTree
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
+from reference.errors import InputError
 from reference.fonts import font_file
 from reference.models import Ocean
 from reference.recipes import RECIPES
-from reference.run import Settings, parse
+from reference.run import Settings, load_data, parse
 from reference.run.description import description, interval, markdown
 from reference.run.glance import findings
 from reference.run.parts import prepare
@@ -74,6 +76,13 @@ def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_ima
     assert train(tmp_path, *TINY, "--epochs", 1, "--output", "without").status == 0
     assert not any((tmp_path / "without" / name).exists() for name in IMAGES)
     assert (tmp_path / "without/README.md").exists()
+    (tmp_path / "run/results.png").write_bytes(b"damaged")
+    (tmp_path / "run/data.png").unlink()
+    for name, plots in (("run", ()), ("without", ("--plots",))):
+        assert train(tmp_path, "--resume", name, "--epochs", 3, *plots).status == 0
+        for image in IMAGES:
+            with Image.open(tmp_path / name / image) as shown:
+                shown.load()
 
 
 @clause("18.run.images")
@@ -250,7 +259,7 @@ def test_a_training_ends_with_what_it_learned_and_three_commands(tmp_path: Path)
         "python scripts/train_full.py --recipe fast --epochs 1 --dataset shapes",
     ]
     assert "99 %" in end
-    assert all(len(line) <= 80 for line in end.splitlines())
+    assert [line for line in result.out.splitlines() if width(line) > 80] == []
 
 
 @clause("18.run.learned")
@@ -270,7 +279,8 @@ def test_the_bar_shows_the_time_that_is_left_of_the_whole_run(monkeypatch: pytes
     clock = iter([0.0, 10.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     screen = Screen(Settings(epochs=10), 100, Progress(epoch=2), "shapes")
-    assert screen.left(Progress(epoch=2, seen=50)) == "02:30"  # 10 s for 50 images, 750 are left
+    # 10 s for 50 images; 50 are left in this epoch, and 750 in all
+    assert screen.left(Progress(epoch=2, seen=50)) == ("00:10", "02:30")
 
 
 @clause("18.run.chinese")
@@ -280,6 +290,7 @@ def test_lang_zh_prints_chinese_and_draws_chinese(tmp_path: Path) -> None:
     assert result.status == 0, result.err
     assert "1 个 epoch 后测试正确率为" in result.out
     assert "各类别的正确率，从低到高：" in result.out
+    assert [line for line in result.out.splitlines() if width(line) > 80] == []
     english = {line for line in result.out.splitlines() if not re.search("[\u4e00-\u9fff]", line)}
     assert all(re.match(r"  (tensorboard|python) | +\d+\.\d%", line) for line in english), english
     assert "## 各类别的正确率" in (tmp_path / "run/README.md").read_text(encoding="utf-8")
@@ -332,6 +343,61 @@ def test_help_is_in_groups_and_the_common_one_fits_a_screen(
     assert sorted(grouped) == sorted(vars(Settings()))
 
 
+@clause("18.run.words")
+@pytest.mark.parametrize(
+    ("words", "english", "chinese"),
+    [
+        ("--epoch 3", "--epoch is not an option; similar: --epochs", "没有 --epoch 这个选项；相近的有：--epochs"),
+        ("-x", "-x is not an option; see --help", "没有 -x 这个选项；请看 --help"),
+        ("--epochs 3 runs", "'runs' is not expected here: options begin", "这里不能有 'runs'：选项以 -- 开头"),
+        ("--epochs", "--epochs needs a value: N", "--epochs 需要一个值：N"),
+        ("--recipe", "--recipe needs a value: {tutorial,fast}", "--recipe 需要一个值：{tutorial,fast}"),
+        ("--epochs ten", "--epochs must be a whole number, got 'ten'", "--epochs 必须是整数，得到的是 'ten'"),
+        ("--limit_test=1.5", "--limit-test must be a whole number, got", "--limit-test 必须是整数，得到的是 '1.5'"),
+        ("--momentum x", "--momentum must be a number, got 'x'", "--momentum 必须是数字，得到的是 'x'"),
+        ("--style new", "--style must be one of plain, tutorial, got", "--style 必须是以下之一：plain, tutorial，"),
+        ("--no-plots=1", "--no-plots takes no value, got '1'", "--no-plots 不带值，得到的是 '1'"),
+    ],
+)
+def test_a_word_that_cannot_be_used_is_an_error_in_one_line_of_the_language(
+    words: str, english: str, chinese: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(messages, "_chinese", False)
+    for language, expected in (("en", english), ("zh", chinese)):
+        monkeypatch.setattr(sys, "argv", ["train_full.py", "--lang", language, *words.split()])
+        with pytest.raises(InputError) as caught:
+            parse(Settings)
+        assert messages.translated(str(caught.value)).startswith(expected)
+    assert capsys.readouterr() == ("", "")
+
+
+START = """
+import sys
+from reference.run import RunFolder, Settings, train
+from pathlib import Path
+
+heavy = {"torch._dynamo", "sympy", "torchvision", "matplotlib", "scipy", "pandas", "tensorflow", "IPython"}
+
+
+def stop(*_):
+    print("loaded:", *sorted(heavy & set(sys.modules)))
+    raise SystemExit
+
+
+RunFolder.on_steps = stop
+train(Settings(dataset="shapes", limit_train=100, limit_test=10, precision="float32", output=Path("run")))
+"""
+
+
+@clause("18.run.start")
+@pytest.mark.slow
+def test_the_first_step_does_not_wait_for_libraries_that_it_does_not_need(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", START]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
 # ------------------------------------------------------------------------------------------------ data and optimizers
 
 
@@ -365,6 +431,24 @@ def test_each_finding_about_a_persons_images_is_one_line(tmp_path: Path) -> None
     )
     assert lines[3] == "skipped 1 broken images: train/dog/broken.png"
     assert len(lines) == 4
+
+
+@clause("18.run.glance")
+def test_of_several_processes_only_the_leading_one_looks_at_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "data", {"cat": 25, "dog": 3})
+    (root / "train/dog/broken.png").write_bytes(b"no image")
+    settings = Settings(dataset="images", data_root=root, skip_broken=True, quiet=True)
+    said: list[str] = []
+    load_data(settings, said.append)
+    assert len(said) == 3
+    assert "skipped 1 broken images" in capsys.readouterr().out
+    said.clear()
+    monkeypatch.setattr("reference.run.data.findings", None)
+    load_data(settings, said.append, leads=False)
+    assert len(said) == 1  # the sizes of the data set
+    assert capsys.readouterr().out == ""
 
 
 @clause("18.run.glance")

@@ -197,7 +197,7 @@ def test_auto_is_the_precision_of_the_faster_steps(
     first, line = resolve_precision(Settings(), Shapes(size=80), CPU)
     assert first == PRECISIONS[expected]  # pyright: ignore[reportArgumentType]
     times = f"{float32:.1f} ms a step in float32, {bfloat16:.1f} ms a step in bfloat16"
-    assert line == f"--precision auto: {expected} ({times}, measured)"
+    assert line == f"--precision auto: {expected} ({times}, measured now)"
     assert made == [torch.float32, torch.bfloat16] * 2  # in turns, so that a busy machine slows both
     again, line = resolve_precision(Settings(), Shapes(size=80), CPU)
     assert again == first
@@ -724,13 +724,18 @@ def test_the_draws_are_the_generators() -> None:
 
 @clause("18.recipe.ablation")
 @pytest.mark.slow
-def test_the_seeds_of_a_recipe_are_measured_with_its_settings(tmp_path: Path) -> None:
+def test_the_seeds_of_a_recipe_are_measured_with_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fast: dict[str, Any] = {"recipe": "fast"} | RECIPES["fast"]
     settings = Settings(
-        dataset="shapes", limit_train=80, limit_test=24, batch_size=16, num_threads=1, epochs=1, quiet=True,
+        dataset="shapes", limit_train=80, limit_test=24, batch_size=16, num_threads=1, epochs=1,
         output=tmp_path / "seeds", **fast,
     )  # fmt: skip
     assert len(train_seeds(settings, 2)) == 2
+    printed = capsys.readouterr().out
+    assert printed.count("test accuracy") == 4  # of the epoch and of the run
+    assert "next:" not in printed
     assert config(tmp_path / "seeds" / "seed-1")["optimizer"] == "muon"
 
 

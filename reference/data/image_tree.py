@@ -32,6 +32,7 @@ from reference.data.labeled_folder import list_images
 from reference.data.resident import Resident
 from reference.errors import InputError
 from reference.files import atomic_write, open_regular, read_regular, remove_temporaries
+from reference.messages import translated
 
 CACHE_FORMAT = 4  # raised when the decoding or the layout of an entry changes
 ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
@@ -246,14 +247,15 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
                 broken[path] = str(not_readable(path, error))
                 contents[place] = refused and digest(refused)
 
-    bar, off = f"{'decoding' if decode else 'comparing'} {tree.folder.name}", None if progress else True
+    half, off = tree.folder.name, None if progress else True
+    bar = translated(f"decoding {half}" if decode else f"comparing {half}")
     small: list[int] = []
     large: list[int] = []
     for place in sorted(range(count), key=tree.paths.__getitem__):  # in the disk's order
         (small if tree.stats[place][0] <= SMALL_FILE else large).append(place)
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         done = pool.imap_unordered(read, large, chunksize=1 + min(len(large) // 500, 15))
-        for _ in tqdm(chain(map(read, small), done), bar, count, unit=" images", disable=off):
+        for _ in tqdm(chain(map(read, small), done), bar, count, unit=translated(" images"), disable=off):
             pass
     if decode and broken:
         pixels = pixels[[path not in broken for path in tree.paths]]

@@ -1,5 +1,6 @@
 """The data set of a training, and its description for config.json."""
 
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -12,14 +13,22 @@ from reference.run.settings import Settings
 from reference.text import print_line
 
 
-def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[str, Any]]:
-    """Both halves of the requested data set, cut to the limits, and its description for config.json."""
+def load_data(
+    settings: Settings, say: Callable[[str], Any], *, leads: bool = True
+) -> tuple[Resident, Resident, dict[str, Any]]:
+    """Both halves of the requested data set, cut to the limits, and its description for config.json.
+
+    Args:
+        settings: of the run.
+        say: prints a line, unless the run is quiet.
+        leads: whether this process looks for findings in a person's own images; one of several is enough.
+    """
     name, root = settings.dataset, settings.data_root
     if name == "auto":
         present = settings.download or any((root / part).exists() for part in (ARCHIVE, FOLDER))
         name = "cifar10" if present else "shapes"
         if not present:
-            say(f"no CIFAR-10 under {root}/: using the embedded Shapes; to get it: --dataset cifar10 --download")
+            say(f"no CIFAR-10 under {root}/: using Shapes; to get it: --dataset cifar10 --download")
     train_set: Resident
     test_set: Resident
     if name == "shapes":
@@ -38,7 +47,7 @@ def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[st
             ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
             for train in (True, False)
         )
-        for line in findings(train_set, test_set, root):
+        for line in findings(train_set, test_set, root) if leads else ():
             if line.startswith("skipped"):  # also with --quiet
                 print_line(line)
             else:

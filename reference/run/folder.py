@@ -164,10 +164,10 @@ class RunFolder(Observer):
         self.tracker = Tracker(self.folder)
         self.screen = Screen(self.settings, len(self.train_set), self.progress, self.data["dataset"])
         self.write_metrics()
+        if self.settings.plots and not (self.folder / "data.png").exists():  # also of a run begun with --no-plots
+            examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
+            save_image(self.folder / "data.png", examples)
         if not (self.folder / "last.pt").exists():
-            if self.settings.plots:
-                examples = draw_examples(self.train_set.images, self.train_set.targets, self.train_set.classes)
-                save_image(self.folder / "data.png", examples)
             self.tracker.hyperparameters(
                 tried(self.settings) | {"precision": self.precision}, ("test_accuracy", "test_loss_mean")
             )
@@ -285,6 +285,9 @@ class RunFolder(Observer):
         few = draw_mistakes(*answered, classes, most=12, columns=3)
         predicted = draw_predictions(*shown, classes, columns=4, letters=12)
         drawn = {"predictions": predicted, "confusion": confusion, "mistakes": few}
+        if len(classes) <= 10 and int(evaluation.confusion.max()) < 1000:  # a cell of 26 pixels has room for 3 digits
+            side = min(44, 260 // len(classes))  # and 90 pixels of names: it is not scaled down either
+            drawn["confusion"] = draw_confusion(evaluation.confusion, classes, cell=side, letters=12)
         drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
@@ -322,7 +325,7 @@ class RunFolder(Observer):
         """Write README.md: the model description of the run after its last epoch."""
         weights = next(self.plan.network.parameters())
         parameters = sum(parameter.numel() for parameter in self.plan.network.parameters())
-        where = f"{describe_device(weights.device)}, {self.precision}"
+        where = f"{translated(describe_device(weights.device))}, {self.precision}"
         data = self.data | {"train": len(self.train_set), "test": len(self.test_set)}
         data["classes"] = list(self.train_set.classes)
         text = description(self.settings, self.progress, data, self.folder, where, parameters)

@@ -51,7 +51,7 @@ def resolve_precision(settings: Settings, train_set: Resident, device: torch.dev
     answers = remembered(path)
     times, how = answers.get(key), "remembered from an earlier run"
     if times is None:
-        times, how = measure(settings, train_set, device), "measured"
+        times, how = measure(settings, train_set, device), "measured now"
         answers = dict(list(answers.items())[1 - MOST_ENTRIES :]) | {key: times}
         with suppress(OSError):  # an unwritable cache folder only costs the next run its measurement
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ LISTED = 10
 """Classes that are listed at the end of a training."""
 PAIRS = 3
 """Pairs of confused classes that are named."""
-BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining}{postfix}"
+BAR = "{desc} {percentage:3.0f}%|{bar}| "
+"""The progress bar, before the text that changes with each step."""
 
 
 class Screen:
@@ -79,18 +80,18 @@ class Screen:
                         translated(f"step {step:,}: train_loss {loss:.4f}, train accuracy {accuracy:.1%} in this epoch")
                     )
         if not self.bar.disable:
-            text = translated(
-                f"run {self.left(progress)} left, loss {losses[max(losses)]:.3f}, accuracy {accuracy:.0%}"
-            )
-            self.bar.set_postfix_str(text, refresh=False)
+            epoch, run = self.left(progress)
+            loss = f"{losses[max(losses)]:.3f}"
+            self.bar.bar_format = BAR + translated(f"{epoch} left, run {run}, loss {loss}, accuracy {accuracy:.0%}")
         self.bar.update(progress.seen - self.bar.n)
 
-    def left(self, progress: Progress) -> str:
-        """The time that the rest of the whole training takes at the pace so far, tests included."""
+    def left(self, progress: Progress) -> tuple[str, str]:
+        """The time that the rest of this epoch and of the whole training takes at the pace so far, tests included."""
         done = self.done(progress)
-        rest = self.settings.epochs * self.images - done
-        seconds = (time.monotonic() - self.begun) / max(1, done - self.first) * rest
-        return tqdm.format_interval(seconds)
+        pace = (time.monotonic() - self.begun) / max(1, done - self.first)
+        rests = self.images - progress.seen, self.settings.epochs * self.images - done
+        epoch, run = (tqdm.format_interval(pace * rest) for rest in rests)
+        return epoch, run
 
     def tested(self, progress: Progress) -> None:
         """An epoch was trained, tested and saved."""
@@ -108,9 +109,9 @@ class Screen:
         else:
             lines = (
                 translated(
-                    f"epoch {progress.epoch}/{self.settings.epochs}: train loss {metrics['train_loss']:.4f}, test loss "
-                    f"{metrics['test_loss']:.4f} (sum of batch means {metrics['test_loss_sum']:.2f}), test accuracy "
-                    f"{metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s"
+                    f"epoch {progress.epoch}/{self.settings.epochs}: loss {metrics['train_loss']:.4f}, test loss "
+                    f"{metrics['test_loss']:.4f}, test accuracy {metrics['test_accuracy']:.2%}, "
+                    f"{metrics['images_per_second']:,.0f} images/s"
                 ),
             )
         print("\n".join(lines) + "\n", end="", flush=True)  # one write, which the message of a signal cannot split
@@ -151,7 +152,8 @@ class Screen:
             "the same network to 99 % in one epoch" if shapes else "the tutorial's accuracy in a hundredth of the time"
         )
         data = f" --dataset {settings.dataset}" if settings.dataset != "auto" else ""
-        data += f" --data-root {quoted(settings.data_root)}" if settings.data_root != Path("data") else ""
+        if not shapes and settings.data_root != Path("data"):
+            data += f" --data-root {quoted(settings.data_root)}"
         return [*found, (f"python scripts/train_full.py --recipe fast --epochs 1{data}", meaning)]
 
 
@@ -163,6 +165,6 @@ def quoted(path: Path) -> str:
 def outcome(summary: dict[str, Any], folder: Path) -> str:
     """The result of a finished training, in one line."""
     return (
-        f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs "
-        f"(best {summary['best']['test_accuracy']:.2%}), in {folder}"
+        f"test accuracy {summary['test_accuracy']:.2%} after epoch {summary['epochs']} "
+        f"(best {summary['best']['test_accuracy']:.2%}): {folder}"
     )

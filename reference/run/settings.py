@@ -1,6 +1,7 @@
 """The settings of a training: read from the command line, checked, and read back from a run's config.json."""
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -8,13 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 
 import tyro
 
-from reference.command_line import parse_arguments
+from reference.command_line import explained_by, parse_arguments
 from reference.data.cifar10 import OFFICIAL_MD5, OFFICIAL_URL
 from reference.errors import InputError
 from reference.files import read_json
 from reference.messages import Language, choose_language
 from reference.recipes import RECIPES
-from reference.text import styled
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def parse(kind: type[S]) -> S:
     Every Boolean has two flags, `--mirror` and `--no-mirror`, whatever its default is.
     """
     choose_language()
-    with styled():
+    with explained_by(kind, sys.argv[1:]):
         start, _ = tyro.cli(_Start, return_unknown_args=True, add_help=False)
     values: dict[str, Any] = {"recipe": start.recipe} | RECIPES[start.recipe] if start.recipe in RECIPES else {}
     values |= OPTIMIZERS.get(start.optimizer, {})

@@ -39,8 +39,12 @@ from reference.text import print_line
 from reference.training import Observer, Progress
 
 
-def train(settings: Settings) -> int:
+def train(settings: Settings, *, advise: bool = True) -> int:
     """Run the tutorial's whole training in a run folder: data, network, training, evaluation, checkpoints, logs.
+
+    Args:
+        settings: of the run.
+        advise: whether to print the commands to continue with.
 
     Returns:
         The exit status: 0, or 130 / 143 after a Ctrl-C / SIGTERM that stopped and saved the training.
@@ -69,7 +73,7 @@ def train(settings: Settings) -> int:
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         keep_freed_memory()
-        train_set, test_set, data = load_data(settings, say)
+        train_set, test_set, data = load_data(settings, say, leads=group.leads)
         group.join(device)
         chosen: list[Path] = []
         group.led(lambda: chosen.append(choose_folder(settings, data["dataset"])))
@@ -87,7 +91,8 @@ def train(settings: Settings) -> int:
             raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
         if group.leads:
             write_config(folder, settings, plan, data, device)
-        say(introduction(settings, plan, device, folder))
+        say(introduction(settings, plan, device))
+        say(f"run folder: {folder}")
         if progress.step:
             say(f"resuming after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
         if not group.leads:
@@ -116,7 +121,8 @@ def train(settings: Settings) -> int:
         assert progress.confusion is not None, "a finished training was tested"
         run.screen.learned(progress.confusion, train_set.classes)
         print_line(outcome(summary, folder))
-        run.screen.next_commands(folder)
+        if advise:
+            run.screen.next_commands(folder)
     return 0
 
 
@@ -167,13 +173,13 @@ def write_config(folder: Path, settings: Settings, plan: Plan, data: dict[str, A
     )
 
 
-def introduction(settings: Settings, plan: Plan, device: torch.device, folder: Path) -> str:
-    """The line that names the network, the device, the precision and the folder."""
+def introduction(settings: Settings, plan: Plan, device: torch.device) -> str:
+    """The line that names the network, the device and the precision."""
     parameters = sum(parameter.numel() for parameter in plan.network.parameters())
     layers = " of the reference's layers" if settings.impl == "reference" else ""
     where = f"on {describe_device(device)} in {precision_name(plan.precision)}"
     where += "" if settings.compile == "off" else f", compiled ({settings.compile})"
-    return f"{type(plan.network).__name__}{layers}: {parameters:,} parameters, {where}, in {folder}"
+    return f"{type(plan.network).__name__}{layers}: {parameters:,} parameters, {where}"
 
 
 def precision_name(precision: torch.dtype) -> Precision:
@@ -250,7 +256,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
     for seed in range(seeds):
         folder = output / f"seed-{seed}"
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
-        if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place)) != 0:
+        if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place), advise=False) != 0:
             raise InputError(f"stopped; the same command resumes {folder}")
         if settings.precision == "auto":  # measured once, so that all trainings are alike
             settings = replace(settings, precision=stored_settings(folder).precision)

@@ -1,7 +1,7 @@
 """The images of README in both languages: `python -m spec.report.readme_images` writes them into docs/images.
 
     results.en.png, results.zh.png    the curves of a training on the embedded Shapes
-    failure.png                       a failing test as a learner sees it; it states the clause in both languages
+    failure.en.png, failure.zh.png    a failing test as a learner sees it
     report.en.png, report.zh.png      the page of the report, in Chromium
 
 Trains, runs the tests of the components of chapters 08 to 15, and takes some minutes.
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reference import messages
 from reference.checkpoint import load_checkpoint
+from reference.command_line import wrapped
 from reference.data.shapes import Shapes
 from reference.fonts import system_fonts
 from reference.run import prepare, stored_settings
@@ -50,9 +51,12 @@ def main() -> None:
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
 
 
-def command(*words: object, cwd: Path) -> str:
+LOCALES = {"en": "C", "zh": "zh_CN.UTF-8"}
+
+
+def command(*words: object, cwd: Path, language: str = "en") -> str:
     """Run a Python command and return what it prints; its exit status does not matter, since a test fails."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": str(COLUMNS), "LC_MESSAGES": "C"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": str(COLUMNS), "LC_MESSAGES": LOCALES[language]}
     environment.pop("LC_ALL", None)
     done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True)
     return done.stdout
@@ -66,25 +70,30 @@ def draw_training(place: Path) -> None:
     rate = prepare(settings, shapes, shapes, torch.device("cpu")).rate
     stored = load_checkpoint(place / "run/last.pt")["training"]["progress"]
     progress = Progress(history=stored["history"], curve=Curve(**stored["curve"]))
-    for language in ("en", "zh"):
+    for language in LOCALES:
         messages.choose_language(language)
         save_results(IMAGES / f"results.{language}.png", progress, rate)
     messages.choose_language("en")
 
 
 def draw_failure(place: Path) -> None:
-    """The report about a wrong `conv2d`, in the letters of a terminal."""
+    """The report about a wrong `conv2d`, in the letters of a terminal, in each language."""
     (place / "mine.py").write_text(MISTAKE)
     words = ("--impl", place / "mine.py", "--level", "tutorial", "-k", "stride or padding_1_gives", "-n", 0, "-q")
     words += ("-p", "no:randomly", "-p", "no:cacheprovider")
-    text = command("-m", "pytest", "spec/test_08_convolution.py", *words, cwd=ROOT)
-    text = text[text.find("===") :].replace(f"{place}/", "").replace(str(place), ".")
-    draw_text(text, IMAGES / "failure.png")
+    for language in LOCALES:
+        text = command("-m", "pytest", "spec/test_08_convolution.py", *words, cwd=ROOT, language=language)
+        text = text[text.find("===") :].replace(f"{place}/", "").replace(str(place), ".")
+        draw_text(text, IMAGES / f"failure.{language}.png")
 
 
 def draw_text(text: str, path: Path) -> None:
     """The first lines of a text in the letters of a terminal."""
-    lines = [line.rstrip()[:COLUMNS] for line in text.splitlines()][:46]
+    lines: list[str] = []
+    for line in text.splitlines():
+        first, *more = wrapped(line.rstrip(), COLUMNS)
+        lines += [first, *(f"        {part}" for part in more)]
+    lines = lines[:46]
     font = terminal_font(15)
     height, width = 20, round(font.getlength("0") * COLUMNS)
     sheet = Image.new("RGB", (width + 32, height * len(lines) + 24), "#1e1e1e")
@@ -121,7 +130,7 @@ def draw_report(place: Path) -> None:
     with sync_playwright() as playwright:
         options = ["--no-sandbox"] if sys.platform == "linux" else []
         started = playwright.chromium.launch(executable_path=browser, args=options)
-        for language in ("en", "zh"):
+        for language in LOCALES:
             tab = started.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
             tab.goto(f"{(place / 'report/index.html').as_uri()}#lang={language}")
             tab.locator("#summary, h2").first.evaluate("element => element.scrollIntoView()")

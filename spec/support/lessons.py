@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference.command_line import wrapped
 from spec.support.clauses import CLAUSES, LEVELS
 from spec.support.reproduction import Call, literal
 from spec.support.run import Run
@@ -259,8 +260,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
     head = indent + " " * (len(text) - len(text.lstrip()))
     if not chinese():
         return textwrap.wrap(text.strip(), WIDTH - 1, initial_indent=head, subsequent_indent=head + "  ") or [""]
-    half = WIDTH // 2 - 4  # a Chinese character takes two columns
-    return [head + text.strip()[at : at + half] for at in range(0, len(text.strip()), half)] or [""]
+    first, *more = wrapped(text.strip(), WIDTH - len(head) - 3)
+    return [head + first, *(f"{head}  {line}" for line in more)]
 
 
 def _code(line: str) -> list[str]:

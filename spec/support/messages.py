@@ -17,6 +17,8 @@ RETURNED = {
     "what_it_is",
     "introduction",
     "outcome",
+    "fault",
+    "required",
     "resolve_precision",
     "compared",
     "describe_device",
