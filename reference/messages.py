@@ -2,7 +2,7 @@
 
 Messages are written in English where they are needed. `print_line` and the drawings pass them through `translated`,
 which finds the English message in `TABLE` (`reference/chinese.py`) and inserts its variable parts, `{}`, into the
-Chinese one, as `{0}`, `{1}`, …. A variable part that is a message of its own is translated as well. In English, and for
+Chinese one, as `{0}`, `{1}`, …. A variable part that is itself a message is translated as well. In English, and for
 a text that is not in the table, nothing changes. Only Python's own library is needed, because `scripts/doctor.py` runs
 without packages.
 """
@@ -19,13 +19,13 @@ from reference.chinese import TABLE
 Language = Literal["auto", "en", "zh"]
 
 LONGEST = 4000
-"""Characters of the longest text that is looked up."""
+"""The length of the longest text that is looked up, in characters."""
 
 _chinese = False
 
 
 def choose_language(language: str = "auto", arguments: Sequence[str] | None = None) -> None:
-    """Print in this language from now on.
+    """Set the language of all messages that follow.
 
     Args:
         language: `en`, `zh`, or `auto`: the language of `--lang` among the arguments, otherwise that of the system.
@@ -92,7 +92,7 @@ class Template:
 def parts_of(text: str, template: Template) -> list[str] | None:
     """The variable parts of `text`, if it is `template` filled in; each fixed part is found where it comes first.
 
-    Linear in the length of the text, whatever it holds: names of files and classes are written by others.
+    Linear in the length of the text, for any content, because names of files and classes come from outside.
     """
     first, *middle, last = template.pieces
     end = len(text) - len(last)
@@ -108,7 +108,7 @@ def parts_of(text: str, template: Template) -> list[str] | None:
     return [*values, text[start:end]]
 
 
-# the message with the longest fixed text decides, so that a general one hides no special one
+# the message with the longest fixed text is used, so that a general message does not hide a special one
 _TEMPLATES = sorted(
     (Template(text) for text in TABLE if "{}" in text), key=lambda template: -sum(map(len, template.pieces))
 )

@@ -13,7 +13,7 @@ from reference.text import print_line
 
 
 def load_data(settings: Settings, say: Any) -> tuple[Resident, Resident, dict[str, Any]]:
-    """Both halves of the requested data set, cut to the limits, and its description for config.json."""
+    """The training and test parts of the requested data set, cut to the limits, and its description for config.json."""
     name, root = settings.dataset, settings.data_root
     if name == "auto":
         present = settings.download or any((root / part).exists() for part in (ARCHIVE, FOLDER))
