@@ -14,7 +14,7 @@ from torch import Tensor
 from reference.optim import Optimizer
 
 FIRST, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**16, 2.0, 0.5, 2000
-"""As GradScaler: the initial factor; its growth after GROWTH_INTERVAL good steps; its change after a bad step."""
+"""As in GradScaler: the initial factor, its growth after GROWTH_INTERVAL finite steps, its change after a bad step."""
 
 
 class ScaledOptimizer:

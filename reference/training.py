@@ -121,7 +121,7 @@ class Observer:
         """Called after an epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
 
     def should_stop(self) -> bool:
-        """Called after every step and every evaluated batch; True stops the training there, ready to be resumed."""
+        """Called after every step and every evaluated batch; True stops the training, which can be resumed."""
         return False
 
 

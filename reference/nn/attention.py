@@ -30,7 +30,7 @@ from reference.nn.initialization import xavier_normal_, xavier_uniform_
 from reference.nn.linear import Linear, linear
 from reference.nn.normalization import LayerNorm
 
-# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check whose error names it.
+# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check with an error that names it.
 Given = Shaped[Tensor, "..."]
 Mask = Shaped[Tensor, "..."] | None
 Layer = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
 from reference.nn.linear import linear
 
-# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check whose error names it.
+# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check with an error that names it.
 Input = Shaped[Tensor, "..."] | PackedSequence
 Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]

@@ -147,7 +147,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0},
     "adamw": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.01},
 }
-"""PyTorch's defaults for optimizers whose defaults differ from those of SGD; given flags have precedence."""
+"""PyTorch's defaults for optimizers with other defaults than SGD; given flags have precedence."""
 
 LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 """Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""

@@ -1,4 +1,4 @@
-"""The calls that genuine files of `torch.save` make, reimplemented: tensors on storages, and standard containers."""
+"""The functions that genuine files of `torch.save` call, reimplemented: tensors, and standard containers."""
 
 import struct
 from collections import OrderedDict
