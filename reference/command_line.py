@@ -82,7 +82,7 @@ def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
 
 
 def spelled(name: str, hint: Any) -> str:
-    """A setting as it is typed: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
+    """A setting in the syntax of the command line: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
     name = name.replace("_", "-")
     return f"--{name}, --no-{name}" if plain(hint) is bool else f"--{name} {metavar(hint)}"
 

@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 
 class KernelIsFlipped(Fault):
-    """The kernel is flipped, as in the mathematical definition of convolution."""
+    """Convolution as defined in mathematics."""
 
     caught_by = "test_08_convolution.py::test_stride_1_gives_the_documented_matrix"
     says = r"differs at index \[0, 0, 0, 0\](.|\n)*expected   10"

@@ -10,18 +10,18 @@ from packaging.version import InvalidVersion, Version
 from spec.report.document import OUTCOMES, Report, ReportError, order, read
 
 BAD = ("failed", "error", "known failure", "not written", "not offered", "absent")
-"""Outcomes that a test which passed before must not have: a component that is gone is broken too."""
+"""Outcomes that count as broken if the test passed before; a component that no longer exists is broken too."""
 JUDGED_NOT = ("skipped", "not claimed")
-"""Outcomes that say nothing about the implementation: the machine or the user left the test out."""
+"""Outcomes without a result for the implementation: the machine or the user left the test out."""
 
 
 def place(environment: Mapping[str, Any]) -> tuple[str, str]:
-    """What distinguishes two environments in a merged report: the PyTorch version and the device."""
+    """The fields that distinguish two environments in a merged report: the PyTorch version and the device."""
     return environment["versions"].get("torch", "?"), environment["device_name"] or environment["device"]
 
 
 def place_text(environment: Mapping[str, Any]) -> str:
-    """An environment in words."""
+    """A short text for an environment."""
     torch_version, device = place(environment)
     return f"torch {torch_version}, {device}"
 
@@ -29,7 +29,7 @@ def place_text(environment: Mapping[str, Any]) -> str:
 def merge(reports: Sequence[Report]) -> Report:
     """Put reports side by side; where two judged the same test of the same code at the same place, the later one wins.
 
-    An implementation that changed between two runs keeps nothing of the earlier one: its file is another file.
+    If an implementation changed between two runs, its earlier results are dropped.
 
     Args:
         reports: At least one; the order of their runs in time decides which one is later, not their order here.
@@ -87,7 +87,7 @@ def _age(where: tuple[str, str]) -> tuple[Any, ...]:
 
 
 def span(holds: Sequence[tuple[str, bool]]) -> str | None:
-    """Since and until which version something holds, if that differs between the versions.
+    """The range of versions in which something holds, if the versions differ.
 
     Args:
         holds: Versions in ascending order, each with whether it holds there.
@@ -143,12 +143,12 @@ def diff(before: Report, after: Report) -> dict[str, list[str]]:
 
 
 def counts(report: Report, implementation: str | None) -> Counter[str]:
-    """How many tests of an implementation ended how, over all environments."""
+    """The number of tests of an implementation by outcome, over all environments."""
     return Counter(test["outcome"] for test in report["tests"] if test["implementation"] == implementation)
 
 
 def incomplete(report: Report) -> list[str]:
-    """Why a report is not complete, one text per run that was not."""
+    """The reasons why a report is not complete, one text per incomplete run."""
     return [
         f"{run['finished']} of {run['collected']} tests: {run['interrupted'] or 'the run did not end'}"
         for run in report["runs"]
@@ -184,7 +184,7 @@ def history(folder: Path) -> list[Report]:
     """All reports below a folder, in the order of their runs.
 
     Raises:
-        ReportError: there is none, or one cannot be read.
+        ReportError: there is no report, or one cannot be read.
     """
     files = sorted(folder.rglob("report.json"))
     if not files:
@@ -204,7 +204,7 @@ def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[
 
 
 def summary(report: Report) -> list[str]:
-    """One line for each implementation: how many tests ended how."""
+    """One line for each implementation with the number of tests by outcome."""
     lines = []
     for name in dict.fromkeys(test["implementation"] for test in report["tests"]):
         found = counts(report, name)
