@@ -1,4 +1,4 @@
-"""Chapter 00: the check of documents: what it finds in them, how it runs it, and what it says."""
+"""Chapter 00: the check of documents: extraction, isolation, verdicts and report."""
 
 import json
 import os

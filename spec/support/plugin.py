@@ -338,7 +338,7 @@ class Specification:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note the components of each test; apply the known failures; leave out tests of nothing that was named."""
+        """Record the components of each test, apply the known failures, and drop tests without implementation."""
         elsewhere = self.config.getoption("--device") != "cpu"
         chosen, left_out = [], []
         for item in _in_order(items):

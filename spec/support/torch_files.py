@@ -207,7 +207,7 @@ class Writer:
         children: Mapping[str, Any] | None = None,
         **attributes: Any,
     ) -> Object:
-        """A module of that class, "package.module.Name" or a description; tensors become parameters and buffers."""
+        """A module of a class ("package.module.Name" or a description); tensors become parameters and buffers."""
         names = ["_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"]
         names.append("_load_state_dict_pre_hooks")
         state: dict[str, Any] = {"training": True}

@@ -1,5 +1,4 @@
-"""What a piece of code does to the world, as Python's own audit events tell: imports, files, processes, code; and how
-much memory its tensors take."""
+"""Observing code: its side effects by Python's audit events, and the memory of its tensors."""
 
 import sys
 import threading
