@@ -181,6 +181,7 @@ def test_prose_uses_the_standard_terms(path: Path) -> None:
 
 
 @clause("00.package.language")
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_prose_of_sources_uses_the_standard_terms(folder: str) -> None:
     paths = sources(folder)

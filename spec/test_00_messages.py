@@ -31,6 +31,7 @@ def chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @clause("00.messages.complete")
+@pytest.mark.slow
 def test_each_message_of_the_program_has_a_chinese_translation() -> None:
     missing = [
         f"{path.relative_to(ROOT)}:{line}: {text!r}"
@@ -93,6 +94,7 @@ def test_variable_parts_are_inserted_and_translated(text: str, expected: str) ->
 
 
 @clause("00.messages.filled")
+@pytest.mark.slow
 @given(values=st.lists(st.text(max_size=8), min_size=9, max_size=9), number=st.integers(0, 10**6))
 def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[str], number: int) -> None:
     template = messages._TEMPLATES[number % len(messages._TEMPLATES)]

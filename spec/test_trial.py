@@ -431,6 +431,7 @@ def test_a_failure_gives_the_index_both_values_the_tolerance_and_its_derivation(
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
 
+@pytest.mark.slow
 def test_a_wrong_shape_is_reported_before_wrong_numbers(failures: tuple[Path, str]) -> None:
     said = part(failures[1], "test_stride_is_the_step")
     assert "the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]" in said
@@ -486,7 +487,7 @@ def test_only_the_first_failure_is_shown_in_full(lesson: str) -> None:
     lines = first.splitlines()
     assert lines[0] == "conv2d: stride 1 gives the documented matrix"
     assert len(lines) <= 30
-    assert all(len(line) <= 80 for line in lines if not line.startswith("= "))  # pytest's line of counts may be longer
+    assert all(len(line) <= 80 for line in lines if not line.startswith("= "))  # pytest's own line may be longer
     for text in ("    got        9\n", "    expected   10\n", "(08.conv2d.stride1)"):
         assert text in first
     assert re.search(r"\n  stride as a pair: \d+ tests\n", rest), rest
