@@ -1,4 +1,4 @@
-"""Chapter 18: what the tutorial's `model.py` and `train.py` print, save and log, and what they say of themselves."""
+"""Chapter 18: the output, files and logs of the tutorial's `model.py` and `train.py`, and claims about them."""
 
 import hashlib
 import io

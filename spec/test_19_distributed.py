@@ -183,7 +183,7 @@ def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) ->
 
 @clause("19.processes.evaluation")
 def test_the_processes_evaluate_the_batches_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation is divided: with three processes, the second one computes the second batch, and no other of four."""
+    """With three processes and four batches of an evaluation, the second process computes only the second batch."""
     computed: list[int] = []
 
     class Counting(nn.Linear):

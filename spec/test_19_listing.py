@@ -36,7 +36,7 @@ def moved(images, targets):
         targets = targets.cuda()
     return images, targets
 """
-"""Chapter 19, lines 1618 to 1632, 1661 and 1688: `.cuda()` behind a question; the network's result is not taken."""
+"""Chapter 19, lines 1618 to 1632, 1661 and 1688: `.cuda()` after an if; the network's return value is unused."""
 
 METHOD_TWO = """\
 device = torch.device("cuda:0")

@@ -321,7 +321,7 @@ def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
 
 
 def exact_network() -> nn.Sequential:
-    """Its scores of such an image are 64ths below 2⁸: float32 holds them, and every sum on the way, exactly."""
+    """A network with scores that are multiples of 1/64 below 2⁸, so that all its sums are exact in float32."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with torch.no_grad():
         network[1].weight.copy_(whole(10, 3072, seed=1, dtype=torch.float32, largest=2) / 64)  # pyright: ignore[reportCallIssue]

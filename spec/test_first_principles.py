@@ -25,7 +25,7 @@ ROOT = Path(reference.__file__).parent
 FILES = [path for folder in ("nn", "fast", "models") for path in sorted((ROOT / folder).glob("*.py"))]
 FILES += [ROOT / name for name in ("arguments.py", "definitions.py", "optim.py")]
 EXCUSED = {
-    # built from any namespace of layers, PyTorch's unless told: the layers are not the file's own
+    # built from any namespace of layers, by default PyTorch's: the file defines no layers
     "models/ocean.py": ["torch.nn under another name"],
     # reads weights, computes nothing; torchvision is imported only when it is asked for what it lists
     "models/pretrained.py": ["import of importlib"],
