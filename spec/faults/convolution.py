@@ -201,7 +201,7 @@ class OddZeroComesFirst(Fault):
     """For an even kernel, the additional zero is on top and on the left."""
 
     caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
-    says = r"the odd one goes to the end"
+    says = r"an odd one goes to the end"
 
     @staticmethod
     def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:

@@ -126,7 +126,7 @@ class OrderIsThatOfTheWholePath(Fault):
     """The digest depends on the absolute path: the same tree in another folder has another order."""
 
     caught_by = f"{FILE}::test_the_order_depends_neither_on_place_nor_on_other_classes"
-    says = r"The order of the items depends on the names"
+    says = r"The order of the items depends only on the names"
 
     class ImageTree(_Tree):
         def order(self, found: dict[str, list[str]]) -> list[str]:

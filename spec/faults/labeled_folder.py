@@ -75,7 +75,7 @@ class HiddenFilesAreRead(Fault):
     """A file with a leading dot is treated as an image."""
 
     caught_by = "test_01_dataset.py::test_files_that_are_no_images_are_left_out"
-    says = r"Hidden files, files that are no images and sub-folders are left out"
+    says = r"Hidden files, files that are not images, and sub-folders are left out"
 
     class LabeledFolder(_Folder):
         def is_item(self, name: str) -> bool:
@@ -97,7 +97,7 @@ class FilesStayOpen(Fault):
     """`Image.open` reads only the header of a file, which stays open until its pixels are read."""
 
     caught_by = "test_01_dataset.py::test_an_item_that_is_kept_keeps_no_file_open"
-    says = r"A file is closed when its image is read"
+    says = r"A file is closed as soon as its image is read"
 
     class LabeledFolder(_Folder):
         def open(self, name: str) -> Any:
@@ -149,7 +149,7 @@ class PlusPutsTheOtherFirst(Fault):
     """`+` puts the items of the right-hand data set first."""
 
     caught_by = "test_01_dataset.py::test_plus_puts_one_data_set_after_the_other_and_associates"
-    says = r"\+ puts the items of one data set after those of the other"
+    says = r"\+ appends the items of one data set to those of another"
 
     class LabeledFolder(_Folder):
         def __add__(self, other: Any) -> Any:

@@ -114,7 +114,7 @@ class ShufflesWithPythonsRandomNumbers(Fault):
     """The order does not come from a generator of PyTorch."""
 
     caught_by = "test_06_dataloader.py::test_the_generator_decides_the_orders_after_an_early_break_too"
-    says = r"The generator decides the orders"
+    says = r"The generator determines the orders"
 
     class Order:
         def __init__(self, n: int) -> None:
@@ -137,7 +137,7 @@ class SamplerIsSorted(Fault):
     """A sampler determines the items, but not their order."""
 
     caught_by = "test_06_dataloader.py::test_a_sampler_decides_which_items_come_and_in_which_order"
-    says = r"A sampler decides which items come, in which order"
+    says = r"A sampler determines which items an epoch contains, in which order"
 
     @staticmethod
     def DataLoader(*args: Any, sampler: Any = None, **options: Any) -> Any:
@@ -148,7 +148,7 @@ class BatchSamplerIsCutAnew(Fault):
     """The indices of a batch_sampler are joined and split into batches of two."""
 
     caught_by = "test_06_dataloader.py::test_a_batch_sampler_decides_each_batch"
-    says = r"A batch_sampler decides the indices of each batch"
+    says = r"A batch_sampler determines the indices of each batch"
 
     @staticmethod
     def DataLoader(*args: Any, batch_sampler: Any = None, **options: Any) -> Any:
@@ -161,7 +161,7 @@ class NoneMeansBatchesOfOne(Fault):
     """`batch_size=None` gives single items a batch dimension."""
 
     caught_by = "test_06_dataloader.py::test_a_batch_size_of_none_gives_single_items"
-    says = r"gives the items one by one, without a batch dimension"
+    says = r"returns single items without a batch dimension"
 
     @staticmethod
     def DataLoader(dataset: Any, batch_size: Any = 1, **options: Any) -> Any:
@@ -201,7 +201,7 @@ class CollateFnGetsTheBatch(Fault):
     """`collate_fn` is called with the default batch instead of the items."""
 
     caught_by = "test_06_dataloader.py::test_collate_fn_makes_the_batch_of_the_list_of_its_items"
-    says = r"collate_fn is given the list of a batch's items"
+    says = r"collate_fn receives the list of a batch's items"
 
     @staticmethod
     def DataLoader(*args: Any, collate_fn: Any = None, **options: Any) -> Any:
@@ -214,7 +214,7 @@ class BatchesComeAsTheyAreMade(Fault):
     """Batches are returned in the order in which the workers finish."""
 
     caught_by = "test_06_dataloader.py::test_two_workers_give_the_batches_of_none_in_the_same_order"
-    says = r"Workers change nothing in the batches or their order"
+    says = r"Workers change neither the batches nor their order"
 
     @staticmethod
     def DataLoader(*args: Any, **options: Any) -> Any:
