@@ -12,7 +12,7 @@ class LastLayerFirst(Fault):
     """The layers are applied from right to left, as in the composition f₁(f₂(x))."""
 
     caught_by = "test_13_container.py::test_it_is_the_composition_in_the_order_given"
-    says = r"differs at index(.|\n)*Sequential applies its layers in the order given"
+    says = r"differs at index(.|\n)*Sequential applies its layers in the given order"
 
     class Sequential(nn.Sequential):
         def forward(self, input: Any) -> Any:

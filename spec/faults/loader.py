@@ -42,7 +42,7 @@ class DrawsWithReplacement(Fault):
     """Each index is drawn independently, with repetitions."""
 
     caught_by = "test_06_dataloader.py::test_each_item_comes_once_except_those_an_incomplete_batch_drops"
-    says = r"assert \d+ == \d+(.|\n)*An epoch brings each item exactly once"
+    says = r"assert \d+ == \d+(.|\n)*An epoch contains each item exactly once"
 
     @staticmethod
     def DataLoader(dataset: Any, batch_size: Any = 1, shuffle: Any = None, **options: Any) -> Any:
