@@ -9,7 +9,7 @@ entries:
     network             {"name": "Ocean", "classes": 10}: how to build the network again
     class_names         the name of each class, in the order of the scores
     preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: how an image is converted before the network
-    state_dict          the network's parameters and buffers, on the CPU, each with memory of its own size
+    state_dict          the network's parameters and buffers, on the CPU, each with a storage of its own size
     metrics             of the epoch after which it was saved; empty before the first
     training            the other data needed to resume: optimizer, progress, random states (`reference.run`)
 """

@@ -381,7 +381,7 @@ class AdamW(Adam):
 
 
 def _counter(steps: float | int) -> Tensor:
-    """A step count as a tensor that counts exactly up to 2²⁴ at least, whatever the default dtype."""
+    """A step count as a tensor that counts exactly up to at least 2²⁴, for any default dtype."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(float(steps), dtype=dtype)
 

@@ -168,7 +168,7 @@ def whiten(
     Args:
         weight: its filters, changed in place; they require no gradient afterwards.
         bias: likewise.
-        seen: the inputs of the filters as rows, in the order of a filter's numbers; at least as many as filters.
+        seen: the inputs of the filters as rows, in the order of a filter's numbers; at least one per filter.
     """
     values, vectors = torch.linalg.eigh(seen.T.cov())  # the largest comes last
     filters = (vectors / (values.clamp(min=0) + 0.01).sqrt()).flip(1)[:, : len(weight)].T

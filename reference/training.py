@@ -317,7 +317,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate `network`, computing in `precision`, on every batch of `loader`, without gradients.
 
-    The processes of a `group` compute the batches in turn; every process returns the same result.
+    The processes of a `group` compute the batches alternately; every process returns the same result.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.

@@ -397,7 +397,7 @@ class Multihead:
         alone: Query, key and value are one tensor.
         attn: The attention mask: "none", "bool", "float"; with "each" it has three dimensions.
         padding: Whether there is a padding mask too, of the type of the other.
-        recording: Gradients are recorded, in training; otherwise PyTorch may take a kernel of its own.
+        recording: Gradients are recorded, in training; otherwise PyTorch may use a different kernel.
     """
 
     heads: int
@@ -747,7 +747,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
         return torch.autograd.grad(output.sum(), value)[0]
 
     expected = gradient(need_weights=True)
-    # the projections add up 4 products each, on the way and back; the weights are means of 3
+    # the projections add up 4 products each, forward and backward; the weights are means of 3
     bound = rounding(torch.float32, 64, 16 * expected.abs().max().item() + 1)
     assert_close(gradient(need_weights=False), expected, bound, "the gradient of value without need_weights")
 
@@ -934,7 +934,7 @@ def test_the_result_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, d
     )
     output = layer(src)
     exact = layer.double()(src.double())
-    # fewer than 40 roundings of numbers below 4 on the way to an output; the norms divide by more than 1
+    # fewer than 40 roundings of numbers below 4 for an output; the norms divide by more than 1
     assert_close(output, exact.to(dtype), rounding(dtype, 40, 4))
 
 

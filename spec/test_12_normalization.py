@@ -118,7 +118,7 @@ class FarRow:
         x: `[n]`, as they are after rounding to the dtype.
         expected: `[n]`, (x - mean) / sqrt(var + 1e-5) in float64.
         linear: An error of the mean's and the deviations' digits, in proportion to the offset.
-        centred: An error of the deviations' own digits, whatever the offset.
+        centred: An error of the deviations' own digits, independent of the offset.
     """
 
     x: Tensor

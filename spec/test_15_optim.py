@@ -655,7 +655,7 @@ class Rules:
         for number, gradient in enumerate(self.gradients()):
             step(first, x, gradient)
             step(second, y, gradient)
-            # a dozen operations a step, of numbers below 4 + 6 · lr
+            # a dozen operations per step, on numbers below 4 + 6 · lr
             assert_close(y, x.detach(), rounding(torch.float64, 24 * (number + 1), 8.0), "the parameter")
 
     def gradients(self) -> Iterator[Tensor]:

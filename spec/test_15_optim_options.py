@@ -92,7 +92,7 @@ class Options:
         plain, other = optimizer([x], **self.settings), optimizer([y], **self.settings, **{mode: value})
         assert other.param_groups[0][mode] is value
         for number, (expected, found) in enumerate(zip(course(plain, x), course(other, y), strict=True)):
-            # a dozen operations a step, of numbers below 8
+            # a dozen operations per step, on numbers below 8
             assert_close(
                 torch.tensor(found, dtype=torch.float64), expected, rounding(torch.float64, 12 * (number + 1), 8.0)
             )

@@ -618,7 +618,7 @@ def test_every_component_computes_the_same_on_the_device_and_on_the_cpu() -> Non
         assert len(here) == len(there) >= 1, name
         assert {value.device.type for value in here} == {"cpu"}, name
         assert {value.device.type for value in there} == {NAME}, name
-        for ours, theirs in zip(here, there, strict=True):  # the same kernels compute, so to the bit
+        for ours, theirs in zip(here, there, strict=True):  # the same kernels compute, so bit for bit
             assert torch.equal(ours, theirs.cpu()), name
 
 

@@ -287,7 +287,7 @@ def test_channels_last_images_give_the_same_numbers_and_gradients(gpu: torch.dev
         (gradient,) = torch.autograd.grad(output, given, upstream.contiguous(memory_format=layout))
         assert given.is_contiguous(memory_format=layout)
         results[layout] = output.detach().cpu(), gradient.cpu()
-    # at most 9 · 6 products and as many sums on the way to one number, of numbers with sizes that add up to below 64
+    # at most 9 · 6 products and sums for one number, of numbers with absolute values that add up to below 64
     for what, one, other in zip(("output", "gradient"), *results.values(), strict=True):
         assert_close(other, one, rounding(torch.float32, 54, 64.0), what)
 

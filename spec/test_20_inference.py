@@ -109,7 +109,7 @@ def test_a_class_number_is_the_place_of_its_name_in_the_files_list(
 
 @clause("20.recipe.class_numbers")
 def test_the_official_list_has_cat_at_3_and_dog_at_5() -> None:
-    """The bytes of the list have the MD5 that torchvision demands of the official batches.meta; in no other order."""
+    """Only in this order the bytes of the list have torchvision's MD5 of the official batches.meta."""
     demanded = torchvision.datasets.CIFAR10.meta["md5"]
     assert hashlib.md5(python2_pickle(meta())).hexdigest() == demanded
     assert hashlib.md5(python2_pickle(meta(CLASSES[::-1]))).hexdigest() != demanded
@@ -393,7 +393,7 @@ def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
     """The tutorial's steps, lines 2066 to 2110, one image at a time, and the relative tolerance of a probability.
 
     In float64. A sum of n products and a bias is off by at most (n + 1) · eps times the sum of their absolute values,
-    in whatever order; the network of the absolute values, given those of the image, says how large that can become
+    in any order; the network of the absolute values, given those of the image, says how large that can become
     until it reaches the scores, since the largest of several numbers is off by no more than the worst of them. An error
     e in every score is a factor between exp(-2e) and exp(2e) in a probability.
     """

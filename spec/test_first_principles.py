@@ -8,7 +8,7 @@ Forbidden, in every spelling that a syntax tree shows, are the rest of `torch.nn
 parts and operators, and the functions and methods that compute a layer, an activation or a loss.
 
 `x.flatten()` is plain reshaping, except in the file that defines `flatten`; `torch.flatten` is always the component.
-An attribute of `self` is the module's own, whatever its name: `self.dropout` may be the reference's `Dropout`.
+An attribute of `self` belongs to the module, for any name: `self.dropout` may be the reference's `Dropout`.
 """
 
 import ast

@@ -187,7 +187,7 @@ class _Start:
 def parse(kind: type[S]) -> S:
     """Parse the command line; flags that are not given have the resumed run's, the recipe's or the tutorial's value.
 
-    Every Boolean has two flags, `--mirror` and `--no-mirror`, whatever its default is.
+    Every Boolean has two flags, `--mirror` and `--no-mirror`, for either default.
     """
     choose_language()
     with styled():

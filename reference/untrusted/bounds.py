@@ -53,7 +53,7 @@ known size: VGG16, the largest one, has 553 MB."""
 
 NETWORK_VIEWS = 2
 """The same for the elements of a network that is to be run: a conversion of the dtype or a move to a GPU gives each of
-its tensors memory of its own."""
+its tensors separate memory."""
 
 # Networks
 

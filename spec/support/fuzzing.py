@@ -1,9 +1,9 @@
 """Valid files of `torch.save`, damaged at random: `python -m spec.support.fuzzing --inputs 100000 --seed 0`.
 
-Each input is one of `seeds()` with one to four changes: bytes, lengths, instructions of its pickle (checksums and
-directory put right again), or fields of the archive. A reader may refuse it with `InputError` or return a result,
-within seconds, and must have no side effect except opening the file, and no output. The command tries `load_checkpoint`
-and `read_legacy_checkpoint` on each of them.
+Each input is one of `seeds()` with one to four changes: bytes, lengths, instructions of its pickle (with corrected
+checksums and directory), or fields of the archive. A reader may refuse it with `InputError` or return a result, within
+seconds, and must have no side effect except opening the file, and no output. The command tries `load_checkpoint` and
+`read_legacy_checkpoint` on each of them.
 """
 
 import argparse

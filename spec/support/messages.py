@@ -30,7 +30,7 @@ APART = ("nn", "fast", "optim.py", "pretrained.py")
 
 
 def sources() -> list[Path]:
-    """The sources with messages for everybody: the scripts, and the program behind them."""
+    """The sources with messages for users: the scripts, and the program behind them."""
     found = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts" / name for name in SCRIPTS)]
     return sorted(path for path in found if not any(part in APART for part in path.relative_to(ROOT).parts))
 

@@ -315,7 +315,7 @@ def _keeping_parameters(to: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register() -> None:
-    """Make `torch.device("simulated")` a device of this process, for good. Before the process's first backward."""
+    """Register `torch.device("simulated")` in this process permanently. Call it before the first backward."""
     if _state.registered:
         return
     _state.registered = True
