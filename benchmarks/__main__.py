@@ -18,10 +18,10 @@ from spec.support.implementations import load
 TOPICS = ("convolution", "pooling", "activation", "loss", "optim", "step")
 
 LIMITS = {"convolution": 3.0, "pooling": 1.5, "step": 3.0}
-"""The wanted ratio to PyTorch's time for components with a fast form; definitions are not tuned."""
+"""The target ratio to PyTorch's time for components with a fast form; definitions are not tuned."""
 
 PRODUCTS_LIMIT = 1.5
-"""The wanted ratio of a convolution's time to that of its matrix products."""
+"""The target ratio of a convolution's time to the time of its matrix products."""
 
 CPU = torch.device("cpu")
 

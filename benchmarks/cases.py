@@ -1,7 +1,7 @@
 """The cases to measure: components as in a training of the network, forward and backward, on a batch of 64.
 
-A case prepares its tensors, makes one step, and checks the result; so pytest and `python -m benchmarks` time the same
-step, and know that it is right.
+A case prepares its tensors, runs one step, and checks the result, so that pytest and `python -m benchmarks` time the
+same step and verify it.
 """
 
 from abc import ABC, abstractmethod
@@ -19,12 +19,12 @@ BATCH = 64
 """Images in a batch, as in the tutorial."""
 
 Step = Callable[[], Sequence[Tensor]]
-"""One step, ready to be timed; it returns all results."""
+"""A function that runs one step, to be timed; it returns all results."""
 
 
 @dataclass(frozen=True, repr=False)
 class Case(ABC):
-    """A measurement that can be made of every implementation.
+    """A measurement for any implementation.
 
     Attributes:
         topic: names the file of `benchmarks/` that it belongs to.
@@ -41,7 +41,7 @@ class Case(ABC):
 
     @abstractmethod
     def step(self, component: Any, device: torch.device) -> Step:
-        """One step of `component`, an implementation's own, with tensors on `device`."""
+        """One step of `component`, from the implementation under test, with tensors on `device`."""
 
     @abstractmethod
     def check(self, result: Sequence[Tensor]) -> None:
@@ -57,10 +57,9 @@ class Pass(Case):
         layer: the arguments to build the component with, if it is a layer; it gets the weights of PyTorch's layer, and
             the result includes their gradients.
         options: named arguments of the call.
-        operations: the number of roundings on the way to one number (`spec.support.assertions.rounding`); None if all
-            results are exact, because the numbers are integers or are only moved.
-        magnitude: the largest number on that way.
-        training: whether a layer is used in training mode.
+        operations: the number of roundings in the computation of one number (`spec.support.assertions.rounding`); None
+        if all results are exact, because the numbers are integers or are only copied. magnitude: the largest number in
+        this computation. training: whether a layer is used in training mode.
     """
 
     inputs: Callable[[], tuple[Tensor, ...]]
@@ -108,7 +107,7 @@ class Pass(Case):
 
 
 def timed(case: Case, implementation: Implementation, device: torch.device) -> Step:
-    """One step of `case`, which ends when the device has done its work."""
+    """One step of `case`, which ends when the device has completed its work."""
     target = implementation.components[case.component]
     step = case.step(target.get() if hasattr(target, "get") else target, device)
     if device.type != "cuda":
@@ -123,7 +122,7 @@ def timed(case: Case, implementation: Implementation, device: torch.device) -> S
 
 
 def whole(*shape: int, needs_gradient: bool = True) -> Tensor:
-    """Whole numbers from -3 to 3: the sums of their products are exact in float32, up to 2²⁴ in size."""
+    """Integers from -3 to 3: the sums of their products are exact in float32, up to an absolute value of 2²⁴."""
     return _whole_numbers(shape).requires_grad_(needs_gradient)
 
 

@@ -25,7 +25,7 @@ COLUMNS = ["min", "median", "iqr", "rounds"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Set up short tables; print a warning of pytest-benchmark in one line, since it is no error."""
+    """Set up short tables; print a warning of pytest-benchmark in one line, because it is not an error."""
     config.stash[REMARKS] = []
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
 
@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Drop the current clock rate, which varies on one machine."""
+    """Drop the current clock rate, which varies on the same machine."""
     cpu = machine_info["cpu"]
     for name in [name for name in cpu if name.startswith("hz_")]:
         del cpu[name]
@@ -64,7 +64,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each benchmark on the CPU and, if there is one, on the GPU; or only on the device of the command line.
 
-    With `-m gpu` the benchmarks on the CPU run too, for comparison. In the rehearsal the CPU stands in for the GPU.
+    With `-m gpu` the benchmarks on the CPU run too, for comparison. In the rehearsal the CPU replaces the GPU.
     """
     if "device" in metafunc.fixturenames:
         chosen = str(metafunc.config.getoption("--device"))
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def clear_cache(device: torch.device) -> Callable[[], None]:
     """The function to call before each round on a GPU: it overwrites the second-level cache and waits for the GPU.
 
-    Otherwise a small input stays in the cache from round to round, which it never does in a training.
+    Otherwise a small input would stay in the cache from round to round, unlike in a training.
     """
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     room = torch.empty(size, dtype=torch.uint8, device=device)
@@ -112,7 +112,7 @@ def clear_cache(device: torch.device) -> Callable[[], None]:
 
 @pytest.fixture(autouse=True)
 def idle_device() -> None:
-    """Before each benchmark, wait for the GPU and release the memory that the last one left."""
+    """Before each benchmark, wait for the GPU and release the memory of the previous one."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.synchronize()
@@ -121,7 +121,7 @@ def idle_device() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any, implementation: Implementation, device: torch.device) -> Measure:
-    """Time one step of a case and assert its result; comparable cases are in one table."""
+    """Time one step of a case and assert its result; comparable cases are in the same table."""
 
     def run(case: Case) -> None:
         benchmark.group = f"{case.topic}: {case}"

@@ -1,8 +1,8 @@
 """Render the recorded GPU runs as Markdown: `python -m benchmarks.figures`.
 
-Reads `docs/figures/*.json`, as `python -m benchmarks.gpu` writes them, and replaces the text between two markers in
-`docs/gpu.md` and `docs/gpu.zh-CN.md`. Every number comes from a file, with device, versions and date; where there is no
-file the text says that nothing has been measured. `--check` changes nothing and fails if the documents differ.
+Reads `docs/figures/*.json`, written by `python -m benchmarks.gpu`, and replaces the text between two markers in
+`docs/gpu.md` and `docs/gpu.zh-CN.md`. Every number comes from a file, with device, versions and date; without a file
+the text states that nothing has been measured. `--check` changes nothing and fails if the documents differ.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def text(key: str, language: str, **values: Any) -> str:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean ± standard deviation, or the one value."""
+    """Mean ± standard deviation, or the value itself if there is only one."""
     if len(values) == 1:
         return format(values[0], form)
     return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"

@@ -1,13 +1,13 @@
 """Run and record everything that needs a GPU: `python -m benchmarks.gpu --output DIR`.
 
-The command runs parts in the order of their importance, each as processes of its own under its own time limit, and all
+The command runs parts in the order of their importance, each in separate processes with a separate time limit, and all
 of them within eight minutes on one H100 with 16 cores. `DIR/gpu.json` is written anew after every part: the
-environment, and for each part its status, its seconds and its figures. A part that fails, or that reaches its limit,
-keeps what it had recorded. `DIR/gpu.log` holds what the parts printed. `docs/gpu.md` says how to use both.
+environment, and for each part its status, its seconds and its figures. A part that fails or reaches its limit keeps the
+figures that it has recorded. `DIR/gpu.log` contains the output of the parts. `docs/gpu.md` describes the use of both.
 
 The machine needs no network: `python -m benchmarks.pack` puts wheels and images into a folder, and this command
-installs the wheels into a temporary folder and unpacks the images there. Until that is done only Python's standard
-library is imported.
+installs the wheels into a temporary folder and unpacks the images there. Before that, only Python's standard library is
+imported.
 """
 
 import argparse
@@ -38,7 +38,7 @@ REHEARSAL = 10.0
 GRACE = 8.0
 """Seconds for a part that reached its limit to write its results, before it is killed."""
 LOG_LIMIT = 2**20
-"""Bytes of a part's output in the log, from its end."""
+"""The size of the end of a part's output that is kept in the log, in bytes."""
 PYTEST = ("-p", "no:cacheprovider", "-p", "benchmarks.outcomes", "-q")
 
 
@@ -51,7 +51,7 @@ class Part:
         seconds: its limit.
         command: the arguments of Python.
         rehearsal: the arguments in a rehearsal on the CPU.
-        beside: whether it may run at the same time as the part before it; parts that measure time run alone.
+        beside: whether the part may run at the same time as the previous part; parts that measure time run alone.
     """
 
     name: str
@@ -74,11 +74,11 @@ def pytest_part(
     return Part(name, seconds, ("-m", "pytest", *words, *PYTEST), ("-m", "pytest", *rehearsal, *PYTEST), beside)
 
 
-# The tests of the components on the device are a part of its own here, in several processes.
+# The tests of the components on the device are a separate part here, in several processes.
 _GPU_TESTS = ("spec", "-m", "gpu", "--deselect", "spec/test_19_convergence.py::test_the_specification_runs_on_the_gpu")
 _COMPONENTS = ("spec", "--impl", "reference,torch", "--hypothesis-profile", "gpu")
 
-# The training steps first, always in the same order: if the limit ends the part, components are missing.
+# The training steps first, in a fixed order: if the time limit ends the part, only components are missing.
 _BENCHMARKS = (
     *("-p", "no:randomly", "benchmarks/test_device.py"),
     *sorted(f"benchmarks/{path.name}" for path in ROOT.glob("benchmarks/test_*.py") if path.stem != "test_device"),
@@ -112,7 +112,7 @@ PARTS = (
     ),
     measured("trainings-full", 110),
 )
-"""All parts, the most important first."""
+"""All parts, the most important ones first."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Record:
     content: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Replace the file in one step: a reader always finds a whole one."""
+        """Replace the file in one step, so that a reader always finds a complete file."""
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(dump(self.content), encoding="utf-8")
         temporary.replace(self.path)
@@ -160,7 +160,7 @@ class Running:
             )
 
     def finish(self) -> dict[str, Any]:
-        """Wait for its end, or end it at its limit; return its entry of the JSON."""
+        """Wait until the part ends, or end it at its time limit; return its entry of the JSON."""
         status = "done"
         try:
             self.process.wait(max(0.0, self.began + self.seconds - time.monotonic()))
@@ -169,7 +169,7 @@ class Running:
             self.signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
-        self.signal(signal.SIGKILL)  # also the processes that it started and left running
+        self.signal(signal.SIGKILL)  # also the child processes that are still running
         code = self.process.wait()
         if status == "done" and code != 0:
             status = f"failed with exit status {code}"
@@ -240,7 +240,7 @@ def prepare(packed: Path, scratch: Path, attempt: Callable[[str, Callable[[], No
 
 
 PREPARATION = (measured("environment", 60), measured("images", 90))
-"""Parts that come before all others and are recorded as preparation."""
+"""Parts that run before all others and are recorded as preparation."""
 
 
 def run(
@@ -260,7 +260,7 @@ def run(
         packed: the folder that `benchmarks.pack` filled; it may be missing.
         budget: seconds for everything together.
         rehearse: whether the CPU stands in for the GPU.
-        preparation: the parts to run before.
+        preparation: the parts to run before them.
     """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def run(
 
 
 def summary(entry: dict[str, Any]) -> str:
-    """A part's figures in a few words."""
+    """A short text with the figures of a part."""
     outcomes = [figure for figure in entry["figures"] if "outcome" in figure]
     if outcomes:
         counts: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """The parts of `python -m benchmarks.gpu` that measure: `python -m benchmarks.gpu_parts NAME [--rehearse]`.
 
 Every figure is written as a JSON line into the file that the variable OCEAN_RECORD names (or to standard output) as
-soon as it is known. A rehearsal runs on the CPU, on fewer images and for fewer epochs.
+soon as it is known. A rehearsal runs on the CPU, with fewer images and epochs.
 """
 
 import argparse
@@ -47,23 +47,23 @@ def record(**figure: Any) -> None:
     if path := os.environ.get("OCEAN_RECORD"):
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
-    print(text, end="", flush=True, file=sys.__stdout__)  # not into the output of a program that is measured
+    print(text, end="", flush=True, file=sys.__stdout__)  # not mixed with the output of a measured program
 
 
 @dataclass(frozen=True)
 class Place:
-    """Place and size of the measurements.
+    """The device and the size of the measurements.
 
     Attributes:
         device: the device of the networks.
-        rehearse: whether the CPU stands in for the GPU, at reduced size.
+        rehearse: whether the CPU replaces the GPU, at reduced size.
     """
 
     device: torch.device
     rehearse: bool
 
     def halves(self) -> tuple[Resident, Resident]:
-        """The training and test images: those of OCEAN_DATA, else Shapes."""
+        """The training and test images: those of OCEAN_DATA, otherwise Shapes."""
         root = os.environ.get("OCEAN_DATA")
         both: tuple[Resident, Resident]
         if root is None:
@@ -93,7 +93,7 @@ class Place:
         return Settings(**values, device=str(self.device), quiet=True)
 
     def wait(self) -> None:
-        """Return when the device has completed its work."""
+        """Wait until the device has completed its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -144,7 +144,7 @@ def printed(*command: str) -> str | None:
 
 
 def images(place: Place) -> None:
-    """Decode the images once, so that no later part spends time on it."""
+    """Decode the images once, so that no later part spends time on decoding."""
     began = time.perf_counter()
     train_set, test_set = place.halves()
     record(images=len(train_set) + len(test_set), seconds=round(time.perf_counter() - began, 2))
@@ -157,7 +157,7 @@ PRECISIONS = ("float32", TF32, "bfloat16")
 
 @contextmanager
 def tf32(on: bool, device: torch.device) -> Iterator[None]:
-    """Allow or forbid TF32, whatever a training requests meanwhile; `train_full.py` itself has no flag for it."""
+    """Allow or forbid TF32, even if a training sets it meanwhile; `train_full.py` itself has no flag for it."""
     if not on or device.type != "cuda":
         yield
         return
@@ -189,7 +189,7 @@ def _submodules(package: str) -> list[str]:
 
 
 def trainings(place: Place, how: str) -> None:
-    """The tutorial's recipe with `--compile how`, in each precision: seconds, accuracy, images a second, memory."""
+    """The tutorial's recipe with `--compile how`, in each precision: seconds, accuracy, images per second, memory."""
     from reference.run import train
 
     with tempfile.TemporaryDirectory() as name:
@@ -227,7 +227,7 @@ def outcome(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def command(place: Place) -> None:
-    """`train_full.py` as a user starts it, in a process of its own: seconds from the command to its end."""
+    """`train_full.py` as a user starts it, in a separate process: seconds from the command to its end."""
     with tempfile.TemporaryDirectory() as name:
         for precision in ("float32", "auto"):
             output = Path(name) / precision
@@ -242,7 +242,7 @@ def command(place: Place) -> None:
 
 
 class _EnoughError(Exception):
-    """Ends the tutorial's program when enough of it has been measured."""
+    """Ends the tutorial's program when enough steps have been measured."""
 
 
 class _Clock(io.TextIOBase):
@@ -372,7 +372,7 @@ def fast(place: Place) -> None:
 
 
 def profile(place: Place) -> None:
-    """The share of a training step in which the GPU computes, by the profiler's own record of kernels and copies."""
+    """The share of a training step in which the GPU computes, from the profiler's record of kernels and copies."""
     from benchmarks.test_device import BATCHES, training_step
 
     steps, activities = 5 if place.rehearse else 50, [torch.profiler.ProfilerActivity.CPU]
@@ -408,7 +408,7 @@ def profile(place: Place) -> None:
                     dtype=str(dtype or torch.float32).removeprefix("torch."),
                     milliseconds=round(1e3 * plain, 4),
                     gpu_milliseconds=round(1e3 * busy / steps, 4),
-                    # the profiler slows the host down, so the share is of a step without it
+                    # the profiler slows the host down, so the share refers to the time of a step without it
                     gpu_share=round(busy / steps / plain, 4) if kernels else None,
                     kernels_a_step=kernels / steps,
                     longest=top,

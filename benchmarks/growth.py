@@ -1,4 +1,4 @@
-"""The growth of the time of the reference's convolution: with the number of pixels, and with the channels' product."""
+"""The time of the reference's convolution as a function of the number of pixels and of the product of channels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def curves() -> dict[str, list[tuple[float, float]]]:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The exponent p of the power law time ~ size^p that fits best: least squares on logarithms."""
+    """The exponent p of the best-fitting power law time ~ size^p, by least squares on logarithms."""
     xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))

@@ -1,7 +1,7 @@
 """A pytest plugin that records outcomes while the tests run: `-p benchmarks.outcomes`, into the file `OCEAN_RECORD`.
 
 One JSON line for each test that failed or recorded a property, and one for each hundred that passed or were skipped,
-so that the counts of a run that was ended at its limit are known, too.
+so that the counts of a run that was ended at its time limit are known, too.
 """
 
 import os
@@ -15,10 +15,10 @@ import pytest
 from benchmarks.strict import line
 
 STEP = 100
-"""Number of tests of one outcome that are counted together."""
+"""The number of tests with the same outcome that are counted together."""
 
 TRIAL = ("implementation", "components", "absent")
-"""Properties that every test of an implementation has."""
+"""Properties that every test of an implementation records."""
 
 
 class Outcomes:
@@ -30,7 +30,7 @@ class Outcomes:
         self.slowest: list[tuple[float, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test once: at its call, or in the phase that ended it before."""
+        """Count a test once: at its call, or in an earlier phase that ended it."""
         if report.failed:
             text = getattr(report.longrepr, "reprcrash", None)
             message = text.message if text is not None else str(report.longrepr)
@@ -60,7 +60,7 @@ class Outcomes:
             self.write({"outcome": key[0], "count": count} | ({"reason": key[1]} if key[1] else {}))
 
     def pytest_sessionfinish(self) -> None:
-        """Write the rest."""
+        """Write the remaining counts."""
         for key in list(self.counts):
             self.flush(key)
         self.write({"slowest": self.slowest})
@@ -72,6 +72,6 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record in the process that reports; the workers of xdist send their reports to it."""
+    """Record in the controlling process; the workers of xdist send their reports to it."""
     if "OCEAN_RECORD" in os.environ and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes(Path(os.environ["OCEAN_RECORD"])))

@@ -22,11 +22,11 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from benchmarks.gpu import PACKED, ROOT
 
 PRESENT = ("torch", "torchvision", "numpy", "pillow", "scipy", "matplotlib")
-"""Packages that a machine for PyTorch has already; they are too large to pack."""
+"""Packages that a machine with PyTorch already has; they are too large to pack."""
 UNUSED = ("ruff", "pyright", "nbclient", "nbformat", "ipykernel", "playwright", "cosmic-ray", "nox", "vale")
 """Packages of the project's extras that no part of the GPU command uses."""
 MORE = ("expecttest",)
-"""PyTorch's own test samples import it."""
+"""A package that PyTorch's own test samples import."""
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
@@ -44,7 +44,7 @@ def requirements(pyproject: Path, left_out: Iterable[str]) -> list[str]:
 
 
 def download(wanted: Sequence[str], target: Path, version: str) -> None:
-    """Download the wheels of `wanted` and of everything that they need."""
+    """Download the wheels of `wanted` and of their dependencies."""
     words = ["-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version", version]
     words += ["--implementation", "cp", "--abi", f"cp{version.replace('.', '')}", "--abi", "abi3", "--abi", "none"]
     words += [word for platform in PLATFORMS for word in ("--platform", platform)]

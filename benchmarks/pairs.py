@@ -1,4 +1,4 @@
-"""Ratios of pairs that are run in turn, A B A B …: a temporary slowdown of the machine affects both."""
+"""Ratios of pairs that run alternately, A B A B …, so that a temporary slowdown of the machine affects both."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PAIRS = 9
-"""Number of pairs; a figure needs at least 7."""
+"""The number of pairs; a figure needs at least 7."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def compare(
     seconds: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Ratio:
-    """Time two functions in turn.
+    """Time two functions alternately.
 
     Args:
         first: A.

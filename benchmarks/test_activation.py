@@ -1,4 +1,4 @@
-"""Chapter 11: activations behind the first convolution, and the softmax of many scores."""
+"""Chapter 11: activations after the first convolution, and the softmax of many scores."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MAPS, SCORES = (BATCH, 32, 32, 32), (BATCH, 1000)
 
 
 def activation(component: str, shape: tuple[int, ...], **options: Any) -> Pass:
-    """Of numbers up to 6: exp, a sum over the scores, a quotient; the same number of operations backward."""
+    """For numbers up to 6: exp, a sum over the scores and a quotient; in the backward pass the same number."""
     operations = 2 * (3 + (shape[-1] if "dim" in options else 1))
     label = "x".join(map(str, shape))
     return Pass(

@@ -14,7 +14,7 @@ CASES = [
         "scaled_dot_product_attention",
         f"{BATCH}x{POSITIONS}x{WIDTH}",
         lambda: tuple(normal(BATCH, POSITIONS, WIDTH) for _ in range(3)),
-        operations=4 * (WIDTH + POSITIONS),  # two sums over the width and two over the positions, there and back
+        operations=4 * (WIDTH + POSITIONS),  # two sums over the width and two over the positions, forward and backward
         magnitude=6.0,
     ),
     Pass(
@@ -24,7 +24,8 @@ CASES = [
         lambda: tuple(normal(POSITIONS, BATCH, WIDTH) for _ in range(3)),
         layer=(WIDTH, HEADS),
         options={"need_weights": False},
-        # the above and a projection before and after it, there and back; the weights' gradients sum over the rest
+        # attention and a projection before and after it, forward and backward; the weight gradients sum over batch and
+        # positions
         operations=4 * (WIDTH + POSITIONS) + 4 * WIDTH + POSITIONS * BATCH,
         magnitude=6.0,
     ),
@@ -34,7 +35,7 @@ CASES = [
         f"{POSITIONS}x{BATCH}x{WIDTH}, {HEADS} heads",
         lambda: (normal(POSITIONS, BATCH, WIDTH),),
         layer=(WIDTH, HEADS, HIDDEN, 0.0),  # no dropout
-        # the same, two normalizations and two linear layers more
+        # multi-head attention, two normalizations and two linear layers
         operations=4 * (WIDTH + POSITIONS) + 4 * WIDTH + POSITIONS * BATCH + 8 * WIDTH + 2 * (WIDTH + HIDDEN),
         magnitude=6.0,
     ),

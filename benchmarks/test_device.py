@@ -1,12 +1,12 @@
-"""CPU against GPU: the time of a training step on each, with and without the transfers to the GPU, and its memory.
+"""CPU and GPU compared: the time of a training step, with and without the transfers to the GPU, and its memory.
 
     pytest benchmarks/test_device.py -m gpu                      # on a GPU
     pytest benchmarks/test_device.py -m gpu --gpu-rehearsal      # the same on the CPU
 
-Every time ends when the device has completed its work. The other files compare the components one by one: with
-`-m gpu` each is timed on the CPU and on the GPU. The tutorial's claims, ten times as fast and 148 seconds for ten
-epochs, are the ratio of two rows of "training step, 64 images", and 7,820 such steps and ten evaluations:
-`python scripts/train_full.py --dataset cifar10 --device cuda` prints its images per second.
+Each timing ends when the device has completed its work. The other files compare single components: with `-m gpu` each
+is timed on the CPU and on the GPU. The tutorial's claims are ten times the speed, which is the ratio of two rows of
+"training step, 64 images", and 148 seconds for ten epochs, which are 7,820 such steps and ten evaluations: `python
+scripts/train_full.py --dataset cifar10 --device cuda` prints its images per second.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from reference.models import Ocean
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(min_rounds=7, max_time=1.0)]
 BATCHES = (64, 512, 4096)
-"""The tutorial's batch, and two that keep a GPU busy."""
+"""The tutorial's batch size, and two that keep a GPU busy."""
 
 
 def training_step(
@@ -97,14 +97,14 @@ def test_training_step(
     if place.type == "cuda":
         peak = torch.cuda.max_memory_allocated(place)
         benchmark.extra_info["peak_mib"] = round(peak / 2**20, 1)
-        # at least the images as floats and the first layer's output for them exist at the same time
+        # at least the images as floats and the first layer's output are in memory at the same time
         assert peak > batch * (3 + 32) * 32 * 32 * 4
 
 
 @pytest.mark.parametrize("compiled", ["graphs", "full"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_compiled_training_step(benchmark: Any, gpu: torch.device, rehearsal: bool, batch: int, compiled: str) -> None:
-    """In the table of the same steps without compilation: whether `train_full.py --compile` is faster on this GPU."""
+    """Show whether `train_full.py --compile` is faster on this GPU, in one table with the uncompiled steps."""
     if rehearsal and (batch > BATCHES[0] or compiled == "full"):
         pytest.skip("rehearsed with the tutorial's batch only, and without fusing")
     torch._dynamo.reset()
@@ -118,7 +118,7 @@ def test_compiled_training_step(benchmark: Any, gpu: torch.device, rehearsal: bo
 
 @pytest.mark.parametrize("direction", ["to the GPU", "to the host"])
 def test_transfer(benchmark: Any, gpu: torch.device, rehearsal: bool, direction: str) -> None:
-    """All of CIFAR-10's training images, 154 MB, one way."""
+    """The transfer of all CIFAR-10 training images, 154 MB, in one direction."""
     images = torch.zeros(500 if rehearsal else 50_000, 3, 32, 32, dtype=torch.uint8)
     start, target = (images, gpu) if direction == "to the GPU" else (images.to(gpu), torch.device("cpu"))
 

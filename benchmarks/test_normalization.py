@@ -7,7 +7,7 @@ from benchmarks.conftest import Measure
 
 
 def normalization(component: str, features: int, *rest: int) -> Pass:
-    """A mean and a variance over a channel's pixels or a sample's numbers; the weights' gradients sum over the rest."""
+    """A mean and a variance over a channel or a sample; the weight gradients sum over the other dimensions."""
     shape = (BATCH, features, *rest)
     operations = 2 * BATCH * (rest[0] * rest[1] if rest else features)
     label = "x".join(map(str, shape))

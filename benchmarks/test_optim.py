@@ -36,7 +36,7 @@ class Update(Case):
         return step
 
     def check(self, result: Sequence[Tensor]) -> None:
-        """The gradients are 1 or -1, so all parameters have changed by the same amount, against them."""
+        """The gradients are 1 or -1, so all parameters change by the same amount, opposite to their gradients."""
         far = result[0].detach().abs().max()
         for parameter in result:
             assert parameter.grad is not None

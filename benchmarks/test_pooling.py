@@ -1,4 +1,4 @@
-"""Chapter 10: the three poolings of the network, with the largest number or the mean of each window."""
+"""Chapter 10: the three poolings of the network, with the maximum or the mean of each window."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from benchmarks.conftest import Measure
 
 
 def pooling(component: str, channels: int, size: int, **options: int) -> Pass:
-    """Whole numbers make means of 4 or 64 exact; normal ones are all different, so that one is the largest."""
+    """Means of 4 or 64 integers are exact; normal numbers are all different, so that the maximum is unique."""
     make = normal if component == "max_pool2d" else whole
     shape = (BATCH, channels, size, size)
     return Pass(

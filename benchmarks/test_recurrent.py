@@ -14,8 +14,8 @@ CASES = [
         f"{STEPS}x{BATCH}x{WIDTH}",
         lambda: (normal(STEPS, BATCH, WIDTH),),
         layer=(WIDTH, WIDTH),
-        # there and back through every step, a sum over the input and one over the state, and a few roundings of the
-        # gates; then the weights' gradients sum over steps and batch
+        # forward and backward through every step, a sum over the input and one over the state, and a few roundings of
+        # the gates; then the weight gradients sum over steps and batch
         operations=2 * STEPS * (2 * WIDTH + 10) + STEPS * BATCH,
         magnitude=6.0,
     )

@@ -1,4 +1,4 @@
-"""Argument checks, once for all components: one way to call them, one set of words.
+"""Argument checks that all components share: one calling convention and one wording of the errors.
 
 Every check has the same form: `check_…(name, value, …)`, where `name` is "function: argument". It returns the value,
 converted to its normal form, or raises an error that names the argument, the requirement and the value received:
@@ -7,9 +7,9 @@ converted to its normal form, or raises an error that names the argument, the re
 
 `TypeError` is raised for a value of the wrong type and for a tensor of the wrong dtype, `ValueError` for a wrong
 number, shape or device. Checks that relate two arguments of one component (the channels of an input and of its kernels)
-stay with the component, in the same words.
+are in the file of the component, with the same wording.
 
-The module computes nothing and depends on nothing but PyTorch's types.
+The module does no computation and depends only on PyTorch's types.
 """
 
 import math
@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 """(vertical, horizontal)"""
 
 REDUCTIONS = ("mean", "sum", "none")
-"""How a loss reduces the losses of its elements."""
+"""The reductions of a loss."""
 
 
 # Tensors
@@ -52,14 +52,14 @@ def check_real(name: str, value: Any, *, bool_too: bool = False) -> Tensor:
 
 
 def check_dtype(name: str, value: Any, *dtypes: torch.dtype, of: str = "") -> Tensor:
-    """Return `value`, which must be a tensor of one of `dtypes`; the error names their origin, `of`."""
+    """Return `value`, which must be a tensor of one of `dtypes`; the error names the origin of the dtypes, `of`."""
     if check_tensor(name, value).dtype not in dtypes:
         raise TypeError(f"{name} must have the dtype {_alternatives(dtypes)}{of and f' of {of}'}, got {value.dtype}")
     return value
 
 
 def check_together(function: str, **tensors: Tensor | None) -> None:
-    """Check tensors that are computed with each other: all must have the dtype and device of the first.
+    """Check tensors that are combined in one computation: all must have the dtype and device of the first.
 
     Args:
         function: the component, for the errors.
@@ -111,7 +111,7 @@ def check_layout(name: str, value: Any, *layouts: str) -> Tensor:
     raise ValueError(f"{name} must be {_alternatives(layouts)}, got the shape {tuple(value.shape)}")
 
 
-# Numbers, flags and words
+# Numbers, flags and strings
 
 
 def check_integer(name: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
@@ -205,7 +205,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """The arguments, their tensors in the dtype that autocast sets for convolutions and matrix products.
 
-    Without autocast they are returned as they are; float64 and whole numbers always are.
+    Without autocast they are returned unchanged; float64 and integer tensors always are.
     """
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), "meta")
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

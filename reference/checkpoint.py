@@ -9,9 +9,9 @@ entries:
     network             {"name": "Ocean", "classes": 10}: how to build the network again
     class_names         the name of each class, in the order of the scores
     preprocessing       {"size": [32, 32], "mode": "RGB", "scale": 255}: how an image is converted before the network
-    state_dict          the network's parameters and buffers, on the CPU, each with memory of its own size
+    state_dict          the network's parameters and buffers, on the CPU, each with a storage of its own size
     metrics             of the epoch after which it was saved; empty before the first
-    training            the rest that resuming needs: optimizer, progress, random states (`reference.run`)
+    training            the other data needed to resume: optimizer, progress, random states (`reference.run`)
 """
 
 import io
@@ -104,7 +104,7 @@ def save_checkpoint(
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without the wrapper of `torch.compile`, `DataParallel` or `DistributedDataParallel`, if any."""
+    """Return the network without a wrapper of `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
     while True:
         # the class of a compiled network is not imported: the compiler takes seconds to import
         inner = getattr(network, "_modules", {}).get("_orig_mod")
@@ -121,7 +121,7 @@ def without_wrappers(key: str) -> str:
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """The same numbers on the CPU, in memory of their own: of a view, `torch.save` would write the whole storage."""
+    """A contiguous copy on the CPU; for a view, `torch.save` would write its whole storage."""
     tensor = tensor.detach()
     if tensor.is_meta:
         return tensor
@@ -134,8 +134,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Class names are `printable`: control characters in them are escaped.
 
-    All tensors are on the CPU, whatever device they were saved from. Nothing in the file is executed, and the memory
-    that reading takes is proportional to the file's size.
+    All tensors are on the CPU, for any device that they were saved from. Nothing in the file is executed, and the
+    memory that reading takes is proportional to the file's size.
 
     Raises:
         InputError: the file is missing, cut off, altered, not a checkpoint of this project, of a newer version, or
@@ -222,7 +222,7 @@ def check_content(content: dict[str, Any]) -> None:
 
 
 def check_printable(names: list[str]) -> None:
-    """Raise ValueError if a class name cannot be printed unchanged: it would be escaped wherever it is read."""
+    """Raise ValueError if a class name cannot be printed unchanged, because readers of the file would escape it."""
     for name in names:
         if not is_printable(name):
             raise ValueError(f"the class name {name!r} has characters that cannot be printed; rename the class")
@@ -259,7 +259,7 @@ def kind_of(value: Any) -> str:
 
 
 def written(place: Any) -> str:
-    """A place in nested containers as a Python expression; of a deep one only the innermost keys."""
+    """A position in nested containers as a Python expression; if it is deeply nested, only its innermost keys."""
     keys: list[str] = []
     while place[0] is not None and len(keys) < 10:
         place, key = place

@@ -1,8 +1,8 @@
 """The command lines of the scripts: their settings as a dataclass, with help in groups, in Chinese or English.
 
 A setting is a field of the dataclass, and the string below it is its explanation. `GROUPS` of the class, if it has any,
-sorts the settings into groups of the help text: {title: names}. tyro parses the words; the help text is written here,
-because tyro's takes a Chinese character for one column, and breaks the borders of its boxes.
+sorts the settings into groups of the help text: {title: names}. tyro parses the arguments; the help text is written
+here, because tyro counts a Chinese character as one column, which breaks the borders of its boxes.
 """
 
 import ast
@@ -28,13 +28,13 @@ from reference.messages import choose_language, is_chinese, translated
 K = TypeVar("K")
 
 INDENT = 24
-"""Columns before an explanation."""
+"""Indentation of an explanation, in columns."""
 
 
 def parse_arguments(
     kind: type[K], defaults: Mapping[str, Any] | None = None, arguments: Sequence[str] | None = None
 ) -> K:
-    """Parse the command line into an instance of the dataclass `kind`; print the help text and exit if it is asked for.
+    """Parse the command line into an instance of the dataclass `kind`; with `--help`, print the help text and exit.
 
     Args:
         kind: the dataclass; its docstring describes the command.
@@ -149,13 +149,13 @@ def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
 
 
 def spelled(name: str, hint: Any) -> str:
-    """A setting as it is typed: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
+    """A setting in the syntax of the command line: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
     name = name.replace("_", "-")
     return f"--{name}, --no-{name}" if plain(hint) is bool else f"--{name} {metavar(hint)}"
 
 
 def metavar(hint: Any) -> str:
-    """The word for the value of a setting."""
+    """The placeholder for the value of a setting in the help text."""
     for mark in marks(hint):
         if found := getattr(mark, "metavar", None):
             return found
@@ -178,7 +178,7 @@ def plain(hint: Any) -> Any:
 
 
 def wrapped(text: str, columns: int) -> Iterator[str]:
-    """`text` in lines of at most `columns`, broken at spaces and between Chinese characters."""
+    """`text` wrapped to lines of at most `columns`, at spaces and between Chinese characters."""
     line = ""
     for piece in pieces(text):
         if line and width(line + piece.rstrip()) > columns:
@@ -189,7 +189,7 @@ def wrapped(text: str, columns: int) -> Iterator[str]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The parts of `text` that stay together: words with the space behind them, and Chinese characters."""
+    """The unbreakable parts of `text`: words with the space after them, and single Chinese characters."""
     part = ""
     for place, char in enumerate(text):
         part += char
@@ -203,11 +203,11 @@ def pieces(text: str) -> Iterator[str]:
 
 
 CLOSING, OPENING = (*"，。；：、）”’！？…,.;:)]}", " "), (*"（“‘([{",)
-"""Characters that do not begin a line, and those that do not end one."""
+"""Characters that must not begin a line, and characters that must not end a line."""
 
 
 def width(text: str) -> int:
-    """The columns of a text on a terminal: a Chinese character takes two."""
+    """The width of a text on a terminal, in columns: a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 

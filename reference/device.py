@@ -1,4 +1,4 @@
-"""Chapters 00, 19 and 21: choosing the device, and recording the facts that a run needs to be repeated."""
+"""Chapters 00, 19 and 21: choosing the device, and recording the data that is needed to repeat a run."""
 
 import ctypes
 import os
@@ -58,8 +58,8 @@ def processor_features() -> dict[str, Any]:
 def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
     """Return the precision called `name`; `auto` is bfloat16 if `device` has instructions for it, else float32.
 
-    A processor has them with AVX-512 BF16 or AMX, which doubles its arithmetic. Without them bfloat16 works, slowly.
-    `float32` means float32 on GPUs too: TF32 is turned off for the whole process.
+    A processor with AVX-512 BF16 or AMX has such instructions, which double its arithmetic speed. Without them bfloat16
+    works slowly. `float32` means float32 on GPUs too: TF32 is turned off for the whole process.
     """
     if name != "auto":
         if name == "float32" and device.type == "cuda":  # otherwise cuDNN computes convolutions in TF32, with 10 bits
@@ -75,7 +75,7 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seed every generator that PyTorch, Python and this project draw from.
+    """Seed every random number generator of PyTorch, Python and this project.
 
     With `deterministic`, operations that have no reproducible implementation on the device raise instead of running.
     """
@@ -84,11 +84,11 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)  # not called otherwise: it imports the compiler, which takes seconds
+        torch.use_deterministic_algorithms(True)  # called only if needed: it imports the compiler, which takes seconds
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of the generators that a training on `device` draws from: the CPU's, and the device's own."""
+    """The states of the random number generators of a training on `device`: the CPU's, and the device's own."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states["device"] = [device.type, torch.get_device_module(device).get_rng_state(*_numbered(device))]
@@ -104,12 +104,12 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def _numbered(device: torch.device) -> tuple[torch.device, ...]:
-    """The arguments that name the device to its module; there is only one MPS device, and it takes none."""
+    """The device argument for the functions of the device's module; those of MPS, a single device, take none."""
     return () if device.type == "mps" else (device,)
 
 
 def compile_network(network: nn.Module, how: str, device: torch.device) -> None:
-    """Compile `network` in place for `device`: it stays the same module, only its call changes.
+    """Compile `network` in place for `device`: the module object stays the same, only its call changes.
 
     Args:
         how: off: do not compile. graphs: a GPU replays the operations of a step as CUDA graphs, recorded in the first
@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
 
     Without it the system clears every page of the large tensors of every step anew; with it a step has no page faults
     (the test of clause 18.precision.memory counts them).
-    Only glibc can be told so; elsewhere nothing happens.
+    This works with glibc only; with other C libraries this function does nothing.
     """
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     if platform.libc_ver()[0] == "glibc":
@@ -137,7 +137,7 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of PyTorch says that a device, or the host, has no memory left."""
+    """Whether an error of PyTorch reports that the memory of a device, or of the host, is exhausted."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -151,7 +151,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """The facts besides the settings that the numbers of a run depend on: software versions, processor, threads."""
+    """Everything besides the settings that the results of a run depend on: software versions, processor, threads."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -1,14 +1,14 @@
 """Chapter 19, several GPUs: one training by several processes, `torchrun --nproc-per-node=2 scripts/train_full.py`.
 
-Every process has the whole data set and sees the same batches in the same order; of each batch it computes its part.
+Every process has the whole data set and the same batches in the same order; it computes one part of each batch.
 `DistributedDataParallel` replaces each gradient by the mean over the processes while the backward pass computes the
 next one. So each process multiplies the loss of its part by (processes · its share of the batch): the mean of these
 losses is the mean loss of the whole batch, and the mean of their gradients is its gradient. All processes take the step
-that one process would take, up to the rounding of the sums, and stay equal. The state of a training therefore does not
-depend on their number, and a run can be resumed with another one.
+that one process would take, up to the rounding of the sums, and their networks stay equal. The state of a training
+therefore does not depend on the number of processes, and a run can be resumed with another number.
 
-Batch normalization in training takes its statistics over the parts of all processes. The batches of an evaluation are
-dealt out whole, so that the results of several processes are the very numbers of one.
+Batch normalization in training takes its statistics over the parts of all processes. In an evaluation each batch is
+computed by one process, so that the results are exactly those of a single process.
 """
 
 import os
@@ -33,7 +33,7 @@ from reference.text import print_line
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others: one of them may decode a whole data set first."""
+"""The time limit for waiting for the other processes: one of them may have to decode a whole data set first."""
 BUCKET = 0.25
 """MiB of gradients that are exchanged at once. The tutorial's network has 0.6, which PyTorch's 25 would not divide."""
 
@@ -54,10 +54,10 @@ class Group:
 
     @classmethod
     def from_environment(cls) -> "Group":
-        """The processes that `torchrun` started; this one alone without it.
+        """The processes that `torchrun` started; without it, this process only.
 
         Raises:
-            InputError: RANK or WORLD_SIZE is no number.
+            InputError: RANK or WORLD_SIZE is not a number.
         """
         try:
             return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
@@ -70,7 +70,7 @@ class Group:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The name of this process's own device: of several GPUs the one with its number on this machine.
+        """The name of this process's device; with several GPUs, the GPU with the local rank of the process.
 
         Raises:
             InputError: there are fewer GPUs than processes, or one GPU is requested by its number.
@@ -91,7 +91,7 @@ class Group:
         return f"cuda:{number}"
 
     def join(self, device: torch.device) -> None:
-        """Connect to the others: over NCCL for gradients on GPUs, over gloo for everything else."""
+        """Connect to the other processes: with NCCL for gradients on GPUs, with gloo for everything else."""
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -102,12 +102,14 @@ class Group:
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
-        """Let a signal end the process at once while it meets the others, also in C++, where no handler of Python runs.
+        """Let a signal end the process at once while it connects to the others, even in C++, where no Python handler
+        runs.
 
-        The wait has no end if one of the others is gone: without this, torchrun's SIGTERM is not heard.
+        The wait never ends if another process is gone, and without this function torchrun's SIGTERM would have no
+        effect.
         """
         hearing, speaking = socket.socketpair()
-        speaking.setblocking(False)  # `set_wakeup_fd` requires it
+        speaking.setblocking(False)  # required by `set_wakeup_fd`
 
         def listen() -> None:
             while number := hearing.recv(1):
@@ -122,7 +124,7 @@ class Group:
         handlers = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
         before = signal.set_wakeup_fd(speaking.fileno())
         for number in handlers:
-            signal.signal(number, lambda *_: None)  # the thread answers
+            signal.signal(number, lambda *_: None)  # the thread handles the signal
         thread = Thread(target=listen, daemon=True)
         thread.start()
         try:
@@ -132,17 +134,17 @@ class Group:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             speaking.close()
-            thread.join()  # it answers a signal that came last
+            thread.join()  # the thread handles a signal that arrived at the end
             hearing.close()
 
     def leave(self) -> None:
-        """Disconnect from the others; if one of them is gone, do not wait: pending communication never completes."""
+        """Disconnect from the others, without waiting if one is gone: pending communication would never complete."""
         if self.size > 1 and dist.is_initialized() and not self.broken:
-            with suppress(RuntimeError):  # they may have left first
+            with suppress(RuntimeError):  # the others may have disconnected first
                 dist.destroy_process_group()
 
     def agree(self, value: Any) -> Any:
-        """The value that the leading process has."""
+        """The value of the leading process."""
         if self.size == 1:
             return value
         told = [value]
@@ -150,7 +152,7 @@ class Group:
         return told[0]
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers of all processes."""
+        """The maximum of a number over all processes."""
         if self.size == 1:
             return number
         shared = torch.tensor(number, device="cpu")
@@ -174,10 +176,11 @@ class Group:
 
     @contextmanager
     def accompanied(self, standing: Callable[[], str]) -> Iterator[None]:
-        """Report in one line, once for all processes, that another process is gone, wherever in the training it shows.
+        """Report in one line, once for all processes, that another process is gone, at any point of the training.
 
         Args:
-            standing: Says how the training stands and what to do: "stopped after step 3. The last checkpoint …".
+            standing: Returns the progress of the training and the advice: "stopped after step 3. The last checkpoint
+            …".
 
         Raises:
             TrainingError: A message to or from another process failed.
@@ -193,7 +196,8 @@ class Group:
                     raise
                 self.broken = True
                 with suppress(ValueError):  # signals are handled in the main thread only
-                    for number in STOPPING:  # torchrun's SIGTERM must not cut the report short: this process is ending
+                    # torchrun's SIGTERM must not interrupt the report: this process is ending anyway
+                    for number in STOPPING:
                         signal.signal(number, signal.SIG_IGN)
                 if not self._speaks():
                     raise SystemExit(2) from error
@@ -202,7 +206,7 @@ class Group:
         except SystemExit as leaving:
             stopped = [number for number in STOPPING if leaving.code == 128 + number]
             if self.size > 1 and stopped:
-                self.broken = True  # so this process does not wait for the others
+                self.broken = True  # so that this process does not wait for the others
                 if self._speaks():
                     print_line(f"error: {self._stopped(stopped[0])}", error=True)
             raise
@@ -222,7 +226,7 @@ class Group:
         return self.size > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words))
 
     def _stopped(self, number: int) -> str:
-        """The line for a signal: torchrun sends it for either of two reasons."""
+        """The line for a signal, which torchrun sends for one of two reasons."""
         name = signal.Signals(number).name
         return f"another process of this training is gone, or the job was told to stop ({name}): {self.standing()}"
 
@@ -230,7 +234,7 @@ class Group:
         """Whether this process is the first to report, in torchrun's store, that another one is gone."""
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return True
-        try:  # a connection of its own: the other one is busy while this process waits in `join`
+        try:  # a separate connection: the other one is busy while this process waits in `join`
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = dist.TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=1))
             return store.add(f"ocean/gone/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
@@ -242,7 +246,8 @@ class Group:
         return batch.tensor_split(self.size)[self.rank] if self.size > 1 else batch
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network, equal in all processes, with gradients that are the mean over them; itself if this one is alone.
+        """The network, equal in all processes, with gradients averaged over the processes; unchanged if there is only
+        one.
 
         The leading process's parameters and buffers replace those of the others.
         """
@@ -253,12 +258,12 @@ class Group:
             synchronize_batch_norm(network, device),
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            # the compiler divides the network by PyTorch's own sizes, and rejects smaller ones
+            # the compiler splits the network at PyTorch's default bucket sizes, and rejects smaller ones
             bucket_cap_mb=BUCKET if network._compiled_call_impl is None else None,
         )
 
     def weighted_loss(self, loss_function: LossFunction, scores: Tensor, targets: Tensor) -> Tensor:
-        """The loss of this process, such that the mean over the processes is the mean loss of the whole batch.
+        """The loss of this process, scaled so that the mean over the processes is the mean loss of the whole batch.
 
         Args:
             loss_function: The mean loss of a batch.
@@ -268,7 +273,7 @@ class Group:
         part = self.part(targets)
         if self.size == 1:
             return loss_function(scores, part)
-        if len(part) == 0:  # the mean over no images is not a number, but the gradient that they add is 0
+        if len(part) == 0:  # the mean over no images is NaN, but their contribution to the gradient is 0
             return scores.sum() * 0
         return loss_function(scores, part) * (self.size * len(part) / len(targets))
 
@@ -289,7 +294,7 @@ class Group:
 def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
     """Let batch normalization in training take its statistics over the parts of all processes.
 
-    On CUDA, PyTorch's layers become `SyncBatchNorm`, which computes nowhere else; for other devices and for the
+    On CUDA, PyTorch's layers become `SyncBatchNorm`, which supports no other device; for other devices and for the
     reference's layers `batch_norm_over_all` replaces `forward`. Parameters, buffers and their names stay the same.
     """
     if device.type == "cuda":
@@ -301,7 +306,7 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; of its gradient, which is part of the gradient in each of them, likewise."""
+    """The sum over the processes; the backward pass also sums the gradients of all processes."""
 
     @staticmethod
     def forward(_: Any, numbers: Tensor) -> Tensor:

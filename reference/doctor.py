@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The oldest driver for each CUDA: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
 ROOM = 2 * 2**30
-"""Disk space for CIFAR-10, unpacked, and some runs, in bytes."""
+"""Disk space for the unpacked CIFAR-10 and some runs, in bytes."""
 
 State = Literal["good", "note", "wrong"]
 
@@ -45,9 +45,9 @@ class Finding:
 
 
 def examine(folder: Path = Path()) -> list[Finding]:
-    """Check everything that a training from `folder` depends on. Nothing is changed, nothing is downloaded.
+    """Check everything that a training from `folder` depends on. The function changes and downloads nothing.
 
-    Without PyTorch only the checks that do not need it are made.
+    Without PyTorch only the checks that do not need it are run.
     """
     try:
         importlib.import_module("torch")
@@ -82,7 +82,7 @@ def software() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "not installed", "wrong", f'python -m pip install "{entry}"')
             continue
-        if name == "torch":  # its own version names the CUDA version that it was built for
+        if name == "torch":  # the version of PyTorch contains the CUDA version that it was built for
             version = getattr(sys.modules.get("torch"), "__version__", version)
         if Requirement is not None and not Requirement(entry).specifier.contains(version, prereleases=True):
             yield Finding(name, version, "wrong", f'python -m pip install --upgrade "{entry}"')
@@ -168,7 +168,7 @@ def has_kernels(built: list[str], major: int, minor: int) -> bool:
 
     `sm_XY` runs on capability X.Y and on those above with the same X; `sm_XYa` on X.Y alone, `sm_XYf` as `sm_XY`;
     `compute_XY` is compiled by the driver for every capability from X.Y on (CUDA C++ Programming Guide, 5.1.1, 5.1.2).
-    Architectures of other makers (`gfx90a`) are not judged.
+    Architectures of other vendors (`gfx90a`) are not checked.
     """
     judged = False
     for name in built:
@@ -200,7 +200,7 @@ def driver_finding(driver: str, cuda: str | None) -> Finding:
 
 
 def nvidia_smi() -> str:
-    """The output of `nvidia-smi` about GPUs and driver, empty if the program is missing or finds none."""
+    """The output of `nvidia-smi` about GPUs and driver; empty if the program is missing or finds no GPU."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

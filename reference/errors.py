@@ -16,14 +16,14 @@ STOPPING = [
 
 
 def is_ignored(number: signal.Signals) -> bool:
-    """Whether the program was told to continue when its terminal ends, as `nohup` does."""
+    """Whether SIGHUP is ignored, so that the program continues when its terminal is closed, as with `nohup`."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 class InputError(ValueError):
-    """Something given from outside (a file, a folder, a flag) cannot be used; the message names it and the remedy.
+    """An input (a file, a folder, a flag) cannot be used; the message names it and the remedy.
 
-    The message is one line without control characters, whatever names it contains: see `reference.text.printable`.
+    The message is one line without control characters, for any names that it contains: see `reference.text.printable`.
     """
 
     def __init__(self, text: object) -> None:
@@ -40,7 +40,7 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     `InputError`, `TrainingError`, `MemoryError` and `OSError` (a full disk, a missing permission) are such errors; any
     other exception is a defect of the program and keeps its traceback. Ctrl-C exits with 130, SIGTERM with 143 and
     SIGHUP with 129, after the clean-up of the running code. Standard output and standard error are
-    `reference.text.Console`s meanwhile: a closed reader changes nothing, and any other failure to write standard output
+    `reference.text.Console`s meanwhile: a closed reader has no effect, and any other failure to write standard output
     is an error at the end.
     """
     open_console()

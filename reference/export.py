@@ -38,13 +38,14 @@ SUFFIXES: dict[Kind, str] = {
 IMAGES = 100
 """Images on which a file is compared with the network."""
 LONGEST_SUM = 1024
-"""Terms of the longest sum in the network: the inputs of its first linear layer."""
+"""The number of terms of the longest sum in the network: the inputs of its first linear layer."""
 
 Scores = Float[Tensor, "images classes"]
 
 
 def export(checkpoint: Path, kind: Kind, output: Path) -> float:
-    """Write the network of a checkpoint as `kind` into the file `output`, whole or not at all, and verify the file.
+    """Write the network of a checkpoint as `kind` into the file `output`, completely or not at all, and verify the
+    file.
 
     Args:
         checkpoint: a checkpoint that `save_checkpoint` wrote.
@@ -52,7 +53,7 @@ def export(checkpoint: Path, kind: Kind, output: Path) -> float:
         output: the file; an existing one is replaced.
 
     Returns:
-        The largest difference between a score of the file and the network's, on `IMAGES` images.
+        The largest difference between the scores of the file and of the network, on `IMAGES` images.
 
     Raises:
         InputError: the checkpoint cannot be read, a package is missing, or the file gives other answers.
@@ -77,10 +78,10 @@ def export(checkpoint: Path, kind: Kind, output: Path) -> float:
 
 
 def verified(found: Scores, expected: Scores, kind: Kind) -> float:
-    """The largest difference of scores.
+    """Return the largest difference of scores; raise an error if it exceeds the tolerance.
 
     Two orders of a float32 sum of n terms differ by at most about n · eps times the sum of the terms' sizes; the size
-    of the scores stands for that sum.
+    of the scores is used as an estimate of this sum.
 
     Raises:
         InputError: a score differs by more.
@@ -95,7 +96,7 @@ def verified(found: Scores, expected: Scores, kind: Kind) -> float:
 
 
 def texts(about: dict[str, Any]) -> dict[str, str]:
-    """What belongs to a network, as names and texts in JSON."""
+    """The metadata of a network, as names and JSON texts."""
     return {name: json_text(value) for name, value in about.items()}
 
 
@@ -175,4 +176,4 @@ WAYS: dict[Kind, tuple[Callable[..., None], Callable[[Path, dict[str, Any]], Cal
     "torch-export": (write_torch_export, read_torch_export),
     "whole-module": (write_whole_module, read_whole_module),
 }
-"""How each kind is written, and read back as a function from images to scores."""
+"""For each kind, the function that writes the file, and the one that reads it as a function from images to scores."""

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, a crash or a full disk never sees half of it, and reading only regular files."""
+"""Writing a file completely or not at all, even after a crash or on a full disk, and reading only regular files."""
 
 import errno
 import json
@@ -25,12 +25,12 @@ SPECIAL = {
 def open_regular(path: str | os.PathLike[str], largest: int) -> BinaryIO:
     """Open a regular file for reading, without blocking and without side effects.
 
-    Opening a FIFO waits for its writer, and opening a device may act on it, so the kind is checked before; and once
-    more afterwards, because the name may refer to another file by then.
+    Opening a FIFO waits for its writer, and opening a device may act on it, so the file type is checked before opening,
+    and once more afterwards, because the name may then refer to another file.
 
     Args:
         path: a file, or a link to one.
-        largest: the largest size allowed, in bytes; a sparse file counts in full.
+        largest: the largest size allowed, in bytes; holes of a sparse file count too.
 
     Raises:
         OSError: there is no such file, it is a folder, or it cannot be read.
@@ -48,7 +48,7 @@ def open_regular(path: str | os.PathLike[str], largest: int) -> BinaryIO:
 
 
 def read_regular(path: str | os.PathLike[str], largest: int) -> bytes:
-    """The content of a regular file, opened by `open_regular`, up to the size that it has when it is opened."""
+    """The content of a regular file, opened by `open_regular`, up to its size at the time of opening."""
     with open_regular(path, largest) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
@@ -62,7 +62,7 @@ def read_json(path: str | os.PathLike[str], largest: int = LARGEST_JSON) -> Any:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is not a regular file, too large, or not JSON; `NaN` and infinities are none.
+        ValueError: it is not a regular file, too large, or not JSON; `NaN` and infinities are not JSON.
     """
     try:
         return json.loads(read_regular(path, largest).decode(), parse_constant=_refuse_constant)
@@ -85,10 +85,10 @@ def _check_regular(status: os.stat_result, largest: int) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes the name `path` only when it is complete and on the disk.
+    """Open a file for writing that gets the name `path` only when it is complete and on the disk.
 
-    It is written under a temporary name in the same folder, flushed to the disk, then renamed; whatever happens before
-    that, `path` keeps its old content, or stays absent.
+    It is written under a temporary name in the same folder, flushed to the disk, then renamed; if an error occurs
+    before that, `path` keeps its old content, or remains absent.
 
     Raises:
         OSError: the disk is full or the folder is not writable; the temporary file is removed and the message names
@@ -107,7 +107,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
         reason = error
         while isinstance(reason, RuntimeError) and reason.__context__ is not None:
-            reason = reason.__context__  # torch.save reports a full disk as a RuntimeError of its own
+            reason = reason.__context__  # torch.save reports a full disk as a RuntimeError
         if isinstance(reason, OSError):
             raise OSError(f"{path} could not be written: {reason.strerror or reason}") from error
         raise

@@ -1,8 +1,8 @@
-"""Chapter 02: names in drawings: a font that has their characters, and labels that fit and stay distinct.
+"""Chapter 02: names in drawings: a font with the necessary characters, and labels that fit and remain distinct.
 
-Pillow's own font holds ASCII and little else; it draws the same box for every other character. For such names a font of
-the system is used if one has all their characters. A name that no font can draw becomes its number, `#7`, and a legend
-below the drawing gives the name in ASCII.
+Pillow's built-in font contains little more than ASCII; it draws the same box for every other character. Names with
+other characters are drawn with a system font that has all of them, if there is one. A name that no font can draw
+becomes its number, `#7`, and a legend below the drawing gives the name in ASCII.
 """
 
 import os
@@ -21,13 +21,13 @@ from reference.text import printable
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MISSING = "\U0010fffe"  # a noncharacter: every font draws its box for it
+MISSING = "\U0010fffe"  # a noncharacter: every font draws its replacement box for it
 GOOD = ("sans", "gothic", "heiti", "hei", "yahei", "msyh", "pingfang", "arial")
 BAD = ("serif", "math", "mono", "bold", "italic", "oblique", "light", "thin", "black", "condensed")
 
 
 def font_folders() -> list[Path]:
-    """Where the system keeps fonts."""
+    """The font folders of the system."""
     home = Path.home()
     if sys.platform == "win32":
         return [Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts", home / "AppData/Local/Microsoft/Windows/Fonts"]
@@ -73,7 +73,7 @@ def _drawn(font: Font, char: str) -> tuple[tuple[int, int], bytes]:
 def _opened(path: Path, size: int) -> Font | None:
     try:
         return ImageFont.truetype(str(path), size)
-    except (OSError, ValueError):  # damaged, or a bitmap font of one size, as fonts of emoji are
+    except (OSError, ValueError):  # damaged, or a bitmap font of one size, such as an emoji font
         return None
 
 
@@ -83,7 +83,7 @@ def _plain(size: int) -> Font:
 
 
 def font_for(text: str, size: int) -> Font:
-    """The first font that has every character of `text`: Pillow's, else one of the system's, else Pillow's."""
+    """The first font with every character of `text`: Pillow's or a system font; if there is none, Pillow's."""
     if has(_plain(size), text):
         return _plain(size)
     fonts = (_opened(path, size) for path in system_fonts())
@@ -98,9 +98,9 @@ def legible(text: str, size: int) -> str:
 
 
 def font_file(text: str) -> Path | None:
-    """The font file of the system that `font_for` would choose for `text`; None if Pillow's own font has it, or none.
+    """The system font file that `font_for` chooses for `text`; None if it chooses Pillow's font.
 
-    A program that draws with Matplotlib loads it by its name.
+    Matplotlib loads the font by the name of this file.
     """
     if has(_plain(12), text):
         return None
@@ -109,7 +109,7 @@ def font_file(text: str) -> Path | None:
 
 
 class Label(NamedTuple):
-    """A text and the font that draws it."""
+    """A text and its font."""
 
     text: str
     font: Font
@@ -118,13 +118,13 @@ class Label(NamedTuple):
 class Labels(Mapping[int, Label]):
     """The label of each class in a drawing, by class number.
 
-    All texts are different. A name that is too long loses its middle, or its end behind its number if the shortened
-    names would be the same. A name that cannot be drawn becomes its number.
+    All texts are different. The middle of a name that is too long is left out; if shortened names would be equal, the
+    label is the number and the start of the name. A name that cannot be drawn becomes its number.
 
     Args:
         names: the names of the classes that the drawing shows, by class number.
         size: height of the letters in pixels.
-        width: pixels that a text may take.
+        width: the largest width of a text in pixels.
 
     Attributes:
         legend: `#number = name in ASCII` of each name that cannot be drawn.
@@ -156,7 +156,7 @@ class Labels(Mapping[int, Label]):
 
 
 def shortened(text: str, font: Font, width: int) -> str:
-    """`text` with its middle left out so that it is at most `width` pixels wide; at least a letter is left."""
+    """`text` without its middle, so that it is at most `width` pixels wide; at least one letter is kept."""
     kept = len(text)
     shown = text
     while font.getlength(shown) > width and kept > 1:
@@ -167,7 +167,7 @@ def shortened(text: str, font: Font, width: int) -> str:
 
 
 def _cut(text: str, font: Font, width: int) -> str:
-    """`text` with its end left out so that it is at most `width` pixels wide; its first word is kept."""
+    """`text` without its end, so that it is at most `width` pixels wide; its first word is kept."""
     least = len(text.partition(" ")[0])
     while len(text) > least and font.getlength(text) > width:
         text = text[:-1]

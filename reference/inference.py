@@ -1,8 +1,8 @@
 """Chapter 20: predicting the class of an image with a trained network, with probabilities.
 
 The steps are the tutorial's: convert to RGB, resize to 32×32, scale to 0…1, add the batch dimension, evaluation mode,
-no gradients. The softmax of the scores sums to one and orders the classes; it is not calibrated: of the answers given
-with 0.8, another share than 80 % may be right.
+no gradients. The softmax of the scores sums to one and orders the classes; it is not calibrated: among the answers with
+probability 0.8, the share of right ones may differ from 80 %.
 """
 
 import os
@@ -38,7 +38,7 @@ class Prediction:
     image: Path
     classes: list[tuple[str, float]]
     error: str | None = None
-    scores: Tensor | None = field(default=None, compare=False)  # a comparison of tensors has no truth value
+    scores: Tensor | None = field(default=None, compare=False)  # comparing tensors gives no single truth value
 
 
 def predict(
@@ -53,9 +53,8 @@ def predict(
     """Predict the class of each image, in order, `batch_size` at a time; only one batch is in memory.
 
     Args:
-        network: gives `len(class_names)` scores per image. It predicts in evaluation mode; between answers every layer
-            is in its original mode.
-        class_names: in the order of the scores, as in a checkpoint.
+        network: gives `len(class_names)` scores per image. It predicts in evaluation mode; whenever control returns to
+        the caller, every layer is in its original mode. class_names: in the order of the scores, as in a checkpoint.
         images: regular files that `open_image` reads, of up to 20,000×20,000 pixels; a folder means the images in it
             and in its sub-folders (`images_in`). The paths are consumed batch by batch.
         top_k: number of classes to name; all of them if there are fewer.
@@ -127,7 +126,7 @@ def _scores(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode temporarily; afterwards every layer is in its previous mode."""
+    """Switch to evaluation mode temporarily; afterwards restore the previous mode of every layer."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -138,12 +137,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def images_in(paths: Iterable[Path | str]) -> Iterator[tuple[Path, str | None]]:
-    """The files that `paths` refer to, one by one: each with None, or with the reason why there is none.
+    """The files that `paths` refer to, one by one, each with None or with the reason why it cannot be read.
 
-    A path that is not a folder refers to itself, whatever its name. A folder refers to the images in it, then to those
-    in its sub-folders, each time sorted by name, code point by code point; hidden files (`.…`), files without an image
-    extension, and links to folders, which could form a circle, are left out. A folder that cannot be read, and one of
-    `paths` without a single image, is an error of its own.
+    A path that is not a folder refers to itself, with any name. A folder refers to its images, followed by those in its
+    sub-folders, sorted by name, code point by code point; hidden files (`.…`), files without an image extension, and
+    links to folders, which could form a cycle, are left out. A folder that cannot be read, and a folder in `paths`
+    without any image, is reported as an error.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -173,10 +172,10 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:
-    """`best.pt` of the run in `runs` that wrote it last.
+    """The most recently written `best.pt` of the runs in `runs`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
     """
     found = [path for path in runs.glob("**/best.pt") if path.is_file()]
     if not found:
@@ -188,7 +187,7 @@ def draw_answers(answers: Sequence[tuple[Path, str, float]], class_names: Sequen
     """The images as a grid, 128×128 pixels each, with the name and the probability of the most probable class.
 
     Args:
-        answers: (image, class name, probability) of each image; an image that has gone since is grey.
+        answers: (image, class name, probability) of each image; an image that has been deleted since is grey.
         class_names: the names of all classes.
     """
     tiles = torch.full((len(answers), 3, 128, 128), 128, dtype=torch.uint8, device="cpu")

@@ -2,8 +2,9 @@
 
 Such a file holds records: for each module the name of its class, its attributes, parameters, buffers and children, but
 no `forward`, which is code of the class. So the state dict and the printed network can always be recovered. A working
-network can be rebuilt if each `forward` is known: that of PyTorch's own layers; of classes that have one child and
-nothing else, which is assumed to be applied; and of VGG and AlexNet. Otherwise the error names the unknown class.
+network can be rebuilt if each `forward` is known. This holds for PyTorch's own layers; for classes with exactly one
+child and no other content, where `forward` is assumed to apply the child; and for VGG and AlexNet. Otherwise the error
+names the unknown class.
 """
 
 from collections.abc import Sequence
@@ -60,13 +61,13 @@ class LegacyCheckpoint:
 
     @property
     def what(self) -> str:
-        """The kind of content, in a few words."""
+        """A short description of the content."""
         if self.tree or self.state_dict:
             return "a whole network" if self.tree else "a state dict"
         return f"{len(self.choices)} networks" if self.choices else "data, but no network"
 
     def describe(self) -> str:
-        """The whole content as text, for people."""
+        """The whole content as readable text."""
         count = sum(tensor.numel() for tensor in self.state_dict.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state_dict.values()})
         lines = [
@@ -87,7 +88,8 @@ class LegacyCheckpoint:
             size: height and width of the images to predict.
 
         Raises:
-            InputError: there is no network, it gives no scores for such images, or not one per name.
+            InputError: there is no network, it gives no scores for such images, or the number of scores differs from
+            the number of names.
         """
         if min(size) < 1:
             raise InputError(f"size must be at least 1, got {size[0]}×{size[1]}")
@@ -101,14 +103,14 @@ class LegacyCheckpoint:
         return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
 
     def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
-        """The number of images, at most `wanted`, for which no operation makes more than `BATCH_ELEMENTS` numbers.
+        """The largest batch size, at most `wanted`, for which no operation creates more than `BATCH_ELEMENTS` numbers.
 
         Args:
             wanted: images computed together.
             size: height and width of the images.
 
         Raises:
-            InputError: as `classifier` raises it.
+            InputError: as `classifier`.
         """
         if self.network is None:
             raise InputError(f"{self.path} cannot predict: {' '.join(self.notes)}")
@@ -148,7 +150,7 @@ class Choice:
     Attributes:
         name: its place; empty if it is the whole content.
         candidate: the record or the state dict.
-        fit: the known network that the state dict, or a part of it, belongs to.
+        fit: the known network that matches the state dict, or a part of it.
     """
 
     name: str
@@ -173,7 +175,7 @@ def choices(found: Sequence[Candidate]) -> list[Choice]:
 
 
 def chosen(path: Path, listed: list[Choice], name: str | None, notes: list[str]) -> Choice | None:
-    """The network with this name; without a name the only one, or the only one that has weights.
+    """The network with this name; without a name, the only network, or the only one with weights.
 
     Raises:
         InputError: there is no network of this name.
@@ -197,7 +199,7 @@ def chosen(path: Path, listed: list[Choice], name: str | None, notes: list[str])
 
 
 def holds_weights(found: Record | dict[str, Tensor]) -> bool:
-    """Whether it is a network, or has a tensor that could be the weight of a layer; means and deviations could not."""
+    """Whether a candidate is a network, or has a tensor that could be a layer's weight, unlike means and deviations."""
     return isinstance(found, Record) or any(tensor.dim() > 1 for tensor in found.values())
 
 
@@ -229,10 +231,10 @@ def understood(path: Path, file: TorchFile, layers: Any, choose: str | None) -> 
 
 
 def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -> nn.Module:
-    """The network that a state dict fits, key by key and shape by shape.
+    """The known network that matches a state dict in all keys and shapes.
 
     Raises:
-        CannotRunError: there is none.
+        CannotRunError: no known network matches.
     """
     if fit is None:
         raise CannotRunError("a state dict holds numbers only, and its network is none known here")
@@ -248,10 +250,10 @@ def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -
 
 
 class Bounded(TorchDispatchMode):
-    """No operation may make more than `IMAGE_ELEMENTS` numbers; views of existing tensors are free.
+    """A limit of `IMAGE_ELEMENTS` numbers for the output of any operation; views of existing tensors do not count.
 
     Attributes:
-        largest: the most numbers that an operation has made.
+        largest: the largest number of elements that an operation has created.
     """
 
     def __init__(self) -> None:
@@ -270,12 +272,13 @@ class Bounded(TorchDispatchMode):
 
 
 def scores(path: Path, network: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """The number of scores per image, and the largest number of elements that an operation makes for one image.
+    """The number of scores per image, and the largest number of elements that an operation creates for one image.
 
     The network runs on the meta device, which computes shapes only.
 
     Raises:
-        InputError: the network gives none, or more than `ENTRIES`, or a layer makes more than `IMAGE_ELEMENTS` numbers.
+        InputError: the network gives no scores, or more than `ENTRIES`, or a layer creates more than `IMAGE_ELEMENTS`
+        numbers.
     """
     parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {

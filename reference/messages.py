@@ -19,13 +19,13 @@ from reference.chinese import TABLE
 Language = Literal["auto", "en", "zh"]
 
 LONGEST = 4000
-"""Characters of the longest text that is looked up."""
+"""The length of the longest text that is looked up, in characters."""
 
 _chinese = False
 
 
 def choose_language(language: str = "auto", arguments: Sequence[str] | None = None) -> None:
-    """Print in this language from now on.
+    """Set the language of all messages that follow.
 
     Args:
         language: `en`, `zh`, or `auto`: the language of `--lang` among the arguments, otherwise that of the system.
@@ -97,7 +97,7 @@ class Template:
 def parts_of(text: str, template: Template) -> list[str] | None:
     """The variable parts of `text`, if it is `template` filled in; each fixed part is found where it comes first.
 
-    Linear in the length of the text, whatever it holds: names of files and classes are written by others.
+    Linear in the length of the text, for any content, because names of files and classes come from outside.
     """
     first, *middle, last = template.pieces
     end = len(text) - len(last)

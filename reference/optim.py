@@ -1,12 +1,12 @@
-"""Chapter 15: optimizers, which change the parameters of a network so that its loss falls.
+"""Chapter 15: optimizers, which update the parameters of a network to reduce its loss.
 
 `loss.backward()` stores in each parameter's `grad` the direction in which the loss rises; `step()` then moves the
-parameter against it. `SGD` uses the gradient itself, or accumulated over time (momentum); `Adam` also divides it by its
-typical size, for every number on its own; `AdamW` shrinks the weights separately.
+parameter against it. `SGD` uses the gradient, or the gradient accumulated over time (momentum); `Adam` also divides it
+by its typical size, for each number separately; `AdamW` shrinks the weights separately.
 
 `torch.optim.Optimizer` is the base class, as `torch.nn.Module` is that of the layers: it keeps the groups, the state,
 the names of the parameters and the hooks, and computes nothing. So the schedulers of `torch.optim.lr_scheduler` work
-over these optimizers, and state dicts can be exchanged with PyTorch's.
+with these optimizers, and state dicts can be exchanged with PyTorch's.
 """
 
 import sys
@@ -41,7 +41,7 @@ class Optimizer(torch.optim.Optimizer):
     Args:
         params: the parameters, with or without names, or groups of them: dicts with the parameters under "params" and
             the settings that differ from `defaults`.
-        defaults: the settings of all groups that have none of their own.
+        defaults: the settings for groups that do not set them.
 
     Attributes:
         param_groups: the groups; their settings may be changed between steps.
@@ -57,14 +57,14 @@ class Optimizer(torch.optim.Optimizer):
     param_groups: list[ParameterGroup]
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
-        """Optimize the parameters of one more group from now on.
+        """Add a parameter group.
 
         Args:
             param_group: one parameter or several under "params", and the settings that differ from `defaults`.
 
         Raises:
             ValueError: as the constructor.
-            TypeError: as the constructor; or `param_group` is no dict.
+            TypeError: as the constructor; or `param_group` is not a dict.
         """
         given = param_group.get("params") if isinstance(param_group, dict) else None
         if isinstance(given, Iterable) and not isinstance(given, set | Tensor):
@@ -108,7 +108,8 @@ class Optimizer(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         gradient = -parameter.grad if group["maximize"] else parameter.grad
-                        if differentiable and parameter in self.state:  # the graph of the previous step keeps its own
+                        # the graph of the previous step keeps the previous value
+                        if differentiable and parameter in self.state:
                             state = self.state[parameter]
                             state.update({key: value.clone() for key, value in state.items()})
                         self._update(parameter, gradient, group)
@@ -155,7 +156,7 @@ def _without_compiler(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum if wanted. At each step, with gradient g and parameter θ:
+    """Stochastic gradient descent with optional momentum. At each step, with gradient g and parameter θ:
 
         g ← g + weight_decay · θ
         b ← momentum · b + (1 - dampening) · g      (at the first step b ← g)
@@ -171,13 +172,13 @@ class SGD(Optimizer):
         momentum: the share of the accumulated gradient b that each step keeps, not negative.
         dampening: the share of a gradient that is not added to b.
         weight_decay: the share of θ that is added to the gradient, not negative.
-        nesterov: use g + momentum · b, the gradient of a step ahead; needs momentum, and no dampening.
-        maximize: ascend instead of descend: g ← -g first.
-        foreach, fused: accepted for compatibility; in PyTorch they choose a faster way to the same result.
-        differentiable: let autograd differentiate through the step.
+        nesterov: use g + momentum · b, which approximates the gradient one step ahead; needs momentum, and no
+        dampening. maximize: ascend instead of descend: g ← -g first. foreach, fused: accepted for compatibility; in
+        PyTorch they choose a faster way to the same result. differentiable: let autograd differentiate through the
+        step.
 
     Raises:
-        ValueError: a number is out of its range, `nesterov` lacks its conditions, or as `Optimizer`.
+        ValueError: a number is out of its range, `nesterov` without momentum or with dampening, or as `Optimizer`.
         TypeError: as `Optimizer`.
         RuntimeError: `fused` is combined with `foreach` or `differentiable`.
 
@@ -388,14 +389,14 @@ class AdamW(Adam):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As `Adam`; the decay stays decoupled, even if the state is Adam's."""
+        """As `Adam`; the decay remains decoupled, even if the state is that of an Adam optimizer."""
         super().__setstate__(state)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
 
 
 def _counter(steps: float | int) -> Tensor:
-    """A step count as a tensor that counts exactly up to 2²⁴ at least, whatever the default dtype."""
+    """A step count as a tensor that counts exactly up to at least 2²⁴, for any default dtype."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(float(steps), dtype=dtype)
 
@@ -440,7 +441,7 @@ def _check_not_negative(name: str, **settings: Scalar) -> None:
 
 
 def _check_betas(name: str, betas: Any) -> None:
-    """Check for two floats or two tensors of one number; PyTorch rejects one of each, and integers."""
+    """Check for two floats or two tensors of one number; like PyTorch, reject a mixture of both, and integers."""
     kinds = {kind for beta in betas for kind in (float, Tensor) if isinstance(beta, kind)}
     valid = len(betas) == 2 and len(kinds) == 1 and all(isinstance(beta, float | Tensor) for beta in betas)
     if not valid or any(isinstance(beta, Tensor) and beta.numel() != 1 for beta in betas):

@@ -1,7 +1,7 @@
-"""Beyond chapter 18: reaching the tutorial's accuracy with the tutorial's network in a fraction of the time.
+"""Beyond chapter 18: the tutorial's accuracy with the tutorial's network in a fraction of the time.
 
-A recipe is a name for settings of `reference.run`: `tutorial` is the tutorial's training, `fast` changes the way of
-learning and keeps the network and the data. The ingredients are here: a first layer that is computed from the images
+A recipe is a name for settings of `reference.run`: `tutorial` is the tutorial's training, `fast` changes the training
+method and keeps the network and the data. The ingredients are here: a first layer that is computed from the images
 instead of being trained (`whiten`), the optimizer `Muon`, a learning rate that falls (`FallingRate`), and images that
 are mirrored and shifted (`Vary`). `scripts/accuracy.py --ablation` measures the effect of each.
 """
@@ -49,7 +49,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of the polynomial p(s) = a·s + b·s³ + c·s⁵ that drives the singular values towards 1 (Jordan, 2024): steep at
-0, so that five rounds lift even a small one, at the price of ending between 0.68 and 1.14 rather than at 1."""
+0, so that five rounds lift even a small one, but the results are between 0.68 and 1.14 instead of exactly 1."""
 
 
 def orthogonalize(matrix: Float[Tensor, "rows columns"], rounds: int = 5) -> Float[Tensor, "rows columns"]:
@@ -57,7 +57,7 @@ def orthogonalize(matrix: Float[Tensor, "rows columns"], rounds: int = 5) -> Flo
 
     With matrix / ‖matrix‖ = U·diag(s)·Vᵀ it is U·diag(p(p(…p(s))))·Vᵀ, with `rounds` times the p of `NEWTON_SCHULZ`;
     no decomposition is needed, since a·X + b·(XXᵀ)X + c·(XXᵀ)²X applies p to the singular values of X. All rounds work
-    on XXᵀ, which is smaller the more oblong X is: X ← QX with Q a polynomial of XXᵀ.
+    on XXᵀ, which is smaller than X if X has more columns than rows: X ← QX with Q a polynomial of XXᵀ.
 
     A zero matrix stays zero.
     """
@@ -150,7 +150,7 @@ class FallingRate:
 
 
 def patches(images: UInt8[Tensor, "n channels height width"], size: int) -> Float[Tensor, "m columns"]:
-    """The input patches of a convolution: every third square of `size` pixels each way, as a row of numbers 0 to 1."""
+    """The input patches of a convolution: every third square of `size` pixels, as a row of numbers 0 to 1."""
     squares = images.unfold(2, size, 3).unfold(3, size, 3)  # n, channels, down, across, size, size
     return squares.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).float().div_(255)
 
@@ -158,7 +158,8 @@ def patches(images: UInt8[Tensor, "n channels height width"], size: int) -> Floa
 def whiten(
     weight: Float[Tensor, "filters ..."], bias: Float[Tensor, "filters"], seen: Float[Tensor, "m columns"]
 ) -> None:
-    """Fix a layer so that its outputs for `seen` are uncorrelated, with mean 0 and variance below 1, and not trained.
+    """Set the weights of a layer so that its outputs for `seen` are uncorrelated, with mean 0 and variance below 1, and
+    freeze it.
 
     Its filters become the eigenvectors of the covariance of `seen` with the largest eigenvalues λ, the directions in
     which patches differ most, each divided by sqrt(λ + 0.01), which limits the amplification of small differences. The
@@ -167,7 +168,7 @@ def whiten(
     Args:
         weight: its filters, changed in place; they require no gradient afterwards.
         bias: likewise.
-        seen: the inputs of the filters as rows, in the order of a filter's numbers; at least as many as filters.
+        seen: the inputs of the filters as rows, in the order of a filter's numbers; at least one per filter.
     """
     values, vectors = torch.linalg.eigh(seen.T.cov())  # the largest comes last
     filters = (vectors / (values.clamp(min=0) + 0.01).sqrt()).flip(1)[:, : len(weight)].T
@@ -177,7 +178,7 @@ def whiten(
 
 @dataclass(frozen=True)
 class Vary:
-    """Varies each image of a batch at random every time: mirrored or not, and shifted.
+    """A random variation of each image of a batch: mirrored or not, and shifted.
 
     Attributes:
         mirror: half of the images, drawn anew, are mirrored left to right.

@@ -1,8 +1,9 @@
-"""Chapter 19: training in float16 without vanishing gradients: the loss is scaled up, the gradients down again.
+"""Chapter 19: training in float16 without underflow of gradients: the loss is multiplied by a factor, the gradients are
+divided by it.
 
-Below 2⁻²⁴ float16 has no numbers, and gradients are often smaller. `torch.amp.GradScaler` asks in each step whether the
-gradients are finite, and so waits for the device; here the result of the check stays on the device: the step is made
-and undone if they were not finite.
+The smallest positive number in float16 is 2⁻²⁴, and gradients are often smaller. `torch.amp.GradScaler` reads in each
+step whether the gradients are finite, and so waits for the device; here the result of the check stays on the device:
+the step is made, and undone if the gradients were not finite.
 """
 
 from typing import Any
@@ -13,11 +14,11 @@ from torch import Tensor
 from reference.optim import Optimizer
 
 FIRST, GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0**16, 2.0, 0.5, 2000
-"""As GradScaler: the initial factor; its growth after GROWTH_INTERVAL good steps; its change after a bad step."""
+"""As in GradScaler: the initial factor, its growth after GROWTH_INTERVAL finite steps, its change after a bad step."""
 
 
 class ScaledOptimizer:
-    """Steps with gradients that are `factor` times too large; a step with gradients that are not finite is left out.
+    """An optimizer for gradients multiplied by `factor`; a step with gradients that are not finite is skipped.
 
     Args:
         optimizer: makes the steps. Its state consists of tensors; state that is new in an undone step becomes zeros.
@@ -25,7 +26,7 @@ class ScaledOptimizer:
 
     Attributes:
         factor: the factor of the gradients, for `loss.backward(factor)`; a tensor of one number, changed in place.
-        good: number of good steps since it was changed.
+        good: number of finite steps since the last change of `factor`.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -54,7 +55,7 @@ class ScaledOptimizer:
         self.good.masked_fill_(grown, 0)
 
     def _changing(self, parameters: list[Tensor]) -> dict[tuple[int, str], Tensor]:
-        """All tensors that a step may change, by place."""
+        """All tensors that a step may change, by parameter and name."""
         found = {(number, ""): parameter.detach() for number, parameter in enumerate(parameters)}
         for number, parameter in enumerate(parameters):
             state = self.optimizer.state.get(parameter, {})

@@ -1,10 +1,10 @@
 """Chapter 00: text that leaves the program, to a console or into JSON.
 
-Names of files and classes, texts inside checkpoints and answers of servers are written by others. Printed unchanged,
+Names of files and classes, texts inside checkpoints and responses of servers come from outside. Printed unchanged,
 they can move the cursor, change colours, reverse the reading order, or forge a second answer by a line break; and not
 every console can encode them. `printable` makes one line of such a text, and `print_line` prints it. `Console` replaces
-standard output and standard error in every script (`reference.errors.exit_with`): it escapes everything that did not go
-through `printable`, and never raises, whatever the console's encoding and whether or not the output is read.
+standard output and standard error in every script (`reference.errors.exit_with`): it escapes all text that did not go
+through `printable`, and never raises an error, for any encoding of the console and even if nobody reads the output.
 `json_text` writes strict JSON.
 """
 
@@ -26,7 +26,7 @@ from reference.messages import translated
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that are escaped: controls, format characters, lone surrogates, line and paragraph separators."""
 JOINERS = "\u200c\u200d"
-"""Format characters that words of some scripts and emoji contain; they stay between characters outside of ASCII."""
+"""Format characters in words of some scripts and in emoji; they are kept between characters outside of ASCII."""
 
 COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
@@ -35,10 +35,10 @@ def printable(text: object) -> str:
     r"""`text` as one line without control characters: each of them becomes its Python escape, such as `\n` or `\x1b`.
 
     Escaped are the Unicode categories in `HIDDEN`. Lone surrogates are among them: a byte of a file name that is not
-    UTF-8, 0xC3 say, becomes `\udcc3`. Letters of every script, emoji and spaces stay.
+    UTF-8, 0xC3 say, becomes `\udcc3`. Letters of every script, emoji and spaces are kept.
 
     Args:
-        text: a string, a path, or any object; of an object, its `str`.
+        text: a string, a path, or any other object, which is converted by `str`.
     """
     return _escaped(os.fsdecode(text) if isinstance(text, bytes | os.PathLike) else str(text))
 
@@ -115,7 +115,7 @@ def _finite(value: Any) -> Any:
 
 
 class Console(io.TextIOBase):
-    """Standard output or standard error, made safe to write to: printing never raises or controls the terminal.
+    """A wrapper of standard output or standard error: printing never raises an error and never controls the terminal.
 
     Control characters are escaped, except line breaks, tabs, and a carriage return at the start of a write, which
     begins a progress bar. Characters that the encoding lacks are escaped. When the stream fails (the pipe is closed,
@@ -170,14 +170,14 @@ class Console(io.TextIOBase):
             action(*arguments)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.lost = error
-            with suppress(OSError, ValueError):  # its buffered rest must not raise at the end of the process
+            with suppress(OSError, ValueError):  # its buffered output must not raise an error at the end of the process
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
 
     @property
     def failed(self) -> bool:
-        """Whether output was lost for another reason than a closed reader: the disk is full, for instance."""
+        """Whether output was lost for another reason than a closed reader, for instance a full disk."""
         gone = (errno.EPIPE, errno.EBADF, errno.EIO, errno.EINVAL)  # EINVAL: a broken pipe on Windows
         return isinstance(self.lost, OSError) and self.lost.errno not in gone
 
@@ -185,8 +185,8 @@ class Console(io.TextIOBase):
 def open_console() -> None:
     """Make `sys.stdout` and `sys.stderr` of this process `Console`s.
 
-    Descriptors 0 to 2 that are closed are opened first: a data file that got one of these numbers would receive the
-    output of libraries to standard error.
+    Descriptors 0 to 2 that are closed are opened first: otherwise a data file could get one of these numbers and
+    receive the output of libraries to standard error.
     """
     while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -197,13 +197,13 @@ def open_console() -> None:
 
 
 def output_lost() -> bool:
-    """Whether printed text reaches no reader any more, as after `| head -1`."""
+    """Whether printed text no longer reaches a reader, as after `| head -1`."""
     return isinstance(sys.stdout, Console) and sys.stdout.lost is not None
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Let colours through temporarily: those of the help text, which is the program's own."""
+    """Allow colour codes temporarily, for the program's own help text."""
     consoles = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Console)]
     for console in consoles:
         console.styled = True

@@ -34,15 +34,15 @@ from reference.training import confusion_entries, most_confused
 
 EVENT_FILES = "events.out.tfevents.*"
 COUNT = 15  # height of the letters in the confusion matrix with counts, in pixels
-FIGURES = 32  # largest number of classes drawn with counts and names: at most 1,498 pixels a side
-SIDE = 1024  # pixels of the confusion matrix of more classes
+FIGURES = 32  # largest number of classes drawn with counts and names: at most 1,498 pixels per side
+SIDE = 1024  # side length, in pixels, of the confusion matrix with more classes
 LISTED = 24  # pairs of classes listed next to it
 LEGEND = 32  # names listed in a legend
 
 
 @contextmanager
 def utf8_path(folder: Path) -> Iterator[Path]:
-    """A path of `folder` that UTF-8 can encode, as TensorBoard requires: a temporary link if its own path cannot be."""
+    """A path to `folder` in UTF-8, as TensorBoard requires: a temporary link if the path itself is not UTF-8."""
     if is_utf8(folder):
         yield folder
         return
@@ -90,7 +90,7 @@ class Tracker:
             self.writer.file_writer.add_summary(summary, 0)
 
     def graph(self, network: nn.Module, example: Tensor) -> None:
-        """Write the network's graph, traced with a batch like `example`; the network keeps its mode."""
+        """Write the network's graph, traced with a batch like `example`; the network's mode does not change."""
         training = network.training
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates the tracer; TensorBoard has no other way
@@ -104,12 +104,12 @@ class Tracker:
         self.writer.add_image(tag, pixels.reshape(image.height, image.width, 3), step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Bring everything written so far to the disk."""
+        """Write all events so far to the disk."""
         for writer in self.parts.values():
             writer.flush()
 
     def close(self) -> None:
-        """Flush and end the file."""
+        """Flush and close the file."""
         with self.leaving, ExitStack() as closing:
             for writer in self.parts.values():
                 closing.callback(writer.close)
@@ -121,7 +121,7 @@ def forget_after(folder: Path, *, step: int, epoch: int, evaluated: int = 0) -> 
     A run that was killed has logged more than its last checkpoint covers. The later events are dropped: `train_loss`
     beyond `step`, everything else from epoch `epoch` on (epochs count from 0); in the parts `train` and `test`, the
     events of steps beyond `step`, and of results beyond `evaluated`, the step of the last test. The files of a folder
-    are merged into one, whole or not at all.
+    are merged into one, completely or not at all.
     """
 
     def in_run(tags: set[str], at: int) -> bool:
@@ -143,7 +143,7 @@ def _truncate(folder: Path, keeps: Callable[[set[str], int], bool]) -> None:
     """Merge the event files of `folder` into one, with the events of which `keeps(tags, step)` is true."""
 
     def started(file: Path) -> float:
-        """The time of its first event: the names of files of the same second do not give their order."""
+        """The time of the file's first event, because files of the same second cannot be ordered by their names."""
         return next((event.wall_time for _, event in _events(file)), float("inf"))
 
     with utf8_path(folder) as place:
@@ -153,10 +153,11 @@ def _truncate(folder: Path, keeps: Callable[[set[str], int], bool]) -> None:
 
 
 def _merge(files: list[Path], keeps: Callable[[set[str], int], bool]) -> None:
-    """Replace `files`, in the order of their events, by one file with the events that are kept."""
+    """Replace `files`, in the order of their events, by one file with the events to keep."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    # The merged file takes the first one's name: a crash before the others are gone leaves duplicates, never a gap.
+    # The merged file gets the name of the first file: a crash before the others are deleted leaves duplicates, never a
+    # gap.
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
         for file in files:
@@ -169,18 +170,18 @@ def _merge(files: list[Path], keeps: Callable[[set[str], int], bool]) -> None:
 
 
 def _events(file: Path) -> Iterator[tuple[bytes, Any]]:
-    """The records of an event file with their events, up to the first one that is cut off, damaged or no event."""
+    """The records of an event file with their events, up to the first truncated or damaged record."""
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
 
-    with suppress(DecodeError, MemoryError, OverflowError):  # the last two: a length that no file can have
+    with suppress(DecodeError, MemoryError, OverflowError):  # the last two: an impossible length
         for record in RawEventFileLoader(str(file)).Load():
             yield record, Event.FromString(record)
 
 
 RIGHT, WRONG = "#0072b2", "#b84a00"
-"""Blue and vermilion: colours that people of every kind of colour vision tell apart, and dark enough for small text."""
+"""Blue and vermilion: distinguishable with every kind of colour vision, and dark enough for small text."""
 CAPTION = 10  # height of the letters below an image, in pixels
 
 
@@ -195,7 +196,8 @@ def draw_predictions(
     scale: int = 3,
     letters: int = CAPTION,
 ) -> Image.Image:
-    """A grid of enlarged images, each with the predicted class: blue if it is right, else vermilion, with the target.
+    """A grid of enlarged images, each with the predicted class: blue if it is right, otherwise vermilion with the
+    target.
 
     Names that no font can draw are shown as `#number`; the legend below the grid gives them in ASCII.
 
@@ -214,7 +216,7 @@ def draw_predictions(
     names = {number: classes[number] for number in sorted({number for pair in pairs for number in pair})}
     truth = legible("is {}", letters).replace("{0}", "{}")
     shares = [""] * len(pairs) if confidences is None else [f" {share:.0%}" for share in confidences.tolist()]
-    # the narrower of the two captions decides, so that a class has one label in the whole grid
+    # the narrower caption determines the width, so that a class has the same label in the whole grid
     taken = max(_width(truth.replace("{}", ""), letters), *(_width(share, letters) for share in shares))
     labels = Labels(names, letters, width - 4 - taken)
 
@@ -239,7 +241,7 @@ def draw_mistakes(
     most: int = 24,
     columns: int = 6,
 ) -> Image.Image:
-    """The wrong answers of the highest probability, at most `most`; a line of text if every answer is right."""
+    """The wrong answers with the highest probability, at most `most`; a line of text if every answer is right."""
     wrong = (predictions != targets).nonzero().flatten()
     chosen = wrong[confidences[wrong].sort(descending=True, stable=True).indices[:most]]
     if len(chosen) == 0:
@@ -261,7 +263,7 @@ def draw_examples(
     columns: int = 8,
     rows: int = 16,
 ) -> Image.Image:
-    """The first images of each class, a class a row; above `rows` classes, an image of each of the first classes."""
+    """The first images of each class, one row per class; above `rows` classes, one image per class."""
     present = targets.unique().tolist()
     each = columns if len(present) <= rows else 1
     chosen: list[int] = []
@@ -273,7 +275,7 @@ def draw_examples(
     places: list[int | None] = []
     for number in dict.fromkeys(shown):
         row: list[int | None] = [place for place, other in zip(chosen, shown, strict=True) if other == number]
-        places += row + [None] * (each - len(row))  # a class with fewer images keeps its row
+        places += row + [None] * (each - len(row))  # a class with fewer images has a row too
 
     def caption(sheet: ImageDraw.ImageDraw, number: int, left: int, top: int) -> None:
         if (place := places[number]) is not None:
@@ -288,9 +290,10 @@ def draw_examples(
 
 
 def draw_kernels(weight: Float[Tensor, "filters channels height width"]) -> Image.Image:
-    """The kernels of a convolution over RGB images, each as an image: grey is 0, the extreme is 0 or 255.
+    """The kernels of a convolution over RGB images, each as an image: 0 is grey, the extreme value is black or full
+    colour.
 
-    Of a convolution over another number of channels, the mean over its channels is shown.
+    For another number of channels, the mean over the channels is shown.
     """
     kernels = weight.detach().cpu().float()
     if kernels.shape[1] != 3:
@@ -327,10 +330,10 @@ def _grid(
 def draw_confusion(
     confusion: Int[Tensor, "classes classes"], classes: tuple[str, ...], *, cell: int = 44, letters: int = COUNT
 ) -> Image.Image:
-    """The confusion matrix: a row per true class, a column per predicted class, darker the larger the share of the row.
+    """The confusion matrix: a row per true class, a column per predicted class, darker for a larger share of the row.
 
-    Up to `FIGURES` classes, each cell has its count, and each row and column its name. More classes give an image of
-    fixed size without figures, in which above `SIDE` classes neighbours share a pixel; next to it are the pairs of
+    Up to `FIGURES` classes, each cell has its count, and each row and column its name. For more classes, the image has
+    a fixed size and no counts, and above `SIDE` classes neighbouring cells share a pixel; next to it are the pairs of
     classes that were confused most often.
 
     Args:

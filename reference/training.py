@@ -1,4 +1,4 @@
-"""Chapter 18: the complete training: `fit` trains all epochs, `train_epoch` is the loop, `evaluate` the test."""
+"""Chapter 18: the complete training: `fit` trains all epochs, `train_epoch` is the loop, `evaluate` is the test."""
 
 import math
 import time
@@ -19,7 +19,8 @@ from reference.errors import TrainingError
 class Curve:
     """The training loss by step, for drawings: the mean loss of each `every` steps, in order.
 
-    Beyond `MOST` points neighbours merge and `every` doubles, so that the curve of any training is short.
+    Beyond `MOST` points, neighbouring points are merged and `every` is doubled, so that the curve of any training is
+    short.
 
     Attributes:
         losses: the points; point `i` is the mean of the steps `every * i + 1` to `every * (i + 1)`.
@@ -36,7 +37,7 @@ class Curve:
     count: int = 0
 
     def add(self, loss: float) -> float | None:
-        """Add the loss of one more step; return the mean loss of the point that it completes, if it does."""
+        """Add the loss of one more step; if it completes a point, return the mean loss of this point."""
         self.total, self.count = self.total + loss, self.count + 1
         if self.count < self.every:
             return None
@@ -51,7 +52,7 @@ class Curve:
 
 @dataclass
 class Progress:
-    """The progress of a training, to the step; with weights, optimizer and generators it is the state to resume from.
+    """The progress of a training; with weights, optimizer and random generators it is the state to resume from.
 
     Attributes:
         epoch: number of completed epochs: trained and evaluated.
@@ -101,26 +102,26 @@ class Evaluation:
 
 @runtime_checkable
 class TakesSteps(Protocol):
-    """The part of an optimizer that `fit` uses: `torch.optim`'s and `reference.optim`'s both have it."""
+    """The interface of an optimizer that `fit` uses, common to `torch.optim` and `reference.optim`."""
 
     def zero_grad(self) -> None: ...
     def step(self) -> Any: ...
 
 
 class Observer:
-    """Base class of everything that follows a training: a progress bar, a log, a run folder. It ignores all events."""
+    """Base class of observers of a training, such as a progress bar, a log or a run folder. It ignores all events."""
 
     def on_epoch_start(self, progress: Progress) -> None:
-        """An epoch begins, or resumes after an interruption."""
+        """Called when an epoch begins, or is resumed after an interruption."""
 
     def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
-        """Some steps were made: the loss of each, by its number; on an accelerator, of several together."""
+        """Called after steps, with the loss of each by its number; on an accelerator, for several steps together."""
 
     def on_epoch(self, progress: Progress, evaluation: Evaluation) -> None:
-        """An epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
+        """Called after an epoch was trained and evaluated; its metrics are `progress.history[-1]`."""
 
     def should_stop(self) -> bool:
-        """Called after every step and every evaluated batch; True stops the training there, ready to be resumed."""
+        """Called after every step and every evaluated batch; True stops the training, which can be resumed."""
         return False
 
 
@@ -218,7 +219,8 @@ def train_epoch(
     device = next(network.parameters()).device
     network.train()
     for images, targets in islice(loader, progress.batch, None):
-        optimizer.zero_grad()  # first: a compiled network may write gradients where it left the last ones
+        # before the forward pass: a compiled network may reuse the memory of the previous gradients
+        optimizer.zero_grad()
         scores = compute(network, group.part(images).to(device), precision)
         loss = group.weighted_loss(loss_function, scores, targets.to(device))
         loss.backward(loss_scale)
@@ -229,13 +231,13 @@ def train_epoch(
         progress.step += 1
         with torch.no_grad():
             right = (scores.argmax(dim=1) == group.part(targets).to(device)).sum() * group.size
-            dtype = torch.promote_types(loss.dtype, torch.float32)  # counts of images stay exact
+            dtype = torch.promote_types(loss.dtype, torch.float32)  # counts of images remain exact
             outcome = group.mean(torch.stack([loss.detach().to(dtype), right.to(dtype)]))
         yield progress.step, outcome, len(targets)
 
 
 def watched(steps: Iterable[tuple[int, Tensor, int]], progress: Progress, observer: Observer, *, waits: bool) -> bool:
-    """Make the steps, report their losses, and ask after each whether to stop; False if one was the last for now.
+    """Run the steps, report their losses, and check after each whether to stop; return False if it stopped.
 
     Reading a loss waits for the device: nothing on the CPU; on an accelerator, where it `waits`, a stall in every step,
     so that the losses of a hundred steps are read together.
@@ -315,7 +317,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate `network`, computing in `precision`, on every batch of `loader`, without gradients.
 
-    The processes of a `group` compute the batches in turn; every process returns the same result.
+    The processes of a `group` compute the batches alternately; every process returns the same result.
 
     Returns:
         The evaluation, or None if `should_stop` ended it early.
@@ -353,7 +355,7 @@ def evaluate(
         all_confidences[group.rank :: group.size] = confidences
     taken_for, truth = torch.cat(all_predictions).cpu(), torch.cat(labels).cpu()
     sure = torch.cat(all_confidences).cpu()
-    group.add_up(batch_losses)  # the others have zeros in these places, so no sum is rounded
+    group.add_up(batch_losses)  # the other processes have zeros in these positions, so no sum is rounded
     group.add_up(taken_for)
     group.add_up(sure)
     return Evaluation(
@@ -374,7 +376,7 @@ def confusion_matrix(
     Args:
         targets: The class of each image.
         predictions: The predicted class of each image.
-        classes: How many classes there are.
+        classes: The number of classes.
     """
     places = targets * classes + predictions
     if classes <= DENSE:

@@ -61,7 +61,7 @@ def measured(folder: Path) -> list[float]:
     """The test accuracies of the trainings in `folder`.
 
     Raises:
-        InputError: there are not two of them, or a summary.json is damaged.
+        InputError: there are fewer than two trainings, or a summary.json is damaged.
     """
     paths = sorted(folder.glob("seed-*/summary.json"))
     if len(paths) < 2:
@@ -79,7 +79,7 @@ def measured(folder: Path) -> list[float]:
 
 
 def compared(here: Sequence[float], there: Sequence[float]) -> str:
-    """The result of Welch's test for two samples; if neither varies there is no test, only their means."""
+    """The result of Welch's test for two samples; if neither varies, only their means are compared."""
     if len(set(here)) == len(set(there)) == 1:
         return f"{spread(there)}; neither varies, so there is no test: {here[0]:.4f} here, {there[0]:.4f} there"
     t, freedom, p = welch(here, there)
@@ -102,7 +102,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
     except ImportError as error:
         raise InputError("--against needs SciPy: python -m pip install scipy") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # about a sample that does not vary
+        warnings.simplefilter("ignore", RuntimeWarning)  # a warning about a sample that does not vary
         result: Any = ttest_ind(first, second, equal_var=False)
     return float(result.statistic), float(result.df), float(result.pvalue)
 

@@ -1,4 +1,4 @@
-"""Do the listings of a document run on this PyTorch? `python scripts/check_document.py FILE.md`, see `--help`."""
+"""Check the listings of a document on this PyTorch: `python scripts/check_document.py FILE.md`, see `--help`."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ SECONDS = 8.0
 
 
 def progress(place: str) -> None:
-    """Say on a terminal which listing runs."""
+    """Print on a terminal which listing is running."""
     print_line(f"... {place}", error=True)
 
 

@@ -1,4 +1,4 @@
-"""Is this machine ready? `python scripts/doctor.py`, see `--help`. Needs nothing but Python."""
+"""Check that this machine is ready: `python scripts/doctor.py`, see `--help`. Needs only Python."""
 
 import argparse
 import sys
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def padded(text: str) -> str:
-    """`text` in 13 columns; a Chinese character takes two."""
+    """`text` padded to 13 columns; a Chinese character takes two."""
     return text + " " * (13 - sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text))
 
 

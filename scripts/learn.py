@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the specification is no installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the specification is not an installed package
 
 if __name__ == "__main__":
     from reference.errors import exit_with

@@ -112,7 +112,7 @@ def main() -> int:
 
 
 def keeping(answers: Iterator[Prediction], kept: list[Prediction]) -> Iterator[Prediction]:
-    """Pass the answers on, and keep the first `SAVED` ones without an error."""
+    """Yield the answers unchanged, and keep the first `SAVED` answers without an error."""
     for answer in answers:
         if answer.error is None and len(kept) < SAVED:
             kept.append(answer)

@@ -1,4 +1,4 @@
-"""Chapter 00: is a machine, rented or one's own, ready? `scripts/doctor.py`, and what an editor needs to work there."""
+"""Chapter 00: the check of a machine, `scripts/doctor.py`, and the settings for editors on a remote machine."""
 
 import importlib.metadata
 import json
@@ -66,7 +66,7 @@ def test_it_asks_for_the_versions_that_the_package_asks_for(monkeypatch: pytest.
 
 
 def missing(name: str) -> str:
-    """As `importlib.metadata.version`, where nothing is installed."""
+    """A replacement of `importlib.metadata.version` on a machine without packages."""
     raise PackageNotFoundError(name)
 
 
@@ -198,7 +198,7 @@ def test_the_doctor_works_where_packages_are_missing(absent: str, words: tuple[s
 
 
 def without(names: str) -> None:
-    """As on a machine where these packages are not installed."""
+    """Simulate a machine on which these packages are not installed."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -296,7 +296,7 @@ def test_the_script_prints_text_or_json_and_its_status_says_whether_a_training_c
 
 
 def without_tensorboard() -> None:
-    """As on a machine where TensorBoard is not installed."""
+    """Simulate a machine on which TensorBoard is not installed."""
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
         del sys.modules[name]
     sys.modules["tensorboard"] = None  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Chapter 00: the documents: their commands, links and figures are right, and their wording is plain."""
+"""Chapter 00: the documents: correct commands, links and figures, and plain wording."""
 
 import re
 import tokenize
@@ -18,7 +18,7 @@ OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.
 
 
 def names(paths: list[Path]) -> list[str]:
-    """Paths as they are shown in test ids."""
+    """Paths in the form of test ids."""
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
@@ -52,7 +52,7 @@ def test_chinese_document_has_the_same_commands_headings_and_figures(path: Path)
 
 
 def defined_flags() -> set[str]:
-    """The long options of the project's own commands, as their sources define them."""
+    """The long options of the project's commands, read from their sources."""
     sources = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "conftest.py"]
     sources += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "spec/support").glob("*.py")]
     for folder in ("report", "mutation", "documents"):
@@ -68,7 +68,7 @@ def test_every_script_flag_and_link_exists(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for script in re.findall(r"(?:scripts|benchmarks)/[a-z]\w*\.py", text):
         assert (ROOT / script).is_file(), script
-    # TensorBoard's, everybody's, those of pip, pytest's plugins and torchrun
+    # options of TensorBoard, of all commands, of pip, of pytest's plugins and of torchrun
     others = {
         "logdir",
         "help",
@@ -125,6 +125,13 @@ BANNED = {
     r"\b(?:lie|lies) in memory\b": "the memory layout",
     r"\bas though\b": "as if",
     r"\bshall\b": "must, will",
+    r"\bunless told\b": "by default",
+    r"\bunasked\b": "without the option",
+    r"\bput right\b": "corrected",
+    r"\ba person\b": "a user",
+    r"\bwhat (?:becomes|became) of\b": "the outcome of, the verdict on",
+    r"\bin (?:its|their|our) own words\b": "rewritten",
+    "有哪些算哪些": "只包括具有的项",
     "指名拒绝|指明参数名地": "报错并指出参数名",
     "一类一类": "按类别依次",
     "借来的机器": "云端机器",
@@ -132,7 +139,7 @@ BANNED = {
     "显卡": "GPU",
     "规格": "规范",
 }
-"""Words that stand for a standard term, or that make a reader guess, with what to write instead (CONTRIBUTING.md)."""
+"""Words to avoid, each with the standard term or the plain wording to use instead (CONTRIBUTING.md)."""
 ANY_BANNED = re.compile("|".join(BANNED), re.IGNORECASE)
 
 
@@ -141,7 +148,7 @@ SOURCES = (".py", ".pyi", ".toml", ".ipynb")
 
 
 def sources(folder: str) -> list[Path]:
-    """The sources in and under a folder; directly in it, if it is the root. This file has to name the banned words."""
+    """The sources below a folder, or directly in the root; without this file, which contains the banned words."""
     found = (ROOT / folder).rglob("*") if folder != "." else ROOT.iterdir()
     return sorted(path for path in found if path.suffix in SOURCES and path != Path(__file__).resolve())
 
@@ -164,7 +171,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def banned_words(path: Path) -> list[str]:
-    """Every banned word of a file with its line and what to write instead."""
+    """Every banned word of a file with its line and the replacement."""
     if not ANY_BANNED.search(spaced(path.read_text(encoding="utf-8"))):  # tokenizing every file takes seconds
         return []
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name

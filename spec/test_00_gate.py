@@ -1,4 +1,4 @@
-"""Chapter 00: the gate, `.ci/run`: a step that lacks what it needs fails instead of passing over it."""
+"""Chapter 00: the gate, `.ci/run`: a step without its requirements fails and is not skipped."""
 
 import os
 import shutil

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def printed(code: str) -> str:
-    """What a fresh Python prints."""
+    """The output of a new Python process."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
@@ -31,7 +31,7 @@ def test_importing_the_reference_does_not_import_optional_packages() -> None:
 
 @clause("00.package.lazy")
 def test_importing_the_reference_brings_nothing_but_itself() -> None:
-    """Names are imported as they are used, so that `import reference` costs next to nothing beyond `import torch`."""
+    """Names are imported on first use, so that `import reference` takes hardly longer than `import torch`."""
     code = """
 import sys
 import reference
@@ -105,7 +105,7 @@ def test_the_package_requires_everything_that_it_imports() -> None:
 @clause("00.package.posix")
 @pytest.mark.slow
 def test_no_module_needs_a_posix_system_to_be_imported() -> None:
-    """As on Windows: without POSIX's modules, and without what `os`, `signal` and `multiprocessing` lack there."""
+    """Simulate Windows: without POSIX modules and without POSIX names of `os`, `signal` and `multiprocessing`."""
     command = [sys.executable, "-W", "ignore", "-m", "spec.support.without_posix"]
     count, *failed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
     assert int(count) > 100

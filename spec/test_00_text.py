@@ -27,8 +27,8 @@ from spec.support.strategies import given
 
 ROOT = Path(__file__).parents[1]
 
-# What a terminal acts upon, or what makes two lines of one. ECMA-48 names C0 and C1; Unicode's UAX 9 the marks of
-# direction, and UAX 14 the characters that break a line.
+# Characters that control a terminal or break a line. ECMA-48 defines C0 and C1, Unicode's UAX 9 the marks of direction,
+# and UAX 14 the line breaks.
 DANGEROUS = {
     "escape": "\x1b[31m",
     "bell": "\a",
@@ -124,7 +124,7 @@ def test_a_lack_of_memory_is_one_line(tmp_path: Path) -> None:
 
 
 def only_json(text: str) -> Any:
-    """The value, read by a parser that takes nothing that RFC 8259 does not know."""
+    """The value, read by a parser that accepts only RFC 8259."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -248,7 +248,7 @@ def test_a_console_that_was_closed_takes_everything_and_keeps_nothing() -> None:
 
 @clause("00.text.console")
 def test_a_signal_handler_may_print_while_the_same_stream_is_written(tmp_path: Path) -> None:
-    """Python's buffered files refuse that: RuntimeError, reentrant call."""
+    """Python's buffered files raise RuntimeError for a reentrant call."""
 
     class Busy(io.TextIOWrapper):
         def write(self, text: str, /) -> int:
@@ -276,7 +276,7 @@ def test_one_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not output_lost()
 
 
-# In processes of their own, as a shell starts them
+# In separate processes, started as by a shell
 
 PROGRAM = """
 import sys
@@ -365,7 +365,7 @@ def test_a_console_that_is_not_utf_8_escapes_the_other_characters(
 @clause("00.text.lost")
 @pytest.mark.slow
 def test_a_closed_standard_error_does_not_become_a_file_of_data(tmp_path: Path) -> None:
-    """The system gives the lowest free number to the next file that is opened; libraries write to number 2."""
+    """The next opened file gets the lowest free descriptor, and libraries write to descriptor 2."""
     (tmp_path / "program.py").write_text(
         "import os\nfrom reference.errors import exit_with\n\ndef main():\n"
         "    file = open('data', 'w')\n    os.write(2, b'a warning of a library')\n    file.write('data')\n\n"

@@ -68,7 +68,7 @@ def test_a_mode_without_alpha_shows_the_colours_pillow_shows(mode: str, tmp_path
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """What shines through a pixel of `alpha` is white; the nearest whole number."""
+    """A colour with `alpha` over white, rounded to the nearest integer."""
     a = alpha[..., None].astype(float) / 255
     return np.rint(colour.astype(float) * a + 255 * (1 - a)).astype(int)
 
@@ -136,7 +136,7 @@ def test_a_colour_declared_transparent_shows_white(mode: str, colour: Any, tmp_p
 def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]])
     Image.fromarray(values.astype(dtype)).save(tmp_path / "a.tif")
-    # 65535 / 255 = 257: each grey level stands for 257 values, 129 is nearer to 257 than to 0
+    # 65535 / 255 = 257: each grey level covers 257 values, and 129 is nearer to 257 than to 0
     assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 1, 1, 1, 127, 128, 254, 255, 255]
 
 
@@ -195,7 +195,8 @@ def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, 
     path = draw(tmp_path / f"a{suffix}", 16, 24, exif=exif, **options)
     expected = ORIENTED[orientation](gradient(16, 24)).astype(int)
     assert pixels(path).shape == expected.shape
-    tolerance = 12 if suffix == ".jpg" else 0  # JPEG of the best quality still rounds, more so at the gradient's jumps
+    # JPEG of the best quality still rounds, especially at the jumps of the gradient
+    tolerance = 12 if suffix == ".jpg" else 0
     assert abs(pixels(path) - expected).max() <= tolerance
     assert not open_image(path).getexif(), "a viewer would turn it a second time"
 
@@ -443,11 +444,11 @@ root, ants_label = "dataset/train", "ants"
 ants = Images(root, ants_label)
 item, length = ants[0], len(ants)
 """
-"""The listing's program in our own words."""
+"""The program of the listing, rewritten."""
 
 
 def run_listing(changed: str = "", into: str = "") -> dict[str, Any]:
-    """Run it with one of its lines changed, in a folder that holds one image called 0.jpg."""
+    """Run the listing with one changed line, in a folder with one image called 0.jpg."""
     assert changed in MENDED
     names: dict[str, Any] = {"listdir": lambda _: ["0.jpg"], "open_image": Path, "join": os.path.join}
     exec(compile(MENDED.replace(changed, into, 1) if changed else MENDED, "listing", "exec"), names)
@@ -521,7 +522,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def heights(dataset: Any) -> list[Any]:
-    """The items by number, an image as its height."""
+    """The items by index, with each image replaced by its height."""
     items = [dataset[i] for i in range(len(dataset))]
     return [(item[0].height, item[1]) if isinstance(item[0], Image.Image) else item for item in items]
 
@@ -658,7 +659,7 @@ def test_a_missing_folder_is_named(LabeledFolder: Folder, root: Path) -> None:
 @clause("01.folder.concatenation")
 def test_plus_puts_one_data_set_after_the_other_and_associates(LabeledFolder: Folder, root: Path) -> None:
     a, b = LabeledFolder(root, "ants"), LabeledFolder(root, "bees")
-    c = [("x", 1), ("y", 2)]  # anything with a length and items by number
+    c = [("x", 1), ("y", 2)]  # any object with a length and items by index
     assert heights((a + b) + c) == heights(a + (b + c)) == ANTS + BEES + c
     assert heights((a + b) + (a + b)) == heights(a + (b + (a + b))) == (ANTS + BEES) * 2
     both = a + b

@@ -34,7 +34,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def white_png(width: int, height: int, depth: int = 1, kind: int = 0) -> bytes:
-    """A PNG of zeros, packed a thousand times smaller: 8 pixels a byte if grey of depth 1."""
+    """A PNG of zeros, compressed by a factor of a thousand: 8 pixels per byte for grey of depth 1."""
     row = 1 + (width * depth * {0: 1, 2: 3, 6: 4}[kind] + 7) // 8
     packer, parts = zlib.compressobj(9), []
     block = bytes(row * max(1, 2**20 // row))
@@ -55,7 +55,7 @@ def icns(inner: bytes) -> bytes:
 
 
 def blp(inner: bytes) -> bytes:
-    """BLP1 with a JPEG in it, which is 16×16 by its own words."""
+    """A BLP1 file with a JPEG in it, whose header says 16×16."""
     header = b"BLP1" + struct.pack("<iIIIii", 0, 0, 16, 16, 5, 0)
     offset = len(header) + 128 + 4
     table = struct.pack("<16I", offset, *[0] * 15) + struct.pack("<16I", len(inner), *[0] * 15)
@@ -97,7 +97,7 @@ def test_an_image_inside_a_container_is_bounded_before_it_is_decoded(
     with pytest.raises(InputError, match=r"bomb\..*: not a readable image \(.*16,777,216 pixels that are allowed\)"):
         open_image(path)
     assert decoded == []
-    # the suffix does not decide
+    # the suffix does not determine the format
     (tmp_path / "bomb.png").write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="16,777,216 pixels"):
         open_image(tmp_path / "bomb.png", (32, 32))
@@ -142,7 +142,7 @@ print(peak() - before)
 
 
 def bomb(kind: str) -> bytes:
-    """A small file that claims about as many pixels as its format may have, or more."""
+    """A small file that claims about the largest number of pixels of its format, or more."""
     side = 10_000
     if kind == "PNG in ICO":
         return ico(white_png(60_000, 60_000))
@@ -303,7 +303,7 @@ def test_formats_that_are_not_opened_are_no_image_names() -> None:
 
 
 def special(kind: str, folder: Path) -> Path:
-    """A file of that kind called x.png."""
+    """A file of the given type called x.png."""
     path = folder / "x.png"
     if kind == "a FIFO":
         os.mkfifo(path)
@@ -386,7 +386,7 @@ def test_a_file_that_becomes_a_fifo_after_it_was_looked_up_does_not_block(
 
 
 def noisy(folder: Path) -> list[Path]:
-    """Readable images of which Pillow warns: while opening, decoding and converting."""
+    """Readable images with a warning of Pillow while opening, decoding or converting."""
     palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
     palette.save(folder / "palette.png", transparency=bytes(range(200)) + bytes(56))
     (folder / "icon.ico").write_bytes(ico(saved(48, 48, "PNG")))
@@ -445,7 +445,7 @@ def test_a_readable_image_causes_no_warning_in_any_thread(action: Any, tmp_path:
 @clause("01.image.warnings")
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the libraries of a process")
 def test_a_damaged_tiff_writes_nothing_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """libtiff writes its errors to the process's standard error by itself."""
+    """libtiff writes its errors directly to the standard error of the process."""
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4"):
         mode = "1" if compression == "group4" else "L"
         whole = saved(64, 64, "TIFF", mode, compression=compression)
@@ -463,7 +463,7 @@ def test_a_damaged_tiff_writes_nothing_to_standard_error(tmp_path: Path, capfd: 
 @pytest.mark.parametrize("filler", [b" ", b"#", b"# \n", b"\r\n"], ids=["spaces", "one comment", "comments", "lines"])
 @pytest.mark.parametrize("kind", [b"P1", b"P4", b"P6", b"Pf"], ids=bytes.decode)
 def test_the_header_of_a_ppm_file_is_bounded(kind: bytes, filler: bytes, tmp_path: Path) -> None:
-    """Pillow reads it a byte at a time, a second for each MB."""
+    """Pillow reads the header byte by byte, at one second per MB."""
     (tmp_path / "a.ppm").write_bytes(kind + b" " + filler * (2**22 // len(filler)) + b"\n2 2 255 " + bytes(12))
     began = time.process_time()
     with pytest.raises(InputError, match=r"a\.ppm: not a readable image .its header does not end within 65,536"):

@@ -19,7 +19,7 @@ from spec.support.clauses import clause
 
 
 def read(folder: Path) -> EventAccumulator:
-    """Everything that was written, by TensorBoard's own reader."""
+    """All written events, read by TensorBoard's own reader."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
@@ -98,7 +98,7 @@ def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_pat
 
 
 @clause("02.server.port")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the library that cleans TensorBoard's texts
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a warning of the library that sanitizes TensorBoard's texts
 def test_tensorboard_itself_listens_on_6006() -> None:
     from tensorboard.plugins.core import core_plugin
 

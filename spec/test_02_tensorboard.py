@@ -1,4 +1,4 @@
-"""Chapter 02: what a run writes for TensorBoard, read back with TensorBoard's own reader and from a real server."""
+"""Chapter 02: the events of a run, read with TensorBoard's own reader and from a real server."""
 
 import contextlib
 import io
@@ -160,7 +160,7 @@ def server(folder: Path, *options: str) -> Iterator[str]:
 
 
 def get(address: str, seconds: float = 90) -> Any:
-    """What the server answers, once it answers and has read the events."""
+    """The response of the server after it has read the events."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -234,7 +234,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 def page(address: str, profile: Path) -> str:
-    """The page that a browser without a window makes of the address, as HTML, when nothing more is loading."""
+    """The HTML of the page in a headless browser after loading."""
     assert BROWSER is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"]
     options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -306,7 +306,7 @@ def logged(folder: Path, steps: range, epochs: range) -> None:
         tracker.scalars(epoch, test_loss=epoch / 8)
         tracker.image("confusion", Image.new("RGB", (2, 2), (epoch, 0, 0)), epoch)
     tracker.close()
-    # the next event file's name is made of the second
+    # the name of the next event file contains the second
     (newest,) = (path for path in folder.glob("events.out.tfevents.*") if not path.name.endswith(".old"))
     newest.rename(folder / f"{newest.name}.old")
 
@@ -334,7 +334,7 @@ def test_forgetting_cuts_the_parts_back_to_the_checkpoint_and_keeps_the_hyperpar
         tracker.scalars(step, "train", accuracy=0.5)
         tracker.scalars(step, "test", accuracy=0.5, loss=1.0)
     tracker.close()
-    forget_after(tmp_path, step=6, epoch=1, evaluated=3)  # step 6 was made, and not yet tested
+    forget_after(tmp_path, step=6, epoch=1, evaluated=3)  # step 6 was trained but not yet evaluated
     assert rows(tmp_path / "train") == {"loss": [*range(1, 7)], "learning_rate": [*range(1, 7)], "accuracy": [3]}
     assert rows(tmp_path / "test") == {"accuracy": [3], "loss": [3]}
     metadata = read(tmp_path).summary_metadata  # pyright: ignore[reportAttributeAccessIssue]
@@ -450,7 +450,7 @@ def test_the_examples_show_each_class_on_a_sheet_of_bounded_size(classes: int) -
     assert sheet.height <= 16 * (96 + 17)
     rows = sheet.height // (96 + 17)
     seen = [sheet.getpixel((96 * column + 48, (96 + 17) * row + 48)) for row in range(rows) for column in range(8)]
-    if classes <= 16:  # a class a row, the images of a class side by side
+    if classes <= 16:  # one row per class, with the images of a class side by side
         assert seen == [(n,) * 3 if column < 2 else (255,) * 3 for n in range(classes) for column in range(8)]
     else:
         assert seen[: min(classes, 128)] == [(n,) * 3 for n in range(min(classes, 128))]
@@ -553,12 +553,12 @@ def test_the_confusion_matrix_of_many_classes_has_one_size() -> None:
 
 @clause("02.drawing.many")
 def test_the_confusion_matrix_of_many_classes_is_dark_where_the_share_is_large() -> None:
-    classes = 2048  # two classes a pixel
+    classes = 2048  # two classes per pixel
     targets = torch.arange(classes)
     sheet = draw_confusion(confusion_matrix(targets, targets // 2 * 2, classes), tuple(map(str, range(classes))))
     matrix = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(sheet.height, sheet.width, 3)
     matrix = matrix[20 : 20 + 1024, 20 : 20 + 1024, 0]
-    assert matrix.diag().tolist() == [50] * 1024  # all of each pair are taken for one of the same pair
+    assert matrix.diag().tolist() == [50] * 1024  # all images of each pair are predicted as one class of the same pair
     assert (matrix + 205 * torch.eye(1024, dtype=torch.uint8) == 255).all()
 
 
@@ -599,7 +599,7 @@ def test_the_sparse_matrix_is_the_dense_one(classes: int, seed: int, size: int) 
 @clause("02.run.images")
 @pytest.mark.slow
 def test_the_logged_drawings_show_the_predictions_of_the_network(run_folder: Path) -> None:
-    """Pixel by pixel, drawn again from the last checkpoint; targets in place of predictions would have no red."""
+    """Compare with images drawn from the last checkpoint; targets instead of predictions would contain no red."""
     shapes, network = Shapes(train=False, size=70), build_network(load_checkpoint(run_folder / "last.pt")).eval()
     with torch.no_grad():
         predictions = network(shapes.images / 255).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Chapter 03: why a network takes tensors, and how `ToTensor` makes one of an image."""
+"""Chapter 03: the reasons for tensors, and the conversion of an image by `ToTensor`."""
 
 import importlib.util
 import io
@@ -48,7 +48,7 @@ def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() 
     y.sum().backward()
     assert_equal(x.grad, [2, 2])
     assert y.requires_grad
-    assert not y.retains_grad  # "keep the gradient" is another method's business: retain_grad()
+    assert not y.retains_grad  # keeping the gradient is the task of another method, retain_grad()
 
 
 @clause("03.tensor.grad")
@@ -120,7 +120,7 @@ def test_bytes_become_channels_first_and_are_divided_by_255(
     ToTensor: Transform, mode: str, width: int, height: int, seed: int
 ) -> None:
     image = random_image(mode, width, height, seed)
-    # in float64, then rounded once: the same number as one correctly rounded division in float32
+    # in float64, then rounded once: equal to a correctly rounded division in float32
     expected = torch.tensor(pixels_of(image), dtype=torch.float64, device="cpu") / 255
     assert_equal(ToTensor()(image), expected.to(torch.float32))
 
@@ -154,7 +154,7 @@ def test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours(ToTenso
 def test_each_of_the_256_bytes_is_divided_not_multiplied(ToTensor: Transform) -> None:
     every = ToTensor()(Image.fromarray(np.arange(256, dtype=np.uint8)[None])).flatten()
     assert_equal(every, torch.tensor([byte / 255 for byte in range(256)], device="cpu"))
-    # multiplied with the rounded 1 / 255, 126 of them would be another number
+    # multiplied by the rounded 1 / 255, 126 of them would differ
     assert int((every != torch.arange(256, device="cpu") * (1 / 255)).sum()) == 126
     assert_equal(every * 255, torch.arange(256.0, device="cpu"))
 
@@ -240,7 +240,7 @@ def test_it_prints_its_name(ToTensor: Transform) -> None:
     assert repr(ToTensor()) == "ToTensor()"
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("03.totensor.rejects")

@@ -13,7 +13,7 @@ WIDTH = 2051
 
 
 def wide() -> Image.Image:
-    """Drawn pixels; the last column differs from all others."""
+    """Random pixels; the last column differs from all others."""
     pixels = np.random.default_rng(0).integers(0, 200, (5, WIDTH, 3), dtype=np.uint8)
     pixels[:, -1] = 255
     return Image.fromarray(pixels)

@@ -40,7 +40,7 @@ Resampling = Image.Resampling
 
 @cache
 def photograph() -> Image.Image:
-    """As large as the tutorial's photograph, 768×512, and with its first byte: slopes in three directions."""
+    """An image with the size and the first byte of the tutorial's photograph, 768×512: slopes in three directions."""
     y, x = np.mgrid[:512, :768]
     image = np.stack([(80 + x) % 256, (x + y) % 256, (3 * y) % 256], axis=-1).astype(np.uint8)
     return Image.fromarray(image)
@@ -54,7 +54,7 @@ def seed_everything(seed: int) -> None:
 
 
 def numbered(height: int, width: int) -> Tensor:
-    """An image of one channel in which every pixel is another number."""
+    """An image of one channel in which all pixels are different."""
     return torch.arange(height * width).reshape(1, height, width)
 
 
@@ -213,7 +213,7 @@ def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) 
 
 @clause("04.resize.shorter_side")
 def test_one_number_makes_no_square(Resize: Transform) -> None:
-    # chapter 04, line 241, says it does; line 251 says what is true
+    # chapter 04, line 241, states the opposite; line 251 is right
     assert Resize(256)(photograph()).size == (384, 256)
 
 
@@ -268,7 +268,7 @@ def test_normalize_is_the_formula_channel_by_channel(
     Normalize: Transform, shape: tuple[int, ...], batch: bool, one_for_all: bool, inplace: bool,
     dtype: torch.dtype, layout: int, seed: int,
 ) -> None:  # fmt: skip
-    # whole numbers and a power of 2 below: no step rounds
+    # integers divided by a power of 2: no step rounds
     pixels = whole(*shape[not batch :], seed=seed, dtype=dtype)
     channels = pixels.shape[-3]
     mean = whole(1 if one_for_all else channels, seed=seed + 1).tolist()
@@ -299,7 +299,7 @@ def test_normalize_can_be_undone_by_normalize(Normalize: Transform, mean: float,
     pixels = normal(2, 3, 3, seed=seed)
     there = Normalize([mean] * 2, [std] * 2)(pixels)
     back = Normalize([-mean / std] * 2, [1 / std] * 2)(there)
-    # two roundings each way, of the numbers and of −mean / std and 1 / std, scaled back by std
+    # two roundings in each direction, of the numbers and of −mean / std and 1 / std, scaled back by std
     largest = pixels.abs() + 2 * abs(mean)
     assert_close(back, pixels, rounding(torch.float64, 6, largest))
 
@@ -319,7 +319,7 @@ def test_normalize_is_differentiable(Normalize: Transform) -> None:
 
 
 def bilinear_weights(old: int, new: int, antialias: bool) -> list[list[Fraction]]:
-    """How much each old pixel weighs in each new one, exactly, from the definition: a triangle over the centre."""
+    """The exact weight of each old pixel in each new one, from the definition: a triangle around the centre."""
     half = Fraction(1, 2)
     rows = []
     for o in range(new):
@@ -487,7 +487,7 @@ def test_bicubic_bytes_do_not_leave_0_to_255(Resize: Transform) -> None:
     edge = torch.tensor([0, 0, 0, 255, 255, 255], dtype=torch.uint8).expand(1, 2, 6)
     shown = Resize((2, 18), Resampling.BICUBIC)(edge)
     assert shown.dtype == torch.uint8
-    assert_equal(shown[0, 0], sorted(shown[0, 0].tolist()))  # an overflow would leave dark pixels among the light
+    assert_equal(shown[0, 0], sorted(shown[0, 0].tolist()))  # an overflow would give dark pixels among the bright ones
 
 
 @clause("04.resize.max_size")
@@ -538,7 +538,7 @@ def test_resize_is_differentiable(Resize: Transform, size: Pair, antialias: bool
 
 @st.composite
 def crops(draw: st.DrawFn) -> tuple[int, int, Pair, Any]:
-    """Height and width of an image, a window that fits into it when it is padded, and the padding."""
+    """Height and width of an image, a window that fits into the padded image, and the padding."""
     height, width = draw(st.integers(3, 6)), draw(st.integers(3, 6))
     padding = draw(
         st.sampled_from([None, 0, 1, 2]) | st.tuples(*[st.integers(0, 2)] * 2) | st.tuples(*[st.integers(0, 2)] * 4)
@@ -618,7 +618,7 @@ def test_all_places_are_equally_likely(RandomCrop: Transform) -> None:
     counts = Counter(int(crop(pixels)[0, 0, 0]) for _ in range(draws))
     corners = [0, 1, 2, 4, 5, 6]  # the first pixel of each of the 2 · 3 windows
     assert sorted(counts) == corners
-    # Hoeffding: one of the 6 shares is off by more than this with a probability of less than 12 · exp(−2 n t²) = 10⁻⁹
+    # Hoeffding: one of the 6 frequencies has a larger error with a probability below 12 · exp(−2 n t²) = 10⁻⁹
     t = math.sqrt(math.log(12 / 1e-9) / (2 * draws))
     assert [corner for corner in corners if abs(counts[corner] / draws - 1 / 6) > t] == []
 
@@ -705,7 +705,7 @@ def test_it_flips_as_often_as_p_says(RandomHorizontalFlip: Transform, p: float) 
     pixels, draws = torch.tensor([[[0, 1]]]), 400 if 0 < p < 1 else 50
     flip = RandomHorizontalFlip() if p == 0.5 else RandomHorizontalFlip(p)
     share = sum(bool(flip(pixels)[0, 0, 0]) for _ in range(draws)) / draws
-    # Hoeffding: off by more than this with a probability of less than 2 · exp(−2 n t²) = 10⁻⁹
+    # Hoeffding: the error is larger with a probability below 2 · exp(−2 n t²) = 10⁻⁹
     t = math.sqrt(math.log(2 / 1e-9) / (2 * draws)) if 0 < p < 1 else 0.0
     assert abs(share - p) <= t
 
@@ -740,7 +740,7 @@ def test_compose_of_composes_is_one_compose(Compose: Transform, cut: int) -> Non
     assert Compose([Compose(steps[:cut]), Compose(steps[cut:])])(3) == -50
 
 
-# What they print
+# Their repr
 
 
 @clause("04.transforms.repr")
@@ -782,7 +782,7 @@ def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Tra
     assert repr(RandomHorizontalFlip()) == "RandomHorizontalFlip(p=0.5)"
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("04.normalize.rejects")
@@ -887,13 +887,14 @@ def test_compose_rejects_arguments_that_are_no_list_of_transforms(Compose: Trans
         Compose([3])(Image.new("L", (1, 1)))
 
 
-# PyTorch's own
+# Comparison with torchvision
 
 
 def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
-    """The very same results as torchvision's, from the same random numbers, on `count` random images.
+    """Assert the same results as torchvision, from the same random numbers, on `count` random images.
 
-    Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied with 1 / 255 instead of being divided.
+    Only a resized tensor may differ, by rounding; and in v2 a byte is multiplied by 1 / 255 instead of being divided by
+    255.
     """
     theirs = vars(importlib.import_module(home))
     v2 = home.endswith("v2")
@@ -902,7 +903,7 @@ def assert_agreement(home: str, own: dict[str, Transform], count: int) -> None:
     for seed in range(count):
         numbers = np.random.default_rng(seed)
         height, width, new_height, new_width = (int(n) for n in numbers.integers(3, 12, 4))
-        # smaller than both sides: v2 draws no number for a side that has no choice
+        # smaller than both sides, because v2 draws no number for a side with a single position
         window = (int(numbers.integers(1, height)), int(numbers.integers(1, width)))
         padding = [None, 1, (2, 1), (0, 1, 2, 2)][seed % 4]
         padding_mode = ["constant", "edge", "reflect", "symmetric"][seed // 4 % 4]

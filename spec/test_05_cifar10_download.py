@@ -47,19 +47,19 @@ def small() -> SmallCifar10:
 
 @dataclass
 class Answer:
-    """How the server answers one request: like a good server, with these differences."""
+    """The response of the server to one request: that of a correct server with these differences."""
 
     content: bytes | None = None  # instead of the server's
-    status: int | None = None  # this error
+    status: int | None = None  # this status
     cut: int | None = None  # the connection ends after this number of bytes
-    stall: bool = False  # ... or says nothing more from there on
-    ranges: bool = True  # a request for a part gets that part
+    stall: bool = False  # ... or the server stops sending there
+    ranges: bool = True  # a request for a range gets this range
     marks: dict[str, str] | None = None  # instead of the server's ETag
-    headers: dict[str, str] = field(default_factory=dict)  # in place of those that would be true
+    headers: dict[str, str] = field(default_factory=dict)  # instead of the true headers
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server of one file on this machine. `answers` are used up one a request; then it is a good server.
+    """A server of one file on this machine. Each request consumes one of `answers`; after that it is a correct server.
 
     `requests` records (path, Range, If-Range) of each, `sent` the bytes of each answer's body.
     """
@@ -79,7 +79,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{ARCHIVE}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error here."""
+        """Ignore clients that have disconnected."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -105,7 +105,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start:][: answer.cut]
-        server.sent.append(len(body))  # before the client can know, so that the order is that of the requests
+        server.sent.append(len(body))  # before the client is notified, so that the order is that of the requests
         self.send_response(206 if start else 200)
         for name, value in (headers | answer.headers).items():
             self.send_header(name, value)
@@ -117,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.closing.wait(30)
 
     def log_message(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Quiet."""
+        """Log nothing."""
 
 
 CONTENT = random.Random(1).randbytes(1_000_000)
@@ -409,7 +409,7 @@ def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path,
             self.end_headers()
 
         def log_message(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-            """Quiet."""
+            """Log nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Redirect) as redirecting:
         thread = threading.Thread(target=redirecting.serve_forever, args=(0.01,))

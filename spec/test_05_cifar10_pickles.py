@@ -49,7 +49,7 @@ def call(module: str, name: str, *arguments: bytes) -> bytes:
 
 
 class Runs:
-    """Pickled, it is the call of a function."""
+    """An object that is pickled as the call of a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -172,7 +172,7 @@ NESTED = {
 
 
 def probed_memory() -> bytes:
-    """Places of the memory that would make a dictionary slow (see `probed` in test_17_legacy_bombs.py)."""
+    """Memo indices that would make a dictionary slow (see `probed` in test_17_legacy_bombs.py)."""
     place, code = 1, b"\x80\x02N"
     for _ in range(90_000):
         code += b"r" + struct.pack("<I", place)
@@ -293,7 +293,7 @@ def test_an_error_inside_an_archive_names_archive_and_member(small: SmallCifar10
 
 
 def mutate(content: bytes, generator: random.Random) -> bytes:
-    """A few bytes of it changed, removed, doubled or exchanged for instructions, mostly outside the pixels."""
+    """The file with a few bytes changed, removed, duplicated or replaced by instructions, mostly outside the pixels."""
     mutant = bytearray(content)
     for _ in range(generator.choice((1, 1, 2, 5))):
         around = generator.choice((0, len(mutant), generator.randrange(len(mutant) + 1)))
@@ -347,7 +347,7 @@ def test_a_damaged_archive_is_read_or_refused_and_nothing_else(tmp_path: Path) -
         at = generator.choice(headers)
         for _ in range(3):
             mutant[at + generator.randrange(512)] = generator.choice(b"\0/.0179x\xff\x80SKgLV")
-        mutant[at + 148 : at + 156] = b" " * 8  # the header's own sum is right again
+        mutant[at + 148 : at + 156] = b" " * 8  # the checksum of the header is corrected
         mutant[at + 148 : at + 156] = b"%06o\0 " % sum(mutant[at : at + 512])
         write_packed(tmp_path, gzip.compress(bytes(mutant), compresslevel=1))
         try:

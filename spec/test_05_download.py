@@ -1,6 +1,8 @@
-"""Chapter 05: a download from hostile mirrors: it ends, within bounds of disk, memory and time, and asks the next one.
+"""Chapter 05: downloads from hostile mirrors end within limits of disk, memory and time, and continue with the next
+mirror.
 
-Ordinary downloads are specified in `test_05_cifar10_download.py`. Here a mirror is a function that gets the connection.
+Ordinary downloads are specified in `test_05_cifar10_download.py`. Here a mirror is a function with the connection as
+its argument.
 """
 
 import contextlib
@@ -33,7 +35,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 @contextlib.contextmanager
 def serving(mirror: Mirror) -> Iterator[tuple[str, list[bytes]]]:
-    """The address of `mirror` on this machine, and the first line of each request that it got."""
+    """The address of `mirror` on this machine, and the first line of each request that it received."""
     lines: list[bytes] = []
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -65,7 +67,7 @@ def good(connection: socket.socket) -> None:
 
 @pytest.fixture
 def good_mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes]]]:
-    """A mirror that delivers; waiting is short, and a file may have at most 1,000,000 bytes."""
+    """A working mirror, with short time limits and a size limit of 1,000,000 bytes."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(downloading, "PAUSE", 0.0)
     monkeypatch.setattr(downloading, "TIMEOUT", 0.4)
@@ -74,7 +76,7 @@ def good_mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[byt
 
 
 def repeat(start: bytes, again: bytes, pause: float = 0.0) -> Mirror:
-    """A mirror that sends `start` and then `again` for ever; it gives up after two minutes."""
+    """A mirror that sends `start` and then repeats `again` for two minutes."""
 
     def mirror(connection: socket.socket) -> None:
         connection.sendall(start)

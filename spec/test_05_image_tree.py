@@ -1,4 +1,4 @@
-"""Chapter 05: a tree of images as a data set, and the cache in which the reference keeps it decoded."""
+"""Chapter 05: a tree of images as a data set, and the cache of its decoded images."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ def shade_of(dataset: Any) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own cache folder is never touched."""
+    """Use a temporary cache folder instead of the user's."""
     folder = tmp_path / "user-cache"
     monkeypatch.setattr(image_tree, "user_cache_path", lambda name: folder / name)
     return folder
@@ -64,14 +64,14 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that judges whether a file's times have settled goes an hour ahead; ctimes cannot be set back."""
+    """Set the clock for the age of files one hour ahead, because ctimes cannot be set back."""
     real = time.time_ns
     monkeypatch.setattr(image_tree.time, "time_ns", lambda: real() + 3600 * 10**9)
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was read from the tree, in order: "decode" or "compare" for each pass over all files."""
+    """A list of the passes over all files of the tree, in order: "decode" or "compare"."""
     passes: list[str] = []
     real = image_tree.read_tree
 
@@ -281,7 +281,7 @@ def test_an_irregular_or_oversized_file_is_named_and_can_be_skipped(
         path.symlink_to(target)
     if kind == "a device":
         if not link:
-            path.symlink_to("/dev/zero")  # only root makes devices
+            path.symlink_to("/dev/zero")  # only root can create devices
         else:
             target.symlink_to("/dev/zero")
     elif kind == "a socket":
@@ -791,7 +791,7 @@ def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path,
     used = ReferenceTree(root, size=(7, 7))
     for i in range(1, 10):
         for number, path in enumerate(sorted(entries(root) + entries(root, ".seen"))):
-            os.utime(path, (1e9 + number, 1e9 + number))  # long ago
+            os.utime(path, (1e9 + number, 1e9 + number))  # old enough
         assert same(ReferenceTree(root, size=(7, 7)), used)
         assert same(ReferenceTree(root, size=(i, i + 1)), ReferenceTree(root, size=(i, i + 1)))
     assert len(entries(root)) == len(entries(root, ".seen")) == 6
@@ -847,7 +847,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
 @clause("05.cache.folders")
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
 def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
-    """Read as another user if this one may write everywhere."""
+    """Read as another user if the current one may write everywhere."""
     with tempfile.TemporaryDirectory() as name:  # not in tmp_path, which other users cannot enter
         folder = Path(name)
         folder.chmod(0o755)
@@ -865,9 +865,9 @@ def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
 
 
 def read_as_another_user(tree: str, known: str, home: str) -> None:
-    """Print how many images are in `tree`."""
+    """Print the number of images in `tree`."""
     os.environ |= {"XDG_CACHE_HOME": home, "HOME": home}
-    ReferenceTree(known)  # all modules are loaded, from wherever only this user can read them
+    ReferenceTree(known)  # all modules are loaded while this user can read them
     user, group = os.geteuid(), os.getegid()
     if user == 0:
         os.setegid(65534)

@@ -1,4 +1,4 @@
-"""Chapter 05: the embedded data set `Shapes`. What is drawn, that it is the same everywhere, and what can learn it."""
+"""Chapter 05: the embedded data set `Shapes`: its images, their reproducibility, and networks that can learn it."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ from spec.support.clauses import clause
 
 Make = Callable[..., Any]
 
-# The definition's fingerprint: SHA-256 of the images' bytes for seed 0, recorded from this code when it was settled.
-# Whoever changes a pixel changes the data set that every published figure was measured on.
+# SHA-256 of the images' bytes for seed 0, recorded when the definition was final. A changed pixel changes the data set
+# on which every published figure was measured.
 TRAIN_DIGEST = "ae7e18adb121cbd18e65912210d34359bccb519cf619473a2a69cf18326bbbc4"
 TEST_DIGEST = "76bbaab0b10a7a9e9125086acb28dce97e77c7864ff0ea53348732359a9b4e18"
 
@@ -183,7 +183,7 @@ def test_the_order_of_the_classes_is_mixed(Shapes: Make, train: Any) -> None:
     blocks = train.targets.reshape(-1, 10)
     # 960 blocks out of 10! = 3,628,800 orders: 960² / 2 / 10! = 0.13 pairs of equal ones are expected.
     assert len(blocks.unique(dim=0)) >= 960 - 4
-    # Each class stands at each place 96 times on average, standard deviation √(960 · 0.1 · 0.9) = 9.3; five of them.
+    # Each class is at each position 96 times on average, standard deviation √(960 · 0.1 · 0.9) = 9.3; five of them.
     places = torch.stack([one_hot(blocks[:, place], 10).sum(0) for place in range(10)])
     assert (places - 96).abs().max() <= 46
 
@@ -203,7 +203,7 @@ def test_different_seeds_draw_different_images_in_a_different_order(Shapes: Make
 
 @clause("05.shapes.seeds")
 def test_no_part_of_any_seed_is_a_part_of_another(Shapes: Make) -> None:
-    """Of the seeds 0 to 31, of large ones and of random ones, both parts are drawn, and no image is in two of them."""
+    """For the seeds 0 to 31, large seeds and random seeds, both parts are drawn, and no image is in two of them."""
     generator = np.random.default_rng(0)
     seeds = {*range(32), *(2**k for k in (16, 31, 32, 62)), 2**63 - 1, *generator.integers(0, 2**63, 27).tolist()}
     drawn: dict[bytes, tuple[int, bool]] = {}
@@ -265,7 +265,7 @@ def test_a_size_or_seed_of_another_type_is_refused_by_name(Shapes: Make, paramet
         Shapes(**{"size": 10, parameter: value})
 
 
-# What can learn it.
+# Learning the data set
 
 
 def best_linear_accuracy(train_features: Tensor, train: Any, test_features: Tensor, test: Any) -> float:
@@ -309,7 +309,7 @@ def test_a_linear_model_does_not_pass_60_percent(
     Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]
 ) -> None:
     accuracy = best_linear_accuracy(features(train), train, features(test), test)
-    assert 0.2 < accuracy < 0.6  # it learns something (chance is 0.1): the classifier itself works
+    assert 0.2 < accuracy < 0.6  # better than chance (0.1): the classifier itself works
 
 
 @clause("05.shapes.colour")

@@ -45,7 +45,7 @@ def root(tmp_path: Path, small: SmallCifar10, monkeypatch: pytest.MonkeyPatch) -
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """The transform of the chapter, in other words."""
+    """The transform of the chapter, written differently."""
     pixels = torch.tensor([image.getpixel((x, y)) for y in range(32) for x in range(32)], dtype=torch.float32)
     return pixels.T.reshape(3, 32, 32) / 255
 
@@ -68,7 +68,7 @@ def test_the_loop_writes_ten_images_of_32_by_32(CIFAR10: Make, root: Path, tmp_p
 
 @clause("05.board.samples")
 def test_a_reader_keeps_fewer_than_ten_images_by_default() -> None:
-    # chapter 05, line 311: "ten images to slide through" is what the server keeps, not what every reader does
+    # chapter 05, line 311: the limit of ten images is a setting of the server, not of every reader
     assert event_accumulator.DEFAULT_SIZE_GUIDANCE["images"] < 10
 
 

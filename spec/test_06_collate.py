@@ -1,4 +1,4 @@
-"""Chapter 06: what `DataLoader` makes a batch of: every kind of item and container, and what it refuses."""
+"""Chapter 06: collation by `DataLoader`: every kind of item and container, and rejected items."""
 
 import types
 from array import array
@@ -27,13 +27,13 @@ class Pair(NamedTuple):
 
 
 class Tagged(dict[str, Any]):
-    """A dict that knows something else besides."""
+    """A dict with an additional attribute."""
 
     tag = ""
 
 
 class ReadOnly(Mapping[str, Any]):
-    """A mapping that can be made of a dict, and not be changed."""
+    """An immutable mapping that can be constructed from a dict."""
 
     def __init__(self, items: dict[str, Any]) -> None:
         self.items_ = dict(items)
@@ -49,14 +49,14 @@ class ReadOnly(Mapping[str, Any]):
 
 
 class Fixed(ReadOnly):
-    """A mapping that cannot be made of a dict."""
+    """A mapping that cannot be constructed from a dict."""
 
     def __init__(self, x: Any, y: Any) -> None:
         super().__init__({"x": x, "y": y})
 
 
 class Numbers(Sequence[int]):
-    """A sequence that can be made of a list."""
+    """A sequence that can be constructed from a list."""
 
     def __init__(self, numbers: Any) -> None:
         self.numbers = list(numbers)
@@ -69,7 +69,7 @@ class Numbers(Sequence[int]):
 
 
 def plain(batch: Any) -> Any:
-    """A batch with tensors as lists, and what a container holds beside its type."""
+    """A batch with tensors converted to lists, and the type and attributes of each container."""
     if isinstance(batch, torch.Tensor):
         return batch.tolist()
     if isinstance(batch, Mapping):

@@ -32,7 +32,8 @@ from spec.support.strategies import given, seed_all, seeds
 Loader = Callable[..., Any]
 
 with_workers = pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning",  # Python 3.12 says so of every process with threads
+    # a warning of Python 3.12 for forks of every process with threads
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
     "ignore:This DataLoader will create:UserWarning",  # PyTorch's advice on a machine of one core
 )
 
@@ -51,7 +52,7 @@ class Numbers:
 
 
 class Slow(Numbers):
-    """The first worker is not the first to be done."""
+    """Item 0 takes longer than the others, so that the first worker does not finish first."""
 
     def __getitem__(self, index: int) -> int:
         time.sleep(0.05 * (index == 0))
@@ -59,7 +60,7 @@ class Slow(Numbers):
 
 
 class Counting(Numbers):
-    """Notes which items are taken."""
+    """Records which items are read."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
@@ -71,14 +72,14 @@ class Counting(Numbers):
 
 
 class Processes(Numbers):
-    """Every item is the number of the process that takes it."""
+    """Every item is the id of the process that loads it."""
 
     def __getitem__(self, index: int) -> int:
         return os.getpid()
 
 
 class Broken(Numbers):
-    """One item cannot be taken."""
+    """Loading one item raises an error."""
 
     def __getitem__(self, index: int) -> int:
         if index == 7:
@@ -87,7 +88,7 @@ class Broken(Numbers):
 
 
 class Deadly(Numbers):
-    """Taking the last item ends the process."""
+    """Loading the last item ends the process."""
 
     def __getitem__(self, index: int) -> int:
         if index == self.n - 1:
@@ -96,7 +97,7 @@ class Deadly(Numbers):
 
 
 class Drawn(Numbers):
-    """Every item is drawn at random, by each of the libraries that augmentations use."""
+    """Every item consists of random numbers from each library that augmentations use."""
 
     def __getitem__(self, index: int) -> tuple[int, float, float]:
         return torch.initial_seed(), random.random(), float(np.random.random())
@@ -107,12 +108,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def shown(loader: Iterable[Any]) -> list[Any]:
-    """The batches of an epoch as Python's lists."""
+    """The batches of an epoch as Python lists."""
     return [batch.tolist() if isinstance(batch, torch.Tensor) else batch for batch in loader]
 
 
 def flat(loader: Iterable[torch.Tensor]) -> list[int]:
-    """The items of an epoch, whatever their batches."""
+    """The items of an epoch, independent of the batches."""
     return [item for batch in loader for item in batch.tolist()]
 
 
@@ -256,7 +257,7 @@ def test_shuffle_draws_a_new_order_each_epoch(DataLoader: Loader) -> None:
 
 @clause("06.loader.shuffle")
 def test_two_epochs_have_all_items_in_different_orders(DataLoader: Loader) -> None:
-    seed_all(0)  # of 40! orders two are never equal by chance
+    seed_all(0)  # two of 40! orders are never equal by chance
     loader = DataLoader(Numbers(40), batch_size=8, shuffle=True)
     first, second = (flat(loader) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(40))
@@ -320,7 +321,7 @@ EPOCHS = st.fixed_dictionaries(
 
 
 def listed(items: list[int]) -> list[int]:
-    """A `collate_fn` of our own."""
+    """A custom `collate_fn`."""
     return list(items)
 
 
@@ -348,7 +349,7 @@ def test_each_item_comes_once_except_those_an_incomplete_batch_drops(
 def orders(n: int, generator: torch.Generator, finished: Iterable[bool]) -> Iterator[list[int]]:
     """The order of each epoch, from the generator: a seed for the workers, then the order of all items.
 
-    An epoch that is finished draws one more order, of which it takes nothing.
+    A finished epoch draws one more order, which is not used.
     """
     for whole in finished:
         torch.empty((), dtype=torch.int64).random_(generator=generator)
@@ -453,7 +454,7 @@ def test_a_batch_size_of_none_gives_single_items(DataLoader: Loader) -> None:
     assert shown(DataLoader(Numbers(3), batch_size=None, collate_fn=lambda item: item * 10)) == [0, 10, 20]
 
 
-# What a batch is made of
+# Collation
 
 Point = namedtuple("Point", ["x", "y"])
 
@@ -605,7 +606,7 @@ def told(items: Any) -> tuple[str, Any]:
 def test_every_combination_of_options_gives_the_batches_of_pytorch_s_loader(
     DataLoader: Loader, order: str, with_generator: bool, collate_fn: Any, num_workers: int, subtests: pytest.Subtests
 ) -> None:
-    """Two epochs each; PyTorch's loader takes all items itself."""
+    """Compare two epochs; PyTorch's loader loads all items in its own process."""
 
     def epochs(loader: Loader, workers: int, sizes: dict[str, Any]) -> tuple[Any, ...]:
         seed_all(3)
@@ -634,7 +635,7 @@ def test_the_work_is_done_by_two_other_processes(DataLoader: Loader) -> None:
 
 
 class StopError(Exception):
-    """The consumer's."""
+    """The process of the consumer."""
 
 
 @clause("06.workers.end")
@@ -669,7 +670,8 @@ def test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause(D
         seen.extend(batch.tolist() for batch in DataLoader(Broken(12), batch_size=2, num_workers=2))
     except ValueError as error:
         report = "".join(traceback.format_exception(error))
-        traceback.clear_frames(error.__traceback__)  # PyTorch's error holds itself, and with it the processes
+        # PyTorch's error has a reference cycle, which keeps the processes alive
+        traceback.clear_frames(error.__traceback__)
     assert seen == [[0, 1], [2, 3], [4, 5]]
     assert "image 7 is broken" in report
     assert "in __getitem__" in report  # where in the worker it was raised
@@ -677,7 +679,7 @@ def test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause(D
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.slow  # PyTorch looks every five seconds whether its workers are still there
+@pytest.mark.slow  # PyTorch checks every five seconds that its workers are alive
 @clause("06.workers.exception")
 @with_workers
 def test_a_worker_that_dies_is_an_error(DataLoader: Loader) -> None:
@@ -700,7 +702,7 @@ def test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator(DataLoader: 
 @pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")
 def test_a_data_set_that_cannot_be_sent_to_a_new_process_is_an_error(DataLoader: Loader) -> None:
     class Local(Numbers):
-        """A class inside a function has no name that another process could import."""
+        """A class inside a function cannot be imported by another process."""
 
     with pytest.raises((TypeError, AttributeError), match=r"(?i)can't (pickle|get) local object '.*Local'"):
         list(DataLoader(Local(4), num_workers=2, multiprocessing_context="spawn"))
@@ -746,7 +748,7 @@ def test_ctrl_c_at_the_terminal_ends_consumer_and_workers(DataLoader: Loader) ->
     assert [process for process in workers if alive(process)] == []
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("06.loader.rejects")
@@ -814,7 +816,7 @@ def test_the_reference_says_which_item_it_was(num_workers: int) -> None:
 
 
 class DemandingError(Exception):
-    """Cannot be made of its text alone, as pickle would."""
+    """An exception that cannot be constructed from its text alone, as pickle does."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} and {second}")
@@ -848,11 +850,11 @@ def test_the_reference_gives_a_remedy_for_objects_that_cannot_be_sent() -> None:
         list(ReferenceLoader(Numbers(2), num_workers=1, collate_fn=lambda x: x, multiprocessing_context="spawn"))
 
 
-# The resident loader: the very batches of `DataLoader` and `ToTensor`
+# The resident loader: the same batches as `DataLoader` with `ToTensor`
 
 
 class Numbered(Resident):
-    """`n` images of 2×2 pixels, each with its number as its target."""
+    """`n` images of 2×2 pixels, each with its index as its target."""
 
     def __init__(self, n: int) -> None:
         self.images = torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8, generator=seeded(n))
@@ -886,7 +888,7 @@ def test_both_loaders_of_the_reference_yield_the_same_as_pytorch_s(
 def test_144_images_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_them(
     shuffle: bool, drop_last: bool, sizes: list[int]
 ) -> None:
-    """The fast path and PyTorch's own, of 32×32 pixels, bit for bit; the last batch of 16 too."""
+    """Compare the fast path and PyTorch's loader bit for bit on 32×32 pixels, including the last batch of 16."""
     dataset = Numbered(144)
     dataset.images = torch.randint(256, (144, 3, 32, 32), dtype=torch.uint8, generator=seeded(1))
     dataset.transform = torchvision.transforms.ToTensor()

@@ -1,4 +1,4 @@
-"""Chapter 06: options of `DataLoader`'s workers, and workers that do not behave."""
+"""Chapter 06: options of `DataLoader`'s workers, and misbehaving workers."""
 
 import copy
 import gc
@@ -29,7 +29,8 @@ from spec.support.strategies import seed_all
 Loader = Callable[..., Any]
 
 with_workers = pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning",  # Python 3.12 says so of every process with threads
+    # a warning of Python 3.12 for forks of every process with threads
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
     "ignore:This DataLoader will create:UserWarning",  # PyTorch's advice on a machine of one core
 )
 with_signals = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system has no SIGSTOP and no fork")
@@ -49,14 +50,14 @@ class Numbers:
 
 
 class Processes(Numbers):
-    """Every item is the number of the process that takes it."""
+    """Every item is the id of the process that loads it."""
 
     def __getitem__(self, index: int) -> int:
         return os.getpid()
 
 
 class AtOnce(Numbers):
-    """Takes the items of a batch at once, and only so."""
+    """A data set that can only load whole batches, by `__getitems__`."""
 
     def __getitems__(self, indices: list[int]) -> list[int]:
         if 9 in indices:
@@ -68,7 +69,7 @@ class AtOnce(Numbers):
 
 
 class Draws(Numbers):
-    """Every item is drawn."""
+    """Every item is a random number."""
 
     def __getitem__(self, index: int) -> tuple[int, float, float]:
         return int(torch.randint(2**40, ())), random.random(), float(np.random.random())
@@ -169,7 +170,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
-    """Also the numbers that the workers draw, and the final state of the generator."""
+    """Compare also the random numbers of the workers and the final state of the generator."""
 
     def epochs(loader: Loader) -> tuple[list[Any], list[int]]:
         seed_all(3)
@@ -213,7 +214,7 @@ def test_each_worker_has_prefetch_factor_batches_ahead(
 @with_workers
 @pytest.mark.parametrize("size", [1, 20_000], ids=["small", "larger than a pipe holds"])
 def test_a_worker_makes_batches_while_the_consumer_is_busy(DataLoader: Loader, size: int, tmp_path: Path) -> None:
-    """Three batches ahead are made without the consumer asking again, however large batches or lists of indices are."""
+    """Three batches are prepared in advance without further requests, for any size of batches and index lists."""
 
     class Notes(Numbers):
         def __getitem__(self, index: int) -> torch.Tensor:
@@ -263,7 +264,7 @@ def test_an_error_of_worker_init_fn_reaches_the_consumer(DataLoader: Loader) -> 
 
 
 class Informed(Numbers):
-    """Every item is what PyTorch says of the worker."""
+    """Every item is the worker info of PyTorch."""
 
     note = "own"
 
@@ -285,7 +286,7 @@ def test_worker_info_describes_the_worker(DataLoader: Loader) -> None:
 
 
 class Sleeps(Numbers):
-    """The second item takes as long as the test may."""
+    """Loading the second item takes as long as the time limit of the test."""
 
     def __getitem__(self, index: int) -> int:
         if index == 1:
@@ -351,7 +352,7 @@ def test_the_reference_says_that_a_later_iteration_took_the_persistent_workers()
     assert lists(second) == [[number] for number in range(1, 9)]
 
 
-# What ends an epoch, and what does not
+# Ends of an epoch
 
 
 class Ends(Numbers):
@@ -391,7 +392,7 @@ def test_stop_iteration_of_collate_fn_is_an_error_and_not_the_end(num_workers: i
 
 
 class Exits(Numbers):
-    """Item 1 ends its worker in a way of its own, perhaps leaving something behind that holds the pipe open."""
+    """Item 1 ends its worker in one of several ways, some of which leave the pipe open."""
 
     def __init__(self, way: str) -> None:
         super().__init__(4)
@@ -448,7 +449,7 @@ def test_an_item_that_ends_its_worker_is_an_error_within_seconds(way: str, says:
 
 
 class Large(Numbers):
-    """Items that no pipe holds; the worker of the last one is killed while it hands it over."""
+    """Items larger than a pipe; the worker of the last one is killed while it sends the item."""
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == 1:
@@ -543,7 +544,7 @@ def run(item: str, then: str, *, persistent: bool = False) -> "subprocess.Comple
     ],
 )
 def test_a_program_ends_even_if_its_workers_hang(item: str, persistent: bool) -> None:
-    """With an iteration that is never finished, which the interpreter holds to its end."""
+    """Start an iteration that is never finished, to which the interpreter holds a reference until its end."""
     begun = time.monotonic()
     result = run(item, "time.sleep(0.3)", persistent=persistent)
     assert (result.returncode, result.stderr) == (0, "")

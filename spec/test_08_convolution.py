@@ -1,4 +1,4 @@
-"""Chapter 08: what a convolution computes, `conv2d`."""
+"""Chapter 08: the convolution function, `conv2d`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ def test_padding_is_a_border_of_zeros(conv2d: Conv2d) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution that is possible: the arguments of `conv2d`, the sizes, and a seed for the numbers."""
+    """A valid convolution: the arguments of `conv2d`, the sizes, and a seed for the numbers."""
 
     batch: int
     in_channels: int
@@ -162,7 +162,7 @@ class Case:
 
     @property
     def products(self) -> int:
-        """How many products are added up for one output."""
+        """The number of products in the sum for one output."""
         return self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
 
     def tensors(self, draw: Callable[..., Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -195,7 +195,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def by_definition(case: Case, x: Tensor, w: Tensor, bias: Tensor | None) -> list[Any]:
-    """The convolution, one product after the other, in Python's own numbers."""
+    """The convolution, one product after the other, in Python numbers."""
     height, width = case.size
     rows, columns = (
         (case.size[i] + 2 * case.padding[i] - case.dilation[i] * (case.kernel[i] - 1) - 1) // case.stride[i] + 1
@@ -224,7 +224,7 @@ def by_definition(case: Case, x: Tensor, w: Tensor, bias: Tensor | None) -> list
 @clause("08.conv2d.definition", "08.conv2d.dtypes")
 @given(case=cases(), dtype=dtypes())
 def test_it_is_the_sum_of_the_definition(conv2d: Conv2d, case: Case, dtype: torch.dtype) -> None:
-    # whole numbers: at most 2 · 3 · 3 products of at most 9, and 3, which even bfloat16 holds
+    # integers: at most 2 · 3 · 3 products of at most 9, and 3, which even bfloat16 represents exactly
     x, w, bias = case.tensors(whole, dtype=dtype)
     output = conv2d(x, w, bias, **case.options)
     assert output.dtype == dtype
@@ -331,7 +331,7 @@ def test_the_memory_layout_does_not_matter(conv2d: Conv2d, case: Case, layout: P
 @given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
 def test_nan_and_inf_reach_every_covering_window(conv2d: Conv2d, case: Case, value: float) -> None:
     x, w, bias = case.tensors(whole)
-    w = w.abs() + 1  # no zero, which would make NaN of an infinity
+    w = w.abs() + 1  # no zeros, because 0 · ∞ is NaN
     x[0, 0, case.size[0] // 2, case.size[1] // 2] = value
     covered = conv2d((~x.isfinite()).to(x.dtype), w, **case.options) > 0
     output = conv2d(x, w, bias, **case.options)
@@ -344,7 +344,7 @@ def test_no_images_give_no_outputs(conv2d: Conv2d) -> None:
     assert conv2d(torch.ones(0, 3, 5, 5), torch.ones(4, 3, 3, 3), torch.ones(4)).shape == (0, 4, 3, 3)
 
 
-# Sizes as networks have them: an implementation may go other ways for them than for the few pixels above
+# Sizes of real networks, for which an implementation may use other algorithms than for few pixels
 
 SIZES = [
     pytest.param(channels, size, id=f"{channels} channels, {size[0]}x{size[1]} pixels")
@@ -356,7 +356,7 @@ OPTIONS = [
 
 
 def by_shifts(x: Tensor, w: Tensor, padding: Any, stride: Any = 1, dilation: Any = 1) -> Tensor:
-    """For each element of the kernel the image shifted and multiplied by it, all added up; in two groups."""
+    """The sum over the kernel elements of the shifted image times the element, in two groups."""
     pairs = (option if isinstance(option, tuple) else (option, option) for option in (padding, stride, dilation))
     (top, left), (down, right), (far, wide) = pairs
     padded = x.new_zeros(*x.shape[:2], x.shape[2] + 2 * top, x.shape[3] + 2 * left)
@@ -381,7 +381,7 @@ def test_many_pixels_channels_and_images_change_nothing(
     conv2d: Conv2d, channels: int, size: Pair, options: dict[str, Any]
 ) -> None:
     w = whole(6, channels // 2, 3, 5, seed=1).requires_grad_()
-    strip = (5, size[1])  # a person's plain loops may be too slow for all rows
+    strip = (5, size[1])  # a user's plain loops may be too slow for all rows
     strips = affordable(size[0] // 5, lambda: conv2d(whole(1, channels, *strip, seed=0), w, groups=2, **options))
     size = (min(size[0], 5 * strips + size[0] % 5), size[1])
     images = affordable(20, lambda: conv2d(whole(1, channels, *size, seed=0), w, groups=2, **options))
@@ -400,19 +400,19 @@ def test_many_pixels_channels_and_images_change_nothing(
 def test_four_times_the_images_need_no_more_workspace(
     conv2d: Conv2d, implementation: Implementation, channels: int, size: int
 ) -> None:
-    """What is allocated at once beyond the output, and then beyond the gradients."""
+    """The peak memory beyond the output, and then beyond the gradients."""
     if implementation.name == "reference.definitions":
         pytest.skip("the definition computes all images at once; bounded memory is what the fast form is for")
 
     image, kernels = torch.ones(1, channels, size, size), torch.ones(8, channels, 5, 5)
-    # a person's plain loops may be too slow; the project's own code and PyTorch are never excused by a busy machine
+    # a user's plain loops may be too slow; the project's code and PyTorch are always tested
     known = implementation.known
     images_in_time = 512 if known else affordable(512, lambda: conv2d(image, kernels, padding=2), seconds=2)
     if images_in_time < 128:
         pytest.skip("it computes one output after the other, too slowly for as many images as this needs")
 
     def workspace(images: int) -> tuple[int, int]:
-        x, w, upstream = (  # on the CPU, where what is allocated can be counted
+        x, w, upstream = (  # on the CPU, where allocations can be counted
             torch.ones(shape, requires_grad=True, device="cpu")
             for shape in ((images, channels, size, size), (8, channels, 5, 5), (images, 8, size, size))
         )
@@ -467,7 +467,7 @@ def test_torch_func_finds_the_gradients_of_the_reference() -> None:
     assert_equal(found[1], expected[1], "the weight's gradient")
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("08.conv2d.rejects")

@@ -79,7 +79,7 @@ def test_the_board_refuses_6_channels_and_the_reshape_doubles_the_batch(Conv2d: 
         images = torch.reshape(output, (-1, 3, 30, 30))
         assert images.shape == torch.Size([128, 3, 30, 30])
         writer.add_images("after conv2d", images, 0)
-    # not 64 images: each was cut into two, of channels that have nothing to do with red, green and blue
+    # not 64 images: each was split into two, with channels that are not red, green and blue
     assert_equal(images[1], output[0, 3:], "the second image on the board")
     # chapter 09, line 526, of the last batch of 16
     assert torch.reshape(output[:16], (-1, 3, 30, 30)).shape == torch.Size([32, 3, 30, 30])
@@ -116,7 +116,7 @@ def test_the_first_five_parameters_are_in_that_order(Conv2d: Layer) -> None:
 @clause("09.conv2d.test_set")
 def test_the_test_set_is_a_fifth_of_the_training_set() -> None:
     cifar10 = torchvision.datasets.CIFAR10
-    # a file holds 10,000 images; whether that is so for a real file the tests of chapter 05 say
+    # a file holds 10,000 images, which the tests of chapter 05 verify for real files
     assert (len(cifar10.train_list), len(cifar10.test_list)) == (5, 1)
 
 
@@ -137,7 +137,7 @@ def sizes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def windows(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """How many windows there are, counted: a window starts every `stride` pixels, and it must end inside."""
+    """The number of windows, by counting: a window starts every `stride` pixels and must end inside."""
     starts = range(-padding, size + padding, stride)
     return sum(start + dilation * (kernel - 1) < size + padding for start in starts)
 
@@ -185,7 +185,7 @@ def test_same_padding_is_the_inverse_of_the_formula(
     for sides, k, d in zip(same_padding(kernel, dilation), kernel, dilation, strict=True):
         before, after = sides
         assert before <= after <= before + 1
-        assert 9 + before + after - d * (k - 1) == 9  # an image of 9 keeps its size
+        assert 9 + before + after - d * (k - 1) == 9  # an image of size 9 keeps its size
 
 
 @clause("09.sizes.rejects")
@@ -222,10 +222,10 @@ def test_same_padding_of_nothing_is_rejected(same_padding: Callable[..., Any], n
 
 
 def bordered(x: Tensor, padding: Pair, mode: str) -> Tensor:
-    """The image with its border, pixel by pixel, from the meaning of the mode."""
+    """The padded image, pixel by pixel, from the definition of the mode."""
 
     def source(i: int, size: int) -> int | None:
-        """Which pixel stands at place `i`, or None for a zero."""
+        """The index of the pixel at position `i`, or None for a zero."""
         if 0 <= i < size:
             return i
         if mode == "replicate":
@@ -312,8 +312,8 @@ def test_a_new_layer_starts_within_the_root_of_its_inputs(Conv2d: Layer, groups:
     bound = 1 / math.sqrt(16 // groups * 5 * 5)
     for parameter in (layer.weight, layer.bias):
         assert parameter.abs().max() <= bound
-    # a uniform distribution has the variance bound²/3; that of n draws is off by bound² · sqrt(4/45/n), five of which
-    # happen once in two million draws
+    # a uniform distribution has the variance bound²/3; its estimate from n draws has the standard deviation bound² ·
+    # sqrt(4/45/n), and five of them are exceeded once in two million draws
     n = layer.weight.numel()
     variance = layer.weight.double().pow(2).mean().item()
     assert abs(variance - bound**2 / 3) < 5 * bound**2 * math.sqrt(4 / 45 / n)

@@ -129,7 +129,7 @@ def test_every_number_of_the_output_is_one_of_the_image(max_pool2d: Pool) -> Non
 @clause("10.max_pool2d.not_blurred")
 @pytest.mark.level("definition")
 def test_red_beside_green_gives_yellow(max_pool2d: Pool) -> None:
-    """The maximum of each channel is taken for itself, so the colour of an output need not be one of the image."""
+    """The maximum is taken per channel, so the colour of an output may not occur in the image."""
     red, green, yellow = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]
     image = torch.tensor([red, green]).T.reshape(1, 3, 1, 2)
     output = max_pool2d(image, (1, 2))
@@ -150,7 +150,7 @@ def test_an_edge_stays_sharp_where_a_mean_would_blur_it(max_pool2d: Pool, avg_po
 
 @dataclass(frozen=True)
 class Case:
-    """A pooling that is possible: the image's shape, the windows, and a seed for the numbers."""
+    """A valid pooling: the image's shape, the windows, and a seed for the numbers."""
 
     batch: int
     channels: int
@@ -168,7 +168,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that every pooling has."""
+        """The arguments common to all poolings."""
         return {
             "kernel_size": self.kernel, "stride": self.stride, "padding": self.padding, "ceil_mode": self.ceil_mode
         }  # fmt: skip
@@ -182,7 +182,7 @@ class Case:
         return (self.batch, self.channels, *self.size)
 
     def windows(self, axis: int) -> list[list[int]]:
-        """The rows (axis 0) or columns (axis 1) under each window; those below 0 or from `size` on are outside.
+        """The rows (axis 0) or columns (axis 1) of each window; indices below 0 or from `size` on are outside.
 
         Windows begin at the border's first pixel and every stride from there. Without `ceil_mode` one that reaches
         beyond the border is left out; with it, one is kept if it begins inside the image (or the border before it)
@@ -204,7 +204,7 @@ class Case:
 
 
 def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:
-    """Two numbers in one draw."""
+    """Two numbers from one draw."""
     return st.sampled_from(list(product(range(low, high + 1), repeat=2)))  # pyright: ignore[reportReturnType]
 
 
@@ -233,7 +233,7 @@ Plane = list[list[float]]
 
 
 def each_window(case: Case, x: Tensor, of_window: Callable[[Plane, list[int], list[int]], Any]) -> Any:
-    """What `of_window` makes of a channel and a window's rows and columns, for each window of each channel, nested."""
+    """The nested list of `of_window(channel, rows, columns)` for each window of each channel."""
     down, right = case.windows(0), case.windows(1)
     return [
         [[[of_window(plane, rows, columns) for columns in right] for rows in down] for plane in planes]
@@ -242,7 +242,7 @@ def each_window(case: Case, x: Tensor, of_window: Callable[[Plane, list[int], li
 
 
 def inside(plane: Plane, rows: list[int], columns: list[int]) -> list[Pair]:
-    """The places of a window that are in the image, in reading order."""
+    """The positions of a window inside the image, in reading order."""
     return [(y, x) for y, x in product(rows, columns) if 0 <= y < len(plane) and 0 <= x < len(plane[0])]
 
 
@@ -251,8 +251,8 @@ def maximum(plane: Plane, rows: list[int], columns: list[int]) -> float:
 
 
 def first_maximum(plane: Plane, rows: list[int], columns: list[int]) -> int:
-    """Where the first of a window's largest numbers is."""
-    # of equal numbers Python's max is the first
+    """The position of the first maximum of a window."""
+    # Python's max returns the first of equal numbers
     row, column = max(inside(plane, rows, columns), key=lambda place: plane[place[0]][place[1]])
     return row * len(plane[0]) + column
 
@@ -399,7 +399,7 @@ def test_the_mean_of_whole_numbers_is_cut_off(avg_pool2d: Pool) -> None:
 
 @dataclass(frozen=True)
 class AdaptiveCase:
-    """An adaptive pooling: the image's shape and how many windows are wanted."""
+    """An adaptive pooling: the image's shape and the number of windows."""
 
     shape: tuple[int, int, int, int]
     output_size: tuple[int | None, int | None]
@@ -424,7 +424,7 @@ adaptive_cases = st.builds(
 
 
 def window_means(case: AdaptiveCase, x: Tensor) -> Any:
-    """Window y of n begins at the y-th n-th of the image, rounded down, and ends at the next, rounded up."""
+    """Window y of n begins at y/n of the image, rounded down, and ends at (y + 1)/n, rounded up."""
 
     def spans(length: int, n: int) -> list[range]:
         return [range(math.floor(i * length / n), math.ceil((i + 1) * length / n)) for i in range(n)]
@@ -475,7 +475,7 @@ def test_every_image_becomes_the_wanted_size(adaptive_avg_pool2d: Pool, seed: in
 
 
 def covered(case: Case, row: int, column: int) -> Tensor:
-    """Which windows cover that pixel."""
+    """The windows that cover the pixel."""
     rows, columns = ([at in window for window in case.windows(axis)] for axis, at in enumerate((row, column)))
     return torch.tensor(rows)[:, None] & torch.tensor(columns)
 
@@ -553,7 +553,7 @@ def test_the_gradient_goes_to_the_first_of_the_largest(max_pool2d: Pool, case: C
 @clause("10.avg_pool2d.gradients")
 @given(case=cases(), dtype=dtypes())
 def test_the_gradient_of_the_mean_is_its_adjoint(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
-    """It is linear, so ⟨upstream, avg_pool2d(x)⟩ = ⟨x's gradient, x⟩; quarters of whole numbers are not rounded."""
+    """By linearity ⟨upstream, avg_pool2d(x)⟩ = ⟨x's gradient, x⟩; quarters of integers are not rounded."""
     x = case.tensor(whole, dtype=dtype).requires_grad_()
     output = avg_pool2d(x, **case.options, divisor_override=4)
     upstream = whole(*output.shape, seed=case.seed + 1, dtype=dtype)
@@ -569,7 +569,7 @@ def test_the_gradient_of_the_mean_is_its_adjoint(avg_pool2d: Pool, case: Case, d
     ids=str,
 )
 def test_the_maximum_is_differentiable_twice(max_pool2d: Pool, options: dict[str, Any]) -> None:
-    # the square makes the second derivative other than 0
+    # the square makes the second derivative nonzero
     x = spread(1, 2, 4, 4, seed=0).requires_grad_()
     assert_differentiable(lambda x: max_pool2d(x * x * x.sign(), 2, **options), x)
 
@@ -621,7 +621,7 @@ def test_max_pool2d_as_a_layer(MaxPool2d: Layer, max_pool2d: Pool, options: dict
 
 
 def parts(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """The maxima, and their places if they are returned."""
+    """The maxima, and their positions if they are returned."""
     return output if isinstance(output, tuple) else (output,)
 
 
@@ -726,14 +726,14 @@ def test_a_layer_of_adaptive_means_has_no_state(AdaptiveAvgPool2d: Layer) -> Non
 
 
 def assert_no_state(layer: nn.Module, of_torch: nn.Module) -> None:
-    """No parameters; the state dict travels to PyTorch's layer and back."""
+    """Assert that there are no parameters and that the state dict can be exchanged with PyTorch's layer."""
     __tracebackhide__ = True
     assert parameters(layer) == 0
     of_torch.load_state_dict(layer.state_dict())
     layer.load_state_dict(of_torch.state_dict())
 
 
-# What must be rejected
+# Rejected arguments
 
 WINDOWS = [
     pytest.param({"kernel_size": -1}, r"kernel", id="a negative window"),

@@ -82,7 +82,7 @@ def test_sigmoid_washes_images_out(Sigmoid: Layer, seed: int) -> None:
 
 
 def relative(expected: Any, dtype: torch.dtype = torch.float32, operations: int = 4) -> Tolerance:
-    """Roundings relative to the result itself; what is smaller than the smallest normal number may become 0."""
+    """Roundings relative to the result itself; subnormal numbers may become 0."""
     magnitude = torch.as_tensor(expected, dtype=torch.float64).abs()
     roundings = rounding(dtype, operations, magnitude)
     smallest = torch.finfo(dtype).tiny
@@ -95,13 +95,13 @@ def relative(expected: Any, dtype: torch.dtype = torch.float32, operations: int 
 @clause("11.activation.nested")
 @given(seed=seeds)
 def test_linear_maps_nested_are_one_linear_map(relu: Activation, seed: int) -> None:
-    # whole numbers: nothing is rounded
+    # integers: no rounding
     inner, outer, x = whole(5, 4, seed=seed), whole(3, 5, seed=seed + 1), whole(4, 9, seed=seed + 2)
     inner_bias, outer_bias = whole(5, 1, seed=seed + 3), whole(3, 1, seed=seed + 4)
     hidden = inner @ x + inner_bias
     one = (outer @ inner) @ x + (outer @ inner_bias + outer_bias)
     assert_equal(outer @ hidden + outer_bias, one, "one map after the other")
-    # with ReLU between them they agree only if nothing is cut off that counts
+    # with ReLU between them the results agree only if ReLU changes no number
     cut = outer @ hidden.clamp(max=0)
     assert_equal(outer @ relu(hidden) + outer_bias, one - cut, "with ReLU between them")
 
@@ -110,7 +110,7 @@ def test_linear_maps_nested_are_one_linear_map(relu: Activation, seed: int) -> N
 def test_an_activation_bends_the_line(
     relu: Activation, leaky_relu: Activation, sigmoid: Activation, tanh: Activation
 ) -> None:
-    """A map of one number that is linear, up to a constant, satisfies f(−1) − 2 f(1) + f(3) = 0."""
+    """An affine function of one number satisfies f(−1) − 2 f(1) + f(3) = 0."""
     for activation, bend in (
         # σ(−1) − 2 σ(1) + σ(3) and tanh(−1) − 2 tanh(1) + tanh(3)
         (relu, 1.0), (leaky_relu, 0.99), (sigmoid, -0.2406016), (tanh, -1.2897277)
@@ -125,7 +125,7 @@ def test_with_relu_two_layers_compute_the_exclusive_or_which_no_linear_map_does(
     hidden = bits @ torch.ones(2, 2, dtype=torch.float64) + torch.tensor([0, -1], dtype=torch.float64)
     output = relu(hidden) @ torch.tensor([1, -2], dtype=torch.float64)
     assert_equal(output, [0, 1, 1, 0])
-    # a linear map f, up to a constant, satisfies f(0, 0) + f(1, 1) = f(0, 1) + f(1, 0)
+    # an affine function f satisfies f(0, 0) + f(1, 1) = f(0, 1) + f(1, 0)
     assert output[0] + output[3] != output[1] + output[2]
 
 
@@ -161,7 +161,7 @@ def test_through_sigmoids_the_gradient_shrinks_fourfold_a_layer_through_relus_no
 
 @clause("11.sigmoid.not_better")
 def test_on_images_of_bars_a_network_learns_with_relu_and_not_with_sigmoid(ReLU: Layer, Sigmoid: Layer) -> None:
-    """A counterexample at small scale, no verdict on all images: 16 images of 8 × 8, lying and standing bars."""
+    """A small counterexample, not a statement about all images: 16 images of 8×8 with horizontal and vertical bars."""
     bars = torch.zeros(16, 8, 8)
     for i in range(8):
         bars[i, i], bars[8 + i, :, i] = 1, 1
@@ -179,7 +179,7 @@ def test_on_images_of_bars_a_network_learns_with_relu_and_not_with_sigmoid(ReLU:
         return loss.item()
 
     assert loss_after_training(ReLU) < 0.1
-    assert loss_after_training(Sigmoid) > 0.6  # log 2 ≈ 0.69 is guessing
+    assert loss_after_training(Sigmoid) > 0.6  # log 2 ≈ 0.69 is the loss of guessing
 
 
 @clause("11.sigmoid.own_page")
@@ -205,7 +205,7 @@ def test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them(ReL
 
 @dataclass(frozen=True)
 class Case:
-    """Numbers for an activation: their shape, order in memory, size, type, and a seed."""
+    """Inputs of an activation: shape, memory layout, size, dtype, and a seed."""
 
     shape: tuple[int, ...]
     layout: int
@@ -230,7 +230,7 @@ cases = st.builds(
 def assert_pointwise(
     activation: Activation, case: Case, of_number: Callable[[float], float], tolerance: Callable[[Tensor], Tolerance]
 ) -> None:
-    """Shape and dtype are those of the input, which stays unchanged; each number equals Python's result."""
+    """Assert that shape and dtype are those of the unchanged input, and that each number equals Python's result."""
     __tracebackhide__ = True
     x = case.tensor()
     before = x.clone()
@@ -269,7 +269,7 @@ def test_sigmoid_is_1_by_1_plus_the_exponential(sigmoid: Activation, case: Case)
         small = math.exp(-abs(number))  # cannot overflow
         return 1 / (1 + small) if number >= 0 else small / (1 + small)
 
-    # exponential, addition, division, and one to spare
+    # exponential, addition, division, and one additional rounding
     assert_pointwise(sigmoid, case, by_definition, lambda expected: relative(expected, case.dtype, 4))
 
 
@@ -321,7 +321,7 @@ def test_tanh_stays_between_minus_1_and_1(tanh: Activation, case: Case) -> None:
 
 
 def steps(activation: Activation) -> Tensor:
-    """How much the result grows with each twentieth from -10 to 10."""
+    """The increments of the result in steps of 1/20 from -10 to 10."""
     return activation(torch.arange(-200, 201, dtype=torch.float64) / 20).diff()
 
 
@@ -410,7 +410,7 @@ def test_leaky_relu_in_place_writes_into_its_input(leaky_relu: Activation, case:
 
 
 def assert_written(in_place: Activation, activation: Activation, case: Case) -> None:
-    """The result is what the other gives, in the memory of the input; the gradient is the same."""
+    """Assert that the result equals that of the other function, in the memory of the input, with the same gradient."""
     __tracebackhide__ = True
     x, expected = case.tensor(), activation(case.tensor())
     output = in_place(x)
@@ -427,7 +427,7 @@ def assert_written(in_place: Activation, activation: Activation, case: Case) -> 
 
 @dataclass(frozen=True)
 class SoftmaxCase:
-    """Logits that are whole numbers, so that their differences are exact, and a dimension."""
+    """Integer logits with exact differences, and a dimension."""
 
     shape: tuple[int, ...]
     dim: int
@@ -437,7 +437,7 @@ class SoftmaxCase:
 
     @property
     def count(self) -> int:
-        """How many numbers a distribution has."""
+        """The number of elements of a distribution."""
         return self.shape[self.dim] if self.shape else 1
 
     def tensor(self) -> Tensor:
@@ -452,7 +452,7 @@ def softmax_cases(draw: st.DrawFn) -> SoftmaxCase:
 
 
 def along(x: Tensor, dim: int, of_row: Callable[[list[float]], list[float]]) -> Tensor:
-    """What `of_row` makes of each row of numbers along a dimension, in float64."""
+    """`of_row` applied to each row of numbers along a dimension, in float64."""
     if x.dim() == 0 or x.numel() == 0:
         return torch.tensor(of_row([x.item()])[0] if x.dim() == 0 else [], dtype=torch.float64).reshape(x.shape)
     rows = x.movedim(dim, -1)
@@ -685,7 +685,7 @@ def test_the_gradient_of_tanh_is_1_at_0_and_0_far_away(tanh: Activation, dtype: 
 
 @clause("11.relu.gradients")
 def test_relu_is_differentiable_twice(relu: Activation) -> None:
-    # the square makes the second derivative other than 0
+    # the square makes the second derivative nonzero
     assert_differentiable(lambda x: relu(x * x * x.sign()), spread(6, seed=0, gap=0.4).requires_grad_())
 
 
@@ -732,7 +732,7 @@ def test_torch_func_finds_the_gradients_of_the_reference(name: str) -> None:
 
 
 def assert_layer(layer: nn.Module, function: Activation, printed: str, of_torch: nn.Module) -> None:
-    """It computes the function, in training and in evaluation, has no state, and prints as documented."""
+    """Assert that the layer computes the function in both modes, has no state, and has the documented repr."""
     __tracebackhide__ = True
     x = normal(2, 3, 4, seed=0)
     expected = function(x.clone())
@@ -810,7 +810,7 @@ def test_a_layer_of_log_softmax_without_a_dimension_warns_when_it_is_called(LogS
         assert_equal(layer(torch.zeros(4, 1)), torch.zeros(4, 1))
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("11.relu.rejects")

@@ -38,12 +38,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, factor: Tensor | fl
 
 
 def as_factor(mask: Tensor, *, true: float) -> Tensor:
-    """What a mask multiplies the weights with: `true` where a bool mask is True; else its exponential."""
+    """The factor of a mask for the weights: `true` where a bool mask is True; for a float mask its exponential."""
     return torch.where(mask, true, 1.0 - true).double() if mask.dtype == torch.bool else mask.double().exp()
 
 
 def of_softmax(dtype: torch.dtype, roundings: int, largest: float, keys: int, magnitude: Tensor | float) -> Tolerance:
-    """The tolerance of a weighted mean: an error of a logit is one of its weight and of the weights' sum, relatively.
+    """The tolerance of a weighted mean: an error of a logit is a relative error of its weight and of the sum.
 
     Args:
         dtype: In which the implementation computes.
@@ -68,12 +68,12 @@ def test_the_scores_are_divided_by_the_root_of_the_number_of_features(scaled_dot
 
 @dataclass(frozen=True)
 class Exchange:
-    """An attention that is possible.
+    """A valid attention.
 
     Attributes:
         leading: The dimensions before the last two, of key and value.
         groups: How many heads of the query share one of key and value.
-        mask: "none", "causal", "bool" (True: may look), "float" (added to the logits), "full" (bool, all dimensions).
+        mask: "none", "causal", "bool" (True: may attend), "float" (added to the logits), "full" (bool, all dimensions).
     """
 
     leading: tuple[int, ...]
@@ -98,7 +98,7 @@ class Exchange:
         return q, k, v
 
     def options(self, q: Tensor) -> dict[str, Any]:
-        """The arguments by name, those of the mask too, which leaves every query its first key."""
+        """The arguments by name, including the mask, which keeps the first key visible for every query."""
         shape = (*q.shape[:-2], self.queries, self.keys) if self.mask == "full" else (self.queries, self.keys)
         numbers = normal(*shape, seed=self.seed + 3).clamp(-2, 2)
         numbers[..., 0] = numbers[..., 0].abs()
@@ -201,7 +201,7 @@ def test_keys_that_are_masked_might_as_well_not_be_there(
 def test_causal_lets_query_i_see_the_keys_0_to_i(
     scaled_dot_product_attention: Attention, queries: int, keys: int
 ) -> None:
-    # with queries of 0 all that may be seen is weighed alike: the mean of the first values
+    # with zero queries all visible keys have the same weight: the mean of the first values
     q, k, v = torch.zeros(queries, 1), torch.zeros(keys, 1), torch.arange(keys).unsqueeze(1) + 1.0
     expected = [[(min(i + 1, keys) + 1) / 2] for i in range(queries)]
     assert_close(scaled_dot_product_attention(q, k, v, is_causal=True), expected, rounding(torch.float32, 8, keys))
@@ -229,7 +229,7 @@ def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product
 
 @clause("12.attention.dropout")
 def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
-    # ten keys that are weighed alike; each value is a unit vector of its own, so that the output shows the weights
+    # ten keys with equal weights; the values are different unit vectors, so that the output shows the weights
     q, k, v = torch.zeros(2000, 1), torch.zeros(10, 1), torch.eye(10)
     output = scaled_dot_product_attention(q, k, v, dropout_p=0.2)
     kept = output != 0
@@ -318,7 +318,7 @@ def test_a_float_mask_has_a_gradient(scaled_dot_product_attention: Attention) ->
 
 
 LARGE = [pytest.param(-1e9, id="-1e9"), pytest.param(torch.finfo(torch.float32).min, id="finfo.min")]
-"""What masks of many models hold instead of -inf."""
+"""The values in the masks of many models instead of -inf."""
 
 
 @clause("12.attention.large_masks")
@@ -397,7 +397,7 @@ class Multihead:
         alone: Query, key and value are one tensor.
         attn: The attention mask: "none", "bool", "float"; with "each" it has three dimensions.
         padding: Whether there is a padding mask too, of the type of the other.
-        recording: Gradients are recorded, in training; otherwise PyTorch may take a kernel of its own.
+        recording: Gradients are recorded, in training; otherwise PyTorch may use a different kernel.
     """
 
     heads: int
@@ -430,7 +430,7 @@ class Multihead:
         }  # fmt: skip
 
     def layer(self, make: Layer, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A layer with other parameters, biases too, than its initial ones."""
+        """A layer with other than its initial parameters, including biases."""
         layer = with_numbers(make(self.embed_dim, self.heads, dtype=dtype, **self.options), self.seed)
         return layer if self.recording else layer.eval()
 
@@ -442,7 +442,7 @@ class Multihead:
         return (q, q, q) if self.alone else (q, k, v)
 
     def masks(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """The masks; every query may see the first key, True is what it may not see."""
+        """The masks; the first key is visible for every query, and True means not visible."""
 
         def mask(*shape: int, seed: int) -> Tensor:
             numbers = normal(*shape, seed=seed).clamp(-2, 2)
@@ -478,7 +478,7 @@ class Multihead:
         return output + state.get("out_proj.bias", 0), torch.stack([weights for _, weights in heads], 1)
 
     def tolerances(self, dtype: torch.dtype, state: State, inputs: Tensors) -> tuple[Tolerance, Tolerance]:
-        """Of the output and of the weights, from the largest numbers that can be on the way."""
+        """The tolerances of output and weights, from the largest possible intermediate numbers."""
         absolute = {name: value.abs() for name, value in state.items()}
         q, k, v = (x.max().item() for x in projected(absolute, *(x.abs() for x in inputs), self.add_zero_attn))  # pyright: ignore[reportCallIssue]
         logit = q * k * math.sqrt(self.head_dim) + 4  # two masks of at most 2
@@ -507,19 +507,19 @@ def multiheads(draw: st.DrawFn, **fixed: Any) -> Multihead:
 
 
 def with_numbers(layer: nn.Module, seed: int) -> nn.Module:
-    """The layer with other numbers in all its parameters; small, so that no weight of the softmax vanishes."""
+    """The layer with other numbers in all parameters, small enough that no softmax weight underflows."""
     state = layer.state_dict()
     layer.load_state_dict({name: normal(*state[name].shape, seed=seed + i) / 2 for i, name in enumerate(state)})
     return layer
 
 
 def outside(x: Tensor, batch_first: bool) -> Tensor:
-    """`[batch, length, features]` as a layer takes and gives it."""
+    """`[batch, length, features]` in the layout of the layer."""
     return x if batch_first else x.transpose(0, 1)
 
 
 def outsides(inputs: Tensors, batch_first: bool) -> list[Tensor]:
-    """The same of query, key and value: one tensor stays one."""
+    """The same for query, key and value: if they are one tensor, the result is one tensor."""
     query = outside(inputs[0], batch_first)
     return [query if x is inputs[0] else outside(x, batch_first) for x in inputs]
 
@@ -747,7 +747,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
         return torch.autograd.grad(output.sum(), value)[0]
 
     expected = gradient(need_weights=True)
-    # the projections add up 4 products each, on the way and back; the weights are means of 3
+    # the projections add up 4 products each, forward and backward; the weights are means of 3
     bound = rounding(torch.float32, 64, 16 * expected.abs().max().item() + 1)
     assert_close(gradient(need_weights=False), expected, bound, "the gradient of value without need_weights")
 
@@ -797,7 +797,7 @@ def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder layer that is possible: its attention, and what is around it."""
+    """A valid encoder layer: its attention and its other arguments."""
 
     attention: Multihead
     hidden: int
@@ -813,7 +813,7 @@ class Encoder:
         }  # fmt: skip
 
     def layer(self, make: Layer) -> nn.Module:
-        """A layer without dropout, with other parameters than its initial ones."""
+        """A layer without dropout, with other than its initial parameters."""
         made = make(self.attention.embed_dim, self.attention.heads, dropout=0.0, dtype=torch.float64, **self.options)
         return with_numbers(made, self.attention.seed).train(self.attention.recording)
 
@@ -863,7 +863,7 @@ def encoders(draw: st.DrawFn) -> Encoder:
         hidden=draw(st.integers(1, 3)),
         norm_first=draw(st.booleans()),
         activation=draw(st.sampled_from(["relu", "gelu", torch.sin])),
-        eps=draw(st.sampled_from([0.5, 1.0])),  # what is hardly spread is nothing but rounding, times 1/√eps
+        eps=draw(st.sampled_from([0.5, 1.0])),  # a sample with a tiny variance is only rounding error, times 1/√eps
     )
 
 
@@ -876,8 +876,8 @@ ENCODER = rounding(torch.float64, 200, 20 * 6 * 6)
 def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
     TransformerEncoderLayer: Layer, case: Encoder, watched: bool
 ) -> None:
-    # A layer with hooks is one for which PyTorch does not take its kernel for evaluation. That kernel hides whatever is
-    # not 0 in a float mask, instead of adding it: left out here.
+    # PyTorch does not use its evaluation kernel for a layer with hooks. That kernel hides keys with a nonzero float
+    # mask instead of adding the mask, so it is avoided here.
     hooked = watched or case.attention.attn == "float"
     make = TransformerEncoderLayer if hooked else TransformerEncoderLayer.target  # pyright: ignore[reportFunctionMemberAccess]
     layer, src = case.layer(make), case.attention.inputs()[0]
@@ -934,7 +934,7 @@ def test_the_result_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, d
     )
     output = layer(src)
     exact = layer.double()(src.double())
-    # fewer than 40 roundings of numbers below 4 on the way to an output; the norms divide by more than 1
+    # fewer than 40 roundings of numbers below 4 for an output; the norms divide by more than 1
     assert_close(output, exact.to(dtype), rounding(dtype, 40, 4))
 
 

@@ -1,9 +1,9 @@
 """Chapter 12, other layers: dropout, `dropout` and `Dropout`.
 
-What is drawn at random is judged by how often it happens, with a bound by Hoeffding's inequality: of n independent
-numbers between 0 and b, the mean is further than b · sqrt(ln(2 / α) / 2n) from its expectation with a probability of at
-most α. Each of the 30 comparisons takes α = 1e-9, so that a correct implementation fails less than one run in ten
-million; and as every test begins with the same seed, whoever passes once passes always.
+Random results are tested by their frequency, with a bound by Hoeffding's inequality: the mean of n independent numbers
+between 0 and b differs from its expectation by more than b · sqrt(ln(2 / α) / 2n) with a probability of at most α. Each
+of the 30 comparisons uses α = 1e-9, so that a correct implementation fails less than one run in ten million; every test
+starts with the same seed, so the result is the same in every run.
 """
 
 import math
@@ -46,7 +46,7 @@ def hoeffding(n: int, largest: float = 1.0) -> Tolerance:
 
 
 def positive(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Whole numbers from 1 to 7: none is 0, so that what was dropped can be told."""
+    """Integers from 1 to 7: none is 0, so that dropped numbers can be recognized."""
     return whole(*shape, seed=seed, dtype=dtype) + 4
 
 
@@ -227,7 +227,7 @@ def test_it_prints_its_probability_and_has_no_state(Dropout: Layer) -> None:
     assert dict(Dropout().state_dict()) == {}
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("12.dropout.rejects")

@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A look-up that is possible: the table's size, the words, their type, and a seed for the numbers."""
+    """A valid look-up: the table's size, the indices, their dtype, and a seed for the numbers."""
 
     rows: int
     dim: int
@@ -38,7 +38,7 @@ class Case:
     seed: int
 
     def input(self) -> Tensor:
-        """Which rows to look up, with repetitions."""
+        """The indices to look up, with repetitions."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         numbers = torch.randint(0, self.rows, self.shape, generator=generator, dtype=self.words, device="cpu")
         return numbers.to(torch.get_default_device())
@@ -62,12 +62,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def looked_up(words: Any, table: list[list[float]]) -> Any:
-    """The words, as nested lists, with each replaced by its row of the table."""
+    """The indices, as nested lists, with each index replaced by its row of the table."""
     return [looked_up(word, table) for word in words] if isinstance(words, list) else table[words]
 
 
 def gradient_of_the_table(words: Tensor, upstream: Tensor, rows: int) -> list[list[float]]:
-    """What the upstream gradient adds up to in each row, one word after the other."""
+    """The sum of the upstream gradients for each row, one index after the other."""
     dim = upstream.shape[-1]
     gradient = [[0.0] * dim for _ in range(rows)]
     for word, vector in zip(words.reshape(-1).tolist(), upstream.reshape(-1, dim).tolist(), strict=True):
@@ -76,7 +76,7 @@ def gradient_of_the_table(words: Tensor, upstream: Tensor, rows: int) -> list[li
 
 
 def norm_of(row: list[float], p: float) -> float:
-    """The p-norm in Python's own numbers."""
+    """The p-norm in Python numbers."""
     return max(map(abs, row)) if p == math.inf else sum(abs(x) ** p for x in row) ** (1 / p)
 
 
@@ -177,7 +177,7 @@ def test_it_is_differentiable_twice(embedding: Function, options: dict[str, Any]
 def test_max_norm_shortens_the_rows_that_are_looked_up_in_place(
     embedding: Function, case: Case, p: float, dtype: torch.dtype
 ) -> None:
-    # no vector of whole numbers has the norm 2.5, so that none is on the edge
+    # no vector of integers has the norm 2.5, so that none is on the boundary
     max_norm, words, table = 2.5, case.input(), case.table(dtype=dtype)
     expected, furthest = table.double().clone(), torch.zeros_like(table).double()
     for word in set(words.reshape(-1).tolist()):
@@ -316,14 +316,14 @@ def test_its_state_travels_both_ways(Embedding: Layer) -> None:
     assert_equal(again(words), ours(words), "the result with the state that came back")
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("12.embedding.rejects")
 @pytest.mark.parametrize("max_norm", [None, 1.0], ids=["without max_norm", "with max_norm"])
 @pytest.mark.parametrize("word", [5, -1, -6], ids=["after the last", "before the first", "far before the first"])
 def test_a_row_that_is_not_there_is_rejected(embedding: Function, word: int, max_norm: float | None) -> None:
-    # on the CPU: an accelerator would have to stop and look
+    # on the CPU only: an accelerator would have to wait for the check
     with rejects(naming="input|index"):
         embedding(torch.tensor([0, word], device="cpu"), torch.ones(5, 2, device="cpu"), max_norm=max_norm)
 
@@ -342,7 +342,7 @@ def test_a_table_that_is_not_of_two_dimensions_is_rejected(embedding: Function, 
         embedding(torch.tensor([1]), torch.ones(shape))
 
 
-# PyTorch says these with an assertion
+# PyTorch raises an AssertionError for these
 REFUSED = (*REJECTIONS, AssertionError)
 
 

@@ -165,7 +165,7 @@ features = st.integers(0, 5)
 
 
 def linear_by_definition(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    """Each output, one product after the other, in Python's own numbers."""
+    """Each output, one product after the other, in Python numbers."""
     rows, weights = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).tolist(), w.tolist()
     offsets = [0.0] * len(weights) if bias is None else bias.tolist()
     outputs = [
@@ -180,7 +180,7 @@ def linear_by_definition(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 def test_it_is_the_sum_of_the_products(
     linear: Function, leading: Shape, n: int, m: int, biased: bool, seed: int, dtype: torch.dtype
 ) -> None:
-    # whole numbers: at most 5 products of at most 9, and 3, which even bfloat16 holds
+    # integers: at most 5 products of at most 9, and 3, which even bfloat16 represents exactly
     x, w = whole(*leading, n, seed=seed, dtype=dtype), whole(m, n, seed=seed + 1, dtype=dtype)
     bias = whole(m, seed=seed + 2, dtype=dtype) if biased else None
     assert_equal(linear(x, w, bias), linear_by_definition(x, w, bias).to(dtype))
@@ -222,7 +222,7 @@ def test_the_memory_layout_does_not_matter_to_linear(
 @clause("12.linear.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 def test_nan_and_inf_reach_the_outputs_of_their_row(linear: Function, value: float) -> None:
-    x, w = whole(2, 3, 4, seed=0), whole(5, 4, seed=1).abs() + 1  # no zero, which would make NaN of an infinity
+    x, w = whole(2, 3, 4, seed=0), whole(5, 4, seed=1).abs() + 1  # no zeros, because 0 · ∞ is NaN
     expected = linear(x, w)
     x[1, 2, 0], expected[1, 2] = value, value
     assert_equal(linear(x, w), expected)
@@ -372,7 +372,7 @@ def test_the_gradient_has_the_shape_of_the_input(flatten: Function) -> None:
 @clause("12.flatten.gradients")
 @pytest.mark.parametrize("dims", [(), (1,), (0, 1)], ids=["everything", "from 1", "from 0 to 1"])
 def test_flatten_is_differentiable_twice(flatten: Function, dims: tuple[int, ...]) -> None:
-    # of the square, so that there is a second derivative to get wrong
+    # of the square, so that the second derivative is nonzero
     assert_differentiable(lambda x: flatten(x, *dims).square(), spread(2, 2, 2, seed=0).requires_grad_())
 
 
@@ -400,7 +400,7 @@ def test_it_prints_its_dimensions_and_has_no_state(Flatten: Layer) -> None:
     assert dict(Flatten().state_dict()) == {}
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("12.linear.rejects")

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Moments:
-    """The mean and the variance of each row, and how large the numbers are from which they come.
+    """The mean and the variance of each row, and the size of the numbers.
 
     Attributes:
         mean: `[rows, 1]`, as `var`, the mean of the squared deviations, and `unbiased`, their sum over n - 1.
@@ -42,7 +42,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> "Moments":
-        """One number after the other, in Python's own."""
+        """Compute one number after the other, in Python numbers."""
         moments = []
         for row in rows.double().tolist():
             n = len(row)
@@ -64,12 +64,12 @@ def normalized(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor 
 def off_by(
     x: Tensor, n: int, moments: Moments, eps: float, weight: Tensor | None, bias: Tensor | None, parameters: torch.dtype
 ) -> Tolerance:
-    """What rounding can do to `normalized` with the moments of n numbers.
+    """The rounding error of `normalized` with the moments of n numbers.
 
-    Half precision is computed in float32 and rounded once. There, the mean is off by n roundings of `size`, so that a
-    deviation is off by n + 1 of |x| + size, and the variance by n + 3 of `square`, which changes 1 / sqrt(var + eps) by
-    half of its share of var + eps. What is learned or remembered may itself be kept in half precision: the mean, the
-    factor and the offset are then rounded to it.
+    Half precision is computed in float32 and rounded once. The error of the mean is n roundings of `size`, so that the
+    error of a deviation is n + 1 roundings of |x| + size, and that of the variance n + 3 roundings of `square`, which
+    changes 1 / sqrt(var + eps) by half of its relative size. Parameters and running statistics may themselves be in
+    half precision: the mean, the factor and the offset are then rounded to it.
     """
     scale = 1 / (moments.var + eps).sqrt() * (1.0 if weight is None else weight.double().abs())
     offset = 0.0 if bias is None else bias.double().abs()
@@ -83,17 +83,17 @@ def off_by(
 
 
 def by_channel(x: Tensor) -> Tensor:
-    """`[batch, channels, ...]` as `[channels, everything else]`."""
+    """`[batch, channels, ...]` as `[channels, all other dimensions]`."""
     return x.movedim(1, 0).reshape(x.shape[1], -1)
 
 
 def from_channels(rows: Tensor, x: Tensor) -> Tensor:
-    """`by_channel` backwards, to the shape of `x`."""
+    """The inverse of `by_channel`, in the shape of `x`."""
     return rows.reshape(x.shape[1], x.shape[0], *x.shape[2:]).movedim(0, 1)
 
 
 def spread_over(tolerance: Tolerance, x: Tensor) -> Tolerance:
-    """The tolerance of each number of `by_channel(x)`, where it stands in `x`."""
+    """The tolerance of each number of `by_channel(x)`, in the shape of `x`."""
     assert isinstance(tolerance.absolute, Tensor)
     return Tolerance(from_channels(tolerance.absolute, x), tolerance.because)
 
@@ -118,7 +118,7 @@ class FarRow:
         x: `[n]`, as they are after rounding to the dtype.
         expected: `[n]`, (x - mean) / sqrt(var + 1e-5) in float64.
         linear: An error of the mean's and the deviations' digits, in proportion to the offset.
-        centred: An error of the deviations' own digits, whatever the offset.
+        centred: An error of the deviations' own digits, independent of the offset.
     """
 
     x: Tensor
@@ -129,19 +129,17 @@ class FarRow:
 
 @cache
 def far_row(offset: float, n: int, dtype: torch.dtype, in_order: bool) -> FarRow:
-    """One number after the other, in Python's own.
+    """Compute one number after the other, in Python numbers.
 
     Half precision is computed in float32 and rounded once. With L roundings in a sum of n numbers, the mean is off by
     L of |x|, and so is each deviation. A variance that is taken from deviations, in one pass or two, is then off by
     L · σ · sqrt(σ² + mean²), and by the square of the mean's error (Chan, Golub and LeVeque, 1983); the difference
-    E[x²] - E[x]² would be off by L · (σ² + mean²). Where the mean is exact to the digits of the deviations, both are
-    off by L roundings of the deviations only.
+    E[x²] - E[x]² would be off by L · (σ² + mean²). If the mean has the precision of the deviations, the errors of both
+    are only L roundings of the deviations.
 
     Args:
-        offset: The mean, nearly.
-        n: How many numbers.
-        dtype: Theirs.
-        in_order: Whether sums may be formed one number after the other, with L = n roundings, and not by halves, with
+        offset: The approximate mean. n: The number of elements. dtype: Their dtype. in_order: Whether sums may be
+        formed one number after the other, with L = n roundings, and not by halves, with
             L = log2 n, as PyTorch's sums are.
     """
     x = (normal(n, seed=n) + offset).to(dtype)
@@ -189,7 +187,7 @@ def check_far_from_zero(normalize: Callable[[Tensor], Tensor], offset: float, n:
 
 @dataclass(frozen=True)
 class BatchCase:
-    """A batch that can be normalized: its shape, eps, which parameters there are and of which type, and a seed."""
+    """A valid batch: its shape, eps, the parameters and their dtype, and a seed."""
 
     shape: Shape
     eps: float
@@ -202,7 +200,7 @@ class BatchCase:
 
     @property
     def n(self) -> int:
-        """How many numbers a channel has."""
+        """The number of elements of a channel."""
         return math.prod(self.shape) // self.shape[1]
 
     def input(self) -> Tensor:
@@ -238,7 +236,7 @@ def batch_cases(draw: st.DrawFn) -> BatchCase:
 
 
 def column(parameter: Tensor | None) -> Tensor | None:
-    """One number a channel, to stand beside `by_channel`."""
+    """One number per channel, in a shape that broadcasts with `by_channel`."""
     return None if parameter is None else parameter[:, None]
 
 
@@ -486,7 +484,8 @@ def test_the_layer_learns_in_training_and_applies_in_evaluation(
             var = (1 - share) * var + share * batch.unbiased
             used = batch
         else:
-            # what is remembered was rounded 6 + 6 times a pass, and no number here is larger than 6 or its square 36
+            # the running statistics are rounded 6 + 6 times per pass, and no number here is larger than 6 or its square
+            # 36
             bounds = torch.full_like(mean, 6.0), torch.full_like(mean, 36.0)
             used = Moments(mean, var, var, *bounds)
         expected = normalized(rows, used.mean, used.var, eps, column(weight), column(bias))
@@ -523,7 +522,7 @@ def test_a_single_value_per_channel_is_refused_in_training_only(BatchNorm2d: Lay
     layer = BatchNorm2d(3)
     with rejects("input|value"):
         layer(torch.ones(1, 3, 1, 1))
-    # remembered are mean 0 and variance 1
+    # the running statistics are mean 0 and variance 1
     expected = torch.full((1, 3, 1, 1), 1 / math.sqrt(1 + 1e-5))
     assert_close(layer.eval()(torch.ones(1, 3, 1, 1)), expected, rounding(torch.float32, 3))
 
@@ -608,7 +607,7 @@ def test_the_state_of_batch_norm_starts_neutral_and_travels_both_ways(
 
 @dataclass(frozen=True)
 class LayerCase:
-    """Samples that can be normalized: the dimensions before and of each sample, and the rest as in `BatchCase`."""
+    """Valid samples: the leading dimensions, the dimensions of each sample, and the other fields as in `BatchCase`."""
 
     before: Shape
     each: Shape
@@ -622,7 +621,7 @@ class LayerCase:
 
     @property
     def n(self) -> int:
-        """How many numbers a sample has."""
+        """The number of elements of a sample."""
         return math.prod(self.each)
 
     def input(self) -> Tensor:
@@ -653,14 +652,14 @@ def layer_cases(draw: st.DrawFn) -> LayerCase:
 
 
 def row(parameter: Tensor | None) -> Tensor | None:
-    """One number a place of the sample, to stand under samples in rows."""
+    """One number per position of the sample, in a shape that broadcasts with samples in rows."""
     return None if parameter is None else parameter.reshape(1, -1)
 
 
 def assert_normalized(
     output: Tensor, x: Tensor, case: LayerCase, weight: Tensor | None, bias: Tensor | None, parameters: torch.dtype
 ) -> None:
-    """Each sample by its own mean and variance, as far as rounding allows."""
+    """Assert that each sample is normalized by its mean and variance, up to rounding."""
     __tracebackhide__ = True
     rows = x.reshape(math.prod(case.before), case.n)
     moments = Moments.of(rows)
@@ -843,7 +842,7 @@ def test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways(
     assert_equal(again(x), ours(x), "the result with the state that came back")
 
 
-# What must be rejected
+# Rejected arguments
 
 
 @clause("12.batch_norm.rejects", "12.batch_norm.single_value")
@@ -926,7 +925,7 @@ HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=st
 
 
 def once_rounded(found: Tensor, exact: Tensor, half: torch.dtype, operations: int) -> None:
-    """Computed in float32 with numbers below 64, then rounded once."""
+    """The tolerance for numbers below 64 in float32, rounded once."""
     assert found.dtype == half
     inside = rounding(torch.float32, operations, 64.0).absolute
     allowed = rounding(half, 0, exact).absolute.abs() + inside  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]

@@ -17,7 +17,7 @@ from spec.support.strategies import dtypes, given, laid_out, layouts, normal, se
 
 Layer = Callable[..., Any]
 
-# PyTorch says that it takes a slower kernel for projections; the numbers are the same.
+# PyTorch warns that it uses a slower kernel for projections; the numbers are the same.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 # The definitions, in float64
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 class Rough:
     """Numbers, and the allowed error of an implementation: its errors so far, propagated, in units of its eps.
 
-    Every operation hands on the errors of its operands and rounds once: by half a unit of its result, and the other
-    half pays for products of errors.
+    Every operation propagates the errors of its operands and rounds once, by half a unit of its result; the other half
+    covers products of errors.
     """
 
     value: Tensor
@@ -44,7 +44,7 @@ class Rough:
         return Rough(product, carried + product.abs())
 
     def weighted(self, weight: Tensor, bias: Tensor | None) -> "Rough":
-        """self · weightᵀ + bias: as many roundings as it has terms, of no more than the sum of their sizes."""
+        """self · weightᵀ + bias: one rounding per term, each of at most the sum of the absolute values."""
         offset = torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias
         terms = weight.shape[1] + 1
         error = (self.error + terms * self.value.abs()) @ weight.abs().T + terms * offset.abs()
@@ -56,12 +56,12 @@ class Rough:
 
 
 def tanh(x: Rough) -> Rough:
-    """Nowhere steeper than 1; four roundings, of an exponential, a sum, a quotient and a difference of at most 1."""
+    """Slope at most 1; four roundings, of an exponential, a sum, a quotient and a difference of at most 1."""
     return Rough(1 - 2 / (1 + (2 * x.value).exp()), x.error + 4)
 
 
 def sigmoid(x: Rough) -> Rough:
-    """Nowhere steeper than 1/4; three roundings, of the exponential, the sum and the quotient."""
+    """Slope at most 1/4; three roundings, of the exponential, the sum and the quotient."""
     value = 1 / (1 + (-x.value).exp())
     return Rough(value, x.error / 4 + 3 * value)
 
@@ -94,7 +94,7 @@ def relu_step(x: Rough, state: State, weights: Weights) -> State:
 
 
 def lstm_step(x: Rough, state: State, weights: Weights) -> State:
-    """Hochreiter's and Schmidhuber's, with a forget gate; the output may be projected."""
+    """The LSTM of Hochreiter and Schmidhuber with a forget gate; the output may be projected."""
     i, f, g, o = (from_input(x, weights) + from_state(state, weights)).chunk(4)
     memory = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
     hidden = sigmoid(o) * tanh(memory)
@@ -102,7 +102,7 @@ def lstm_step(x: Rough, state: State, weights: Weights) -> State:
 
 
 def gru_step(x: Rough, state: State, weights: Weights) -> State:
-    """Cho's, but what the reset gate lets through has been multiplied already."""
+    """The GRU of Cho, but the reset gate is applied after the matrix product."""
     input_r, input_z, input_n = from_input(x, weights).chunk(3)
     state_r, state_z, state_n = from_state(state, weights).chunk(3)
     r, z = sigmoid(input_r + state_r), sigmoid(input_z + state_z)
@@ -113,7 +113,7 @@ def gru_step(x: Rough, state: State, weights: Weights) -> State:
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the three layers: how it is made, how many blocks of rows its weights have, its step, its states."""
+    """One of the three layers: its construction, the number of row blocks of its weights, its step, its states."""
 
     name: str
     make: Layer
@@ -121,7 +121,7 @@ class Kind:
     states: int = 1
 
     def step(self, case: "Case") -> Step:
-        """What happens at one time."""
+        """One time step."""
         if self.name == "RNN":
             return relu_step if case.relu else tanh_step
         return lstm_step if self.name == "LSTM" else gru_step
@@ -140,7 +140,7 @@ class Kind:
         return layer
 
     def initial(self, case: "Case", dtype: torch.dtype) -> list[Tensor]:
-        """Numbers for the states before the first step, `[stack, batch, features]`, in [-1, 1] like all later ones."""
+        """Random initial states, `[stack, batch, features]`, in [-1, 1] like all later states."""
         widths = [self.features(case), case.hidden_size][: self.states]
         return [
             normal(case.stack, case.batch, w, seed=case.seed + i, dtype=dtype).clamp(-1, 1)
@@ -152,17 +152,17 @@ class Kind:
         return case.projected or case.hidden_size if self.name == "LSTM" else case.hidden_size
 
     def given(self, states: Sequence[Tensor]) -> Any:
-        """The states as the layer takes and gives them."""
+        """The states in the layout of the layer."""
         return tuple(states) if self.states == 2 else states[0]
 
     def as_list(self, states: Any) -> list[Tensor]:
-        """And back."""
+        """The inverse of this conversion."""
         return list(states) if self.states == 2 else [states]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recurrent network, the sizes of what it reads, and a seed for the numbers."""
+    """A recurrent network, the sizes of its input, and a seed for the numbers."""
 
     input_size: int
     hidden_size: int
@@ -185,17 +185,17 @@ class Case:
 
     @property
     def suffixes(self) -> list[str]:
-        """How the parameters of one direction of one layer end, in the order of the states."""
+        """The parameter suffixes for each layer and direction, in the order of the states."""
         directions = ["", "_reverse"] if self.bidirectional else [""]
         return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
 
     @property
     def stack(self) -> int:
-        """How many directions of layers there are."""
+        """The number of layers times directions."""
         return len(self.suffixes)
 
     def sequence(self, dtype: torch.dtype) -> Tensor:
-        """Numbers to read, `[time, batch, features]`."""
+        """Random input, `[time, batch, features]`."""
         return normal(self.time, self.batch, self.input_size, seed=self.seed + 2, dtype=dtype)
 
 
@@ -229,7 +229,7 @@ def joined(parts: Sequence[Rough], how: Callable[..., Tensor], dim: int) -> Roug
 def by_definition(
     kind: Kind, case: Case, layer: nn.Module, x: Tensor, initial: Sequence[Tensor]
 ) -> tuple[Rough, list[Rough]]:
-    """One layer after the other, one direction after the other, one step after the other.
+    """Compute layer by layer, direction by direction, and step by step.
 
     Args:
         x: `[time, batch, features]`.
@@ -256,7 +256,7 @@ def by_definition(
 
 
 def assert_as(actual: Tensor, expected: Rough, what: str) -> None:
-    """Within the rounding errors of the definition."""
+    """Assert equality within the rounding errors of the definition."""
     __tracebackhide__ = True
     eps = torch.finfo(actual.dtype).eps
     error = expected.error + expected.value.abs()  # the expected number is rounded too
@@ -266,7 +266,7 @@ def assert_as(actual: Tensor, expected: Rough, what: str) -> None:
 
 
 class Recurrent:
-    """What the three have in common."""
+    """The tests that the three layers have in common."""
 
     # The properties
 
@@ -523,7 +523,7 @@ class Recurrent:
         for name, parameter in layer.named_parameters():
             assert parameter.grad is not None, f"{name} has no gradient"
 
-    # What must be rejected
+    # Rejected arguments
 
     @staticmethod
     @clause("12.recurrent.rejects")
@@ -687,7 +687,7 @@ class TestLSTM(Recurrent):
     ) -> None:
         layer = LSTM(1, 1, dtype=torch.float64)
         state = {name: torch.zeros_like(p) for name, p in layer.state_dict().items()}
-        # a gate at ±1000 is open or closed; what could be remembered is tanh(1000) = 1
+        # a gate at ±1000 is open or closed; the candidate is tanh(1000) = 1
         state["bias_ih_l0"] = torch.tensor([1000.0 if gate in f"g{open_gates}" else -1000.0 for gate in "ifgo"])
         layer.load_state_dict(state)
         start = torch.zeros(1, 1, dtype=torch.float64)
@@ -770,7 +770,7 @@ class TestGRU(Recurrent):
     def test_each_gate_of_the_gru_has_the_effect_of_its_name(GRU: Layer, r: float, z: float, expected: float) -> None:
         layer = GRU(1, 1, dtype=torch.float64)
         state = {name: torch.zeros_like(p) for name, p in layer.state_dict().items()}
-        # a gate at ±1000 is open or closed, whatever is read; n is tanh(r · (h + 1))
+        # a gate at ±1000 is open or closed for any input; n is tanh(r · (h + 1))
         state["weight_hh_l0"] = torch.tensor([[0.0], [0.0], [1.0]])
         state["bias_ih_l0"] = torch.tensor([r, z, 0.0])
         state["bias_hh_l0"] = torch.tensor([0.0, 0.0, 1.0])

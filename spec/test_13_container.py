@@ -1,4 +1,4 @@
-"""Chapter 13: a network of layers one after the other, `Sequential`, and the one that the tutorial builds, `Ocean`."""
+"""Chapter 13: a network of consecutive layers, `Sequential`, and the tutorial's network, `Ocean`."""
 
 import inspect
 import warnings
@@ -131,7 +131,7 @@ def test_without_the_padding_they_make_maps_of_28_by_28(Conv2d: Layer) -> None:
 
 
 def graph_of(network: nn.Module, folder: Path) -> GraphDef:
-    """What add_graph writes, by TensorBoard's own reader."""
+    """The events of add_graph, read by TensorBoard's own reader."""
     with SummaryWriter(folder) as writer:
         writer.add_graph(network, torch.ones(1, 3, 32, 32))  # chapter 13, line 925
     graph = EventAccumulator(str(folder)).Reload().Graph()
@@ -148,7 +148,7 @@ def graph(
     Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> GraphDef:  # fmt: skip
-    """The network's."""
+    """The nodes of the network."""
     with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # one may look at shapes
         return graph_of(Network(Sequential, Conv2d, MaxPool2d, Flatten, Linear), tmp_path_factory.mktemp("graph"))
 
@@ -238,7 +238,7 @@ def test_the_network_is_not_a_vgg(network: Network) -> None:
         isinstance(after, nn.ReLU) for layer, after in pairwise(layers) if isinstance(layer, nn.Conv2d | nn.Linear)
     ]
     assert followed == [True] * 15  # 13 convolutions and 2 linear layers
-    assert isinstance(layers[-1], nn.Linear)  # the 16th has nothing after it
+    assert isinstance(layers[-1], nn.Linear)  # the 16th has no ReLU after it
     assert {layer.kernel_size for layer in network.model1 if type(layer).__name__ == "Conv2d"} == {(5, 5)}
     assert not any(type(layer).__name__ == "ReLU" for layer in network.modules())
     assert sum(parameter.numel() for parameter in vgg.parameters()) == 138_357_544
@@ -303,7 +303,7 @@ def test_a_forward_inside_init_is_gone_when_init_returns() -> None:
             def forward(self: Any, x: Tensor) -> Tensor:
                 return self.linear(x)
 
-    ocean = Ocean()  # nothing is wrong yet: it has its layer, and prints
+    ocean = Ocean()  # no error yet: it has its layer and can be printed
     assert str(ocean) == "Ocean(\n  (linear): Linear(in_features=2, out_features=3, bias=True)\n)"
     assert "forward" not in vars(Ocean)
     with pytest.raises(NotImplementedError, match=r'Module \[Ocean\] is missing the required "forward" function'):
@@ -328,7 +328,7 @@ def test_with_three_mistakes_corrected_it_is_the_network_of_the_chapter(
 
 WithoutSequential.__name__ = "Ocean"
 LINES = PRINTED.splitlines()[2:-2]
-"""The nine layers, as they print inside the Sequential."""
+"""The nine layers as printed inside the Sequential."""
 
 
 @clause("13.listing.sequential", "13.network.graph_warning")
@@ -349,7 +349,7 @@ def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
 
 
 class Affine(nn.Module):
-    """a · x + b: two of them do not commute, so their order shows."""
+    """a · x + b: two of these layers do not commute, so that their order can be tested."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__()
@@ -443,7 +443,7 @@ def test_an_argument_that_is_no_module_is_rejected(Sequential: Layer, value: obj
         Sequential(Affine(1, 0), value)
 
 
-# Ocean: the network as a component of its own
+# Ocean: the network as a separate component
 
 
 @clause("13.ocean.network")
@@ -470,7 +470,7 @@ def test_an_impossible_number_of_classes_is_rejected(Ocean: Layer, classes: obje
 @clause("13.ocean.layers")
 def test_its_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
     class Layers:
-        """PyTorch's, but every one that is made is noted."""
+        """PyTorch's layers, with a record of every layer that is created."""
 
         made: list[str] = []  # noqa: RUF012
 

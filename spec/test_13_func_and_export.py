@@ -1,10 +1,9 @@
 """Chapters 08 to 14 under `torch.func` and `torch.export`: every component, and the network made of them.
 
 `vmap`, `grad`, `jvp` and `jacrev` transform a function; `torch.export` records a module for inputs of any batch size.
-They work where a component computes with tensors only: not with the numbers in them, nor with the batch size.
-
-Each component is called as `CASES` says. The oracle is a plain loop: over the samples for `vmap`, over the numbers of
-the output for derivatives.
+They work if a component computes with tensors only, independently of the values and of the batch size. `CASES` defines
+the call of each component. The oracle is a plain loop: over the samples for `vmap`, over the numbers of the output for
+derivatives.
 """
 
 from collections.abc import Callable
@@ -35,7 +34,7 @@ SAMPLES = 3
 
 
 def numbers(*shape: int) -> Sample:
-    """A sample of one tensor, drawn from the seed; no two numbers are close, so that no maximum changes hands."""
+    """A sample of one tensor, drawn from the seed; no two numbers are close, so that maxima are unique."""
     return lambda seed: (spread(*shape, seed=seed) / 4,)
 
 
@@ -61,15 +60,15 @@ def indices(*shape: int) -> Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """How a component is called.
+    """The call of a component.
 
     Attributes:
-        sample: What differs from sample to sample, given a seed. Its first dimension is the batch.
-        weights: The shapes of the further arguments, which all samples share.
+        sample: The tensors of the samples, as a function of a seed. Its first dimension is the batch.
+        weights: The shapes of the arguments that all samples share.
         arguments: The arguments after them.
         options: The named arguments; of the constructor, for a layer.
         layer: The component is a layer, made with `arguments` and `options`; its parameters are the weights.
-        repeat: How many times a layer is given its sample: attention takes it as query, key and value.
+        repeat: The number of times that a layer is passed its sample: attention gets it as query, key and value.
     """
 
     sample: Sample
@@ -96,7 +95,7 @@ class Case:
         return call, weights
 
     def given(self, sample: Tensors) -> Tensors:
-        """What the component is given of a sample."""
+        """The arguments of the component for a sample."""
         return sample * self.repeat
 
     def samples(self) -> list[Tensors]:
@@ -165,7 +164,7 @@ every_component = pytest.mark.parametrize("component", CASES, indirect=True)
 
 
 def tolerance(expected: Tensor) -> Tolerance:
-    """No number of these sizes is the end of more than 1000 roundings, nor of larger numbers than 16 times itself."""
+    """The tolerance: at these sizes a number results from at most 1000 roundings of numbers up to 16 times its size."""
     return rounding(torch.float64, 1000, 16 * expected.abs().max() + 1 if expected.numel() else 1.0)
 
 
@@ -291,7 +290,7 @@ def test_vmap_draws_dropout_anew_or_once_according_to_randomness(dropout: Functi
         different = vmap(lambda row: dropout(row, 0.5, True), randomness="different")(x)
         same = vmap(lambda row: dropout(row, 0.5, True), randomness="same")(x)
     assert set(different.unique().tolist()) == {0.0, 2.0}
-    # two rows of 400 numbers that are dropped by chance are equal once in 2 to the power of 400
+    # the dropout masks of two rows of 400 numbers are equal with a probability of 2⁻⁴⁰⁰
     assert not torch.equal(different[0], different[1]), "every sample is dropped alike"
     for row in same[1:]:
         assert_equal(row, same[0], "what is drawn once")
@@ -315,7 +314,7 @@ def test_the_network_has_a_gradient_for_each_image(
             one = network(images[i : i + 1])[0, labels[i]]
             expected = torch.autograd.grad(one, list(network.parameters()))
             for (name, got), wanted in zip(found.items(), expected, strict=True):
-                # up to 1024 products in each of five layers lie on the way, and as many on the way back
+                # up to 1024 products in each of five layers, forward and backward
                 bound = rounding(torch.float64, 10 * 1024, wanted.abs().max() + 1)
                 assert_close(got[i], wanted, bound, f"the gradient of {name} for image {i}")
 
@@ -324,7 +323,7 @@ def test_the_network_has_a_gradient_for_each_image(
 
 
 class Exported(nn.Module):
-    """A component as a module of its own: functions are exported with their weights as buffers."""
+    """A component as a module: functions are exported with their weights as buffers."""
 
     def __init__(self, case: Case, component: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Chapters 08 to 14: options together. Every two values of every two options of a component meet in some call.
+"""Chapters 08 to 14: combinations of options. Every pair of values of two options of a component occurs in some call.
 
-The combinations are a covering array (`together`), not a choice by hand. Values and gradients are compared with the
-formulas of `spec/support/oracles.py`, which take the same options.
+The combinations are a covering array (`together`), not a manual choice. Values and gradients are compared with the
+formulas of `spec/support/oracles.py`, which have the same options.
 """
 
 from collections.abc import Callable, Iterator
@@ -152,7 +152,7 @@ def test_options_of_adaptive_pooling_together(adaptive_avg_pool2d: Callable[...,
 
 @clause("13.options.normalization")
 def test_options_of_batch_norm_together(BatchNorm2d: Any) -> None:
-    """Six batches in training and one in evaluation, which sees the running statistics."""
+    """Six batches in training and one in evaluation, which uses the running statistics."""
     choices = {"momentum": (None, 0.25, 1.0), "affine": BOTH, "track_running_stats": BOTH, "eps": (1e-5, 0.5)}
     for options in together(choices):
         module = drawn(BatchNorm2d(3, **options)).train()
@@ -243,7 +243,7 @@ def test_options_of_embedding_together(Embedding: Any) -> None:
         table = module.weight.detach().cpu().clone()  # pyright: ignore[reportCallIssue]
         limit = options["max_norm"]
         if limit is not None:
-            for row in (0, 2, 4):  # those that are looked up
+            for row in (0, 2, 4):  # the rows that are looked up
                 norm = table[row].abs().pow(options["norm_type"]).sum() ** (1 / options["norm_type"])
                 table[row] *= min(1.0, float(limit / (norm + 1e-7)))
         found = module(index.to(torch.get_default_device()))
@@ -382,7 +382,7 @@ def test_options_of_gru_together(GRU: Any) -> None:
 
 @clause("13.options.between_layers")
 def test_dropout_of_recurrent_layers_is_between_them_and_not_after_the_last(RNN: Any, LSTM: Any, GRU: Any) -> None:
-    """With a probability of 1 in training, each layer but the first sees zeros, and the last result is not zero."""
+    """With probability 1 in training, the input of each layer except the first is zero, but the last result is not."""
     x = {"input": numbers(5, 2, 3)}
     for kind, component in (("RNN", RNN), ("LSTM", LSTM), ("GRU", GRU)):
         module = drawn(component(3, 4, num_layers=2, dropout=1.0)).train()
@@ -423,7 +423,7 @@ def test_options_of_attention_together(scaled_dot_product_attention: Callable[..
 
 
 def attention_mask(kind: str | None, *shape: int) -> Tensor | None:
-    """The first key is always seen."""
+    """The first key is always visible."""
     if kind is None:
         return None
     mask = numbers(*shape, seed=3)

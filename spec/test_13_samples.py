@@ -1,8 +1,8 @@
-"""PyTorch's own samples for its operators, modules and optimizers, as one more oracle of an implementation.
+"""PyTorch's own samples for its operators, modules and optimizers, as an additional oracle.
 
-Each sample is computed by the implementation in float32, forwards and backwards, and compared with what PyTorch gives
-in float64. PyTorch also has arguments that must be refused. Both are private to PyTorch: where they cannot be imported
-the tests are skipped with the reason. How many of them each test used is among its recorded properties.
+Each sample is computed by the implementation in float32, forwards and backwards, and compared with PyTorch's results in
+float64. PyTorch also has arguments that must be refused. Both are private to PyTorch: if they cannot be imported, the
+tests are skipped with the reason. The number of samples is a recorded property of each test.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from spec.support.samples import (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore"),  # samples are also of what PyTorch warns about
+    pytest.mark.filterwarnings("ignore"),  # some samples cause warnings of PyTorch
 ]
 
 Property = Callable[[str, object], None]
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 def original(name: str) -> Any:
-    """PyTorch's component of that name."""
+    """PyTorch's component with this name."""
     return next(getattr(home, name) for home in (nn, functional, torch.optim, torch) if hasattr(home, name))
 
 

@@ -1,6 +1,6 @@
-"""Chapters 08 to 14 at sizes beyond the usual: every component, at several hundred and at several thousand numbers.
+"""Chapters 08 to 14 at larger sizes: every component with several hundred and several thousand numbers.
 
-Kernels compute whole blocks of 4 to 64 numbers, and the remaining numbers apart. The counts here are odd, so that
+Kernels compute blocks of 4 to 64 numbers, and the remaining numbers separately. The counts here are odd, so that
 numbers remain for every block size. Each number of the outputs and gradients is compared with the formula in float64
 (`spec/support/harness.py`).
 """
@@ -55,7 +55,7 @@ class TestSumsOfManyNumbersInHalfPrecision:
 
     def check(self, found: Tensor, exact: float, dtype: torch.dtype, what: str) -> None:
         __tracebackhide__ = True
-        # two roundings to the dtype: of the sum and of what is made of it
+        # two roundings to the dtype: of the sum and of the result computed from it
         right = torch.full(found.shape, exact, dtype=torch.float64)
         assert_close(found.double(), right, rounding(dtype, 1, abs(exact)), what)
 
@@ -136,7 +136,7 @@ class TestSumsOfManyNumbersInHalfPrecision:
 @clause("13.sizes.half_gradients")
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 class TestGradientsOfManyUsesInHalfPrecision:
-    """A number that is used in many places has the sum of their gradients as its gradient.
+    """The gradient of a number that is used many times is the sum of the gradients of its uses.
 
     Added up one after the other, a sum of ones in bfloat16 would stay at 256 and one in float16 at 2,048.
     """
@@ -148,7 +148,7 @@ class TestGradientsOfManyUsesInHalfPrecision:
         __tracebackhide__ = True
         assert found is not None
         right = torch.full(found.shape, exact, dtype=torch.float64)
-        # the sum is rounded to the dtype once, and each part of it may be
+        # the sum is rounded to the dtype once, and each partial sum may be rounded
         assert_close(found.double().cpu(), right.cpu(), rounding(dtype, 1, abs(exact)), "the gradient of many uses")
 
     @clause("13.sizes.half_gradients")
@@ -213,7 +213,7 @@ class TestGradientsOfManyUsesInHalfPrecision:
 def test_each_of_many_numbers_is_dropped_and_kept(dropout: Callable[..., Tensor], dtype: torch.dtype) -> None:
     x = numbers(3, 7, 149).to(dtype).masked_fill(numbers(3, 7, 149) == 0, 1).to(torch.get_default_device())
     leaf, kept, gone = x.clone().requires_grad_(), torch.zeros(x.shape), torch.zeros(x.shape)
-    for _ in range(48):  # that one of 3,129 numbers is always kept, or always dropped, has a probability of 3e-11
+    for _ in range(48):  # one of 3,129 numbers is always kept, or always dropped, with a probability of 3e-11
         y = dropout(leaf, 0.5, training=True)
         (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         dropped = y.detach() == 0
@@ -241,7 +241,7 @@ def test_a_class_number_may_be_larger_than_a_byte(
 
 @clause("13.sizes.sequential")
 def test_eleven_layers_keep_their_order_when_they_are_saved(Sequential: Any) -> None:
-    """As text, "10" stands before "2"."""
+    """As text, "10" sorts before "2"."""
     layers = [nn.Linear(2, 2, bias=False) for _ in range(11)]
     for i, layer in enumerate(layers):
         nn.init.constant_(layer.weight, i)
@@ -257,7 +257,7 @@ def test_eleven_layers_keep_their_order_when_they_are_saved(Sequential: Any) -> 
 @clause("13.sizes.exact")
 @pytest.mark.parametrize("name", ["sum", "tolerance"])
 def test_one_wrong_number_among_thousands_is_found(name: str) -> None:
-    """The comparison itself: one number off by four roundings is not lost among 3,129."""
+    """The comparison itself detects one wrong number, by four roundings, among 3,129."""
     exact = numbers(3, 7, 149)
     wrong = exact.clone()
     wrong[-1, -1, -1] += 1e-3 if name == "sum" else 1e-14

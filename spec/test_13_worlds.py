@@ -1,7 +1,7 @@
-"""Chapters 08 to 14 in the world around a call: every component under other modes, as a copy, and a second time.
+"""Chapters 08 to 14: every component under other modes, as a copy, and in a second call.
 
-The harness (`spec/support/harness.py`) calls every component; what surrounds the call differs from test to test. The
-oracle is its formula, or the same call in the ordinary world.
+The harness (`spec/support/harness.py`) calls every component; the environment of the call differs from test to test.
+The oracle is the formula, or the same call in the ordinary environment.
 """
 
 import copy
@@ -29,7 +29,7 @@ LEARNING = [
     *("Conv2d", "Linear", "BatchNorm2d", "LayerNorm", "Embedding", "RNN", "LSTM", "GRU", "MultiheadAttention"),
     "TransformerEncoderLayer",
 ]
-"""The layers that have parameters of their own; they take `device` and `dtype`."""
+"""The layers with parameters, which have the arguments `device` and `dtype`."""
 ALIASES = ("flatten", "Flatten", "dropout", "Dropout")
 """The components that return a view of the input, or the input itself; dropout in evaluation."""
 every_learning_layer = pytest.mark.parametrize("component", LEARNING, indirect=True)
@@ -67,7 +67,7 @@ def close(found: Any, right: Any, what: str, dtype: torch.dtype = torch.float64)
 
 
 def formula(subject: Subject, tensors: Tensors, module: Any = None, size: int = FEW) -> Any:
-    """What the oracle says, with the parameters of a layer as they are."""
+    """The results of the oracle with the current parameters of a layer."""
     parameters = {} if module is None else {name: p.detach().cpu() for name, p in module.named_parameters()}
     return subject.oracle({name: tensor.detach().cpu() for name, tensor in tensors.items()} | parameters, size)
 
@@ -89,10 +89,10 @@ def test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient(com
     right = formula(subject, tensors, None if subject.make is None else module)
     for mode, entered in MODES.items():
         if mode == "inference_mode" and torch.get_default_device().type == "simulated":
-            continue  # its tensors wrap others, which inference mode does not know
+            continue  # its tensors are wrappers, which inference mode does not support
         with entered():
             found = subject.call(module, tensors, FEW)
-        if component.name not in ALIASES:  # a view of what needs a gradient needs one
+        if component.name not in ALIASES:  # a view of a tensor that requires a gradient requires one
             needing = [output for output in outputs(found) if output.requires_grad]
             assert not needing, f"under {mode} the result of {component.name} needs a gradient"
         close(found, right, f"{component.name}: the result under {mode}")
@@ -103,7 +103,7 @@ def test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient(com
 @clause("13.world.needs")
 @every_component
 def test_whatever_alone_needs_a_gradient_gets_the_same_one(component: Any) -> None:
-    """The input, the weight or the bias alone: layers that are frozen pass the gradient of the input on."""
+    """Only the input, the weight or the bias requires a gradient: frozen layers pass the gradient on to their input."""
     subject = SUBJECTS[component.name]
     call, parameters = subject.prepare(component, FEW, torch.float64)
     tensors = given(subject, FEW)
@@ -145,7 +145,7 @@ def test_a_call_changes_no_argument_and_no_parameter(component: Any) -> None:
 
 
 def memory(tensor: Tensor) -> int:
-    """Where the numbers are; those of the simulated device are in its `raw` tensor."""
+    """The address of the numbers; those of the simulated device are in its `raw` tensor."""
     return getattr(tensor, "raw", tensor).untyped_storage().data_ptr()
 
 
@@ -199,7 +199,7 @@ def test_flatten_copies_only_what_no_view_can_show(flatten: Any) -> None:
 @clause("13.world.other_sizes")
 @every_component
 def test_a_second_call_with_another_size_is_computed_anew(component: Any) -> None:
-    """More rows, fewer, and the first ones with other numbers: nothing of an earlier call is used."""
+    """Calls with more rows, fewer rows, and other numbers do not use data of an earlier call."""
     subject = SUBJECTS[component.name]
     module = component if subject.make is None else subject.layer(component, FEW)
     first = given(subject, FEW)
@@ -245,7 +245,7 @@ def test_dropout_in_evaluation_draws_no_random_numbers(Dropout: Any, p: float) -
 @clause("13.world.start_draws")
 @every_learning_layer
 def test_a_new_layer_draws_what_pytorch_s_draws(component: Any) -> None:
-    """Whatever is drawn after it is drawn as it would be after PyTorch's layer."""
+    """The random numbers drawn after the creation are the same as after the creation of PyTorch's layer."""
     subject, states = SUBJECTS[component.name], []
     assert subject.make is not None
     for kind in (component, getattr(nn, component.name)):
@@ -442,14 +442,14 @@ def test_nothing_is_kept_of_a_call_once_its_result_is_gone(component: Any) -> No
         ends.extend(weakref.ref(output) for output in found)
 
     use()
-    if any(end() is not None for end in ends):  # a cycle is found by the collector
+    if any(end() is not None for end in ends):  # a reference cycle is freed by the garbage collector
         gc.collect()
     kept = [i for i, end in enumerate(ends) if end() is not None]
     assert not kept, f"{component.name}: of the inputs and results {kept} of {len(ends)} are still in memory"
 
 
 LOWER = ("conv2d", "Conv2d", "linear", "Linear", "scaled_dot_product_attention", "MultiheadAttention", "Sequential")
-"""What autocast computes in bfloat16: convolutions and products of matrices, and what is made of them."""
+"""The components in bfloat16 under autocast: convolutions, matrix products and components that consist of them."""
 
 
 @clause("13.world.autocast")
@@ -478,7 +478,7 @@ def test_autocast_computes_convolutions_and_matrix_products_in_bfloat16(componen
             allowed = Tolerance(64 * torch.finfo(torch.bfloat16).eps * largest, "64 roundings to bfloat16")
             assert_close(one.detach().cpu().double(), other.double(), allowed, f"{component.name} under autocast")
     wanted = torch.bfloat16 if component.name in LOWER else torch.float32
-    if component.name not in ("RNN", "LSTM", "GRU", "TransformerEncoderLayer"):  # these are chains of both
+    if component.name not in ("RNN", "LSTM", "GRU", "TransformerEncoderLayer"):  # these consist of both kinds
         assert found[0].dtype == wanted, f"{component.name} under autocast is in {found[0].dtype}"
     flowing = [output for output in found if output.requires_grad]
     torch.autograd.backward(flowing, [torch.ones_like(output) for output in flowing])

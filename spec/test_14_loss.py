@@ -237,7 +237,7 @@ pairs_of_layouts = st.sampled_from(list(product(range(4), repeat=2)))  # for `la
 def check_definition(
     loss: Loss, definition: Callable[[float], float], shape: Shape, seed: int, dtype: torch.dtype
 ) -> None:
-    """Whole numbers: at most 9 losses of at most 16; even bfloat16 holds their sum."""
+    """Integers: at most 9 losses of at most 16, and even bfloat16 represents their sum exactly."""
     x, y = whole(*shape, seed=seed, dtype=dtype, largest=2), whole(*shape, seed=seed + 1, dtype=dtype, largest=2)
     values = [definition(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
     losses = torch.tensor(values, dtype=dtype).reshape(shape)
@@ -377,7 +377,7 @@ def test_nan_and_inf_reach_only_their_own_mse_loss(mse_loss: Loss, value: float,
 
 @dataclass(frozen=True)
 class Case:
-    """Scores and class numbers that fit each other, and the options of the loss; `batch` None is no batch at all."""
+    """Matching scores and class numbers, and the options of the loss; `batch` None means no batch dimension."""
 
     batch: int | None
     classes: int
@@ -398,7 +398,7 @@ class Case:
         return draw(*batch, self.classes, *self.positions, seed=self.seed, dtype=dtype)
 
     def target(self) -> Tensor:
-        """Class numbers; about every third is ignored."""
+        """Class numbers, about a third of which are ignored."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         drawn = torch.randint(0, self.classes, self.places, generator=generator, device="cpu")
         ignored = torch.randint(0, 3, self.places, generator=generator, device="cpu") == 0
@@ -409,7 +409,7 @@ class Case:
         return draw(self.classes, seed=self.seed + 1, dtype=dtype).abs() + 0.5 if self.weighted else None
 
 
-# few draws make a case, because each costs more than the loss
+# a case needs few draws, because each draw takes longer than the loss
 SIZES = [(n, c, positions) for n in (2, 1, 3, 0) for c in (3, 1, 2, 4) for positions in ((), (2,), (1, 2))]
 SIZES += [(None, c, ()) for c in (3, 1, 2, 4)]
 OPTIONS = list(product((False, True), (-100, -1, 0, 255), ("mean", "sum", "none")))
@@ -421,7 +421,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def rows(scores: Tensor) -> list[list[float]]:
-    """The scores of all classes, place by place."""
+    """The scores of all classes, position by position."""
     classes = 0 if scores.dim() == 1 else 1
     return scores.detach().movedim(classes, -1).reshape(-1, scores.shape[classes]).tolist()
 
@@ -434,7 +434,7 @@ def costs(scores: Sequence[float]) -> list[float]:
 
 
 def wanted(case: Case, weights: Sequence[float], smoothing: float = 0.0) -> tuple[list[list[float]], list[float]]:
-    """The probabilities that class numbers stand for, place by place, and each place's weight; ignored ones are 0."""
+    """The one-hot probabilities of class numbers and the weight of each position, which is 0 for ignored ones."""
     probabilities, counted = [], []
     for label in case.target().flatten().tolist():
         kept = label != case.ignore_index
@@ -445,7 +445,7 @@ def wanted(case: Case, weights: Sequence[float], smoothing: float = 0.0) -> tupl
 
 
 def reduced(case: Case, losses: Sequence[float], counted: Sequence[float]) -> Tensor:
-    """The losses, their sum, or their sum divided by the sum of their weights, which is NaN if that is 0."""
+    """The losses, their sum, or their sum divided by the sum of the weights (NaN if this is 0)."""
     if case.reduction == "none":
         return torch.tensor(losses, dtype=torch.float64).reshape(case.places)
     divisor = sum(counted) if case.reduction == "mean" else 1.0
@@ -460,14 +460,14 @@ def check_cross_entropy(
     weights: Sequence[float],
     counted: Sequence[float],
 ) -> None:
-    """The loss of a place is the sum over the classes of weight · probability · -log softmax."""
+    """The loss of a position is the sum over the classes of weight · probability · -log softmax."""
 
     def weighted(of_classes: Sequence[float], q: Sequence[float]) -> float:
         return sum(w * p * c for w, p, c in zip(weights, q, of_classes, strict=True))
 
     places = rows(scores)
     losses = [weighted(costs(row), q) for row, q in zip(places, probabilities, strict=True)]
-    # what a logit's distance from the largest one, and the logarithm of the sum, can be
+    # the largest distance of a logit from the maximum, and the largest logarithm of the sum
     reach = [[1 + max(row) - min(row) + math.log(case.classes)] * case.classes for row in places]
     magnitudes = [weighted(row, q) for row, q in zip(reach, probabilities, strict=True)]
     operations = 2 * case.classes + len(places) + 8  # the sums over classes and places; exp, log and the factors
@@ -536,7 +536,7 @@ def test_the_cross_entropy_of_probabilities_is_that_of_the_definition(
 @clause("14.cross_entropy.label_smoothing")
 @given(case=cases(), smoothing=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_smoothed_class_numbers_equal_their_probabilities(cross_entropy: Loss, case: Case, smoothing: float) -> None:
-    """Not so the mean: of class numbers it divides by their weights, of probabilities by their number."""
+    """The means differ: for class numbers it divides by the weights, for probabilities by the number."""
     scores, weight = case.scores(normal, torch.float64), case.weight(normal, torch.float64)
     probabilities, _ = wanted(case, as_list(case, weight), smoothing)
     rows_last = (*case.places, case.classes)
@@ -564,7 +564,7 @@ def test_the_cross_entropy_is_the_nll_loss_of_the_log_softmax(
 def test_a_constant_added_to_all_logits_changes_nothing(cross_entropy: Loss, case: Case, shift: int) -> None:
     scores, target = case.scores(whole, torch.float64), case.target()
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": "none"}
-    # the distances between whole numbers are exact; the logarithm is at most 6 + log 4
+    # the distances between integers are exact; the logarithm is at most 6 + log 4
     tolerance = Tolerance(
         rounding(torch.float64, 2 * case.classes + 8, abs(shift) + 8.0).absolute, "of numbers shifted"
     )
@@ -575,7 +575,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(cross_entropy: Loss, cas
 @given(dtype=dtypes())
 def test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss(cross_entropy: Loss, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4]], dtype=dtype)
-    size = logits[0, 0].item()  # bfloat16 has no 10000
+    size = logits[0, 0].item()  # bfloat16 cannot represent 10000
     for label, expected in enumerate([0.0, size, 2 * size]):
         target = torch.tensor([label])
         assert_equal(cross_entropy(logits, target), torch.tensor(expected, dtype=dtype), f"the loss of class {label}")
@@ -648,7 +648,7 @@ BYTES = pytest.mark.parametrize(
 
 
 def check_one_byte(loss: Callable[..., Tensor], label: int, ignore_index: int, **options: Any) -> None:
-    """A target of uint8 means what the same numbers of int64 mean; only the class that is named is ignored."""
+    """A target of uint8 has the same meaning as the same numbers in int64; only the named class is ignored."""
     __tracebackhide__ = True
     scores = whole(2, 256, seed=0)
     for reduction in ("none", "mean", "sum"):
@@ -766,7 +766,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str
 
 
 def check_many(mean: Tensor, each: float, dtype: torch.dtype, operations: int = 0) -> None:
-    """The mean of 65,536 losses of `each`; float16, which ends at 65,504, does not hold their sum."""
+    """The mean of 65,536 losses of `each`; their sum exceeds 65,504, the largest number of float16."""
     __tracebackhide__ = True
     # computed in float32 by sums of halves, and rounded once
     tolerance = rounding(torch.float32, 16 + operations, each)
@@ -829,7 +829,7 @@ def test_the_gradient_of_the_mse_loss_is_twice_the_difference(mse_loss: Loss, sh
 
 
 def assert_gradient(case: Case, actual: Tensor, of_places: list[list[float]], tolerance: Tolerance) -> None:
-    """Compare with the gradient of each place, in the shape of the scores."""
+    """Compare with the gradient of each position, in the shape of the scores."""
     expected = torch.tensor(of_places, dtype=torch.float64).reshape(*case.places, case.classes)
     assert_close(actual, expected if case.batch is None else expected.movedim(-1, 1), tolerance, "the gradient")
 
@@ -850,7 +850,7 @@ def test_the_gradient_of_the_nll_loss_is_the_weight_of_the_target_negated(nll_lo
 @clause("14.cross_entropy.gradients")
 @given(case=cases())
 def test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot(cross_entropy: Loss, case: Case) -> None:
-    """Times the weight of the target; for the mean, over the sum of these weights, which is their number without."""
+    """The gradient is multiplied by the target's weight; for the mean, divided by the sum of the weights."""
     scores, weight = case.scores(normal, torch.float64), case.weight(normal, torch.float64)
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": case.reduction}
     hot, counted = wanted(case, as_list(case, weight))
@@ -1057,7 +1057,7 @@ def test_the_cross_entropy_layer_keeps_its_weight(CrossEntropyLoss: Layer) -> No
     check_weight_is_kept(CrossEntropyLoss, nn.CrossEntropyLoss)
 
 
-# What must be rejected
+# Rejected arguments
 
 # PyTorch warns of different shapes before it finds that they do not broadcast
 UNFIT = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")

@@ -1,7 +1,7 @@
 """Chapter 15: optimizers with several groups of several parameters, with many numbers, and over many steps.
 
-The oracle is the rule of each optimizer in float64, for one parameter with its own settings: nothing that another
-parameter or group has may change its course.
+The oracle is the rule of each optimizer in float64, for one parameter with its own settings: no property of another
+parameter or group may change its updates.
 """
 
 import math
@@ -37,11 +37,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"lr": 0.0625, "betas": (0.75, 0.875), "eps": 0.25, "weight_decay": 0.5},
     ),
 }
-"""For each optimizer the settings of two groups, which differ in all that they have."""
+"""For each optimizer the settings of two groups, which differ in all settings."""
 
 
 class Rule:
-    """One parameter under the rule of an optimizer, in float64."""
+    """One parameter updated by the rule of an optimizer, in float64."""
 
     def __init__(self, name: str, x: Tensor, settings: dict[str, Any]) -> None:
         self.name, self.settings = name, settings
@@ -73,13 +73,13 @@ class Rule:
 
 
 def gradient(like: Tensor, seed: int) -> Tensor:
-    """Numbers of either sign from 1/2 to 1, in the dtype: their squares are no subnormal numbers."""
+    """Numbers of either sign from 1/2 to 1, in the dtype, so that their squares are not subnormal."""
     drawn = numbers(*like.shape, seed=seed)
     return ((drawn.tanh().abs() / 2 + 0.5) * drawn.sign()).to(like)
 
 
 def same(parameter: Tensor, rule: Rule, steps: int, what: str) -> None:
-    """Compare a parameter with its rule: a step rounds the number twice, and its own length some ten times."""
+    """Compare a parameter with its rule: a step rounds the parameter twice, and the update about ten times."""
     __tracebackhide__ = True
     tolerance = rounding(parameter.dtype, 2 * steps, rule.x.abs() + 10 * rule.settings["lr"] / 2)
     assert_close(parameter.detach().cpu().double(), rule.x, tolerance, what)
@@ -143,7 +143,7 @@ class Course:
 
     def __init__(self, component: Any) -> None:
         self.component, (first, second) = component, SETTINGS[component.name]
-        # two of one shape, so that a state which is taken for another's fits
+        # two of the same shape, so that an exchanged state has a matching shape
         self.parameters = [
             nn.Parameter(numbers(*shape, seed=i).to(torch.get_default_device()))
             for i, shape in enumerate([(5, 3), (5, 3), (7,), (7,)])
@@ -155,7 +155,7 @@ class Course:
         self.time = 0
 
     def groups(self, *order: int) -> list[dict[str, Any]]:
-        """The groups with the parameters in an order, by their numbers; those of a group must be neighbours."""
+        """The groups with the parameters in the order of the given numbers; those of a group must be adjacent."""
         settings = SETTINGS[self.component.name]
         by_group: dict[int, list[nn.Parameter]] = {}
         for i in order:
@@ -304,7 +304,7 @@ STEPS = 2000
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_two_thousand_steps_end_where_the_closed_form_says(component: Any, dtype: torch.dtype) -> None:
-    """A constant gradient: SGD's velocity is a geometric series, Adam's step is lr · g / (|g| + eps), always."""
+    """With a constant gradient, SGD's velocity is a geometric series, and Adam's step is lr · g / (|g| + eps)."""
     name, rate, decay = component.name, 2**-10, 2**-4
     start = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
     g = torch.tensor([0.5, -0.25, 1.0, 2.0], dtype=torch.float64)
@@ -326,7 +326,7 @@ def test_two_thousand_steps_end_where_the_closed_form_says(component: Any, dtype
     x.grad = g.to(x)
     for _ in range(STEPS):
         optimizer.step()
-    # each step rounds the number, and what is added to it, some ten times with a thousandth of its size
+    # each step rounds the parameter, and about ten times the update, which is a thousandth of its size
     largest = torch.maximum(start.abs(), exact.abs()).max().item()
     # the corrections 1 - beta**t amplify a rounding of beta**t up to 1000 times, in the first steps only
     assert_close(x.detach().cpu().double(), exact, rounding(dtype, 2 * STEPS, largest), "the parameter at the end")

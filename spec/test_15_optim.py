@@ -154,7 +154,7 @@ def test_sgd_is_its_rule_number_by_number(
 
 
 COUNTS = [1, 397, 4999]
-"""Of numbers in a parameter: primes, so that no vector length of 2, 4, 8, … divides them."""
+"""Numbers of elements: primes, so that no vector length of 2, 4, 8, … divides them."""
 
 
 @clause("15.sgd.definition")
@@ -174,7 +174,7 @@ def test_sgd_changes_every_number_of_a_large_parameter(SGD: Optimizer, count: in
 @clause("15.optimizer.dtypes")
 @given(seed=seeds, dtype=dtypes())
 def test_sgd_keeps_the_dtype(SGD: Optimizer, seed: int, dtype: torch.dtype) -> None:
-    # quarters below 8, which even bfloat16 holds
+    # quarters below 8, which even bfloat16 represents exactly
     x, gradients = nn.Parameter(whole(3, seed=seed, dtype=dtype)), [whole(3, seed=seed + i) for i in (1, 2)]
     start, (first, second) = x.detach().clone().double(), gradients
     optimizer = SGD([x], lr=0.5, momentum=0.5)
@@ -202,7 +202,7 @@ def test_sgd_comes_nearer_to_the_minimum_of_a_quadratic_by_the_same_factor_each_
 @clause("15.sgd.quadratic")
 @given(momentum=st.sampled_from([0.25, 0.5, 1]), curvature=st.sampled_from([0.5, 1, 2]), start=st.integers(1, 4))
 def test_sgd_with_momentum_is_the_heavy_ball(SGD: Optimizer, momentum: float, curvature: float, start: int) -> None:
-    """On a quadratic x(t + 1) = (1 + momentum - lr · curvature) · x(t) - momentum · x(t - 1), as if at rest before."""
+    """On a quadratic x(t + 1) = (1 + momentum - lr · curvature) · x(t) - momentum · x(t - 1), starting at rest."""
     x = parameter(start)
     optimizer = SGD([x], lr=0.5, momentum=momentum)
     before, now = float(start), float(start)
@@ -262,7 +262,8 @@ ADAM_SETTINGS = [
 def check_adam(
     make: Optimizer, settings: dict[str, Any], decoupled: bool, seed: int, without: int | None, count: int = 3
 ) -> None:
-    """Each step begins where the parameter is, so that the roundings of one step do not grow in the next.
+    """Each step of the oracle starts at the actual parameter, so that the roundings of one step do not grow in the
+    next.
 
     A dozen operations a step make m, v and the step; 1 - β2ᵗ enlarges the rounding of β2ᵗ by up to 1 / (1 - β2).
     """
@@ -323,7 +324,7 @@ def test_adamw_changes_every_number_of_a_large_parameter(AdamW: Optimizer, count
 
 
 def nonzero(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Whole numbers without 0."""
+    """Nonzero integers."""
     drawn = whole(*shape, seed=seed, dtype=dtype)
     return torch.where(drawn == 0, torch.ones_like(drawn), drawn)
 
@@ -414,17 +415,17 @@ def test_with_a_gradient_of_0_adam_steps_by_lr_for_every_weight_decay(Adam: Opti
     assert_close(x, [2.5, -2.5], rounding(torch.float64, 12, 3.0), "the parameter")
 
 
-# What every optimizer does
+# Tests of every optimizer
 
 
 class Rules:
-    """The tests of every optimizer; a class below says which one, and how PyTorch's is called.
+    """The tests of every optimizer; a subclass selects the optimizer and its PyTorch counterpart.
 
     Attributes:
-        theirs: PyTorch's optimizer, to which a state dict travels.
-        remembers: Settings with which there is as much to remember as possible.
-        defaults: The settings of an optimizer that was given none.
-        state: What is remembered of a parameter.
+        theirs: PyTorch's optimizer, for the exchange of state dicts.
+        remembers: Settings with the largest state.
+        defaults: The default settings.
+        state: The state of a parameter.
     """
 
     theirs: Any
@@ -643,7 +644,7 @@ class Rules:
     @clause("15.optimizer.state")
     @pytest.mark.parametrize("there", [True, False], ids=["to PyTorch's optimizer", "from PyTorch's optimizer"])
     def test_a_state_dict_travels(self, optimizer: Optimizer, there: bool) -> None:
-        """The only test with PyTorch's optimizer as its oracle: a saved state means the same to both."""
+        """The only test with PyTorch's optimizer as its oracle: a saved state has the same meaning for both."""
         x = parameter(1, -2)
         first = (optimizer if there else self.theirs)([x], lr=0.5, weight_decay=0.25, **self.remembers)
         for gradient in self.gradients():
@@ -654,7 +655,7 @@ class Rules:
         for number, gradient in enumerate(self.gradients()):
             step(first, x, gradient)
             step(second, y, gradient)
-            # a dozen operations a step, of numbers below 4 + 6 · lr
+            # a dozen operations per step, on numbers below 4 + 6 · lr
             assert_close(y, x.detach(), rounding(torch.float64, 24 * (number + 1), 8.0), "the parameter")
 
     def gradients(self) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Chapter 15: what PyTorch's optimizers take besides: names, modes, tensors as settings, hooks and schedulers."""
+"""Chapter 15: further options of PyTorch's optimizers: names, modes, tensors as settings, hooks and schedulers."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     ),
     "SWALR": lambda optimizer: swa_utils.SWALR(optimizer, swa_lr=0.0625, anneal_epochs=3),
 }
-"""One of each scheduler of PyTorch, with short phases, so that six steps see several of them."""
+"""Each scheduler of PyTorch, with short phases, so that six steps include several of them."""
 
 
 def course(optimizer: Any, x: Tensor) -> list[list[float]]:
@@ -56,10 +56,10 @@ def course(optimizer: Any, x: Tensor) -> list[list[float]]:
 
 
 class Options:
-    """The tests of every optimizer; a class below says which one.
+    """The tests of every optimizer; a subclass selects the optimizer.
 
     Attributes:
-        theirs: PyTorch's optimizer, over which the schedulers are run as well.
+        theirs: PyTorch's optimizer, with which the schedulers run as well.
         settings: Settings that all have an effect.
     """
 
@@ -92,7 +92,7 @@ class Options:
         plain, other = optimizer([x], **self.settings), optimizer([y], **self.settings, **{mode: value})
         assert other.param_groups[0][mode] is value
         for number, (expected, found) in enumerate(zip(course(plain, x), course(other, y), strict=True)):
-            # a dozen operations a step, of numbers below 8
+            # a dozen operations per step, on numbers below 8
             assert_close(
                 torch.tensor(found, dtype=torch.float64), expected, rounding(torch.float64, 12 * (number + 1), 8.0)
             )
@@ -362,7 +362,7 @@ class TestAdamW(OptionsOfAdam):
 def test_the_reference_s_optimizers_are_differentiable_through_several_steps(
     make: Optimizer, settings: dict[str, Any]
 ) -> None:
-    """In all they depend on: start, gradients and learning rate. PyTorch's raise an error in the second step."""
+    """Differentiate in start, gradients and learning rate. PyTorch's raise an error in the second step."""
 
     def moved(start: Tensor, g: Tensor, lr: Tensor) -> Tensor:
         x = start.clone()
@@ -397,7 +397,7 @@ def test_the_reference_names_betas_of_two_numbers(make: Optimizer) -> None:
 @clause("15.optimizer.copies")
 @pytest.mark.parametrize("make", [reference.SGD, reference.Adam, reference.AdamW])
 def test_the_reference_loads_a_copy(make: Optimizer) -> None:
-    """PyTorch's optimizers share the tensors of the state dict, so that both change what both remember."""
+    """PyTorch's optimizers share the tensors of the state dict, so that each changes the state of the other."""
     settings = {"momentum": 0.5} if make is reference.SGD else {}
     x, y = parameter(1, -2), parameter(1, -2)
     first, second = make([x], **settings), make([y], **settings)

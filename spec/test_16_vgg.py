@@ -1,4 +1,4 @@
-"""Chapter 16: VGG16, its trained weights, and the two edits that give it other classes."""
+"""Chapter 16: VGG16, its trained weights, and the two edits that change its classes."""
 
 import ast
 import copy
@@ -92,7 +92,7 @@ CONFIGURATION_D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512,
 
 
 def on_meta(make: Make, *args: Any, **options: Any) -> Any:
-    """A network with the shapes of its numbers but without the numbers: in no time, and without memory."""
+    """A network on the meta device, with shapes but without memory for the numbers."""
     with torch.device("meta"):
         return make(*args, **options)
 
@@ -197,13 +197,13 @@ def test_the_dropout_share_is_printed_and_a_half_by_default(vgg16: Make) -> None
         on_meta(vgg16, dropout=1.5)
 
 
-# What it computes, and what it starts from
+# Output and initialization
 
 
 def fill(network: nn.Module) -> None:
-    """Put whole numbers into a network, four of each output's weights other than 0.
+    """Set the parameters of a network to integers, with four nonzero weights for each output.
 
-    So every sum is a whole number far below 2⁵³, which float64 holds exactly in whatever order it is added up.
+    So every sum is an integer far below 2⁵³, which float64 represents exactly for any order of summation.
     """
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -248,7 +248,7 @@ def scores(state: dict[str, Tensor], images: Tensor) -> Tensor:
 @clause("16.vgg16.definition")
 @pytest.mark.slow
 def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
-    """In float64, with whole numbers; the means of the average are over 1, 2 or 4 of them, which is exact too."""
+    """Compare in float64 with integers; the average pooling has means of 1, 2 or 4 numbers, which are exact too."""
     network = vgg16(init_weights=False).eval()
     fill(network)
     network.double()
@@ -257,14 +257,14 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
         images = whole_image(1, 3, *size)
         with torch.no_grad():
             found, expected = network(images), scores(state, images)
-        assert expected.unique().numel() > 100  # the image has reached the scores
+        assert expected.unique().numel() > 100  # the scores depend on the image
         assert expected.abs().max() < 2**53
         assert_equal(found, expected, f"the scores of an image of {size[0]}×{size[1]}")
 
 
 @clause("16.vgg16.definition")
 def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
-    """The same of the convolutions alone, which are a tenth of the numbers."""
+    """The same for the convolutions alone, which have a tenth of the parameters."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())
     fill(features)
     images = whole_image(2, 3, 32, 48)
@@ -290,7 +290,8 @@ def test_it_starts_from_normal_numbers_of_the_documented_spread(vgg16: Make) -> 
             continue
         numbers = layer.weight.detach()
         std = (2 / (9 * layer.out_channels)) ** 0.5 if kind == "Conv2d" else 0.01
-        # of n normal numbers the mean has the deviation std/√n, their spread std/√(2n); six of these never happen
+        # for n normal numbers the mean has the standard deviation std/√n, and their standard deviation std/√(2n); six
+        # of these do not occur
         n = numbers.numel()
         assert abs(numbers.mean().item()) < 6 * std / n**0.5, name
         assert abs(numbers.std().item() / std - 1) < 6 / (2 * n) ** 0.5, name
@@ -406,7 +407,7 @@ def test_classifier_6_is_the_seventh_layer_and_the_third_linear_one(vgg16: Make)
 
 
 class Small(nn.Module):
-    """A network of VGG's make that fits into a test: 3 numbers, 5 scores."""
+    """A small network with the structure of VGG: 3 numbers, 5 scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -479,7 +480,7 @@ def test_the_replaced_layer_takes_the_place_of_the_last_and_no_other_changes(rep
 @pytest.mark.parametrize("edit", ["append_classifier", "replace_classifier"])
 def test_the_new_layer_is_like_the_old_one(append_classifier: Make, replace_classifier: Make, edit: str) -> None:
     class Linear(nn.Linear):
-        """Another kind."""
+        """A subclass of Linear."""
 
     network = Small()
     network.classifier[3] = Linear(4, 5)
@@ -560,19 +561,19 @@ def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which torch.hub keeps weights."""
+    """The folder of torch.hub for weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     return tmp_path / "home" / "hub" / "checkpoints"
 
 
 def in_cache(cache: Path) -> list[str]:
-    """The names of the files in the cache, without the empty lock that lets a second process wait."""
+    """The names of the files in the cache, without the empty lock file for a second process."""
     return [path.name for path in cache.iterdir() if path.suffix != ".lock" or path.stat().st_size > 0]
 
 
 class Publisher:
-    """Serves files from this machine, and counts how often each was asked for."""
+    """A server for files of this machine that counts the requests for each."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -611,7 +612,7 @@ def publisher(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publishe
 
 @pytest.fixture
 def published(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a file of weights that VGG16_Weights.IMAGENET1K_V1 stands for from now on."""
+    """The name of a weight file to which VGG16_Weights.IMAGENET1K_V1 refers from now on."""
     torch.save(tiny_state(), tmp_path / "published.pth")
     content = (tmp_path / "published.pth").read_bytes()
     name = f"vgg16-{hashlib.sha256(content).hexdigest()[:8]}.pth"
@@ -635,7 +636,7 @@ def test_trained_weights_are_fetched_once_and_loaded(
 @clause("16.weights.enum", "16.vgg16.seed")
 @pytest.mark.slow
 def test_random_numbers_after_trained_weights_are_those_of_torchvision(published: str) -> None:
-    """So that a new last layer starts from the same numbers."""
+    """Set the seed, so that a new last layer starts from the same numbers."""
     found = []
     for make in (reference.vgg16, torchvision.models.vgg16):
         torch.manual_seed(5)
@@ -750,7 +751,7 @@ def test_offline_the_error_names_the_file_to_download_and_its_place(
     assert f"fetch {address} (528 MB, its SHA-256 begins with 397923af)" in said
     assert f"put it at {cache / 'vgg16-397923af.pth'}, or give the path of the file as weights=" in said
     assert in_cache(cache) == []
-    # and a file that is put there is taken, once it is the right one
+    # and a file in this place is used if it is the right one
     (cache / "vgg16-397923af.pth").write_bytes(b"")
     with pytest.raises(InputError, match="SHA-256 does not begin with 397923af"):
         reference.vgg16(weights="DEFAULT", progress=False)
@@ -886,7 +887,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 @clause("16.weights.checked")
 @pytest.mark.parametrize("lie", LIES)
 def test_an_archive_of_weights_that_two_readers_could_read_differently_is_refused(tmp_path: Path, lie: str) -> None:
-    """The same reader as for checkpoints reads trained weights: PyTorch's own takes no part."""
+    """Trained weights are read by the same reader as checkpoints, not by PyTorch's."""
     torch.save({"features.0.weight": torch.arange(6.0)}, tmp_path / "mine.pth")
     (tmp_path / "mine.pth").write_bytes(LIES[lie]((tmp_path / "mine.pth").read_bytes()))
     with pytest.raises(InputError, match=r"mine\.pth (is damaged or cut off|was not read)"):
@@ -964,7 +965,7 @@ def test_the_reference_takes_pretrained_as_torchvision_does(publisher: Publisher
 def test_the_listing_prints_both_networks_and_shows_them_no_image(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its steps, lines 1176 to 1188, with weights that need no network; the two printings are the documented ones."""
+    """The listing's steps, lines 1176 to 1188, with local weights; both outputs are the documented ones."""
     shown = []
     monkeypatch.setattr(
         VGG16_Weights, "get_state_dict", lambda *_, **__: on_meta(torchvision.models.vgg16).state_dict()

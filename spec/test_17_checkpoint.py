@@ -1,4 +1,4 @@
-"""Chapter 17: checkpoints: what is saved comes back, what is no checkpoint is refused, nothing in a file is run."""
+"""Chapter 17: checkpoints: saved data is restored, other files are refused, no code in a file is run."""
 
 import io
 import os
@@ -74,7 +74,7 @@ def written(folder: Path, content: bytes) -> Path:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether plain data are equal, with the same types in the same places, tensors to the bit."""
+    """Whether plain data are equal, with the same types, and tensors bit for bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
@@ -88,7 +88,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """The checkpoint with its dictionary changed in place (or replaced by what `change` returns)."""
+    """The checkpoint with its dictionary changed in place, or replaced by the return value of `change`."""
     content = torch.load(path, weights_only=True)
     replacement = change(content)
     torch.save(content if replacement is None else replacement, path)
@@ -130,7 +130,7 @@ plain = st.recursive(
 )
 def test_accepted_content_is_loaded_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is tried
+        patch.setattr(os, "fsync", lambda descriptor: None)  # power cuts are not simulated
         content = load_checkpoint(saved(Path(folder), metrics=metrics, training=training))
     assert same(content["metrics"], metrics)
     assert same(content["training"], training)
@@ -152,7 +152,7 @@ def test_a_checkpoint_alone_is_enough_to_predict(tmp_path: Path) -> None:
     assert list(predict(network, names, tmp_path / "it.png")) == list(predict(ocean(), NAMES, tmp_path / "it.png"))
 
 
-# All of it, or nothing
+# Atomic writing
 
 
 @clause("17.checkpoint.atomic")
@@ -163,7 +163,7 @@ def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, mo
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail)  # the last moment at which anything can go wrong
+    monkeypatch.setattr(os, "replace", fail)  # the last step that can fail
     with pytest.raises(OSError, match=r"net\.pt could not be written: No space left on device"):
         saved(tmp_path, metrics={"test_accuracy": 1.0})
     assert path.read_bytes() == before
@@ -205,7 +205,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path: Path) -> Non
     command = Command(str(tmp_path / "saver.py"), folder=tmp_path)
     command.wait_for("saved")
     moments = random.Random(0)
-    for _ in range(5):  # whenever one looks, it is whole and of one moment
+    for _ in range(5):  # at any time the file is complete and consistent
         time.sleep(moments.uniform(0, 0.01))
         content = load_checkpoint(tmp_path / "net.pt")
         found = {value.unique().item() for value in content["state_dict"].values()}
@@ -215,7 +215,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path: Path) -> Non
     load_checkpoint(tmp_path / "net.pt")
 
 
-# Verified as it is read
+# Verification while reading
 
 
 @clause("17.checkpoint.whole")
@@ -230,8 +230,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(length: int) -> None:
 @clause("17.checkpoint.whole")
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7), from_end=st.booleans())
 def test_a_changed_bit_is_noticed_wherever_it_changes_anything(place: int, bit: int, from_end: bool) -> None:
-    """Most places are weights, in which `torch.load` notices nothing; half of the trials are in the last 2000 bytes,
-    where the archive has its table."""
+    """Half of the trials change the directory of the archive in the last 2000 bytes, the others mostly weights."""
     content = bytearray(whole_file())
     place = len(content) - 1 - place % 2000 if from_end else place % len(content)
     content[place] ^= 1 << bit
@@ -332,7 +331,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Unpickled by Python's own reader, it makes a file."""
+    """An object that creates a file when Python's own reader unpickles it."""
 
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -386,7 +385,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
         (
             {"room": bytearray(3)},
             "builtins.bytearray",
-        ),  # PyTorch's reader would make one of any length that is asked for
+        ),  # PyTorch's reader would create one of any requested length
         ({"sparse": torch.eye(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
     ],
     ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
@@ -422,7 +421,7 @@ def test_predict_says_in_one_line_that_a_file_is_refused(tmp_path: Path, kind: s
 def repacked(
     change: Callable[[str, bytes], bytes] = lambda name, data: data, compression: int = zipfile.ZIP_STORED
 ) -> bytes:
-    """The checkpoint with its records written anew."""
+    """The checkpoint with its records rewritten."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole_file())) as old, zipfile.ZipFile(file, "w", compression) as new:
         for name in old.namelist():
@@ -432,13 +431,13 @@ def repacked(
 
 @clause("17.checkpoint.bounded")
 def test_records_written_anew_are_read(tmp_path: Path) -> None:
-    """The tests below can fail for no other reason than the one they are about."""
+    """The rewritten checkpoint is valid, so that the tests below fail only for their own reason."""
     assert same(load_checkpoint(written(tmp_path, repacked())), whole_content())
 
 
 @clause("17.checkpoint.bounded")
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 KB of zeros that would become 40 MB: `torch.load` unpacks them, and as many gigabytes as one likes."""
+    """100 KB of zeros that expand to 40 MB; `torch.load` would expand any number of gigabytes."""
     bomb = repacked(lambda name, data: bytes(40_000_000) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
     assert len(bomb) < len(whole_file()) + 100_000
     path = written(tmp_path, bomb)
@@ -454,7 +453,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, m
 
 @clause("17.checkpoint.bounded")
 def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path: Path) -> None:
-    """Of the first weight the pickle says that its memory holds 1,073,744,224 numbers, where there are 2,400."""
+    """The pickle claims 1,073,744,224 numbers in the storage of the first weight, which has 2,400."""
 
     def claim(name: str, data: bytes) -> bytes:
         if not name.endswith("data.pkl"):
@@ -471,7 +470,7 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path: Path) 
 
 @clause("17.checkpoint.bounded")
 def test_records_that_overlap_are_refused(tmp_path: Path) -> None:
-    """A table that says that each record reaches to the end of the file: n records, n times the file."""
+    """A directory in which each record extends to the end of the file: n records have n times its size."""
     content = bytearray(whole_file())
     first = content.index(b"PK\x01\x02")
     for entry in range(first, len(content) - 4):
@@ -483,7 +482,7 @@ def test_records_that_overlap_are_refused(tmp_path: Path) -> None:
 
 @clause("17.checkpoint.bounded")
 def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
-    """One reader takes the first, another one the last."""
+    """Two records with one name: one reader uses the first, another one the last."""
     file = io.BytesIO(whole_file())
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(archive.namelist()[0], b"")
@@ -506,7 +505,7 @@ def test_the_archive_of_those_lies_is_read_when_it_is_honest(tmp_path: Path) -> 
 
 @clause("17.checkpoint.one_reader")
 def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has been verified and what is used are the same bytes, because nobody reads the file a second time."""
+    """The verified bytes are the bytes that are used, because the file is read only once."""
     path, expected = saved(tmp_path), whole_content()
     monkeypatch.delattr(torch, "load")
     monkeypatch.delattr(torch.serialization, "load")
@@ -527,7 +526,7 @@ def test_everything_is_loaded_to_the_cpu_for_every_default_device(tmp_path: Path
 def test_a_file_that_changes_while_it_is_read_is_refused_or_read_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checksum is that of the bytes in the tensors, not of bytes that were read before."""
+    """The checksum is computed from the bytes in the tensors, not from an earlier read."""
     path = saved(tmp_path)
     weights = ocean().model1[7].weight.detach().numpy().tobytes()
     place = path.read_bytes().index(weights)
@@ -545,7 +544,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_or_read_unchanged(
 
 
 ADVICE = r"weights_only|add_safe_globals|safe_globals|torch\.load|trust|WeightsUnpickler|Unpickl"
-"""PyTorch's words for how to run what is in a file after all."""
+"""PyTorch's advice on running the code in a file."""
 
 FOREIGN: dict[str, Callable[[], bytes]] = {
     "a network": lambda: saved_bytes(Ocean()),
@@ -594,7 +593,7 @@ def repacked_pickle(change: Callable[[bytes], bytes]) -> bytes:
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("what", FOREIGN)
 def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
-    """And none of them takes memory: the largest of these files asks for 3 GiB."""
+    """None of these files takes memory, although the largest one requests 3 GiB."""
     resource = pytest.importorskip("resource")
     path = written(tmp_path, FOREIGN[what]())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -636,7 +635,7 @@ def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path
 
 @clause("17.checkpoint.bounded")
 def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> None:
-    """A class that plain data need as a value, and lists in lists to any depth."""
+    """A class as a value, which plain data need, and deeply nested lists."""
     name = b"ccollections\nOrderedDict\n"
     deep = b"]" * 50_000 + b"a" * 49_999
     for value, says in ((name, r"its content\['x'\] is a \S*Name"), (b"]" + name + b"a", r"\['x'\]\[0\] is a ")):
@@ -647,11 +646,11 @@ def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> Non
     assert type(load_checkpoint(path)["x"]) is list
 
 
-# Nothing is written that could not be read
+# Refusing to write unreadable checkpoints
 
 
 class Own(nn.Module):
-    """Not one of the project's."""
+    """A network that is not one of the project's."""
 
 
 def spoilt(change: Callable[[Ocean], Any]) -> Ocean:
@@ -729,11 +728,11 @@ def test_content_that_could_not_be_loaded_is_not_written(tmp_path: Path, what: s
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if older else [])
 
 
-# As little as the network is
+# The size of a checkpoint
 
 
 class Around(nn.Module):
-    """What `torch.compile` puts around a network, without the seconds that importing the compiler takes."""
+    """The wrapper of `torch.compile` around a network, without the slow import of the compiler."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -786,7 +785,7 @@ def test_a_network_of_the_references_layers_is_loaded_into_one_of_pytorchs(tmp_p
 
 @clause("17.checkpoint.compact")
 def test_weights_that_are_views_are_saved_without_the_rest_of_the_storage(tmp_path: Path) -> None:
-    """As when all parameters lie in one long vector."""
+    """Parameters that are views of one long vector."""
     network = Ocean()
     vector = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     vector = torch.cat([vector, normal(10**6, seed=0, dtype=torch.float32)])
@@ -799,10 +798,10 @@ def test_weights_that_are_views_are_saved_without_the_rest_of_the_storage(tmp_pa
 
 @clause("17.checkpoint.compact")
 def test_the_order_in_memory_comes_back_too(tmp_path: Path) -> None:
-    """Training lays images and kernels out channels last; a resumed one computes with the same layout."""
+    """Training uses the channels-last layout for images and kernels; a resumed training uses the same layout."""
     network = Ocean().to(memory_format=torch.channels_last)
     twice = torch.zeros(64, 3, 5, 5).to(memory_format=torch.channels_last)
-    network.model1[0].weight.data = twice[:32]  # a view: what is copied keeps its order too
+    network.model1[0].weight.data = twice[:32]  # a view: a copy keeps its memory order too
     save_checkpoint(tmp_path / "net.pt", network, NAMES)
     found = load_checkpoint(tmp_path / "net.pt")["state_dict"]
     assert {name: value.stride() for name, value in found.items()} == {

@@ -29,7 +29,7 @@ from spec.support.zip_lies import LIES
 
 @pytest.fixture
 def extension() -> Iterator[None]:
-    """copyreg knows a number for os.mkdir, as a program might have told it."""
+    """Register an extension code for os.mkdir in copyreg, as another program might do."""
     copyreg.add_extension("os", "mkdir", EXTENSION)
     yield
     copyreg.remove_extension("os", "mkdir", EXTENSION)
@@ -37,7 +37,7 @@ def extension() -> Iterator[None]:
 
 
 def assert_inert(value: Any, depth: int = 0) -> None:
-    """Nothing but containers, numbers, texts, tensors, and records of them."""
+    """Assert that the content consists of containers, numbers, texts, tensors, and records of these."""
     if depth < 20:
         kind = type(value)
         assert kind.__module__.partition(".")[0] in ("builtins", "collections", "torch", "reference"), kind
@@ -80,7 +80,7 @@ def test_no_trick_runs_anything(read_legacy_checkpoint: Read, tmp_path: Path, tr
 def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
     """The test above can fail: PyTorch's own reader, told to trust the file, runs each of them."""
     path = written(tmp_path / "net.pth", packed(tricks(tmp_path / "victim")[trick], "zip"))
-    with suppress(Exception):  # errors after the call has been made
+    with suppress(Exception):  # errors after the call
         torch.load(path, weights_only=False)
     assert (tmp_path / "victim").exists()
 
@@ -153,7 +153,7 @@ def test_calls_that_resemble_harmless_ones_are_refused(
     assert [event for event in events if not event.startswith(f"open ({str(path)!r}")] == []
 
 
-# Archives that lie
+# Manipulated archives
 
 
 def zip64(**numbers: int) -> bytes:
@@ -233,14 +233,14 @@ def test_an_archive_that_two_readers_could_read_differently_is_refused(
 @clause("17.legacy.archives")
 @pytest.mark.parametrize("wide", [False, True])
 def test_an_honest_archive_is_read(read_legacy_checkpoint: Read, tmp_path: Path, wide: bool) -> None:
-    """The lies above are all that is wrong with those archives."""
+    """The manipulated field is the only fault of these archives."""
     extra = zip64(size=len(GOOD), packed=len(GOOD), offset=0) if wide else b""
     size, offset = (2**32 - 1, 2**32 - 1) if wide else (None, None)
     data = archive([Member("data.pkl", GOOD, size=size, offset=offset, extra=extra)], folder="网", wide=wide)
     assert read_legacy_checkpoint(written(tmp_path / "net.pth", data)).content == {"a": 1}
 
 
-# Tensors that lie
+# Manipulated tensors
 
 
 HUGE = 2**40

@@ -23,11 +23,11 @@ from spec.support.torch_files import Call, Global, Member, Object, Writer, archi
 from spec.support.traps import text
 from spec.support.watching import Allocations
 
-# Bombs
+# Files that expand
 
 
 def doubled(levels: int) -> bytes:
-    """Lists of two that are the same: 2 to the power of `levels` in a walk through all."""
+    """Nested lists of the same element twice: 2 to the power of `levels` elements in a full traversal."""
     code = b"]"
     for level in range(levels):
         code += b"r" + struct.pack("<I", level) + b"0]" + b"(" + (b"j" + struct.pack("<I", level)) * 2 + b"e"
@@ -53,7 +53,7 @@ def modules(levels: int) -> bytes:
 
 @cache
 def probed(bits: int = 17) -> list[int]:
-    """Whole numbers that make a dictionary slow: two thirds of a table of 2 to the power of `bits`.
+    """Integers that make a dictionary slow: two thirds of a table of 2 to the power of `bits`.
 
     CPython looks for a key k at the place i = k, then at 5i + p + 1, where p is k shifted to the right by 5 bits more
     each time, modulo the table. The first half of the numbers fill an arc of that sequence (with p = 0); of the second
@@ -172,7 +172,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "nothing to remember": (lambda: b"q\x00", "no sense"),
     "something never remembered": (lambda: b"h\x09", "no sense"),
 }  # fmt: skip
-"""What makes readers slow, large or endless, and why it is refused; None if it is harmless as it is read."""
+"""Files that make readers slow, large or endless, with the reason of the refusal; None if reading is harmless."""
 
 
 @clause("17.legacy.bounded")
@@ -195,7 +195,7 @@ def test_a_bomb_does_not_go_off(read_legacy_checkpoint: Read, tmp_path: Path, bo
 
 
 def numbers_from(start: int, code: bytes = b"") -> bytes:
-    """10,001 whole numbers that do not begin with 0, each followed by an instruction."""
+    """10,001 integers that do not start at 0, each followed by an instruction."""
     return b"".join(word(start + number) + code for number in range(10_001))
 
 
@@ -211,7 +211,7 @@ KEYS = {
     "an object": b"cm\nN\n)\x81(" + numbers_from(9, b"N") + b"u",
     "negative numbers": b"}(" + numbers_from(-10_001, b"N") + b"u",
 }
-"""Every way to put keys that could be chosen into a container."""
+"""Every way to put arbitrary keys into a container."""
 
 
 @clause("17.legacy.bounded")
@@ -264,7 +264,7 @@ FLOODS = {
     "objects": (b"h\x00)\x81", 3),
     "tensors": (b"h\x01h\x02R", 4),
 }
-"""The instructions that take most memory, and how many of the million they count as: a dimension counts as one, too."""
+"""The instructions that take most memory, and their counts; each dimension counts as one too."""
 
 
 def flood(code: bytes, count: int) -> bytes:
@@ -280,7 +280,7 @@ def flood(code: bytes, count: int) -> bytes:
 
 
 def limit_memory(more: int) -> None:
-    """Of a new process: to what it has, and so much besides."""
+    """Limit the memory of a new process to its current size plus a margin."""
     import resource  # not on Windows
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -333,7 +333,7 @@ STATES: dict[str, Callable[[Writer, Any], Any]] = {
         lambda view: [(number, parameter(view)) for number in range(300)]
     )(w.rebuild(w.first, 0, (1024, 1024), (0, 0))),
 }
-"""Ways to have 300 million numbers in a file of 100 KB; `parameter` makes one of a tensor."""
+"""Ways to represent 300 million numbers in a file of 100 KB; `parameter` converts a tensor into a parameter."""
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ STATES: dict[str, Callable[[Writer, Any], Any]] = {
 def test_views_take_no_memory_up_to_the_prediction(
     read_legacy_checkpoint: Read, tmp_path: Path, what: str, where: str, pruned: bool, dtype: torch.dtype, old: bool
 ) -> None:
-    """A view with stride 0 has as many numbers as one likes; a change of its dtype makes them real."""
+    """A view with stride 0 can have any number of elements; converting its dtype allocates all of them."""
     writer = Writer("1.5" if old else "1.6")
     writer.first = writer.storage(torch.ones(4096, dtype=dtype))
     make = Global("torch._utils", "_rebuild_parameter")
@@ -402,7 +402,7 @@ def test_a_small_file_of_many_views_is_refused_with_both_figures(read_legacy_che
 
 @clause("17.legacy.bounded")
 def test_shared_and_tied_weights_are_no_bomb(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    """One layer in twelve places, and an average that begins with the weights themselves."""
+    """One layer that occurs twelve times, and a moving average that starts with the weights."""
     block = nn.Linear(600, 600)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 600), *[block] * 12, nn.Linear(600, 2)).half()
     found, _ = read_legacy_checkpoint(save(network, tmp_path / "net.pth")).classifier()
@@ -414,7 +414,7 @@ def test_shared_and_tied_weights_are_no_bomb(read_legacy_checkpoint: Read, tmp_p
 
 @clause("17.legacy.bounded")
 def test_a_batch_is_no_larger_than_its_activations_allow(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
-    """12 KB of weights that make 16 million numbers of one image: not 64 images at once."""
+    """12 KB of weights that create 16 million numbers for one image: too many for 64 images at once."""
     network = nn.Sequential(nn.Upsample(scale_factor=70), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = read_legacy_checkpoint(save(network, tmp_path / "net.pth"))
     assert 3 * (32 * 70) ** 2 == 15_052_800

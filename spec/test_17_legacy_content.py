@@ -66,7 +66,7 @@ def test_tensors_of_every_kind_come_back(read_legacy_checkpoint: Read, tmp_path:
         if got.dtype not in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn):
             assert_equal(got, expected)
     assert found[-1].requires_grad
-    assert found[len(kinds)].data_ptr() == found[len(kinds) + 1].data_ptr() + 3 * 4  # they share their storage still
+    assert found[len(kinds)].data_ptr() == found[len(kinds) + 1].data_ptr() + 3 * 4  # they still share their storage
 
 
 @clause("17.legacy.content")
@@ -135,12 +135,12 @@ def scores_of(found: Any, images: Tensor) -> Tensor:
 
 
 def as_a_part(ocean: Ocean) -> dict[str, Tensor]:
-    """Of a class with the tutorial's Sequential as its only part, under another name (lines 1057 to 1070)."""
+    """A class with the tutorial's Sequential as its only part, under another name (lines 1057 to 1070)."""
     return {key.replace("model1.", "model."): tensor for key, tensor in ocean.state_dict().items()}
 
 
 def with_wrapped_layers(ocean: Ocean) -> dict[str, Tensor]:
-    """Layers that are parallel, or compiled, each by itself."""
+    """Layers that are separately parallel or compiled."""
     state = ocean.state_dict()
     return {
         key.replace("model1.0.", "model1.0.module.").replace("model1.7.", "model1.7._orig_mod."): tensor
@@ -153,7 +153,7 @@ def averaged(ocean: Ocean) -> nn.Module:
 
 
 def trained(ocean: nn.Module) -> dict[str, Any]:
-    """The state of an optimizer that has made a step: it holds tensors of the weights' shapes."""
+    """The state of an optimizer after a step: it contains tensors with the shapes of the weights."""
     optimizer = torch.optim.Adam(ocean.parameters())
     for parameter in ocean.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -222,7 +222,7 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
         "model": ocean.state_dict(), "saved": datetime.datetime(2020, 1, 2), "path": Path("x"), "steps": range(3),
     },
 }  # fmt: skip
-"""What people save, with the keys of the programs that they save it with."""
+"""Typical files with the keys of the programs that write them."""
 
 
 @clause("17.legacy.everyday")
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_everyday_is_recognized(
 ) -> None:
     ocean = Ocean()
     images = torch.rand(2, 3, 32, 32)
-    content = EVERYDAY[how](ocean)  # some of them let an optimizer make a step
+    content = EVERYDAY[how](ocean)  # some of them run a step of an optimizer
     with torch.no_grad():
         expected = ocean(images)
     assert_equal(scores_of(read_legacy_checkpoint(save(content, tmp_path / "net.pth", old)), images), expected)
@@ -410,7 +410,7 @@ def test_a_safetensors_file_that_lies_is_refused(read_legacy_checkpoint: Read, t
 @clause("17.legacy.safetensors")
 @pytest.mark.parametrize("first", [0x80, 0x3C, 0x08, 0x50], ids=["as a pickle", "as a web page", "as ONNX", "as zip"])
 def test_a_safetensors_file_may_begin_with_any_byte(read_legacy_checkpoint: Read, tmp_path: Path, first: int) -> None:
-    """It begins with the length of its header."""
+    """The file begins with the length of its header."""
     whole = safetensors.torch.save({"a": torch.arange(6.0)})
     length = int.from_bytes(whole[:8], "little")
     padded = length + (first - length) % 256

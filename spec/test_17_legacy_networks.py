@@ -21,7 +21,7 @@ from spec.support.torch_files import Fresh, Global, Member, Object, Persistent, 
 
 
 class Hidden(nn.Module):
-    """A class with a buffer of either kind, and a forward that nobody can guess."""
+    """A class with a persistent and a non-persistent buffer, and an unknown forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Hidden(nn.Module):
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Saves an object of a class in a module that exists only for that moment."""
+    """Save an object of a class in a temporary module."""
 
     def save_and_forget(kind: type, path: Path, module: str = "their_code", old: bool = False, **made: Any) -> Any:
         home = types.ModuleType(module)
@@ -112,7 +112,7 @@ def test_the_tutorial_s_network_needs_no_class(
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert_equal(found.network(images), network(images), "the scores")
-    assert any("their_code.Ocean" in note and "'model1'" in note for note in found.notes)  # what was taken for granted
+    assert any("their_code.Ocean" in note and "'model1'" in note for note in found.notes)  # the assumption
 
 
 @clause("17.legacy.sources")
@@ -343,7 +343,7 @@ def test_a_file_of_pytorch_1_opens(read_legacy_checkpoint: Read, tmp_path: Path,
 
 @clause("17.legacy.pytorch_1")
 def test_files_put_together_by_hand_are_genuine(tmp_path: Path) -> None:
-    """PyTorch reads them; and what it writes today is the same, byte for byte, where nothing has changed since 1.13."""
+    """PyTorch reads these files, and writes the same bytes today if the format has not changed since 1.13."""
     for version in ("1.5", "1.6", "1.13"):
         writer = Writer(version)
         layer = nn.Linear(3, 2)
@@ -368,7 +368,7 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
     found = read_legacy_checkpoint(written(tmp_path / "net.pth", writer.file(content)))
     assert found.sources == {"__main__.Ocean": "class Ocean:\n    pass\n"}
     assert found.tree == repr(network)
-    # PyTorch 0 saved a slice as a storage of its own that is a part of another one: (key, first, size)
+    # PyTorch 0 saved a slice as a separate storage that is a part of another one: (key, first, size)
     writer = Writer("1.5")
     kind, key, location, count = writer.storage(torch.arange(10.0)).identity[1:5]
     part = Persistent(("storage", kind, key, location, count, (Fresh("7"), 2, 5)))

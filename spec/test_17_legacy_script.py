@@ -22,7 +22,7 @@ from spec.support.traps import tricks
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images, and the tutorial's network as a GPU of 2020 left it."""
+    """Two images, and the tutorial's network as saved on a GPU in 2020."""
     writer = Writer("1.5", "cuda:0")
     content, _ = old_ocean(writer, "model.Ocean")
     written(tmp_path / "old.pth", writer.file(content))

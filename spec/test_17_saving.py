@@ -1,4 +1,4 @@
-"""Chapter 17: saving and loading with PyTorch itself, as it behaves today: both methods of the tutorial, and the traps.
+"""Chapter 17: saving and loading with the current PyTorch: both methods of the tutorial, and their pitfalls.
 
 Only `torch.save`, `torch.load` and `load_state_dict` are under test. The project's own functions are tested in
 test_17_checkpoint.py.
@@ -65,7 +65,7 @@ def saved(content: Any) -> bytes:
 
 
 def loaded(file: bytes, **options: Any) -> Any:
-    """What `torch.load` makes of it."""
+    """The result of `torch.load`."""
     return torch.load(io.BytesIO(file), **options)
 
 
@@ -74,7 +74,7 @@ def there_and_back(content: Any) -> Any:
 
 
 def pickle_of(file: bytes) -> bytes:
-    """The pickle in the archive that a saved file is."""
+    """The pickle in the archive of a saved file."""
     with zipfile.ZipFile(io.BytesIO(file)) as archive:
         return next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
 
@@ -127,12 +127,12 @@ def test_safe_globals_must_name_every_class_of_the_network() -> None:
         loaded(file)
     with torch.serialization.safe_globals([nn.Sequential, nn.Linear, nn.ReLU]):
         assert isinstance(loaded(file), nn.Sequential)
-    with pytest.raises(pickle.UnpicklingError, match=REFUSED):  # only inside the with
+    with pytest.raises(pickle.UnpicklingError, match=REFUSED):  # only inside the with block
         loaded(file)
 
 
 class Trap:
-    """Unpickled by Python's own reader, it makes a folder."""
+    """An object that creates a folder when Python's own reader unpickles it."""
 
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -175,7 +175,7 @@ def test_a_whole_network_is_numbers_and_the_names_of_classes_not_their_code(monk
 
 @clause("17.saving.whole_network")
 def test_a_whole_network_does_not_go_through_init(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers come from the file and `forward` from the class: when one of the two has changed, they do not fit."""
+    """Layers are read from the file and `forward` from the class: they may not match if one of them has changed."""
     file = saved(Doubling())
 
     def another(self: Doubling) -> None:
@@ -204,7 +204,7 @@ def test_an_untrained_network_has_parameters_too() -> None:
 
 @pytest.fixture
 def vgg16() -> nn.Module:
-    """VGG16 as it is in the listings, its 528 MB of numbers never touched."""
+    """VGG16 as in the listings, without allocating its 528 MB of numbers."""
     with torch.device("meta"):
         network = torchvision.models.vgg16(weights=None)
     return network.to_empty(device="cpu")
@@ -268,16 +268,16 @@ def test_a_bound_method_is_no_state_dict() -> None:
     with pytest.raises(TypeError, match=r"Expected state_dict to be dict-like, got <class 'method'>"):
         small().load_state_dict(method)
     network = small()
-    network.load_state_dict(method())  # the remedy for a file that was written so
+    network.load_state_dict(method())  # the remedy for such a file
     assert numbers(network) == numbers(method.__self__)
 
 
-# The trap of method 1: the class must be there, each time in a process of its own
+# The pitfall of method 1: the class must exist; each test uses a separate process
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a program save.py, of the tutorial, has written ocean_save_method1.pth."""
+    """A folder in which a program save.py, from the tutorial, has written ocean_save_method1.pth."""
     # chapter 17, lines 1362 and 1363
     program(tmp_path, "save.py", OCEAN, 'ocean = Ocean()\ntorch.save(ocean, "ocean_save_method1.pth")')
     assert execute(tmp_path, "save.py").err == ""
@@ -285,7 +285,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def program(folder: Path, name: str, *parts: str) -> None:
-    beside = f"import sys; sys.path.insert(0, {str(folder)!r})"  # as Python does for a program that it is given
+    beside = f"import sys; sys.path.insert(0, {str(folder)!r})"  # as Python does for a script
     (folder / name).write_text("\n".join((beside, *parts)) + "\n", encoding="utf-8")
 
 
@@ -361,7 +361,7 @@ def test_the_module_of_the_import_must_exist() -> None:
 @clause("17.saving.class_module")
 @pytest.mark.slow
 def test_a_class_from_a_module_is_looked_up_in_that_module_only(tmp_path: Path) -> None:
-    """Chapter 18 saves a network of a class in model.py; chapter 20 pastes the class, which does not help."""
+    """Chapter 18 saves a network with a class in model.py; copying the class, as in chapter 20, does not help."""
     (tmp_path / "there").mkdir()
     program(tmp_path / "there", "model.py", OCEAN)
     there = 'sys.path.insert(0, "there")'
@@ -391,7 +391,7 @@ def test_a_state_dict_needs_neither_class_nor_trust_and_brings_every_bit(seed: i
 
 @clause("17.saving.state_dict")
 def test_a_state_dict_is_a_dictionary_not_a_network() -> None:
-    """The listing of method 2 stops at `model = torch.load(…)`: that cannot be called."""
+    """The listing of method 2 ends with `model = torch.load(…)`, which cannot be called."""
     with pytest.raises(TypeError, match="OrderedDict' object is not callable"):
         there_and_back(small().state_dict())(torch.zeros(1, 2))
 
@@ -399,7 +399,7 @@ def test_a_state_dict_is_a_dictionary_not_a_network() -> None:
 @clause("17.saving.file")
 @pytest.mark.parametrize(("zipped", "begins"), [(True, b"PK\x03\x04"), (False, pickle.dumps(0, 2)[:2])])
 def test_files_of_both_formats_are_read(zipped: bool, begins: bytes) -> None:
-    """Since 1.6 a file is a zip archive, whatever its name ends with; before, pickles one after the other."""
+    """Since 1.6 a file is a zip archive, for any file extension; before, it was a sequence of pickles."""
     file = io.BytesIO()
     torch.save({"w": torch.arange(3.0)}, file, _use_new_zipfile_serialization=zipped)
     assert file.getvalue().startswith(begins)
@@ -429,13 +429,13 @@ def test_the_default_reads_these_types_besides_tensors(kind: str) -> None:
 @clause("17.saving.plain")
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_common_companions_of_a_state_dict_that_are_refused(kind: str) -> None:
-    """`{"accuracy": np.float64(0.5)}` makes the whole file unreadable by default; float(…) before saving cures it."""
+    """`{"accuracy": np.float64(0.5)}` makes the file unreadable by default; use float(…) before saving."""
     value, name = FOREIGN[kind]
     with pytest.raises(pickle.UnpicklingError, match=f"Unsupported global: GLOBAL {name} was not an allowed global"):
         there_and_back({"model": small().state_dict(), "extra": value})
 
 
-# What does not fit
+# Mismatches
 
 
 @clause("17.saving.strict")
@@ -492,7 +492,7 @@ def test_an_error_does_not_undo_earlier_copies() -> None:
     assert found["2.weight"] == [[7.0, 7.0, 7.0]]
 
 
-# What is copied, and what is not
+# Copies and references
 
 
 @clause("17.saving.copies")
@@ -510,7 +510,7 @@ def test_numbers_are_cast_to_the_dtype_of_the_network(to: torch.dtype, of: torch
 
 @clause("17.saving.copies")
 def test_loading_keeps_the_parameter_objects() -> None:
-    """An optimizer that was made before continues from the loaded numbers."""
+    """An optimizer that was created before continues with the loaded numbers."""
     network = small()
     before = list(network.parameters())
     state = small().state_dict()
@@ -548,7 +548,7 @@ def test_a_network_on_the_meta_device_can_only_be_assigned_to() -> None:
 
 @clause("17.saving.alias")
 def test_a_state_dict_in_memory_is_the_network_itself_not_a_copy() -> None:
-    """`best = network.state_dict()` follows the training on; a deep copy, or saving, keeps it."""
+    """`best = network.state_dict()` changes as the training continues; a deep copy, or saving, does not."""
     network = small()
     alias, kept, before = network.state_dict(), copy.deepcopy(network.state_dict()), numbers(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
@@ -671,7 +671,7 @@ def test_the_network_inside_a_wrapper_has_no_prefix() -> None:
 
 
 def saved_on(device: str, content: Any) -> bytes:
-    """The file as it is when its tensors are on `device`: what it says of them is all that differs."""
+    """The file with `device` as the recorded device of its tensors, which is the only difference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: device)
         return saved(content)
@@ -731,7 +731,7 @@ def test_tensors_saved_in_two_files_do_not_share_memory_any_more() -> None:
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, as the input and output embeddings of a language model."""
+    """Two layers with one weight, like the input and output embeddings of a language model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -750,7 +750,7 @@ def test_a_tied_weight_has_two_names_and_is_stored_once() -> None:
 
 @clause("17.saving.tied")
 def test_into_a_tied_weight_the_one_that_is_copied_last_remains() -> None:
-    """In the order of the layers, not of the dictionary; nothing says that the two differ."""
+    """The later layer counts, not the later entry of the dictionary; there is no warning about the difference."""
     network = Tied()
     network.load_state_dict({"b.weight": torch.ones(4, 4), "a.weight": torch.zeros(4, 4)})
     assert_equal(network.a.weight.detach(), torch.ones(4, 4))
@@ -803,7 +803,7 @@ def test_a_full_disk_leaves_half_a_file_under_the_name_of_the_old_one(tmp_path: 
 
 @clause("17.saving.unverified")
 def test_a_changed_bit_in_the_weights_is_not_noticed() -> None:
-    """The archive has checksums, and `torch.load` does not compare them; `zipfile` does."""
+    """The archive has checksums, which `torch.load` does not verify, unlike `zipfile`."""
     file = bytearray(saved(torch.arange(100.0)))
     start = bytes(file).index(torch.arange(100.0).numpy().tobytes())
     file[start + 4 * 50 + 2] ^= 1

@@ -1,4 +1,4 @@
-"""Chapter 18: what a training shows a person: images, model description, terminal, and its data."""
+"""Chapter 18: the output of a training: images, model description, terminal, and checks of the data."""
 
 import json
 import math
@@ -131,7 +131,7 @@ def test_drawing_takes_less_than_a_second_of_processor_time(classes: int, tmp_pa
     targets = torch.arange(data["test"]) % classes
     names = tuple(data["classes"])
     spent = []
-    for _ in range(2):  # the first time imports Matplotlib
+    for _ in range(2):  # the first call imports Matplotlib
         begun = time.process_time()
         save_results(tmp_path / "results.png", progress, lambda step: 0.1 / step)
         save_image(tmp_path / "confusion.png", draw_confusion(progress.confusion, names))
@@ -168,7 +168,7 @@ def test_the_curve_holds_means_of_equally_many_steps(steps: int) -> None:
     assert curve.every == 1 if steps < 512 else curve.every == 2 ** math.floor(math.log2(steps / 512) + 1)
     whole = curve.every * len(curve.losses)
     expected = [sum(losses[at : at + curve.every]) / curve.every for at in range(0, whole, curve.every)]
-    # sums of up to 16 whole numbers and their halves are exact in float64; the mean of means rounds a few times
+    # sums of up to 16 integers and their halves are exact in float64; the mean of means rounds a few times
     assert curve.losses == pytest.approx(expected, rel=1e-12)
     assert (curve.count, curve.total) == (steps - whole, sum(losses[whole:]))
 

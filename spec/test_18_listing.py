@@ -1,4 +1,4 @@
-"""Chapter 18: what the tutorial's `model.py` and `train.py` print, save and log, and what they say of themselves."""
+"""Chapter 18: the output, files and logs of the tutorial's `model.py` and `train.py`, and claims about them."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ class Ocean(nn.Module):
 if __name__ == "__main__":
     print(Ocean()(torch.ones(64, 3, 32, 32)).shape)
 """
-"""A `model.py` as the chapter's, lines 1415 to 1446: the network, and a test of itself for whoever runs the file."""
+"""A `model.py` like the chapter's, lines 1415 to 1446: the network, and a self-test when the file is run."""
 
 
 @pytest.fixture
@@ -172,11 +172,11 @@ def test_1e_2_is_one_hundredth(SGD: Make) -> None:
 
 @dataclass
 class Outcome:
-    """What a run of the chapter's train.py leaves."""
+    """The results of a run of the chapter's train.py."""
 
     out: str
     steps: int
-    size: int  # how many images it was trained on
+    size: int  # the number of training images
     folder: Path
 
 
@@ -188,7 +188,7 @@ def program(
     folder: Path,
     epochs: int = EPOCHS,
 ) -> int:
-    """The chapter's loop, lines 1480 to 1542, with a network and loaders that are given; returns the steps it took."""
+    """The chapter's loop, lines 1480 to 1542, with the given network and loaders; returns the number of steps."""
     loss_function = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
     steps = tests = 0
@@ -223,7 +223,7 @@ def program(
 
 
 class Printing(Observer):
-    """Prints, logs and saves what the chapter's program does, told by the reference's `fit`."""
+    """An observer of the reference's `fit` with the output, logs and files of the chapter's program."""
 
     def __init__(self, network: nn.Module, folder: Path, writer: SummaryWriter) -> None:
         self.network, self.folder, self.writer = network, folder, writer
@@ -254,7 +254,7 @@ def by_fit(
     folder: Path,
     epochs: int = EPOCHS,
 ) -> int:
-    """As `program`, by the reference's `fit` and `evaluate`."""
+    """The same as `program`, with the reference's `fit` and `evaluate`."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
     with SummaryWriter(folder / "logs_train") as writer:
         observer = Printing(network, folder, writer)
@@ -270,7 +270,7 @@ PROGRAMS = {"listing": program, "fit": by_fit}
 
 
 def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """As many batches as a loader makes of `size` items; each item is one number, so that ten epochs take a second."""
+    """The batches of a loader of `size` items; each item is one number, so that ten epochs take a second."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.rand(size, 1, generator=generator)
     targets = torch.randint(0, 10, (size,), generator=generator)
@@ -289,7 +289,7 @@ def batches(size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     ],
 )
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Ten epochs of as many steps as the chapter's, or of a tenth of them, with a network of twenty numbers."""
+    """Ten epochs with the chapter's number of steps, or a tenth of them, with a network of twenty numbers."""
     folder, out = tmp_path_factory.mktemp("train"), io.StringIO()
     program, size = request.param
     train, test = batches(size, 1), batches(size // 5, 2)
@@ -369,11 +369,11 @@ def test_the_loss_on_the_whole_test_set_is_157_times_a_mean(CrossEntropyLoss: Ma
     losses = scores.exp().sum(1).log() - scores[range(TEST_SIZE), targets]
     on_the_whole = losses.mean().item()
     expected = sum(part.mean().item() for part in losses.split(BATCH))
-    # some thirty roundings an image, and the sums of 64 and of 157 numbers of up to the printed one
+    # about thirty roundings per image, and the sums of 64 and of 157 numbers up to the printed one
     error = (30 + 64 + 157) * torch.finfo(torch.float64).eps * printed
     assert abs(printed - expected) <= error
     assert 150 < printed / on_the_whole < 164  # about 157 times the mean that its name promises
-    assert abs(printed / 157 - on_the_whole) > error  # nor is it so exactly: the last 16 images weigh as much as 64
+    assert abs(printed / 157 - on_the_whole) > error  # and not exactly: the last 16 images have the weight of 64
     right = sum((part.argmax(1) == wanted).sum() for part, wanted in parts)
     accuracy = right / TEST_SIZE
     by_hand = sum(row.index(max(row)) == target for row, target in zip(scores.tolist(), targets.tolist(), strict=True))
@@ -402,7 +402,7 @@ def test_fit_prints_the_losses_that_the_listing_prints(tmp_path: Path, capsys: p
 def test_train_py_runs_to_its_end_with_the_tutorials_network(
     program: Callable[..., int], model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On few images, in batches of 64 of which the last has 16, as with all of them."""
+    """With few images, in batches of 64 with a last one of 16, as for all images."""
     generator = torch.Generator().manual_seed(4)
     data = [(torch.rand(3, 32, 32, generator=generator), i % 10) for i in range(80)]
     loader = PytorchDataLoader(data, batch_size=BATCH)  # pyright: ignore[reportArgumentType]

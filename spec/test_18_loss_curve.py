@@ -21,7 +21,7 @@ LONGEST_SUM = BATCH * 32 * 32
 
 
 def network(Sequential: Make, Conv2d: Make, MaxPool2d: Make, Flatten: Make, Linear: Make) -> nn.Module:
-    """The tutorial's, from one seed."""
+    """The tutorial's network with fixed initial weights."""
     torch.manual_seed(0)
     return Sequential(
         *(Conv2d(3, 32, 5, padding=2), MaxPool2d(2), Conv2d(32, 32, 5, padding=2), MaxPool2d(2)),
@@ -70,7 +70,7 @@ def losses(
 
 @cache
 def pytorchs_losses(steps: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:
-    """PyTorch's losses in float64, and those of the same training with weights as wrong as rounding may make them."""
+    """PyTorch's losses in float64, and those of the same training with weight errors of the size of roundings."""
     start = network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
     run = lambda wobble: losses(  # noqa: E731
         copy.deepcopy(start), nn.CrossEntropyLoss(), torch.optim.SGD, steps, torch.float64, wobble, batch
@@ -90,9 +90,9 @@ def test_the_losses_are_pytorchs_up_to_rounding(
     CrossEntropyLoss: Make,
     SGD: Make,
 ) -> None:
-    """A sum of n products, in whatever order, is the exact sum of products that are each off by at most n · eps.
+    """A sum of n products, in any order, is the exact sum of products with relative errors of at most n · eps.
 
-    So a step in float32 is an exact step with weights that are off by that share of themselves. The deviation of
+    So a step in float32 is an exact step with weights that have relative errors of this size. The deviation of
     trainings in float64 with such weights bounds the effect of rounding: no step may deviate by more than the largest
     of these deviations up to that step.
     """

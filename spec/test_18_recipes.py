@@ -1,4 +1,4 @@
-"""Chapter 18, beyond the tutorial: what the training computes in (`--precision`) and how it learns (`--recipe`)."""
+"""Chapter 18, beyond the tutorial: the precision of a training (`--precision`) and its recipe (`--recipe`)."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_auto_asks_the_gpu_without_emulation(monkeypatch: pytest.MonkeyPatch, ab
 
 
 class Watcher(nn.Module):
-    """The tutorial's network, which notes the dtype that its first convolution computed in."""
+    """The tutorial's network, which records the dtype of its first convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,14 +167,14 @@ def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A processor that says that it computes in bfloat16, and a cache folder of its own; the file of the answers."""
+    """A simulated processor with bfloat16 and a separate cache folder; returns the file of results."""
     monkeypatch.setattr(device_module, "processor_features", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(precision_module, "user_cache_path", lambda name: tmp_path / name)
     return tmp_path / "ocean-spec" / "precision.json"
 
 
 def taking(times: dict[torch.dtype, list[float]], monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Let the steps of each precision take these times, again and again; returns the steps as they are made."""
+    """Let the steps of each precision take these times repeatedly; returns a list that records the steps."""
     made: list[torch.dtype] = []
 
     def step_seconds(_: object, images: Tensor, targets: Tensor, precision: torch.dtype) -> float:
@@ -184,7 +184,7 @@ def taking(times: dict[torch.dtype, list[float]], monkeypatch: pytest.MonkeyPatc
         return values[made.count(precision) % len(values)]
 
     monkeypatch.setattr(precision_module, "step_seconds", step_seconds)
-    monkeypatch.setattr(precision_module, "SECONDS", 0.0)  # two turns, of which one counts
+    monkeypatch.setattr(precision_module, "SECONDS", 0.0)  # two rounds, one of which counts
     return made
 
 
@@ -295,10 +295,10 @@ def test_measuring_takes_a_second_and_changes_no_training(able: Path, monkeypatc
         begun = time.perf_counter()
         times = measure(Settings(batch_size=batch_size), train_set, CPU)
         taken = time.perf_counter() - begun
-        # what is under way when the time is over is finished: a step of each
+        # the round in progress at the time limit is finished: one step of each
         assert taken < SECONDS + 0.3 + 4 * sum(times.values())
         assert min(times.values()) > 0
-    # the choice is as good as the best of the two, by steps that are measured here, in turns
+    # the choice is as fast as the better of the two, by alternating steps measured here
     plan = prepare(Settings(), train_set, train_set, CPU)
     images, targets = train_set.images[:64] / 255, train_set.targets[:64]
     best = {name: min(step_seconds(plan, images, targets, PRECISIONS[name]) for _ in range(5)) for name in times}  # pyright: ignore[reportArgumentType]
@@ -330,7 +330,7 @@ def test_a_measured_precision_is_printed_recorded_and_resumed(tmp_path: Path) ->
 
 
 def announce_bfloat16(cache: Path) -> None:
-    """A processor that says that it computes in bfloat16, and a cache folder of its own."""
+    """A simulated processor with bfloat16, and a separate cache folder."""
     os.environ["XDG_CACHE_HOME"] = str(cache)
     device_module.processor_features = lambda: {"avx512_bf16": True}
 
@@ -343,7 +343,7 @@ if sys.argv[1] == "keep":
 for turn in range(20):
     if turn == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # above 32 MiB, from where on glibc by itself always gives memory back
+    torch.ones(2**24)  # above 32 MiB, the size from which glibc by default always returns memory
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -356,7 +356,8 @@ def test_large_tensors_are_made_of_pages_that_the_process_has() -> None:
         words = [sys.executable, "-c", PAGES, how]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
-    # ten tensors of 64 MiB are 163,840 pages of 4 KiB, or 320 of 2 MiB; what is kept brings none, Python itself a few
+    # ten tensors of 64 MiB are 163,840 pages of 4 KiB, or 320 of 2 MiB; kept memory causes no page faults, Python
+    # itself a few
     assert pages("keep") < 32
     assert pages("as it is") >= 320, "this test could not fail: the system needs no telling"
 
@@ -434,7 +435,7 @@ TWO_EPOCHS = Settings(recipe="fast", batch_size=16, epochs=2, seed=7, **RECIPES[
 
 
 def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | None = None) -> tuple[nn.Module, Any]:
-    """Two epochs of three steps with every ingredient of the recipe; from the `kept` states on."""
+    """Two epochs of three steps with every ingredient of the recipe, starting from the states `kept`."""
     torch.manual_seed(7)
     train_set, test_set = Shapes(size=40), Shapes(train=False, size=24)
     plan = prepare(TWO_EPOCHS, train_set, test_set, CPU)
@@ -454,7 +455,7 @@ def fit_fast(progress: Progress, observer: Observer, kept: tuple[Any, Any] | Non
 def test_fit_resumes_with_the_same_momentum_rate_and_varied_images(asked: int, step: int) -> None:
     straight, _ = fit_fast(Progress(), Observer())
     progress = Progress()
-    network, optimizer = fit_fast(progress, Recorder(asked))  # asked after each step and each evaluated batch
+    network, optimizer = fit_fast(progress, Recorder(asked))  # called after each step and each evaluated batch
     assert progress.step == step
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}, optimizer.state_dict()
     network, _ = fit_fast(progress, Observer(), kept)
@@ -490,14 +491,14 @@ def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_images_see
 
 
 def polynomial(s: Tensor, rounds: int = 5) -> Tensor:
-    """What each singular value becomes, by its formula: a·s + b·s³ + c·s⁵, `rounds` times."""
+    """The new singular value by the formula a·s + b·s³ + c·s⁵, applied `rounds` times."""
     for _ in range(rounds):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     return s
 
 
 def by_decomposition(matrix: Tensor) -> Tensor:
-    """`orthogonalize` from the singular value decomposition, which it does without."""
+    """`orthogonalize`, computed by the singular value decomposition."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     return u @ torch.diag(polynomial(s / s.norm())) @ vh
 
@@ -514,7 +515,7 @@ def test_orthogonalizing_keeps_the_singular_vectors_and_drives_the_values_near_1
     tolerance = 16 * max(shape) * GROWTH * EPS
     torch.testing.assert_close(result, by_decomposition(matrix), rtol=0, atol=tolerance)
     values = torch.linalg.svdvals(result)
-    # what five rounds make of any s from 0.01 to 1; these matrices have no smaller one
+    # the range after five rounds for any s from 0.01 to 1; these matrices have no smaller one
     assert values.min() > 0.68
     assert values.max() < 1.14
 
@@ -575,7 +576,7 @@ def test_the_outputs_of_the_whitening_layer_are_uncorrelated_principal_component
     # an eigenvector is off by eps over the relative distance of the eigenvalues, which is above 1/100
     tolerance = {"rtol": 0, "atol": 200 * 100 * 10 * EPS}
     expected = torch.eye(4, 6, dtype=torch.float64) / (variances + 0.01).sqrt()[:, None]
-    torch.testing.assert_close((filters @ vh.T).abs(), expected, **tolerance)  # the sign is nobody's
+    torch.testing.assert_close((filters @ vh.T).abs(), expected, **tolerance)  # the sign is arbitrary
     made = seen @ filters.T + bias.detach()
     torch.testing.assert_close(made.mean(dim=0), torch.zeros(4, dtype=torch.float64), **tolerance)
     torch.testing.assert_close(made.T.cov(), torch.diag(variances / (variances + 0.01)), **tolerance)
@@ -618,7 +619,7 @@ def test_several_processes_leave_the_whitening_layer_unchanged() -> None:
         parallel = Group(0, 2).parallel(plan.network)
         assert isinstance(parallel, nn.parallel.DistributedDataParallel)
         parallel.register_comm_hook(None, exchange)
-        for _ in range(2):  # the first pass tells in what order the gradients come
+        for _ in range(2):  # the first pass determines the order of the gradients
             sent.clear()
             plan.network.zero_grad()
             parallel(torch.rand(2, 3, 32, 32)).sum().backward()
@@ -665,14 +666,15 @@ def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
         schedule(step)
         rates.append(optimizer.param_groups[0]["lr"])
         assert optimizer.param_groups[1]["lr"] == rates[-1] / 2
-    # a fifth of 100 steps, so 5^(1/3) times the rate; two steps up, then 18/18, 17/18, …, 1/18: the 21st would have 0
+    # a fifth of 100 steps, so 5^(1/3) times the rate; two rising steps, then 18/18, 17/18, …, 1/18: the 21st would have
+    # 0
     shares = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
     expected = [5 ** (1 / 3) * share for share in shares]
     assert rates == pytest.approx(expected, rel=8 * EPS)
 
 
 def moved(image: list[list[int]], down: int, right: int, mirror: bool) -> list[list[int]]:
-    """Plain Python: mirror, then look at the image from `down` and `right` pixels away, with its border repeated."""
+    """Plain Python: mirror the image, then shift it by `down` and `right` pixels, with its border repeated."""
     rows = [row[::-1] if mirror else row for row in image]
     height, width = len(rows), len(rows[0])
     return [
@@ -748,7 +750,8 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(
     [
         # equal variances of two pairs: two degrees of freedom, where p = 1 - |t| / sqrt(2 + t²)
         ((1.0, 3.0), (4.0, 6.0), -3 / 2**0.5, 2, 1 - (4.5 / 6.5) ** 0.5),
-        # one pair against what does not vary: one degree, Cauchy's distribution, where p = 1 - 2/π · atan(|t|)
+        # one pair against a constant sample: one degree of freedom, Cauchy's distribution, where p = 1 - 2/π ·
+        # atan(|t|)
         ((2.0, 4.0), (2.0, 2.0, 2.0), 1, 1, 0.5),
         ((1.0, 2.0, 3.0), (2.0, 1.0, 3.0), 0, 4, 1),
     ],

@@ -1,4 +1,4 @@
-"""Chapter 18: `scripts/train_full.py` as a command: its flags, its stored settings, and what interrupts it."""
+"""Chapter 18: `scripts/train_full.py` as a command: its flags, its stored settings, and interruptions."""
 
 import errno
 import json
@@ -38,13 +38,13 @@ TRUTH_VALUES = [name for name, kind in HINTS.items() if kind is bool]
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, *words: object) -> Settings:
-    """What the command makes of these words."""
+    """The settings for these arguments."""
     monkeypatch.setattr(sys, "argv", ["train_full.py", *map(str, words)])
     return parse(Settings)
 
 
 def stored(folder: Path, **settings: Any) -> Path:
-    """A run's folder with nothing but a config.json."""
+    """A run folder that contains only a config.json."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", {"settings": vars(Settings(**settings))})
     return folder
@@ -123,7 +123,7 @@ EDITS = ["x", None, 1.5, [], "\x1b[31m", True, -1, 2**70, {}, [1], "a\0b"]
 
 
 def may_be(kind: Any, value: Any) -> bool:
-    """Whether JSON's `value` can be a setting of the type `kind`, by the words of its annotation."""
+    """Whether the JSON `value` can be a setting of type `kind`, by its annotation."""
     words = str(kind)
     return (
         (value is None and "None" in words)
@@ -194,7 +194,7 @@ def test_a_config_of_any_size_is_refused_by_its_size(tmp_path: Path) -> None:
 
 
 def strict(text: str) -> Any:
-    """JSON as its standard has it: NaN and Infinity are errors."""
+    """Parse strict JSON: NaN and Infinity are errors."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
@@ -218,7 +218,7 @@ def test_a_class_without_test_images_is_null_in_the_summary(tmp_path: Path) -> N
 
 @clause("18.run.json")
 def test_no_json_of_the_project_is_written_but_by_the_one_function() -> None:
-    """`reference.text.json_text` writes `null` for NaN; whoever calls `json.dumps` says allow_nan=False himself."""
+    """`reference.text.json_text` writes `null` for NaN; every direct call of `json.dumps` has allow_nan=False."""
     root = SCRIPTS.parent
     files = [path for folder in ("reference", "scripts", "benchmarks") for path in (root / folder).rglob("*.py")]
     calls = [
@@ -227,7 +227,8 @@ def test_no_json_of_the_project_is_written_but_by_the_one_function() -> None:
         if path.name != "text.py"
         for call in re.findall(r"json\.dumps?\((?:[^()]|\([^()]*\))*\)", path.read_text(encoding="utf-8"))
     ]
-    # The caches' own headers and the download's note are read by this program only; they hold names and sizes.
+    # The headers of the caches and the sidecar of the download are read by this program only; they contain names and
+    # sizes.
     internal = {"reference/data/image_tree.py", "reference/data/download.py"}
     assert [call for path, call in calls if path not in internal and "allow_nan=False" not in call] == []
 
@@ -303,13 +304,13 @@ def test_two_commands_of_the_same_second_both_train(tmp_path: Path) -> None:
 
 
 def stop_the_clock() -> None:
-    """The command finds the same time whenever it asks for the name of its folder."""
+    """Return a fixed time for the name of the run folder."""
     real = time.strftime
     time.strftime = lambda form, *moment: real(form, *(moment or (time.gmtime(0),)))
 
 
 def limit_files(most: int) -> None:
-    """No file may grow beyond `most` bytes: every larger write fails as on a full disk."""
+    """Limit files to `most` bytes, so that larger writes fail as on a full disk."""
     import resource  # POSIX only
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -318,7 +319,7 @@ def limit_files(most: int) -> None:
 @clause("18.run.full_disk")
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_the_events_names_the_folder(tmp_path: Path) -> None:
-    # an epoch's images are some 60 kB of events, a checkpoint 590 kB
+    # the images of an epoch are about 60 kB of events, a checkpoint 590 kB
     words = (*TINY, "--limit-train", 16, "--epochs", 200, "--output", "run", "--quiet")
     result = train(tmp_path, *words, prepare=partial(limit_files, 800_000))
     assert_refused(result, "run: ", os.strerror(errno.EFBIG))
@@ -371,12 +372,12 @@ def test_the_end_of_the_connection_saves_and_nohup_ignores_it(tmp_path: Path) ->
 
 
 def ignore_the_end() -> None:
-    """As `nohup` does."""
+    """Ignore SIGHUP, as `nohup` does."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of the shell in which $TRAIN is the command with the flags of a tiny training."""
+    """Run a shell command line in which $TRAIN is the command with the flags of a tiny training."""
     words = (sys.executable, SCRIPTS / "train_full.py", *TINY, "--epochs", 1, "--log-every", 1, "--output", "run")
     environment = os.environ | {"TRAIN": " ".join(map(str, words)), "PYTHONPATH": str(SCRIPTS.parent)}
     command = ["bash", "-c", f"set -o pipefail; {line}"]
@@ -409,7 +410,7 @@ def screen(text: str) -> list[str]:
 
 
 def at_a_terminal(*words: object, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The command with a terminal for its output; yields the process with all it has printed, as more comes."""
+    """The command with a terminal for its output; yields the process with its growing output."""
     import fcntl  # these three: POSIX only
     import pty
     import termios

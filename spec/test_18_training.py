@@ -38,7 +38,7 @@ STEPS = 5  # an epoch of TINY: 80 / 16
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
-    """The commands run with one thread, so what is compared with them does too."""
+    """Use one thread, as the commands do, so that results can be compared."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,12 +63,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copied(run_folder: Path, folder: Path) -> Path:
-    """A copy of a run as the run `run` in another folder."""
+    """A copy of a run in another folder under the name `run`."""
     return Path(shutil.copytree(run_folder, folder / "run"))
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without times."""
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
@@ -86,7 +86,7 @@ def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same_training(one: Path, other: Path) -> None:
-    """Two runs have the same weights, metrics and scalars, to the bit."""
+    """Assert that two runs have the same weights, metrics and scalars, bit for bit."""
     first, second = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
     assert first["training"]["progress"]["step"] == second["training"]["progress"]["step"]
     for name, tensor in first["state_dict"].items():
@@ -175,7 +175,7 @@ def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> N
 )
 @pytest.mark.slow
 def test_fit_resumes_from_every_step(stop_after: int, shuffle: bool) -> None:
-    """Ten places in two epochs: after each of the three steps and in each of the two evaluated batches."""
+    """Stop at ten points in two epochs: after each of the three steps and in each of the two evaluated batches."""
     torch.manual_seed(7)
     straight = Ocean()
     expected = fit_shapes(straight, epochs=2, shuffle=shuffle, progress=Progress(), observer=Observer())
@@ -211,12 +211,12 @@ def test_images_per_second_counts_the_images_of_the_training_and_its_time() -> N
     begun = time.perf_counter()
     progress = fit(network, nn.CrossEntropyLoss(), optimizer, Slow(), batches, epochs=1)
     whole = time.perf_counter() - begun
-    # at least the three pauses, at most everything that fit did
+    # at least the three pauses, at most the whole time of fit
     assert sum(sizes) / whole <= progress.history[0]["images_per_second"] <= sum(sizes) / (3 * pause)
 
 
 class Fixed(nn.Module):
-    """A network that gives each image the scores written in its first pixels."""
+    """A network that returns the first pixels of each image as scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_evaluate_counts_and_averages_by_its_definitions() -> None:
     assert result.loss_sum == pytest.approx(sum(batch_means), rel=tolerance)
     assert result.predictions.tolist() == [1, 0, 0, 1, 0]
     assert result.accuracy == 4 / 5
-    assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one image of class 1 was taken for class 0
+    assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one image of class 1 was predicted as class 0
 
 
 @clause("18.fit.no_batches")
@@ -444,7 +444,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
     command = Command("train_full.py", *TINY, "--epochs", 1000, "--output", "run", "--log-every", 1, folder=tmp_path)
     command.wait_for("step 7: ")
     assert command.process.pid is not None
-    # Both arrive while the process is held, so that the second comes before the first one's step has ended.
+    # Both arrive while the process is suspended, so that the second arrives before the step of the first has ended.
     command.send(signal.SIGSTOP)
     command.send(signal.SIGINT)
     command.send(signal.SIGCONT)
@@ -465,7 +465,7 @@ def test_ctrl_c_while_the_data_is_read_leaves_quietly(tmp_path: Path) -> None:
 
 
 def interrupt_reading() -> None:
-    """Replace the reading of the data by a Ctrl-C."""
+    """Raise Ctrl-C instead of reading the data."""
     from importlib import import_module
 
     def load_data(*_: object) -> Any:
@@ -477,7 +477,7 @@ def interrupt_reading() -> None:
 @clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
 def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    """kill -9, anywhere: in set-up, a step, an evaluation, the writing of any file."""
+    """kill -9 at any moment: in set-up, a step, an evaluation, or while a file is written."""
     arguments = (
         *TINY,
         "--limit-train",
@@ -502,7 +502,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tm
             command.process.join(chance.uniform(0, 0.6 * whole))
             command.send(signal.SIGKILL)
         result = command.wait()
-        if result.status == 0:  # it ended before its kill: begin another one
+        if result.status == 0:  # it ended before it was killed: start another one
             finished += 1
             (tmp_path / "run").rename(tmp_path / f"finished-{finished}")
             continue
@@ -510,7 +510,7 @@ def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tm
         kills += 1
         last = tmp_path / "run" / "last.pt"
         if last.exists():
-            load_checkpoint(last)  # whole, whatever was being written
+            load_checkpoint(last)  # complete, whichever file was being written
     for folder in tmp_path.glob("finished-*"):
         assert_same_training(tmp_path / "straight", folder)
         assert not list(folder.glob(".*"))
@@ -531,7 +531,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 
 
 def assert_refused(result: Result, *words: str) -> None:
-    """Exit status 2 and one line on standard error that has the words; no traceback."""
+    """Assert exit status 2 and one line on standard error with the words, without traceback."""
     assert result.status == 2, (result.out, result.err)
     assert len(result.err.splitlines()) == 1, result.err
     assert result.err.startswith("error: ")
@@ -654,7 +654,7 @@ def test_a_loss_that_is_not_finite_is_an_error_in_one_line_and_keeps_the_last_go
 
 
 def limit_file_size() -> None:
-    """No file may grow beyond 300 kB: every larger write fails as on a full disk."""
+    """Limit files to 300 kB, so that larger writes fail as on a full disk."""
     import resource  # POSIX only
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -689,7 +689,7 @@ QUICK = ("--batch-size", 16, "--epochs", 1, "--num-threads", 1, "--output", "run
 
 
 def tree(folder: Path, *, per_class: int = 6) -> Path:
-    """A person's own images: three classes, images of different sizes."""
+    """A tree of images: three classes, images of different sizes."""
     for split in ("train", "test"):
         for number, name in enumerate(("one", "three", "two")):
             (folder / "mine" / split / name).mkdir(parents=True)
@@ -788,7 +788,7 @@ def test_archives_that_cannot_be_trusted_are_refused_in_one_line(tmp_path: Path)
 
 
 class Mirror(SimpleHTTPRequestHandler):
-    """Serves the test's folder, silently."""
+    """A silent server for the folder of the test."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -1,16 +1,16 @@
 """Chapter 19, on a GPU: `pytest -m gpu`. Without one, `--gpu-rehearsal` runs the same bodies on the CPU, smaller.
 
-`docs/gpu.md` says whether and where this has run on a GPU. The rehearsal shows that the bodies run and their bounds
-can be broken, the simulated device that everything lies where it must and no step waits. What only a GPU can show:
+`docs/gpu.md` reports the runs on a GPU. The rehearsal shows that the bodies run and their bounds can be violated, and
+the simulated device that all tensors are on the right device and no step waits. Only a GPU can show the following:
 
-- CUDA: that its losses keep within the bands of float32, TF32, bfloat16 and float16; that deterministic algorithms
-  repeat to the bit; that a stream of its own changes nothing; that set_sync_debug_mode finds no step that waits.
-- CUDA graphs and fused kernels: that `--compile graphs` and `full` run and keep to their course, and whether they pay.
-- Memory: what a real out-of-memory error looks like, in the first pass and in a step; the peak of a training.
-- NCCL: several GPUs train what one trains; who is left when a process is killed does not hang in a kernel.
-- `cuda:1` with two GPUs; MPS on a Mac; a checkpoint that travels between them and the CPU.
-- Speed: ten times as fast as the CPU, and 148 seconds for ten epochs of CIFAR-10 (`pytest benchmarks/ -m gpu`).
-- The machine: the doctor on a real driver, the dev container with a GPU, the notebook on Colab.
+- CUDA: that its losses stay within the bands of float32, TF32, bfloat16 and float16; that deterministic algorithms
+repeat bit for bit; that a separate stream changes nothing; that set_sync_debug_mode finds no step that waits. - CUDA
+graphs and fused kernels: that `--compile graphs` and `full` run and keep to their course, and whether they pay. -
+Memory: what a real out-of-memory error looks like, in the first pass and in a step; the peak of a training. - NCCL:
+several GPUs train what one trains; who is left when a process is killed does not hang in a kernel. - `cuda:1` with two
+GPUs; MPS on a Mac; a checkpoint that travels between them and the CPU. - Speed: ten times as fast as the CPU, and 148
+seconds for ten epochs of CIFAR-10 (`pytest benchmarks/ -m gpu`). - The machine: the doctor on a real driver, the dev
+container with a GPU, the notebook on Colab.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ REHEARSED_STEPS = 10
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    """What the tests change for the whole process is put back."""
+    """Restore the process-wide settings that the tests change."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = matmul.fp32_precision, convolution.fp32_precision, torch.backends.cudnn.benchmark
     yield
@@ -62,7 +62,7 @@ def precise(precision: str) -> None:
 
 
 def start() -> nn.Module:
-    """The tutorial's network, the same every time."""
+    """The tutorial's network with fixed initial weights."""
     return network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
 
 
@@ -112,7 +112,7 @@ def trained(
 
 
 ROUNDED = {"float32": 0.0, "tf32": 2**-10, "bfloat16": 2**-7, "float16": 2**-10}
-"""By how much of itself a product of two rounded factors is off: twice half a unit of the factors' last bit."""
+"""The relative error of a product of two rounded factors: twice half a unit of the factors' last bit."""
 
 
 @clause("19.training.same_result")
@@ -120,7 +120,7 @@ ROUNDED = {"float32": 0.0, "tf32": 2**-10, "bfloat16": 2**-7, "float16": 2**-10}
 def test_the_losses_of_a_gpu_are_those_of_the_cpu_step_by_step(
     gpu: torch.device, rehearsal: bool, precision: str
 ) -> None:
-    """As in chapter 18: no step lies farther from exact than weights as wrong as rounding makes them lead a training.
+    """As in chapter 18: no loss deviates more than in trainings with weight errors of the size of roundings.
 
     - float32: a sum of n products is off by n · eps of them, so a step is an exact one with weights that far off.
     - TF32, bfloat16, float16: both factors of a product are rounded first, to 10, 7 and 10 bits; each is off by half a
@@ -172,7 +172,7 @@ def test_a_compiled_network_takes_the_same_course(gpu: torch.device, rehearsal: 
 
 
 def counting_graphs() -> None:
-    """The command says how many graphs it compiled."""
+    """The command reports the number of compiled graphs."""
     fit = reference.run.parts.fit
 
     def counted(*args: Any, **how: Any) -> Any:
@@ -285,7 +285,7 @@ def test_apples_gpu_takes_the_course_of_the_cpu() -> None:
     assert_close(found.double(), exact, Tolerance(farthest, "as in chapter 18"), "the loss of each step")
 
 
-# It learns
+# Learning
 
 
 def learned(
@@ -383,7 +383,7 @@ def test_a_checkpoint_of_the_gpu_opens_on_the_cpu_and_goes_back(gpu: torch.devic
 
 
 def wants_too_much(where: str) -> None:
-    """The network asks its device for 2⁵⁰ bytes when it is first asked at all, or in a step."""
+    """The network allocates 2⁵⁰ bytes on its device in its first call, or in a step."""
     forward: Callable[..., Any] = Ocean.forward
 
     def greedy(self: nn.Module, x: Tensor) -> Tensor:
@@ -413,7 +413,7 @@ def test_a_device_without_memory_ends_the_run_in_one_line(gpu: torch.device, whe
 
 @clause("19.simulated.specification")
 def test_the_specification_runs_on_the_gpu(gpu: torch.device, rehearsal: bool) -> None:
-    """All components; rehearsed, the documented values of two chapters only, since CI runs the whole as well."""
+    """All components; in a rehearsal only the documented values of two chapters, because CI runs all tests as well."""
     device = "simulated" if rehearsal else f"{gpu.type}:{gpu.index or 0}"
     words = ("-p", "no:cacheprovider", "--impl", "reference,torch", "-n", "0", "--hypothesis-profile", "gpu")
     if rehearsal:

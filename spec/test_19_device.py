@@ -1,7 +1,7 @@
-"""Chapter 19: devices: what the chapter says of them, and that everything of the reference is placed right.
+"""Chapter 19: devices: the claims of the chapter, and the right placement of all tensors of the reference.
 
-No GPU is needed here: `spec/support/simulated_device.py` stands for one. What only a GPU can show is marked `gpu` and
-stands in `test_19_convergence.py`.
+No GPU is needed here: `spec/support/simulated_device.py` simulates one. Tests that need a GPU are marked `gpu` and are
+in `test_19_convergence.py`.
 """
 
 import io
@@ -177,7 +177,7 @@ def test_a_device_is_chosen_by_name_and_a_missing_one_is_refused_with_the_availa
         choose_device("cuda:99")
 
 
-# The simulated device does what it says
+# The simulated device
 
 
 @on_simulated_device
@@ -223,7 +223,7 @@ def _randomness() -> None:
     torch.manual_seed(3)
     first, host = torch.rand(4, device=NAME), torch.rand(4)
     torch.manual_seed(3)
-    torch.rand(4)  # what the host draws changes nothing on the device
+    torch.rand(4)  # random numbers of the host do not affect the device
     assert torch.equal(torch.rand(4, device=NAME), first)
     assert first.tolist() != host.tolist()
     with pytest.raises(RuntimeError, match="for generator but found 'cpu'"):
@@ -247,7 +247,7 @@ def _mixing() -> None:
     ):
         with pytest.raises(RuntimeError, match=OTHER_DEVICE):
             mixed()
-    # what CUDA lets pass
+    # operations that CUDA allows
     assert (x + torch.tensor(2.0)).tolist() == [3, 3]
     assert x[torch.tensor([1])].tolist() == [1]
     assert host.copy_(x + 1).tolist() == [2, 2]
@@ -316,7 +316,7 @@ def test_the_simulated_device_computes_and_refuses_as_a_gpu_does(check: Callable
 
 
 class _Halves(nn.Module):
-    """Wrong: a tensor that is no buffer stays where it was made; right: a buffer moves."""
+    """Wrong: a tensor that is not a buffer remains on its device; right: a buffer moves."""
 
     def __init__(self, *, wrong: bool) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ class _Halves(nn.Module):
 
 
 class _Padded(nn.Module):
-    """Wrong: a tensor that is made in the forward appears on the default device; right: beside the input."""
+    """Wrong: a tensor created in forward is on the default device; right: on the device of the input."""
 
     def __init__(self, *, wrong: bool) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ class _Padded(nn.Module):
 
 
 def _planted(where: str, *, wrong: bool) -> None:
-    """A piece of training on the device; `wrong` plants the bug that is asked for."""
+    """A short training on the device; `wrong` selects a planted bug."""
     network = nn.Linear(4, 3).to(NAME)
     images, targets = torch.ones(2, 4), torch.tensor([0, 2])
     if where == "images left on the CPU":
@@ -413,7 +413,7 @@ def test_planted_bugs_of_placement_are_caught() -> None:
             pytest.fail(f"{where}: was not caught")
 
 
-# Lines of the reference, and likely slips in them: tests on the CPU alone would notice none of them.
+# Lines of the reference with likely mistakes in them, none of which tests on the CPU would detect.
 SLIPS = (
     ("reference.training", "targets.to(device))\n        loss.b", "targets)\n        loss.b", "whole"),
     (
@@ -450,7 +450,7 @@ def test_a_slip_in_the_reference_itself_would_be_caught(
     assert source.count(stands) == 1, "the reference says it in other words now"
     wrong = import_module(module).__dict__
     exec(compile(source.replace(stands, slip), f"{module}, wrong", "exec"), wrong)
-    for names in (globals(), reference.__dict__):  # whoever imported from there gets the wrong ones
+    for names in (globals(), reference.__dict__):  # modules that imported from there would keep the wrong objects
         names |= {name: wrong[name] for name in names if getattr(wrong.get(name), "__module__", None) == module}
     trial = (lambda: _whole_training(tmp_path)) if where == "whole" else (lambda: _run_case(where, NAME))
     with pytest.raises((RuntimeError, ValueError, TypeError, InputError), match=r"device|is on|map_location"):
@@ -554,7 +554,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "Adam": (_optimizer("Adam", amsgrad=True), (ROWS,)),
     "AdamW": (_optimizer("AdamW"), (ROWS,)),
 }
-"""How each component is used once, and on what."""
+"""A use of each component, and its inputs."""
 
 ON_THE_HOST = {
     *("LabeledFolder", "CIFAR10", "ImageTree", "Shapes", "DataLoader"),  # images and batches begin on the host
@@ -567,7 +567,7 @@ ON_THE_HOST = {
 
 
 def _edited(name: str) -> Callable[..., Any]:
-    """A classifier that already is on the device gets another layer."""
+    """Add a layer to a classifier that is already on the device."""
 
     def case(device: str, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         torch.manual_seed(0)
@@ -575,7 +575,7 @@ def _edited(name: str) -> Callable[..., Any]:
         network.classifier = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4)).to(device)
         torch.manual_seed(0)
         getattr(reference, name)(network, 2)
-        for parameter in network.parameters():  # what was drawn on the device differs from what was drawn here
+        for parameter in network.parameters():  # random numbers of the device differ from those of the CPU
             nn.init.constant_(parameter, 0.1)
         return network.classifier(x), list(network.parameters())
 
@@ -597,7 +597,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _run_case(name: str, device: str) -> list[Tensor]:
-    """All that a component gives: outputs, gradients of inputs and parameters, state."""
+    """All results of a component: outputs, gradients of inputs and parameters, state."""
     case, inputs = CASES[name]
     placed = [x.to(device, copy=True).requires_grad_(x.is_floating_point()) for x in inputs]
     output, state = case(device, *placed)
@@ -618,7 +618,7 @@ def test_every_component_computes_the_same_on_the_device_and_on_the_cpu() -> Non
         assert len(here) == len(there) >= 1, name
         assert {value.device.type for value in here} == {"cpu"}, name
         assert {value.device.type for value in there} == {NAME}, name
-        for ours, theirs in zip(here, there, strict=True):  # the same kernels compute, so to the bit
+        for ours, theirs in zip(here, there, strict=True):  # the same kernels compute, so bit for bit
             assert torch.equal(ours, theirs.cpu()), name
 
 
@@ -724,7 +724,7 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
         for _ in range(3):
             loss = network(torch.ones(1, 2, device=NAME)).sum()
             loss.backward()
-            loss.item()  # as the tutorial's listing would, did it not ask for each hundredth step only
+            loss.item()  # as in the tutorial's listing, if it did not read only each hundredth step
     assert noted == ["aten._local_scalar_dense.default"] * 3
 
 
@@ -732,7 +732,7 @@ def test_a_step_that_reads_its_loss_is_noticed() -> None:
 @pytest.mark.slow
 @on_simulated_device
 def test_the_command_trains_and_resumes_on_the_device(tmp_path: Path) -> None:
-    """All of `train_full.py` but its parser; the graph of TensorBoard's page excepted, which cannot be traced here."""
+    """All of `train_full.py` except its parser and the TensorBoard graph, which cannot be traced here."""
     checkpoint.PLAIN = (*checkpoint.PLAIN, SimulatedTensor)
     vars(TRAIN)["choose_device"] = lambda name: torch.device(NAME, 0)
     folder.Tracker.graph = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
@@ -835,11 +835,11 @@ def test_precision_float32_is_not_tf32() -> None:
             setting.fp32_precision = was
 
 
-# What a machine lacks
+# Missing resources
 
 
 def host_error() -> RuntimeError:
-    """PyTorch's own error for more memory than there is."""
+    """PyTorch's error for too large an allocation."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     return caught.value

@@ -1,4 +1,4 @@
-"""Chapter 19, several GPUs: several processes train what one trains. Here two processes on the CPU, over gloo."""
+"""Chapter 19, several GPUs: several processes give the result of one. Here two processes on the CPU, over gloo."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from spec.support.clauses import clause
 from spec.support.command import FORKS, Command, Result, run
 from spec.test_18_loss_curve import LONGEST_SUM, pytorchs_losses
 
-SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and one that leaves a process nothing to do
+SIZES = (16, 16, 7, 1)  # the images of each batch: even, uneven, and too few for both processes
 
 
 @clause("19.processes.shards")
@@ -68,7 +68,7 @@ def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @clause("19.processes.batch_norm")
 def test_on_cuda_pytorchs_batch_normalization_becomes_syncbatchnorm() -> None:
-    """Only the conversion: SyncBatchNorm computes nowhere but on a GPU."""
+    """Test only the conversion, because SyncBatchNorm runs only on a GPU."""
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3), reference.BatchNorm2d(3)))
     before = dict(network.named_parameters()) | dict(network.named_buffers())
     converted = synchronize_batch_norm(network, torch.device("cuda"))
@@ -164,7 +164,7 @@ def test_several_processes_take_the_steps_of_one_and_evaluate_bit_equal(tmp_path
         for (rank, size), found in results.items():
             which = f"{name}, process {rank} of {size}"
             assert_same_steps(found[name], one, which)
-            for key, expected in one["untrained"].items():  # bit for bit: one of them computes each batch whole
+            for key, expected in one["untrained"].items():  # bit for bit, because one process computes each batch
                 assert torch.equal(torch.as_tensor(found[name]["untrained"][key]), torch.as_tensor(expected)), which
 
 
@@ -183,7 +183,7 @@ def assert_same_steps(found: dict[str, Any], one: dict[str, Any], which: str) ->
 
 @clause("19.processes.evaluation")
 def test_the_processes_evaluate_the_batches_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation is divided: with three processes, the second one computes the second batch, and no other of four."""
+    """With three processes and four batches of an evaluation, the second process computes only the second batch."""
     computed: list[int] = []
 
     class Counting(nn.Linear):
@@ -259,7 +259,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert out.count("epoch 1/1") == 1
-    assert out.count("test accuracy") == 2  # of the epoch, and the outcome: said once
+    assert out.count("test accuracy") == 2  # the line of the epoch and the result are printed once
     assert len(list(two.glob("events.out.tfevents.*"))) == 1
     assert run("train_full.py", *TINY, "--epochs", 1, "--output", one, folder=tmp_path).status == 0
     assert {file.name.partition(".out")[0] for file in two.iterdir()} == {
@@ -285,7 +285,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_
 def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint_stays(
     victim: int, tmp_path: Path
 ) -> None:
-    """Whoever is left says that another one is gone; torchrun adds which one, and by what signal."""
+    """The remaining process reports that another one is gone; torchrun reports which one, and the signal."""
     folder = tmp_path / "run"
     job = torchrun(2, *FEW[:-1], 10_000, "--output", folder)
     end = time.monotonic() + 100
@@ -302,7 +302,7 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
     _, err = job.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert job.returncode != 0
-    # torchrun's SIGTERM may arrive before the failed message: then the line says that either may be the reason
+    # torchrun's SIGTERM may arrive before the failed communication: then the line names both possible reasons
     gone = r"^error: another process of this training is gone.*: stopped after step [\d,]+\. .* continue with --resume"
     assert len(re.findall(gone, err, re.MULTILINE)) == 1, err
     assert re.search(rf"rank *: {victim} .*\n *exitcode *: -9 ", err), err
@@ -312,7 +312,7 @@ def test_a_process_that_is_killed_ends_the_job_within_seconds_and_the_checkpoint
 
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
-    """The handlers are those of before when the test has ended."""
+    """Restore the signal handlers after the test."""
     handlers = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in handlers.items():
@@ -322,7 +322,7 @@ def signal_handlers() -> Iterator[None]:
 @clause("19.processes.killed")
 @pytest.mark.usefixtures("signal_handlers")
 def test_a_stop_signal_does_not_interrupt_the_report_that_a_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun notices it at the same time, and sends SIGTERM to those that are left."""
+    """torchrun detects this at the same time, and sends SIGTERM to the remaining processes."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     monkeypatch.setattr(Group, "_speaks", lambda _: os.kill(os.getpid(), signal.SIGTERM) is None)
     with pytest.raises(TrainingError, match="is gone: stopped after"), Group(0, 2).accompanied(lambda: "stopped after"):
@@ -347,7 +347,7 @@ def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPat
     assert left == ["waited"]
 
 
-# Where a process is killed: module, function, and which of its calls; who is killed; whether the run is resumed.
+# Points of a kill: module, function and number of the call; the killed process; whether the run is resumed.
 JOIN, LOADS, PREPARES = (
     "reference.distributed:Group.join:1",
     "reference.run.train:load_data:1",
@@ -388,18 +388,20 @@ EVERY_DEATH = [
     *((point, 0, False) for point in LED),
     *((point, victim, True) for point in RESUMED for victim in (0, 1)),
 ]
-# What the others see differs by what they wait for, the advice by what the folder holds: one death of each kind.
+# The error depends on the operation that the others wait for, and the advice on the content of the folder: one kill of
+# each kind.
 DEATHS = [
-    # before the meeting and in it: there is no folder
+    # before and during the connection of the processes: there is no folder
     (JOIN, 0, False),
     (LOADS, 1, False),
     (MEETING[0], 0, False),
     (MEETING[0], 1, False),
-    # while the others wait for the leading process to act: without a folder, with an empty one, without a checkpoint
+    # while the others wait for an action of the leading process: without a folder, with an empty one, without a
+    # checkpoint
     ("reference.run.train:choose_folder:1", 0, False),
     ("reference.run.train:resolve_precision:1", 0, False),
     ("reference.run.folder:RunFolder.save:1", 0, False),
-    # while the leading process waits for the other's word
+    # while the leading process waits for a message of the other
     ("reference.distributed:Group.agree:2", 1, False),
     (PREPARES, 1, False),
     # with a checkpoint: before the first step, in a step, between steps
@@ -413,7 +415,7 @@ DEATHS = [
     ("reference.distributed:Group.add_up:2", 0, False),
     ("reference.run.folder:RunFolder.keep:2", 0, False),
     ("reference.run.folder:RunFolder.finish:1", 0, False),
-    # a run that is resumed: before the meeting and after it
+    # a resumed run: before and after the connection of the processes
     (LOADS, 1, True),
     (RESTORES, 0, True),
 ]
@@ -422,7 +424,7 @@ if settings.get_current_profile_name() == "thorough":
 
 
 def as_process(rank: int, size: int, victim: int, point: str, port: int) -> None:
-    """Make this process number `rank` of `size`, as torchrun does; the victim is killed at `point`.
+    """Configure this process as number `rank` of `size`, as torchrun does; the victim is killed at `point`.
 
     Before a death that comes before the meeting, the victim waits until the others wait for it.
     """
@@ -512,7 +514,7 @@ def test_wherever_a_process_is_killed_the_others_say_so_and_their_advice_is_true
     lines = [line for line in err.splitlines() if line != "finishing this step and saving; once more to stop at once"]
     assert len(lines) == 1, err
     assert re.match(r"error: another process of this training is gone(:|, or the job was told to stop)", lines[0]), err
-    # the advice is about what is there, and following it leads to a whole training
+    # the advice matches the content of the folder, and following it completes the training
     assert ("resume" in lines[0]) == (folder / "last.pt").exists(), lines[0]
     if "resume" in lines[0]:
         words = ("--resume", re.findall(r"--resume (\S+),", lines[0])[0])
@@ -584,7 +586,7 @@ def test_waiting_for_the_others_has_an_end_and_says_so(tmp_path: Path) -> None:
 
 
 def impatient(port: int) -> None:
-    """The first of two processes; the second one never comes."""
+    """Start the first of two processes; the second one never starts."""
     as_process(0, 2, 1, "", port)
     vars(import_module("reference.distributed"))["PATIENCE"] = timedelta(seconds=1)
 

@@ -1,8 +1,8 @@
-"""Chapter 19, on a GPU: what the other chapters cannot show without one. `pytest -m gpu`, or `--gpu-rehearsal`.
+"""Chapter 19, on a GPU: properties that need a GPU. `pytest -m gpu`, or `--gpu-rehearsal`.
 
-`test_19_convergence.py` judges whole trainings. Here: the stream and the leak check that surround every such test,
-optimizer states that move, factory arguments, TF32, memory formats, tensors of more than 2³¹ elements, and the streams
-of the loaders under PyTorch's sanitizer. Inputs are drawn on the CPU, so both sides see the same bits.
+`test_19_convergence.py` tests whole trainings. This file tests the stream and the leak check around every such test,
+moving optimizer states, factory arguments, TF32, memory formats, tensors of more than 2³¹ elements, and the streams of
+the loaders under PyTorch's sanitizer. Inputs are drawn on the CPU, so that both sides use the same numbers.
 """
 
 import os
@@ -25,11 +25,11 @@ from spec.support.gpu import DrawnOnTheHost, LeakCheck, ieee
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 SIDES = {"reference": reference, "torch": nn}
-"""Where the layers come from; functions of PyTorch are in `nn.functional`, optimizers in `torch.optim`."""
+"""The namespaces of the layers; functions of PyTorch are in `nn.functional`, optimizers in `torch.optim`."""
 
 
 def component(side: str, name: str) -> Any:
-    """A component of either side."""
+    """A component of the reference or of PyTorch."""
     if side == "reference":
         return getattr(reference, name)
     return next(getattr(home, name) for home in (nn, nn.functional, torch.optim) if hasattr(home, name))
@@ -48,7 +48,7 @@ def precision() -> Iterator[None]:
     ieee()
 
 
-# What surrounds the tests
+# The checks around the tests
 
 
 @clause("19.gpu.leak")
@@ -101,7 +101,7 @@ def test_numbers_without_a_device_are_drawn_on_the_host_and_are_the_same_on_ever
     for one, other in zip(found, expected, strict=True):
         assert one.device.type == device.type
         assert one.shape == other.shape
-        if device.type != "meta":  # which keeps no numbers
+        if device.type != "meta":  # its state contains no tensors
             assert_equal(one.cpu(), other)
     with DrawnOnTheHost():
         for one, other in zip(numbers(), expected, strict=True):
@@ -144,7 +144,7 @@ def test_an_optimizer_state_of_the_cpu_continues_with_parameters_on_the_device(
     continued.load_state_dict(deepcopy(optimizer.state_dict()))  # on one device PyTorch's would share it
     for parameter in there:
         for key, value in continued.state[parameter].items():
-            if isinstance(value, Tensor):  # PyTorch keeps the count of the steps where it was
+            if isinstance(value, Tensor):  # PyTorch keeps the step count on its device
                 assert value.device == (torch.device("cpu") if key == "step" else parameter.device), key
     for parameters, one in ((here, optimizer), (there, continued)):
         steps(one, parameters, 3)
@@ -169,7 +169,7 @@ LAYERS: dict[str, tuple[tuple[Any, ...], tuple[int, ...] | Tensor]] = {
     "MultiheadAttention": ((4, 2), (3, 2, 4)),
     "TransformerEncoderLayer": ((4, 2, 8), (3, 2, 4)),
 }
-"""Every layer with parameters, and the arguments of its call."""
+"""All layers with parameters, and the arguments of their calls."""
 
 
 def call(layer: nn.Module, given: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def test_float32_is_exact_and_tf32_is_used_only_where_it_is_allowed(
     """Float64 gives the right result, and the error of rounding every factor to 10 bits.
 
     float32 rounds 2¹³ times finer; with sums of some hundred products its error is below a sixteenth of that distance.
-    TF32 also rounds what lies between two products, and its error is at most sixteen times as large.
+    TF32 also rounds intermediate results, and its error is at most sixteen times as large.
     """
     arguments, shape = PRODUCTS[name]
     torch.manual_seed(0)
@@ -287,7 +287,7 @@ def test_channels_last_images_give_the_same_numbers_and_gradients(gpu: torch.dev
         (gradient,) = torch.autograd.grad(output, given, upstream.contiguous(memory_format=layout))
         assert given.is_contiguous(memory_format=layout)
         results[layout] = output.detach().cpu(), gradient.cpu()
-    # at most 9 · 6 products and as many sums on the way to one number, of numbers with sizes that add up to below 64
+    # at most 9 · 6 products and sums for one number, of numbers with absolute values that add up to below 64
     for what, one, other in zip(("output", "gradient"), *results.values(), strict=True):
         assert_close(other, one, rounding(torch.float32, 54, 64.0), what)
 
@@ -304,13 +304,13 @@ def test_elementwise_components_keep_channels_last(gpu: torch.device, name: str)
 
 
 def many(rehearsal: bool) -> int:
-    """A number of elements that 32-bit indices cannot count; rehearsed, one that 16-bit indices cannot."""
+    """A number of elements beyond 32-bit indices; in a rehearsal, beyond 16-bit indices."""
     return 2**17 if rehearsal else 2**31 + 2**22
 
 
 @pytest.fixture
 def room(gpu: torch.device) -> Iterator[None]:
-    """Skip where the device has not enough memory; only a GPU is asked, what is rehearsed is small."""
+    """Skip if a GPU has not enough memory; rehearsals are small."""
     if gpu.type != "cuda":
         yield
         return
@@ -342,7 +342,7 @@ SPATIAL_MANY: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", SPATIAL_MANY)
 def test_images_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, name: str, side: str) -> None:
-    """The last image, where an index that overflows goes wrong, gives what it gives alone, to the bit."""
+    """The last image, where an index could overflow, gives the same result as alone, bit for bit."""
     function, width = component(side, name), 2**7 if rehearsal else 2**15
     images = pattern(many(rehearsal) // width, width, gpu).view(64, 1, -1, width)
     assert images.numel() == many(rehearsal)
@@ -365,7 +365,7 @@ def test_images_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("side", SIDES)
 def test_scores_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, side: str) -> None:
-    """The losses and gradients of the last samples are what they are alone, up to one rounding to bfloat16."""
+    """The losses and gradients of the last samples are the same as alone, up to one rounding to bfloat16."""
     classes = 2**4 if rehearsal else 2**10
     cross_entropy = component(side, "cross_entropy")
     scores = pattern(many(rehearsal) // classes, classes, gpu)
@@ -424,7 +424,7 @@ for workers in (0, 2):  # batches in pinned memory, copied while the host contin
     for images, targets in loader:
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         total += torch.nn.functional.cross_entropy(network(images), targets).item()
-if device.type == "cuda":  # a loader that is read on a stream of its own
+if device.type == "cuda":  # a loader that is read on a separate stream
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -433,11 +433,11 @@ if device.type == "cuda":  # a loader that is read on a stream of its own
     torch.cuda.current_stream().wait_stream(aside)
 print("sanitized", total == total)
 """
-"""Reads the loaders' batches on every path they take to the device."""
+"""A program that reads the loaders' batches on every path to the device."""
 
 
 def sanitized(device: torch.device, what: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the program under PyTorch's sanitizer, in a process of its own: it stays on for good."""
+    """Run the program under PyTorch's sanitizer, in a separate process, because it cannot be disabled again."""
     (folder / "program.py").write_text(SANITIZED, encoding="utf-8")
     root = str(Path(__file__).parents[1])
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}

@@ -1,7 +1,7 @@
-"""Chapter 19: the command that runs and records everything that needs a GPU keeps what it has, whatever fails.
+"""Chapter 19: the command that runs and records everything that needs a GPU keeps its results after any failure.
 
-`benchmarks/gpu.py` and what belongs to it, with small parts of the tests' own; the real ones are rehearsed by
-`python -m benchmarks.gpu --rehearse`.
+`benchmarks/gpu.py` and its helpers are tested with small parts; the real parts are rehearsed by `python -m
+benchmarks.gpu --rehearse`.
 """
 
 import importlib
@@ -27,7 +27,7 @@ RECORD = "import os, json; f = open(os.environ['OCEAN_RECORD'], 'a'); "
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of these tests has the limit that it names, and is killed soon after it."""
+    """Let parts be killed soon after their time limit."""
     monkeypatch.setattr(gpu, "REHEARSAL", 1.0)
     monkeypatch.setattr(gpu, "GRACE", 1.0)
 
@@ -75,7 +75,7 @@ def test_a_part_that_fails_or_takes_too_long_keeps_its_figures_and_those_of_the_
 @clause("19.gpu.command")
 @pytest.mark.slow
 def test_the_record_is_whole_after_every_part_and_parts_beside_each_other_overlap(tmp_path: Path) -> None:
-    """Each part reads what is recorded when it starts; two that run beside each other wait for each other."""
+    """Each part reads the record when it starts; two parallel parts wait for each other."""
     seen = tmp_path / "out/gpu.json"
     look = f"{RECORD}f.write(json.dumps({{'seen': [*json.load(open({str(seen)!r}))['parts']]}}) + '\\n')"
     meet = (
@@ -269,7 +269,7 @@ def test_only_the_text_between_the_markers_is_replaced() -> None:
         figures.filled("no markers", "new")
 
 
-# What travels
+# The packed files
 
 
 @clause("19.gpu.pack")

@@ -1,4 +1,4 @@
-"""Chapter 19 and 21: the tutorial's programs for a GPU, whole: on the CPU, on the simulated device, on a GPU."""
+"""Chapters 19 and 21: the tutorial's complete programs for a GPU, on the CPU, on the simulated device and on a GPU."""
 
 import re
 import runpy
@@ -19,7 +19,7 @@ from spec.support.simulated_device import NAME, on_simulated_device, unplugged
 from spec.test_18_listing import MODEL
 
 TRAIN_SIZE, TEST_SIZE = 592, 80
-"""Of both the last batch has 16 images, as of 50,000 and of 10,000; ten passes over the first take 100 steps."""
+"""Numbers of images: the last batch has 16 images, as for 50,000 and 10,000, and ten epochs take 100 steps."""
 
 METHOD_ONE = """\
 network = Ocean()
@@ -36,7 +36,7 @@ def moved(images, targets):
         targets = targets.cuda()
     return images, targets
 """
-"""Chapter 19, lines 1618 to 1632, 1661 and 1688: `.cuda()` behind a question; the network's result is not taken."""
+"""Chapter 19, lines 1618 to 1632, 1661 and 1688: `.cuda()` after an if; the network's return value is unused."""
 
 METHOD_TWO = """\
 device = torch.device("cuda:0")
@@ -51,7 +51,7 @@ def moved(images, targets):
     targets = targets.to(device)
     return images, targets
 """
-"""Chapter 19, lines 1756, 1800, 1808, 1837 and 1866: `.to(device)`; the results of the modules are not taken."""
+"""Chapter 19, lines 1756, 1800, 1808, 1837 and 1866: `.to(device)`; the return values for modules are not used."""
 
 TIMER = ("import time\nstart_time = time.time()\n", "            print(time.time() - start_time)\n")
 """Lines 1752 and 1826, and 1853: the beginning, and a time at every hundredth step. Chapter 21 adds it to method 1."""
@@ -121,7 +121,7 @@ LISTINGS = {
 
 
 def run(text: str, folder: Path) -> str:
-    """What a program prints that is run in a folder of its own, beside a small CIFAR-10."""
+    """The output of a program that runs in a separate folder with a small CIFAR-10."""
     folder.mkdir()
     numbers = torch.Generator().manual_seed(0)
 
@@ -145,7 +145,7 @@ def run(text: str, folder: Path) -> str:
 
 
 def check(name: str, out: str, folder: Path) -> list[str]:
-    """That a program did all it should; what it printed besides the seconds."""
+    """Check the results of a program; return its output without the seconds."""
     lines = out.splitlines()
     seconds = [line for line in lines if re.fullmatch(r"\d+\.\d+", line)]
     assert len(seconds) == (name != "ch19-1")  # no timer there: the 148 seconds of line 1714 are not its own
@@ -165,7 +165,7 @@ def check(name: str, out: str, folder: Path) -> list[str]:
 
 
 def saved_network(folder: Path) -> torch.nn.Module:
-    """The network after the last pass; who opens it needs its class, where the program had it."""
+    """The network after the last epoch; loading it needs its class in the module of the program."""
     names: dict[str, type[torch.nn.Module]] = {}
     exec(MODEL.partition("\n\nif __name__")[0], names)
     main = vars(sys.modules["__main__"])
@@ -181,7 +181,7 @@ def saved_network(folder: Path) -> torch.nn.Module:
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
 @on_simulated_device
 def test_the_programs_run_to_their_end_and_print_the_same_on_either_device(tmp_path: Path) -> None:
-    """Both methods with `simulated` for `cuda`, and method 1 without a GPU; with one, or the CPU in its place: below.
+    """Both methods with `simulated` instead of `cuda`, and method 1 without a GPU.
 
     The same kernels compute, so the losses are the same to the last digit.
     """

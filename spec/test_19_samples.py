@@ -1,9 +1,9 @@
 """Chapter 19, on a GPU: PyTorch's own samples for its operators, modules and optimizers. `pytest -m gpu`.
 
-PyTorch tests itself with samples of arguments (`op_db`, `module_db`, `optim_db`). Each that belongs to a component is
-drawn on the CPU, computed by the implementation on the GPU in float32, forwards and backwards, and compared with what
-PyTorch computes on the CPU in float64. The samples are private to PyTorch: where they cannot be imported the tests are
-skipped with the reason. How many samples each test used is among its recorded properties.
+PyTorch tests itself with samples of arguments (`op_db`, `module_db`, `optim_db`). Each sample of a component is drawn
+on the CPU, computed by the implementation on the GPU in float32, forward and backward, and compared with PyTorch's
+results on the CPU in float64. The samples are private to PyTorch: if they cannot be imported, the tests are skipped
+with the reason. The number of samples is a recorded property of each test.
 """
 
 import inspect
@@ -34,7 +34,7 @@ from spec.support.samples import (
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore"),  # samples are also of what PyTorch warns about
+    pytest.mark.filterwarnings("ignore"),  # some samples cause warnings of PyTorch
 ]
 
 SIDES = ("reference", "torch")
@@ -151,7 +151,7 @@ def test_optimizer_samples(
             ) -> list[Tensor]:
                 parameters = [nn.Parameter(value) for value in placed(given, device, dtype)]
                 options = placed(deepcopy(options), device, dtype)
-                if device.type == "cpu":  # these say how it computes, not what
+                if device.type == "cpu":  # these settings do not change the result
                     options = {k: v for k, v in options.items() if k not in ("capturable", "foreach", "fused")}
                 optimizer = kind(parameters, **options)
                 for _ in range(5):

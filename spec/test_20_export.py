@@ -110,7 +110,7 @@ def test_a_prediction_has_the_scores_that_its_probabilities_come_from(images: li
 
 
 def scores_of(path: Path, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The scores of an exported file, and what it says about itself; read without the code that wrote it."""
+    """The scores and the metadata of an exported file, read without the project's export code."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -143,7 +143,7 @@ def test_an_exported_file_gives_the_networks_scores_and_has_its_names_inside(
 ) -> None:
     output = tmp_path / f"network{SUFFIXES[kind]}"
     difference = export(checkpoint, kind, output)
-    images = Shapes(train=False, size=7).images / 255  # another number of images than it was traced with
+    images = Shapes(train=False, size=7).images / 255  # a number of images that differs from the trace
     with torch.no_grad():
         expected = build_network(load_checkpoint(checkpoint)).eval()(images)
         found, about = scores_of(output, images)

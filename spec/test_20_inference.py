@@ -1,4 +1,4 @@
-"""Chapter 20: what is on an image: the tutorial's recipe step by step, `predict`, and `scripts/predict.py`."""
+"""Chapter 20: prediction: the tutorial's recipe step by step, `predict`, and `scripts/predict.py`."""
 
 import copy
 import hashlib
@@ -35,7 +35,8 @@ from spec.support.images import pixels_of, random_image
 from spec.support.strategies import given, whole
 
 Predict = Callable[..., Iterator[Any]]
-NAMES = [f"class {letter}" for letter in "abcdefghij"]  # not the data set's: they must come from the caller
+# different from the data set's, to test that they come from the caller
+NAMES = [f"class {letter}" for letter in "abcdefghij"]
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -108,7 +109,7 @@ def test_a_class_number_is_the_place_of_its_name_in_the_files_list(
 
 @clause("20.recipe.class_numbers")
 def test_the_official_list_has_cat_at_3_and_dog_at_5() -> None:
-    """The bytes of the list have the MD5 that torchvision demands of the official batches.meta; in no other order."""
+    """Only in this order the bytes of the list have torchvision's MD5 of the official batches.meta."""
     demanded = torchvision.datasets.CIFAR10.meta["md5"]
     assert hashlib.md5(python2_pickle(meta())).hexdigest() == demanded
     assert hashlib.md5(python2_pickle(meta(CLASSES[::-1]))).hexdigest() != demanded
@@ -214,7 +215,7 @@ def test_without_the_batch_axis_flatten_makes_64_by_16_and_linear_refuses(ocean:
 
 @clause("20.recipe.axes")
 def test_reshape_does_not_bring_the_channels_to_the_front() -> None:
-    """Silently makes another image from an array of height, width, channels; permute is the right function."""
+    """reshape silently produces a different image from an array of height, width, channels; permute is right."""
     image = random_image("RGB", 32, 32, seed=0)
     array = torch.from_numpy(np.array(image)) / 255
     assert array.shape == (32, 32, 3)
@@ -240,7 +241,7 @@ def test_bytes_are_refused_and_unscaled_numbers_are_not(ocean: Ocean) -> None:
 
 @clause("20.recipe.eval")
 def test_the_tutorials_network_answers_the_same_in_both_modes(ocean: Ocean) -> None:
-    """It has neither dropout nor batch norm: here eval() is a habit."""
+    """The network has neither dropout nor batch norm, so that eval() has no effect."""
     images = torch.rand(4, 3, 32, 32)
     assert_equal(ocean.train()(images), ocean.eval()(images))
 
@@ -282,7 +283,7 @@ def test_no_grad_changes_no_score_and_keeps_nothing_for_a_backward(ocean: Ocean)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with_graph = ocean(images)
-        # at least what convolutions and linear layers were given: the gradients of their weights need it
+        # at least the inputs of convolutions and linear layers, which the weight gradients need
         assert sum(kept) >= 8 * 4 * (3 * 32 * 32 + 32 * 16 * 16 + 32 * 8 * 8 + 1024 + 64)
         kept.clear()
         with torch.no_grad():
@@ -320,7 +321,7 @@ def noise(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
 
 
 def exact_network() -> nn.Sequential:
-    """Its scores of such an image are 64ths below 2⁸: float32 holds them, and every sum on the way, exactly."""
+    """A network with scores that are multiples of 1/64 below 2⁸, so that all its sums are exact in float32."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with torch.no_grad():
         network[1].weight.copy_(whole(10, 3072, seed=1, dtype=torch.float32, largest=2) / 64)  # pyright: ignore[reportCallIssue]
@@ -334,7 +335,7 @@ def softmax(scores: list[float]) -> list[float]:
 
 
 def exact_shares(path: Path) -> dict[str, float]:
-    """What `exact_network` must answer, in plain Python."""
+    """The right answers of `exact_network`, in plain Python."""
     layer = exact_network()[1].cpu()
     with Image.open(path) as image:
         bits = [value / 255 for channel in pixels_of(image) for row in channel for value in row]
@@ -367,7 +368,7 @@ def assert_answer(found: Any, image: Path, expected: dict[str, float], top_k: in
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, dict[str, float]]:
-    """Eight images, and what must be answered."""
+    """Eight images, and their right answers."""
     folder = tmp_path_factory.mktemp("noise")
     return {path: exact_shares(path) for path in (noise(folder / f"{seed}.png", seed) for seed in range(8))}
 
@@ -392,7 +393,7 @@ def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
     """The tutorial's steps, lines 2066 to 2110, one image at a time, and the relative tolerance of a probability.
 
     In float64. A sum of n products and a bias is off by at most (n + 1) · eps times the sum of their absolute values,
-    in whatever order; the network of the absolute values, given those of the image, says how large that can become
+    in any order; the network of the absolute values, given those of the image, says how large that can become
     until it reaches the scores, since the largest of several numbers is off by no more than the worst of them. An error
     e in every score is a factor between exp(-2e) and exp(2e) in a probability.
     """
@@ -411,7 +412,7 @@ def by_the_recipe(network: Ocean, path: Path) -> tuple[dict[str, float], float]:
 
 
 def spirited(network: Ocean) -> Ocean:
-    """The network in float64 with larger weights, so that its answers differ from image to image."""
+    """The network in float64 with larger weights, so that its answers differ between images."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2)
@@ -546,7 +547,7 @@ def test_answered_images_are_released(predict: Predict, images: dict[Path, Any])
 
 
 class Moody(nn.Module):
-    """Says by its scores in which mode it is, and notes whether gradients are on."""
+    """A network that returns its mode as scores, and records whether gradients are enabled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -568,7 +569,7 @@ class Moody(nn.Module):
 def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
     predict: Predict, images: dict[Path, Any], training: tuple[bool, bool]
 ) -> None:
-    """Whenever the caller has it: between two answers, when he does not want the rest, and after an error."""
+    """The mode is restored between two answers, after the caller stops early, and after an error."""
     network = Moody()
     network.train(training[0])
     network.first.train(training[1])  # as a batch norm that is frozen
@@ -673,7 +674,7 @@ def test_another_number_of_names_than_scores_is_rejected(predict: Predict, image
 
 @clause("20.predict.calibration")
 def test_a_probability_orders_the_classes_and_promises_nothing_else(predict: Predict, images: dict[Path, Any]) -> None:
-    """Eight times the scores: the same network for whoever asks for the class, and nearly sure of everything."""
+    """The scores times eight: the same classes with probabilities close to 1."""
     network, sure = exact_network(), exact_network()
     with torch.no_grad():
         for parameter in sure.parameters():
@@ -688,7 +689,8 @@ def test_a_probability_orders_the_classes_and_promises_nothing_else(predict: Pre
 def test_a_network_with_the_highest_score_at_index_5_predicts_dog(
     predict: Predict, images: dict[Path, Any], number: int, animal: str
 ) -> None:
-    # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; his images and weights are not there
+    # chapter 20, lines 2122 and 2128: tensor([5]) is a dog, tensor([3]) a cat; the author's images and weights are not
+    # available
     network = exact_network()
     with torch.no_grad():
         network[1].bias[number] = 100  # pyright: ignore[reportIndexIssue]
@@ -701,7 +703,7 @@ def test_a_network_with_the_highest_score_at_index_5_predicts_dog(
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder of images and of what is none."""
+    """A folder of images and other files."""
     root = tmp_path / "photos"
     for name in ("b.png", "B.JPG", "a.png", "10.png", "9.png", ".hidden.png", "notes.txt", "2024/x.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -762,7 +764,7 @@ def test_a_folder_without_images_is_an_error_that_does_not_end_the_rest(predict:
 def test_a_folder_that_cannot_be_read_is_an_error_that_does_not_end_the_rest(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever runs the tests may be allowed everything, so the system's refusal is played."""
+    """The user who runs the tests may have all permissions, so the system's error is simulated."""
     real = os.scandir
 
     def refusing(folder: str | os.PathLike[str]) -> Any:
@@ -840,7 +842,7 @@ def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
 def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tuple[str, ...]) -> None:
-    """File names are bytes; these are no UTF-8. Chinese ones are printed as they are."""
+    """File names that are not valid UTF-8 are escaped; Chinese names are printed unchanged."""
     for name in (b"\xff.png", "猫.png".encode()):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
             file.write((folder / "0.png").read_bytes())
@@ -872,14 +874,14 @@ def open_later(path, size, read=inference.open_image):
 
 inference.open_image = open_later
 """
-"""The begin of a program in which reading `later.png` waits until there is a file `go`."""
+"""The start of a program in which reading `later.png` waits until a file `go` exists."""
 
 
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
 def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words: tuple[str, ...]) -> None:
-    """Also where a system prints only what fills a buffer, as into a file."""
+    """Answers are printed at once, also if output is buffered, as into a file."""
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
     (folder / "buffered.py").write_text(WAITING + program("open(1, 'w', 65536, closefd=False)", *asked))
     command = Command(str(folder / "buffered.py"), folder=folder)
@@ -917,7 +919,7 @@ def test_the_script_takes_folders(folder: Path) -> None:
 @clause("20.script.streams")
 @pytest.mark.slow
 def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
-    """As far as memory goes: see the tests of `predict` on streams. Here: it comes to its end."""
+    """The script finishes; the tests of `predict` on streams cover its memory."""
     (folder / "many").mkdir()
     for number in range(4000):
         os.link(folder / "0.png", folder / "many" / f"{number:04}.png")
@@ -929,7 +931,7 @@ def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
 @clause("20.script.streams")
 @pytest.mark.slow
 def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
-    """`predict.py … | head -1` ends without a word."""
+    """`predict.py … | head -1` ends without a message."""
     os.mkfifo(folder / "pipe")
     words = (*["0.png"] * 9, "--batch-size", "1", "--checkpoint", "net.pt")
     (folder / "piped.py").write_text(program("open('pipe', 'w', buffering=1)", *words))
@@ -990,7 +992,7 @@ def test_the_help_promises_no_calibrated_probabilities(folder: Path) -> None:
 @clause("20.script.trained")
 @pytest.mark.slow
 def test_the_script_answers_for_a_trained_run(tmp_path: Path) -> None:
-    """From training to an answer: a network trained on ten images knows them by heart."""
+    """From training to prediction: a network trained on ten images classifies them correctly."""
     words = ("--dataset", "shapes", "--limit-train", 10, "--limit-test", 10, "--batch-size", 5, "--quiet")
     more = ("--epochs", 50, "--learning-rate", 0.02, "--momentum", 0.5, "--log-every", 1000, "--num-threads", 1)
     assert run("train_full.py", *words, *more, "--output", "run", folder=tmp_path).status == 0

@@ -1,4 +1,4 @@
-"""Chapter 21: the same training on a borrowed machine, in a notebook."""
+"""Chapter 21: the same training in a notebook on a cloud machine."""
 
 import json
 import re
@@ -106,7 +106,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == 5  # curves, confusion matrix, mistakes, examples of the data, and the answers
     assert (tmp_path / "colab/summary.json").exists()
-    # lines 2319 and 2320: the run itself notes on what and how fast it trained
+    # lines 2319 and 2320: the run records its device and its speed
     assert torch.device(json.loads((tmp_path / "colab/config.json").read_text())["device"]).type in (
         "cpu",
         "cuda",

@@ -1,4 +1,4 @@
-"""What a learner writes passes the chapter at level tutorial: plain files, one a chapter, in `spec/beginners`."""
+"""Simple solutions pass their chapter at level tutorial: one file per chapter in `spec/beginners`."""
 
 import re
 from pathlib import Path

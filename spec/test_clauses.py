@@ -95,7 +95,7 @@ def test_every_clause_is_complete(chapter: str) -> None:
 
 
 def problems_of(entry: Clause) -> Iterator[str]:
-    """What is wrong with a clause, in words."""
+    """A description of the fault of a clause."""
     if not re.fullmatch(r"\d\d\.\w+\.\w+", entry.id):
         yield "the id must be chapter.component.name"
     if entry.kind not in KINDS:
@@ -158,7 +158,7 @@ def test_the_kind_and_the_name_of_a_clause_give_its_level_and_aspect(
 
 
 def test_every_test_has_a_level_and_an_aspect(request: pytest.FixtureRequest) -> None:
-    """At least those of this run; `python -m spec.support.levels` counts all."""
+    """Count the tests of this run; `python -m spec.support.levels` counts all."""
     for item in request.session.items:
         properties = dict(item.user_properties)
         assert properties["level"] in LEVELS, item.nodeid
@@ -166,7 +166,7 @@ def test_every_test_has_a_level_and_an_aspect(request: pytest.FixtureRequest) ->
 
 
 class Written:
-    """A test as pytest collects it, as far as its level and aspect are concerned."""
+    """A collected test with its level and aspect."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function, self.nodeid = function, "test"
@@ -223,7 +223,7 @@ def test_a_marker_of_no_level_is_refused() -> None:
 
 
 def wanted(home: str, node: ast.FunctionDef) -> set[str]:
-    """The components that a test asks for, itself or through the fixtures of its file."""
+    """The components that a test uses, directly or through the fixtures of its file."""
     fixtures = {function.name: function for function in functions()[home.partition("::")[0]]}
     found: set[str] = set()
     todo, seen = [node], set()
@@ -239,7 +239,7 @@ def wanted(home: str, node: ast.FunctionDef) -> set[str]:
 
 @cache
 def asked_of_pytorch() -> dict[str, tuple[int, int]]:
-    """For each clause the number of its tests that ask for components, and how many of those PyTorch has."""
+    """For each clause the number of its tests with components, and the number of these components that PyTorch has."""
     offered = set(load("torch").components)
     found: dict[str, tuple[int, int]] = {}
     for name, (node, ids) in specified().items():
@@ -251,7 +251,7 @@ def asked_of_pytorch() -> dict[str, tuple[int, int]]:
 
 
 def test_a_rule_of_pytorch_is_tested_with_pytorch() -> None:
-    """What only this project's components are asked for is a rule of the project."""
+    """A clause that is tested only on this project's components has the kind "project"."""
     tests = asked_of_pytorch()
     assert [
         entry.id for entry in CLAUSES.values() if entry.kind == "rule" and tests.get(entry.id, (0, 1))[1] == 0
@@ -265,7 +265,7 @@ def test_a_rule_of_the_project_is_not_tested_with_pytorch() -> None:
 
 
 def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
-    """A verdict needs a test that runs without a GPU; what only the tests marked gpu see is "not testable"."""
+    """A verdict needs a test without a GPU; clauses that only tests marked gpu can verify are "not testable"."""
     seen = {
         name
         for node, ids in specified().values()
@@ -277,7 +277,8 @@ def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
 
 
 def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
-    # the tutorial's lines of one wording: the steps of a pass, cuda:0 as the device, the time at a hundredth step
+    # lines of the tutorial with the same wording: the steps of an epoch, cuda:0 as the device, the time at a hundredth
+    # step
     repeated = ((1515, 1673, 1850, 2017, 2277), (1756, 1923), (1852, 2019, 2279))
     for lines in repeated:
         verdicts = {

@@ -1,4 +1,4 @@
-"""A crash of native code is a failure of one test: it names the calls, and all other tests are judged."""
+"""A crash of native code is a failure of one test: the failure shows the calls, and all other tests run."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
     assert outcomes[step]["clauses"] == ["08.conv2d.parameters"]
     assert outcomes[step]["components"] == ["conv2d"]
     assert outcomes[step]["reproduction"].rstrip().endswith("print(conv2d(input, weight, stride=2))")
-    # the examples of a property derive from the seed of the run, so that the one that crashed comes again
+    # the examples of a property derive from the seed of the run, so that the crashed example is repeated
     drawn = outcomes["test_it_is_the_sum_of_the_definition[torch]"]
     assert f"the process that ran the test ended {says}" in drawn["message"]
     assert "dtype=torch.float16" in drawn["reproduction"]
@@ -83,7 +83,7 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
 
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_ends(tmp_path: Path) -> None:
-    """Ctrl-C within a test is no crash of it."""
+    """Ctrl-C within a test is not a crash."""
     result, report = judged(tmp_path, "raise KeyboardInterrupt")
     assert result.returncode == pytest.ExitCode.INTERRUPTED
     assert result.stdout.count("test session starts") == 1

@@ -1,4 +1,4 @@
-"""Chapter 00: every entry of the table of known causes, both ways: with the fault, and with the remedy."""
+"""Chapter 00: every entry of the table of known causes, with the fault and with the fix."""
 
 import pytest
 
@@ -12,7 +12,7 @@ AUTOMATIC = {name: cause for name, cause in TABLE.items() if cause.automatic}
 
 
 def fixed(cause: Cause) -> str:
-    """The faulty program with the remedy that `--fix` applies."""
+    """The faulty program after `--fix`."""
     code = cause.before.strip("\n")
     line = code.count("\n") + 1 if cause.id == "indentation" else 1
     return fixes.apply(cause, code, line)
@@ -24,7 +24,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     programs = {(name, side): getattr(cause, side) for name, cause in TABLE.items() for side in ("before", "after")}
     programs |= {(name, "fixed"): fixed(cause) for name, cause in AUTOMATIC.items()}
     programs = {key: code.strip("\n") for key, code in programs.items()}
-    different = list(dict.fromkeys(programs.values()))  # many a fix makes exactly the program that the table shows
+    different = list(dict.fromkeys(programs.values()))  # many fixes give exactly the program in the table
     text = "\n\n".join(f"```python\n{code}\n```" for code in different)
     path = tmp_path_factory.mktemp("causes") / "causes.md"
     path.write_text(text, encoding="utf-8")

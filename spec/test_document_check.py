@@ -1,4 +1,4 @@
-"""Chapter 00: the check of documents: what it finds in them, how it runs it, and what it says."""
+"""Chapter 00: the check of documents: extraction, isolation, verdicts and report."""
 
 import json
 import os
@@ -283,8 +283,7 @@ ALLOWED = {
     "imprecise": ("runs", "warns"),
     "version-dependent": ("fails",),
 }
-"""What the check may find about a listing of the tutorial by its recorded verdict; a refuted listing that runs must
-continue an earlier one, and fail alone."""
+"""The allowed results for a listing by its recorded verdict; a refuted listing that runs must fail alone."""
 ERRORS = {
     37: ("SyntaxError", 62), 146: ("NameError", 147), 738: ("RuntimeError", 760), 847: ("TypeError", 854),
     1301: ("UnpicklingError", 1310), 1318: ("UnpicklingError", 1328), 1368: ("FileNotFoundError", 1369),
@@ -297,7 +296,7 @@ NO_PROGRAMS = {100: "shell", 535: "output", 1193: "output", 1374: "output"}
 
 
 def recorded_line(first: int, line: int) -> int:
-    """The tutorial's line of a line of a rebuilt listing, from the comment at its end; 0 if it has none."""
+    """The tutorial's line number in the comment at the end of a line of a rebuilt listing; 0 without a comment."""
     code = LISTINGS[first][1].splitlines()
     shown = examples.tutorial().splitlines()[first : LISTINGS[first][0]]
     text = shown[line - first - 1]

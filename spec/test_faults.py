@@ -1,4 +1,4 @@
-"""The specification catches what is wrong: each fault at the test meant for it, with the reason in the message."""
+"""The specification catches each fault at the intended test, with the reason in the message."""
 
 import multiprocessing
 import os
@@ -47,7 +47,7 @@ class Judge:
 
 
 def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
-    """In a process of its own: test the faults and return the texts of their failures."""
+    """In a separate process: test the faults and return the texts of their failures."""
     os.chdir(ROOT)
     plugin = Judge(dict(faults))
     names = ",".join(name for name, _ in faults)
@@ -55,7 +55,7 @@ def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), suppress(SystemExit, ExceptionGroup):
         sys.stderr = nowhere
         arguments = [f"spec/{file}", "--impl", names, "--hypothesis-profile", "faults", "-p", "no:randomly"]
-        # plugins that another test file has made the fork server import are no news
+        # ignore plugins that the fork server has imported for another test file
         arguments += ["-p", "no:xdist", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         pytest.main(arguments, plugins=[plugin])
     answer.send(plugin.failures)

@@ -1,5 +1,5 @@
 """First principles: no file of `reference/nn`, `reference/fast` and `reference/models`, nor `reference/arguments.py`,
-`reference/definitions.py` and `reference/optim.py`, uses what already is a component.
+`reference/definitions.py` and `reference/optim.py`, uses an existing component of PyTorch.
 
 Allowed are tensors (indexing, arithmetic, reductions, matrix products, `unfold`, `exp`, `log` and their like),
 autograd, `torch.nn.Module`, `torch.nn.Parameter`, `torch.optim.Optimizer` (the base classes, which compute nothing),
@@ -8,7 +8,7 @@ Forbidden, in every spelling that a syntax tree shows, are the rest of `torch.nn
 parts and operators, and the functions and methods that compute a layer, an activation or a loss.
 
 `x.flatten()` is plain reshaping, except in the file that defines `flatten`; `torch.flatten` is always the component.
-An attribute of `self` is the module's own, whatever its name: `self.dropout` may be the reference's `Dropout`.
+An attribute of `self` belongs to the module, for any name: `self.dropout` may be the reference's `Dropout`.
 """
 
 import ast
@@ -25,19 +25,19 @@ ROOT = Path(reference.__file__).parent
 FILES = [path for folder in ("nn", "fast", "models") for path in sorted((ROOT / folder).glob("*.py"))]
 FILES += [ROOT / name for name in ("arguments.py", "definitions.py", "optim.py")]
 EXCUSED = {
-    # built from any namespace of layers, PyTorch's unless told: the layers are not the file's own
+    # built from any namespace of layers, by default PyTorch's: the file defines no layers
     "models/ocean.py": ["torch.nn under another name"],
     # reads weights, computes nothing; torchvision is imported only when it is asked for what it lists
     "models/pretrained.py": ["import of importlib"],
 }
-"""By file, what would otherwise be violations, each with its reason."""
+"""By file, the allowed exceptions, each with its reason."""
 
-# What of torch.nn a layer is made of, and of torch.optim an optimizer.
+# The allowed names of torch.nn for layers and of torch.optim for optimizers.
 MATERIAL = ("torch.nn.Module", "torch.nn.Parameter", "torch.nn.utils.rnn.PackedSequence", "torch.optim.Optimizer")
 FORBIDDEN_MODULES = ("torch.nn", "torch.optim", "torch.ops", "torch.ao", "torch.jit", "torch.compile")
 # Beginnings of dtype names: the only attributes of PyTorch with names that may be built at run time.
 DTYPES = ("int", "uint", "float", "bfloat", "complex")
-# What makes code from text, where a syntax tree ends.
+# Functions that run code from text, which a syntax tree does not show.
 FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__")
 ALLOWED_PACKAGES = (sys.stdlib_module_names - {"importlib", "ctypes"}) | {"torch", "jaxtyping", "reference"}
 
@@ -45,7 +45,7 @@ ALLOWED_PACKAGES = (sys.stdlib_module_names - {"importlib", "ctypes"}) | {"torch
 def violations(source: str) -> list[str]:
     """Every use of a forbidden component in a file, as "line N: what"."""
     tree = ast.parse(source)
-    names: dict[str, str] = {}  # what of PyTorch a name of the file stands for, as a dotted path
+    names: dict[str, str] = {}  # the dotted path into PyTorch of each name of the file
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
         for name, path in _imports(node):
@@ -80,9 +80,9 @@ def _imports(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _path_problems(path: str) -> Iterator[str]:
-    """What is wrong with a dotted path into PyTorch."""
+    """The violation of a dotted path into PyTorch, or None."""
     if any(f"{material}.".startswith(f"{path}.") or f"{path}.".startswith(f"{material}.") for material in MATERIAL):
-        inside = path.split(".")[-1:]  # a package on the way to what is allowed, or a part of what is allowed
+        inside = path.split(".")[-1:]  # a parent package or a part of an allowed path
     else:
         inside = path.split(".")[1:]
         if any(f"{path}.".startswith(f"{module}.") for module in FORBIDDEN_MODULES):
@@ -96,7 +96,7 @@ def _path_problems(path: str) -> Iterator[str]:
 
 
 def _dotted(node: ast.AST, names: dict[str, str]) -> str | None:
-    """The dotted path into PyTorch that an expression is, if it is one."""
+    """The dotted path into PyTorch of an expression, or None."""
     if isinstance(node, ast.Name):
         return names.get(node.id)
     if isinstance(node, ast.Attribute) and (path := _dotted(node.value, names)):
@@ -112,12 +112,12 @@ def _constant(node: ast.AST) -> str | None:
 
 
 def _called(node: ast.Call) -> str:
-    """The last part of the name of what is called."""
+    """The last part of the name of a called function."""
     return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
 
 
 def _expression_problems(node: ast.AST, names: dict[str, str], *, own_flatten: bool, whole: bool) -> Iterator[str]:
-    """What is wrong with one node; `whole`: no attribute is taken of it."""
+    """The violation of one node; `whole`: the node is not the object of an attribute."""
     path = _dotted(node, names)
     if path is not None:
         yield from _path_problems(path) if whole else ()

@@ -1,4 +1,4 @@
-"""The faults that the specification found: every reproduction in `docs/found.md` prints what the document says."""
+"""The faults that the specification found: every reproduction in `docs/found.md` prints the documented output."""
 
 import re
 import subprocess

@@ -66,7 +66,7 @@ def test_the_documents_show_what_the_terminal_shows(language: str, tmp_path: Pat
     assert (tmp_path / "again.md").read_text(encoding="utf-8") == walk.DOCUMENTS[language].read_text(encoding="utf-8")
 
 
-# A submission that nobody trusts
+# Untrusted submissions
 
 RELU = """
 import torch

@@ -1,7 +1,7 @@
-"""The tutorial's 49 listings, each run whole: what happens is what its clause says.
+"""The tutorial's 49 listings, each run completely: the result is that of its clause.
 
 `spec/support/listings.py` holds them. A listing "holds" if it runs as printed, or fails as it announces.
-It is "refuted" if it fails. "imprecise" and "version-dependent" ones run under a condition; the tests run both sides.
+It is "refuted" if it fails. "imprecise" and "version-dependent" ones run under a condition; the tests run both cases.
 """
 
 import io
@@ -34,7 +34,7 @@ from spec.support.listings import LAYERS, LISTINGS, PHOTOGRAPH, Outcome, run, wr
 VERDICTS = {"holds": True, "refuted": False}
 """Whether a listing of that verdict runs to its end as printed."""
 ANNOUNCED = (738,)
-"""The listings that the tutorial says to fail."""
+"""The listings that fail according to the tutorial."""
 IMPORTS = f"import torch\nfrom torch import nn\n{LAYERS}"
 
 
@@ -45,7 +45,7 @@ def clause_of(first: int) -> str:
 
 
 def as_printed(first: int, folder: Path, names: dict[str, Any] | None = None) -> Outcome:
-    """Run a listing as printed, and compare with its verdict whether it came to its end."""
+    """Run a listing as printed, and compare its success with its verdict."""
     outcome = run(LISTINGS[first][1], folder, names)
     verdict = CLAUSES[clause_of(first)].verdict
     if first not in ANNOUNCED and verdict in VERDICTS:
@@ -54,7 +54,7 @@ def as_printed(first: int, folder: Path, names: dict[str, Any] | None = None) ->
 
 
 def fails(outcome: Outcome, kind: type[Exception], line: int, match: str = "") -> None:
-    """It ended with that error at that line of the tutorial."""
+    """Assert that it ended with this error at this line of the tutorial."""
     assert type(outcome.error) is kind, repr(outcome.error)
     assert re.search(match, str(outcome.error)), outcome.error
     assert outcome.line == line
@@ -150,7 +150,7 @@ def test_an_array_of_blue_green_red_exchanges_red_and_blue_on_the_board(tmp_path
 
 
 def pixel(event: Any) -> Any:
-    """The first pixel of an image that was logged."""
+    """The first pixel of a logged image."""
     return Image.open(io.BytesIO(event.encoded_image_string)).getpixel((0, 0))
 
 
@@ -499,14 +499,14 @@ def test_the_listing_of_model_py_prints_its_shape(tmp_path: Path) -> None:
 
 
 def trained(first: int, folder: Path, *changes: tuple[str, str], images: int = 592, epochs: int = 10) -> Outcome:
-    """Run a training, as printed or with changes, on a few images, and check all that it prints and leaves.
+    """Run a training, as printed or with changes, on a few images, and check its output and files.
 
     Args:
         first: The listing.
         folder: Its working folder.
-        changes: Pairs of a text that stands in it and what replaces it.
-        images: Of the training set; both sizes leave a last batch of 16, as 50,000 do.
-        epochs: How many it should take.
+        changes: Pairs of a text in the listing and its replacement.
+        images: The size of the training set; both sizes leave a last batch of 16, as 50,000 do. epochs: The expected
+        number of epochs.
     """
     write_cifar10(folder, "test/data", train=images, test=80)
     (folder / "model.py").write_text(LISTINGS[1415][1], encoding="utf-8")
@@ -635,7 +635,7 @@ def test_with_ten_images_train_py_prints_their_number(tmp_path: Path) -> None:
 
 
 class Clock:
-    """A `time` that notes at which step of the program it is asked."""
+    """A `time` module that records the step of each call."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -652,7 +652,7 @@ class Clock:
 def test_the_listings_with_a_timer_never_take_the_time_of_the_end(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One epoch of 250 steps and 80 steps of testing: the clock is asked at the beginning, at steps 100 and 200."""
+    """One epoch of 250 steps and 80 steps of testing: the time is read at the beginning and at steps 100 and 200."""
     clock = Clock()
     monkeypatch.setitem(sys.modules, "time", clock)
     write_cifar10(tmp_path, "test/data", train=250, test=80)

@@ -1,4 +1,4 @@
-"""What learners get wrong is named: files with one typical mistake each, in `spec/mistakes`, and those without one."""
+"""The diagnosis names typical mistakes: files with one mistake each, in `spec/mistakes`, and files without one."""
 
 import re
 import tomllib
@@ -71,7 +71,7 @@ def test_nine_of_ten_mistakes_of_learners_are_named(tmp_path: Path, subtests: py
     assert share >= NAMED, "\n".join(missed)
 
 
-# what such a file does get wrong: its tanh is 2 · sigmoid(2x) − 1
+# the mistake of such a file: its tanh is 2 · sigmoid(2x) − 1
 TRUE = {"chapter_11": "tanh loses small numbers"}
 
 

@@ -1,4 +1,4 @@
-"""Mutation testing itself: the mutants are real changes, and the judge notices what is wrong and only that."""
+"""Tests of the mutation testing: the mutants are real changes, and only faulty ones are detected."""
 
 import ast
 from collections import Counter

@@ -35,7 +35,7 @@ class Recorder:
 
 
 def judge(outside: Outside, answer: Any) -> None:
-    """In a process of its own: run the tests and return their outcomes."""
+    """In a separate process: run the tests and return their outcomes."""
     os.chdir(ROOT)
     recorder = Recorder()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), suppress(SystemExit, ExceptionGroup):

@@ -1,4 +1,4 @@
-"""The report: what `pytest --report` writes, what the page does in a browser, and `python -m spec.report`."""
+"""The report: the files of `pytest --report`, the page in a browser, and `python -m spec.report`."""
 
 import ast
 import io
@@ -48,7 +48,7 @@ KEYWORDS = "documented or step or documented_sizes or relu_of or ReLU"
 
 
 def words(report: Path, *arguments: str, files: tuple[str, ...] = FILES) -> tuple[str, ...]:
-    """The words after `pytest` of a run with a report."""
+    """The arguments of `pytest` for a run with a report."""
     chosen = [str(ROOT / f"spec/test_{name}.py") for name in files]
     options = (
         "--rootdir",
@@ -79,7 +79,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(folder: Path) -> Path:
-    """A folder as a training leaves it, with two epochs and three classes."""
+    """A run folder with two epochs and three classes."""
     home = folder / "run"
     home.mkdir()
     lines = [
@@ -121,7 +121,7 @@ def made(outcomes: dict[str, str], *, torch: str = "2.14.0", day: int = 1, diges
 
 
 def command(*arguments: object) -> tuple[int, str]:
-    """`python -m spec.report …`: its status, and what it prints."""
+    """`python -m spec.report …`: its exit status and output."""
     out = io.StringIO()
     with redirect_stdout(out), redirect_stderr(out):
         status = main(list(map(str, arguments)))
@@ -783,7 +783,7 @@ IN_A_BROWSER = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -795,7 +795,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, reported: Path) -> Iterator[Any]:
-    """The page, with what it asks for and says beside it."""
+    """The page, with its requests and console messages."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     tab = context.new_page()
     tab.requests, tab.said = [], []
@@ -819,7 +819,7 @@ def until(tab: Any, condition: Callable[[], bool]) -> None:
 
 
 def visible(tab: Any) -> list[str]:
-    """The clauses that are shown."""
+    """The visible clauses."""
     return tab.eval_on_selector_all("article:not([hidden])", "found => found.map(article => article.id)")
 
 
@@ -833,7 +833,7 @@ def shown(tab: Any, selector: str) -> str:
 
 
 class TestInABrowser:
-    """Each test ends with the check that the page asked for nothing and said nothing (`opened`)."""
+    """Each test ends with the check that the page made no request and logged nothing (`opened`)."""
 
     pytestmark = IN_A_BROWSER
 
@@ -1047,4 +1047,4 @@ NAMES = """() => {
   }
   return found;
 }"""
-"""The controls and regions without a name, and the drawings that a screen reader would spell out."""
+"""The controls and regions without a name, and the drawings that a screen reader would read aloud."""

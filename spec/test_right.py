@@ -1,4 +1,4 @@
-"""Nothing right is refused: implementations that differ where PyTorch's documentation leaves it open must pass."""
+"""Right implementations pass, even if they differ from PyTorch in undocumented behaviour."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_loader_without_a_length_fails_the_tests_of_the_length_only(tmp_path: 
 
 @pytest.mark.slow
 def test_what_is_observed_only_tells_pytorch_from_what_the_documentation_leaves_open(tmp_path: Path) -> None:
-    """The tests that `--without observations` leaves out do judge."""
+    """The tests that `--without observations` leaves out fail for these implementations."""
     words = ("-k", "drawn_first or global_seed_0 or gets_zeros or returned_itself")
     result = judge(tmp_path, "undocumented", "04_|06_dataloader|11_|12_attention", *words)
     assert {

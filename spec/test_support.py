@@ -1,4 +1,4 @@
-"""The helpers that judge are judged: what they let pass, what they refuse, and what they say."""
+"""Tests of the assertion helpers: the results that they accept and reject, and their messages."""
 
 import importlib
 import inspect
@@ -37,7 +37,7 @@ from spec.support.strategies import given, laid_out, normal, spread, whole
 
 
 def said(check: Callable[..., Any], *arguments: Any) -> str:
-    """What a check says as it fails."""
+    """The message of a failed check."""
     with pytest.raises(pytest.fail.Exception) as failure:
         check(*arguments)
     return str(failure.value)
@@ -216,7 +216,7 @@ def test_wrong_derivatives_are_found(orders: int, says: str | None) -> None:
         assert_differentiable(cube, x, twice=False)
 
 
-# What can be pasted
+# Code to paste
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_only_the_last_calls_are_shown() -> None:
     assert trace.text() == ""
 
 
-# What is drawn
+# Strategies
 
 
 def test_drawn_numbers_are_reproducible_and_in_their_range() -> None:
@@ -309,7 +309,7 @@ def test_every_implementation_gets_the_same_examples() -> None:
     @given(x=st.integers(), items=st.lists(st.integers(), max_size=3))
     def judge(who: str, x: int, items: list[int]) -> None:
         seen[who].append((x, tuple(items)))
-        items.clear()  # what one does to an example must not reach the other
+        items.clear()  # changing an example must not affect the other test
 
     judge("first")
     judge("second")

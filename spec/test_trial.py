@@ -1,4 +1,4 @@
-"""The trial itself: what is judged, what is absent, what a failure teaches, and what is refused."""
+"""Tests of the trial: judged and absent components, the text of failures, and refused options."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ def trial(
     mine: str | None = None,
     processes: tuple[str, ...] = ("-n", "0"),
 ) -> Result:
-    """`pytest spec/test_<chapter>.py --impl mine.py …` with that file, in one process unless told otherwise."""
+    """`pytest spec/test_<chapter>.py --impl mine.py …` with that file, in one process by default."""
     if mine is not None:
         (folder / "mine.py").write_text(mine, encoding="utf-8")
         arguments = ("--impl", "mine.py", *arguments)
@@ -55,7 +55,7 @@ WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{te
 @pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "FutureWarning", "RuntimeWarning"])
 @pytest.mark.slow
 def test_an_implementation_that_warns_passes_by_its_values(category: str, tmp_path: Path) -> None:
-    """The project's own code must not warn; that of others may."""
+    """Warnings of the project's own code fail a test; warnings of other code do not."""
     warns = WARNS.format(text="old", category=category)
     result = trial(tmp_path, "-k", "documented", mine=warns)
     assert result.status == 0, result.out
@@ -63,7 +63,7 @@ def test_an_implementation_that_warns_passes_by_its_values(category: str, tmp_pa
 
 
 def test_a_warning_of_pytorch_about_itself_fails_no_test() -> None:
-    """Not so one that names a file of the project: the project's code must not warn."""
+    """A warning attributed to a file of the project fails the test."""
 
     def warn(module: str) -> None:
         warnings.warn_explicit("this is old", DeprecationWarning, f"{module}.py", 1, module=module)
@@ -134,7 +134,7 @@ def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, 
 @pytest.mark.slow
 def test_a_run_says_how_many_clauses_its_tests_cover(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented", mine=RIGHT)
-    # the two documented matrices of chapter 08; what is absent covers nothing
+    # the two documented matrices of chapter 08; absent components cover no clause
     assert f"clauses: 2 of {len(CLAUSES)} covered by the tests of this run" in result.out
     result = trial(tmp_path, "-k", "documented", mine="def relu(input, inplace=False):\n    return input\n")
     assert f"clauses: 0 of {len(CLAUSES)} covered by the tests of this run" in result.out
@@ -200,7 +200,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0):
 
 @pytest.mark.slow
 def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
-    # not the properties: the number of their examples depends on the time that they take
+    # without the properties, because the number of their examples depends on their time
     words = ("--level", "tutorial")
     alone, together = (trial(tmp_path, "-n", number, *words, mine=STRIDE_IGNORED) for number in ("0", "2"))
     report = re.compile(r"mine: 1 components under test, .*\n.*\n")
@@ -215,7 +215,7 @@ def test_pytorch_compiled_can_be_under_test(tmp_path: Path) -> None:
     assert re.search(r"torch-compile: 1 components under test, 4 passed\n", result.out)
 
 
-# How deep
+# Levels
 
 
 LOOPS = """
@@ -237,7 +237,7 @@ def conv2d(x, kernel, stride=1, padding=0):
                     out[b, k, y, z] = (window * kernel[k]).sum()
     return out
 """
-"""A beginner's convolution: names of their own, whole numbers only, and neither bias nor dilation nor groups."""
+"""A beginner's convolution: other parameter names, integers only, and neither bias nor dilation nor groups."""
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_a_parameter_that_the_signature_lacks_is_not_offered(
         assert offer.call(args, kwargs) == becomes
 
 
-# Who computes it
+# Own work
 
 
 @pytest.mark.parametrize(
@@ -345,11 +345,11 @@ def test_with_own_work_what_pytorch_computes_fails(tmp_path: Path) -> None:
     assert trial(tmp_path, "--level", "tutorial", "--own-work", mine=LOOPS).status == 0
 
 
-# What a file may do to the process that runs it
+# Side effects of a file on its process
 
 
 def _with(line: str) -> str:
-    """A convolution that does something else as well."""
+    """A convolution with a side effect."""
     return RIGHT.replace("    return", f"    {line}\n    return")
 
 
@@ -390,12 +390,12 @@ def test_a_file_that_cannot_be_imported_harms_nobody(tmp_path: Path, mine: str, 
     assert says in result.err
 
 
-# What a failure teaches
+# The text of failures
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """What is printed of three tests that a wrong conv2d fails."""
+    """The output for three tests that a wrong conv2d fails."""
     folder = tmp_path_factory.mktemp("failures")
     mine = RIGHT.replace("return ", "stride = 1 if stride == 2 else stride\n    return 1.5 * ")
     words = ("-k", "rounds_no_more or test_stride", "--dtype", "float32", "--all-failures")
@@ -572,7 +572,7 @@ def test_pytorchs_known_failures_apply_to_pytorch_only(tmp_path: Path) -> None:
     assert "2 failed, 2 passed" in result.out
 
 
-# What is refused
+# Refused options
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PyTorch's releases: what the specification excuses in an older one is decided by trying, and excuses nothing else."""
+"""PyTorch's releases: the excused differences of older releases are detected by trying, and nothing else is excused."""
 
 import re
 import subprocess

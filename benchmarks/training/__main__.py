@@ -1,7 +1,7 @@
-"""The speed of the tutorial's training, as ratios of pairs run in turn: `python -m benchmarks.training [FIGURE …]`.
+"""The speed of the tutorial's training, as ratios of alternating pairs: `python -m benchmarks.training [FIGURE …]`.
 
 The baseline is the tutorial's own loop (chapter 18, lines 1499 to 1518): a DataLoader that converts image by image,
-PyTorch's layers and SGD in float32, batches of 64. The images are those of OCEAN_DATA, else random ones.
+PyTorch's layers and SGD in float32, batches of 64. The images are those of OCEAN_DATA, otherwise random ones.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> int:
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         parser.error(f"FIGURE must be one of {', '.join(FIGURES)}, got {unknown[0]}")
-    keep_freed_memory()  # as a training does; the tutorial's loop runs in a process of its own
+    keep_freed_memory()  # as in a training; the tutorial's loop runs in a separate process
     print(f"on {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("| figure | ratio (half of the pairs; pairs) or value | |\n|---|---|---|", flush=True)
     for name in names:

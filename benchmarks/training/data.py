@@ -34,7 +34,7 @@ def cache() -> None:
 
 
 def decode() -> None:
-    """Reading and decoding the files of both halves, without the cache."""
+    """Reading and decoding the files of the training and test parts, without the cache."""
     if root := os.environ.get("OCEAN_DATA"):
         begun = time.perf_counter()
         for split in ("train", "test"):

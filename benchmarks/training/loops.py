@@ -1,4 +1,4 @@
-"""The tutorial's loop and ours, and the images for both: shared by the figures."""
+"""The tutorial's loop, the project's loop, and the images for both: shared by the figures."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ from reference.training import compute
 CPU = torch.device("cpu")
 FORWARD = 2 * 64 * (32 * 32 * 32 * 75 + 16 * 16 * 32 * 800 + 8 * 8 * 64 * 800 + 1024 * 64 + 64 * 10)
 FLOPS = 3 * FORWARD - 2 * 64 * 32 * 32 * 32 * 75
-"""Of a step of 64: forward, gradient of weights, gradient of inputs; the images need none of the latter."""
+"""For a step of 64 images: forward, weight gradients, and input gradients except those of the images."""
 
 
 class Images(Resident):
@@ -63,7 +63,7 @@ def endless(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
-    """A function that makes `steps` steps of the tutorial's loop."""
+    """A function that runs `steps` steps of the tutorial's loop."""
     batches = endless(DataLoader(Converted(data_set), batch_size=64))
     network = nn.Sequential(
         *(nn.Conv2d(3, 32, 5, 1, 2), nn.MaxPool2d(2), nn.Conv2d(32, 32, 5, 1, 2), nn.MaxPool2d(2)),
@@ -84,7 +84,7 @@ def tutorial_steps(data_set: Resident, steps: int) -> Callable[[], float]:
 
 
 def answer(pipe: Any, steps: int) -> None:
-    """The tutorial's process: answer each message with the seconds that `steps` of its steps take."""
+    """The main function of the tutorial's process: answer each message with the seconds that `steps` steps take."""
     run = tutorial_steps(Images(train=True), steps)
     run()
     while pipe.recv():
@@ -114,7 +114,7 @@ class Tutorial:
 
 
 def our_steps(data_set: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
-    """A function that makes `steps` steps in the same way as `fit`."""
+    """A function that runs `steps` steps in the same way as `fit`."""
     batches = endless(ResidentLoader(data_set, batch))
     network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loss_function, optimizer = nn.CrossEntropyLoss(), SGD(network.parameters(), lr=0.01)

@@ -32,7 +32,7 @@ def learn(
 
 
 def fast() -> None:
-    """The fast recipe's shortest run, evaluation included, against the ten epochs of the tutorial."""
+    """The shortest run of the fast recipe, including evaluation, compared with the ten epochs of the tutorial."""
     train_set, test_set = Images(train=True), Images(train=False)
     train_set.images, train_set.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
     tutorial, ratios, seconds, accuracies = Tutorial(40), [], [], []

@@ -56,7 +56,7 @@ def profile() -> None:
 
 
 def growth() -> None:
-    """The time of a step against its images and of an epoch against its share of the data, and their slopes."""
+    """The time of a step by its number of images, the time of an epoch by its share of the data, and their slopes."""
     images = Images(train=True)
     sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
     steps = [(batch, shortest(our_steps(images, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]

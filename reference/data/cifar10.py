@@ -1,8 +1,8 @@
 """Chapter 05: CIFAR-10 from its official files, packed or unpacked, without running anything in them.
 
 The official archive holds five training batches and a test batch of 10,000 images each, and the class names: Python 2
-pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function there is.
-`BatchMachine` is that machine without calls: it can describe an array, and nothing else.
+pickles. A pickle is a program for a small stack machine, and Python's own reader lets it call any function.
+`BatchMachine` is this machine without calls: it can only describe an array.
 """
 
 import gzip
@@ -113,7 +113,7 @@ def cifar10_pair(
     return pair
 
 
-# Files: find, check and read them, packed or not
+# Files: find, check and read them, packed or unpacked
 
 
 def locate(root: Path, download: bool, mirrors: Sequence[str], archive_md5: str | None, progress: bool) -> Path:
@@ -159,7 +159,7 @@ def read_files(source: Path, batches: Sequence[str], archive_md5: str | None) ->
 
 
 def read_folder(folder: Path, wanted: Sequence[str], md5s: Mapping[str, str]) -> dict[str, bytes]:
-    """The wanted files; their MD5s must be these, if any are given."""
+    """The requested files; if MD5s are given, each file must match."""
     files = {}
     for path in (folder / name for name in wanted):
         if not path.is_file():
@@ -174,7 +174,7 @@ def read_folder(folder: Path, wanted: Sequence[str], md5s: Mapping[str, str]) ->
 
 
 class BoundedGzip(gzip.GzipFile):
-    """A gzip file that unpacks to at most `left` bytes: a small file can claim to unpack to any size."""
+    """A gzip file that unpacks to at most `left` bytes; without a limit a small file can unpack to any size."""
 
     left = HEADER_LIMIT
 
@@ -187,7 +187,7 @@ class BoundedGzip(gzip.GzipFile):
 
 
 def read_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    """The wanted members. All others are checked too: an archive with a suspicious member is not read at all."""
+    """The requested members. All others are checked too: an archive with a suspicious member is rejected as a whole."""
     files: dict[str, bytes] = {}
     total = 0
     with BoundedGzip(archive) as stream:
@@ -211,7 +211,7 @@ def read_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
 
 
 def check_member(archive: Path, member: tarfile.TarInfo) -> None:
-    """Raise InputError unless it is a plain file of CIFAR-10's size, or a folder, and stays where it is unpacked."""
+    """Raise InputError unless the member is a folder or a regular file of CIFAR-10's size, inside the target folder."""
     path = PurePosixPath(member.name)
     if not (member.isreg() or member.isdir()) or member.issparse():
         problem = "is neither a plain file nor a folder"
@@ -230,7 +230,7 @@ def check_member(archive: Path, member: tarfile.TarInfo) -> None:
 def decode(
     files: dict[str, bytes], batches: Sequence[str], source: Path
 ) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], tuple[str, ...]]:
-    """Images, class numbers and class names of these batches, which are removed from `files`."""
+    """The images, class numbers and class names of batches, which are removed from `files` to free memory."""
     classes = decode_file(files[META], source / META, as_classes)
     images, targets = [], []
     for name in batches:
@@ -241,7 +241,7 @@ def decode(
 
 
 def decode_file(data: bytes, path: Path, convert: Callable[[object], T]) -> T:
-    """`convert` of the value of a pickle; any error in it becomes an InputError that names the file."""
+    """Apply `convert` to the value of a pickle; any error becomes an InputError that names the file."""
     try:
         return convert(BatchMachine().read(io.BytesIO(data)))
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
@@ -276,7 +276,7 @@ def as_batch(value: object, n_classes: int) -> tuple[bytes | bytearray, list[int
 
 
 def as_array(value: object) -> tuple[int, bytes | bytearray]:
-    """n and the bytes of a described array, which must be uint8 (n, 3072) in C order; ValueError otherwise."""
+    """n and the bytes of a described array, which must have shape (n, 3072), dtype uint8 and C order."""
     match value:
         case Record(
             kind=Name("numpy.core.multiarray", "_reconstruct"),
@@ -301,7 +301,7 @@ def as_array(value: object) -> tuple[int, bytes | bytearray]:
 class BatchMachine(PickleMachine):
     """The pickle machine for batches: it describes arrays of NumPy, and its keys are strings."""
 
-    DESCRIBABLE = (  # all that batches need, whatever version of Python and NumPy wrote them
+    DESCRIBABLE = (  # all that batches of any version of Python and NumPy need
         Name("numpy.core.multiarray", "_reconstruct"),
         Name("numpy.core.numeric", "_frombuffer"),
         Name("numpy", "ndarray"),

@@ -34,14 +34,14 @@ TIMEOUT = 30.0  # seconds without a byte, for the whole answer before the file b
 LEAST_RATE = 4096  # bytes of the file per second, averaged over `TIMEOUT`; CIFAR-10 takes 12 hours at this rate
 ANSWER = 1 << 20  # bytes of everything before the file: status lines, headers, redirections with their bodies
 LARGEST_DOWNLOAD = 1 << 30  # bytes of a file of unknown size
-REASON = 200  # characters of what a server says, in an error
+REASON = 200  # characters of a server's message that an error quotes
 SIDECAR = 1 << 16  # bytes of `NAME.part.json`
 CHUNK = 1 << 18  # bytes
 PASSING = frozenset({408, 416, 429, 500, 502, 503, 504})  # statuses that may change on another attempt
 
 
 class TransferError(Exception):
-    """A mirror did not deliver; `passing` says whether the next attempt may succeed."""
+    """The transfer from a mirror failed; `passing` is True if the next attempt may succeed."""
 
     def __init__(self, reason: str, passing: bool) -> None:
         super().__init__(reason)
@@ -49,7 +49,7 @@ class TransferError(Exception):
 
 
 class Pace:
-    """The time in which a mirror must deliver: the answer within `TIMEOUT`, then `LEAST_RATE` bytes a second.
+    """The time limits for a mirror: the response headers within `TIMEOUT`, then at least `LEAST_RATE` bytes per second.
 
     A timeout of the socket alone is not enough: it restarts with each byte, so that one byte a second, an endless
     sequence of `100 Continue` or endless trailers never reach it.
@@ -76,7 +76,7 @@ class Pace:
         return left
 
     def arrived(self, count: int) -> None:
-        """`count` bytes came through the connection; raises TransferError if that is too much for an answer."""
+        """Count `count` bytes received through the connection; raises TransferError if the headers are too long."""
         self.last = time.monotonic()
         if self.answer_left is not None:
             self.answer_left -= count
@@ -84,7 +84,7 @@ class Pace:
                 raise TransferError(f"the answer takes more than {ANSWER:,} bytes before the file", passing=False)
 
     def delivered(self, count: int) -> None:
-        """`count` of these bytes belong to the file."""
+        """Count `count` bytes as a part of the file."""
         self.gained += count
         if self.gained >= LEAST_RATE * TIMEOUT:
             self.renew()
@@ -122,7 +122,7 @@ class PacedSocket(io.RawIOBase):
 
 
 class PacedResponse(HTTPResponse):
-    """An answer of a server; each of its bytes is read under `pace`."""
+    """A response of a server; each of its bytes is read under `pace`."""
 
     def __init__(self, sock: socket.socket, *args: Any, pace: Pace, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -138,7 +138,7 @@ class PacedHandler(request.HTTPHandler, request.HTTPSHandler):
         self.pace = pace
 
     def connection(self, kind: type[HTTPConnection], host: str, **options: Any) -> HTTPConnection:
-        """A connection to `host` that gives `PacedResponse`s; a proxy's answer is one of them."""
+        """A connection to `host` with `PacedResponse` as its response class, also for the response of a proxy."""
         made = kind(host, **options)
         made.response_class = cast(Any, partial(PacedResponse, pace=self.pace))
         return made
@@ -151,12 +151,12 @@ class PacedHandler(request.HTTPHandler, request.HTTPSHandler):
 
 
 class Redirections(request.HTTPRedirectHandler):
-    """Follows redirections, and closes the connection of a redirection that could not be read to its end."""
+    """Follows redirections; if the body of a redirection cannot be read to its end, the connection is closed."""
 
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         try:
             return super().http_error_302(req, fp, code, msg, headers)
-        except Exception:  # a TransferError in its body, a target that is no address
+        except Exception:  # a TransferError in its body, or a target that is not an address
             fp.close()
             raise
 
@@ -180,7 +180,7 @@ def download(
     largest: int = LARGEST_DOWNLOAD,
     progress: bool = True,
 ) -> Path:
-    """Download a file from the first of `urls` that delivers it, unless it exists already.
+    """Download a file from the first working address in `urls`, unless it exists already.
 
     A broken transfer is resumed, in this call or a later one, if the server proves that its file is still the same. A
     file at `destination` with another MD5 stays until the right one has arrived to replace it.
@@ -212,7 +212,7 @@ def download(
     part = destination.with_name(f"{destination.name}.part")
     reasons = []
     with FileLock(destination.with_name(f"{destination.name}.lock")):
-        if destination.is_file() and sums.problem(destination) is None:  # fetched by the process we waited for
+        if destination.is_file() and sums.problem(destination) is None:  # downloaded by the process that held the lock
             return destination
         for url in urls:
             try:
@@ -227,7 +227,7 @@ def download(
                 return destination
             reasons.append(f"{url}: wrong checksum, {problem}")
             forget(part)
-        if not remembered(part):  # a part that cannot be resumed is of no use
+        if not remembered(part):  # a part that cannot be resumed is useless
             forget(part)
     kept = f"; run again to continue {part}" if remembered(part) else ""
     raise InputError(f"cannot download {destination.name}: {'; '.join(reasons) or 'no address given'}{kept}")
@@ -267,13 +267,13 @@ def transfer(url: str, part: Path, progress: bool, largest: int) -> None:
             if start == 0 and version is not None:
                 sidecar(part).write_text(json.dumps(version))
             append(response, part, start, progress, largest)
-        except OSError as error:  # the disk's: errors of the network come as TransferError
+        except OSError as error:  # an error of the disk: errors of the network are raised as TransferError
             raise OSError(error.errno, error.strerror, os.fspath(part)) from error
 
 
 def append(response: PacedResponse, part: Path, start: int, progress: bool, largest: int) -> None:
     """Append the received bytes to the first `start` bytes of `part`, which may grow to `largest`."""
-    total = None if response.length is None else start + response.length  # None: the server does not say
+    total = None if response.length is None else start + response.length  # None: the server does not report a size
     name = part.name.removesuffix(".part")
     with (
         part.open("ab") as file,
@@ -297,8 +297,8 @@ def append(response: PacedResponse, part: Path, start: int, progress: bool, larg
 
 
 def connect(url: str, headers: dict[str, str], part: Path) -> PacedResponse:
-    """Send the request; raises TransferError if there is no answer, or none with a file."""
-    opener = request.OpenerDirector()  # not build_opener's, which follows a redirection to ftp:
+    """Send the request; raises TransferError if there is no response, or the response contains no file."""
+    opener = request.OpenerDirector()  # the handlers of build_opener would follow a redirection to ftp:
     pace = Pace()
     for handler in (
         request.ProxyHandler(),
@@ -335,12 +335,13 @@ def receive(response: HTTPResponse) -> bytes:
 def version_of(response: HTTPResponse, url: str) -> Version | None:
     """The server's version of the file; `None` if the answer does not identify it well enough to resume later."""
     tag = response.headers.get("ETag", "")
-    mark = tag if tag.startswith('"') else response.headers.get("Last-Modified")  # a weak tag, W/"…", proves nothing
+    # a weak tag, W/"…", does not identify the bytes
+    mark = tag if tag.startswith('"') else response.headers.get("Last-Modified")
     return Version(url, mark, response.length) if mark and response.length is not None else None
 
 
 def continues(response: HTTPResponse, version: Version, start: int) -> bool:
-    """Whether a 206 answer is the rest of that version from `start` on: the server itself must say so."""
+    """Whether a 206 response contains this version from byte `start` on, according to its headers."""
     same = version.mark in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
     return same and response.headers.get("Content-Range") == f"bytes {start}-{version.size - 1}/{version.size}"
 
@@ -356,12 +357,12 @@ def remembered(part: Path) -> Version | None:
         url, mark, size = json.loads(read_regular(sidecar(part), SIDECAR))
         right = isinstance(url, str) and isinstance(mark, str) and mark.isascii() and mark.isprintable()
         return Version(url, mark, size) if right and 0 < part.stat().st_size <= size else None
-    except (OSError, ValueError, TypeError, RecursionError):  # missing, incomplete, or written by others
+    except (OSError, ValueError, TypeError, RecursionError):  # missing, incomplete, or written by another program
         return None
 
 
 def forget(part: Path) -> None:
-    """Remove a partial file, its sidecar first: other bytes must never be taken for a part of that version."""
+    """Remove a partial file, its sidecar first, so that the sidecar never describes other bytes."""
     sidecar(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
 
@@ -373,7 +374,7 @@ class Checksums(NamedTuple):
     sha256: str | None = None
 
     def problem(self, path: Path) -> str | None:
-        """A description of the first wrong checksum of `path`, or None."""
+        """A description of the first wrong checksum of `path`, or None if all are right."""
         if self.md5 is not None and (found := md5_of(path)) != self.md5:
             return f"MD5 {found} instead of {self.md5}"
         if self.sha256 is not None and not (found := sha256_of(path)).startswith(self.sha256):

@@ -35,10 +35,10 @@ from reference.files import atomic_write, open_regular, read_regular, remove_tem
 from reference.messages import translated
 
 CACHE_FORMAT = 4  # raised when the decoding or the layout of an entry changes
-ENTRIES_KEPT = 6  # in each cache folder, the last used: both halves of a tree in three sizes
-HEADER = 2**16  # bytes of an entry's header, and as many again for each broken image
-LARGE_FILE = 2**26  # bytes; from here on one file at a time is in memory
-SMALL_FILE = 2**14  # bytes; up to here an image is decoded in about the time that Python takes for opening it
+ENTRIES_KEPT = 6  # the most recently used ones in each cache folder: train and test of a tree in three sizes
+HEADER = 2**16  # bytes of an entry's header, and the same again for each broken image
+LARGE_FILE = 2**26  # bytes; from this size on, one file at a time is in memory
+SMALL_FILE = 2**14  # bytes; up to this size, decoding an image takes about as long as opening it in Python
 DECODERS = ("libjpeg_turbo", "jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
 
 Decoded = tuple[UInt8[np.ndarray, "n 3 height width"], dict[str, str]]
@@ -51,16 +51,16 @@ class ImageTree(Resident):
     The classes are the folders in `train/`, sorted by name; `test/` may lack some of them. Characters of their names
     that cannot be printed, and bytes that are not UTF-8, are escaped (`reference.text.printable`). Images in
     sub-folders of a class folder, at any depth, belong to the class, as in torchvision's `ImageFolder`; links to
-    folders are followed, but no folder is read twice for one class. Hidden files and folders, and files that are no
-    images by their extension, are left out.
+    folders are followed, but no folder is read twice for one class. Hidden files and folders, and files without an
+    image extension, are left out.
 
     The items have one fixed mixed order: a training that does not shuffle would learn nothing from images sorted by
-    class. Each class is sorted by the BLAKE2b digests of its `paths` and spread evenly over the whole, so that every
-    part of the data, also a small last batch, holds the classes in their proportions. The order depends on these names
-    alone, not on the system or on the location of the tree.
+    class. Each class is sorted by the BLAKE2b digests of its `paths` and spread evenly over the data set, so that every
+    part of the data, also a small last batch, contains the classes in their proportions. The order depends on these
+    names alone, not on the system or on the location of the tree.
 
     The decoded images are kept in `root/.ocean-cache`, or in the user's cache folder if that folder cannot be written.
-    Any file that was changed, added, removed or renamed since is noticed.
+    Any file that was changed, added, removed or renamed since then is detected.
 
     Attributes:
         paths: `<class>/<name>` of each item, or `<class>/<sub-folder>/<name>`.
@@ -117,13 +117,13 @@ class ImageTree(Resident):
 
 
 class Tree(NamedTuple):
-    """The content of the folders of one half of a tree, known before any file is read."""
+    """The folders and file names of the train or test part of a tree, before any file is read."""
 
     folder: Path  # root/train or root/test
     classes: tuple[str, ...]
     paths: list[str]  # <class>/<name>, or <class>/<sub-folder>/<name>, in the mixed order
     stats: list[tuple[int, ...]]  # of each image: its size and other fields that show whether the file has changed
-    settled: bool  # no file has changed so recently that another change might leave its stats the same
+    settled: bool  # True if no file changed so recently that a second change could leave its stats the same
 
 
 def scan_tree(root: Path, split: str) -> Tree:
@@ -146,22 +146,22 @@ def scan_tree(root: Path, split: str) -> Tree:
             raise InputError(f"{folder}: the class folder holds no images; add some or remove it")
         paths = [path for path, _ in images]
         digests = [hashlib.blake2b(os.fsencode(path)).digest() for path in paths]
-        # One half of the digest orders the class, the other one the images of all classes that share a place.
+        # One half of the digest sorts each class, the other half sorts the images of all classes with the same rank.
         stats = (_stat(entry) for _, entry in images)
         mixed = sorted(zip(digests, paths, stats, strict=True))  # no two paths are the same
         found += [((2 * rank + 1) / len(mixed), key[32:], path, stat) for rank, (key, path, stat) in enumerate(mixed)]
     found.sort()
     stats = [stat for *_, stat in found]
-    # As in git: two changes within one tick of the file system's clock leave the same time, so fresh times prove
-    # nothing. Windows keeps no time of the last change at all.
+    # As in git: two changes within one tick of the file system's clock leave the same time, so recent times are not
+    # reliable. Windows keeps no time of the last change at all.
     settled = os.name != "nt" and max(stat[-1] for stat in stats) < began - 2_000_000_000
     return Tree(root / split, tuple(classes), [path for _, _, path, _ in found], stats, settled)
 
 
 def images_under(folder: Path, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Each image in `folder` and its sub-folders, with its path below `path`, the name of `folder`.
+    """Each image in `folder` and its sub-folders, with its path relative to `path`, the name of `folder`.
 
-    Every folder is read once, however many links lead to it: links may form circles.
+    Every folder is read once, even if several links point to it, because links may form cycles.
     """
     waiting, seen = [(folder, path)], set()
     while waiting:
@@ -199,7 +199,7 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
     if entry := _recall(folders, stats, tree, size):
         return entry
     with _build_lock(folders):
-        if entry := _recall(folders, stats, tree, size):  # another run has just made it
+        if entry := _recall(folders, stats, tree, size):  # another run has just written it
             return entry
         contents, fresh = [""], None
         if any(True for folder in folders for _ in folder.glob("*.pixels")):
@@ -214,17 +214,18 @@ def decoded_pixels(tree: Tree, size: tuple[int, int], progress: bool) -> Decoded
 
 
 def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -> tuple[Decoded, list[str]]:
-    """Read all files, with `decode` also their pixels; return with these the digest of each file, "" if not read.
+    """Read all files, and decode their pixels if `decode` is true; also return the digest of each file, "" if it was
+    not read.
 
     Threads decode the large images, outside Python's lock, so that all cores are busy. A small image is mostly Python
     code; threads that pass the lock to each other take twice as long as a single one. The digests are of the very bytes
-    that were decoded, so a file that changes meanwhile does no harm.
+    that were decoded, so a file that changes meanwhile causes no error.
     """
     count = len(tree.paths)
     pixels = np.empty((count if decode else 0, 3, *size), np.uint8)
     broken: dict[str, str] = {}
     contents = [""] * count
-    huge_turn = threading.RLock()  # memory holds one huge image, but not one for each core
+    huge_turn = threading.RLock()  # memory is large enough for one huge image, but not for one per core
 
     def read(place: int) -> None:
         path, refused = tree.paths[place], ""
@@ -232,7 +233,8 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
             try:
                 try:
                     content = read_regular(tree.folder / path, LARGEST_FILE)
-                except ValueError as error:  # it is too large or not regular, and stays so until its stats change
+                # too large or not a regular file, and this cannot change without a change of its stats
+                except ValueError as error:
                     refused = str(error)
                     raise
                 contents[place] = digest(content)
@@ -242,7 +244,7 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
             except InputError as error:
                 broken[path] = str(error)
                 if isinstance(error.__cause__, MemoryError):
-                    contents[place] = ""  # the file may be sound
+                    contents[place] = ""  # the file may be intact
             except (OSError, ValueError, MemoryError) as error:
                 broken[path] = str(not_readable(path, error))
                 contents[place] = refused and digest(refused)
@@ -251,7 +253,7 @@ def read_tree(tree: Tree, size: tuple[int, int], progress: bool, decode: bool) -
     bar = translated(f"decoding {half}" if decode else f"comparing {half}")
     small: list[int] = []
     large: list[int] = []
-    for place in sorted(range(count), key=tree.paths.__getitem__):  # in the disk's order
+    for place in sorted(range(count), key=tree.paths.__getitem__):  # in the order on the disk
         (small if tree.stats[place][0] <= SMALL_FILE else large).append(place)
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         done = pool.imap_unordered(read, large, chunksize=1 + min(len(large) // 500, 15))
@@ -279,7 +281,7 @@ def checksum_of(header: bytes, pixels: memoryview) -> bytes:
 
 @contextmanager
 def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
-    """Let one run at a time decode, so that the others find the result; without a writable folder it is no lock."""
+    """Lock the decoding, so that other runs wait for its result; without a writable folder there is no lock."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -300,9 +302,9 @@ def _build_lock(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _recall(folders: Sequence[Path], stats: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
-    """The entry that was last used for files with these stats."""
+    """The entry that was used last for files with these stats."""
     for seen in [seen for folder in folders for seen in folder.glob("*.seen")]:
-        with suppress(OSError, ValueError):  # ValueError: longer than stats are, or not a regular file
+        with suppress(OSError, ValueError):  # ValueError: longer than a digest, or not a regular file
             if read_regular(seen, len(stats)) == stats.encode():
                 entry = _read_entry(folders, seen.stem, tree, size)
                 if entry:
@@ -313,8 +315,8 @@ def _recall(folders: Sequence[Path], stats: str, tree: Tree, size: tuple[int, in
 def _read_entry(folders: Sequence[Path], key: str, tree: Tree, size: tuple[int, int]) -> Decoded | None:
     """The entry with this key, if it exists, is undamaged and belongs to `tree` in `size`.
 
-    It is JSON and plain numbers, and nothing in it is executed. Others may have put it there, so its kind, its size,
-    its header and its shape are checked before use.
+    It contains JSON and plain numbers, and nothing in it is executed. Another program may have written it, so its file
+    type, size, header and shape are checked before use.
     """
     count, image = len(tree.paths), 3 * size[0] * size[1]
     for path in (folder / f"{key}.pixels" for folder in folders):
@@ -332,7 +334,7 @@ def _read_entry(folders: Sequence[Path], key: str, tree: Tree, size: tuple[int, 
 
 
 def _checked_header(header: bytes, paths: set[str], size: tuple[int, int]) -> tuple[list[int], dict[str, str]]:
-    """The shape of the pixels and the broken images in an entry's header; ValueError if they are impossible."""
+    """The shape of the pixels and the broken images in an entry's header; ValueError if these are impossible."""
     try:
         content = json.loads(header)
     except RecursionError as error:
@@ -345,12 +347,12 @@ def _checked_header(header: bytes, paths: set[str], size: tuple[int, int]) -> tu
 
 
 def _keep(folders: Sequence[Path], key: str, fresh: Decoded | None, stats: str | None) -> None:
-    """Write an entry, and the stats it belongs to, into the first writable folder; remove old entries for it."""
+    """Write an entry, and the stats that it belongs to, into the first writable folder, and delete older entries."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if fresh:
-                remove_temporaries(folder)  # of a run that was killed
+                remove_temporaries(folder)  # left by a run that was killed
                 header, pixels = json.dumps([fresh[0].shape, fresh[1]]).encode() + b"\n", fresh[0].reshape(-1).data
                 with atomic_write(folder / f"{key}.pixels") as file:
                     for part in (checksum_of(header, pixels) + b"\n", header, pixels):

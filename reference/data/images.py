@@ -25,12 +25,13 @@ from reference.text import printable
 StrPath = str | os.PathLike[str]
 
 LARGEST_IMAGE = 20_000 * 20_000  # pixels; decoded they take 1.6 GB
-LARGEST_WHOLE = 10_000 * 10_000  # pixels of an image that its decoder keeps several times, up to 16 bytes a pixel
-HUGE = 2**24  # pixels; above this (64 MB decoded) memory is more important than the last bit
+# pixels of an image for a decoder with several copies in memory, up to 16 bytes per pixel
+LARGEST_WHOLE = 10_000 * 10_000
+HUGE = 2**24  # pixels; above this (64 MB decoded) little memory is more important than bitwise equality
 LARGEST_FILE = 2**30  # bytes
 
 BY_ROWS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "PSD", "SGI", "TGA")
-"""Formats that are decoded a few rows at a time, into at most 4 bytes a pixel: up to `LARGEST_IMAGE` pixels."""
+"""Formats that are decoded a few rows at a time, into at most 4 bytes per pixel: up to `LARGEST_IMAGE` pixels."""
 
 AS_A_WHOLE = ("TIFF", "WEBP", "AVIF", "JPEG2000")
 """Formats of photographs that are decoded as a whole: up to `LARGEST_WHOLE` pixels."""
@@ -39,13 +40,13 @@ RARE = (
     *("BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MCIDAS", "MSP", "PCD"),
     *("PIXAR", "QOI", "SPIDER", "SUN", "XBM", "XPM", "XVTHUMB"),
 )
-"""Other formats, some of which Pillow decodes in Python, a pixel at a time: up to `HUGE` pixels."""
+"""Other formats, some of which Pillow decodes in Python pixel by pixel: up to `HUGE` pixels."""
 
 HEADER = 2**16
-"""Bytes within which the header of a PPM file must end: Pillow reads it in Python, a byte at a time."""
+"""Largest size of the header of a PPM file in bytes: Pillow reads it in Python byte by byte."""
 
 CONTAINERS = {b"\0\0\1\0": "ICO", b"icns": "ICNS", b"BLP1": "BLP", b"BLP2": "BLP"}
-"""Formats, by their first bytes, that contain an image of another format with a size of its own."""
+"""Formats, by their first bytes, that contain an image of another format with a separate size."""
 
 _opening = threading.RLock()
 
@@ -56,23 +57,23 @@ def _forked() -> None:
     _decoding = 0  # no other thread of the parent decodes here
 
 
-if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody opens, nor the lifted limit
+if hasattr(os, "register_at_fork"):  # a child process must not inherit a locked lock or the lifted limit
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked)
 
 
 def open_image(path: StrPath, size: tuple[int, int] | None = None) -> Image.Image:
     """Open the image file `path` as an upright RGB image without metadata.
 
-    Transparent pixels are put on white. 16-bit greys are scaled by 255/65535; 32-bit greys (modes I and F) from the
+    Transparent pixels become white. 16-bit greys are scaled by 255/65535; 32-bit greys (modes I and F) from the
     smallest of the ranges 0-1, 0-255 and 0-65535 that holds them all, otherwise from their own minimum to their own
-    maximum; NaN is black. Of an animation the first frame is used.
+    maximum; NaN is black. For an animation, the first frame is used.
 
     Args:
         path: a regular file of up to `LARGEST_FILE` bytes, in a format that Pillow decodes by itself (`BY_ROWS`,
             `AS_A_WHOLE`, `RARE`); it may have `LARGEST_IMAGE`, `LARGEST_WHOLE` or `HUGE` pixels.
         size: (height, width) to resize to: bilinear with antialiasing, as torchvision's `Resize((height, width))`.
-            Only an image above `HUGE` pixels may differ from that slightly: it is first averaged down by a whole
-            number, to no less than four times the longer side of `size`. `None` keeps the size.
+            Only an image above `HUGE` pixels may differ slightly: it is first averaged down by an integer factor, to at
+            least four times the longer side of `size`. `None` keeps the size.
 
     Raises:
         InputError: the file is missing, damaged, not regular, not an image, or too large.
@@ -90,13 +91,13 @@ def image_header(path: StrPath) -> tuple[int, int, str]:
     """The width, the height and Pillow's mode of an image file, from its header; nothing is decoded.
 
     Raises:
-        InputError: as `open_image`, as far as the header shows it.
+        InputError: as `open_image`, for the faults that the header shows.
     """
     try:
         with open_regular(path, LARGEST_FILE) as file, _without_warnings(), _pillow_limit(None):
             image = Image.open(file, formats=_formats())
             return image.width, image.height, image.mode
-    except Exception as error:  # Pillow's decoders raise nearly every kind
+    except Exception as error:  # Pillow's decoders raise nearly every type of exception
         raise not_readable(path, error) from error
 
 
@@ -106,7 +107,7 @@ def decode_image(
     size: tuple[int, int] | None = None,
     huge_turn: AbstractContextManager | None = None,
 ) -> Image.Image:
-    """`open_image` of an open file called `name` in errors; `huge_turn` is held while a huge image is decoded."""
+    """`open_image` for an open file, called `name` in errors; holds `huge_turn` while it decodes a huge image."""
     try:
         with _without_warnings():
             start = file.read(HEADER)
@@ -124,14 +125,14 @@ def decode_image(
             _check_pixels(image)
             with huge_turn if huge_turn and image.width * image.height > HUGE else nullcontext():
                 return _decode(image, size)
-    except Exception as error:  # Pillow's decoders raise nearly every kind
+    except Exception as error:  # Pillow's decoders raise nearly every type of exception
         raise not_readable(name, error) from error
 
 
 def not_readable(name: StrPath, error: Exception) -> InputError:
-    """The error that says in one line why file `name` is not a readable image."""
+    """The error with the reason, in one line, why file `name` is not a readable image."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):  # its text is the file object's
+    if isinstance(error, Image.UnidentifiedImageError):  # its text contains the repr of the file object
         reason = "no image format is recognized"
     return InputError(f"{printable(name)}: not a readable image ({' '.join(reason.split())})")
 
@@ -168,7 +169,7 @@ def _check_header(start: bytes) -> None:
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Raise ValueError if an opened image has more pixels than its format may have here."""
+    """Raise ValueError if an opened image has more pixels than the limit for its format."""
     pixels, limit = image.width * image.height, HUGE
     if image.format in AS_A_WHOLE or _keeps_coefficients(image):
         limit = LARGEST_IMAGE if image.format == "TIFF" and image.info.get("compression") == "raw" else LARGEST_WHOLE
@@ -182,13 +183,13 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _keeps_coefficients(image: Image.Image) -> bool:
-    """Whether a JPEG comes in several scans, so that the decoder keeps 2 bytes for each pixel and component."""
+    """Whether a JPEG has several scans, so that the decoder needs 2 bytes for each pixel and component."""
     if image.format not in ("JPEG", "MPO"):
         return False
     layers, file = getattr(image, "layers", 1), getattr(image, "fp", None)
     if image.info.get("progressive") or file is None:
         return True
-    place = file.tell()  # behind the first scan's header: its number of components, and 3 + 2 for each other one
+    place = file.tell()  # after the first scan's header: its number of components, and 3 + 2 for each further one
     file.seek(place - 4 - 2 * layers)
     whole = file.read(1) == bytes([layers])
     file.seek(place)
@@ -197,12 +198,13 @@ def _keeps_coefficients(image: Image.Image) -> bool:
 
 @contextmanager
 def _pillow_limit(pixels: int | None) -> Iterator[None]:
-    """Set Pillow's own limit for one thread at a time: to `pixels`, or to none where our own check follows.
+    """Set Pillow's pixel limit for one thread at a time: to `pixels`, or to no limit if this module checks the size
+    afterwards.
 
     The limit also applies to images in a container, which Pillow decodes while it opens or loads the container.
     """
     with _opening:
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels and pixels // 2  # it warns at half
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels and pixels // 2  # Pillow warns at half the limit
         try:
             yield
         except Image.DecompressionBombError as error:
@@ -217,9 +219,10 @@ _SILENT: Any = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Suppress Pillow's warnings while any thread decodes: they name no file, and the image is readable nevertheless.
+    """Suppress Pillow's warnings while any thread decodes: they do not name the file, and the image is readable.
 
-    `warnings.catch_warnings` does not serve: two threads that enter and leave it in turn leave the filters changed.
+    `warnings.catch_warnings` is not thread-safe: two threads that enter and leave it alternately leave the filters
+    changed.
     """
     global _decoding
     with _opening:
@@ -232,16 +235,16 @@ def _without_warnings() -> Iterator[None]:
         with _opening:
             _decoding = max(0, _decoding - 1)
             if _decoding == 0:
-                with suppress(ValueError):  # others have replaced the filters meanwhile
+                with suppress(ValueError):  # another thread has replaced the filters meanwhile
                     cast(list[Any], warnings.filters).remove(_SILENT)
 
 
 @cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from writing its errors to standard error, without a file's name; Pillow raises them as well.
+    """Prevent libtiff from writing errors without a file name to standard error; Pillow raises them as exceptions too.
 
-    Pillow silences only libtiff's warnings. The library is found among the files that the process has loaded, which
-    only Linux lists; elsewhere the lines appear.
+    Pillow silences only libtiff's warnings. The library is found among the loaded files of the process, which only
+    Linux lists; on other systems the lines appear.
     """
     with suppress(OSError):
         loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -251,11 +254,11 @@ def _silence_libtiff() -> None:
 
 
 def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """The pixels of an opened image in RGB, upright and resized; a huge one is reduced on the way."""
+    """The pixels of an opened image in RGB, upright and resized; a huge image is reduced while it is read."""
     factor = 1
     if size is not None and image.width * image.height > HUGE:
         side = 4 * max(size)
-        image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 at once
+        image.draft(None, (side, side))  # a JPEG is decoded directly at 1/2, 1/4 or 1/8 of its size
         factor = max(1, min(image.size) // side)
     if image.format == "TIFF":
         _silence_libtiff()
@@ -272,7 +275,7 @@ def _decode(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """`image` in RGB, each `factor`×`factor` pixels averaged; in bands, so that no second copy of the whole is made."""
+    """`image` in RGB, averaged over `factor`×`factor` pixels, in bands, to avoid a second full copy in memory."""
     rows = max(1, 2**20 // image.width // factor) * factor
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
     levels = _levels(image.crop(box) for box in boxes) if image.mode.startswith(("I", "F")) else None

@@ -16,7 +16,7 @@ from reference.errors import InputError
 
 @runtime_checkable
 class MapDataset(Protocol):
-    """What `+` joins: anything with a length and items by number."""
+    """A data set that `+` accepts: an object with a length and items by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -65,7 +65,7 @@ class ConcatenatedDataset:
     """The items of `first`, then those of `second`; `(a + b) + c` and `a + (b + c)` are the same.
 
     Raises:
-        TypeError: one of them has no length or no items by number.
+        TypeError: one of them has no length or no items by index.
     """
 
     def __init__(self, first: MapDataset, second: MapDataset) -> None:
@@ -104,8 +104,8 @@ def check_index(dataset: MapDataset, index: int) -> int:
 def list_images(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """The image files directly in `folder`, sorted by name, links included.
 
-    Broken links, FIFOs, sockets and devices are included: reading them raises an error with their name, leaving them
-    out would hide them.
+    Broken links, FIFOs, sockets and devices are included, so that reading them raises an error with their name instead
+    of hiding them.
     """
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]

@@ -20,9 +20,9 @@ from reference.data.workers import WorkerPool
 class DataLoader:
     """Batches of any map-style data set: take `batch_size` items and collate them.
 
-    Each iteration is one epoch. Every item comes exactly once, except that `drop_last` leaves out a last batch that is
-    smaller than `batch_size`. With `shuffle`, each epoch draws a new order; the same `generator` state gives the same
-    orders as `torch.utils.data.DataLoader`, with samplers, workers and after an early `break` too.
+    Each iteration is one epoch. Every item is used exactly once, except that `drop_last` leaves out a last batch that
+    is smaller than `batch_size`. With `shuffle`, each epoch draws a new order; the same `generator` state gives the
+    same orders as `torch.utils.data.DataLoader`, with samplers, workers and after an early `break` too.
 
     Args:
         dataset: anything with `len(dataset)` and `dataset[index]`; if it has `__getitems__`, that method is called with
@@ -31,8 +31,8 @@ class DataLoader:
         shuffle: a new order each epoch; else 0, 1, 2, ….
         sampler: the indices of an epoch, instead of `shuffle`.
         batch_sampler: lists of indices, instead of `batch_size`, `shuffle`, `sampler` and `drop_last`.
-        num_workers: processes that take the items; 0: this process does. They end with the epoch, however it ends.
-        collate_fn: makes a batch of the list of its items; None: `collate` (`convert` for single items).
+        num_workers: processes that load the items; with 0 this process does. They end with the epoch, for any reason
+        that ends it. collate_fn: makes a batch of the list of its items; None: `collate` (`convert` for single items).
         pin_memory: copy the tensors of each batch into pinned memory, from which copies to an accelerator are faster;
             without an accelerator a warning says that it has no effect.
         drop_last: leave out an incomplete last batch.
@@ -106,17 +106,17 @@ class DataLoader:
         batches = iter(self._batches())
         fetch = Fetch(self.dataset, self.collate_fn, self.in_batches)
         if self.num_workers == 0:
-            draw_seed(self.generator)  # as if there were workers
+            draw_seed(self.generator)  # the same draw as with workers
             made = map(fetch, batches)
         else:
             made = self._pool(fetch).epoch(batches, stop=not self.persistent_workers)
         return map(pin, made) if self.pin_memory and _can_pin() else made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_workers": None}  # a copy, here or in another process, starts its own
+        return {**self.__dict__, "_workers": None}  # a copy, in this or another process, starts its own workers
 
     def _pool(self, fetch: Callable[[Any], Any]) -> WorkerPool:
-        """The workers of an epoch: new ones, or those of the epoch before if they are persistent."""
+        """The workers of an epoch: new ones, or those of the previous epoch if they are persistent."""
         if self._workers is None or not self._workers.usable:
             pool = WorkerPool(
                 fetch,
@@ -134,7 +134,7 @@ class DataLoader:
         return self._workers
 
     def _batches(self) -> Iterable[Any]:
-        """The indices of each batch of an epoch; single indices without batches."""
+        """The indices of each batch of an epoch, or single indices if `batch_size` is None."""
         if self.batch_sampler is not None:
             return self.batch_sampler
         order = self.sampler
@@ -148,7 +148,7 @@ class DataLoader:
         if generator is None:
             generator = torch.Generator().manual_seed(draw_seed(None))
         yield from torch.randperm(n, generator=generator).tolist()
-        torch.randperm(n, generator=generator)  # torch draws one more order, for the remainder of n / n
+        torch.randperm(n, generator=generator)  # torch draws one more order, for the (empty) remainder of n / n
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def take_items(dataset: Any, indices: Sequence[Any]) -> Sequence[Any]:
 
 
 def take_item(dataset: Any, index: Any) -> Any:
-    """`dataset[index]`; an exception from there gets a note with the index."""
+    """`dataset[index]`; a note with the index is added to an exception."""
     with _noting(dataset, f"index {index}"):
         return dataset[index]
 
@@ -196,7 +196,7 @@ def collate(items: Sequence[Any]) -> Any:
     """Collate the items of a batch.
 
     Tensors and arrays are stacked, numbers become a tensor, strings stay unchanged. Containers are collated element by
-    element: a mapping, a sequence or a named tuple becomes one of the same kind if possible; a tuple becomes a list.
+    element: a mapping, a sequence or a named tuple becomes one of the same type if possible; a tuple becomes a list.
 
     Raises:
         ValueError: tensors of different shapes, or containers of different lengths; the message gives them.
@@ -207,7 +207,7 @@ def collate(items: Sequence[Any]) -> Any:
         return _stack(items)
     if isinstance(first, np.ndarray) and first.dtype.kind not in "SUO":
         return _stack([torch.as_tensor(item) for item in items])
-    if isinstance(first, str | bytes):  # NumPy's texts too
+    if isinstance(first, str | bytes):  # NumPy strings too
         return items
     if isinstance(first, float | int | np.bool_ | np.number):
         try:
@@ -261,7 +261,7 @@ def _kind(item: Any) -> str:
 
 
 def _like(container: Any, parts: Any) -> Any:
-    """A container of the kind of `container` with `parts`; a dict or a list if that kind cannot be constructed."""
+    """A container of the type of `container` with `parts`; a dict or a list if this type cannot be constructed."""
     if hasattr(container, "_fields"):
         return type(container)(*parts)
     if isinstance(container, tuple):
@@ -303,7 +303,7 @@ def _can_pin() -> bool:
 
 
 def _walk(item: Any, change: Callable[[Any], Any]) -> Any:
-    """`item` with `change` applied to its elements, container by container."""
+    """Apply `change` to all elements of `item`, in nested containers too."""
     if isinstance(item, Tensor | np.ndarray | str | bytes) or hasattr(item, "pin_memory"):
         return change(item)
     if isinstance(item, Mapping):
@@ -336,7 +336,7 @@ def _check_workers(
 
 
 def cut(order: Iterable[Any], batch_size: int, drop_last: bool) -> Iterator[list[Any]]:
-    """`order` in lists of `batch_size`; the last one may be shorter, or is left out with `drop_last`."""
+    """Split `order` into lists of `batch_size`; the last one may be shorter, or is left out with `drop_last`."""
     numbers = iter(order)
     while batch := list(islice(numbers, batch_size)):
         if len(batch) == batch_size or not drop_last:
@@ -344,7 +344,7 @@ def cut(order: Iterable[Any], batch_size: int, drop_last: bool) -> Iterator[list
 
 
 def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
-    """The number of batches of an epoch over `n` items: n / batch_size, rounded down with `drop_last`, else up.
+    """The number of batches of an epoch over `n` items: n / batch_size, rounded down with `drop_last`, otherwise up.
 
     50,000 images in batches of 64 are 782 steps, not the tutorial's 781.25 (chapter 18).
     """

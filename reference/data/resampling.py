@@ -39,13 +39,13 @@ def _cubic(distance: Float[Tensor, "..."], antialias: bool) -> Float[Tensor, "..
 
 
 KERNELS = {Resampling.BILINEAR: Kernel(_triangle, 1), Resampling.BICUBIC: Kernel(_cubic, 2)}
-"""The interpolations that take weighted means; `NEAREST` copies pixels."""
+"""The interpolations that compute weighted means; `NEAREST` copies pixels."""
 
 
 def resize_tensor(
     pixels: Shaped[Tensor, "*batch height width"], size: tuple[int, int], interpolation: Resampling, antialias: bool
 ) -> Shaped[Tensor, "*batch new_height new_width"]:
-    """The image resized, in its own dtype.
+    """Resize the image; its dtype does not change.
 
     A pixel is a square of side 1, and both images cover the same area: the centre of new pixel o lies at
 
@@ -53,8 +53,9 @@ def resize_tensor(
 
     in the old image, where pixel i is at i. The new pixel is the mean of the old pixels around it with the weights
     kernel(|i − centre(o)|), along the rows and then along the columns. Outside the image the edge pixels are repeated.
-    With `antialias`, the kernel of a shrinking side is stretched by size / new_size, so that every old pixel counts,
-    and pixels outside the image do not. `NEAREST` takes the pixel floor(o · size / new_size) and has no weights.
+    With `antialias`, the kernel of a shrinking side is stretched by size / new_size, so that every old pixel
+    contributes, and pixels outside the image do not. `NEAREST` takes the pixel floor(o · size / new_size) and has no
+    weights.
 
     Args:
         pixels: any numbers; all but float32 and float64 are computed in float32, and integers are rounded
@@ -92,7 +93,7 @@ def resize_tensor(
 def _resize_last(
     numbers: Float[Tensor, "*batch old"], new: int, kernel: Kernel, antialias: bool
 ) -> Float[Tensor, "*batch new"]:
-    """The last dimension resized: accumulate one old pixel of each window after the other."""
+    """Resize the last dimension: accumulate the old pixels of each window one after the other."""
     if numbers.shape[-1] == new:
         return numbers
     places, weights = window_weights(numbers.shape[-1], new, kernel, antialias)
@@ -116,7 +117,8 @@ def window_weights(
         antialias: whether a shrinking side stretches the kernel.
 
     Returns:
-        Indices of old pixels and their weights. Every new pixel has the same number; a column of weights adds up to 1.
+        Indices of old pixels and their weights. All new pixels have the same number of old pixels; each column of
+        weights adds up to 1.
     """
     centres = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * size / new - 0.5
     stretch = max(size / new, 1.0) if antialias else 1.0

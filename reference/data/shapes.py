@@ -5,8 +5,8 @@
     mix(z):  z = (z ^ z >> 30) · 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) · 0x94D049BB133111EB;  mix = z ^ z >> 31
 
 Number `j` (from 0) of the generator with state `s` is `mix(s + (j + 1) · 0x9E3779B97F4A7C15)`. The state of a data set
-is number 0 of state `2 · seed` (training) or `2 · seed + 1` (test). Image `i` owns the 398 numbers from `398 · i` on,
-called `w[0]` to `w[397]`. They depend on nothing else: a smaller data set is the beginning of a larger one.
+is number 0 of state `2 · seed` (training) or `2 · seed + 1` (test). Image `i` uses the 398 numbers from `398 · i` on,
+called `w[0]` to `w[397]`. It depends on no other numbers, so that a smaller data set is a prefix of a larger one.
 
 **Class.** Images `10b` to `10b + 9` are block `b`, one image of each class: the class of an image is the rank of
 its `w[0]` in the block, 0 for the smallest.
@@ -71,23 +71,23 @@ REGIONS: dict[str, Callable[[Any, Any], Any]] = {
 """The classes in order of their numbers; a region tells for each cell (column u, row v) whether it is inside."""
 
 _STEP = 0x9E3779B97F4A7C15  # SplitMix64's increment
-_WORDS = 14 + 3 * 32 * 32 // 8  # numbers an image: 14 parameters, and eight bytes of grain in each of the others
+_WORDS = 14 + 3 * 32 * 32 // 8  # numbers per image: 14 parameters, and eight bytes of grain in each of the others
 _CHUNK = 200  # images drawn at once: few enough to stay in the processor's cache
 
 
 class Shapes(Resident):
     """Ten geometric shapes in 32×32 colour images, drawn from a seed: no file, no network (chapter 05).
 
-    Each image shows one shape near the middle, larger or smaller, turned and tilted, light on a dark ground, both of
-    any hue, under uneven light and with grain. The tutorial's network learns it in the tutorial's ten epochs; a linear
+    Each image shows one shape near the middle, larger or smaller, turned and tilted, bright on a dark background, both
+    of any hue, with uneven lighting and grain. The tutorial's network learns it in the tutorial's ten epochs; a linear
     model does not. The images are the same on every machine: the module's docstring is the complete drawing rule.
 
     Args:
         train: the training part, 9,600 images, or the test part, 2,000 others.
         transform: called with the PIL image when an item is taken.
         target_transform: called with the class number when an item is taken.
-        size: number of images, if not the default; the first ones of an endless sequence.
-        seed: the number of the sequence, from 0 to 2**63 - 1.
+        size: the number of images, if it differs from the default; the images are the first ones of an endless
+        sequence. seed: the number of the sequence, from 0 to 2**63 - 1.
 
     Attributes:
         images: the images, `[n, 3, 32, 32]`, uint8.
@@ -148,7 +148,7 @@ def _classes(state: UInt64[np.ndarray, "1"], size: int) -> Int64[np.ndarray, "si
 
 
 def _stencils() -> Bool[np.ndarray, "10 128 128"]:
-    """The regions as tables: whether cell (u, v) of a class is inside, at `[class, v + 64, u + 64]`."""
+    """The regions as tables: `[class, v + 64, u + 64]` is true if cell (u, v) is inside the region of the class."""
     v, u = np.mgrid[-64:64, -64:64]
     return np.stack([region(u, v) for region in REGIONS.values()])
 
@@ -156,7 +156,7 @@ def _stencils() -> Bool[np.ndarray, "10 128 128"]:
 def _draw(
     w: UInt64[np.ndarray, "n words"], targets: Int64[np.ndarray, "n"], stencils: Bool[np.ndarray, "10 128 128"]
 ) -> UInt8[np.ndarray, "n 3 32 32"]:
-    """One image for each row of numbers; the names are those of the module's docstring."""
+    """Draw one image for each row of numbers; the variables are named as in the module's docstring."""
 
     def draw_int(word: int, count: int, lowest: int) -> Int64[np.ndarray, "n 1 1"]:
         return lowest + (w[:, word] % count).astype(np.int64)[:, None, None]

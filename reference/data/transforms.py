@@ -29,7 +29,7 @@ _MODES: dict[str, Any] = dict.fromkeys(_BYTES, np.uint8) | {_SHORTS: np.int16, "
 """The numpy dtype of each PIL mode's pixels."""
 
 PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
-"""Values of a border, see `RandomCrop`."""
+"""The padding modes of `RandomCrop`."""
 
 
 class Compose:
@@ -66,8 +66,9 @@ class ToTensor:
 
     Only bytes are scaled: the PIL modes 1 (black is 0, white 1), L, LA, P (its palette's indices), PA, RGB, RGBA, RGBX,
     CMYK, YCbCr, HSV and LAB, and arrays of uint8. They become PyTorch's default dtype, float32 unless it was changed.
-    Other numbers are unchanged: I is int32, F float32, and I;16 int16, in which values from 32768 on are negative.
-    An array is `[height, width, channels]` or `[height, width]` and keeps its dtype unless it is uint8.
+    Other numbers are unchanged: I becomes int32, F becomes float32, and I;16 becomes int16, in which values from 32768
+    on are negative. An array is `[height, width, channels]` or `[height, width]` and keeps its dtype unless it is
+    uint8.
 
     The result is a copy: changing it does not change the image.
 
@@ -86,7 +87,8 @@ class ToTensor:
         elif isinstance(image, np.ndarray):
             if image.ndim not in (2, 3):
                 raise ValueError(f"ToTensor: an array must have 2 or 3 dimensions, got the shape {image.shape}")
-            array = image.copy()  # copied also because a tensor has no negative strides, as a mirrored array does
+            # the copy also removes negative strides of a mirrored array, which a tensor cannot have
+            array = image.copy()
         else:
             raise TypeError(f"ToTensor: image must be a PIL image or a numpy array, got {type(image).__name__}")
         pixels = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
@@ -106,7 +108,7 @@ class Normalize(nn.Module):
 
     Args:
         mean: a number for each channel, or one for all.
-        std: likewise; not 0.
+        std: a number for each channel, or one for all; not 0.
         inplace: write into the input instead of a new tensor.
 
     Raises:
@@ -148,9 +150,9 @@ class Normalize(nn.Module):
 
 
 class Resize(nn.Module):
-    """Resize an image; its proportions may change.
+    """Resize an image; its aspect ratio may change.
 
-    One number sets the shorter side and keeps the proportions; the result is in general not a square.
+    A size of one number sets the shorter side and keeps the aspect ratio; the result is in general not a square.
 
         (height, width) → (size, ⌊size · width / height⌋)        if height ≤ width
 
@@ -220,9 +222,9 @@ class Resize(nn.Module):
 
 
 class RandomCrop(nn.Module):
-    """Crop a window of the image at a random place, drawn anew in each call.
+    """Crop a window of the image at a random position, drawn anew in each call.
 
-    All (height − size[0] + 1) · (width − size[1] + 1) places are equally likely. The row is drawn first, then the
+    All (height − size[0] + 1) · (width − size[1] + 1) positions are equally likely. The row is drawn first, then the
     column, each with `torch.randint`; nothing is drawn if the window is the whole image.
 
     Args:
@@ -291,7 +293,7 @@ class RandomCrop(nn.Module):
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Exchange left and right with probability `p`, drawn anew in each call.
+    """Flip the image horizontally with probability `p`, drawn anew in each call.
 
         output[…, y, x] = input[…, y, width − 1 − x]        if u < p, with u uniform in [0, 1)
 
@@ -343,7 +345,7 @@ def _as_borders(padding: int | Sequence[int] | None) -> _Borders:
 
 
 def _as_sizes(transform: str, size: Size) -> tuple[int, ...]:
-    """One or two sizes, each at least 1."""
+    """Check one or two sizes, each at least 1."""
     sides = (size,) if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
         raise TypeError(f"{transform}: size must be an integer or a pair (height, width), got {size!r}")
@@ -353,7 +355,7 @@ def _as_sizes(transform: str, size: Size) -> tuple[int, ...]:
 
 
 def _as_resampling(interpolation: Any) -> Image.Resampling:
-    """Pillow's constant; torchvision's have Pillow's names as values."""
+    """Pillow's constant for an interpolation; the values of torchvision's enumeration are the names of Pillow's."""
     value = getattr(interpolation, "value", interpolation)
     try:
         return Image.Resampling[value.upper()] if isinstance(value, str) else Image.Resampling(value)
@@ -393,7 +395,7 @@ def _framed(image: ImageOrTensor, borders: _Borders, fill: Any) -> ImageOrTensor
 
 
 def _continued(image: ImageOrTensor, borders: _Borders, padding_mode: str) -> ImageOrTensor:
-    """The image with a border made from its own pixels."""
+    """The image with a border of its own pixels (`edge`, `reflect`, `symmetric`)."""
     height, width = _height_and_width("RandomCrop", image)
     rows = _continued_places(height, borders.top, borders.bottom, padding_mode)
     columns = _continued_places(width, borders.left, borders.right, padding_mode)
@@ -407,7 +409,7 @@ def _continued(image: ImageOrTensor, borders: _Borders, padding_mode: str) -> Im
 
 
 def _continued_places(size: int, before: int, after: int, padding_mode: str) -> Tensor:
-    """The index of the old pixel for each place of the padded side."""
+    """The index of the old pixel for each position of the padded side."""
     places = torch.arange(-before, size + after, device="cpu")
     if padding_mode == "edge":
         return places.clamp(0, size - 1)

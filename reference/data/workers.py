@@ -1,4 +1,4 @@
-"""Chapter 06: the worker processes of `DataLoader`: they take the items while the consumer computes."""
+"""Chapter 06: the worker processes of `DataLoader`, which load items while the consumer computes."""
 
 import itertools
 import multiprocessing
@@ -23,21 +23,21 @@ import torch
 import torch.utils.data
 
 SMALL = 4096
-"""Bytes that the pipe to a worker holds on every system: sending them never blocks, even if the worker is busy."""
+"""Bytes that fit into the pipe to a worker on every system: sending them never blocks, even if the worker is busy."""
 
 LOOK = 1.0
-"""Seconds between two checks whether a worker is still alive, in case its pipe and its sentinel are held open."""
+"""Seconds between two checks that a worker is alive, needed if another process holds its pipe and its sentinel open."""
 
 GRACE = 2.0
-"""Seconds that a worker has to end after SIGTERM; then it is killed, which neither a handler nor a stop prevents."""
+"""Seconds that a worker has to end after SIGTERM; then SIGKILL ends it, even if it is suspended."""
 
 
 class WorkerPool:
-    """Processes that make batches, each some batches ahead of the consumer.
+    """Processes that make batches in advance of the consumer.
 
-    Batch `b` of an epoch is made by worker `b % count`, and batches arrive in order. The processes end with an epoch
-    that is to stop them, when the pool is no longer used, and when the program ends; a worker that ignores SIGTERM is
-    killed. A process that was forked from the consumer does not touch them.
+    Batch `b` of an epoch is made by worker `b % count`, and batches arrive in order. The processes end after an epoch
+    with `stop`, when the pool is no longer used, and when the program ends; a worker that ignores SIGTERM is killed. A
+    process that was forked from the consumer does not touch them.
 
     Args:
         fetch: makes a batch from its indices.
@@ -74,13 +74,14 @@ class WorkerPool:
     def epoch(self, batches: Iterator[Any], *, stop: bool) -> Iterator[Any]:
         """The results of `fetch` for each of `batches`, in order; with `stop` the processes end with the iteration.
 
-        The indices of `ahead` batches for each worker are taken at first, then one with each batch that is handed over.
+        At the start, the indices of `ahead` batches for each worker are read, and then one more with each batch that is
+        returned.
 
         Raises:
             TypeError: `fetch` (the data set, `collate_fn`) or `init` cannot be sent to a process.
             RuntimeError: a worker died, for instance because memory ran out; a batch took longer than `timeout`;
-                another epoch has begun since; or another process than the one that began the iteration continues it.
-            Exception: raised by `fetch` in a worker; its cause is the worker's traceback.
+            another epoch has begun since; or the iteration is continued by a different process. Exception: raised by
+            `fetch` in a worker; its cause is the worker's traceback.
         """
         self.epochs += 1
         for worker in self.workers:
@@ -109,7 +110,7 @@ class WorkerPool:
                 self._end()
 
     def _check(self, epoch: int) -> None:
-        """Raise if this process may not take the next batch of an epoch.
+        """Raise an error if this process must not read the next batch of an epoch.
 
         Raises:
             RuntimeError: the iteration belongs to another process, or a later iteration has begun.
@@ -134,7 +135,7 @@ class WorkerPool:
         self.workers[turn].give(batch)
 
     def _receive(self, worker: "_Worker") -> bytes:
-        """The next answer of `worker`; answers of others that arrive meanwhile are taken too, so that none blocks."""
+        """The next answer of `worker`; the answers of other workers are received meanwhile, so that none blocks."""
         deadline = time.monotonic() + self.timeout if self.timeout else None
         while True:
             for other in self.workers:
@@ -142,7 +143,7 @@ class WorkerPool:
             if worker.answers:
                 return worker.answers.popleft()
             if worker.gone or not worker.process.is_alive():
-                worker.take()  # the answers that it sent before it ended
+                worker.take()  # the answers that the worker sent before it ended
                 if not worker.answers:
                     error = worker.death()
                     self._end()
@@ -163,17 +164,17 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process, the pipe to it, and the batches under way."""
+    """One process, the pipe to it, and its pending batches."""
 
     def __init__(self, context: BaseContext, number: int, life: "_Life") -> None:
         self.number, self.owner = number, os.getpid()
         self.waiting: deque[bytes] = deque()  # batches not sent yet
-        self.sent: deque[int] = deque()  # the sizes of those that were sent and not answered
-        self.stale = 0  # the number of them that are not needed any more
+        self.sent: deque[int] = deque()  # the sizes of the batches that were sent and not answered
+        self.stale = 0  # the number of pending batches that are not needed any more
         self.answers: deque[bytes] = deque()
         self.gone = self.started = False
         self.pipe, self.far_end = context.Pipe()
-        # daemon: if this process ends without a chance to clean up, so do they
+        # daemon: the workers also end if this process ends without cleaning up
         self.process: Any = context.Process(  # pyright: ignore[reportAttributeAccessIssue]
             target=life, args=(number, self.far_end, self.pipe), daemon=True
         )
@@ -182,7 +183,8 @@ class _Worker:
         try:
             self.process.start()
             self.started = True
-            # the pool ends its workers itself; multiprocessing would let a fork of this process end them as well
+            # the pool ends its workers itself; with multiprocessing's own clean-up, a fork of this process would end
+            # them as well
             multiprocessing.process._children.discard(self.process)  # pyright: ignore[reportAttributeAccessIssue]
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
@@ -191,11 +193,11 @@ class _Worker:
                 "num_workers=0"
             ) from error
         finally:
-            self.far_end.close()  # only the worker has it now: when the worker ends, the pipe ends
+            self.far_end.close()  # now only the worker holds this end, so that the pipe closes when the worker ends
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is still to come."""
+        """Whether a batch is still pending."""
         return bool(self.answers or self.waiting or len(self.sent) > self.stale)
 
     def give(self, batch: Any) -> None:
@@ -203,15 +205,15 @@ class _Worker:
         self._send()
 
     def _send(self) -> None:
-        """Send as much as the pipe surely holds: a waiting worker reads, a busy one may itself block on its pipe."""
+        """Send at most the pipe's capacity: a waiting worker reads it, a busy worker may block on its own pipe."""
         while self.waiting and not (self.sent and sum(self.sent) + len(self.waiting[0]) > SMALL):
             batch = self.waiting.popleft()
             self.sent.append(len(batch))
-            with suppress(OSError):  # it has died: `take` says so
+            with suppress(OSError):  # the worker has died: `take` reports this
                 self.pipe.send_bytes(batch)
 
     def take(self) -> None:
-        """Take the answers that have arrived, without waiting for others."""
+        """Receive the answers that have arrived, without waiting for others."""
         try:
             while not self.gone and self.sent and self.pipe.poll():
                 answer = self.pipe.recv_bytes()
@@ -225,14 +227,14 @@ class _Worker:
             self.gone = True
 
     def forget(self) -> None:
-        """Discard the answers under way when they arrive."""
+        """Mark the pending answers to be discarded when they arrive."""
         self.waiting.clear()
         self.answers.clear()
         self.stale = len(self.sent)
 
     def death(self) -> RuntimeError:
-        """The error that says how the worker ended."""
-        _join(self.process, LOOK)  # its pipe may be closed a little earlier
+        """The error with the reason why the worker ended."""
+        _join(self.process, LOOK)  # its pipe may close a little earlier than the process ends
         if self.process.exitcode is None:
             return RuntimeError(
                 f"DataLoader: worker {self.number} closed its pipe before it handed over its batch: an item closed all "
@@ -256,7 +258,7 @@ def _join(process: Any, seconds: float) -> None:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """End the processes that this process started, however they handle signals."""
+    """End the processes that this process started, even if they ignore signals."""
     for worker in workers:
         worker.pipe.close()
     running = [worker.process for worker in workers if worker.started and worker.owner == os.getpid()]
@@ -281,9 +283,10 @@ class _Life:
 
     def __call__(self, number: int, pipe: Connection, others: Connection) -> None:
         others.close()  # otherwise the pipe would stay open when the consumer's process dies
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the consumer's one stops this one
+        # Ctrl-C reaches all processes; the consumer's process stops this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        torch.set_num_threads(1)  # the workers share the cores already
+        torch.set_num_threads(1)  # one thread per worker, because the workers already share the cores
         seed = self.seed + number
         torch.manual_seed(seed)
         random.seed(seed)
@@ -292,14 +295,15 @@ class _Life:
         begun = _Answer.of(self.init, number) if self.init is not None else _Answer()
         consumer = os.getppid()
         try:
-            while pipe.poll(LOOK) or os.getppid() == consumer:  # a fork of the consumer may hold its pipe open
+            # a fork of the consumer may hold the pipe of this worker open
+            while pipe.poll(LOOK) or os.getppid() == consumer:
                 if pipe.poll():
                     batch = pickle.loads(pipe.recv_bytes())
                     pipe.send_bytes((begun if begun.error else _Answer.of(self.fetch, batch)).packed())
         except (EOFError, ConnectionError):
             pass
         finally:
-            pipe.close()  # first: the process may have to wait for threads that an item started
+            pipe.close()  # close the pipe first: the process may have to wait for threads that an item started
 
 
 @dataclass(frozen=True)
@@ -316,16 +320,18 @@ class _Answer:
             return cls(make(argument))
         except Exception as error:
             return cls(error=error, trace=traceback.format_exc())
-        except BaseException as error:  # such as SystemExit: it ends no worker, because others may still wait for it
+        # such as SystemExit: it must not end the worker, because its other batches may still be needed
+        except BaseException as error:
             said = f"{type(error).__name__}: {error}"
             return cls(error=RuntimeError(f"DataLoader: a worker was to end by {said}"), trace=traceback.format_exc())
 
     def packed(self) -> bytes:
-        """The answer as bytes: by value, so that it may outlive the worker."""
+        """The answer as bytes, by value, so that it remains valid after the worker has ended."""
         try:
             packed = pickle.dumps(self)
             if self.error is not None:
-                pickle.loads(packed)  # an exception with several arguments may be pickled and yet not be unpickled
+                # pickling an exception with several arguments may succeed although unpickling it fails
+                pickle.loads(packed)
             return packed
         except Exception as error:
             trace = self.trace or traceback.format_exc()
@@ -348,7 +354,7 @@ def get_worker_info() -> Any:
 
 
 def _tell_pytorch(**info: Any) -> None:
-    """Make `torch.utils.data.get_worker_info()` return this in this process, because data sets call it.
+    """Set the return value of `torch.utils.data.get_worker_info()` in this process, because data sets call it.
 
     PyTorch has no public function for it.
     """

@@ -25,13 +25,13 @@ from torch.autograd import Function
 from reference.arguments import Pair, accumulation_dtype
 
 WORKSPACE = 2**19
-"""The size of the buffers for laid-out windows or outputs, in numbers (2 MiB in float32)."""
+"""The size of the buffers for windows or outputs, in numbers (2 MiB in float32)."""
 
 WIDE = 256
-"""From this number of output pixels on, images are multiplied one by one: no image is copied next to another."""
+"""From this number of output pixels on, images are multiplied one by one instead of concatenated."""
 
 DEEP = 16
-"""From this number of products on, a single row of the kernel makes a matrix product."""
+"""From this number of products on, a single kernel row is computed as a matrix product."""
 
 
 def conv2d(
@@ -44,7 +44,8 @@ def conv2d(
     groups: int,
 ) -> Shaped[Tensor, "batch out_channels out_height out_width"]:
     """The fast form of `reference.nn.convolution.conv2d_definition`, with its arguments."""
-    height, width, kernel_height, kernel_width = map(int, (*input.shape[2:], *weight.shape[2:]))  # ints in a trace, too
+    # converted to int, also in a trace
+    height, width, kernel_height, kernel_width = map(int, (*input.shape[2:], *weight.shape[2:]))
     kernel_size = (kernel_height, kernel_width)
     sizes = zip((height, width), kernel_size, stride, padding, dilation, strict=True)
     out_height, out_width = ((size + sum(sides) - gap * (k - 1) - 1) // step + 1 for size, k, step, sides, gap in sizes)
@@ -96,16 +97,16 @@ class _Windows(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """The number of products that a matrix product adds up."""
+        """The number of products in each sum of a matrix product."""
         return self.channels[0] * self.rows * self.kernel_size[1]
 
     @property
     def steps(self) -> Pair:
-        """The distance of the columns' rows in rows of the padded image, and the number of phases they form."""
+        """The stride of the columns' rows, in rows of the padded image, and the number of their phases."""
         return (1, self.stride[0]) if self.rows == 1 else (self.stride[0], 1)
 
     def repeated(self, times: int) -> "_Windows":
-        """The same windows for `times` the number of groups."""
+        """The same windows with the number of groups multiplied by `times`."""
         return self._replace(
             in_channels=times * self.in_channels, out_channels=times * self.out_channels, groups=times * self.groups
         )
@@ -145,7 +146,7 @@ class _Windows(NamedTuple):
         return windows.permute(0, 1, 7, 6, 4, 3, 2, 5).flatten(1, 3)
 
     def images(self, columns: Tensor) -> Tensor:
-        """The transpose of `columns` with single rows: add up, for each pixel, the values of all its columns."""
+        """The transpose of `columns` with single rows: for each pixel, add the values of all its columns."""
         channels, (_, width), (_, gap) = self.channels[0], self.kernel_size, self.dilation
         windows = columns.unflatten(1, (channels, width)).permute(0, 1, 2, 5, 4, 3, 6)
         n = len(columns) // self.groups * columns.shape[4]
@@ -195,7 +196,7 @@ class _Windows(NamedTuple):
         return images.unflatten(0, (-1, self.groups)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
 
     def _inside(self, padded: Tensor) -> Tensor:
-        """The part of padded images that is the images themselves."""
+        """The part of padded images without the padding."""
         (top, _), (left, _) = self.padding
         return padded[..., top : top + self.in_size[0], left : left + self.in_size[1]]
 
@@ -323,7 +324,7 @@ class _WeightGradient(Function):
     def forward(input: Tensor, output_grad: Tensor, windows: _Windows) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         blocks, groups, (_, out_channels) = windows.kernel_size[0] // windows.rows, windows.groups, windows.channels
-        first = next(windows.batches(len(input)), slice(0, 1))  # no batch has more lanes
+        first = next(windows.batches(len(input)), slice(0, 1))  # the largest number of lanes of a batch
         lanes = windows.lanes(first.stop)
         matrices = input.new_zeros(blocks, lanes * groups, out_channels, windows.depth, dtype=dtype)
         for batch in windows.batches(len(input)):
@@ -365,7 +366,7 @@ class _WeightGradient(Function):
 
 
 def _save(ctx: Any, *tensors: Tensor) -> None:
-    """Keep the tensors for the gradient and for the tangent."""
+    """Save the tensors that the gradient and the tangent need."""
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 

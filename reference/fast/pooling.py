@@ -1,8 +1,7 @@
 """Fast pooling for training: the maxima and sums of the definitions in a few passes over the whole image.
 
 `reference.nn.pooling` lays out all windows, so it copies each pixel once for each window that contains it. Here the
-maximum visits the positions of the window one after the other, for all windows together; the sum adds up the columns
-first, then the rows.
+maximum loops over the positions of the window, for all windows together; the sum adds the columns first, then the rows.
 """
 
 import functools
@@ -109,7 +108,7 @@ def _pad(input: Tensor, window: _Window, value: float | int) -> Tensor:
 def _places(
     padded: Tensor, window: _Window, lowest: float | int
 ) -> Int[Tensor, "*batch channels out_height out_width"]:
-    """The place of each window's maximum, as row · width + column of the padded image."""
+    """The position of each window's maximum, as row · width + column of the padded image."""
     width, (top, left) = padded.shape[-1], window.padding
     rows, columns = window.starts(padded.device)
     # A window without a value above −∞ points to its first pixel inside the image.
@@ -129,7 +128,7 @@ def _places(
                 right : right + window.stride[1] * (window.out_size[1] - 1) + 1 : window.stride[1],
             ].contiguous()
             better = (candidate > largest) | (candidate != candidate)
-            # Places grow in reading order, so the better candidate's place is also the larger one.
+            # Positions grow in reading order, so the position of a later candidate is larger.
             place = (rows[:, None] + top + down) * width + columns + left + right
             places = torch.maximum(places, better * place)
             largest = torch.maximum(largest, candidate)
@@ -140,7 +139,7 @@ def _sums(padded: Tensor, window: _Window) -> Tensor:
     """The sum of each window: first down the columns, then along the rows."""
     total = padded.to(accumulation_dtype(padded.dtype))
     for dim, kernel, step, n in zip((-2, -1), window.kernel, window.stride, window.out_size, strict=True):
-        if step == kernel:  # adjacent windows are a reshape; its gradient has nothing to add up
+        if step == kernel:  # adjacent windows are a reshape; its gradient needs no sum
             total = total.narrow(dim, 0, n * kernel).unflatten(dim, (n, kernel)).sum(dim)
         else:
             reach = step * (n - 1) + 1

@@ -31,9 +31,8 @@ def read_weights(weights: Any, listing: str, progress: bool) -> tuple[str, dict[
         progress: show a bar during the download.
 
     Raises:
-        InputError: the file is missing, damaged or no state dict; or it cannot be downloaded, or torchvision has no
-            weights of that name.
-        TypeError: `weights` is none of the three.
+        InputError: the file is missing, damaged or not a state dict; or it cannot be downloaded, or torchvision has no
+        weights of that name. TypeError: `weights` is of another type.
     """
     if isinstance(weights, os.PathLike) or (isinstance(weights, str) and _is_path(weights)):
         path = Path(weights)
@@ -99,7 +98,7 @@ def _is_path(text: str) -> bool:
 
 
 def _member(weights: Any, listing: str) -> Any:
-    """A member of torchvision's enumeration, given as itself or by its name."""
+    """The member of torchvision's enumeration, from the member itself or its name."""
     try:
         known = getattr(importlib.import_module("torchvision.models"), listing)
     except ImportError as error:
@@ -127,7 +126,7 @@ def _digest_in(name: str) -> str:
 
 
 def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
-    """Download the file of a member to `path`, whole and with the right SHA-256, or leave nothing under that name."""
+    """Download the file of a member to `path`; the file exists afterwards only if its SHA-256 is right."""
     size = member.meta.get("_file_size")  # MiB, rounded to three digits
     largest = LARGEST_DOWNLOAD if size is None else math.ceil((size + 0.001) * 2**20)
     try:
@@ -142,7 +141,7 @@ def _fetch(member: Any, path: Path, begins: str, progress: bool) -> None:
 
 
 def _problem(key: Any, state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
-    """The problem of one entry, if there is any."""
+    """A description of the problem of one entry, or None."""
     if key not in expected:
         return f"{key!r} does not belong there"
     if key not in state:

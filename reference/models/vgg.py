@@ -24,7 +24,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 """The output channels of the 3×3 convolutions; each stage ends with a pooling that halves height and width."""
 
 SMALLEST = 2 ** len(STAGES)
-"""The smallest height and width, in pixels, that are left with a pixel after the poolings."""
+"""The smallest height and width, in pixels, for which the poolings leave at least one pixel."""
 
 
 class VGG(nn.Module):
@@ -121,7 +121,7 @@ def vgg16(
         InputError: the weights cannot be downloaded (the message names the address and the path for the file); or they
             are damaged, or not those of such a network.
         ValueError: an argument outside its range.
-        TypeError: `weights` is none of these, or given along with `pretrained`.
+        TypeError: `weights` has another type, or is given together with `pretrained`.
     """
     if pretrained is not None:
         if weights is not None:
@@ -137,7 +137,7 @@ def vgg16(
     if num_classes is None:
         last = state.get("classifier.6.bias")
         num_classes = len(last) if isinstance(last, Tensor) and last.dim() and len(last) else 1000
-    with torch.device("meta"):  # the shapes without the numbers
+    with torch.device("meta"):  # shapes without memory for the numbers
         skeleton = VGG(_features(), num_classes, init_weights=False)
     check_state(source, state, skeleton.state_dict(), f"VGG16 for {num_classes} classes")
     network = VGG(_features(), num_classes, init_weights=False, dropout=dropout)

@@ -172,7 +172,7 @@ def softmax(
 def log_softmax(
     input: Shaped[Tensor, "..."], dim: int | None = None, *, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "..."]:
-    """x_i − log Σ_j exp(x_j) along `dim`: the logarithm of `softmax`, exact also where that is 0.
+    """x_i − log Σ_j exp(x_j) along `dim`: the logarithm of `softmax`, exact also where the softmax is 0.
 
     Args:
         input: floating-point numbers of any shape.
@@ -191,7 +191,7 @@ def log_softmax(
 
 
 def _wide(input: Tensor) -> Tensor:
-    """Half precision as float32, anything else unchanged."""
+    """Convert half precision to float32; return any other dtype unchanged."""
     return input.to(accumulation_dtype(input.dtype))
 
 
@@ -227,7 +227,7 @@ class ReLU(nn.Module):
         self.inplace = inplace
 
     def forward(self, input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """max(0, input)."""
+        """Return max(0, input)."""
         return relu(input, self.inplace)
 
     def extra_repr(self) -> str:

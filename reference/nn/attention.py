@@ -1,8 +1,9 @@
-"""Chapter 12, "other layers": attention, in which every position of a sequence reads from all others.
+"""Chapter 12, "other layers": attention, where the output at each position of a sequence depends on all positions.
 
-Each position has a query, a key and a value. Its output is the mean of all values, weighted by how well its query
-matches their keys. `scaled_dot_product_attention` computes this; `MultiheadAttention` runs several in parallel, each
-on a learned projection; `TransformerEncoderLayer` adds a network for each position (Vaswani et al., 2017).
+Each position has a query, a key and a value. Its output is the mean of all values, weighted by the softmax of the
+products of its query and all keys. `scaled_dot_product_attention` computes this; `MultiheadAttention` runs several in
+parallel, each on a learned projection; `TransformerEncoderLayer` adds a feed-forward network at each position (Vaswani
+et al., 2017).
 """
 
 import math
@@ -29,7 +30,7 @@ from reference.nn.initialization import xavier_normal_, xavier_uniform_
 from reference.nn.linear import Linear, linear
 from reference.nn.normalization import LayerNorm
 
-# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
+# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check with an error that names it.
 Given = Shaped[Tensor, "..."]
 Mask = Shaped[Tensor, "..."] | None
 Layer = Callable[[Tensor], Tensor]
@@ -48,7 +49,8 @@ def scaled_dot_product_attention_definition(
     logits = (query.to(dtype) * scale) @ key.to(dtype).mT
     if mask is not None:
         logits = logits + mask
-    unseen = (logits == -torch.inf).all(dim=-1, keepdim=True)  # their softmax would be 0 / 0; they get zeros
+    # for fully masked queries the softmax would be 0 / 0; their output is zeros
+    unseen = (logits == -torch.inf).all(dim=-1, keepdim=True)
     weights = softmax(logits.masked_fill(unseen, 0), dim=-1).masked_fill(unseen, 0)
     return (dropout(weights, dropout_p) @ value.to(dtype)).to(query.dtype)
 
@@ -76,7 +78,7 @@ def transformer_encoder_layer_definition(
     norm2: Layer,
     norm_first: bool,
 ) -> Float[Tensor, "*sequence d_model"]:
-    """Attention and a network, each with a residual connection, normalized before or after it."""
+    """Attention and a feed-forward network, each with a residual connection, normalized before or after it."""
     if norm_first:
         x = src + attention(norm1(src))
         return x + feed_forward(norm2(x))
@@ -146,7 +148,7 @@ class MultiheadAttention(torch.nn.Module):
         head_i = softmax(Q_i K_iᵀ / √head_dim + mask) V_i
         output = [head_1 … head_h] W_oᵀ + b_o
 
-    where Q_i, K_i and V_i are the i-th of the h equal parts that the features of Q, K and V are cut into.
+    where Q_i, K_i and V_i are the i-th of the h equal parts of the features of Q, K and V.
 
     Args:
         embed_dim: features of query and output, divided among the heads.
@@ -259,8 +261,8 @@ class MultiheadAttention(torch.nn.Module):
             key_padding_mask: `[batch, keys]`, without a batch `[keys]`; bool, or floating point to be added.
             need_weights: return the attention weights too.
             attn_mask: `[queries, keys]` or `[batch · num_heads, queries, keys]`; bool, or floating point to be added.
-            average_attn_weights: return their mean over the heads instead of each head's own.
-            is_causal: a promise that `attn_mask` is the causal mask; without `key_padding_mask` and `need_weights` the
+            average_attn_weights: return the mean over the heads instead of the weights of each head.
+            is_causal: asserts that `attn_mask` is the causal mask; without `key_padding_mask` and `need_weights` the
                 causal mask is then used instead of it.
 
         Returns:
@@ -368,11 +370,12 @@ class MultiheadAttention(torch.nn.Module):
 
 
 class NonDynamicallyQuantizableLinear(Linear):
-    """`Linear` under the name that a printed `MultiheadAttention` shows."""
+    """`Linear` with the class name that the repr of `MultiheadAttention` shows."""
 
 
 class TransformerEncoderLayer(torch.nn.Module):
-    """Attention between positions, then a network at each of them; each with a residual connection and a norm.
+    """Attention between positions, then a feed-forward network at each position, each with a residual connection and a
+    norm.
 
         norm_first=False:   x = norm1(src + attention(src));     output = norm2(x + feed_forward(x))
         norm_first=True:    x = src + attention(norm1(src));     output = x + feed_forward(norm2(x))
@@ -388,7 +391,7 @@ class TransformerEncoderLayer(torch.nn.Module):
         activation: "relu", "gelu", or a function of a tensor.
         layer_norm_eps: `eps` of both norms.
         batch_first: sequences are `[batch, length, d_model]` instead of `[length, batch, d_model]`.
-        norm_first: normalize the inputs of attention and network, rather than their outputs.
+        norm_first: normalize the inputs of attention and feed-forward network instead of the sums after them.
         bias: with biases in all layers.
         device: the device of the parameters.
         dtype: their dtype.
@@ -439,14 +442,14 @@ class TransformerEncoderLayer(torch.nn.Module):
     def forward(
         self, src: Given, src_mask: Mask = None, src_key_padding_mask: Mask = None, is_causal: bool = False
     ) -> Float[Tensor, "*sequence d_model"]:
-        """`src` after attention between the positions and the network at each position.
+        """The output of the layer for `src`: attention between the positions, then the feed-forward network at each.
 
         Args:
             src: `[length, batch, d_model]`, with `batch_first` `[batch, length, d_model]`, without a batch
                 `[length, d_model]`.
             src_mask: the `attn_mask` of `MultiheadAttention`.
             src_key_padding_mask: its `key_padding_mask`.
-            is_causal: a promise that `src_mask` is the causal mask.
+            is_causal: asserts that `src_mask` is the causal mask.
 
         Returns:
             The shape of `src`.

@@ -19,7 +19,7 @@ class Sequential(nn.Module):
     """The layers in turn, each applied to the output of the previous one: f_n(… f_2(f_1(input))).
 
     It behaves like a list of its layers: indexing, slices, `len`, iteration, `+`, `*`, `append`, `extend`, `insert`,
-    `pop` and `del`. The layers are called "0", "1", … in the state dict and in print, or by the names of a mapping.
+    `pop` and `del`. The layers are called "0", "1", … in the state dict and in the repr, or by the names of a mapping.
 
     Args:
         *args: the layers; or one `OrderedDict` from names to layers.
@@ -69,7 +69,7 @@ class Sequential(nn.Module):
         setattr(self, self._name(index), module)
 
     def __delitem__(self, index: int | slice) -> None:
-        """Remove one layer or several; the remaining ones are called "0", "1", … anew."""
+        """Remove one layer or several; the remaining layers are renumbered "0", "1", …."""
         names = list(self._modules)[index] if isinstance(index, slice) else [self._name(index)]
         for name in names:
             delattr(self, name)

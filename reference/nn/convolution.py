@@ -6,7 +6,7 @@ under it:
     output[n, o, y, x] = bias[o] + Σ_{c, i, j} weight[o, c, i, j] · input[n, c, y · stride + i · dilation − padding, …]
 
 Pixels outside the image are 0. Deep-learning libraries do not flip the kernel, so this is a cross-correlation.
-With groups the channels are split into blocks; block g of the outputs sees only block g of the inputs.
+With groups the channels are split into blocks; block g of the outputs depends only on block g of the inputs.
 """
 
 import math
@@ -108,7 +108,7 @@ def conv2d_by(
     """Check the arguments of `conv2d` and compute it by `form`, the definition or the fast one."""
     input, weight, bias = under_autocast(input, weight, bias)
     _check_tensors(input, weight, bias, groups)
-    height, width, *kernel_size = map(int, (*input.shape[-2:], *weight.shape[2:]))  # a tracer's sizes are tensors
+    height, width, *kernel_size = map(int, (*input.shape[-2:], *weight.shape[2:]))  # in a trace, sizes are tensors
     conv2d_output_size((height, width), kernel_size, stride, padding, dilation)
     if 0 in (height, width) and 0 not in input.shape[:-2]:
         raise ValueError(f"conv2d: input must have pixels, got the shape {tuple(input.shape)}")
@@ -192,7 +192,7 @@ class Conv2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new parameters, the weight first."""
-        # The numbers get their places in the same order in every memory format of the weight.
+        # The numbers are drawn in the same order for every memory format of the weight.
         drawn = kaiming_uniform_(torch.empty_like(self.weight, memory_format=torch.contiguous_format), a=math.sqrt(5))
         with torch.no_grad():
             self.weight.copy_(drawn)
@@ -209,7 +209,7 @@ class Conv2d(nn.Module):
         return self._conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """The arguments shown in `repr`: those that are not the default."""
+        """The arguments shown in `repr`: those that differ from their defaults."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
         if self.padding != (0,) * len(self.padding):
             parts.append(f"padding={self.padding}")
@@ -269,14 +269,15 @@ def conv2d_output_size(
 
 
 def same_padding(kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1) -> tuple[Pair, Pair]:
-    """The padding that keeps an image's size at stride 1: dilation · (kernel_size − 1) zeros in all, halved.
+    """The padding that keeps an image's size at stride 1: dilation · (kernel_size − 1) zeros in total, half of them on
+    each side.
 
     An odd kernel gets the same number on both sides, (kernel_size − 1) / 2 (2 for a 5 × 5 kernel); where the number of
     zeros is odd, the bottom and the right get one more.
 
     Args:
         kernel_size: an integer or a pair (vertical, horizontal).
-        dilation: the same.
+        dilation: an integer or a pair (vertical, horizontal).
 
     Returns:
         ((top, bottom), (left, right)).
@@ -323,7 +324,7 @@ def _sides(padding: int | Sequence[int] | str, kernel_size: Sequence[int], dilat
 
 
 def _repeat(value: int | Sequence[int]) -> tuple[int, ...]:
-    """An integer twice, a sequence unchanged: the form in which a layer keeps its arguments."""
+    """An integer twice, a sequence unchanged: the form in which a layer stores its arguments."""
     return tuple(value) if isinstance(value, Sequence) else (value, value)
 
 

@@ -1,7 +1,7 @@
 """Chapter 12, "other layers": an embedding, a table with one learnable vector for each word (or other discrete value).
 
-Looking a word up is the same as multiplying its one-hot vector with the table, without the products with 0. The
-gradient flows into the rows that were looked up, and adds up for a row that was looked up more than once.
+Looking up a word equals multiplying its one-hot vector by the table, without computing the products with 0. Only the
+rows that were looked up get a gradient; for a row that was looked up several times the gradients are added.
 """
 
 import torch
@@ -15,7 +15,7 @@ from reference.nn.initialization import normal_
 def embedding_definition(
     input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"]
 ) -> Num[Tensor, "*positions dim"]:
-    """output[i, …] = weight[input[i, …]]; unlike an index, a negative number does not count from the end."""
+    """output[i, …] = weight[input[i, …]]; unlike a Python index, a negative number does not count from the end."""
     return weight.index_select(0, input.reshape(-1)).reshape(*input.shape, weight.shape[1])
 
 
@@ -132,7 +132,7 @@ class Embedding(torch.nn.Module):
         """A layer with the table `embeddings`, `[rows, dim]`; with `freeze` it is not trained.
 
         Raises:
-            ValueError: `embeddings` does not have two dimensions, or as the constructor.
+            ValueError: `embeddings` does not have two dimensions, or as in the constructor.
         """
         check_layout("Embedding.from_pretrained: embeddings", embeddings, "[rows, dim]")
         rows, dim = embeddings.shape
@@ -171,7 +171,7 @@ class Embedding(torch.nn.Module):
 
 
 def _look_up(input: Shaped[Tensor, "*positions"], weight: Num[Tensor, "rows dim"]) -> Num[Tensor, "*positions dim"]:
-    """The definition, with an error that names the row."""
+    """Compute the definition; an index out of range raises an error that names it."""
     try:
         return embedding_definition(input, weight)
     except IndexError:  # raised on the CPU only: an accelerator would have to wait for the check

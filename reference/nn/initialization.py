@@ -1,9 +1,8 @@
 """Chapters 08 and 12: the initial random numbers of a new layer.
 
-If the outputs are neither to grow nor to shrink from one layer to the next, the spread of the weights must fall with
-the number of inputs that are added up. Each function here fills a tensor in place with such numbers, outside
-autograd, drawn from torch's global generator: the same seed and the same order of layers give the initial numbers of
-PyTorch's layers.
+To keep the scale of the outputs constant from layer to layer, the standard deviation of the weights must fall with the
+number of inputs of each sum. Each function here fills a tensor in place with such numbers, outside autograd, drawn from
+torch's global generator: the same seed and the same order of layers give the initial numbers of PyTorch's layers.
 """
 
 import math
@@ -111,7 +110,7 @@ def xavier_normal_(tensor: Float[Tensor, "..."], gain: float | int = 1.0) -> Flo
 
 
 def fan_in(tensor: Float[Tensor, "..."]) -> int:
-    """The number of inputs added up for one output of the weight `[outputs, inputs, ...]`: inputs × kernel size.
+    """The number of terms in the sum for one output of the weight `[outputs, inputs, ...]`: inputs × kernel size.
 
     Raises:
         ValueError: `tensor` has fewer than two dimensions.
@@ -121,7 +120,7 @@ def fan_in(tensor: Float[Tensor, "..."]) -> int:
 
 
 def fan_out(tensor: Float[Tensor, "..."]) -> int:
-    """The number of outputs that one input of the weight `[outputs, inputs, ...]` goes to: outputs × kernel size.
+    """The number of outputs that depend on one input of the weight `[outputs, inputs, ...]`: outputs × kernel size.
 
     Raises:
         ValueError: `tensor` has fewer than two dimensions.

@@ -22,13 +22,13 @@ def linear_definition(
     bias: Shaped[Tensor, "..."] | None = None,
 ) -> Shaped[Tensor, "..."]:
     """output[…, o] = Σ_i input[…, i] · weight[o, i] + bias[o]."""
-    # not named `output`: TensorBoard's graph has a node output.1, which that name would hide
+    # not named `output`, because this name would hide the node output.1 of TensorBoard's graph
     products = input @ weight.T if weight.dim() == 2 else input @ weight
     return products if bias is None else products + bias
 
 
 def flatten_definition(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1) -> Shaped[Tensor, "..."]:
-    """The dimensions `start_dim` to `end_dim` as one: output[…, i · columns + j, …] = input[…, i, j, …], and so on."""
+    """Merge the dimensions `start_dim` to `end_dim`: output[…, i · columns + j, …] = input[…, i, j, …], and so on."""
     shape = input.shape or torch.Size([1])
     start, end = start_dim % len(shape), end_dim % len(shape)
     return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
@@ -44,7 +44,7 @@ def linear(
 
     Args:
         input: `[..., in_features]`.
-        weight: `[out_features, in_features]`, or `[in_features]` for a single output without a dimension of its own.
+        weight: `[out_features, in_features]`, or `[in_features]` for a single output without an output dimension.
         bias: `[out_features]`, or any shape that broadcasts to that of the output.
 
     Returns:
@@ -163,7 +163,7 @@ class Flatten(nn.Module):
         self.end_dim = end_dim
 
     def forward(self, input: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """`input`, flattened."""
+        """Return `input`, flattened."""
         return flatten(input, self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:

@@ -9,8 +9,9 @@ Each definition (`l1_loss_definition`, …) is the formula; the public function 
 computes the definition. Half precision is computed in float32 and rounded once, after the reduction: the mean of 60,000
 float16 losses is finite although their sum is not.
 
-PyTorch's deprecated arguments `size_average` and `reduce` are left out. Since they precede others in PyTorch's
-signatures, the arguments after them are keyword-only here: a call that works here means the same there.
+PyTorch's deprecated arguments `size_average` and `reduce` are left out. Since they precede other arguments in PyTorch's
+signatures, the arguments after them are keyword-only here, so that a call that works here has the same meaning in
+PyTorch.
 """
 
 import warnings
@@ -68,7 +69,7 @@ def nll_loss_definition(
 ) -> Float[Tensor, "..."]:
     """loss = -weight[target] · input[target], 0 where target = ignore_index; the mean is Σ loss / Σ weight[target]."""
     classes, ignored = class_dim(input), target == ignore_index
-    index = target.masked_fill(ignored, 0)  # class 0 replaces ignored labels, which need not be classes
+    index = target.masked_fill(ignored, 0)  # class 0 replaces ignored labels, which may be no valid class
     picked = input.gather(classes, index.unsqueeze(classes)).squeeze(classes)
     weights = weight_of_target(target, weight, ignore_index)
     return reduced((weights * -picked).masked_fill(ignored, 0), reduction, weights)
@@ -111,7 +112,7 @@ def weight_of_target(
 def reduced(
     losses: Shaped[Tensor, "..."], reduction: str, weights: Shaped[Tensor, "..."] | None = None
 ) -> Shaped[Tensor, "..."]:
-    """The losses, their sum, or their mean; with `weights`, the factors already in the losses, the weighted mean."""
+    """The losses, their sum, or their mean; with `weights`, which the losses already contain, the weighted mean."""
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -182,7 +183,7 @@ def nll_loss(
         input: log-probabilities, `[classes]`, `[batch, classes]` or `[batch, classes, *positions]`.
         target: class numbers, `[]`, `[batch]` or `[batch, *positions]`, int64 or uint8.
         weight: a factor for each class, `[classes]`, the dtype of `input`; None is 1.
-        ignore_index: a class number, existing or not, that is left out of the losses and of the mean.
+        ignore_index: a target with this number, which need not be a class, is left out of the losses and of the mean.
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -222,7 +223,7 @@ def cross_entropy(
         target: class numbers, `[]`, `[batch]` or `[batch, *positions]`, int64 or uint8; or probabilities, floating
             point, in the shape of `input`.
         weight: a factor for each class, `[classes]`; None is 1.
-        ignore_index: a class number, existing or not, that is left out of the losses and of the mean.
+        ignore_index: a target with this number, which need not be a class, is left out of the losses and of the mean.
         reduction: "mean", "sum" or "none".
         label_smoothing: ε, at most 1; 0 and less turn it off.
 
@@ -277,7 +278,7 @@ def _check_elementwise(
 
 
 def _check_classes(function: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """The class numbers as int64: compared in uint8, 156 would equal an `ignore_index` of -100."""
+    """The class numbers as int64, because in uint8 the number 156 equals an `ignore_index` of -100."""
     _check_scores(function, input, weight, reduction)
     check_dtype(f"{function}: target", target, torch.int64, torch.uint8, of="class numbers")
     places = input.shape[: class_dim(input)] + input.shape[class_dim(input) + 1 :]
@@ -312,7 +313,7 @@ def _check_scores(function: str, input: Tensor, weight: Tensor | None, reduction
 
 
 def _class_error(function: str, input: Tensor, target: Tensor, ignore_index: int, error: RuntimeError) -> Exception:
-    """The error for a class number that does not exist; if there is none, the original error."""
+    """The error for a class number that does not exist; the original error if all class numbers exist."""
     classes = input.shape[class_dim(input)]
     wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
     if target.is_floating_point() or len(wrong) == 0:

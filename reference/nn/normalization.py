@@ -1,8 +1,8 @@
-"""Chapter 12, "other layers": normalization, which keeps the numbers inside a network at mean 0 and variance 1.
+"""Chapter 12, "other layers": normalization of the numbers inside a network to mean 0 and variance 1.
 
 Both layers here compute (x - mean) / sqrt(variance + eps) · weight + bias. They differ in the dimensions of the mean:
-`BatchNorm2d` takes it for each channel over the batch and all positions, and keeps running statistics for evaluation;
-`LayerNorm` takes it for each sample over its last dimensions, in training and evaluation.
+`BatchNorm2d` computes it for each channel over the batch and all positions, and keeps running statistics for
+evaluation; `LayerNorm` computes it for each sample over its last dimensions, in training and evaluation.
 
 Each definition (`batch_norm_definition`, …) is the formula; the public function of the same name checks its arguments
 and computes the definition: half precision in float32, rounded once.
@@ -65,9 +65,9 @@ def layer_norm_definition(
 def centred(x: Float[Tensor, "*shape"], over: tuple[int, ...]) -> tuple[Float[Tensor, "..."], Float[Tensor, "*shape"]]:
     """The mean of x over some dimensions, which are kept, and x - mean.
 
-    The mean is rounded to the digits of x: far from 0, or for constant x, the rounding error exceeds the differences
-    between its elements. So the deviations have a mean of their own, with their digits, which is subtracted too. An
-    infinite mean stays infinite.
+    The mean is rounded to the precision of x: if x is far from 0 or constant, the rounding error exceeds the
+    differences between the elements. Therefore the mean of the deviations, which has a finer precision, is subtracted
+    as well. An infinite mean stays infinite.
     """
     rounded = x.mean(over, keepdim=True)
     deviation = x - rounded
@@ -126,8 +126,8 @@ def batch_norm(
     Raises:
         ValueError: a shape does not fit, one running statistic is given without the other, neither is given in
             evaluation, a channel has a single value in training, or `eps` is negative, or in training 0.
-        TypeError: `input` is not floating point, or the other tensors are not all of its dtype, or, if that is float16
-            or bfloat16, all float32.
+        TypeError: `input` is not floating point, or the other tensors have neither all the dtype of `input` nor, with
+        float16 or bfloat16 input, all float32.
     """
     empty = check_floating("batch_norm: input", input).dim() == 1 and input.numel() == 0  # neither values nor channels
     if not empty:
@@ -177,8 +177,8 @@ def layer_norm(
 
     Raises:
         ValueError: `normalized_shape` is empty, or a shape does not fit.
-        TypeError: `input` is not floating point, or the other tensors are not all of its dtype, or, if that is float16
-            or bfloat16, all float32.
+        TypeError: `input` is not floating point, or the other tensors have neither all the dtype of `input` nor, with
+        float16 or bfloat16 input, all float32.
     """
     normalized_shape = tuple(normalized_shape)
     check_floating("layer_norm: input", input)
@@ -195,7 +195,7 @@ def layer_norm(
 def _check_parameters(
     function: str, input: Tensor, shape: tuple[int, ...], parameters: dict[str, Tensor | None]
 ) -> None:
-    """All given tensors need `shape`, and one dtype: that of `input`, or its accumulation dtype."""
+    """Check the given tensors: all need the shape `shape` and one dtype, that of `input` or its accumulation dtype."""
     given = {parameter: tensor for parameter, tensor in parameters.items() if tensor is not None}
     for parameter, tensor in given.items():
         check_shape(f"{function}: {parameter}", tensor, shape, of=f"input of shape {tuple(input.shape)}")

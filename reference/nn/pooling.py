@@ -47,9 +47,9 @@ def max_pool2d_definition(
     dilation: Pair,
     output_size: Pair,
 ) -> tuple[Shaped[Tensor, "*batch out_height out_width"], Int[Tensor, "*batch out_height out_width"]]:
-    """The maxima and their places, row · width + column.
+    """The maxima and their positions, row · width + column.
 
-    Of equal maxima the place is the first one's in reading order; of several NaN, the last one's.
+    Among equal maxima the position is that of the first in reading order; among several NaN, that of the last.
     """
     windows, rows, columns = _windows(input, kernel_size, stride, padding, dilation, output_size)
     inside = _inside(rows, columns, input.shape[-2:])
@@ -74,7 +74,7 @@ def avg_pool2d_definition(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Shaped[Tensor, "*batch out_height out_width"]:
-    """The means. The divisor is the number of pixels, with those of the padding if `count_include_pad`."""
+    """The means. The divisor is the number of pixels of the window, including padding if `count_include_pad`."""
     windows, rows, columns = _windows(input, kernel_size, stride, padding, (1, 1), output_size)
     inside = _inside(rows, columns, input.shape[-2:])
     counted = _inside(rows, columns, input.shape[-2:], padding if count_include_pad else (0, 0))
@@ -139,8 +139,8 @@ def max_pool2d(
 
         output[…, y, x] = max_{i, j} input[…, y · stride + i · dilation − padding, x · stride + j · dilation − padding]
 
-    Of several equal maxima, the first in reading order is chosen and receives the gradient; of several NaN, the last
-    one. Places outside the image count as −∞ and are never chosen.
+    Among equal maxima, the first in reading order is chosen and receives the gradient; among several NaN, the last one.
+    Positions outside the image count as −∞ and are never chosen.
 
     Args:
         input: images `[batch, channels, height, width]`, or one without the batch dimension.
@@ -149,11 +149,11 @@ def max_pool2d(
         padding: the padding on each side, in pixels, at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
         ceil_mode: keep a last window that exceeds the image at the bottom or right (`pool2d_output_size`).
-        return_indices: whether to return also the places of the maxima.
+        return_indices: whether to return also the positions of the maxima.
 
     Returns:
-        The maxima, `[batch, channels, out_height, out_width]`; with `return_indices` also their places as indices into
-        the flattened image, row · width + column, int64, of the same shape.
+        The maxima, `[batch, channels, out_height, out_width]`; with `return_indices` also their positions as indices
+        into the flattened image, row · width + column, int64, of the same shape.
 
     Raises:
         ValueError: a shape without pixels, or an argument outside its range.
@@ -178,14 +178,12 @@ def avg_pool2d(
     with zeros outside the image.
 
     Args:
-        input: images `[batch, channels, height, width]`, or one without the batch dimension; int64 is divided
-            towards 0.
-        kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next two.
-        stride: the step of the window, in pixels; `None` is `kernel_size`.
-        padding: the number of zeros around the image on each side, at most half of `kernel_size`.
-        ceil_mode: keep a last window that exceeds the image at the bottom or right (`pool2d_output_size`).
-        count_include_pad: whether zeros of the padding count in the divisor; places beyond the padding never do.
-        divisor_override: divide by this instead.
+        input: images `[batch, channels, height, width]`, or one without the batch dimension; for int64 the quotient is
+        rounded towards 0. kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next
+        two. stride: the step of the window, in pixels; `None` is `kernel_size`. padding: the number of zeros around the
+        image on each side, at most half of `kernel_size`. ceil_mode: keep a last window that exceeds the image at the
+        bottom or right (`pool2d_output_size`). count_include_pad: whether zeros of the padding count in the divisor;
+        positions beyond the padding never do. divisor_override: divide by this instead.
 
     Returns:
         `[batch, channels, out_height, out_width]`.
@@ -281,7 +279,7 @@ class MaxPool2d(nn.Module):
         stride: `None` is `kernel_size`.
         padding: at most half of `kernel_size`.
         dilation: the distance between neighbouring pixels of a window.
-        return_indices: whether to return also the places of the maxima.
+        return_indices: whether to return also the positions of the maxima.
         ceil_mode: keep a last window that exceeds the image at the bottom or right.
     """
 

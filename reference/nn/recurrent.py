@@ -2,7 +2,7 @@
 
 A recurrent layer carries a state from step to step. Its cell, a few lines, computes the new state from the sum of a
 projection of the input, W_ih x_t + b_ih, and one of the state, W_hh h_{t-1} + b_hh. `RNN`, `LSTM` and `GRU` differ in
-the cell and share everything else: stacked layers, both directions of time, batches, packed sequences.
+the cell and share the rest: stacked layers, both directions of time, batches, packed sequences.
 """
 
 import math
@@ -21,7 +21,7 @@ from reference.nn.dropout import dropout
 from reference.nn.initialization import uniform_
 from reference.nn.linear import linear
 
-# Arguments are annotated loosely: a wrong shape or dtype must reach the check with the error that names it.
+# Arguments are annotated without shapes, so that a wrong shape or dtype reaches the check with an error that names it.
 Input = Shaped[Tensor, "..."] | PackedSequence
 Output = Float[Tensor, "*sequence features"] | PackedSequence
 Gates = Float[Tensor, "batch gates"]
@@ -47,7 +47,7 @@ def lstm_definition(from_input: Gates, from_state: Gates, state: State) -> State
 
 
 def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
-    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, where the reset gate r multiplies the state's part of the new state n."""
+    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}; the reset gate r multiplies the state's contribution to the new state n."""
     input_r, input_z, input_n = from_input.chunk(3, dim=-1)
     state_r, state_z, state_n = from_state.chunk(3, dim=-1)
     r = sigmoid(input_r + state_r)
@@ -57,7 +57,7 @@ def gru_definition(from_input: Gates, from_state: Gates, state: State) -> State:
 
 
 class _Recurrent(torch.nn.Module):
-    """The shared part of recurrent layers. A subclass defines a cell and its number of gates per hidden unit."""
+    """The base class of recurrent layers. A subclass defines a cell and its number of gates per hidden unit."""
 
     gates: ClassVar[int]
     state_names: ClassVar[tuple[str, ...]] = ("hx",)
@@ -179,7 +179,7 @@ class _Recurrent(torch.nn.Module):
             if weight_hr is not None:
                 hidden = linear(hidden, weight_hr)
             after = (hidden, *rest)
-            if active is not None:  # outside its time steps a sequence keeps its state
+            if active is not None:  # after its last time step a sequence keeps its state
                 after = tuple(torch.where(active[t, :, None], new, old) for new, old in zip(after, state, strict=True))
             state = after
             outputs[t] = state[0]
@@ -296,7 +296,7 @@ class _Recurrent(torch.nn.Module):
 
 
 class RNN(_Recurrent):
-    """Elman's network: the state is a squashed sum of the input and the previous state.
+    """Elman's network: the state is tanh (or relu) of a linear function of the input and the previous state.
 
         h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)          or relu instead of tanh
 
@@ -350,12 +350,12 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory: gates decide how much a memory c keeps, adds and outputs.
+    """Long short-term memory: gates scale the cell state c, the new value that is added to it, and the output.
 
     Hochreiter and Schmidhuber, 1997; the forget gate is that of Gers, Schmidhuber and Cummins, 2000.
 
         i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)         input, forget and output gate, each with its own rows
-        g       = tanh( … the same sum … )                         the candidate for the memory
+        g       = tanh( … the same sum … )                         the candidate for the cell state
         c_t     = f ⊙ c_{t-1} + i ⊙ g
         h_t     = o ⊙ tanh(c_t)                                    with proj_size: W_hr (o ⊙ tanh(c_t))
 

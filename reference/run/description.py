@@ -13,9 +13,9 @@ from reference.text import printable
 from reference.training import Progress, class_accuracies, confusion_entries, most_confused
 
 MOST_CLASSES = 50
-"""Rows of the table of classes; of more classes the least accurate ones are listed."""
+"""Rows of the table of classes; if there are more classes, the least accurate ones are listed."""
 Z = 1.959964
-"""The quantile of the normal distribution of a two-sided interval of 95 %."""
+"""The quantile of the normal distribution for a two-sided interval of 95 %."""
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -30,7 +30,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
 
 
 def markdown(text: object) -> str:
-    """`text` as Markdown that shows it as it is: one line, without links, tags or table borders."""
+    """`text` escaped for Markdown: one line, without links, tags or table borders."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&$-])", r"\\\1", printable(text))
 
 
@@ -111,6 +111,6 @@ def description(
 
 
 def words(settings: Settings, name: str) -> str:
-    """A setting as it is typed."""
+    """A setting as a command-line argument."""
     value = getattr(settings, name)
     return flag(name, value) if isinstance(value, bool) else f"{flag(name)} {value}"

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its files, the progress that `fit` reports to it, and restoring a training from it."""
+"""The folder of a run: its lock, its files, the progress that `fit` reports, and restoring a training."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def new_folder(wanted: Path) -> Path:
     """Make the folder `wanted`, or `wanted-2`, `wanted-3`, … if it exists; return its name."""
     for number in count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        with suppress(FileExistsError):  # of two runs started in the same second, one makes the folder
+        with suppress(FileExistsError):  # if two runs start in the same second, only one creates the folder
             folder.mkdir(parents=True)
             return folder
     raise AssertionError("unreachable")
@@ -64,7 +64,7 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
     """
 
     def check_empty() -> None:
-        # a run that was killed before it wrote config.json leaves its lock and an unfinished file
+        # a run that is killed before it writes config.json leaves its lock and an incomplete file
         if new and any(entry.name != LOCK and not is_temporary(entry) for entry in folder.iterdir()):
             raise InputError(
                 f"--output {folder} is not empty; choose another, or resume the run in it: --resume {folder}"
@@ -75,7 +75,7 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
     except FileExistsError as error:
         raise InputError(f"--output {folder} is a file; name a folder") from error
     lock = FileLock(folder / LOCK)
-    if not (folder / LOCK).exists():  # a folder that is not of a run is left unchanged
+    if not (folder / LOCK).exists():  # a folder that does not belong to a run is left unchanged
         check_empty()
     try:
         lock.acquire(timeout=0)
@@ -135,7 +135,7 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all; paths become strings, infinities and NaN `null`."""
+    """Write `content` as indented JSON, completely or not at all; paths become strings, infinities and NaN `null`."""
     with atomic_write(path) as file:
         file.write((json_text(content, indent=2, default=str) + "\n").encode())
 
@@ -187,13 +187,13 @@ class RunFolder(Observer):
             with self.writing():
                 self.tracker.close()
         except (InputError, OSError):
-            if kind is None:  # otherwise the first error is the one to report
+            if kind is None:  # otherwise the first error is reported
                 raise
         finally:
             threading.excepthook = self.thread_hook
 
     def on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """Leave an error of TensorBoard's writing thread to the next flush, which raises it again, in one line."""
+        """Suppress an error of TensorBoard's writing thread here; the next flush raises it again, in one line."""
         if not isinstance(error.exc_value, OSError):
             self.thread_hook(error)
 
@@ -207,7 +207,8 @@ class RunFolder(Observer):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write into the folder; report in one line if it is gone, and name it if an error of the disk names no file.
+        """Write into the folder; an error reports a missing folder in one line, and names the folder if a disk error
+        names no file.
 
         Raises:
             InputError: the folder was deleted or renamed.
@@ -217,7 +218,7 @@ class RunFolder(Observer):
             if self.identity() != self.place:
                 raise FileNotFoundError(str(self.folder))
             yield
-            if self.identity() != self.place:  # it went while the files were written
+            if self.identity() != self.place:  # the folder was deleted while the files were written
                 raise FileNotFoundError(str(self.folder))
         except OSError as error:
             if self.identity() != self.place:
@@ -234,7 +235,7 @@ class RunFolder(Observer):
             ) from error
 
     def on_signal(self, number: int, _: object) -> None:
-        """The first signal requests an end after this step; the second one is handled by the system immediately."""
+        """The first signal requests a stop after this step; the second signal has the system's default effect."""
         if self.signal:
             self.screen.bar.close()
             signal.signal(number, signal.SIG_DFL)
@@ -281,7 +282,7 @@ class RunFolder(Observer):
         self.tracker.scalars(progress.step, "test", loss=metrics["test_loss"], accuracy=metrics["test_accuracy"])
         confusion = draw_confusion(evaluation.confusion, classes)
         answered = (images, targets, evaluation.predictions, evaluation.confidences)
-        # TensorBoard shows an image 350 pixels wide, so these have few columns
+        # TensorBoard shows images 350 pixels wide, so these have few columns
         few = draw_mistakes(*answered, classes, most=12, columns=3)
         predicted = draw_predictions(*shown, classes, columns=4, letters=12)
         drawn = {"predictions": predicted, "confusion": confusion, "mistakes": few}
@@ -360,7 +361,7 @@ class RunFolder(Observer):
 
 
 def tried(settings: Settings) -> dict[str, Any]:
-    """The settings that a person varies between runs."""
+    """The settings that a user typically varies between runs."""
     names = ("dataset", "recipe", "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay")
     names += ("schedule", "whiten", "shuffle", "mirror", "shift", "impl", "seed")
     return {name: getattr(settings, name) for name in names}

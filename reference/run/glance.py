@@ -1,4 +1,4 @@
-"""Chapter 18: a look at a person's own images before a training: one line for each finding."""
+"""Chapter 18: checks of the user's images before a training, with one line for each finding."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from reference.errors import InputError
 from reference.text import printable
 
 FEW = 20
-"""A class with fewer training images than this is named."""
+"""Classes with fewer training images than this are named."""
 LOOKED_AT = 300
-"""Files of each half with a header that is read; 60,000 headers take seconds."""
+"""The number of files of each part with a header that is read; 60,000 headers take seconds."""
 NAMED = 5
-"""Names in a line."""
+"""The number of names in a line."""
 
 
 def findings(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
-    """What a person should know about the images in `root` before a training, a line for each finding."""
+    """The findings about the images in `root` before a training, one line each."""
     yield from few_images(train_set)
     yield from sizes_and_modes(train_set, test_set, root)
     yield from duplicates(train_set, test_set)
@@ -41,13 +41,13 @@ def few_images(train_set: ImageTree) -> Iterator[str]:
 
 
 def sizes_and_modes(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
-    """The sizes and modes of the files, of a sample that is spread over both halves."""
+    """The sizes and modes of a sample of the files that is spread over both parts."""
     sizes, modes = Counter[tuple[int, int]](), Counter[str]()
     for half, tree in (("train", train_set), ("test", test_set)):
         for path in tree.paths[:: -(-len(tree.paths) // LOOKED_AT) or 1]:
             try:
                 width, height, mode = image_header(root / half / path)
-            except InputError:  # it changed since it was decoded
+            except InputError:  # the file has changed since it was decoded
                 continue
             sizes[width, height] += 1
             modes[mode] += 1
@@ -64,7 +64,7 @@ def sizes_and_modes(train_set: ImageTree, test_set: ImageTree, root: Path) -> It
 
 
 def duplicates(train_set: ImageTree, test_set: ImageTree) -> Iterator[str]:
-    """The test images that are training images as well, compared by the pixels that the network gets."""
+    """The test images that are also training images, compared by the pixels of the network's input."""
 
     def digest(image: Tensor) -> bytes:
         return blake2b(image.contiguous().numpy().data, digest_size=16).digest()
@@ -83,5 +83,5 @@ def duplicates(train_set: ImageTree, test_set: ImageTree) -> Iterator[str]:
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and dots if there are more."""
+    """The first names, followed by an ellipsis if there are more."""
     return ", ".join(map(printable, names[:NAMED])) + ", …" * (len(names) > NAMED)

@@ -18,17 +18,17 @@ from reference.scaling import ScaledOptimizer
 from reference.training import Observer, Progress, fit
 
 LAYERS: dict[str, Any] = {"torch": nn, "reference": reference}
-"""The namespace that each `--impl` takes its layers and its loss from."""
+"""For each `--impl`, the namespace of its layers and its loss."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a training computes with.
+    """The parts of a training: network, loss, optimizer, loaders and schedule.
 
     Attributes:
         network: the network, on its device.
         loss_function: the mean loss of a batch.
-        optimizer: the optimizer of the network's parameters that are trained.
+        optimizer: the optimizer of the network's trainable parameters.
         train_loader: the training batches of an epoch.
         test_loader: the test batches.
         epochs: total number of epochs, including completed ones.
@@ -54,7 +54,7 @@ class Plan:
         return self.schedule.rate(self.optimizer.param_groups[0]["initial_lr"], step - 1)
 
     def fit(self, group: Group, progress: Progress, observer: Observer) -> Progress:
-        """Train from `progress` on, together with the other processes of `group`."""
+        """Train, starting from `progress`, together with the other processes of `group`."""
         return fit(
             self.network,
             self.loss_function,
@@ -80,7 +80,8 @@ def prepare(
 ) -> Plan:
     """Build the plan of a training from the settings, on `device` and computing in `precision`."""
     network = Ocean(classes=len(train_set.classes), layers=LAYERS[settings.impl])
-    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (the layout convolutions prefer)
+    # pyright: ignore[reportCallIssue]  (the layout that convolutions prefer)
+    network.to(device, memory_format=torch.channels_last)
     if settings.whiten:
         weight, bias = islice(network.parameters(), 2)
         whiten(weight, bias, patches(train_set.images[:500], weight.shape[-1]).to(device))

@@ -21,13 +21,13 @@ BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#5a5a5a"
 
 
 def check_plots() -> None:
-    """Raise InputError if the curves cannot be drawn, before a training is spent on them."""
+    """Raise InputError before a training if its curves cannot be drawn."""
     if find_spec("matplotlib") is None:
         raise InputError("results.png needs Matplotlib: python -m pip install matplotlib; or leave it out: --no-plots")
 
 
 def save_image(path: Path, image: Image.Image) -> None:
-    """Write `image` as a PNG file: whole or not at all."""
+    """Write `image` as a PNG file, completely or not at all."""
     with atomic_write(path) as file:
         image.save(file, "png")
 
@@ -36,7 +36,7 @@ def save_results(path: Path, progress: Progress, rate: Callable[[int], float]) -
     """Write the curves of a training, by step: losses, accuracies and learning rate, side by side.
 
     Args:
-        path: the PNG file: written whole or not at all.
+        path: the PNG file: written completely or not at all.
         progress: the progress of a training of at least one epoch.
         rate: the learning rate of a step, counted from 1.
     """
@@ -46,7 +46,7 @@ def save_results(path: Path, progress: Progress, rate: Callable[[int], float]) -
 
 def draw_results(file: IO[bytes], progress: Progress, rate: Callable[[int], float]) -> None:
     """Draw the curves of `save_results` into an open file."""
-    log = logging.getLogger("matplotlib")  # it reports on its font cache, which is nobody's concern here
+    log = logging.getLogger("matplotlib")  # Matplotlib logs messages about its font cache, which users do not need
     log.setLevel(logging.ERROR)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -58,7 +58,8 @@ def draw_results(file: IO[bytes], progress: Progress, rate: Callable[[int], floa
     named = font_file("".join(words.values()))
     fonts = {"fontproperties": FontProperties(fname=str(named))} if named else {}
     figure = Figure(figsize=(11, 3.3), dpi=100)
-    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.91, wspace=0.18)  # a layout engine draws twice
+    # a layout engine would draw twice
+    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.91, wspace=0.18)
     FigureCanvasAgg(figure)
     loss, accuracy, learning = figure.subplots(1, 3)
 
@@ -71,7 +72,7 @@ def draw_results(file: IO[bytes], progress: Progress, rate: Callable[[int], floa
     ends = [curve.every * (number + 1) for number in range(len(curve.losses))]
     lines(loss, "train", ends or steps, curve.losses if ends else [line["train_loss"] for line in history])
     lines(loss, "test", steps, [line["test_loss"] for line in history])
-    if all("train_accuracy" in line for line in history):  # a run of an earlier version has none
+    if all("train_accuracy" in line for line in history):  # a run of an earlier version has no curve
         lines(accuracy, "train", steps, [line["train_accuracy"] for line in history])
     lines(accuracy, "test", steps, [line["test_accuracy"] for line in history])
     accuracy.set_ylim(0, 1.02)

@@ -1,8 +1,8 @@
-"""The choice of `--precision auto`: the precision with the faster training steps, by measuring some.
+"""The choice of `--precision auto`: measure some training steps and select the faster precision.
 
 Processors and GPUs report whether they compute in bfloat16, but not whether it is faster: with AVX-512 BF16 and without
-AMX the conversions can take more time than the arithmetic saves. So a few real steps are made in both precisions,
-before anything of the training is seeded, and the result is remembered for this machine.
+AMX the conversions can take more time than the arithmetic saves. Therefore a few real steps are run in both precisions,
+before the training is seeded, and the result is stored for this machine.
 """
 
 import platform
@@ -24,9 +24,9 @@ from reference.text import json_text
 from reference.training import compute
 
 SECONDS = 0.7
-"""How long to measure."""
+"""The time limit of a measurement, in seconds."""
 MOST_IMAGES = 64
-"""Images in a measured step on a CPU, where a step of a large batch takes seconds and gives the same answer."""
+"""Images in a measured step on a CPU, where a step of a large batch takes seconds and gives the same result."""
 MOST_ENTRIES = 100
 """The number of results that are remembered."""
 LARGEST_CACHE = 2**20
@@ -46,7 +46,7 @@ def resolve_precision(settings: Settings, train_set: Resident, device: torch.dev
         return torch.float32, ""
     if settings.compile != "off":
         return able, ""
-    choose_precision("float32", device)  # a run that is resumed in float32 has no TF32 either
+    choose_precision("float32", device)  # a run that is resumed in float32 does not use TF32 either
     path, key = user_cache_path("ocean-spec") / "precision.json", machine(settings, device)
     answers = remembered(path)
     times, how = answers.get(key), "remembered from an earlier run"
@@ -63,7 +63,7 @@ def resolve_precision(settings: Settings, train_set: Resident, device: torch.dev
 
 
 def machine(settings: Settings, device: torch.device) -> str:
-    """The facts that the time of a step depends on."""
+    """Everything that the time of a step depends on."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -97,13 +97,13 @@ def measure(settings: Settings, train_set: Resident, device: torch.device) -> di
             break
         for name, seconds in times.items():
             taken = step_seconds(plan, images, targets, torch.float32 if name == "float32" else torch.bfloat16)
-            if turn > 0:  # the first step of each prepares its kernels
+            if turn > 0:  # the first step in each precision prepares its kernels
                 seconds.append(taken)
     return {name: median(seconds) for name, seconds in times.items()}
 
 
 def step_seconds(plan: Plan, images: torch.Tensor, targets: torch.Tensor, precision: torch.dtype) -> float:
-    """Make one training step, and return the seconds until the device has completed it."""
+    """Run one training step, and return the seconds until the device has completed it."""
     begun = time.perf_counter()
     plan.optimizer.zero_grad()
     loss = plan.loss_function(compute(plan.network, images, precision), targets)

@@ -1,4 +1,4 @@
-"""Chapter 18: what a training prints: a progress bar, a line now and then, and at the end what it learned."""
+"""Chapter 18: the output of a training: a progress bar, some lines, and a summary of the result at the end."""
 
 import shlex
 import sys
@@ -16,9 +16,9 @@ from reference.text import print_line, printable
 from reference.training import Progress, class_accuracies, confusion_entries, most_confused
 
 LISTED = 10
-"""Classes that are listed at the end of a training."""
+"""The number of classes that are listed at the end of a training."""
 PAIRS = 3
-"""Pairs of confused classes that are named."""
+"""The number of pairs of confused classes that are listed."""
 BAR = "{desc} {percentage:3.0f}%|{bar}| "
 """The progress bar, before the text that changes with each step."""
 
@@ -27,8 +27,8 @@ class Screen:
     """Prints the progress of a training.
 
     Args:
-        settings: of the run; `quiet` prints nothing but the outcome, `style` chooses the lines.
-        images: number of training images, an epoch.
+        settings: of the run; `quiet` prints only the result, `style` selects the lines.
+        images: number of training images in an epoch.
         progress: where the training starts.
         dataset: the name of the data set.
     """
@@ -50,7 +50,7 @@ class Screen:
         return progress.epoch * self.images + progress.seen
 
     def write(self, text: str, *, error: bool = False) -> None:
-        """Print a line above the progress bar, which is drawn again below it; one write, which no other can split."""
+        """Print a line above the progress bar in one write, which no other output can split, and redraw the bar."""
         self.bar.write(f"{text}\n", file=sys.stderr if error else None, end="")
 
     def epoch(self, progress: Progress) -> None:
@@ -68,7 +68,7 @@ class Screen:
         )
 
     def steps(self, progress: Progress, losses: dict[int, float]) -> None:
-        """Some steps were made."""
+        """Some steps were completed."""
         accuracy = progress.right / max(1, progress.seen)
         for step, loss in losses.items():
             if step % self.settings.log_every == 0 and not self.settings.quiet:
@@ -114,10 +114,10 @@ class Screen:
                     f"{metrics['images_per_second']:,.0f} images/s"
                 ),
             )
-        print("\n".join(lines) + "\n", end="", flush=True)  # one write, which the message of a signal cannot split
+        print("\n".join(lines) + "\n", end="", flush=True)  # one write, so that the message of a signal cannot split it
 
     def learned(self, confusion: Tensor, classes: tuple[str, ...]) -> None:
-        """The training has ended: the least accurate classes, and the pairs that are confused most."""
+        """Print the least accurate classes and the most confused pairs at the end of the training."""
         if self.settings.quiet or self.tutorial:
             return
         shares = class_accuracies(confusion).tolist()
@@ -131,7 +131,7 @@ class Screen:
             print_line(f"most confused: {count:,} images of class {classes[true]} were taken for {classes[guess]}")
 
     def next_commands(self, folder: Path) -> None:
-        """Three commands to continue with, ready to be pasted."""
+        """Print three commands that the user can copy."""
         if self.settings.quiet or self.tutorial:
             return
         print_line("next:")
@@ -158,7 +158,7 @@ class Screen:
 
 
 def quoted(path: Path) -> str:
-    """A path as a word of a command line."""
+    """A path quoted for a command line."""
     return shlex.quote(printable(path))
 
 

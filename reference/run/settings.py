@@ -147,7 +147,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0},
     "adamw": {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.01},
 }
-"""PyTorch's defaults of optimizers that need other values than SGD; given flags have precedence."""
+"""PyTorch's defaults for optimizers with other defaults than SGD; given flags have precedence."""
 
 LIMITS: dict[str, int] = {"num_threads": 2**12, "shift": 2**16}
 """Upper limits, exclusive, below that of a 64-bit integer. More threads than this make OpenMP end the process."""
@@ -165,7 +165,7 @@ def flag(name: str, value: object = None) -> str:
 
 
 def shortened(value: object) -> str:
-    """A value in at most some 40 characters."""
+    """The text of a value, shortened to about 40 characters."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"a number of {value.bit_length()} bits"  # Python refuses to write more than 4,300 digits
     text = repr(value)
@@ -177,7 +177,7 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class _Start:
-    """The flags that decide which values the others have by default."""
+    """The flags that determine the default values of the others."""
 
     recipe: str = "tutorial"
     optimizer: str = ""
@@ -187,7 +187,7 @@ class _Start:
 def parse(kind: type[S]) -> S:
     """Parse the command line; flags that are not given have the resumed run's, the recipe's or the tutorial's value.
 
-    Every Boolean has two flags, `--mirror` and `--no-mirror`, whatever its default is.
+    Every Boolean has two flags, `--mirror` and `--no-mirror`, for either default.
     """
     choose_language()
     with explained_by(kind, sys.argv[1:]):
@@ -227,7 +227,7 @@ def stored_settings(folder: Path) -> Settings:
 
 
 LOCK = "run.lock"
-"""The file in a run's folder that a running training holds."""
+"""The file in a run's folder that a running training keeps locked."""
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}

@@ -82,7 +82,8 @@ def train(settings: Settings, *, advise: bool = True) -> int:
         held = folder
         group.led(lambda: remove_temporaries(folder))
         leaving.enter_context(explained(settings, device, folder / "last.pt"))
-        precision = agreed_precision(settings, train_set, device, group, say)  # seeds nothing, so before the seed
+        # before seeding, because it does not depend on the seed
+        precision = agreed_precision(settings, train_set, device, group, say)
         seed_everything(settings.seed, deterministic=settings.deterministic)
         plan = prepare(settings, train_set, test_set, device, precision)
         if group.agree((folder / "last.pt").exists()):
@@ -99,7 +100,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
             compile_network(plan.network, settings.compile, device)
             return follow(group, plan, progress)
         with RunFolder(folder, settings, plan, train_set, test_set, data, progress, group) as run:
-            # now that its graph is written: the tracer needs the uncompiled network
+            # after its graph is written, because the tracer needs the uncompiled network
             compile_network(plan.network, settings.compile, device)
             try:
                 plan.fit(group, progress, run)
@@ -141,7 +142,7 @@ def standing(settings: Settings, folder: Path | None, progress: Progress) -> str
 def agreed_precision(
     settings: Settings, train_set: Resident, device: torch.device, group: Group, say: Callable[..., None]
 ) -> torch.dtype:
-    """The precision that the leading process chooses; it prints the reason, if it measured."""
+    """The precision that the leading process chooses; it prints the reason if it has measured."""
     found: list[tuple[torch.dtype, str]] = []
     group.led(lambda: found.append(resolve_precision(settings, train_set, device)))
     precision, line = group.agree(found[0] if group.leads else None)
@@ -153,7 +154,7 @@ def agreed_precision(
 
 
 def choose_folder(settings: Settings, dataset: str) -> Path:
-    """The run's folder; one with a default name is new, and created immediately, so that no other run chooses it."""
+    """The run's folder; with a default name it is created immediately, so that no other run can choose it."""
     given = settings.resume or settings.output
     return given or new_folder(Path("runs") / time.strftime(f"{dataset}-%Y%m%d-%H%M%S"))
 
@@ -183,18 +184,18 @@ def introduction(settings: Settings, plan: Plan, device: torch.device) -> str:
 
 
 def precision_name(precision: torch.dtype) -> Precision:
-    """The name of a precision, as `--precision` takes it."""
+    """The name of a precision, as in `--precision`."""
     return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
 
 
 class Follower(Observer):
-    """A process that does not lead: it writes nothing, and stops when any process was told to stop."""
+    """A process other than the leading one: it writes nothing, and stops when any process receives a stop signal."""
 
     def __init__(self, group: Group) -> None:
         self.group, self.signal = group, 0
 
     def on_signal(self, number: int, _: object) -> None:
-        """Note it: all processes end after the same step."""
+        """Record the signal: all processes end after the same step."""
         self.signal = number
 
     def should_stop(self) -> bool:
@@ -224,7 +225,7 @@ def follow(group: Group, plan: Plan, progress: Progress) -> int:
 
 @contextmanager
 def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[None]:
-    """Raise InputError if the machine lacks memory or a compiler; wherever in the training it shows."""
+    """Convert an error about missing memory or a missing compiler, anywhere in the training, into an InputError."""
     try:
         yield
     except RuntimeError as error:
@@ -235,16 +236,17 @@ def explained(settings: Settings, device: torch.device, last: Path) -> Iterator[
                 f"Try a --batch-size below {settings.batch_size}, or another --device"
             ) from error
         if settings.compile != "off" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # the rest is for PyTorch's authors
+            # the rest of the message is for PyTorch's developers
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())
             raise InputError(f"--compile {settings.compile} does not work here ({reason}); leave it out") from error
         raise
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
-    """The same training with the seeds 0 to `seeds - 1`, each in a run `seed-N` under `settings.output`; their
+    """Run the training with the seeds 0 to `seeds - 1`, each in a folder `settings.output/seed-N`; return the
     summaries.
 
-    Trainings that are in the folder already are resumed, so that an interrupted measurement continues.
+    Existing trainings in the folder are resumed, so that an interrupted measurement can be continued.
 
     Raises:
         InputError: as `train`; also if `settings.output` is not given, or one of the trainings was stopped by a signal.
@@ -258,7 +260,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[dict[str, Any]]:
         place = {"resume": folder} if (folder / "config.json").exists() else {"output": folder}
         if train(replace(settings, seed=seed, **{"output": None, "resume": None} | place), advise=False) != 0:
             raise InputError(f"stopped; the same command resumes {folder}")
-        if settings.precision == "auto":  # measured once, so that all trainings are alike
+        if settings.precision == "auto":  # measured once, so that all trainings use the same precision
             settings = replace(settings, precision=stored_settings(folder).precision)
         summaries.append(read_json(folder / "summary.json"))
     return summaries

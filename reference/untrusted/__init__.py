@@ -1,7 +1,7 @@
-"""Chapter 17: foreign files, read without running anything in them. This is the only place where they are parsed.
+"""Chapter 17: reading foreign files without running any code in them. This is the only place where they are parsed.
 
-`torch.load` of a whole network imports and calls the functions that the file names, so a file can do anything. Here
-nothing is imported, called or looked up by a name from the file:
+`torch.load` of a whole network imports and calls the functions that the file names, so a file can do anything. Here no
+name from the file is imported, called or looked up:
 
     bounds          limits on the work that a file may cause
     archive         zip archives (PyTorch 1.6 and later); all redundant fields must agree

@@ -1,10 +1,10 @@
-"""The strict reader of zip archives: it accepts the archives of `torch.save`, and nothing ambiguous.
+"""The strict reader of zip archives: it accepts the archives of `torch.save` and refuses every ambiguous archive.
 
 A zip archive stores most facts twice: in the directory at its end, and in a header before each member; its end stores
-some of them a third time, in 64 bits. Readers differ in which copy they use, where they search for the directory, and
-which of two members with one name they take. Here all copies must agree, and each byte of the file belongs to exactly
-one part: header, member, descriptor, directory or end. The checksum of a member is compared with the bytes that are
-returned.
+some of them a third time, in 64 bits. Readers differ in the copy that they use, in the place where they search for the
+directory, and in the choice between two members with the same name. Here all copies must agree, and each byte of the
+file belongs to exactly one part: header, member, descriptor, directory or end. The checksum of a member is compared
+with the bytes that are returned.
 """
 
 import struct
@@ -37,7 +37,7 @@ class Member:
 
 
 class Archive:
-    """A zip archive in the form of `torch.save`: one folder, nothing packed, nothing twice, no gap.
+    """A zip archive in the form of `torch.save`: one folder, no compression, no duplicates, no gaps.
 
     Args:
         file: the archive.
@@ -120,7 +120,7 @@ class Archive:
                 raise ValueError("its archive is damaged: the directory is not one")
             if "\\" in name or {"", ".", ".."} & {*name.split("/")} or not name.isprintable():
                 raise ValueError(f"member {name!r} of its archive leads out of it")
-            if name.casefold() in known:  # PyTorch's own reader does not tell upper from lower case
+            if name.casefold() in known:  # PyTorch's own reader does not distinguish upper and lower case
                 raise ValueError(f"member {name!r} of its archive is there twice")
             known.add(name.casefold())
             special = method != 0 or bool(flags & ~(STREAMED | UTF_8)) or packed != unpacked
@@ -158,7 +158,7 @@ class Archive:
         raise ValueError(f"its archive contradicts itself: the descriptor of member {name!r} says something else")
 
     def at(self, position: int, length: int) -> bytes:
-        """These bytes; ValueError if the file has fewer."""
+        """Read these bytes; ValueError if the file is shorter."""
         self.file.seek(position)
         found = self.file.read(length)
         if len(found) != length:
@@ -175,7 +175,7 @@ class Archive:
         return data
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """Read a member into a buffer of its length.
+        """Read a member into a buffer of the same length.
 
         Raises:
             ValueError: the checksum of the bytes in the buffer is not the member's.
@@ -188,7 +188,7 @@ class Archive:
 
 
 def wide(extra: bytes, *values: int) -> list[int]:
-    """Lengths and positions; the extra field holds those that need 64 bits, and no others.
+    """Lengths and positions; the extra field must contain exactly those that need 64 bits.
 
     Raises:
         ValueError: the extra field gives the member another name, or unexpected numbers.

@@ -1,10 +1,10 @@
 """Every limit on the work that a foreign file may cause, in one place.
 
 The time for a dictionary or a set depends on its keys: keys chosen along CPython's probe sequence make n insertions
-take n² steps. Strings and bytes cannot be chosen so, because Python hashes them with a secret that it draws for each
-process (unless the environment fixes `PYTHONHASHSEED`). Integers that count 0, 1, 2, … in the order of insertion do not
-collide. All other keys of one file are limited to `SCATTERED_KEYS`, so that they take at most `SCATTERED_KEYS`² / 2
-steps, about a second.
+take n² steps. Strings and bytes cannot be chosen in this way, because Python hashes them with a random secret of each
+process (unless the environment sets `PYTHONHASHSEED`). Integers that count 0, 1, 2, … in the order of insertion do not
+collide. The number of all other keys of one file is limited to `SCATTERED_KEYS`, so that they take at most
+`SCATTERED_KEYS`² / 2 steps, about a second.
 """
 
 MIB = 1 << 20
@@ -12,10 +12,10 @@ MIB = 1 << 20
 # Pickles
 
 INSTRUCTIONS = 1_000_000
-"""Instructions of one file; a whole network has about 150 a layer."""
+"""Instructions of one file; a whole network has about 150 per layer."""
 
 PICKLE_LIMIT = 64 * MIB
-"""Bytes of everything but tensors; a whole VGG16 has 20,000."""
+"""Bytes of all content except tensors; a whole VGG16 has 20,000."""
 
 SCATTERED_KEYS = 10_000
 """Keys of dictionaries and members of sets in one file, without strings and without numbers in the order 0, 1, 2, …"""
@@ -44,7 +44,7 @@ OVERLAP = MIB
 of a network may have together beyond `NETWORK_VIEWS`."""
 
 VIEWS = 8
-"""The bytes of all tensors of a file, each counted as if it had memory of its own, may be this many times the bytes of
+"""The bytes of all tensors of a file, each counted as if it had separate memory, may be this many times the bytes of
 their storages: tied weights and an exponential moving average share storages, and so do a few views."""
 
 PRETRAINED = 1 << 30
@@ -53,7 +53,7 @@ known size: VGG16, the largest one, has 553 MB."""
 
 NETWORK_VIEWS = 2
 """The same for the elements of a network that is to be run: a conversion of the dtype or a move to a GPU gives each of
-its tensors memory of its own."""
+its tensors separate memory."""
 
 # Networks
 
@@ -61,7 +61,7 @@ ENTRIES = 100_000
 """Modules and tensors of a network, each counted wherever it appears; entries of a state dict; classes."""
 
 WORKING_LAYERS = 20_000
-"""Working layers, with their tensors; building a layer takes up to half a millisecond."""
+"""Layers of a rebuilt network; building a layer takes up to half a millisecond."""
 
 DEPTH = 64
 """Depth of nested modules."""
@@ -93,7 +93,7 @@ CIFAR_ARCHIVE = 256 * MIB
 """Bytes of the unpacked archive; the genuine one has 178 MiB."""
 
 CIFAR_HEADER = MIB // 16
-"""Bytes of the archive for a member besides its content."""
+"""Bytes of the archive per member in addition to its content."""
 
 CIFAR_INSTRUCTIONS = 200_000
-"""Instructions of a batch; a genuine one has about 30,000, three an image."""
+"""Instructions of a batch; a genuine one has about 30,000, three per image."""

@@ -1,4 +1,4 @@
-"""The calls that genuine files of `torch.save` make, reimplemented: tensors on storages, and standard containers."""
+"""The functions that genuine files of `torch.save` call, reimplemented: tensors, and standard containers."""
 
 import struct
 from collections import OrderedDict
@@ -86,8 +86,8 @@ class TorchMachine(PickleMachine):
         self.numbers, self.foreign = numbers, foreign
         self.storages: dict[str, tuple[Tensor, Kind]] = {}
         self.sources: dict[str, str] = {}
-        self.letters = size  # of strings that encode bytes
-        self.shown = 0  # bytes of all tensors, each counted as if it had memory of its own
+        self.letters = size  # the length of strings that encode bytes
+        self.shown = 0  # bytes of all tensors, each counted as if it had separate memory
 
     def named(self, name: Name) -> object:
         if name.module in ("torch", "torch.cuda", "torch.storage"):
@@ -138,11 +138,11 @@ class TorchMachine(PickleMachine):
         return buffer
 
     def check(self) -> None:
-        """Make the checks that need all numbers.
+        """Run the checks that need all numbers.
 
         Raises:
             ValueError: a Boolean is neither 0 nor 1; or the tensors would take far more memory than their storages if
-                each of them had memory of its own.
+            each of them had separate memory.
         """
         truths = [buffer for buffer, kind in self.storages.values() if kind.dtype == torch.bool and len(buffer)]
         if any(buffer.max() > 1 for buffer in truths):
@@ -202,14 +202,14 @@ def rebuild_parameter(machine: TorchMachine, data: Any, grad: Any = True, hooks:
 
 
 def rebuild_from_type(machine: TorchMachine, function: Any, kind: Any, arguments: Any, state: Any) -> object:
-    """A tensor with attributes of its own, which are dropped."""
+    """A tensor with additional attributes, which are dropped."""
     if function not in (Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")):
         raise ValueError("it rebuilds a tensor in a way that is not known")
     return machine.call(function, arguments)
 
 
 def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tensor:
-    """A tensor on a storage; ValueError unless all of it is inside."""
+    """A tensor on a storage; ValueError unless the tensor is entirely inside."""
     if type(storage) is not Storage or type(dtype) is not torch.dtype:
         raise ValueError("a tensor has no storage, or numbers of no known kind")
     few_numbers("the offset of a tensor", (offset,))
@@ -225,7 +225,7 @@ def view(machine: TorchMachine, storage: Any, offset: Any, size: Any, stride: An
     if elements > max(held, OVERLAP + machine.allowance // 4) or (elements and last >= held) or offset > held:
         raise ValueError(f"a tensor of {elements:,} elements lies outside of its storage, which has {held:,}")
     machine.shown += elements * dtype.itemsize
-    start = storage.buffer.storage_offset()  # only a part of a storage begins later
+    start = storage.buffer.storage_offset()  # only a tensor on a part of a storage begins later
     if start % dtype.itemsize:
         raise ValueError("a tensor begins in the middle of a number")
     tensor = torch.empty(0, dtype=dtype, device="cpu")
@@ -290,7 +290,7 @@ def device(machine: TorchMachine, kind: Any, index: Any = None) -> torch.device:
 
 
 def encoded(machine: TorchMachine, text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes in the form in which Python 3 writes them for Python 2."""
+    """Bytes in Python 3's encoding for Python 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("it holds bytes in an encoding that is not latin1")
     machine.letters -= len(text)
@@ -312,7 +312,7 @@ def complex_number(machine: TorchMachine, real: Any, imaginary: Any) -> complex:
 
 
 def attribute(machine: TorchMachine, owner: Any, name: Any) -> object:
-    """`getattr`: a function of PyTorch that a layer keeps, or a method of an object; only the name of either."""
+    """`getattr`: a function of PyTorch that a layer stores, or a method of an object; only its name is kept."""
     if owner in TORCH_FUNCTIONS and type(name) is str and name.isidentifier():
         return Name("torch", name[:NAME])
     if type(owner) is Record and owner.attributes and name == "state_dict":
@@ -397,7 +397,7 @@ NOTED = {
     ),
     *(Name("numpy.random._pickle", f"__{name}_ctor") for name in ("generator", "bit_generator", "randomstate")),
 }
-"""Functions that harmless files request besides a network; the result is a record of the call, never a call."""
+"""Functions that harmless files request besides a network; they are recorded but never called."""
 
 UNREAD = {
     Name("torch._utils", name)

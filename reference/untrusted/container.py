@@ -46,7 +46,8 @@ class TorchFile:
 
 
 def read_torch_file(path: Path | str) -> TorchFile:
-    """Read a file that `torch.save` or safetensors wrote; its tensors are on the CPU, wherever they were before.
+    """Read a file that `torch.save` or safetensors wrote; its tensors are on the CPU, for any device that they were
+    saved from.
 
     Raises:
         InputError: the file is missing, damaged, of another kind, or requests more than data; the message says which.
@@ -71,14 +72,14 @@ def read_torch_file(path: Path | str) -> TorchFile:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int, bytes]]:
-    """A regular file with its length and its first 512 bytes; without PyTorch's warnings while it is read.
+    """A regular file with its length and its first 512 bytes; PyTorch's warnings are suppressed while it is read.
 
     Raises:
         InputError: the file is missing or not a regular file, or reading it failed or took too much memory.
     """
     try:
         with open(path, "rb", opener=open_at_once) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns of new kinds of numbers
+            warnings.simplefilter("ignore")  # PyTorch warns about new dtypes
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} cannot be read: it is no regular file")
@@ -92,18 +93,18 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int, bytes]]:
 
 
 def refusal(path: Path, error: Exception) -> InputError:
-    """The error that says in one line that a file was refused; only messages of our own checks are quoted."""
+    """The one-line error for a refused file; it quotes only messages of this project's checks."""
     reason = one_line(str(error)) if type(error) in (ValueError, ForeignError) else "its instructions make no sense"
     return InputError(f"{path} was refused: {reason}; nothing in it was run")
 
 
 def open_at_once(path: str, flags: int) -> int:
-    """Open like `os.open`, but a pipe without waiting for its other end; it is refused afterwards."""
+    """Open like `os.open`, but do not wait for the other end of a pipe; pipes are refused afterwards."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def one_line(text: str) -> str:
-    """The beginning of a text, on one line, without control characters."""
+    """The beginning of a text as one line without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
@@ -142,7 +143,7 @@ def read_zip(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMa
 
 
 class Bounded:
-    """The next `left` bytes of a file; a longer read gets fewer bytes, in the memory that they take."""
+    """A view of the next `left` bytes of a file; a longer read returns fewer bytes and allocates only their memory."""
 
     def __init__(self, file: BinaryIO, left: int) -> None:
         self.file, self.left = file, left
@@ -195,7 +196,7 @@ def read_old(file: BinaryIO, size: int, machine_of: type[TorchMachine] = TorchMa
 
 
 def read_safetensors(file: BinaryIO, size: int) -> TorchFile:
-    """The tensors by their names. While reading, the numbers take twice the memory that they take in the file."""
+    """The tensors by their names. While they are read, the numbers take twice their size in the file."""
     from safetensors.torch import load
 
     header = int.from_bytes(file.read(8), "little")

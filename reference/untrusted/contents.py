@@ -1,4 +1,4 @@
-"""The networks and state dicts in a foreign file, anywhere in its dictionaries, lists and objects."""
+"""Finding the networks and state dicts in a foreign file, at any depth of its dictionaries, lists and objects."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Candidate:
     Attributes:
         name: its place, "state_dict" or "models[0].net" for example; empty if it is the whole content.
         found: the record of a module, or tensors by name.
-        method: it was saved as `model.state_dict` without parentheses.
+        method: whether it was saved as `model.state_dict` without parentheses.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Candidate:
 def candidates(content: Any) -> list[Candidate]:
     """The networks and state dicts in the content of a file, the outer ones first.
 
-    Left out are candidates inside another one, states of optimizers, and dictionaries of tensors if none of them could
-    be the weight of a layer.
+    Candidates inside another candidate, states of optimizers, and dictionaries in which no tensor could be the weight
+    of a layer are left out.
     """
     found: list[Candidate] = []
     seen: set[int] = set()
@@ -72,7 +72,7 @@ def inside(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def written(place: Any) -> str:
-    """The path of a place, from the outside: "state_dict", "models[0].net"."""
+    """A position as a path from the outermost container: "state_dict", "models[0].net"."""
     steps: list[str] = []
     while place is not None:
         place, key = place
@@ -82,7 +82,7 @@ def written(place: Any) -> str:
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether it is an optimizer or its state dict; both hold other tensors than the parameters of the network."""
+    """Whether the value is an optimizer or its state dict, which contain tensors that are not parameters."""
     if isinstance(value, Record):
         return "param_groups" in value.attributes
     return isinstance(value, dict) and "param_groups" in value
@@ -148,7 +148,7 @@ def as_tensor(array: Record, arrays: dict[int, Tensor]) -> Tensor:
 
 
 def what_it_is(path: Path) -> str:
-    """A short description of a file that is no checkpoint of this project, or the reason why it cannot be read."""
+    """A short description of a file that is not a checkpoint of this project, or the reason why it cannot be read."""
     try:
         content = read_torch_file(path).content
         first = next(iter(candidates(content)), None)

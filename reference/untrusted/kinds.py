@@ -1,4 +1,4 @@
-"""Files that `torch.save` did not write: their kinds, recognised by their beginning or by the members of an archive."""
+"""Recognizing files that `torch.save` did not write, by their first bytes or by the members of an archive."""
 
 from collections.abc import Collection
 

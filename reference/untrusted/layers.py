@@ -1,4 +1,4 @@
-"""Working layers from modules in a file, which give only class and attributes; possible for each known `forward`."""
+"""Rebuilding layers with a known `forward` from the records in a file, which give only class and attributes."""
 
 import re
 import warnings
@@ -118,22 +118,22 @@ CHAINS: dict[Name, tuple[str | None, ...]] = {
     Name("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module",),
     AVERAGED: ("module",),
 }
-"""Classes with a known `forward`: the parts that they apply in turn, if they have them; None stands for flatten."""
+"""Classes with a known `forward`, and the parts that they apply one after the other; None stands for flatten."""
 
 
 WORD = re.compile(r"[A-Za-z0-9_-]{1,20}")
-"""A setting in one word: "zeros", "nearest-exact". Other strings would reach the printed network."""
+"""A setting of one word: "zeros", "nearest-exact". Other strings would appear in the printed network."""
 
 
 class CannotRunError(Exception):
-    """The reason why a network cannot be run, as the end of a sentence."""
+    """The reason why a network cannot be run, worded as the end of a sentence."""
 
 
 def make_layer(module: Module, layers: Any) -> nn.Module:
-    """A layer of PyTorch from its attributes, without numbers: on the meta device, where no size costs memory.
+    """A layer of PyTorch, rebuilt from its attributes on the meta device, where tensors take no memory.
 
     Args:
-        module: a module of a class in `STANDARD`, and no container.
+        module: a module of a class in `STANDARD` that is not a container.
         layers: the namespace of the layer's class.
 
     Raises:
@@ -148,7 +148,7 @@ def make_layer(module: Module, layers: Any) -> nn.Module:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return getattr(layers, name)(**options)
-    except Exception as error:  # any error of a layer for arguments that make no sense
+    except Exception as error:  # a layer may raise any error for invalid arguments
         reason = str(error).partition("\n")[0][:200]
         raise CannotRunError(f"a {name} has attributes that it cannot have ({reason})") from error
 
@@ -174,7 +174,7 @@ def layer_options(name: str, module: Module) -> dict[str, Any]:
 
 
 def encoder_options(module: Module) -> dict[str, Any]:
-    """The arguments that a TransformerEncoderLayer was made with: most of them are known to its parts only."""
+    """The arguments that a TransformerEncoderLayer was made with: most of them are stored in its parts only."""
     attention, first, norm, drop = (module.children.get(name) for name in ("self_attn", "linear1", "norm1", "dropout"))
     activation = module.attributes.get("activation", Name("torch.nn.functional", "relu"))
     if attention is None or first is None or norm is None or drop is None:
@@ -223,7 +223,7 @@ class Printer:
 
 
 class Chain(nn.Module):
-    """An object of a class that the file only names: its parts, and the order in which they are applied."""
+    """A module of a class that the file only names: its parts, and the order in which they are applied."""
 
     def __init__(self, title: str, parts: dict[str, nn.Module], steps: tuple[str | None, ...]) -> None:
         super().__init__()
@@ -241,12 +241,12 @@ class Chain(nn.Module):
 
 
 class Builder:
-    """Builds working modules; a module in several places becomes one module again.
+    """Builds working modules; a module that occurs several times becomes one module again.
 
     Args:
         layers: the namespace of the layers.
-        notes: gets a sentence for each assumption.
-        memory: the memory that the network's tensors may take.
+        notes: a list to which a sentence for each assumption is appended.
+        memory: the memory limit for the network's tensors.
     """
 
     def __init__(self, layers: Any, notes: list[str], memory: Memory) -> None:
@@ -263,7 +263,8 @@ class Builder:
         network = self.build(root)
         if repr(network) != tree.replace("_LinearWithBias(", "NonDynamicallyQuantizableLinear("):
             raise CannotRunError("its layers have parts that such layers do not have")
-        Memory([*network.parameters(), *network.buffers()])  # a tensor in many places has become many parameters
+        # a tensor that occurs several times has become several parameters
+        Memory([*network.parameters(), *network.buffers()])
         return network
 
     def build(self, module: Module) -> nn.Module:
@@ -291,7 +292,7 @@ class Builder:
             raise CannotRunError(f"a part of {module.title} has a name that no part can have") from error
 
     def steps(self, module: Module) -> tuple[str | None, ...] | None:
-        """The parts that a module applies in turn; None if it is a Sequential."""
+        """The parts that a module applies one after the other; None if it is a Sequential."""
         kind, children = module.kind, module.children
         if STANDARD.get(kind) == "Sequential":
             return None
@@ -309,7 +310,7 @@ class Builder:
 
 
 def fill(layer: nn.Module, module: Module, memory: Memory) -> None:
-    """Give a layer, and the parts that it has created itself, the parameters and buffers of the file.
+    """Load the parameters and buffers of the file into a layer and into the parts that the layer has created.
 
     Raises:
         CannotRunError: they do not fit such a layer.

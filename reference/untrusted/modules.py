@@ -25,15 +25,16 @@ class Budget:
 
 
 class Memory:
-    """The memory that tensors of a network may take if each of them gets memory of its own.
+    """The memory limit for the tensors of a network if each of them gets separate memory.
 
-    A conversion of the dtype, a product with a mask and a move to a GPU do that, even for a view with stride 0.
+    A conversion of the dtype, a product with a mask and a move to a GPU allocate separate memory, even for a view with
+    stride 0.
 
     Args:
         tensors: all tensors of the network; a tensor that occurs several times counts once.
 
     Raises:
-        ValueError: they are far larger than their storages.
+        ValueError: the tensors are far larger than their storages.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -53,7 +54,7 @@ class Memory:
 
 @dataclass(eq=False)
 class Module:
-    """A module as the file describes it.
+    """A module described by the file.
 
     Attributes:
         kind: its class.
@@ -70,11 +71,11 @@ class Module:
 
     @property
     def title(self) -> str:
-        """The name of its class, as it is printed."""
+        """The name of the module's class in the repr."""
         return self.kind.name.rpartition(".")[2]
 
     def tensors(self, prefix: str, budget: Budget) -> Iterator[tuple[str, Tensor]]:
-        """The entries of the state dict: its own parameters and buffers, then its children's."""
+        """The entries of the state dict: the module's own parameters and buffers, then those of its children."""
         hidden = self.attributes.get("_non_persistent_buffers_set")
         budget.spend(1 + len(self.parameters) + len(self.buffers))
         if len(prefix) > KEY_LENGTH - WORD:
@@ -118,7 +119,7 @@ def is_module(value: Any) -> bool:
 
 
 def as_module(record: Any, done: dict[int, Module | None], depth: int = 0) -> Module:
-    """The module that a record describes; a module in several places is one object again.
+    """The module that a record describes; a module that occurs several times becomes one object again.
 
     Raises:
         ValueError: it is not a module's record, or the modules contain each other.

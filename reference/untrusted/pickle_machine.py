@@ -1,10 +1,10 @@
-"""Chapter 17: a machine for pickles, without the instructions that run anything.
+"""Chapter 17: a machine for pickles without the instructions that run code.
 
 A pickle builds lists, dictionaries, strings and numbers on a stack. For objects it has three more instructions: GLOBAL
 names a class or function, REDUCE calls it, and BUILD passes an object its state. Python's own reader follows these,
-imports the named object and calls it. This machine keeps names as names and objects as records of the file's data about
-them. It imports nothing, looks no attribute up by a name from the file, and calls nothing but the functions that a
-subclass implements itself in `call`.
+imports the named object and calls it. This machine stores names as text, and objects as records of their data in the
+file. It imports nothing, looks up no attribute by a name from the file, and calls only the functions that a subclass
+implements in `call`.
 """
 
 import struct
@@ -19,11 +19,11 @@ ABOVE_MARK = frozenset(("TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITE
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 PROTOCOL = 5
 EMPTY = object()
-"""A place of a pickle's memory that was never set."""
+"""Marks an unset entry of a pickle's memo."""
 
 
 class ForeignError(ValueError):
-    """A file requests by name something that this reader does not provide."""
+    """A file requests a name that this reader does not provide."""
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is only a name: the file's data about it, without any code.
+    """An object of a class that is only a name: its data in the file, without any code.
 
     Attributes:
         kind: its class.
@@ -64,7 +64,7 @@ class Record:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Its attributes by name; empty if its state has another form."""
+        """The attributes by name; empty if the state has another form."""
         return self.state if type(self.state) in (dict, OrderedDict) else {}
 
 
@@ -114,7 +114,7 @@ def line(stream: Stream) -> str:
 
 
 def decimal(stream: Stream) -> int:
-    """An integer in digits, as Python 2 wrote those of more than 32 bits; or a Boolean."""
+    """An integer in decimal digits, as Python 2 wrote integers of more than 32 bits; or a Boolean."""
     digits = line(stream)
     return digits == "01" if digits in ("00", "01") else int(digits)
 
@@ -171,7 +171,7 @@ INSTRUCTION: dict[bytes, tuple[str, Callable[[Stream], Any] | None]] = {
     b"\x81": ("NEWOBJ", None),
     b"b": ("BUILD", None),
     b"Q": ("BINPERSID", None),
-    b"0": ("POP", None),  # with the next two: used for a tuple that contains itself
+    b"0": ("POP", None),  # with the next two instructions: used for a tuple that contains itself
     b"1": ("POP_MARK", None),
     b"2": ("DUP", None),
     b"\x80": ("PROTO", number("<B")),
@@ -191,7 +191,7 @@ REFUSED = {
     b"\x97": "NEXT_BUFFER",
     b"\x98": "READONLY_BUFFER",
 }
-"""Other instructions of Python; further ones, of protocol 0, were never written by `torch.save`."""
+"""Other instructions of Python's pickles; `torch.save` has never written further ones, of protocol 0."""
 
 
 def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
@@ -204,7 +204,7 @@ def instructions(stream: Stream) -> Iterator[tuple[str, Any]]:
 
 
 class PickleMachine:
-    """Reads one pickle after the other; all of them together may have `instructions`.
+    """Reads one pickle after the other; `instructions` limits their total number of instructions.
 
     A subclass defines the names and calls it supports, and the keys it accepts.
 
@@ -238,10 +238,11 @@ class PickleMachine:
         """Check a key of a dictionary, or a member of a set, that is inserted after `place` others.
 
         Returns:
-            The key: of a type that Python hashes and compares quickly and without running anything of the file.
+            The key, which has a type that Python hashes and compares quickly and without running code of the file.
 
         Raises:
-            ValueError: it is no such key, or the file has more than `SCATTERED_KEYS` that could be chosen to collide.
+            ValueError: the key has another type, or the file has more than `SCATTERED_KEYS` keys that could be chosen
+            to collide.
         """
         if value is None or isinstance(value, str | bytes | Name):
             return value
@@ -279,15 +280,15 @@ class PickleMachine:
         return target
 
     def read(self, stream: Stream) -> Any:
-        """The value of the pickle that begins here; afterwards the stream is behind its end.
+        """The value of the pickle that begins here; afterwards the stream is at its end.
 
         Raises:
-            ValueError: it requests something unsupported, or too much; the message says what.
-            Exception: any other error of instructions that make no sense (an empty stack, a list as a key).
+            ValueError: the pickle requests something unsupported, or exceeds a limit; the message names it.
+            Exception: any other error of invalid instructions (an empty stack, a list as a key).
         """
         stack: list[Any] = []
         below: list[list[Any]] = []  # for each mark, the stack below it
-        memory: list[Any] = []  # a list, not a dictionary: pickles number their memory without gaps
+        memory: list[Any] = []  # a list, not a dictionary: pickles number their memo without gaps
         for count, (name, argument) in enumerate(instructions(stream)):
             self.spend(1)
             items: list[Any] = []
@@ -387,7 +388,7 @@ def add_to(target: Any, items: list[Any]) -> None:
         target.items = target.items or []
         target.items.extend(items)
     else:
-        list.extend(target, items)  # a TypeError if it is anything but a list
+        list.extend(target, items)  # a TypeError unless it is a list
 
 
 def as_name(module: object, name: object) -> Name:
@@ -399,7 +400,7 @@ def as_name(module: object, name: object) -> Name:
 
 
 def build(target: Any, state: Any) -> None:
-    """Set an object's state: once, and only for a record; or a state dict's note of versions."""
+    """Set the state of a record, at most once; or the version metadata of a state dict."""
     if isinstance(target, Record) and target.state is None:
         target.state = state
     elif type(target) is OrderedDict and type(state) is dict and list(state) == ["_metadata"]:

@@ -1,4 +1,4 @@
-"""State dicts alone: the known network that one belongs to, with any prefix before its keys."""
+"""State dicts without a network: finding the known network that matches, for any prefix of its keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,13 +40,13 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Fit:
-    """A network with the keys and shapes of a state dict, or of the part of it with keys that begin with `prefix`.
+    """A known network that matches a state dict, or the part of it with keys that begin with `prefix`.
 
     Attributes:
         known: the network.
         classes: its number of classes.
         prefix: the beginning of the keys, without the parts named in `WRAPPERS`.
-        parts: the source of each of the network's own tensors.
+        parts: the entries of the state dict for each tensor of the network.
         others: the keys that do not belong to the network.
     """
 
@@ -92,7 +92,7 @@ def fits(state: Mapping[str, Tensor]) -> list[Fit]:
             if (fit := fit_at(known, end.removesuffix(known.last), parts)) is not None:
                 found.append(fit)
     explained = {fit.prefix + key for fit in found for key in fit.parts}
-    # a further tensor must not be the weight of a layer, or the network is another one
+    # if another tensor could be the weight of a layer, the file contains a different network
     if any(part.value.dim() > 1 for key, part in parts.items() if key not in explained):
         return []
     return found

@@ -1,4 +1,4 @@
-"""The reference and PyTorch on random calls of every component, over its whole parameter space, valid or not.
+"""Comparison of the reference and PyTorch on random calls of every component, with valid and invalid arguments.
 
 python -m spec.agreement --calls 200 --seed 1 [COMPONENT ...]
 """

@@ -10,7 +10,7 @@ from spec.agreement import COMPONENTS, verdicts
 
 
 def main() -> int:
-    """Judge the calls that the command line asks for, print the table, and show the first that differ."""
+    """Run the requested calls, print the table, and show the first calls that differ."""
     parser = argparse.ArgumentParser(prog="python -m spec.agreement", description=__doc__)
     parser.add_argument("components", nargs="*", metavar="COMPONENT", help=f"default: all of {', '.join(COMPONENTS)}")
     parser.add_argument("--calls", type=int, default=200, help="calls per component")

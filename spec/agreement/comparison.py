@@ -1,11 +1,10 @@
-"""One call made twice, in the reference and in PyTorch, and what may differ between the two.
+"""One call, made in the reference and in PyTorch, and the allowed differences between the results.
 
 A component draws a `Call` from a `random.Random`: a function that takes a namespace, makes the call there and returns
-all that can be observed. Data, masks and seeds are drawn beforehand, so both sides meet the same ones.
-
-Both sides must return or both must raise. What they return must have the same structure, dtypes, shapes and text;
-numbers that are only moved, drawn or stored are equal to the last bit, computed ones up to rounding, with NaN and
-infinities in the same places.
+everything observable. Data, masks and seeds are drawn beforehand, so that both sides use the same ones. Both sides must
+return or both must raise an error. The results must have the same structure, dtypes, shapes and text; numbers that are
+only moved, drawn or stored must be equal bit for bit, computed numbers up to rounding, with NaN and infinities in the
+same positions.
 """
 
 import math
@@ -44,21 +43,21 @@ TORCH: Namespace = SimpleNamespace(
     }
 )
 
-# Random walks of more than 8 standard deviations do not happen by chance.
+# A random walk does not exceed 8 standard deviations by chance.
 DEVIATIONS = 8
 OWN_ERRORS = (ValueError, TypeError, IndexError)
-# The reference names what was called; Python and the run-time check of annotations speak first where they can.
+# The reference names the function in its errors; Python and the run-time check of annotations may raise earlier errors.
 OWN_MESSAGE = re.compile(r"\w+(\.\w+)?: |\w+\.__init__\(\) got an unexpected keyword argument|Type-check error")
 
 
 @dataclass
 class Observed:
-    """What one call shows.
+    """The observable result of one call.
 
     Attributes:
         exact: Equal to the last bit: text, names, drawn numbers, buffers that are only moved.
-        close: Computed numbers, nested in lists, tuples and dicts as they come; equal up to rounding.
-        derivatives: What `differentiate` gave, or the error it met.
+        close: Computed numbers, possibly nested in lists, tuples and dicts; equal up to rounding.
+        derivatives: The result of `differentiate`, or its error.
     """
 
     exact: dict[str, Any] = field(default_factory=dict)
@@ -71,18 +70,17 @@ class Call:
     """A call that can be made in either namespace.
 
     Attributes:
-        text: What is called with what, for people.
+        text: The call as readable text.
         make: Makes the call in a namespace.
-        roundings: How many roundings lie on the longest path from the inputs to a result, at least 1. They add up as a
-            random walk.
-        scale: A bound of the numbers that are added up, where it is more than the largest number of the result.
-        eps: The machine epsilon of the coarsest dtype on the way, where that is not the result's.
-        gains: For the results with names that begin with the key: the factor by which a rounding error grows on its
+        roundings: The number of roundings on the longest path from the inputs to a result, at least 1. They add up as a
+        random walk. scale: A bound of the summed numbers, if it is larger than the largest number of the result. eps:
+        The machine epsilon of the coarsest intermediate dtype, if it differs from the dtype of the result. gains: For
+        the results with names that begin with the key: the factor by which a rounding error grows on its
             way there, such as 1/√ε behind a normalization.
         overflows: The beginnings of the names of results in which an infinity may stand for NaN and the reverse:
             a sum with one part beyond the range of the dtype depends on the order of its terms.
-        warns: Whether both must give warnings of the same categories. Not where PyTorch's kernels warn about
-            themselves, or once a process.
+        warns: Whether both must give warnings of the same categories. False if PyTorch's kernels warn about themselves,
+        or only once per process.
     """
 
     text: str
@@ -107,7 +105,7 @@ Draw = Callable[[random.Random], Call]
 
 
 class Verdict(NamedTuple):
-    """What became of one call: agreed, both raised or differ; in what it differs, and how it can be repeated."""
+    """The outcome of one call: agreed, both raised or differ; the difference, and the way to repeat the call."""
 
     outcome: str
     problem: str = ""
@@ -115,7 +113,7 @@ class Verdict(NamedTuple):
 
 
 def leaf(value: Any) -> Any:
-    """A fresh tensor to differentiate in, of the same numbers and strides; what has no derivative is given back."""
+    """A new leaf tensor with the same numbers and strides; a value without a derivative is returned unchanged."""
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
         return value
     fresh = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
@@ -134,14 +132,14 @@ def differentiate(
     """The gradients of a random weighting of the outputs, and those of a random weighting of these gradients.
 
     Args:
-        outputs: The results by name; what is no differentiable tensor is left out.
-        inputs: What to differentiate in by name; what needs no gradient is left out.
+        outputs: The results by name; values that are not differentiable tensors are left out.
+        inputs: The inputs to differentiate in, by name; those that require no gradient are left out.
         seed: Draws the weights.
         twice: Whether to differentiate a second time, in the inputs and in the first weights.
 
     Returns:
-        "gradient of NAME" and "second gradient of NAME", or the error that autograd raised. A gradient that is not
-        there and one that is zero are the same derivative.
+        "gradient of NAME" and "second gradient of NAME", or the error that autograd raised. A missing gradient and a
+        zero gradient count as the same derivative.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -187,7 +185,7 @@ def attempt(call: Call, namespace: Namespace) -> Observed | Exception:
 
 
 def judge(call: Call) -> Verdict:
-    """Make the call on both sides and compare what they show."""
+    """Make the call on both sides and compare the results."""
     ours, theirs = attempt(call, REFERENCE), attempt(call, TORCH)
     if isinstance(ours, Exception) and isinstance(theirs, Exception):
         if isinstance(ours, OWN_ERRORS) and OWN_MESSAGE.match(str(ours)):
@@ -206,7 +204,7 @@ def judge(call: Call) -> Verdict:
 
 
 def verdicts(component: str, draw: Draw, calls: int, seed: int, first: int = 0) -> Iterator[Verdict]:
-    """Judge the random calls `first` to `first + calls - 1` of a component; each can be drawn again by its number."""
+    """Compare the random calls `first` to `first + calls - 1` of a component; each can be drawn again by its number."""
     for number in range(first, first + calls):
         call = draw(random.Random(f"{seed} {component} {number}"))
         repeat = f"python -m spec.agreement --seed {seed} --first {number} --calls 1 {component}"
@@ -221,14 +219,14 @@ def _said(error: Exception) -> str:
 
 def _derivatives_difference(call: Call, ours: Any, theirs: Any) -> str | None:
     if isinstance(theirs, RuntimeError):
-        return None  # what PyTorch computes but cannot differentiate has nothing to be compared with
+        return None  # results that PyTorch cannot differentiate cannot be compared
     if isinstance(ours, RuntimeError):
         return f"only PyTorch differentiates it: {_said(ours)}"
     return _difference("", ours, theirs, call)
 
 
 def _difference(name: str, ours: Any, theirs: Any, call: Call | None) -> str | None:
-    """The first difference of two structures in words, or None; without a call to the last bit."""
+    """A description of the first difference of two structures, or None; without a `call`, bit for bit."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return _tensor_difference(name, ours, theirs, call)
     if isinstance(ours, dict) and isinstance(theirs, dict):

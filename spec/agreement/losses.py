@@ -1,6 +1,6 @@
 """Random calls of losses, normalization, dropout, embedding and optimizers.
 
-Optimizers and dropout draw and move the same numbers in the same order: they must agree to the last bit.
+Optimizers and dropout draw and move the same numbers in the same order: they must agree bit for bit.
 """
 
 import random
@@ -170,7 +170,7 @@ def classify(name: str, layer: str) -> Draw:
         if infinite:
             x = poison(rng, x)
         broken = rng.random()
-        if broken < 0.02 and batch:  # without a batch PyTorch also takes a target [1], which its page does not say
+        if broken < 0.02 and batch:  # without a batch PyTorch also accepts a target [1], which is undocumented
             y = y[..., None]
         elif broken < 0.04:
             y = y.to(torch.int32)
@@ -362,7 +362,8 @@ def batch_norm_layer(rng: random.Random) -> Call:
             seen.close[f"output {i}"] = output
         seen.derivatives = derivatives
         seen.close |= {f"state {key}": value.clone() for key, value in module.state_dict().items()}
-        other = TORCH.BatchNorm2d(channels, **options, dtype=dtype)  # the state dict travels there and back
+        # the state dict is loaded by the other side and back
+        other = TORCH.BatchNorm2d(channels, **options, dtype=dtype)
         other.load_state_dict(module.state_dict())
         module.load_state_dict(other.state_dict())
         return seen
@@ -385,7 +386,7 @@ def layer_norm(rng: random.Random) -> Call:
     eps, as_layer = rng.choice([1e-5, 1e-3, 0.1]), rng.random() < 0.4
     normalized: Any = list(tail)
     if held != dtype and (weight is None or as_layer):
-        held, bias = dtype, None  # PyTorch's backward needs a weight to see that the dtypes are mixed
+        held, bias = dtype, None  # PyTorch's backward detects mixed dtypes only with a weight
     broken = rng.random()
     if broken < 0.02:
         normalized = [*tail[:-1], tail[-1] + 1]
@@ -599,7 +600,7 @@ def optimizer(name: str) -> Draw:
         ]
         if rng.random() < 0.05:
             gradients[7] = [None if g is None else poison(rng, g) for g in gradients[7]]
-        swap = rng.choice([None, 5, 12])  # continue in a fresh optimizer of the other side, and return 3 steps later
+        swap = rng.choice([None, 5, 12])  # continue in a new optimizer of the other side, and return 3 steps later
         change = rng.choice([None, 3, 10])
         to_none, use_closure = rng.random() < 0.7, rng.random() < 0.3
 

@@ -38,7 +38,7 @@ def tensor(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, kind:
 
 
 def restride(rng: random.Random, values: Tensor) -> Tensor:
-    """The same values, differently laid out in memory."""
+    """The same values in another memory layout."""
     layout = rng.choice(["contiguous", "transposed", "sliced", "offset"])
     if layout == "transposed" and values.ndim >= 2:
         a, b = rng.sample(range(values.ndim), 2)
@@ -60,10 +60,10 @@ def number_kind(rng: random.Random) -> str:
 
 
 def module_facts(module: torch.nn.Module) -> dict[str, Any]:
-    """All that must be equal bit for bit in a new module: its text, its public attributes, its parameters."""
+    """The parts of a new module that must be equal bit for bit: its text, its public attributes, its parameters."""
     plain = (int, float, bool, str, type(None))
     attributes = {n: v for n, v in vars(module).items() if n[0] != "_" and type(v) in plain}
-    attributes.pop("activation_relu_or_gelu", None)  # PyTorch's note to itself for its fast path
+    attributes.pop("activation_relu_or_gelu", None)  # an internal attribute of PyTorch for its fast path
     state = {f"state_dict {name}": value.detach().clone() for name, value in module.state_dict().items()}
     return {
         "repr": repr(module),
@@ -164,12 +164,12 @@ def recurrent(rng: random.Random, component: str) -> Call:
         elif wrong == "state shape" and states:
             i = rng.randrange(len(states))
             shape = list(states[i].shape)
-            # Of the states for a packed input, PyTorch takes as many rows as it needs.
+            # If the states for a packed input have too many rows, PyTorch ignores the additional ones.
             shape[rng.choice([0, -1] if layout == "packed" else range(len(shape)))] += 1
             states[i] = tensor(rng, tuple(shape), dtype)
-        elif wrong == "state dtype" and states:  # of h: the c of another dtype PyTorch promotes without a word
+        elif wrong == "state dtype" and states:  # of h: PyTorch silently promotes a c of another dtype
             states[0] = states[0].to(torch.float64 if dtype != torch.float64 else torch.float32)
-            if batch == 0:  # nothing is multiplied there, and PyTorch does not notice
+            if batch == 0:  # there is no product, so PyTorch does not detect it
                 wrong, states = "", None
         elif wrong == "state dimensions" and states:
             states = [state[None] for state in states]
@@ -195,8 +195,9 @@ def recurrent(rng: random.Random, component: str) -> Call:
             hx = raw_states
         elif hx is not None and component != "LSTM":
             hx = hx[0]
-        # PyTorch's oneDNN kernel for the LSTM makes NaN of infinities the formula survives, and reads beyond a packed
-        # input of the wrong width instead of raising: there, the formula is its native kernel.
+        # PyTorch's oneDNN kernel for the LSTM returns NaN for infinities for which the formula gives numbers, and reads
+        # beyond a packed input of the wrong width instead of raising an error: in these cases, its native kernel is the
+        # formula.
         onednn = kind != "nonfinite" and not wrong
         with torch.set_grad_enabled(grad), torch.backends.mkldnn.flags(enabled=onednn):
             output, final = module(given, hx)
@@ -205,7 +206,7 @@ def recurrent(rng: random.Random, component: str) -> Call:
             output = output.data
         results = {"output": output} | ({"h_n": final[0], "c_n": final[1]} if component == "LSTM" else {"h_n": final})
         seen.exact["final kind"] = type(final)
-        # Padded steps take no part, but 0 · inf among them makes NaN of a gradient that is lost in infinities anyway.
+        # Padded steps do not contribute, but 0 · inf in them turns a gradient, which is infinite anyway, into NaN.
         traceable = layout != "packed" or kind != "nonfinite"
         seen.close = results
         if traceable:
@@ -242,7 +243,7 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
         key_leading = tuple(rng.choice([1, size]) for size in leading)
         value_leading = tuple(rng.choice([1, size]) for size in leading)
         key_leading, value_leading = key_leading[rng.choice([0, 0, 1]) :], value_leading[rng.choice([0, 0, 1]) :]
-    kind = number_kind(rng) if keys else "normal"  # PyTorch makes NaN of NaN queries that have nothing to look at
+    kind = number_kind(rng) if keys else "normal"  # PyTorch returns NaN for NaN queries without visible keys
     q = tensor(rng, (*leading, queries, features), dtype, kind)
     k = tensor(rng, (*key_leading, keys, features), dtype, kind)
     v = tensor(rng, (*value_leading, keys, values), dtype, kind)
@@ -257,7 +258,7 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
     mask_grad = False
     if masking in ("bool", "float", "float32"):
         shape = [rng.choice([1, size]) if chance(rng, 0.3) else size for size in (*leading, queries, keys)]
-        # PyTorch takes masks of fewer than 2 dimensions in some of its kernels and not in others: not drawn.
+        # PyTorch accepts masks of fewer than 2 dimensions in some kernels only: not drawn.
         shape = shape[rng.randint(0, len(shape) - 2) :]
         mask = restride(rng, bool_mask(rng, tuple(shape), rng.choice([0.3, 0.7, 0.9])))
         if masking != "bool":
@@ -267,7 +268,7 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
             mask_grad = chance(rng, 0.3)
 
     wrong = ""
-    # Where a dimension is 0, PyTorch's kernels return before they check: nothing wrong is drawn.
+    # If a dimension is 0, PyTorch's kernels return before their checks: no invalid argument is drawn.
     if chance(rng, 0.15) and all((*leading, queries, keys, features, values)):
         choices = ["dtype", "integers", "dimensions", "leading", "dropout", "mask and causal", "features"]
         choices += ["mask shape", "mask dtype"] if mask is not None else []
@@ -311,8 +312,7 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
         inputs = {"query": leaf(q), "key": leaf(k), "value": leaf(v)}
         if mask_grad and not wrong:
             inputs["attn_mask"] = leaf(mask)
-        # Where infinities meet a causal mask, PyTorch's kernels disagree among themselves;
-        # its math kernel is the formula.
+        # For infinities with a causal mask, PyTorch's kernels give different results; its math kernel is the formula.
         # With a causal mask and a negative scale its fused kernel gives NaN.
         odd = kind == "nonfinite" or options.get("scale", 1) < 0
         with torch.set_grad_enabled(grad), formulas(flash=not odd):
@@ -333,8 +333,8 @@ def scaled_dot_product_attention(rng: random.Random) -> Call:
 def gain(*parts: Tensor) -> float:
     """The largest finite magnitude squared, at least 1.
 
-    A rounding error grows so much on its way into a gradient: behind a saturated softmax by the difference of values
-    that it should have been blind to, and then by the keys.
+    The factor by which a rounding error can grow in a gradient: after a saturated softmax, by the differences of values
+    that have the weight 0, and then by the keys.
     """
     return max([1.0, *(float(part.double().nan_to_num(0, 0, 0).abs().max()) ** 2 for part in parts if part.numel())])
 
@@ -349,7 +349,7 @@ def masks(
 ) -> tuple[Any, Any]:
     """An attention mask and a padding mask for `MultiheadAttention`, bool or float, or None."""
 
-    if 0 in (batch, queries, keys):  # PyTorch's reshape(..., -1) of a mask cannot tell what -1 is then, and raises
+    if 0 in (batch, queries, keys):  # PyTorch's reshape(..., -1) of a mask is ambiguous then, and raises an error
         return None, None
 
     def one(shape: tuple[int, ...]) -> Any:
@@ -470,7 +470,7 @@ def multihead_attention(rng: random.Random) -> Call:
         module = ns.MultiheadAttention(width, **options)
         seen = Observed(exact=module_facts(module))
         module.train(training)
-        for name, parameter in module.named_parameters():  # biases are 0 at first: give them something to do
+        for name, parameter in module.named_parameters():  # biases are initially 0: draw other values
             if "bias" in name:
                 parameter.data.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
         inputs = {"query": leaf(q), "key": leaf(k), "value": leaf(v)}
@@ -566,10 +566,10 @@ def transformer_encoder_layer(rng: random.Random) -> Call:
     text = f"TransformerEncoderLayer({d_model}, {options}) src {tuple(src.shape)} {src.dtype} {kind}"
     for name, mask in (("src_mask", src_mask), ("padding", padding)):
         text += "" if mask is None else f" {name} {tuple(mask.shape)} {mask.dtype}"
-    # each of the two norms centres twice: two more sums over d_model, forward and backward
+    # each of the two norms subtracts the mean twice: two more sums over d_model, forward and backward
     roundings = 18 * d_model + 2 * options["dim_feedforward"] + 3 * length * max(batch, 1) + 88
     text += f" {called} training={training} grad={grad} wrong={wrong!r}"
-    # A single feature is its own mean: what is normalized is nothing but rounding, times 1/√ε.
+    # A single feature equals its mean: the normalized value is only the rounding error times 1/√ε.
     alone = options.get("layer_norm_eps", 1e-5) ** -0.5 if d_model == 1 else 1.0
     return Call(text, make, roundings, gains={"gradient": gain(src) * max(1.0, alone)})
 

@@ -25,7 +25,7 @@ def number(rng: random.Random, low: int, high: int, bad: float = 0.02) -> int:
 
 
 def size2(rng: random.Random, low: int, high: int, bad: float = 0.02) -> Any:
-    """An integer, a pair, a list, a single-element tuple, or seldom something wrong."""
+    """An integer, a pair, a list, a single-element tuple, or rarely an invalid value."""
     kind = rng.random()
     if kind < 0.45:
         return number(rng, low, high, bad)
@@ -64,7 +64,7 @@ def tensor(
 
 
 def plane(rng: random.Random, channels: int, low: int = 3, high: int = 12) -> tuple[int, ...]:
-    """An image's shape: batched or not, seldom empty or of the wrong rank."""
+    """An image's shape: batched or not, rarely empty or with a wrong number of dimensions."""
     shape = [
         rng.choice([0, 1, 2, 3]) if rng.random() < 0.15 else rng.randint(1, 3),
         channels,
@@ -100,11 +100,11 @@ def conv2d(rng: random.Random) -> Call:
     g = max(1, groups)
     inner, outer = rng.randint(1, 3), rng.randint(1, 3)
     kernel, stride, padding, dilation = conv_options(rng)
-    # PyTorch's CPU kernel for dilated convolutions knows int64 only among the integers.
+    # PyTorch's CPU kernel for dilated convolutions supports only int64 among the integer dtypes.
     integers = [torch.int64, torch.int32, torch.uint8] if dilation == 1 else [torch.int64]
     dtype = seldom(rng, 0.1, lambda: rng.choice([*integers, torch.complex128]), lambda: float_dtype(rng))
     real = torch.float64 if dtype.is_complex else dtype
-    # PyTorch's CPU kernel for bfloat16 multiplies by zeros of its own, which makes NaN of infinities.
+    # PyTorch's CPU kernel for bfloat16 multiplies by zeros that it adds, which turns infinities into NaN.
     special = 0.3 if rng.random() < 0.1 and dtype in (torch.float64, torch.float32, torch.float16) else 0.0
     x = tensor(rng, plane(rng, g * inner if rng.random() < 0.97 else g * inner + 1), real, special)
     w = tensor(
@@ -162,7 +162,7 @@ def conv2d_layer(rng: random.Random) -> Call:
     kernel, stride, padding, dilation = conv_options(rng)
     kernel = kernel if rng.random() < 0.6 else kernel[0]
     mode = rng.choices(["zeros", "reflect", "replicate", "circular", "nothing"], (5, 2, 2, 2, 0.2))[0]
-    if mode != "zeros":  # PyTorch's convolution accepts single-element tuples, its padding miscounts with them
+    if mode != "zeros":  # PyTorch's convolution accepts single-element tuples, but computes a wrong padding with them
         padding, dilation = (v[0] if isinstance(v, (tuple, list)) and len(v) == 1 else v for v in (padding, dilation))
     dtype = float_dtype(rng)
     x = tensor(rng, plane(rng, c if rng.random() < 0.97 else c + 1, 4), dtype)
@@ -268,7 +268,7 @@ def adaptive_avg_pool2d(rng: random.Random) -> Call:
     one_window = out in (1, (1, 1)) and (x.dim() not in (3, 4) or x.numel() == 0)
     no_window = 0 in (*x.shape, out, *(out if isinstance(out, tuple) else ())) and not dtype.is_floating_point
     if one_window or no_window:
-        return adaptive_avg_pool2d(rng)  # PyTorch takes a shortcut for one window, and for none, that checks less
+        return adaptive_avg_pool2d(rng)  # PyTorch has a shortcut for one window and for no window, with fewer checks
 
     def make(ns: Namespace) -> Observed:
         a = leaf(x)
@@ -309,7 +309,7 @@ def activation(rng: random.Random) -> Call:
     options = {"inplace": True} if inplace else {}
     as_layer = rng.random() < 0.3
     if inplace and args and not isinstance(args[0], str) and args[0] < 0:
-        return activation(rng)  # PyTorch cannot differentiate that and says so only in backward
+        return activation(rng)  # PyTorch cannot differentiate this and raises an error only in backward
 
     def make(ns: Namespace) -> Observed:
         a = leaf(x)
@@ -346,14 +346,14 @@ def softmax(rng: random.Random) -> Call:
     cast = rng.choices([None, torch.float64, torch.float32, torch.int64], (6, 2, 1, 0.3))[0]
     as_layer = rng.random() < 0.3
     if x.numel() == 0 and not (dtype if cast is None else cast).is_floating_point:
-        return softmax(rng)  # PyTorch does not look at the dtype of nothing
+        return softmax(rng)  # PyTorch does not check the dtype of empty tensors
 
     def make(ns: Namespace) -> Observed:
         a = leaf(x)
         layer = getattr(ns, LAYERS[name])(dim) if as_layer else None
         return observed(layer(a) if layer else getattr(ns, name)(a, dim, dtype=cast), [a], layer=layer)
 
-    # Each exponential comes from a difference that is already rounded: 16 times the roundings of the sum.
+    # The argument of each exponential is a rounded difference: 16 times the roundings of the sum.
     text = f"{name}{tuple(x.shape)} dim={dim} dtype={cast} layer={as_layer} {dtype}"
     narrow = cast is not None and cast.is_floating_point
     return Call(text, make, 256, eps=max(coarsest(x), torch.finfo(cast).eps if narrow else 0.0), warns=True)  # pyright: ignore[reportArgumentType]

@@ -1,1 +1,1 @@
-"""What a learner writes: each file passes its chapter at level tutorial (`spec/test_beginners.py`)."""
+"""Solutions as learners write them: each file passes its chapter at level tutorial (`spec/test_beginners.py`)."""

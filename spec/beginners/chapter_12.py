@@ -1,4 +1,4 @@
-"""Linear layers and what is next to them."""
+"""Linear layers and the other layers of the chapter."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The table of known causes, `causes.toml`: which of them explains an error, a warning or a listing."""
+"""The table of known causes, `causes.toml`, and the search for the cause of an error or a warning."""
 
 import re
 import tomllib
@@ -45,7 +45,7 @@ class Cause:
         return bool(self.fix or self.drop or any(renames))
 
     def fits(self, code: str) -> bool:
-        """Whether a listing has what the cause needs."""
+        """Whether a listing fulfils the conditions of the cause."""
         if self.unless and re.search(self.unless, code):
             return False
         return not self.code or re.search(self.code, without_text(code) if self.outside_text else code) is not None
@@ -53,7 +53,7 @@ class Cause:
 
 @cache
 def table() -> dict[str, Cause]:
-    """All causes by id, in the order of the file: the first that fits explains an error."""
+    """All causes by id, in the order of the file: the first that matches explains an error."""
     entries: dict[str, dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))
     return {
         name: Cause(id=name, **{**entry, "drop": tuple(map(tuple, entry.get("drop", ())))})
@@ -93,5 +93,5 @@ def of_warning(text: str, code: str) -> Cause | None:
 
 
 def notes(code: str) -> list[Cause]:
-    """What of a listing is obsolete or depends on the system, although it runs."""
+    """Known causes that apply to a running listing: obsolete code, or code that depends on the system."""
     return [cause for cause in table().values() if cause.kind == "note" and cause.fits(code)]

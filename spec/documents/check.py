@@ -22,11 +22,9 @@ from spec.documents.extract import Listing, has_ellipsis, parsed, read
 from spec.documents.names import IMPLIED, Names, modules_of, names_of, sessions
 
 VERDICTS = ("runs", "warns", "differs", "fails", "needs", "fragment", "not run")
-"""What a listing is found to be.
-
-runs: to its end, or to the error that it announces; warns: it runs and something in it is deprecated; differs: it
-prints something else than the document says; fails; needs: something that is not here; fragment: Python that is not
-meant to run; not run: an output, a command for the shell, another language.
+"""The verdicts for a listing. runs: to its end, or to the error that the document announces; warns: it runs and uses
+deprecated features; differs: it prints something different from the document; fails; needs: something that is not
+available; fragment: Python that is not meant to run; not run: an output, a shell command, another language.
 """
 WRONG = ("fails", "differs")
 """Verdicts that make the exit status 1."""
@@ -50,25 +48,25 @@ PLACEHOLDER = re.compile(
 
 @dataclass
 class Result:
-    """What was found about a listing.
+    """The result for one listing.
 
     Attributes:
         listing: The listing.
         verdict: One of `VERDICTS`.
         error: The error that ended it: type, message, line in the document; or None.
         cause: The known cause of the error, or None.
-        reason: What it needs, why it is a fragment, or why it was not run: a word and its object.
+        reason: The missing requirement, or the reason why it is a fragment or was not run: a word and its object.
         warned: Deprecations: text, line and known cause.
-        differences: What it prints against what the document says.
-        notes: Known causes that do no harm here.
-        cuts: Loops that were cut, as (line, passes, of how many).
-        stand_ins: What stood in for data, weights, images or a GPU.
+        differences: The differences between its output and the document.
+        notes: Known causes without an effect here.
+        cuts: Loops that were cut, as (line, passes, total number of passes).
+        stand_ins: The substitutes for data, weights, images or a GPU.
         continues: Lines of the listings that ran before it in its process.
-        alone: The name that a reader misses who runs it alone, with its line; or None.
+        alone: The first name that is undefined if the listing runs alone, with its line; or None.
         announced: Whether the document announces the error.
-        seconds: How long it ran.
-        implied: Imports that the check added, because the document never shows them.
-        fixed: With `--fix`: the code with the remedies, and its verdict; or None.
+        seconds: The run time.
+        implied: Imports that the check added, because the document does not show them.
+        fixed: With `--fix`: the fixed code and its verdict; or None.
     """
 
     listing: Listing
@@ -98,19 +96,19 @@ class Document:
 
     @property
     def wrong(self) -> int:
-        """The number of listings that fail or print something else."""
+        """The number of listings that fail or print something different from the document."""
         return sum(result.verdict in WRONG for result in self.results)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run.
+    """The options of a check.
 
     Attributes:
-        seconds: After this time a listing's loops are cut, each after two passes.
-        memory: Bytes that a group of listings may hold.
-        alone: Run every listing alone, as a reader who copies it into a new file.
-        fix: Write a copy with the remedies of known causes, and check it.
+        seconds: The time after which the loops of a listing are cut, each after two passes.
+        memory: The memory limit of a group of listings in bytes.
+        alone: Run every listing alone, as if it were copied into a new file.
+        fix: Write a copy in which known causes are fixed, and check it.
     """
 
     seconds: float = 8.0
@@ -120,7 +118,7 @@ class Options:
 
 
 def documents(paths: Sequence[Path]) -> list[Path]:
-    """The documents that the paths name; of a folder all in and under it.
+    """The documents at the paths; for a folder, all documents in it and its sub-folders.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -162,7 +160,7 @@ class Keeper:
         self._count = 0
 
     def run(self, job: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Run a job; what its listings reported, and how the process ended."""
+        """Run a job; return the reports of its listings and the end of the process."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._count += 1
@@ -200,7 +198,7 @@ class Keeper:
 
 @contextmanager
 def keeper() -> Iterator[Keeper]:
-    """A keeper and its folder, which is removed at the end."""
+    """A context with a keeper and its folder, which is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="ocean-", ignore_cleanup_errors=True) as name:
         made = Keeper(Path(os.path.realpath(name)))
         try:
@@ -213,7 +211,7 @@ def check(path: Path, options: Options, keeper: Keeper, progress: Callable[[str]
     """Check a document.
 
     Raises:
-        ValueError, OSError: it cannot be read.
+        ValueError, OSError: the document cannot be read.
     """
     listings = read(path)
     found = Check(listings, options, keeper, progress).results()
@@ -259,7 +257,7 @@ class Check:
         return self.done
 
     def _write_files(self) -> None:
-        """Listings that are files for others: `model.py`; and folders in which listings write."""
+        """Prepare the listings that are files for others, such as `model.py`, and the folders for outputs."""
         for module, number in self.modules.items():
             target = self.folder / (module.replace(".", "/") + ".py")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +304,7 @@ class Check:
         }  # fmt: skip
 
     def _run(self, group: list[int], **options: Any) -> dict[int, dict[str, Any]]:
-        """The reports of the listings of a group, by their number; one that ends its process ends only itself."""
+        """The reports of the listings of a group, by number; a listing that ends its process affects no other."""
         reports: dict[int, dict[str, Any]] = {}
         left = list(group)
         while left:
@@ -317,7 +315,7 @@ class Check:
             if not missing:
                 break
             reports[missing[0]] = _vanished(missing[0], ended)
-            # the others run again, after what ran before; a listing that ends the process is left out
+            # the other listings run again in the same order; a listing that ends the process is left out
             before = [number for number in left if number in new]
             left = before + missing[1:] if missing[1:] else []
         return reports
@@ -343,7 +341,7 @@ class Check:
             self._again(group, suspects, gpu)
 
     def _without_simulation(self, group: list[int], reports: dict[int, dict[str, Any]]) -> None:
-        """An error that only the simulated device raises is no error of a listing: then the CPU stands in."""
+        """An error that only the simulated device raises is not an error of a listing: run it again on the CPU."""
         for report in reports.values():
             error = report["error"]
             if error and not re.search("same device|device type tensor to numpy|CUDA device", error["message"]):
@@ -353,7 +351,7 @@ class Check:
                     report["stand_ins"] = [*report["stand_ins"], "gpu-only"]
 
     def _again(self, group: list[int], suspects: list[int], gpu: bool) -> None:
-        """Run with other seeds: a print that changes depends on chance, and is not compared."""
+        """Run again with other seeds: an output that changes depends on chance, and is not compared."""
         reports = self._run(group, seed=7919, gpu=gpu)
         for number in suspects:
             report = reports[number]
@@ -366,7 +364,7 @@ class Check:
     # Judging
 
     def _implied(self, number: int) -> list[str]:
-        """Imports that neither the listing nor the document shows, if the listing imports nothing."""
+        """The imports that neither the listing nor the document shows, if the listing imports nothing."""
         if self.names[number].imports or self.options.alone:
             return []
         known = set().union(*(names.defines for names in self.names[: number + 1]))
@@ -406,7 +404,7 @@ class Check:
                 ]
 
     def _first_missing(self, number: int) -> tuple[str, int] | None:
-        """The first name that a reader misses who runs the listing alone, with its line."""
+        """The first name that is undefined if the listing runs alone, with its line."""
         names = self.names[number]
         given: set[str] = set()
         for module, taken in names.modules.items():
@@ -456,7 +454,7 @@ class Check:
                 return
 
     def _is_announced(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """The document announces the error: it shows it under the listing, or names it in a comment."""
+        """Whether the document announces the error: under the listing, or in a comment."""
         listing, result = self.listings[number], self.done[number]
         comments = "\n".join(line.partition("#")[2] for line in listing.code.splitlines())
         if kind == "SyntaxError" and not listing.error_shown:
@@ -486,7 +484,7 @@ class Check:
         return True
 
     def _is_name(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """A name that is not defined: Python 2, a missing import, a misspelling, or a fragment."""
+        """Judge an undefined name: Python 2, a missing import, a misspelling, or a fragment."""
         result, error = self.done[number], report["error"]
         if kind != "NameError" or (result.cause and result.cause.id == "python2_names"):
             return False
@@ -519,7 +517,7 @@ class Check:
         return True
 
     def _is_module(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """A package that is not installed, or a module that the document does not show."""
+        """Judge a missing module: a package that is not installed, or a file that the document does not show."""
         result = self.done[number]
         if result.cause is not None and result.cause.kind == "change":
             return False
@@ -548,7 +546,7 @@ class Check:
         return True
 
     def _is_file(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """A file that is not here: one that the document saves under another name, or one that it does not show."""
+        """Judge a missing file: the document saves it under another name, or does not create it."""
         result, error = self.done[number], report["error"]
         if kind not in ("FileNotFoundError", "NotADirectoryError") and not re.search(
             r"No such file|does not exist|not found or corrupted|[Dd]ataset not found|Found no valid file|"
@@ -566,7 +564,7 @@ class Check:
         return True
 
     def _saved_as(self, name: str) -> str:
-        """The name under which the document saves what it reads as `name`, if that is a similar one."""
+        """The similar name under which the document saves the file that it reads as `name`."""
         last, suffix = os.path.basename(name), os.path.splitext(name)[1]
         if suffix not in (
             ".pth",
@@ -595,7 +593,7 @@ class Check:
         return found
 
     def _is_refused(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """What the check does not grant: a network, other programs, files outside; or more time or memory."""
+        """Judge a refused request: network access, other programs, outside files, more time or memory."""
         result = self.done[number]
         network = (
             r"urlopen error|name resolution|Network is unreachable|Max retries|Connection|HTTPError|resolve|offline|"
@@ -624,7 +622,7 @@ class Check:
         return True
 
     def _is_device(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """A device that neither is here nor has a stand-in, or a back end that the build lacks."""
+        """Judge an error about a device without a substitute, or about a missing back end."""
         result = self.done[number]
         if re.search(
             r"\b(?:mps|xpu|xla|MPS)\b|not compiled with|Invalid device id|NCCL|nccl|init_process_group|RANK expected|"
@@ -640,14 +638,14 @@ class Check:
             and earlier
             and not _asks_for_gpu(self.listings[number].code)
         ):
-            # an earlier listing moved the network to a GPU, which not every reader has
+            # an earlier listing moved the network to a GPU, which not all readers have
             result.verdict, result.cause = "needs", None
             result.reason = ("listing on a GPU", str(self.listings[earlier[0]].cell or self.listings[earlier[0]].line))
             return True
         return False
 
     def _is_placeholder(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """An error that follows from a stand-in: input that is "1", images with other content."""
+        """Judge an error caused by a substitute: the input "1", or images with other content."""
         result = self.done[number]
         used = set(result.stand_ins)
         if kind == "IndexError" and "argv" in self.listings[number].code:
@@ -666,7 +664,7 @@ class Check:
         return False
 
     def _is_after_cut(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """An error after a loop that the check cut is no verdict about the listing, unless the loop raises it."""
+        """Judge an error after a loop that the check has cut: it counts only if the loop itself raises it."""
         result = self.done[number]
         cut = result.cuts or any(self.done[other].cuts for other in group if other < number)
         if not cut or self._inside_a_cut_loop(number, report):
@@ -679,7 +677,7 @@ class Check:
         return False
 
     def _after_the_error(self, number: int) -> set[str]:
-        """The names that a failing listing would bind at the line of its error or after it."""
+        """The names that a failing listing would define at or after the line of its error."""
         listing, error = self.listings[number], self.done[number].error
         tree = listing.tree
         if tree is None or error is None:
@@ -695,7 +693,7 @@ class Check:
         return any(node.lineno in lines and node.lineno <= line <= (node.end_lineno or 0) for node in loops)
 
     def _is_dependent(self, number: int, group: list[int], report: dict[str, Any], kind: str, text: str) -> bool:
-        """An error that an earlier listing of the session raised already, or prepared by stopping halfway."""
+        """Judge an error that an earlier listing of the session raised too, or caused because it stopped early."""
         result = self.done[number]
         for other in group:
             earlier = self.done[other]
@@ -710,7 +708,7 @@ class Check:
 
 
 def _vanished(number: int, ended: dict[str, Any]) -> dict[str, Any]:
-    """The report of a listing that ended its process, or was ended with it."""
+    """The report of a listing that ended its process, or that ended with its process."""
     reason = ended["reason"] or "ended"
     message = f"the process ended with status {ended['status']}"
     if "failed" in ended:
@@ -747,7 +745,7 @@ def _lacks_gpu(report: dict[str, Any]) -> bool:
 
 
 def _similar(name: str, defined: set[str], certain: bool) -> str:
-    """A defined name that a name is a misspelling of, or ""."""
+    """The defined name that `name` misspells, or ""."""
     if not certain or len(name) < 4:
         return ""
     for other in sorted(defined):
@@ -762,7 +760,7 @@ def _similar(name: str, defined: set[str], certain: bool) -> str:
 
 
 def _distance(a: str, b: str) -> int:
-    """The number of letters to insert, delete, replace or exchange with a neighbour."""
+    """The edit distance: letters to insert, delete, replace or exchange with a neighbour."""
     if abs(len(a) - len(b)) > 2:
         return 9
     rows = [list(range(len(b) + 1))]
@@ -785,7 +783,7 @@ def _bound_later(listing: Listing, name: str) -> set[str]:
 
 
 def _fix(found: list[Result], options: Options, keeper: Keeper) -> None:
-    """Apply the remedies of known causes, and check the listings again."""
+    """Fix known causes, and check the listings again."""
     changed = []
     listings = [result.listing for result in found]
     for number, result in enumerate(found):
@@ -813,7 +811,7 @@ def _fix(found: list[Result], options: Options, keeper: Keeper) -> None:
 
 
 def write_fixed(document: Document, path: Path) -> None:
-    """Write a copy of a document in which the listings have their remedies."""
+    """Write a copy of a document with the fixed listings."""
     text = document.path.read_bytes().decode("utf-8-sig")
     end = "\r\n" if "\r\n" in text else "\n"
     changed = [result for result in document.results if result.fixed and result.fixed["code"] != result.listing.code]

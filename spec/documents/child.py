@@ -28,25 +28,25 @@ from spec.documents import isolation, stand_ins
 PRINTED = 400_000
 """Characters of a listing's output that are kept."""
 PASSES = 2
-"""Passes of a loop that run even if the listing's time is over."""
+"""The passes of a loop that run even after the time limit of the listing."""
 
 
 class Cut(BaseException):
-    """The listing's time is over."""
+    """The time limit of the listing is reached."""
 
 
 def clock() -> tuple[float, float]:
-    """The time on the wall, and the time of this process on a processor."""
+    """The wall-clock time, and the processor time of this process."""
     return time.monotonic(), time.process_time()
 
 
 def spent(start: tuple[float, float]) -> float:
-    """The seconds since `start` on a processor; of waiting, a quarter counts, so that a busy machine cuts nothing."""
+    """The processor seconds since `start` plus a quarter of the waiting time, so that a busy machine cuts no loop."""
     return max((time.monotonic() - start[0]) / 4, time.process_time() - start[1])
 
 
 class State:
-    """What the functions that listings call look at."""
+    """The state that the functions in transformed listings use."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -68,7 +68,7 @@ class State:
         stand_ins.used.clear()
 
     def long(self, start: tuple[float, float]) -> bool:
-        """Whether a loop that began at `start` takes long itself: one that builds a network is never cut."""
+        """Whether a loop that began at `start` takes long itself; a loop that builds a network is never cut."""
         return spent(start) > min(1.0, self.seconds / 4) or self.length > PRINTED
 
     @property
@@ -77,7 +77,7 @@ class State:
 
 
 def _line(state: State, *, outermost: bool = True) -> int:
-    """The line of the running listing that is being executed at the level of the module, or deepest in it."""
+    """The current line of the running listing, at module level or in the innermost frame."""
     frame, found = sys._getframe(2), 0
     while frame is not None:
         if frame.f_code.co_filename == state.place:
@@ -89,7 +89,7 @@ def _line(state: State, *, outermost: bool = True) -> int:
 
 
 class Output:
-    """Standard output: what is printed, with the line of the listing that prints it."""
+    """A standard output that records the printed text with the line of the listing that prints it."""
 
     encoding, errors = "utf-8", "strict"
 
@@ -133,7 +133,7 @@ class Output:
 
 
 class Bounded(ast.NodeTransformer):
-    """Gives every loop a look at the clock, shows the values of expressions, and moves paths of other machines."""
+    """Adds a time check to every loop, prints the values of expressions, and replaces absolute paths."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -195,7 +195,7 @@ def _name(text: str) -> ast.Name:
 
 
 def last_batch(iterable: Any) -> Iterator[Any]:
-    """The last batch of a loader, if it is smaller than the others: some listings fail there only."""
+    """The last batch of a loader if it is smaller than the others, because some listings fail only there."""
     from torch.utils.data import DataLoader, IterableDataset
 
     loader = getattr(iterable, "iterable", iterable)  # of tqdm
@@ -249,7 +249,7 @@ def helpers(state: State) -> dict[str, Any]:
 
 
 class _Shell:
-    """What `get_ipython()` returns: every request is granted and does nothing."""
+    """The return value of `get_ipython()`: every call is accepted and does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -282,7 +282,7 @@ def main(job: dict[str, Any], results: TextIO) -> None:
 
 
 def _write_source(folder: Path, job: dict[str, Any], listing: dict[str, Any]) -> None:
-    """The listing as a file: a worker that is spawned reads it again."""
+    """Write the listing to a file, which a spawned worker reads again."""
     with contextlib.suppress(OSError):
         (folder / "program.py").write_text(listing["code"], encoding="utf-8")
 
@@ -329,7 +329,7 @@ def _prepare(job: dict[str, Any], folder: Path, state: State) -> None:
 
 
 def _other_seeds(seed: int) -> None:
-    """Let a listing that sets a seed get another one: what changes then depends on chance."""
+    """Replace the seed that a listing sets: outputs that change depend on chance."""
     import numpy as np
     import torch
 
@@ -358,7 +358,7 @@ def _collect_warnings(state: State) -> None:
 
 
 def _alarm() -> None:
-    """The listing's time ends with a signal, wherever it is; twice, for code that catches everything."""
+    """Raise the time limit by a signal; a second time, for code that catches every exception."""
 
     def end(*_: Any) -> None:
         raise Cut
@@ -380,7 +380,7 @@ def _time(seconds: float) -> Iterator[None]:
 
 
 def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: dict[str, Any]) -> dict[str, Any]:
-    """Run a listing in the module, and say what happened."""
+    """Run a listing in the module and report the result."""
     place = f"{job['folder']}/listing_{listing['index']}.py"
     state.begin(place)
     code: str = listing["code"]
@@ -392,7 +392,7 @@ def _run(listing: dict[str, Any], program: types.ModuleType, state: State, job: 
         with _time(state.seconds * 5 + 20):
             tree = ast.parse(code, place)
             top = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if job["notebook"] else 0
-            compile(code, place, "exec", flags=top)  # errors that only the compiler finds, at their own place
+            compile(code, place, "exec", flags=top)  # errors that only the compiler finds, with their line
             bounded = ast.fix_missing_locations(Bounded(job["folder"]).visit(tree))
             running = eval(compile(bounded, place, "exec", flags=top), program.__dict__)
             if inspect.iscoroutine(running):
@@ -424,7 +424,7 @@ def _deepest(state: State) -> int:
 
 
 def _joined(chunks: list[tuple[int, str]]) -> list[list[Any]]:
-    """The output as pairs of a line and what it printed in a row."""
+    """The output as pairs of a line and the text that it printed consecutively."""
     made: list[list[Any]] = []
     for line, text in chunks:
         if made and made[-1][0] == line:

@@ -1,8 +1,8 @@
-"""What a listing printed against what the document says that it prints.
+"""Comparison of the output of a listing with the output in the document.
 
-Only prints that everybody gets are compared. A difference counts if both texts have the same words and other numbers.
-It never counts if the output depends on chance (`check` runs the listings again with other seeds), on the time, on this
-machine, on a version, or on data that stands in for another one.
+Only reproducible outputs are compared. A difference counts if both texts have the same words and different numbers. It
+never counts if the output depends on chance (`check` runs the listings again with other seeds), on the time, on this
+machine, on a version, or on substitute data.
 """
 
 import re
@@ -19,7 +19,7 @@ _HERE = re.compile(
     r"num_threads|cpu_count|\bid\(|hash\(|getsizeof|psutil|data_ptr|tqdm|get_model|list_models|\bhelp\(|\bdir\(|"
     r"__file__|datetime|\bempty\(|empty_like|Tensor\(\d|FloatTensor\(\d|IntTensor\(\d|LongTensor\(\d|new\(|environ|glob|walk\("
 )
-"""Code with an output that depends on the machine, the version or the moment; `torch.empty` shows what is in memory."""
+"""Code with an output that depends on machine, version or time; `torch.empty` shows uninitialized memory."""
 _LEAVE_OUT = re.compile(
     r"^\s*#?\s*(?:\.\.\.+|…+|余下.{0,4}|省略.{0,8}|略|以下.{0,6}略.*|and so on|omitted|etc\.?)\s*$|\.\.\.|…|省略|下略"
 )
@@ -40,12 +40,11 @@ _AWAY = (
 
 @dataclass(frozen=True)
 class Difference:
-    """A print that differs from what the document says.
+    """An output that differs from the document.
 
     Attributes:
         line: The line of the code that printed.
-        said: What the document says.
-        printed: What was printed.
+        said: The output in the document. printed: The actual output.
     """
 
     line: int
@@ -54,14 +53,14 @@ class Difference:
 
 
 def plain(text: str) -> str:
-    """A text without what differs between versions and devices, and with single blanks."""
+    """A text without the parts that differ between versions and devices, with single spaces."""
     for pattern, instead in _AWAY:
         text = pattern.sub(instead, text)
     return re.sub(r"\s+", " ", text).strip()
 
 
 def skeleton(text: str) -> str:
-    """A text without its numbers; rows of numbers of any length are one."""
+    """A text without its numbers; a row of numbers of any length counts as one."""
     text = re.sub(r"\s+", "", _NUMBER.sub("#", plain(text)))
     previous = ""
     while previous != text:
@@ -76,7 +75,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def same_numbers(said: str, printed: str) -> bool:
-    """Whether two texts have equal numbers, each to the digits of the rougher one."""
+    """Whether two texts have equal numbers, up to the digits of the less precise one."""
     left, right = _numbers(said), _numbers(printed)
     return len(left) == len(right) and all(_equal(a, b) for a, b in zip(left, right, strict=True))
 
@@ -107,7 +106,7 @@ def _exponent(number: str) -> int:
 
 
 def differs(said: str, printed: str) -> bool:
-    """Whether a print contradicts the document: the same words, other numbers."""
+    """Whether an output contradicts the document: the same words with different numbers."""
     if not _numbers(said) or _LEAVE_OUT.search(said):
         return False
     if skeleton(said) != skeleton(printed) or (re.fullmatch(r"#*", skeleton(said)) and not _bare(said, printed)):
@@ -116,12 +115,12 @@ def differs(said: str, printed: str) -> bool:
 
 
 def _bare(said: str, printed: str) -> bool:
-    """Bare numbers: a single one each, or as many as were printed."""
+    """Compare texts of numbers only: a single number each, or the same count of numbers."""
     return len(_numbers(said)) == len(_numbers(printed))
 
 
 def comments(listing: Listing) -> list[tuple[int, str]]:
-    """The comments that may say what a line prints: the rest of the line, or the lines of comments under it."""
+    """The comments that may document the output of a line: at its end, or in the comment lines below it."""
     lines = listing.code.splitlines()
     found: list[tuple[int, str]] = []
     number = 0
@@ -170,11 +169,11 @@ def _numbering(text: str) -> bool:
 
 
 def differences(listing: Listing, report: dict) -> list[Difference]:
-    """Every print of a listing that contradicts the document.
+    """All outputs of a listing that contradict the document.
 
     Args:
         listing: The listing.
-        report: What `child` says of it.
+        report: The report of `child`.
     """
     if report["cuts"] or _HERE.search(listing.code):
         return []
@@ -206,7 +205,7 @@ def differences(listing: Listing, report: dict) -> list[Difference]:
 
 
 def _agrees(said: str, printed: str) -> bool:
-    """Whether a comment belongs to another print than the one above it."""
+    """Whether a comment belongs to another output than the line above it."""
     return skeleton(said) == skeleton(printed) and same_numbers(said, printed)
 
 
@@ -219,7 +218,7 @@ def _statement(listing: Listing, line: int) -> int:
 
 
 def unstable(before: Sequence[Difference], report: dict) -> list[Difference]:
-    """The differences that are left after a second run: with other seeds the same was printed again."""
+    """The differences that remain after a second run with other seeds, because the output did not change."""
     texts: dict[int, list[str]] = {}
     for line, text in (*report["out"], *report["shown"]):
         texts.setdefault(line, []).append(plain(text))

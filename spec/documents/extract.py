@@ -40,21 +40,20 @@ class Listing:
     """A listing.
 
     Attributes:
-        line: Where it begins: the line of its fence, or of its first line of code if it has none; of a notebook, 1.
-        first: The line of its first line of code in the document; of a notebook, in the cell.
-        printed: The listing as the document shows it.
+        line: The line of its fence, or of its first line of code if it has no fence; 1 in a notebook.
+        first: The line of its first line of code in the document, or in the cell of a notebook.
+        printed: The listing as shown in the document.
         language: The language that its fence names.
         kind: "python", "output" (what a program printed), "shell", "other" (another language or framework) or
             "fragment" (Python, but not meant to be run: pseudo-code, a signature, an excerpt).
-        code: What runs. It has the lines of `printed`, so that line numbers agree.
+        code: The code to run. It has the same lines as `printed`, so that line numbers agree.
         cell: The number of the cell in its notebook, from 1; 0 in Markdown.
         before: The text between the listing before it and this one, with the headings.
         after: The text up to the next listing.
         file: The name of the file that the document gives it, or "".
-        outputs: What the document says that lines print, as pairs of a line number within `code` (0: the end of the
-            listing) and the text.
-        reason: Why it is no program: a word for the report, or "".
-        error_shown: The error that the document shows under it, or "".
+        outputs: The documented outputs, as pairs of a line number within `code` (0: the end of the listing) and the
+        text. reason: The reason why it is not a program: a word for the report, or "". error_shown: The error that the
+        document shows under it, or "".
     """
 
     line: int
@@ -78,7 +77,7 @@ class Listing:
 
     @property
     def tree(self) -> ast.Module | None:
-        """Its syntax tree; None if it is no Python."""
+        """Its syntax tree; None if it is not valid Python."""
         return parsed(self.code)
 
 
@@ -96,8 +95,8 @@ def read(path: Path) -> list[Listing]:
     """The listings of a document, in its order.
 
     Raises:
-        ValueError: a notebook that is none.
-        OSError: it cannot be read.
+        ValueError: the file is not a valid notebook.
+        OSError: the file cannot be read.
     """
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     found = list(_notebook(text)) if path.suffix == ".ipynb" else list(_markdown(text))
@@ -198,7 +197,7 @@ def _named(before: str, text: str) -> str:
 
 
 def _interactive(listing: Listing) -> Listing:
-    """A session with prompts: the code is what follows them, and the lines between are what it printed."""
+    """A session with prompts: the code follows the prompts, and the lines between are outputs."""
     code: list[str] = []
     outputs: list[tuple[int, str]] = []
     shown: list[str] = []
@@ -232,7 +231,7 @@ def _interactive(listing: Listing) -> Listing:
 
 
 def _without_magics(text: str) -> str | None:
-    """The code without lines for IPython and the shell, line for line; None if nothing else is there."""
+    """The code without IPython and shell lines, with the same line numbers; None if there are no other lines."""
     if re.match(r"^\s*%%(?:bash|sh|script|html|javascript|js|latex|cmd|perl|ruby|svg|markdown)\b", text):
         return None
     if parsed(text) is None or text.lstrip().startswith("?"):
@@ -293,7 +292,7 @@ def _share_of_code(code: str) -> float:
 
 
 def _only_values(tree: ast.Module) -> bool:
-    """Whether a program consists of values that something printed: `tensor([1., 2.])`, `torch.Size([2, 3])`."""
+    """Whether a program consists only of printed values: `tensor([1., 2.])`, `torch.Size([2, 3])`."""
 
     def literal(node: ast.expr, printed: bool = False) -> bool:
         match node:
@@ -328,7 +327,7 @@ def _values(arguments: list[ast.expr], keywords: list[ast.keyword]) -> Iterator[
 
 
 def _is_output(code: str, *, labelled: bool) -> bool:
-    """Whether lines that are no Python are what a program printed."""
+    """Whether lines that are not valid Python are the output of a program."""
     lines = [line for line in code.splitlines() if line.strip()]
     content = [line for line in lines if not line.lstrip().startswith("#")]
     if not content:
@@ -344,7 +343,7 @@ def _is_output(code: str, *, labelled: bool) -> bool:
 
 
 def _is_excerpt(code: str) -> str:
-    """Why a listing that does not parse is not meant to run: "pseudo-code", "signature" or "excerpt"; or ""."""
+    """The kind of a listing that cannot be parsed: "pseudo-code", "signature", "excerpt" or ""."""
     left_out = _ELLIPSIS.search(code) or re.search(r"<[a-z][\w -]* ?(?:here|code|path)?>|\.{3}(?!\w)(?![\]\d,])", code)
     if left_out and not _python_2(code):
         return "pseudo-code"
@@ -379,7 +378,7 @@ def _python_2(code: str) -> bool:
 
 
 def has_ellipsis(code: str) -> bool:
-    """Whether a listing leaves parts out: `...` other than in an index, or a comment that says so."""
+    """Whether a listing omits parts: `...` outside of an index, or a comment that says so."""
     if _ELLIPSIS.search(code):
         return True
     tree = parsed(code)
@@ -401,7 +400,7 @@ def _notebook(text: str) -> Iterator[Listing]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             book = nbformat.reads(text, as_version=4)
-    except Exception as error:  # what nbformat raises depends on where it stops
+    except Exception as error:  # the exceptions of nbformat depend on the error
         raise ValueError(f"no notebook: {error}") from None
     kernel = book.metadata.get("kernelspec", {}).get(
         "language", book.metadata.get("language_info", {}).get("name", "python")
@@ -426,7 +425,7 @@ def _notebook(text: str) -> Iterator[Listing]:
 
 
 def _cell_outputs(cell: dict) -> tuple[str, str]:
-    """What a cell printed when the notebook was saved, and the name of the error that ended it."""
+    """The output of a cell when the notebook was saved, and the name of the error that ended it."""
     texts, error = [], ""
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.get("name") == "stdout":
@@ -442,7 +441,7 @@ def _cell_outputs(cell: dict) -> tuple[str, str]:
 
 
 def _with_outputs(listings: list[Listing]) -> list[Listing]:
-    """Give each listing the output block right under it."""
+    """Assign to each listing the output block directly below it."""
     found = list(listings)
     for number, (listing, following) in enumerate(pairwise(listings)):
         if listing.kind != "python" or following.kind != "output" or listing.cell:

@@ -1,4 +1,4 @@
-"""The remedies of the table of causes, applied to a listing: on its syntax tree (libcst), or on its text."""
+"""The fixes for the table of causes, applied to the syntax tree (libcst) or the text of a listing."""
 
 import re
 import textwrap
@@ -13,7 +13,7 @@ PUNCTUATION = str.maketrans("（），：；“”‘’。！？【】－＝＋
 
 
 def apply(cause: Cause, code: str, line: int = 0) -> str:
-    """The program with the remedy of a cause; unchanged if there is none for it.
+    """The program with the fix for a cause; unchanged if there is no fix.
 
     Args:
         cause: The cause.
@@ -304,5 +304,5 @@ def _transformer(cause: Cause) -> Any:
 
 
 def _plain(cause: Cause, name: str) -> bool:
-    """Whether a name without a dot has another name now."""
+    """Whether a name without a dot has been renamed."""
     return name in cause.rename and "." not in name

@@ -1,4 +1,4 @@
-"""A GPU where a listing asks for one: "cuda" names the simulated device of `spec/support/simulated_device.py`."""
+"""A substitute for a GPU: "cuda" becomes the simulated device of `spec/support/simulated_device.py`."""
 
 import re
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ def _simulated(value: Any) -> Any:
 
 
 class _Device(type):
-    """What `torch.device` is meanwhile: it makes real devices, and they are its instances."""
+    """The metaclass of the replacement of `torch.device`: calls return real devices, which count as its instances."""
 
     real: Any = torch.device
 
@@ -41,7 +41,7 @@ class device(metaclass=_Device):  # noqa: N801  (it takes PyTorch's name)
 
 
 class _Renaming(TorchFunctionMode):
-    """Gives every function of PyTorch the simulated device where it is called with "cuda"."""
+    """Passes the simulated device to every function of PyTorch that is called with "cuda"."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs or {})
@@ -59,7 +59,7 @@ class _Renaming(TorchFunctionMode):
 
 
 class _Event:
-    """`torch.cuda.Event`: no time passes."""
+    """A replacement of `torch.cuda.Event` that measures no time."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def record(self, *_: Any) -> None: ...
@@ -71,7 +71,7 @@ class _Event:
 
 
 def install() -> None:
-    """Make "cuda" the simulated device, for the rest of this process."""
+    """Replace "cuda" by the simulated device, for the rest of this process."""
     from spec.support import simulated_device
 
     simulated_device.register()

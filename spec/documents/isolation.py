@@ -1,9 +1,9 @@
-"""What keeps a listing from harming the machine: the process can write only to its own folder, reach no network, start
-no program, signal no process outside, and is bounded in memory, in the size of files and in the number of processes.
+"""Isolation of a listing: the process can write only to its own folder, cannot reach a network, start a program or
+signal a process outside, and has limits for memory, file sizes and processes.
 
-Two layers. Python's audit hook refuses in words, on every system; it cannot be removed, but foreign code that is not
-Python passes it by. Under it Linux' Landlock, where the kernel has it (5.13; signals and sockets from 6.12), binds the
-process and all that it starts, whatever they are written in.
+There are two layers. Python's audit hook refuses with an error message, on every system; it cannot be removed, but it
+does not see code that is not Python. Below it, Landlock of Linux (from kernel 5.13; signals and sockets from 6.12)
+restricts the process and its children, for code in any language.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 PROCESSES = 400
-"""Processes that a group of listings may start in all, mostly workers of DataLoader."""
+"""The total number of processes that a group of listings may start, mostly workers of DataLoader."""
 FORKS = 8
-"""Of these, by a direct `os.fork`."""
+"""The number of these that may be started directly by `os.fork`."""
 FILE_SIZE = 2 << 30
 MEMORY = 8 << 30
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/tty")
@@ -27,15 +27,15 @@ SHARED = "/dev/shm"
 
 
 class RefusedError(PermissionError):
-    """The listing asked for what this check never grants."""
+    """The listing requested an operation that the check always refuses."""
 
 
 refusals: list[tuple[str, str]] = []
-"""What was refused: a kind ("files", "network", "programs", "processes", "signals") and what was asked for."""
+"""The refused requests: a kind ("files", "network", "programs", "processes", "signals") and the object."""
 
 
 def limit(memory: int = MEMORY) -> None:
-    """Bound memory, the size of files and core dumps of this process and of those that it starts."""
+    """Limit the memory, file size and core dumps of this process and its children."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -55,7 +55,7 @@ _NO_NEW_PRIVILEGES = 38
 
 
 def landlock(*writable: Path) -> int:
-    """Let this process write under these folders only, and take TCP and signals to others from it.
+    """Allow this process to write only below these folders, and forbid TCP and signals to other processes.
 
     Returns:
         Landlock's version, or 0 if the system has none.
@@ -101,11 +101,11 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def guard(folder: Path, *, store: Path) -> None:
-    """Refuse, for the rest of this process, what a listing must not do.
+    """Refuse forbidden operations for the rest of this process.
 
     Args:
-        folder: Where it may write.
-        store: Where the files of stand-ins are kept; it may write there too.
+        folder: The folder into which the process may write.
+        store: The folder with the files of substitutes; the process may write there too.
     """
     homes = tuple(os.path.realpath(path) for path in (folder, store))
     count = mmap.mmap(-1, 8)  # shared with every process that is started
@@ -136,7 +136,7 @@ def guard(folder: Path, *, store: Path) -> None:
             refuse("programs", os.fsdecode(what) if isinstance(what, bytes) else what)
         elif event in _SOCKETS:
             address = arguments[1] if len(arguments) > 1 else None
-            local = address is None or isinstance(address, str | bytes)  # of a connected socket, or of Unix' own
+            local = address is None or isinstance(address, str | bytes)  # of a connected socket, or of a Unix socket
             if not local:
                 refusals.append(("network", str(address)))
                 raise OSError(errno.ENETUNREACH, "Network is unreachable")

@@ -1,8 +1,8 @@
-"""Starts the processes of a document's listings and ends them: `python -m spec.documents.keeper`.
+"""Starts and ends the processes of a document's listings: `python -m spec.documents.keeper`.
 
-It reads jobs from standard input, one JSON object a line, and answers each with one. Where the system forks, it imports
-PyTorch once and forks a process for each job; elsewhere each job is a fresh Python. It ends what outlives its time or
-its memory, with all that it started, and also processes that left their group.
+It reads jobs from standard input, one JSON object per line, and answers each with one. If the system supports fork, it
+imports PyTorch once and forks a process for each job; otherwise each job is a new Python process. It ends processes
+that exceed their time or memory limit, with all their children, including children that left the process group.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
-"""macOS forks too, but its system libraries do not survive it."""
+"""macOS supports fork too, but its system libraries do not work after it."""
 _REAPER = 36  # prctl: orphans of the listings become children of this process
 _WITH_PARENT = 1  # prctl: the signal that this process gets when its parent ends
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _import() -> None:
-    """What nearly every listing imports; a process that is forked has it at once."""
+    """The modules that nearly every listing imports, so that forked processes need not import them."""
     import importlib
 
     for name in (
@@ -91,7 +91,7 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def _watch(started: "int | subprocess.Popen[bytes]", job: dict[str, Any]) -> dict[str, Any]:
-    """Wait for a process until its time or its memory is over, then end everything that it started."""
+    """Wait for a process until its time or memory limit, then end it with all its children."""
     end = time.monotonic() + job["deadline"]
     reason, status = "", None
     pid = started if isinstance(started, int) else started.pid
@@ -137,7 +137,7 @@ def _end(pid: int) -> None:
 
 
 def _end_orphans() -> None:
-    """End processes of the listing that left its group; they are children of this process now."""
+    """End processes of the listing that left its process group; they are now children of this process."""
     if not Path("/proc/self/stat").exists():
         return
     for _ in range(50):
@@ -163,7 +163,7 @@ def _processes() -> list[tuple[int, int]]:
 
 
 def _memory(pid: int) -> int:
-    """The bytes that a process and its descendants hold by themselves."""
+    """The private memory of a process and its descendants in bytes."""
     if not Path("/proc/self/statm").exists():
         return 0
     family, parents = {pid}, dict(_processes())

@@ -1,4 +1,4 @@
-"""Which listing continues which: the names that a listing needs, and the names that it leaves behind."""
+"""Which listing continues which: the names that a listing needs, and the names that it defines."""
 
 import ast
 import builtins
@@ -33,19 +33,17 @@ IMPLIED = {
     "Variable": "from torch.autograd import Variable",
     "OrderedDict": "from collections import OrderedDict",
 }
-"""Names that every reader of a PyTorch tutorial knows, with the import that a listing without imports leaves out."""
+"""Common names of PyTorch tutorials, with the import that a listing without imports omits."""
 
 
 @dataclass
 class Names:
-    """What a program needs and defines.
+    """The names that a program needs and defines.
 
     Attributes:
-        needs: Names that it reads and does not define before, each with the line of the first use that runs at once,
-            or 0 if only the bodies of functions use it.
-        defines: Names that it binds.
-        imports: Whether it imports anything.
-        modules: Modules that it imports, each with the names that it takes from it ("*" for all, none for itself).
+        needs: Names that it reads before defining them, each with the line of the first use at module level, or 0 if
+        only function bodies use it. defines: Names that it binds. imports: Whether it imports anything. modules:
+        Modules that it imports, each with the names that it takes from it ("*" for all, none for itself).
     """
 
     needs: dict[str, int] = field(default_factory=dict)
@@ -175,7 +173,7 @@ class _Reader(ast.NodeVisitor):
             self.visit(part)
 
     def _function(self, node: ast.AST) -> None:
-        """The body of a function: names that it reads and that neither it nor the module binds."""
+        """Visit the body of a function: names that it reads and that neither it nor the module defines."""
         assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         body = node.body if isinstance(node.body, list) else [node.body]
         own, shared = _bound_in(node, body)
@@ -213,7 +211,7 @@ def _bound_in(node: ast.AST, body: list) -> tuple[set[str], set[str]]:
 
 @cache
 def exported(module: str) -> frozenset[str]:
-    """The names that `from module import *` binds, for modules that tutorials often import so."""
+    """The names that `from module import *` defines, for modules that tutorials often import in this way."""
     if module.split(".")[0] not in ("torch", "torchvision", "math", "numpy", "PIL", "tkinter", "os", "random", "time"):
         return frozenset()
     import importlib
@@ -226,7 +224,7 @@ def exported(module: str) -> frozenset[str]:
 
 
 def names_of(code: str) -> Names:
-    """What a program needs and defines; of one that is no Python nothing."""
+    """The names that a program needs and defines; empty if it is not valid Python."""
     tree = parsed(code)
     if tree is None:
         return Names()
@@ -238,7 +236,7 @@ def sessions(listings: list[Listing], files: dict[str, int]) -> list[list[int]]:
 
     Args:
         listings: All listings of a document.
-        files: By the name of a module, the listing that is its file: `from model import *` takes names from it.
+        files: The listing that is the file of a module, by module name: `from model import *` imports names from it.
 
     A notebook is one group. In Markdown, a listing that needs no name of an earlier one begins a group; any other
     continues the latest group that has all the names, or those groups that have them together.
@@ -288,7 +286,7 @@ def _providers(wanted: set[str], have: list[set[str]]) -> set[int]:
 
 
 def modules_of(listings: list[Listing]) -> dict[str, int]:
-    """By the name of a module that some listing imports, the listing that is its file.
+    """The listing that is the file of a module, for each module that a listing imports.
 
     It is the listing that the document calls by that name, or else the latest earlier one with the imported names.
     """

@@ -82,11 +82,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "saved": ("it was saved as {}", "保存时的名称是 {}"),
     "total": ("{} listings", "共 {} 段代码"),
 }
-"""What the report says, in English and Chinese; `{}` stands for what a result adds."""
+"""The texts of the report in English and Chinese; `{}` is a variable part."""
 
 
 def chosen_language(option: str | None) -> str:
-    """The language of the report: the option, or else that of the environment: "en" or "zh"."""
+    """The language of the report, from the option or the environment: "en" or "zh"."""
     if option:
         return option
     for name in ("LC_ALL", "LC_MESSAGES", "LANG", "LANGUAGE"):
@@ -97,7 +97,7 @@ def chosen_language(option: str | None) -> str:
 
 
 class Speaker:
-    """Says results in one language."""
+    """Formats results in one language."""
 
     def __init__(self, language: str) -> None:
         self.number = 1 if language == "zh" else 0
@@ -112,7 +112,7 @@ class Speaker:
         return chinese if self.number else english
 
     def place(self, result: Result, line: int | None = None, cell: int = 0) -> str:
-        """Where something is in the document."""
+        """A position in the document."""
         number = result.listing.line if line is None else line
         lines = self.both(f"line {number}", f"第 {number} 行")
         if not result.listing.cell:
@@ -121,7 +121,7 @@ class Speaker:
         return where if line is None else f"{where}, {lines}"
 
     def reason(self, result: Result) -> str:
-        """What a result needs, or why it is a fragment."""
+        """The missing requirement of a result, or the reason why it is a fragment."""
         key, value = result.reason
         if not key:
             return ""
@@ -266,7 +266,7 @@ def write_json(documents: Sequence[Document], path: Path) -> None:
 
 
 def write_page(documents: Sequence[Document], path: Path, language: str) -> None:
-    """Write the results as one page that loads nothing, in the style of the report of the specification."""
+    """Write the results as one self-contained page, in the style of the specification's report."""
     import jinja2
     from markupsafe import Markup
 

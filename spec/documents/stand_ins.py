@@ -1,7 +1,7 @@
-"""What a listing finds here in place of data, weights, images and windows that this machine lacks.
+"""Substitutes for data, weights, images and windows that this machine lacks.
 
-The data sets of torchvision are torchvision's own classes on files of the real format and the real size with random
-content. A network's weights are those of its initialization. Images are drawn, and `plt.show` shows nothing.
+The data sets of torchvision are torchvision's own classes with files of the real format and size and random content. A
+network's weights are those of its initialization. Images are drawn, and `plt.show` shows nothing.
 """
 
 import builtins
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 used: set[str] = set()
-"""What stood in for something: "data", "weights", "images", "folders", "input"."""
+"""The substitutes that were used: "data", "weights", "images", "folders", "input"."""
 
 variant = 0
-"""Which content data and images have: a print that depends on it changes with it, and is not compared."""
+"""The seed of the content of data and images: an output that changes with it is not compared."""
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -32,7 +32,7 @@ _ABSOLUTE = re.compile(
 
 
 def local(path: Any, folder: str) -> Any:
-    """A path of another machine as one under the listing's folder."""
+    """An absolute path, converted to a path in the listing's folder."""
     text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
     if _ABSOLUTE.match(text) and not os.path.exists(text) and not text.startswith(folder):
         return os.path.join(folder, text.lstrip("/"))
@@ -94,13 +94,13 @@ def write_mnist(store: Path, name: str) -> Path:
         _write(base / f"{part}-labels-idx1-ubyte", labels)
         for file in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
             with gzip.open(base / f"{file}.gz", "wb", compresslevel=0) as packed:
-                packed.write(b"")  # the archive that a download leaves; nothing reads it
+                packed.write(b"")  # the archive that a download would leave; it is never read
     _write(base / "complete", b"")
     return base
 
 
 def prepare(text: str, store: Path) -> None:
-    """Write the files of the sets that a document names, before any listing's time begins."""
+    """Write the files of the data sets in a document before the time of the listings is measured."""
     for classes in (10, 100):
         if f"CIFAR{classes}" in text:
             write_cifar(store, classes)
@@ -119,7 +119,7 @@ def _drawn(path: Path) -> bool:
 
 
 def _vary(data: Any) -> None:
-    """Give a data set other content than in the first run."""
+    """Change the content of a data set for the second run."""
     if not variant or not hasattr(data, "targets"):
         return
     data.data = 255 - data.data
@@ -128,7 +128,7 @@ def _vary(data: Any) -> None:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Make a set's files appear under its root, without a copy of each."""
+    """Link the files of a data set into its root folder."""
     if target.exists():
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def draw(path: Path, seed: int = 0) -> None:
-    """An image of 1024 by 768 pixels with the ending that its name has."""
+    """An image of 1024×768 pixels in the format of its file extension."""
     import numpy as np
     from PIL import Image
 
@@ -150,13 +150,13 @@ def draw(path: Path, seed: int = 0) -> None:
 
 
 def draw_folder(path: Path, count: int = 8) -> None:
-    """A folder of images; their names are those of the sets that tutorials use."""
+    """A folder of images, named as in the data sets that tutorials use."""
     for number in range(count + variant):
         draw(path / f"{13035 + number:07}.jpg", number)
 
 
 def classes_of(text: str) -> list[str]:
-    """The classes that a document speaks of, for a folder with a folder for each of them."""
+    """The class names in a document, for a folder with one sub-folder per class."""
     for pair in (("ants", "bees"), ("cats", "dogs"), ("cat", "dog"), ("dog", "wolf")):
         if all(re.search(rf"\b{name}\b", text, re.IGNORECASE) for name in pair):
             return list(pair)
@@ -164,7 +164,7 @@ def classes_of(text: str) -> list[str]:
 
 
 def install_data(folder: Path, store: Path, text: str) -> None:
-    """Give torchvision's data sets their files, and paths that the document names their content."""
+    """Provide the files of torchvision's data sets and the content of other paths in the document."""
     own = str(folder)
     if variant:
         used_before = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and _drawn(path)]
@@ -234,7 +234,7 @@ def install_data(folder: Path, store: Path, text: str) -> None:
 
 
 def _images(own: str) -> None:
-    """Images that the document opens and does not come with."""
+    """Provide images that the document opens but does not include."""
     from PIL import Image
 
     original = Image.open
@@ -269,7 +269,7 @@ def _images(own: str) -> None:
 
 
 def _folders(own: str, text: str) -> None:
-    """Folders that the document lists: eight images; where it lists folders of classes, those."""
+    """Provide folders that the document lists: eight images, or the folders of the classes."""
 
     def ensure(path: Any) -> Any:
         path = local("." if path is None else path, own)
@@ -301,11 +301,11 @@ def _folders(own: str, text: str) -> None:
 
 
 class _Weights(dict):
-    """Stands for the weights that a server has: whatever loads them keeps what it has."""
+    """A substitute for downloaded weights: a network that loads it keeps its own weights."""
 
 
 def install_weights() -> None:
-    """Let networks with pretrained weights keep those of their initialization."""
+    """Let networks with pretrained weights keep their initial weights."""
     import torch
 
     def given(*_: Any, **__: Any) -> Any:
@@ -339,7 +339,7 @@ def install_weights() -> None:
 
 
 def install_rest() -> None:
-    """Windows show nothing, a question is answered by "1", and waiting is short."""
+    """Replace windows by nothing, answer `input` with "1", and shorten `sleep`."""
     os.environ["MPLBACKEND"] = "Agg"
 
     def answer(prompt: object = "", /) -> str:

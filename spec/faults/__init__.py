@@ -1,7 +1,8 @@
 """Wrong implementations that the specification must catch, each with the test named in `caught_by`.
 
-A fault is a class that defines a component, or two, with a typical misunderstanding. It can be tested like
-any implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` judges them all.
+A fault is a class that defines one or two components with a typical mistake. It can be tested like
+any implementation: `pytest spec --impl spec.faults.convolution:KernelIsFlipped`. `spec/test_faults.py` verifies that
+each fault is caught.
 """
 
 import importlib
@@ -23,15 +24,16 @@ class Fault:
 
     @classmethod
     def implementation(cls) -> str:
-        """Its name for `--impl`."""
+        """The name of the fault for `--impl`."""
         return f"{cls.__module__}:{cls.__name__}"
 
 
 def all_faults(mentioning: tuple[str, ...] = ()) -> list[type[Fault]]:
-    """Every fault of every module of this package.
+    """All faults of this package.
 
     Args:
-        mentioning: If given, only the modules that mention one of these words are imported; others may take long.
+        mentioning: If given, only modules that contain one of these words are imported, because importing the others
+        may take long.
     """
     folder = Path(__path__[0])
     for module in pkgutil.iter_modules(__path__):

@@ -11,7 +11,7 @@ from spec.faults import Fault
 
 
 class AbsoluteValue(Fault):
-    """What is negative is turned over instead of cut off."""
+    """Negative numbers are negated instead of set to 0."""
 
     caught_by = "test_11_activation.py::test_relu_gives_the_documented_matrix"
     says = r"differs at index \[0, 0, 0, 1\](.|\n)*got        0\.5"
@@ -22,7 +22,7 @@ class AbsoluteValue(Fault):
 
 
 class ReluByMultiplication(Fault):
-    """`x * (x > 0)`, which makes NaN of −∞."""
+    """`x * (x > 0)`, which gives NaN for −∞."""
 
     caught_by = "test_11_activation.py::test_relu_of_nan_and_inf"
     says = r"got        nan(.|\n)*expected   0\.0"
@@ -55,7 +55,7 @@ class ReluSharesTheSlopeAt0(Fault):
 
 
 class InPlaceOnACopy(Fault):
-    """`inplace` is accepted and forgotten."""
+    """`inplace` is accepted and ignored."""
 
     caught_by = "test_11_activation.py::test_relu_in_place_writes_into_its_input"
     says = "the input afterwards differs"
@@ -66,7 +66,7 @@ class InPlaceOnACopy(Fault):
 
 
 class AlwaysInPlace(Fault):
-    """The layer writes into its input unasked."""
+    """The layer writes into its input even without `inplace`."""
 
     caught_by = "test_11_activation.py::test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them"
     says = r"the data after ReLU\(\) differs"
@@ -77,7 +77,7 @@ class AlwaysInPlace(Fault):
 
 
 class InPlaceIsNotPassedOn(Fault):
-    """The layer keeps `inplace` and does not use it."""
+    """The layer stores `inplace` and does not use it."""
 
     caught_by = "test_11_activation.py::test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them"
     says = r"the data after ReLU\(inplace=True\) differs"
@@ -88,7 +88,7 @@ class InPlaceIsNotPassedOn(Fault):
 
 
 class ReluIsCappedAt1(Fault):
-    """The layer keeps images in their range."""
+    """The layer clamps its output to the range of images."""
 
     caught_by = "test_11_activation.py::test_the_listing_prints_its_result_and_writes_nothing"
     says = r"\[0\., 1\.\]"
@@ -99,7 +99,7 @@ class ReluIsCappedAt1(Fault):
 
 
 class SlopeOfATenth(Fault):
-    """Another default."""
+    """The default slope is wrong."""
 
     caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
     says = r"got        -10\.0(.|\n)*expected   -1\.0"
@@ -110,7 +110,7 @@ class SlopeOfATenth(Fault):
 
 
 class LeakyReluAsAMaximum(Fault):
-    """`max(x, slope · x)`, which is right for slopes from 0 to 1."""
+    """`max(x, slope · x)`, which is right only for slopes from 0 to 1."""
 
     caught_by = "test_11_activation.py::test_leaky_relu_multiplies_numbers_up_to_0_by_the_slope"
     says = "the result differs"
@@ -132,7 +132,7 @@ class LeakyReluHasASlopeOf1At0(Fault):
 
 
 class SlopeIsNotPassedOn(Fault):
-    """The layer keeps its slope and does not use it."""
+    """The layer stores its slope and does not use it."""
 
     caught_by = "test_11_activation.py::test_leaky_relu_as_a_layer"
     says = "the result in training differs"
@@ -160,7 +160,7 @@ class SlopeIsLearned(Fault):
 
 
 class LeakyReluWritesAlways(Fault):
-    """The layer writes into its input unasked."""
+    """The layer writes into its input even without `inplace`."""
 
     caught_by = "test_11_activation.py::test_leaky_relu_as_a_layer_in_place"
     says = r"the data after LeakyReLU\(0\.25\) differs"
@@ -182,7 +182,7 @@ class SigmoidByTheOtherFormula(Fault):
 
 
 class SigmoidIsPiecewiseLinear(Fault):
-    """The cheap one."""
+    """The function is approximated by straight lines."""
 
     caught_by = "test_11_activation.py::test_sigmoid_is_1_by_1_plus_the_exponential"
     says = "tolerance  .*roundings to"
@@ -204,7 +204,7 @@ class SigmoidThroughItsInfiniteExponential(Fault):
 
 
 class TanhForSigmoid(Fault):
-    """The layer of the same shape, between −1 and 1."""
+    """Tanh, which has values between −1 and 1, instead of Sigmoid."""
 
     caught_by = "test_11_activation.py::test_sigmoid_washes_images_out"
     says = r"got        0\.0(.|\n)*expected   0\.5"
@@ -215,7 +215,7 @@ class TanhForSigmoid(Fault):
 
 
 class SigmoidTakesSizes(Fault):
-    """A linear layer before it, as on the page that the tutorial links."""
+    """A linear layer is applied first, as on the page that the tutorial links."""
 
     caught_by = "test_11_activation.py::test_sigmoid_is_no_linear_layer"
     says = "was accepted, but must be rejected"
@@ -226,7 +226,7 @@ class SigmoidTakesSizes(Fault):
 
 
 class SigmoidOfTheLogarithm(Fault):
-    """The layer returns the logarithm, ready for a loss."""
+    """The layer returns the logarithm, as an input for a loss."""
 
     caught_by = "test_11_activation.py::test_sigmoid_as_a_layer"
     says = "the result in training differs"
@@ -249,7 +249,7 @@ class TanhOverflows(Fault):
 
 
 class TanhLosesSmallNumbers(Fault):
-    """2 · sigmoid(2x) − 1 subtracts two numbers that are nearly equal."""
+    """2 · sigmoid(2x) − 1 subtracts two nearly equal numbers."""
 
     caught_by = "test_11_activation.py::test_tanh_of_small_numbers_keeps_their_digits"
     says = "tolerance  .*roundings to"
@@ -260,7 +260,7 @@ class TanhLosesSmallNumbers(Fault):
 
 
 class TanhIsPiecewiseLinear(Fault):
-    """The cheap one."""
+    """The function is approximated by straight lines."""
 
     caught_by = "test_11_activation.py::test_tanh_is_the_hyperbolic_tangent"
     says = "tolerance  .*roundings to"
@@ -295,7 +295,7 @@ class TanhLayerIsScaled(Fault):
 
 
 class TanhLayerOnlyTrains(Fault):
-    """The identity in evaluation."""
+    """The layer is the identity in evaluation."""
 
     caught_by = "test_11_activation.py::test_tanh_as_a_layer"
     says = "the result in evaluation differs"
@@ -340,7 +340,7 @@ class SoftmaxOfTheLastDimension(Fault):
 
 
 class SoftmaxSubtractsTheLargestOfAll(Fault):
-    """One maximum for all rows: rows that lie far below it vanish, 0 / 0."""
+    """One maximum is used for all rows: rows far below it give 0 / 0."""
 
     caught_by = "test_11_activation.py::test_softmax_does_not_overflow"
     says = r"differs at index \[1, 0\](.|\n)*got        nan"
@@ -352,7 +352,7 @@ class SoftmaxSubtractsTheLargestOfAll(Fault):
 
 
 class SoftmaxWithoutATemperature(Fault):
-    """Shares in proportion to the numbers instead of their exponentials."""
+    """The outputs are proportional to the numbers instead of their exponentials."""
 
     caught_by = "test_11_activation.py::test_softmax_as_a_layer"
     says = "the result in training differs"
@@ -364,7 +364,7 @@ class SoftmaxWithoutATemperature(Fault):
 
 
 class SoftmaxLayerIgnoresItsDim(Fault):
-    """The last dimension, whatever was asked for."""
+    """The last dimension is always used, for any `dim`."""
 
     caught_by = "test_11_activation.py::test_softmax_as_a_layer"
     says = "the result in training differs"
@@ -376,7 +376,7 @@ class SoftmaxLayerIgnoresItsDim(Fault):
 
 
 class SoftmaxLayerChoosesSilently(Fault):
-    """No warning where the dimension is left out."""
+    """There is no warning if the dimension is omitted."""
 
     caught_by = "test_11_activation.py::test_a_layer_of_softmax_without_a_dimension_warns_when_it_is_called"
     says = "DID NOT WARN"
@@ -387,7 +387,7 @@ class SoftmaxLayerChoosesSilently(Fault):
 
 
 class LogOfSoftmax(Fault):
-    """The logarithm of a share that has become 0 is −∞."""
+    """The logarithm of a softmax that has underflowed to 0 is −∞."""
 
     caught_by = "test_11_activation.py::test_log_softmax_neither_overflows_nor_loses_small_probabilities"
     says = r"got        -inf"
@@ -409,7 +409,7 @@ class LogOfTheSumOverflows(Fault):
 
 
 class LogarithmToTheBaseOf2(Fault):
-    """log2 instead of log."""
+    """The binary logarithm instead of the natural one."""
 
     caught_by = "test_11_activation.py::test_log_softmax_is_each_number_less_the_logarithm_of_the_sum"
     says = "tolerance  .*roundings to"
@@ -421,7 +421,7 @@ class LogarithmToTheBaseOf2(Fault):
 
 
 class LogSoftmaxLayerIsSoftmax(Fault):
-    """The logarithm is forgotten."""
+    """The logarithm is missing."""
 
     caught_by = "test_11_activation.py::test_log_softmax_as_a_layer"
     says = "the result in training differs"
@@ -433,7 +433,7 @@ class LogSoftmaxLayerIsSoftmax(Fault):
 
 
 class LogSoftmaxLayerPrintsNothing(Fault):
-    """The printed layer does not say its dimension."""
+    """The repr of the layer does not show its dimension."""
 
     caught_by = "test_11_activation.py::test_log_softmax_as_a_layer"
     says = r"assert 'LogSoftmax\(\)' == 'LogSoftmax\(dim="
@@ -445,7 +445,7 @@ class LogSoftmaxLayerPrintsNothing(Fault):
 
 
 class LogSoftmaxLayerChoosesTheFirst(Fault):
-    """Without a dimension the first one, where it is the second for two."""
+    """Without `dim`, the first dimension is used, also for two-dimensional inputs, where it must be the second."""
 
     caught_by = "test_11_activation.py::test_a_layer_of_log_softmax_without_a_dimension_warns_when_it_is_called"
     says = r"expected   0\.0"

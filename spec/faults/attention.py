@@ -13,7 +13,7 @@ from spec.faults import Fault
 
 
 class TheScaleIsForgotten(Fault):
-    """softmax(q kᵀ) v."""
+    """softmax(q kᵀ) v, without the scale."""
 
     caught_by = "test_12_attention.py::test_the_default_scale_is_one_by_the_root_of_the_features"
     says = r"the result differs at index \[0, 0\]\nE? *got        0\.98"
@@ -24,7 +24,7 @@ class TheScaleIsForgotten(Fault):
 
 
 class TrueIsHidden(Fault):
-    """The bool mask as MultiheadAttention has it."""
+    """The bool mask has the inverse meaning, as in MultiheadAttention."""
 
     caught_by = "test_12_attention.py::test_keys_that_are_masked_might_as_well_not_be_there"
     says = "with a bool mask differs"
@@ -39,7 +39,7 @@ class TrueIsHidden(Fault):
 
 
 class TheLastQuerySeesTheLastKey(Fault):
-    """The causal mask aligned at the end, as in generation from a cache."""
+    """The causal mask is aligned at the last key, as in generation with a cache."""
 
     caught_by = "test_12_attention.py::test_causal_lets_query_i_see_the_keys_0_to_i"
     says = r"the result differs at index \[0, 0\]"
@@ -56,7 +56,7 @@ class TheLastQuerySeesTheLastKey(Fault):
 
 
 class NothingSeenIsEverythingSeen(Fault):
-    """-1e9 instead of -inf: a query without keys gets the mean of all values."""
+    """-1e9 instead of -inf: a fully masked query gets the mean of all values."""
 
     caught_by = "test_12_attention.py::test_a_query_that_may_see_nothing_gets_zeros"
     says = "the output of the second query differs"
@@ -71,7 +71,7 @@ class NothingSeenIsEverythingSeen(Fault):
 
 
 class LargeLogitsOverflow(Fault):
-    """The softmax without its shift."""
+    """The softmax does not subtract the largest logit."""
 
     caught_by = "test_12_attention.py::test_large_logits_choose_the_value_of_the_largest"
     says = "the result differs(.|\n)*got        nan"
@@ -83,7 +83,7 @@ class LargeLogitsOverflow(Fault):
 
 
 class HeadsOfAGroupAreNotNeighbours(Fault):
-    """Head h of the query looks at head h modulo the number of key heads."""
+    """Head h of the query uses key head h modulo the number of key heads."""
 
     caught_by = "test_12_attention.py::test_it_is_the_weighted_mean_of_the_definition"
     says = "the result differs"
@@ -101,7 +101,7 @@ class HeadsOfAGroupAreNotNeighbours(Fault):
 
 
 def with_other_parameters(layer: nn.Module, state: dict[str, Tensor], forward: Any, *args: Any, **options: Any) -> Any:
-    """What the layer would give if these were its parameters."""
+    """The output of the layer with these parameters."""
     own = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.load_state_dict(state)
     result = forward(*args, **options)
@@ -110,7 +110,7 @@ def with_other_parameters(layer: nn.Module, state: dict[str, Tensor], forward: A
 
 
 class HeadsAreInterleaved(Fault):
-    """Head h has every h-th feature instead of a block of them."""
+    """The features of a head are interleaved instead of consecutive."""
 
     caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
     says = "the (result|weights) differs"
@@ -130,7 +130,7 @@ class HeadsAreInterleaved(Fault):
 
 
 class EachHeadIsScaledByAllFeatures(Fault):
-    """1/√embed_dim instead of 1/√head_dim."""
+    """The scale is 1/√embed_dim instead of 1/√head_dim."""
 
     caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
     says = "the (result|weights) differs"
@@ -145,7 +145,7 @@ class EachHeadIsScaledByAllFeatures(Fault):
 
 
 class PaddingIsWhatIsThere(Fault):
-    """key_padding_mask is True where a key is."""
+    """key_padding_mask is True where a key exists, the inverse of its meaning."""
 
     caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
     says = "the (result|weights) differs"
@@ -159,7 +159,7 @@ class PaddingIsWhatIsThere(Fault):
 
 
 class WeightsAreSummedOverTheHeads(Fault):
-    """The weights that are returned add up to the number of heads."""
+    """The returned weights add up to the number of heads instead of 1."""
 
     caught_by = "test_12_attention.py::test_dropout_drops_weights_in_training_only"
     says = r"the weights in evaluation differs(.|\n)*got        0\.2"
@@ -173,7 +173,7 @@ class WeightsAreSummedOverTheHeads(Fault):
 
 
 class ProjectionsStartApart(Fault):
-    """Xavier's bound for each of the three projections instead of for all in one."""
+    """Xavier's bound is computed for each projection separately instead of for the stacked weight."""
 
     caught_by = "test_12_attention.py::test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0"
     says = "in_proj_weight is drawn as one"
@@ -190,7 +190,7 @@ class ProjectionsStartApart(Fault):
 
 
 class NormsComeLast(Fault):
-    """norm_first is taken and forgotten."""
+    """norm_first is accepted and ignored."""
 
     caught_by = "test_12_attention.py::test_dropout_1_leaves_the_residual"
     says = r"the result differs(.|\n)*norm_first=True"
@@ -201,7 +201,7 @@ class NormsComeLast(Fault):
 
 
 class TheNetworkHasNoResidual(Fault):
-    """norm2(network(x)) instead of norm2(x + network(x))."""
+    """The residual connection is missing: norm2(network(x)) instead of norm2(x + network(x))."""
 
     caught_by = "test_12_attention.py::test_it_calls_its_own_submodules"
     says = "the result differs"
@@ -212,7 +212,7 @@ class TheNetworkHasNoResidual(Fault):
 
 
 class GeluIsApproximate(Fault):
-    """The tanh formula for gelu, off by some 1e-4."""
+    """The tanh approximation of gelu, with an error of about 1e-4."""
 
     caught_by = "test_12_attention.py::test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm"
     says = r"the result differs(.|\n)*activation='gelu'"
@@ -223,7 +223,7 @@ class GeluIsApproximate(Fault):
 
 
 class TheMaskIsForgotten(Fault):
-    """src_mask does not reach the attention."""
+    """src_mask is not passed to the attention."""
 
     caught_by = "test_12_attention.py::test_is_causal_applies_the_causal_mask_to_the_source"
     says = "the first output, which sees nothing else differs"
@@ -234,7 +234,7 @@ class TheMaskIsForgotten(Fault):
 
 
 class LogSumExpSwallowsTheNumberOfKeys(Fault):
-    """exp(logit - logsumexp): at -1e9 float32 has no room for the logarithm of the number of keys."""
+    """exp(logit - logsumexp): at -1e9, float32 rounds away the logarithm of the number of keys."""
 
     caught_by = "test_12_attention.py::test_a_row_of_large_negative_numbers_has_the_gradient_of_the_formula"
     says = r"the gradient of value differs at index \[0, 0, 0, 0\]\nE? *got        8.0\nE? *expected   2.0"
@@ -249,7 +249,7 @@ class LogSumExpSwallowsTheNumberOfKeys(Fault):
 
 
 class LargeMasksMultiplyTheGradient(Fault):
-    """Without weights the gradient is as many times too large as there are keys."""
+    """Without need_weights the gradient is too large by a factor of the number of keys."""
 
     caught_by = (
         "test_12_attention.py::test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without_weights"

@@ -1,4 +1,4 @@
-"""All chapters: what goes wrong in the first version that a learner writes."""
+"""All chapters: typical mistakes in the first version of a learner's code."""
 
 import math
 from typing import Any

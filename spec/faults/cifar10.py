@@ -12,7 +12,7 @@ FILE = "test_05_torchvision_datasets.py"
 
 
 class AlwaysTheTrainingSet(Fault):
-    """What the chapter's first listing does by hand: `train` is not looked at."""
+    """`train` is ignored, as in the chapter's first listing."""
 
     caught_by = f"{FILE}::test_only_train_false_gives_the_test_set"
     says = r"assert \(30, 30\) == \(30, 6\)"
@@ -23,7 +23,7 @@ class AlwaysTheTrainingSet(Fault):
 
 
 class PixelsAreInterleaved(Fault):
-    """Bytes are taken for red, green, blue of one pixel after the other; they are whole planes."""
+    """The bytes are read as interleaved red, green and blue, although they are three planes."""
 
     caught_by = f"{FILE}::test_the_listing_shows_the_training_set_with_another_first_image_than_the_test_set"
     says = r"assert \[\d+, .*\] == \[\d+, "
@@ -36,7 +36,7 @@ class PixelsAreInterleaved(Fault):
 
 
 class TransformsInAdvance(Fault):
-    """Every image is transformed as the data set is made, wanted or not."""
+    """All images are transformed when the data set is created."""
 
     caught_by = f"{FILE}::test_a_transform_is_applied_once_to_each_image_that_is_taken"
     says = r"assert \[.*\] == \[\]"
@@ -49,7 +49,7 @@ class TransformsInAdvance(Fault):
 
 
 class ForgetsTheTargetTransform(Fault):
-    """Labels stay numbers."""
+    """target_transform is not applied: labels stay numbers."""
 
     caught_by = f"{FILE}::test_without_a_transform_images_come_and_targets_have_one_of_their_own"
     says = r"assert \d == '\w+'"
@@ -60,7 +60,7 @@ class ForgetsTheTargetTransform(Fault):
 
 
 class TrustsEveryFile(Fault):
-    """No checksum is looked at."""
+    """No checksum is verified."""
 
     caught_by = f"{FILE}::test_a_changed_file_is_not_taken_for_the_data_set"
     says = r"DID NOT RAISE"

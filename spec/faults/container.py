@@ -9,10 +9,10 @@ from spec.faults import Fault
 
 
 class LastLayerFirst(Fault):
-    """The layers are applied as the composition f₁(f₂(x)) is read, from the right."""
+    """The layers are applied from right to left, as in the composition f₁(f₂(x))."""
 
     caught_by = "test_13_container.py::test_it_is_the_composition_in_the_order_given"
-    says = r"differs at index(.|\n)*Sequential applies its layers in the order given"
+    says = r"differs at index(.|\n)*Sequential applies its layers in the given order"
 
     class Sequential(nn.Sequential):
         def forward(self, input: Any) -> Any:
@@ -22,7 +22,7 @@ class LastLayerFirst(Fault):
 
 
 class SlicesAreLists(Fault):
-    """A slice forgets the last layer, as a range that excludes its end once too often."""
+    """A slice loses its last layer, because its end is excluded twice."""
 
     caught_by = "test_13_container.py::test_it_behaves_like_the_list_of_its_layers"
     says = r"Sequential behaves like the list of its layers"
@@ -46,7 +46,7 @@ class NamesAreLost(Fault):
 
 
 class AnythingIsALayer(Fault):
-    """What is no module is left out silently."""
+    """Arguments that are not modules are left out silently."""
 
     caught_by = "test_13_container.py::test_an_argument_that_is_no_module_is_rejected"
     says = r"was accepted, but must be rejected with an error that names /Module/"
@@ -57,7 +57,7 @@ class AnythingIsALayer(Fault):
 
 
 class LayersAreForwardedNotCalled(Fault):
-    """`layer.forward(x)` instead of `layer(x)`: hooks are left out, and the board cannot name the layers."""
+    """`layer.forward(x)` instead of `layer(x)`: hooks are not called, and TensorBoard cannot name the layers."""
 
     caught_by = "test_13_container.py::test_the_graph_on_the_board_has_the_nine_layers"
     says = r"Conv2d\[0\]"
@@ -71,7 +71,7 @@ class LayersAreForwardedNotCalled(Fault):
 
 
 class EqualShapesAreAddedUp(Fault):
-    """A short cut around every layer that keeps the shape."""
+    """A residual connection is added around every layer that keeps the shape."""
 
     caught_by = "test_13_container.py::test_the_graph_on_the_board_leads_from_each_layer_to_the_next"
     says = r"Extra items in the right set:(.|\n)*\('Conv2d\[2\]', 'MaxPool2d\[3\]'\)"
@@ -86,7 +86,7 @@ class EqualShapesAreAddedUp(Fault):
 
 
 class LossListingsNetwork(Fault):
-    """Chapter 14's listing: its last layer gives 64 scores."""
+    """The last layer gives 64 scores, as in chapter 14's listing."""
 
     caught_by = "test_13_container.py::test_ocean_is_the_network_of_the_chapter"
     says = r"_features=64, bias=True"
@@ -98,7 +98,7 @@ class LossListingsNetwork(Fault):
 
 
 class ClassesAreIgnored(Fault):
-    """Ten scores, however many classes."""
+    """The network has ten scores, for any number of classes."""
 
     caught_by = "test_13_container.py::test_another_number_of_classes_changes_the_last_layer_only"
     says = r"model1.8"
@@ -120,7 +120,7 @@ class LayersAreAlwaysPytorchs(Fault):
 
 
 class ScoresAreProbabilities(Fault):
-    """A softmax at the end, which cross entropy applies once more."""
+    """The network ends with a softmax, which cross entropy applies again."""
 
     caught_by = "test_13_container.py::test_ocean_is_the_network_of_the_chapter"
     says = r"\(9\): Softmax"

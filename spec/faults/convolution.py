@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 
 class KernelIsFlipped(Fault):
-    """What mathematics calls convolution."""
+    """Convolution as defined in mathematics."""
 
     caught_by = "test_08_convolution.py::test_stride_1_gives_the_documented_matrix"
     says = r"differs at index \[0, 0, 0, 0\](.|\n)*expected   10"
@@ -24,7 +24,7 @@ class KernelIsFlipped(Fault):
 
 
 class PairsAreHorizontalFirst(Fault):
-    """(horizontal, vertical) instead of (vertical, horizontal)."""
+    """Pairs are read as (horizontal, vertical) instead of (vertical, horizontal)."""
 
     caught_by = "test_08_convolution.py::test_padding_is_a_border_of_zeros"
     says = r"has shape \[1, 1, 7, 5\], expected \[1, 1, 5, 7\]"
@@ -39,7 +39,7 @@ class PairsAreHorizontalFirst(Fault):
 
 
 class HalfPrecisionAddsUpInHalfPrecision(Fault):
-    """Every partial sum is rounded to 4 bits less than the dtype has."""
+    """Every partial sum is rounded to 4 bits fewer than the dtype has."""
 
     caught_by = "test_08_convolution.py::test_it_rounds_no_more_than_a_sum_does"
     says = r"tolerance  .*roundings to"
@@ -52,7 +52,7 @@ class HalfPrecisionAddsUpInHalfPrecision(Fault):
 
 
 class LaysOutAllWindowsAtOnce(Fault):
-    """One matrix product for the whole batch; its windows hold each pixel as often as the kernel has elements."""
+    """One matrix product for the whole batch, with a copy of each pixel for each kernel element."""
 
     caught_by = "test_08_convolution.py::test_four_times_the_images_need_no_more_workspace"
     says = r"the output's workspace grows with the batch"
@@ -64,7 +64,7 @@ class LaysOutAllWindowsAtOnce(Fault):
 
 
 class StartsFromNormalNumbers(Fault):
-    """Weights that no bound holds."""
+    """Weights are drawn from an unbounded distribution."""
 
     caught_by = "test_09_convolution_layer.py::test_a_new_layer_starts_within_the_root_of_its_inputs"
     says = r"assert .*max.* <= "
@@ -77,10 +77,10 @@ class StartsFromNormalNumbers(Fault):
 
 
 class BorderIsAlwaysZero(Fault):
-    """`padding_mode` is stored and forgotten."""
+    """`padding_mode` is stored and not used."""
 
     caught_by = "test_09_convolution_layer.py::test_the_layer_is_the_convolution_with_its_own_kernels_and_border"
-    says = r"differs at index(.|\n)*its border is zeros, mirrored, repeated or taken from the opposite side"
+    says = r"differs at index(.|\n)*its border can be zeros, reflect, replicate or circular"
     conv2d = staticmethod(F.conv2d)
 
     class Conv2d(nn.Conv2d):
@@ -89,7 +89,7 @@ class BorderIsAlwaysZero(Fault):
 
 
 class OneKernelForAllOutputs(Fault):
-    """As many kernels as input channels, instead of one for each output."""
+    """The number of kernels equals the input channels instead of the output channels."""
 
     caught_by = "test_09_convolution_layer.py::test_one_channel_in_and_two_out_need_two_kernels"
     says = r"There is one kernel for each output channel"
@@ -100,7 +100,7 @@ class OneKernelForAllOutputs(Fault):
 
 
 class PrintsItsPaddingAlways(Fault):
-    """The printed layer is not the documented text."""
+    """The repr of the layer differs from the documented text."""
 
     caught_by = "test_09_convolution_layer.py::test_the_network_prints_as_documented"
     says = r"padding=\(0, 0\)"
@@ -114,7 +114,7 @@ class PrintsItsPaddingAlways(Fault):
 def _size(
     input_size: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, side: Callable[..., int]
 ) -> Pair:
-    """What `side` makes of each side's figures."""
+    """Apply `side` to the arguments of each side."""
     pairs = [
         value if isinstance(value, tuple) else (value,) * 2 for value in (input_size, kernel_size, stride, dilation)
     ]
@@ -143,7 +143,7 @@ class SizeIsRoundedUp(Fault):
 
 
 class DilationIsForgotten(Fault):
-    """The formula without dilation."""
+    """The formula ignores the dilation."""
 
     caught_by = "test_09_convolution_layer.py::test_the_formula_counts_the_windows"
     says = r"the number of windows that fit"
@@ -191,17 +191,17 @@ class ImpossibleSizesAreComputed(Fault):
 
 
 def _sides(kernel_size: Any, dilation: Any, halves: Callable[[int, int], Pair]) -> tuple[Pair, ...]:
-    """What `halves` makes of each side's kernel and dilation."""
+    """Apply `halves` to the kernel size and dilation of each side."""
     kernels = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
     dilations = dilation if isinstance(dilation, tuple) else (dilation, dilation)
     return tuple(halves(kernel, gap) for kernel, gap in zip(kernels, dilations, strict=True))
 
 
 class OddZeroComesFirst(Fault):
-    """An even kernel's odd zero on top and on the left."""
+    """For an even kernel, the additional zero is on top and on the left."""
 
     caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
-    says = r"the odd one goes to the end"
+    says = r"an odd one goes to the end"
 
     @staticmethod
     def same_padding(kernel_size: Any, dilation: Any = 1) -> tuple[Pair, ...]:
@@ -209,7 +209,7 @@ class OddZeroComesFirst(Fault):
 
 
 class EveryKernelIsOdd(Fault):
-    """(kernel − 1) / 2 on both sides, whatever the kernel."""
+    """Both sides get the same number of zeros, even if the total number is odd."""
 
     caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
     says = r"assert .* == 9"
@@ -220,7 +220,7 @@ class EveryKernelIsOdd(Fault):
 
 
 class PaddingIsAlwaysOne(Fault):
-    """What chapter 08 says of every kernel."""
+    """Padding 1 for every kernel, as chapter 08 states."""
 
     caught_by = "test_09_convolution_layer.py::test_same_padding_is_the_inverse_of_the_formula"
     says = r"assert .* == 9"
@@ -231,7 +231,7 @@ class PaddingIsAlwaysOne(Fault):
 
 
 class NoKernelHasAPadding(Fault):
-    """A kernel of nothing is not rejected."""
+    """A kernel of size 0 is not rejected."""
 
     caught_by = "test_09_convolution_layer.py::test_same_padding_of_nothing_is_rejected"
     says = r"was accepted, but must be rejected with an error that names /kernel_size/"

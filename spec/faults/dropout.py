@@ -8,7 +8,7 @@ from spec.faults import Fault
 
 
 class PIsWhatStays(Fault):
-    """p as the probability to keep a number."""
+    """p is used as the probability of keeping a number."""
 
     caught_by = "test_12_dropout.py::test_the_fraction_p_of_the_numbers_becomes_0"
     says = r"the fraction of zeros differs in value(.|\n)*once in 1e\+09 times"
@@ -19,7 +19,7 @@ class PIsWhatStays(Fault):
 
 
 class NothingIsRescaled(Fault):
-    """What stays is not divided by 1 - p."""
+    """The kept numbers are not divided by 1 - p."""
 
     caught_by = "test_12_dropout.py::test_the_expectation_of_the_output_is_the_input"
     says = r"the mean over 40,000 outputs, over the input differs(.|\n)*expected   1\.0"
@@ -30,7 +30,7 @@ class NothingIsRescaled(Fault):
 
 
 class EvaluationIsRescaled(Fault):
-    """In evaluation everything is multiplied by 1 - p, as the first paper has it."""
+    """In evaluation all numbers are multiplied by 1 - p, as in the original paper."""
 
     caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
     says = r"the result differs"
@@ -41,7 +41,7 @@ class EvaluationIsRescaled(Fault):
 
 
 class WholeChannelsAreDropped(Fault):
-    """One number decides about a whole channel, as in `dropout2d`."""
+    """Whole channels are dropped, as in `dropout2d`."""
 
     caught_by = "test_12_dropout.py::test_each_number_is_dropped_independently_of_its_neighbours"
     says = r"the fraction of neighbours that are both dropped differs"
@@ -52,7 +52,7 @@ class WholeChannelsAreDropped(Fault):
 
 
 class TheMaskIsAlwaysTheSame(Fault):
-    """A generator of its own, which begins anew at each call."""
+    """Each call creates a new generator with the same seed."""
 
     caught_by = "test_12_dropout.py::test_two_calls_drop_independently"
     says = r"the fraction dropped twice differs"
@@ -64,7 +64,7 @@ class TheMaskIsAlwaysTheSame(Fault):
 
 
 class TheGradientIsNotMasked(Fault):
-    """What is dropped still gets a gradient."""
+    """Dropped numbers get a gradient."""
 
     caught_by = "test_12_dropout.py::test_the_gradient_goes_through_the_same_mask"
     says = r"the gradient differs"
@@ -75,7 +75,7 @@ class TheGradientIsNotMasked(Fault):
 
 
 class EverythingDroppedIsNan(Fault):
-    """0 / 0 where p is 1."""
+    """The result is 0 / 0 if p is 1."""
 
     caught_by = "test_12_dropout.py::test_p_0_drops_nothing_and_p_1_everything"
     says = r"got        nan(.|\n)*expected   0\.0"
@@ -86,7 +86,7 @@ class EverythingDroppedIsNan(Fault):
 
 
 class InplaceIsIgnored(Fault):
-    """The output is another tensor."""
+    """In evaluation the output is a copy of the input."""
 
     caught_by = "test_12_dropout.py::test_inplace_writes_the_output_into_the_input"
     says = r"assert .*any"
@@ -97,7 +97,7 @@ class InplaceIsIgnored(Fault):
 
 
 class LayerAlwaysDrops(Fault):
-    """The layer does not look at `training`."""
+    """The layer ignores `training`."""
 
     caught_by = "test_12_dropout.py::test_the_layer_drops_in_training_and_nothing_in_evaluation"
     says = r"the result in evaluation differs"
@@ -108,7 +108,7 @@ class LayerAlwaysDrops(Fault):
 
 
 class LayerForgetsP(Fault):
-    """The layer drops a half, whatever it was made for."""
+    """The layer always drops half of the numbers and ignores its p."""
 
     caught_by = "test_12_dropout.py::test_the_layer_drops_the_fraction_p_after_train_again"
     says = r"the fraction of zeros differs in value"
@@ -130,7 +130,7 @@ class LayerNeverWritesInPlace(Fault):
 
 
 class LayerTakesAPercentage(Fault):
-    """p is not checked; more than 1 is taken for percent."""
+    """p is not checked; a value above 1 is read as a percentage."""
 
     caught_by = "test_12_dropout.py::test_the_layer_rejects_a_p_that_is_no_probability"
     says = r"was accepted, but must be rejected"

@@ -21,7 +21,7 @@ class WordsAreCounted(Fault):
 
 
 class NegativeWordsCountFromTheEnd(Fault):
-    """Indexing as Python does it."""
+    """Negative indices count from the end, as in Python."""
 
     caught_by = "test_12_embedding.py::test_a_row_that_is_not_there_is_rejected"
     says = r"was accepted, but must be rejected"
@@ -32,7 +32,7 @@ class NegativeWordsCountFromTheEnd(Fault):
 
 
 class PaddingIsZero(Fault):
-    """The padding is looked up as zeros, whatever the table holds."""
+    """The padding row is always looked up as zeros, for any content of the table."""
 
     caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
     says = r"the result differs"
@@ -46,7 +46,7 @@ class PaddingIsZero(Fault):
 
 
 class PaddingLearns(Fault):
-    """The padding gets its gradient like other rows."""
+    """The padding row gets a gradient like other rows."""
 
     caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
     says = r"the gradient differs"
@@ -57,7 +57,7 @@ class PaddingLearns(Fault):
 
 
 class RepeatedWordsOverwriteTheirGradient(Fault):
-    """Of several occurrences only the last counts: `gradient[words] = upstream`."""
+    """Among several occurrences of a word only the last contributes to the gradient: `gradient[words] = upstream`."""
 
     caught_by = "test_12_embedding.py::test_the_gradient_of_a_row_is_the_sum_over_its_occurrences"
     says = r"the gradient differs"
@@ -94,7 +94,7 @@ class AllRowsAreShortened(Fault):
 
 
 class TheTableIsNotShortened(Fault):
-    """max_norm shortens what is looked up, and not the table."""
+    """max_norm rescales the result and not the table."""
 
     caught_by = "test_12_embedding.py::test_max_norm_shortens_the_rows_that_are_looked_up_in_place"
     says = r"the table afterwards differs"
@@ -105,7 +105,7 @@ class TheTableIsNotShortened(Fault):
 
 
 class FrequencyIsThatOfTheTable(Fault):
-    """Divided by the number of rows, instead of by the number of occurrences."""
+    """The gradient is divided by the number of rows instead of the number of occurrences."""
 
     caught_by = "test_12_embedding.py::test_scale_grad_by_freq_divides_by_the_number_of_occurrences"
     says = r"the gradient differs"
@@ -119,7 +119,7 @@ class FrequencyIsThatOfTheTable(Fault):
 
 
 class PaddingStartsAtRandom(Fault):
-    """The padding is drawn like other rows."""
+    """The padding row is drawn at random like other rows."""
 
     caught_by = "test_12_embedding.py::test_the_row_padding_idx_begins_with_zeros"
     says = r"whether a row is zero differs"
@@ -130,7 +130,7 @@ class PaddingStartsAtRandom(Fault):
 
 
 class StartsUniform(Fault):
-    """A new table is drawn as a linear layer's weight is."""
+    """A new table is drawn from a uniform distribution, as the weight of a linear layer."""
 
     caught_by = "test_12_embedding.py::test_a_new_table_is_standard_normal"
     says = r"the fraction of numbers below -0\.67449 differs"
@@ -141,7 +141,7 @@ class StartsUniform(Fault):
 
 
 class PretrainedIsNotFrozen(Fault):
-    """`from_pretrained` trains on unless told otherwise."""
+    """`from_pretrained` does not freeze the table by default."""
 
     caught_by = "test_12_embedding.py::test_a_pretrained_table_is_used_unchanged"
     says = r"requires_grad"
@@ -153,7 +153,7 @@ class PretrainedIsNotFrozen(Fault):
 
 
 class LayerForgetsItsOptions(Fault):
-    """The layer looks up, and no more."""
+    """The layer ignores its options and only looks up."""
 
     caught_by = "test_12_embedding.py::test_the_layer_is_embedding_with_its_own_options"
     says = r"differs at index"

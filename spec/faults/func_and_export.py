@@ -1,4 +1,4 @@
-"""Chapters 08 to 14 under torch.func and torch.export: components that compute with more than tensors."""
+"""Chapters 08 to 14 under torch.func and torch.export: components that work in ordinary calls only."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ class _Positive(Function):
 
 
 class HasNoBatchingRule(Fault):
-    """A function of its own, with a gradient of its own, that vmap does not know."""
+    """A custom autograd function without a vmap rule."""
 
     caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
     says = r"vmap over _Positive, but it does not have vmap support"
@@ -42,7 +42,7 @@ class HasNoBatchingRule(Fault):
 
 
 class LooksAtTheNumbers(Fault):
-    """The formula is chosen by the numbers, of which vmap has many."""
+    """The formula is chosen by the values of the input, which fails under vmap."""
 
     caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
     says = r"data-dependent control flow"
@@ -53,7 +53,7 @@ class LooksAtTheNumbers(Fault):
 
 
 class NormalizesOverTheSamples(Fault):
-    """A rule for vmap that lets the samples join the batch, as if the statistics were not those of each sample."""
+    """The vmap rule adds the samples to the batch, although each sample needs separate statistics."""
 
     caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
     says = r"the output under vmap differs at index"
@@ -77,7 +77,7 @@ class NormalizesOverTheSamples(Fault):
 
 
 class OnlyInputsAreBatched(Fault):
-    """A rule for vmap that takes the first model for all."""
+    """The vmap rule uses the weights of the first model for all models."""
 
     caught_by = f"{FILE}::test_vmap_over_the_weights_is_a_loop_over_models"
     says = r"the output under vmap differs at index \[1, 0, 0\]"
@@ -110,7 +110,7 @@ def _numbered(args: tuple[Any, ...], in_dims: tuple[Any, ...]) -> Any:
 
 
 class GradientsAreAddedUpOverTheSamples(Fault):
-    """The gradient of the weight is that of the batch, under vmap too."""
+    """Under vmap too, the gradient of the weight is summed over the batch."""
 
     caught_by = f"{FILE}::test_vmap_of_grad_gives_the_gradients_of_each_sample"
     says = r"the gradients of argument 1, one for each sample, differs at index"
@@ -152,7 +152,7 @@ class GradientsAreAddedUpOverTheSamples(Fault):
 
 
 class OnlyGoesBackward(Fault):
-    """A derivative for backward only."""
+    """There is a derivative for backward mode only."""
 
     caught_by = f"{FILE}::test_jvp_is_the_derivative_along_a_direction"
     says = r"implement the jvp function"
@@ -166,7 +166,7 @@ class OnlyGoesBackward(Fault):
 
 
 class ForwardModeForgetsTheSlope(Fault):
-    """The tangent of the output is that of the input."""
+    """The tangent of the output is the tangent of the input."""
 
     caught_by = f"{FILE}::test_jvp_is_the_derivative_along_a_direction"
     says = r"the derivative along the direction differs"
@@ -184,7 +184,7 @@ class ForwardModeForgetsTheSlope(Fault):
 
 
 class BackwardLooksAtItsGradient(Fault):
-    """A gradient of zeros is returned at once: with jacrev there are many at a time."""
+    """If the gradient is zero, the function returns early; with jacrev many gradients are computed together."""
 
     caught_by = f"{FILE}::test_jacrev_holds_the_derivative_of_each_output"
     says = r"data-dependent control flow"
@@ -203,7 +203,7 @@ class BackwardLooksAtItsGradient(Fault):
 
 
 class DrawsWithNumPy(Fault):
-    """Numbers that PyTorch does not draw are the same for every sample."""
+    """Random numbers that PyTorch does not draw are the same for every sample."""
 
     caught_by = f"{FILE}::test_vmap_draws_dropout_anew_or_once_according_to_randomness"
     says = r"every sample is dropped alike"
@@ -215,7 +215,7 @@ class DrawsWithNumPy(Fault):
 
 
 class BatchSizeIsBakedIn(Fault):
-    """The batch size as a Python number: the exported program takes no other."""
+    """The batch size becomes a Python number, so that the exported program accepts no other size."""
 
     caught_by = f"{FILE}::test_an_exported_component_takes_any_batch"
     says = r"batch"

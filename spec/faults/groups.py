@@ -1,6 +1,6 @@
 """Chapter 15: optimizers that are wrong with many numbers, with several groups, or after many steps.
 
-Most are made by construction, once for each optimizer.
+Most faults are generated, one for each optimizer.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def skips_the_rest(original: Any, dtypes: tuple[torch.dtype, ...]) -> type:
 
 
 def reads_memory(original: Any) -> type:
-    """A gradient is read in the order of its memory."""
+    """A gradient is read in memory order, without its strides."""
 
     class Optimizer(original):
         def step(self, closure: Any = None) -> Any:
@@ -57,7 +57,7 @@ def reads_memory(original: Any) -> type:
 
 
 def writes_beside(original: Any) -> type:
-    """A parameter that is a view is written as if it lay alone in memory."""
+    """A parameter that is a view is written as if it were contiguous."""
 
     class Optimizer(original):
         @torch.no_grad()
@@ -72,7 +72,7 @@ def writes_beside(original: Any) -> type:
 
 
 def first_group_for_all(original: Any) -> type:
-    """Every group has the settings of the first."""
+    """Every group uses the settings of the first group."""
 
     class Optimizer(original):
         def step(self, closure: Any = None) -> Any:
@@ -88,7 +88,7 @@ def first_group_for_all(original: Any) -> type:
 
 
 def state_by_position(original: Any) -> type:
-    """The state belongs to the n-th parameter that has a gradient."""
+    """The state is assigned to the n-th parameter with a gradient instead of the n-th parameter."""
 
     class Optimizer(original):
         def step(self, closure: Any = None) -> Any:
@@ -116,7 +116,7 @@ def loads_backwards(original: Any) -> type:
 
 
 def keeps_settings(original: Any) -> type:
-    """What is loaded is the state alone; the second group keeps its settings."""
+    """Only the state is loaded; the second group keeps its settings."""
 
     class Optimizer(original):
         def load_state_dict(self, state_dict: Any) -> None:
@@ -139,7 +139,7 @@ def forgets_state(original: Any) -> type:
 
 
 def never_steps_added(original: Any) -> type:
-    """A group that is added later is listed and not stepped."""
+    """A group that is added later is listed but not updated by a step."""
 
     class Optimizer(original):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -157,7 +157,7 @@ def never_steps_added(original: Any) -> type:
 
 
 def starts_again_when_added(original: Any) -> type:
-    """A new group makes the others lose their state."""
+    """Adding a group clears the state of the others."""
 
     class Optimizer(original):
         def add_param_group(self, param_group: Any) -> None:
@@ -168,7 +168,7 @@ def starts_again_when_added(original: Any) -> type:
 
 
 def defaults_are_the_last_group(original: Any) -> type:
-    """A new group takes the learning rate of the first group, not that of the defaults."""
+    """A new group uses the learning rate of the first group instead of the default."""
 
     class Optimizer(original):
         def add_param_group(self, param_group: Any) -> None:
@@ -180,7 +180,7 @@ def defaults_are_the_last_group(original: Any) -> type:
 
 
 def one_counter(original: Any) -> type:
-    """All parameters share the count of steps."""
+    """All parameters share one step count."""
 
     class Optimizer(original):
         def step(self, closure: Any = None) -> Any:
@@ -194,7 +194,7 @@ def one_counter(original: Any) -> type:
 
 
 def counts_to(original: Any, limit: int) -> type:
-    """The count of steps stays at a limit."""
+    """The step count stops at a limit."""
 
     class Optimizer(original):
         def step(self, closure: Any = None) -> Any:

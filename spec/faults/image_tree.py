@@ -15,7 +15,7 @@ FILE = "test_05_image_tree.py"
 
 
 class _Tree:
-    """A tree of images put right, without a cache; each fault changes one thing."""
+    """A right image tree without a cache; each fault changes one thing."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _Tree:
 
 
 class ClassAfterClass(Fault):
-    """As the files lie on the disk: a recipe that does not shuffle learns the last class."""
+    """The images are in the order of the files on the disk: a training without shuffling learns only the last class."""
 
     caught_by = f"{FILE}::test_every_stretch_holds_the_classes_in_their_proportions"
     says = r"\(\d+, 'ant'\)"
@@ -112,7 +112,7 @@ class ClassAfterClass(Fault):
 
 
 class ClassesTakeTurns(Fault):
-    """Ant, bee, cat, ant, bee, cat: a pattern that every batch repeats."""
+    """The classes alternate (ant, bee, cat, ant, bee, cat): every batch repeats the same pattern."""
 
     caught_by = f"{FILE}::test_the_classes_do_not_simply_take_turns"
     says = r"assert 1 == 6"
@@ -123,10 +123,10 @@ class ClassesTakeTurns(Fault):
 
 
 class OrderIsThatOfTheWholePath(Fault):
-    """The digest is taken of the whole path: the same tree in another place is another data set."""
+    """The digest depends on the absolute path: the same tree in another folder has another order."""
 
     caught_by = f"{FILE}::test_the_order_depends_neither_on_place_nor_on_other_classes"
-    says = r"The order of the items depends on the names"
+    says = r"The order of the items depends only on the names"
 
     class ImageTree(_Tree):
         def order(self, found: dict[str, list[str]]) -> list[str]:
@@ -135,7 +135,7 @@ class OrderIsThatOfTheWholePath(Fault):
 
 
 class WidthFirst(Fault):
-    """`size` is taken for (width, height), as Pillow has it."""
+    """`size` is read as (width, height), as in Pillow."""
 
     caught_by = f"{FILE}::test_items_pass_through_the_transforms"
     says = r"\(4, 6\)"
@@ -146,7 +146,7 @@ class WidthFirst(Fault):
 
 
 class NearestPixel(Fault):
-    """Made smaller by leaving pixels out."""
+    """Images are reduced by leaving out pixels."""
 
     caught_by = f"{FILE}::test_images_of_any_size_become_one_size_by_pillows_bilinear"
     says = r"assert False"
@@ -157,7 +157,7 @@ class NearestPixel(Fault):
 
 
 class NumbersOfWhatIsThere(Fault):
-    """The test half numbers its own folders: a class that it lacks moves all others."""
+    """The test part numbers its own folders: a missing class shifts the numbers of all others."""
 
     caught_by = f"{FILE}::test_the_test_half_may_lack_a_class_and_keeps_the_numbers"
     says = r"\[0, 0, 1, 1\] == \[1, 1, 2, 2\]"
@@ -179,7 +179,7 @@ class StaysAtTheTop(Fault):
 
 
 class LosesTheSubFolder(Fault):
-    """An image in a sub-folder is called as if it lay in the class folder."""
+    """The path of an image in a sub-folder lacks the sub-folder."""
 
     caught_by = f"{FILE}::test_images_in_sub_folders_belong_to_the_class_as_in_torchvision"
     says = r"ant/a/b/c/0\.png"
@@ -191,7 +191,7 @@ class LosesTheSubFolder(Fault):
 
 
 class TakesHiddenFolders(Fault):
-    """Thumbnails in a hidden folder are taken for images of the class."""
+    """Images in a hidden folder, such as thumbnails, are included."""
 
     caught_by = f"{FILE}::test_hidden_files_and_files_that_are_no_images_are_left_out"
     says = r"\(13, "
@@ -203,7 +203,7 @@ class TakesHiddenFolders(Fault):
 
 
 class CapitalsAreNoImages(Fault):
-    """Only .png, not .PNG."""
+    """Only .png is recognized, not .PNG."""
 
     caught_by = f"{FILE}::test_any_file_name_will_do"
     says = r"'ant/UPPER\.PNG' is not in list"
@@ -214,7 +214,7 @@ class CapitalsAreNoImages(Fault):
 
 
 class BrokenImagesAreLeftOutSilently(Fault):
-    """Nobody learns that an image is missing."""
+    """A broken image is left out without a message."""
 
     caught_by = f"{FILE}::test_a_broken_image_is_named"
     says = r"DID NOT RAISE"
@@ -225,7 +225,7 @@ class BrokenImagesAreLeftOutSilently(Fault):
 
 
 class RemembersByNameAndTime(Fault):
-    """Its cache believes the time that a file was last changed, which anybody can set."""
+    """The cache relies on the modification time of a file, which any user can set."""
 
     caught_by = f"{FILE}::test_a_stale_entry_is_never_used"
     says = r"assert False"
@@ -241,7 +241,7 @@ class RemembersByNameAndTime(Fault):
 
 
 class TensorIsThatOfEverybody(Fault):
-    """Decoded once and handed out to all: who changes it changes it for the others."""
+    """All data sets share one tensor: changing it in one changes the others."""
 
     caught_by = f"{FILE}::test_changing_the_tensor_does_not_change_the_cache"
     says = r"assert False"

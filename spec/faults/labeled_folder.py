@@ -10,7 +10,7 @@ from spec.faults import Fault
 
 
 class _Folder(Dataset[Any]):
-    """The tutorial's data set, put right; each fault changes one thing."""
+    """The corrected data set of the tutorial; each fault changes one thing."""
 
     def __init__(self, root_dir: Any, label_dir: str, transform: Any = None) -> None:
         self.label: Any = label_dir
@@ -38,7 +38,7 @@ class _Folder(Dataset[Any]):
 
 
 class OrderIsThatOfTheFileSystem(Fault):
-    """What `listdir` gives, which differs from one system to the next."""
+    """The order is that of `listdir`, which differs between systems."""
 
     caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"The order is that of the file names"
@@ -49,7 +49,7 @@ class OrderIsThatOfTheFileSystem(Fault):
 
 
 class CapitalsAreSmallLetters(Fault):
-    """Sorted as a person would: C.png after b.png."""
+    """The names are sorted without regard to case: C.png after b.png."""
 
     caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"code point by code point"
@@ -60,7 +60,7 @@ class CapitalsAreSmallLetters(Fault):
 
 
 class LabelIsANumber(Fault):
-    """The label is the place of the folder among its neighbours."""
+    """The label is the index of the folder among its siblings."""
 
     caught_by = "test_01_dataset.py::test_items_are_image_and_folder_name_in_the_order_of_the_file_names"
     says = r"\(7, 0\)"
@@ -72,10 +72,10 @@ class LabelIsANumber(Fault):
 
 
 class HiddenFilesAreRead(Fault):
-    """A name that begins with a dot is taken for an image."""
+    """A file with a leading dot is treated as an image."""
 
     caught_by = "test_01_dataset.py::test_files_that_are_no_images_are_left_out"
-    says = r"Hidden files, files that are no images and sub-folders are left out"
+    says = r"Hidden files, files that are not images, and sub-folders are left out"
 
     class LabeledFolder(_Folder):
         def is_item(self, name: str) -> bool:
@@ -94,10 +94,10 @@ class EverythingIsAImage(Fault):
 
 
 class FilesStayOpen(Fault):
-    """`Image.open` reads only the head of a file, and keeps it open until somebody wants the pixels."""
+    """`Image.open` reads only the header of a file, which stays open until its pixels are read."""
 
     caught_by = "test_01_dataset.py::test_an_item_that_is_kept_keeps_no_file_open"
-    says = r"A file is closed when its image is read"
+    says = r"A file is closed as soon as its image is read"
 
     class LabeledFolder(_Folder):
         def open(self, name: str) -> Any:
@@ -105,7 +105,7 @@ class FilesStayOpen(Fault):
 
 
 class FolderBelongsToAllDataSets(Fault):
-    """A "global variable": the last data set's label is everybody's."""
+    """The label is a global variable: all data sets have the label of the last one."""
 
     caught_by = "test_01_dataset.py::test_two_data_sets_hold_two_folders_and_no_global_variable"
     says = r"\('bees', 'bees', 'bees'\)"
@@ -122,7 +122,7 @@ class FolderBelongsToAllDataSets(Fault):
 
 
 class IndicesGoRound(Fault):
-    """An index beyond the end begins again at the beginning."""
+    """An index beyond the end wraps around to the beginning."""
 
     caught_by = "test_01_dataset.py::test_an_index_out_of_range_is_rejected"
     says = r"DID NOT RAISE"
@@ -133,7 +133,7 @@ class IndicesGoRound(Fault):
 
 
 class NegativeIndicesAreRejected(Fault):
-    """Only what counts from the beginning is an index."""
+    """Negative indices are rejected."""
 
     caught_by = "test_01_dataset.py::test_negative_indices_count_from_the_end"
     says = r"IndexError: no negative numbers"
@@ -146,10 +146,10 @@ class NegativeIndicesAreRejected(Fault):
 
 
 class PlusPutsTheOtherFirst(Fault):
-    """The items of the right-hand data set come first."""
+    """`+` puts the items of the right-hand data set first."""
 
     caught_by = "test_01_dataset.py::test_plus_puts_one_data_set_after_the_other_and_associates"
-    says = r"\+ puts the items of one data set after those of the other"
+    says = r"\+ appends the items of one data set to those of another"
 
     class LabeledFolder(_Folder):
         def __add__(self, other: Any) -> Any:
@@ -157,7 +157,7 @@ class PlusPutsTheOtherFirst(Fault):
 
 
 class TransformGetsTheItem(Fault):
-    """The transform is given image and label."""
+    """The transform is called with image and label."""
 
     caught_by = "test_01_dataset.py::test_the_transform_is_applied_to_the_image_only"
     says = r"'tuple' object has no attribute 'size'"
@@ -169,7 +169,7 @@ class TransformGetsTheItem(Fault):
 
 
 class CannotTravel(Fault):
-    """It holds a function without a name."""
+    """The data set contains a lambda, so it cannot be pickled."""
 
     caught_by = "test_01_dataset.py::test_it_can_be_pickled"
     says = r"Can't (pickle|get) local object"

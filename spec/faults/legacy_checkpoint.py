@@ -17,7 +17,7 @@ from spec.faults import Fault
 
 
 class RunsWhatItReads(Fault):
-    """PyTorch is asked first, and told to trust the file."""
+    """torch.load is tried first, with weights_only=False."""
 
     caught_by = "test_17_legacy_attacks.py::test_no_trick_runs_anything"
     says = r"import|pickle.find_class|victim"
@@ -30,7 +30,7 @@ class RunsWhatItReads(Fault):
 
 
 class KnowsEveryClass(Fault):
-    """A class with several parts is taken to apply them in turn."""
+    """A class with several parts is assumed to apply them one after the other."""
 
     caught_by = "test_17_legacy_networks.py::test_a_network_that_might_be_another_one_is_not_run"
     says = r"is None"
@@ -42,7 +42,7 @@ class KnowsEveryClass(Fault):
 
 
 class KeepsWhatIsNotPersistent(Fault):
-    """Every buffer is put into the state dict."""
+    """The state dict contains non-persistent buffers too."""
 
     caught_by = "test_17_legacy_networks.py::test_of_an_unknown_class_there_is_all_but_the_working_network"
     says = r"left_out"
@@ -55,7 +55,7 @@ class KeepsWhatIsNotPersistent(Fault):
 
 
 class SortsTheKeys(Fault):
-    """The state dict is in the order of the alphabet."""
+    """The state dict is in alphabetical order."""
 
     caught_by = "test_17_legacy_networks.py::test_a_network_of_pytorch_s_layers_comes_back_whole"
     says = r"assert \[.*\] == \["
@@ -67,7 +67,7 @@ class SortsTheKeys(Fault):
 
 
 class CopiesWhatIsShared(Fault):
-    """Each tensor of the state dict gets memory of its own."""
+    """The tensors of the state dict do not share memory."""
 
     caught_by = "test_17_legacy_networks.py::test_modes_gradients_and_ties_are_restored"
     says = r"data_ptr"
@@ -79,7 +79,7 @@ class CopiesWhatIsShared(Fault):
 
 
 class NeverSaysWhatItAssumes(Fault):
-    """No notes."""
+    """There are no notes about assumptions."""
 
     caught_by = "test_17_legacy_networks.py::test_the_tutorial_s_network_needs_no_class"
     says = r"assert False"
@@ -90,7 +90,7 @@ class NeverSaysWhatItAssumes(Fault):
 
 
 class LooksAtItsFolder(Fault):
-    """Something beside the file is written."""
+    """The reader writes another file."""
 
     caught_by = "test_17_legacy_attacks.py::test_damaged_files_are_refused_or_read_and_nothing_else"
     says = r"reading input \d+ of seed 0 did"
@@ -102,7 +102,7 @@ class LooksAtItsFolder(Fault):
 
 
 class AsksPyTorchForZipFiles(Fault):
-    """A zip archive of plain data is read by PyTorch; its reader finds another directory than the one verified."""
+    """PyTorch reads an archive of plain data, and may find another directory than the verified one."""
 
     caught_by = "test_17_legacy_attacks.py::test_an_archive_that_two_readers_could_read_differently_is_refused"
     says = r"DID NOT RAISE"
@@ -114,7 +114,7 @@ class AsksPyTorchForZipFiles(Fault):
 
 
 class LetsViewsGrow(Fault):
-    """The numbers of a tensor are not counted against those of its storage."""
+    """The size of a tensor is not checked against its storage."""
 
     caught_by = "test_17_legacy_bombs.py::test_a_small_file_of_many_views_is_refused_with_both_figures"
     says = r"DID NOT RAISE"
@@ -126,7 +126,7 @@ class LetsViewsGrow(Fault):
 
 
 class LetsKeysBeChosen(Fault):
-    """The number of keys that are no texts is not limited."""
+    """The number of keys that are not strings is not limited."""
 
     caught_by = "test_17_legacy_bombs.py::test_keys_that_could_be_chosen_are_limited"
     says = r"DID NOT RAISE"
@@ -138,7 +138,7 @@ class LetsKeysBeChosen(Fault):
 
 
 class TakesTheFirstNetwork(Fault):
-    """Of several networks the first one is taken without a word."""
+    """If a file contains several networks, the first one is used without a message."""
 
     caught_by = "test_17_legacy_content.py::test_of_several_networks_one_is_chosen_by_its_name"
     says = r"assert \(\{|assert .*== \(\{\}, None"
@@ -156,7 +156,7 @@ class TakesTheFirstNetwork(Fault):
 
 
 class KnowsThreePrefixes(Fault):
-    """Before a key there may be nothing, module. or _orig_mod., once."""
+    """A key may have only one prefix, module. or _orig_mod."""
 
     caught_by = "test_17_legacy_content.py::test_a_state_dict_of_the_tutorial_s_network_is_enough"
     says = r"NoneType"
@@ -170,7 +170,7 @@ class KnowsThreePrefixes(Fault):
 
 
 class ForgetsTheMask(Fault):
-    """A pruned weight is weight_orig alone."""
+    """A pruned weight is weight_orig, without its mask."""
 
     caught_by = "test_17_legacy_content.py::test_pruned_networks_compute_with_their_masks"
     says = r"differ|expected"

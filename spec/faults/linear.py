@@ -22,7 +22,7 @@ class BiasIsForgotten(Fault):
 
 
 class LeadingDimensionsAreMerged(Fault):
-    """Everything but the last dimension becomes one batch, and stays so."""
+    """All leading dimensions are merged into one batch dimension and not restored."""
 
     caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
     says = r"has shape \[\d+, \d+\], expected \[.*\]"
@@ -34,7 +34,7 @@ class LeadingDimensionsAreMerged(Fault):
 
 
 class HalfPrecisionBecomesFloat(Fault):
-    """The sum is computed in float32 and stays there."""
+    """The sum is computed in float32 and not converted back."""
 
     caught_by = "test_12_linear.py::test_it_rounds_no_more_than_a_sum_does"
     says = r"has dtype torch\.float32, expected torch\.(b?float16|float64)"
@@ -45,7 +45,7 @@ class HalfPrecisionBecomesFloat(Fault):
 
 
 class WeightIsInputsByOutputs(Fault):
-    """The weight is kept as it is multiplied, without the transposition."""
+    """The weight is stored transposed."""
 
     caught_by = "test_12_linear.py::test_64_images_in_a_row_are_196608_numbers"
     says = r"torch\.Size\(\[196608, 10\]\)"
@@ -60,7 +60,7 @@ class WeightIsInputsByOutputs(Fault):
 
 
 class EverythingIsFlattenedFirst(Fault):
-    """The layer takes care of the flattening, as the tutorial says is needed."""
+    """The layer flattens its input, which the tutorial claims is needed."""
 
     caught_by = "test_12_linear.py::test_only_the_last_dimension_must_have_the_features"
     says = r"shapes cannot be multiplied"
@@ -71,7 +71,7 @@ class EverythingIsFlattenedFirst(Fault):
 
 
 class StartsFromTheNormalDistribution(Fault):
-    """The weight has the right spread, and the wrong distribution."""
+    """The weight has the right standard deviation but the wrong distribution."""
 
     caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features"
     says = r"assert .* <= "
@@ -83,7 +83,7 @@ class StartsFromTheNormalDistribution(Fault):
 
 
 class NoBiasIsABiasOfZeros(Fault):
-    """`bias=False` begins with zeros, which are then learned."""
+    """`bias=False` creates a bias of zeros, which is then trained."""
 
     caught_by = "test_12_linear.py::test_its_state_travels_both_ways"
     says = r"'bias': \(2,\)"
@@ -96,7 +96,7 @@ class NoBiasIsABiasOfZeros(Fault):
 
 
 class TheBatchStays(Fault):
-    """`flatten` begins at dimension 1, as the layer does."""
+    """`flatten` starts at dimension 1 by default, as the layer does."""
 
     caught_by = "test_12_linear.py::test_the_flattened_batches_print_the_documented_lines"
     says = r"torch\.Size\(\[64, 3072\]\)"
@@ -107,7 +107,7 @@ class TheBatchStays(Fault):
 
 
 class EndIsNotIncluded(Fault):
-    """`end_dim` is where a slice of Python would end."""
+    """`end_dim` is excluded, as in a Python slice."""
 
     caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
     says = r"has shape \[.*\], expected \[.*\]"
@@ -119,7 +119,7 @@ class EndIsNotIncluded(Fault):
 
 
 class InOrderOfTheMemory(Fault):
-    """The numbers in their order in memory, without regard to the strides."""
+    """The numbers are returned in memory order, without regard to the strides."""
 
     caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
     says = r"the result differs at index"
@@ -127,13 +127,13 @@ class InOrderOfTheMemory(Fault):
     @staticmethod
     def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         shape = torch.flatten(input, start_dim, end_dim).shape
-        # channels last are read in the order in which they lie
+        # a channels-last tensor is read in memory order
         order = sorted(range(input.dim()), key=lambda dim: -input.stride(dim))
         return input.permute(order).reshape(shape)
 
 
 class ScalarsStayScalars(Fault):
-    """What has no dimensions is left alone."""
+    """A 0-dimensional tensor is returned unchanged."""
 
     caught_by = "test_12_linear.py::test_a_number_without_dimensions_becomes_one_with_one"
     says = r"has shape \[\], expected \[1\]"
@@ -144,7 +144,7 @@ class ScalarsStayScalars(Fault):
 
 
 class FlattenMergesTheBatch(Fault):
-    """The layer flattens everything unless told otherwise, as the function does."""
+    """The layer flattens all dimensions by default, as the function does."""
 
     caught_by = "test_12_linear.py::test_the_layer_keeps_the_batch"
     says = r"has shape \[65536\], expected \[64, 1024\]"
@@ -166,7 +166,7 @@ class FlattenForgetsTheEnd(Fault):
 
 
 class FlattenMakesABatchOfOne(Fault):
-    """A sample without a batch becomes a batch of one instead of an error."""
+    """A sample without a batch dimension becomes a batch of one instead of raising an error."""
 
     caught_by = "test_12_linear.py::test_the_layer_needs_a_batch"
     says = r"was accepted, but must be rejected"

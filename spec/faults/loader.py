@@ -1,6 +1,6 @@
 """Chapter 06: loaders that are wrong."""
 
-# ruff: noqa: N802  -- a function that stands in for a class has the class's name
+# ruff: noqa: N802  -- a function that replaces a class has the name of the class
 
 import math
 import random
@@ -15,7 +15,7 @@ from spec.faults import Fault
 
 
 class ShufflesOnce(Fault):
-    """The order is drawn when the loader is made."""
+    """The order is drawn once, when the loader is created."""
 
     caught_by = "test_06_dataloader.py::test_shuffle_draws_a_new_order_each_epoch"
     says = r"assert \[.*\] != \["
@@ -28,7 +28,7 @@ class ShufflesOnce(Fault):
 
 
 class NeverShuffles(Fault):
-    """`shuffle` is stored and forgotten."""
+    """`shuffle` is stored and not used."""
 
     caught_by = "test_06_dataloader.py::test_the_global_seed_0_shuffles_8_items_like_this"
     says = r"assert \[0, 1, 2, 3, 4, 5, .*\] == \[2, 0, 5, 3, 1, 4"
@@ -39,10 +39,10 @@ class NeverShuffles(Fault):
 
 
 class DrawsWithReplacement(Fault):
-    """Each place in the order is drawn anew."""
+    """Each index is drawn independently, with repetitions."""
 
     caught_by = "test_06_dataloader.py::test_each_item_comes_once_except_those_an_incomplete_batch_drops"
-    says = r"assert \d+ == \d+(.|\n)*An epoch brings each item exactly once"
+    says = r"assert \d+ == \d+(.|\n)*An epoch contains each item exactly once"
 
     @staticmethod
     def DataLoader(dataset: Any, batch_size: Any = 1, shuffle: Any = None, **options: Any) -> Any:
@@ -63,7 +63,7 @@ class KeepsTheRest(Fault):
 
 
 class AlwaysDropsTheRest(Fault):
-    """A last batch that is not full never comes."""
+    """An incomplete last batch is always dropped."""
 
     caught_by = "test_06_dataloader.py::test_the_10000_test_images_make_156_batches_of_64_and_a_rest_of_16"
     says = r"assert 156 == 157"
@@ -74,7 +74,7 @@ class AlwaysDropsTheRest(Fault):
 
 
 class DropsTheLastBatchAlways(Fault):
-    """`drop_last` taken by its word: the last batch is left out, full or not."""
+    """`drop_last` always drops the last batch, even if it is complete."""
 
     caught_by = "test_06_dataloader.py::test_drop_last_leaves_out_an_incomplete_batch_and_no_complete_one"
     says = r"assert \[\[0, 1, 2\]\] == \[\[0, 1, 2\], \[3, 4, 5\]\]"
@@ -100,7 +100,7 @@ class FillsUpTheLastBatch(Fault):
 
 
 class CountsWholeBatchesOnly(Fault):
-    """`len` rounds n / batch_size down, although the rest comes."""
+    """`len` rounds n / batch_size down, although the incomplete batch is returned."""
 
     caught_by = "test_06_dataloader.py::test_the_length_of_a_loader_is_the_number_of_its_steps"
     says = r"assert 781 == 782"
@@ -111,10 +111,10 @@ class CountsWholeBatchesOnly(Fault):
 
 
 class ShufflesWithPythonsRandomNumbers(Fault):
-    """An order that no generator of PyTorch's decides."""
+    """The order does not come from a generator of PyTorch."""
 
     caught_by = "test_06_dataloader.py::test_the_generator_decides_the_orders_after_an_early_break_too"
-    says = r"The generator decides the orders"
+    says = r"The generator determines the orders"
 
     class Order:
         def __init__(self, n: int) -> None:
@@ -134,10 +134,10 @@ class ShufflesWithPythonsRandomNumbers(Fault):
 
 
 class SamplerIsSorted(Fault):
-    """A sampler chooses the items, but not their order."""
+    """A sampler determines the items, but not their order."""
 
     caught_by = "test_06_dataloader.py::test_a_sampler_decides_which_items_come_and_in_which_order"
-    says = r"A sampler decides which items come, in which order"
+    says = r"A sampler determines which items an epoch contains, in which order"
 
     @staticmethod
     def DataLoader(*args: Any, sampler: Any = None, **options: Any) -> Any:
@@ -145,10 +145,10 @@ class SamplerIsSorted(Fault):
 
 
 class BatchSamplerIsCutAnew(Fault):
-    """What a batch_sampler yields is put together and cut into batches of two."""
+    """The indices of a batch_sampler are joined and split into batches of two."""
 
     caught_by = "test_06_dataloader.py::test_a_batch_sampler_decides_each_batch"
-    says = r"A batch_sampler decides the indices of each batch"
+    says = r"A batch_sampler determines the indices of each batch"
 
     @staticmethod
     def DataLoader(*args: Any, batch_sampler: Any = None, **options: Any) -> Any:
@@ -161,7 +161,7 @@ class NoneMeansBatchesOfOne(Fault):
     """`batch_size=None` gives single items a batch dimension."""
 
     caught_by = "test_06_dataloader.py::test_a_batch_size_of_none_gives_single_items"
-    says = r"gives the items one by one, without a batch dimension"
+    says = r"returns single items without a batch dimension"
 
     @staticmethod
     def DataLoader(dataset: Any, batch_size: Any = 1, **options: Any) -> Any:
@@ -169,7 +169,7 @@ class NoneMeansBatchesOfOne(Fault):
 
 
 class FloatsAreFloat32(Fault):
-    """Python's floats lose half of their digits."""
+    """Python floats become float32 instead of float64."""
 
     caught_by = "test_06_dataloader.py::test_numbers_and_tensors_become_one_tensor"
     says = r"has dtype torch.float32, expected torch.float64"
@@ -183,7 +183,7 @@ class FloatsAreFloat32(Fault):
 
 
 class AppendsAlongTheFirstDimension(Fault):
-    """Tensors are put behind one another instead of on top."""
+    """Tensors are concatenated instead of stacked."""
 
     caught_by = "test_06_dataloader.py::test_numbers_and_tensors_become_one_tensor"
     says = r"has shape \[4, 3\], expected \[2, 2, 3\]"
@@ -198,10 +198,10 @@ class AppendsAlongTheFirstDimension(Fault):
 
 
 class CollateFnGetsTheBatch(Fault):
-    """`collate_fn` is called with what the default makes, not with the items."""
+    """`collate_fn` is called with the default batch instead of the items."""
 
     caught_by = "test_06_dataloader.py::test_collate_fn_makes_the_batch_of_the_list_of_its_items"
-    says = r"collate_fn is given the list of a batch's items"
+    says = r"collate_fn receives the list of a batch's items"
 
     @staticmethod
     def DataLoader(*args: Any, collate_fn: Any = None, **options: Any) -> Any:
@@ -211,10 +211,10 @@ class CollateFnGetsTheBatch(Fault):
 
 
 class BatchesComeAsTheyAreMade(Fault):
-    """The worker that is first is served first."""
+    """Batches are returned in the order in which the workers finish."""
 
     caught_by = "test_06_dataloader.py::test_two_workers_give_the_batches_of_none_in_the_same_order"
-    says = r"Workers change nothing in the batches or their order"
+    says = r"Workers change neither the batches nor their order"
 
     @staticmethod
     def DataLoader(*args: Any, **options: Any) -> Any:
@@ -222,7 +222,7 @@ class BatchesComeAsTheyAreMade(Fault):
 
 
 class WorkersStay(Fault):
-    """The iteration is kept, and with it its processes."""
+    """The loader keeps a reference to the iterator, so its processes do not end."""
 
     caught_by = "test_06_dataloader.py::test_no_process_is_left_behind"
     says = r"assert \[\d+, \d+\] == \[\]"
@@ -237,7 +237,7 @@ kept: list[Any] = []
 
 
 class ErrorsLoseTheirCause(Fault):
-    """Whatever a worker raises, the consumer hears that a worker failed."""
+    """For any exception in a worker, the consumer gets a generic error."""
 
     caught_by = "test_06_dataloader.py::test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause"
     says = r"RuntimeError: a worker failed"
@@ -256,7 +256,7 @@ def _same_seed(_: int) -> None:
 
 
 class WorkersDrawTheSame(Fault):
-    """Every worker begins with the same random numbers."""
+    """Every worker has the same seed."""
 
     caught_by = "test_06_dataloader.py::test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator"
     says = r"assert \(0, 0\) == "
@@ -267,7 +267,7 @@ class WorkersDrawTheSame(Fault):
 
 
 class AnyBatchSizeIsTaken(Fault):
-    """A batch size below 1 is taken for 1."""
+    """A batch size below 1 is replaced by 1."""
 
     caught_by = "test_06_dataloader.py::test_an_impossible_batch_size_is_rejected"
     says = r"was accepted, but must be rejected with an error that names /batch_size"
@@ -278,7 +278,7 @@ class AnyBatchSizeIsTaken(Fault):
 
 
 class WorkersDropTheLastRound(Fault):
-    """Only whole rounds of the workers are collected."""
+    """Batches of an incomplete last round of the workers are lost."""
 
     caught_by = "test_06_dataloader.py::test_workers_that_do_not_divide_the_batches_give_all_of_them"
     says = r"assert \[\[0, 1\], \[2, 3\], \[4, 5\]\] == \[\[0, 1\], \[2, 3\], \[4, 5\], \[6\]\]"
@@ -290,7 +290,7 @@ class WorkersDropTheLastRound(Fault):
 
 
 class ForgetsItsGenerator(Fault):
-    """The generator draws, and is no attribute of the loader."""
+    """The loader uses the generator, but has no attribute `generator`."""
 
     caught_by = "test_06_dataloader.py::test_the_parts_that_a_loader_is_made_of_are_its_attributes"
     says = r"assert None is <torch"

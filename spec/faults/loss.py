@@ -14,7 +14,7 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
 
 
 def modulo_256(target: Tensor, ignore_index: int) -> int:
-    """The number that a comparison in one byte takes `ignore_index` for."""
+    """The number that equals `ignore_index` when it is compared in one byte."""
     return ignore_index % 256 if target.dtype == torch.uint8 else ignore_index
 
 
@@ -22,7 +22,7 @@ def modulo_256(target: Tensor, ignore_index: int) -> int:
 
 
 class DifferencesCancel(Fault):
-    """The absolute value is taken of the mean, not of each difference."""
+    """The absolute value of the mean, instead of the mean of the absolute values."""
 
     caught_by = "test_14_loss.py::test_the_l1_loss_is_the_absolute_difference"
     says = r"each loss differs"
@@ -33,7 +33,7 @@ class DifferencesCancel(Fault):
 
 
 class L1LossSumsByDefault(Fault):
-    """As the chapter's mean squared error does."""
+    """The differences are squared, as in the chapter's mean squared error."""
 
     caught_by = "test_14_loss.py::test_the_l1_loss_is_printed_as_0_6667"
     says = r"got        2.0\n.*expected   0.6667"
@@ -44,7 +44,7 @@ class L1LossSumsByDefault(Fault):
 
 
 class L1LossIsRoundedAtTheTarget(Fault):
-    """√(d² + ε), which is smooth, instead of |d|."""
+    """The smooth √(d² + ε) instead of |d|."""
 
     caught_by = "test_14_loss.py::test_the_gradient_of_the_l1_loss_is_the_sign_of_the_difference"
     says = r"the sum's gradient of the input differs"
@@ -55,7 +55,7 @@ class L1LossIsRoundedAtTheTarget(Fault):
 
 
 class L1WeightsDoNotCountInTheMean(Fault):
-    """The weighted losses are divided by their number."""
+    """The sum of weighted losses is divided by their number instead of the sum of the weights."""
 
     caught_by = "test_14_loss.py::test_the_l1_loss_takes_a_weight_for_each_element"
     says = r"their mean differs"
@@ -70,7 +70,7 @@ class L1WeightsDoNotCountInTheMean(Fault):
 
 
 class L1LayerForgetsItsReduction(Fault):
-    """The constructor takes it and forward does not use it."""
+    """The constructor accepts `reduction`, and forward does not use it."""
 
     caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
     says = r"got        0.66\d+\n.*expected   2.0"
@@ -81,7 +81,7 @@ class L1LayerForgetsItsReduction(Fault):
 
 
 class L1LayerSquares(Fault):
-    """Copied from the layer below."""
+    """The layer squares the differences, because its code is copied from another layer."""
 
     caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
     says = r"got        1.33\d+\n.*expected   0.66"
@@ -92,7 +92,7 @@ class L1LayerSquares(Fault):
 
 
 class L1LayerPrintsItsReduction(Fault):
-    """PyTorch's losses print no arguments."""
+    """The repr shows arguments, which PyTorch's losses do not show."""
 
     caught_by = "test_14_loss.py::test_the_l1_layer_is_called_that_and_keeps_nothing"
     says = r"L1Loss\(reduction='mean'\)"
@@ -106,7 +106,7 @@ class L1LayerPrintsItsReduction(Fault):
 
 
 class MeanSquaredErrorIsHalved(Fault):
-    """As in textbooks, so that the gradient has no 2."""
+    """Half of the squared error, as in textbooks."""
 
     caught_by = "test_14_loss.py::test_the_sum_of_squared_errors_is_printed_as_4"
     says = r"got        2.0\n.*expected   4.0"
@@ -117,7 +117,7 @@ class MeanSquaredErrorIsHalved(Fault):
 
 
 class MeanIsOverTheBatchOnly(Fault):
-    """The squares of an image are added up, and divided by the number of images."""
+    """The sum of the squares is divided by the number of images instead of the number of elements."""
 
     caught_by = "test_14_loss.py::test_the_mse_loss_is_the_squared_difference"
     says = r"their mean differs"
@@ -131,7 +131,7 @@ class MeanIsOverTheBatchOnly(Fault):
 
 
 class MeanSquaredErrorIsTheRoot(Fault):
-    """The root of the mean, which has the unit of the input."""
+    """The square root of the mean."""
 
     caught_by = "test_14_loss.py::test_4_is_the_sum_and_the_mean_is_a_third_of_it"
     says = r"got        1.15\d+\n.*expected   1.333\d+"
@@ -143,7 +143,7 @@ class MeanSquaredErrorIsTheRoot(Fault):
 
 
 class MeanSquaredErrorBroadcastsInSilence(Fault):
-    """[batch, 1] and [batch] give [batch, batch], without a warning."""
+    """Broadcasting [batch, 1] and [batch] to [batch, batch] gives no warning."""
 
     caught_by = "test_14_loss.py::test_the_mse_loss_broadcasts_with_a_warning"
     says = r"DID NOT WARN"
@@ -157,7 +157,7 @@ class MeanSquaredErrorBroadcastsInSilence(Fault):
 
 
 class MSELayerSumsByDefault(Fault):
-    """As the chapter's comment suggests: 4 as the mean squared error."""
+    """The sum instead of the mean, as the chapter's comment suggests with a mean squared error of 4."""
 
     caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
     says = r"got        4.0\n.*expected   1.33"
@@ -168,7 +168,7 @@ class MSELayerSumsByDefault(Fault):
 
 
 class MSELayerAlwaysReduces(Fault):
-    """There is no "none"."""
+    """`reduction="none"` is not supported."""
 
     caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
     says = r"has shape \[\], expected \[3\]"
@@ -180,7 +180,7 @@ class MSELayerAlwaysReduces(Fault):
 
 
 class MSELayerKeepsItsReductionInTheState(Fault):
-    """A setting as a buffer."""
+    """A setting is a buffer, so that it is in the state dict."""
 
     caught_by = "test_14_loss.py::test_the_mse_layer_is_called_that_and_keeps_nothing"
     says = r"scale"
@@ -195,7 +195,7 @@ class MSELayerKeepsItsReductionInTheState(Fault):
 
 
 class WeightedMeanDividesByTheCount(Fault):
-    """Not by the sum of the weights."""
+    """The mean divides by the number of losses instead of the sum of the weights."""
 
     caught_by = "test_14_loss.py::test_the_nll_loss_computes"
     says = r"got        3.0\n.*expected   2.0"
@@ -208,7 +208,7 @@ class WeightedMeanDividesByTheCount(Fault):
 
 
 class NegativeLogLikelihoodIsPositive(Fault):
-    """The minus is forgotten."""
+    """The minus sign is missing."""
 
     caught_by = "test_14_loss.py::test_the_nll_loss_computes"
     says = r"got        -2.5\n.*expected   2.5"
@@ -219,7 +219,7 @@ class NegativeLogLikelihoodIsPositive(Fault):
 
 
 class ClassesAreTheLastDimension(Fault):
-    """Right for [batch, classes] only, not for [batch, classes, positions]."""
+    """The loss is right for [batch, classes] only, not for [batch, classes, positions]."""
 
     caught_by = "test_14_loss.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
     says = r"shape|size|out of bounds|Target|got        0\.4\S*\n.*expected   0\.2"
@@ -230,7 +230,7 @@ class ClassesAreTheLastDimension(Fault):
 
 
 class IgnoredPlacesAreMultipliedBy0(Fault):
-    """0 · NaN is NaN."""
+    """An ignored loss is multiplied by 0, which gives NaN for NaN."""
 
     caught_by = "test_14_loss.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
     says = r"got        nan\n.*expected   0.0"
@@ -248,7 +248,7 @@ class IgnoredPlacesAreMultipliedBy0(Fault):
 
 
 class OneByteIsComparedModulo256(Fault):
-    """`target != ignore_index`, in the dtype of the target: -100 becomes 156."""
+    """`ignore_index` is compared in the dtype of the target: -100 becomes 156."""
 
     caught_by = "test_14_loss.py::test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
@@ -273,7 +273,7 @@ class HalfPrecisionIsAddedUp(Fault):
 
 
 class NLLLayerTrainsItsWeight(Fault):
-    """A parameter instead of a buffer."""
+    """The weight is a parameter instead of a buffer."""
 
     caught_by = "test_14_loss.py::test_the_nll_layer_keeps_its_weight"
     says = r"Parameter containing"
@@ -308,7 +308,7 @@ class NLLLayerComparesOneByteModulo256(Fault):
 
 
 class NLLLayerWeighsInTrainingOnly(Fault):
-    """An evaluation without the weights of the classes."""
+    """In evaluation the class weights are not used."""
 
     caught_by = "test_14_loss.py::test_the_nll_layer_computes"
     says = r"got        2.5\n.*expected   2.0"
@@ -323,7 +323,7 @@ class NLLLayerWeighsInTrainingOnly(Fault):
 
 
 class SoftmaxIsAppliedTwice(Fault):
-    """As if the network did not give logits but probabilities."""
+    """The input is treated as probabilities instead of logits."""
 
     caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
     says = r"got        1.1000\d+\n.*expected   1.1018\d+"
@@ -334,7 +334,7 @@ class SoftmaxIsAppliedTwice(Fault):
 
 
 class ExponentialsOverflow(Fault):
-    """The softmax without its largest logit taken off."""
+    """The softmax does not subtract the largest logit."""
 
     caught_by = "test_14_loss.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss"
     says = r"got        (nan|inf)"
@@ -346,7 +346,7 @@ class ExponentialsOverflow(Fault):
 
 
 class SmoothingSparesTheTarget(Fault):
-    """ε is shared among the other classes only, ε / (classes - 1) each."""
+    """ε is distributed over the other classes only, ε / (classes - 1) each."""
 
     caught_by = "test_14_loss.py::test_the_cross_entropy_computes"
     says = r"got        1.3\d+\n.*expected   1.15"
@@ -373,7 +373,7 @@ class ProbabilitiesAreRoundedToTheirLargest(Fault):
 
 
 class GradientIsDetached(Fault):
-    """The normalizing sum counts as a constant, so the gradient is only - one-hot."""
+    """The normalizing sum is detached, so the gradient is only minus one-hot."""
 
     caught_by = "test_14_loss.py::test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot"
     says = r"the gradient differs"
@@ -388,7 +388,7 @@ class GradientIsDetached(Fault):
 
 
 class CrossEntropyComparesOneByteModulo256(Fault):
-    """`target != ignore_index`, in the dtype of the target."""
+    """`ignore_index` is compared in the dtype of the target."""
 
     caught_by = "test_14_loss.py::test_class_156_of_one_byte_is_not_minus_100"
     says = r"got        nan\n.*expected   5.29"
@@ -439,7 +439,7 @@ class CrossEntropyIsRoundedBeforeTheMean(Fault):
 
 
 class CrossEntropyLayerExpectsLogProbabilities(Fault):
-    """NLLLoss under another name."""
+    """The layer computes NLLLoss."""
 
     caught_by = "test_14_loss.py::test_the_cross_entropy_layer_prints_1_1019"
     says = r"got        -0.2\d*\n.*expected   1.1018\d+"

@@ -10,7 +10,7 @@ from spec.faults import Fault
 
 
 class VarianceIsUnbiased(Fault):
-    """n - 1 instead of n, as `torch.var` does unless told otherwise."""
+    """The variance is divided by n - 1 instead of n, as in `torch.var` by default."""
 
     caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
     says = r"differs at index \[0, 0, 0\](.|\n)*expected   -0\.5"
@@ -24,7 +24,7 @@ class VarianceIsUnbiased(Fault):
 
 
 class RunningVarianceIsBiased(Fault):
-    """What is remembered is the variance that normalizes."""
+    """The running variance is updated with the biased variance."""
 
     caught_by = (
         "test_12_normalization.py::test_the_running_statistics_take_in_the_mean_and_the_unbiased_variance"
@@ -44,7 +44,7 @@ class RunningVarianceIsBiased(Fault):
 
 
 class MomentumIsTheShareOfTheOld(Fault):
-    """Momentum as optimizers have it."""
+    """Momentum is the share of the old value, as in optimizers."""
 
     caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
     says = r"the running mean differs(.|\n)*expected   9\.6"
@@ -55,7 +55,7 @@ class MomentumIsTheShareOfTheOld(Fault):
 
 
 class StatisticsAreTakenPerSample(Fault):
-    """Each image by itself: instance normalization."""
+    """Each image is normalized separately, as in instance normalization."""
 
     caught_by = "test_12_normalization.py::test_each_channel_is_normalized_by_its_own_mean_and_biased_variance"
     says = r"the result differs at index"
@@ -68,7 +68,7 @@ class StatisticsAreTakenPerSample(Fault):
 
 
 class EvaluationUsesTheBatch(Fault):
-    """The running statistics are kept and never used."""
+    """The running statistics are updated but never used."""
 
     caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
     says = r"the result differs at index"
@@ -81,7 +81,7 @@ class EvaluationUsesTheBatch(Fault):
 
 
 class VarianceIsADifferenceOfMeans(Fault):
-    """E[x²] - E[x]², of which nothing is left where x is large."""
+    """The variance is E[x²] - E[x]², which loses all digits for large x."""
 
     caught_by = "test_12_normalization.py::test_small_differences_between_large_numbers_are_not_lost"
     says = r"the result differs at index"
@@ -95,7 +95,7 @@ class VarianceIsADifferenceOfMeans(Fault):
 
 
 class BatchVarianceIsADifferenceOfMeans(Fault):
-    """E[x²] - E[x]², clamped so that it is not negative: its error grows with the square of the mean."""
+    """The variance is E[x²] - E[x]², clamped to 0: its error grows with the square of the mean."""
 
     caught_by = "test_12_normalization.py::test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset"
     says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
@@ -111,7 +111,7 @@ class BatchVarianceIsADifferenceOfMeans(Fault):
 
 
 class SampleVarianceIsADifferenceOfMeans(Fault):
-    """The same over a sample."""
+    """The variance over a sample is E[x²] - E[x]²."""
 
     caught_by = "test_12_normalization.py::test_layer_norm_far_from_zero_is_off_in_proportion_to_the_offset"
     says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
@@ -125,7 +125,7 @@ class SampleVarianceIsADifferenceOfMeans(Fault):
 
 
 class MeanIsRoundedOnce(Fault):
-    """The deviations from the rounded mean: of 6272 equal numbers the mean is one digit off, and they become 0.98."""
+    """The mean is rounded before it is subtracted: 6272 equal numbers become 0.98 instead of 0."""
 
     caught_by = "test_12_normalization.py::test_a_constant_sample_becomes_the_bias_exactly"
     says = r"got        0\.98(.|\n)*expected   0\.0"
@@ -137,7 +137,7 @@ class MeanIsRoundedOnce(Fault):
 
 
 class LayerNeverEvaluates(Fault):
-    """The layer passes on `training=True`."""
+    """The layer always passes `training=True`."""
 
     caught_by = "test_12_normalization.py::test_the_layer_learns_in_training_and_applies_in_evaluation"
     says = r"the result of pass \d differs"
@@ -151,7 +151,7 @@ class LayerNeverEvaluates(Fault):
 
 
 class NoMomentumIsATenth(Fault):
-    """None stands for the default."""
+    """`momentum=None` means the default momentum."""
 
     caught_by = "test_12_normalization.py::test_momentum_none_averages_all_batches_equally"
     says = r"the running mean differs(.|\n)*expected   7\.0"
@@ -177,7 +177,7 @@ class StatisticsAreLearned(Fault):
 
 
 class ASingleValueIsNormalizedToZero(Fault):
-    """A variance of nothing is taken for 0."""
+    """The variance of a single value is taken as 0 instead of raising an error."""
 
     caught_by = "test_12_normalization.py::test_a_single_value_per_channel_is_refused_in_training_only"
     says = r"was accepted, but must be rejected"
@@ -189,7 +189,7 @@ class ASingleValueIsNormalizedToZero(Fault):
 
 
 class SamplesAreNormalizedOverTheBatch(Fault):
-    """The first dimension is averaged over as well."""
+    """The mean is also taken over the first dimension."""
 
     caught_by = "test_12_normalization.py::test_two_values_of_a_sample_become_plus_and_minus_a_half"
     says = r"the result differs at index \[0, 0\](.|\n)*expected   -0\.5"
@@ -200,7 +200,7 @@ class SamplesAreNormalizedOverTheBatch(Fault):
 
 
 class EpsIsAddedToTheDeviation(Fault):
-    """Outside of the root."""
+    """eps is added after the square root."""
 
     caught_by = "test_12_normalization.py::test_by_default_eps_is_a_hundred_thousandth"
     says = r"expected   -0\.3015"
@@ -212,7 +212,7 @@ class EpsIsAddedToTheDeviation(Fault):
 
 
 class HalfPrecisionSquaresOverflow(Fault):
-    """Everything is computed in the dtype of the input."""
+    """Half precision is not computed in float32."""
 
     caught_by = "test_12_normalization.py::test_a_sample_with_squares_beyond_float16_is_normalized"
     says = r"got        0\.0(.|\n)*expected   1\.0"
@@ -224,7 +224,7 @@ class HalfPrecisionSquaresOverflow(Fault):
 
 
 class OnlyTheLastDimensionIsNormalized(Fault):
-    """The others of `normalized_shape` are taken for a batch."""
+    """Only the last dimension of `normalized_shape` is normalized."""
 
     caught_by = "test_12_normalization.py::test_each_sample_is_normalized_by_its_own_mean_and_biased_variance"
     says = r"the result differs at index"
@@ -237,7 +237,7 @@ class OnlyTheLastDimensionIsNormalized(Fault):
 
 
 class LayerForgetsItsBias(Fault):
-    """The bias is there, but not added."""
+    """The bias exists, but is not added."""
 
     caught_by = "test_12_normalization.py::test_the_layer_is_layer_norm_with_its_own_weight_and_bias"
     says = r"the result differs at index"
@@ -248,7 +248,7 @@ class LayerForgetsItsBias(Fault):
 
 
 class LayerHasOneWeight(Fault):
-    """One factor for all, instead of one for each place."""
+    """There is one weight for all positions instead of one for each."""
 
     caught_by = "test_12_normalization.py::test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways"
     says = r"weight has shape \[1\], expected \[2, 3\]"

@@ -11,7 +11,7 @@ from spec.faults import Fault
 
 
 class VelocityIsAnAverage(Fault):
-    """(1 - momentum) · gradient enters the velocity, as in Adam."""
+    """The velocity accumulates (1 - momentum) · gradient, as in Adam."""
 
     caught_by = "test_15_optim.py::test_under_a_constant_gradient_the_velocity_grows_to_a_limit"
     says = r"the last step differs(.|\n)*expected   1.5"
@@ -22,7 +22,7 @@ class VelocityIsAnAverage(Fault):
 
 
 class VelocitySharesTheFirstGradient(Fault):
-    """Not a copy: what happens to the gradient happens to the velocity."""
+    """The velocity is the gradient tensor itself instead of a copy."""
 
     caught_by = "test_15_optim.py::test_the_velocity_is_no_part_of_the_gradient"
     says = r"got        -1.0\n.*expected   -1.5"
@@ -38,7 +38,7 @@ class VelocitySharesTheFirstGradient(Fault):
 
 
 class SGDAscends(Fault):
-    """The gradient is added."""
+    """The step adds the gradient instead of subtracting it."""
 
     caught_by = "test_15_optim.py::test_sgd_steps_against_the_gradient"
     says = r"got        1.02\n.*expected   0.98"
@@ -49,7 +49,7 @@ class SGDAscends(Fault):
 
 
 class WeightDecayIsDecoupledInSGD(Fault):
-    """The weights shrink beside the momentum, not through it."""
+    """The weight decay is applied to the weights directly, not through the momentum."""
 
     caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
     says = r"the parameter differs"
@@ -70,7 +70,7 @@ class WeightDecayIsDecoupledInSGD(Fault):
 
 
 class WeightDecayIsWrittenIntoTheGradient(Fault):
-    """In place, so that the gradient grows with every step that is not preceded by a backward."""
+    """The weight decay is added to the gradient in place, so that the gradient grows in each step."""
 
     caught_by = "test_15_optim.py::test_step_leaves_the_gradients_unchanged"
     says = r"the gradient after the step differs"
@@ -86,7 +86,7 @@ class WeightDecayIsWrittenIntoTheGradient(Fault):
 
 
 class GradientsBecomeZeros(Fault):
-    """What zero_grad did before PyTorch 2."""
+    """zero_grad sets gradients to zero instead of None, as before PyTorch 2."""
 
     caught_by = "test_15_optim.py::test_zero_grad_forgets_the_gradients_which_are_then_none"
     says = r"the gradient must be None, not zeros"
@@ -97,7 +97,7 @@ class GradientsBecomeZeros(Fault):
 
 
 class NesterovIsPlainMomentum(Fault):
-    """The setting is taken and not used."""
+    """The setting is accepted and not used."""
 
     caught_by = "test_15_optim.py::test_sgd_is_its_rule_number_by_number"
     says = r"the parameter after step 0 differs"
@@ -123,7 +123,7 @@ class MissingGradientsAreZero(Fault):
 
 
 class OnlyTheRateIsPrinted(Fault):
-    """repr leaves out all settings but lr."""
+    """The repr shows only the learning rate."""
 
     caught_by = "test_15_optim.py::test_every_setting_is_printed_with_its_value_in_the_order_of_the_names"
     says = r"'momentum': None"
@@ -135,7 +135,7 @@ class OnlyTheRateIsPrinted(Fault):
 
 
 class RateIsReadOnce(Fault):
-    """The learning rate is read when the optimizer is made, and no scheduler changes it."""
+    """The learning rate is read when the optimizer is created, so that schedulers have no effect."""
 
     caught_by = "test_15_optim_options.py::test_a_scheduler_s_rate_is_the_rate_of_the_next_step"
     says = r"the parameter after a step with lr = 0 differs"
@@ -152,7 +152,7 @@ class RateIsReadOnce(Fault):
 
 
 class NamesAreForgotten(Fault):
-    """named_parameters() is taken, but the names are not kept."""
+    """named_parameters() is accepted, but the names are not stored."""
 
     caught_by = "test_15_optim_options.py::test_named_parameters_are_taken_and_their_names_kept"
     says = r"KeyError: 'param_names'"
@@ -164,7 +164,7 @@ class NamesAreForgotten(Fault):
 
 
 class FusedAddsTheDecayTwice(Fault):
-    """The fast way is another way."""
+    """`fused` applies the weight decay twice."""
 
     caught_by = "test_15_optim_options.py::test_foreach_and_fused_do_not_change_the_step"
     says = r"the result differs"
@@ -178,7 +178,7 @@ class FusedAddsTheDecayTwice(Fault):
 
 
 class SchedulersAreRefused(Fault):
-    """An optimizer of its own, which PyTorch's schedulers do not take."""
+    """The class is not a torch.optim.Optimizer, so that PyTorch's schedulers reject it."""
 
     caught_by = (
         "test_15_optim_options.py::test_a_scheduler_changes_the_learning_rate_as_it_does_over_pytorch_s_optimizer"
@@ -197,7 +197,7 @@ class SchedulersAreRefused(Fault):
 
 
 class BiasIsNotCorrected(Fault):
-    """m and v begin at 0, and nothing makes up for it."""
+    """The bias correction of m and v is missing."""
 
     caught_by = "test_15_optim.py::test_the_first_step_of_adam_is_lr_for_every_size_of_the_gradient"
     says = r"the parameter differs"
@@ -222,7 +222,7 @@ class BiasIsNotCorrected(Fault):
 
 
 class EpsIsUnderTheRoot(Fault):
-    """√(v + eps) instead of √v + eps."""
+    """The divisor is √(v + eps) instead of √v + eps."""
 
     caught_by = "test_15_optim.py::test_under_a_constant_gradient_every_step_of_adam_is_the_same"
     says = r"the parameter differs"
@@ -244,7 +244,7 @@ class EpsIsUnderTheRoot(Fault):
 
 
 class AdamDecaysDecoupled(Fault):
-    """AdamW under the name of Adam."""
+    """Adam computes AdamW."""
 
     caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adam_steps_by_lr_for_every_weight_decay"
     says = r"expected   2.5"
@@ -260,7 +260,7 @@ class AdamDecaysDecoupled(Fault):
 
 
 class AmsgradIsIgnored(Fault):
-    """v may fall."""
+    """amsgrad has no effect: v may decrease."""
 
     caught_by = "test_15_optim.py::test_amsgrad_divides_by_the_largest_v"
     says = r"the parameter after a gradient of 1 differs"
@@ -271,7 +271,7 @@ class AmsgradIsIgnored(Fault):
 
 
 class StepsAreCountedTogether(Fault):
-    """One step count for all, so that a parameter that was left out is corrected as if it had not been."""
+    """All parameters share one step count, also a parameter that had no gradient in some steps."""
 
     caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
     says = r"the parameter after step \d differs"
@@ -287,7 +287,7 @@ class StepsAreCountedTogether(Fault):
 
 
 class StepsAreCountedInBfloat16(Fault):
-    """A count that stays at 256, because 257 is no bfloat16."""
+    """The step count stays at 256, because bfloat16 cannot represent 257."""
 
     caught_by = "test_15_optim_options.py::test_steps_are_counted_exactly_for_every_default_dtype"
     says = r"== 3001"
@@ -306,7 +306,7 @@ class StepsAreCountedInBfloat16(Fault):
 
 
 class AdamWIsAdam(Fault):
-    """The decay is part of the gradient."""
+    """The weight decay is added to the gradient."""
 
     caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adamw_only_shrinks_the_weights"
     says = r"the parameter differs"
@@ -316,7 +316,7 @@ class AdamWIsAdam(Fault):
 
 
 class DecayIsNotTimesTheLearningRate(Fault):
-    """The weights shrink by 1 - weight_decay, as the paper has it without a schedule."""
+    """The weights are multiplied by 1 - weight_decay, without the learning rate."""
 
     caught_by = "test_15_optim.py::test_with_a_gradient_of_0_adamw_only_shrinks_the_weights"
     says = r"the parameter differs"
@@ -333,7 +333,7 @@ class DecayIsNotTimesTheLearningRate(Fault):
 
 
 class AdamWDoesNotDecayByDefault(Fault):
-    """The default of Adam."""
+    """The default of weight_decay is that of Adam."""
 
     caught_by = "test_15_optim.py::test_it_begins_with_the_defaults"
     says = r"'weight_decay': 0[^.]"
@@ -344,7 +344,7 @@ class AdamWDoesNotDecayByDefault(Fault):
 
 
 class StateForgetsTheSteps(Fault):
-    """A loaded optimizer counts from 0 again."""
+    """A loaded optimizer restarts its step count at 0."""
 
     caught_by = "test_15_optim.py::test_a_state_dict_resumes_the_optimization"
     says = r"the parameter differs"
@@ -357,7 +357,7 @@ class StateForgetsTheSteps(Fault):
 
 
 class LeavesOutTheTail(Fault):
-    """Vectors of 16 numbers; the remaining numbers are skipped."""
+    """Numbers are processed in vectors of 16; the remaining numbers are skipped."""
 
     caught_by = "test_15_optim.py::test_sgd_changes_every_number_of_a_large_parameter"
     says = r"the parameter after step 0 differs"

@@ -1,4 +1,4 @@
-"""Chapters 08 to 14: components in which every option works alone, and not together with another one."""
+"""Chapters 08 to 14: components in which every option works alone, but not in combination with another one."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ FILE = "test_13_options.py::"
 
 
 class DilationIsLostWithGroups(Fault):
-    """Kernels of groups are not dilated."""
+    """Dilation is ignored with groups."""
 
     caught_by = FILE + "test_options_of_convolution_together"
     says = r"conv2d \{.*'groups': 2.*\}"
@@ -33,7 +33,7 @@ class DilationIsLostWithGroups(Fault):
 
 
 class CircularPaddingForgetsTheBias(Fault):
-    """With a circular border the bias is left out."""
+    """The bias is not added with circular padding."""
 
     caught_by = FILE + "test_options_of_convolution_together"
     says = r"Conv2d \{.*'circular'.*\}"
@@ -49,7 +49,7 @@ class CircularPaddingForgetsTheBias(Fault):
 
 
 class TheLayerForgetsCeilMode(Fault):
-    """MaxPool2d takes ceil_mode and does not hand it on."""
+    """MaxPool2d does not pass ceil_mode on."""
 
     caught_by = FILE + "test_options_of_maximum_pooling_together"
     says = r"MaxPool2d \{.*'ceil_mode': True"
@@ -64,7 +64,7 @@ class TheLayerForgetsCeilMode(Fault):
 
 
 class CeilModeIsLostWithDilation(Fault):
-    """ceil_mode counts only for windows without gaps."""
+    """ceil_mode is ignored with dilation."""
 
     caught_by = FILE + "test_options_of_maximum_pooling_together"
     says = r"max_pool2d \{.*'ceil_mode': True"
@@ -87,7 +87,7 @@ class CeilModeIsLostWithDilation(Fault):
 
 
 class TheDivisorForgetsItsPadding(Fault):
-    """A divisor of one's own counts without padding only."""
+    """divisor_override is ignored with padding."""
 
     caught_by = FILE + "test_options_of_mean_pooling_together"
     says = r"AvgPool2d \{.*'divisor_override': 3"
@@ -103,7 +103,7 @@ class TheDivisorForgetsItsPadding(Fault):
 
 
 class TheAverageOfAllBatchesStopsAtTheThird(Fault):
-    """With momentum=None later batches count a third each."""
+    """With momentum=None, later batches have the weight 1/3 instead of 1/n."""
 
     caught_by = FILE + "test_options_of_batch_norm_together"
     says = r"batch 4: the running mean differs"
@@ -116,7 +116,7 @@ class TheAverageOfAllBatchesStopsAtTheThird(Fault):
 
 
 class SmoothingCountsWhatIsIgnored(Fault):
-    """In the loss layer ignored targets are smoothed all the same."""
+    """In the loss layer, label smoothing is applied to ignored targets too."""
 
     caught_by = FILE + "test_options_of_cross_entropy_together"
     says = r"CrossEntropyLoss \{.*'ignore_index': [14].*'label_smoothing': 0.25"
@@ -137,7 +137,7 @@ class SmoothingCountsWhatIsIgnored(Fault):
 
 
 class TheWeightedMeanCountsWhatIsIgnored(Fault):
-    """With weights the mean is over all targets."""
+    """With class weights, the mean divides by the number of all targets."""
 
     caught_by = FILE + "test_options_of_nll_loss_together"
     says = r"nll_loss \{'reduction': 'mean', 'weight': True"
@@ -160,7 +160,7 @@ class TheWeightedMeanCountsWhatIsIgnored(Fault):
 
 
 class TheBackwardProjectionIsTheForwardOne(Fault):
-    """With projections both directions use the first direction's."""
+    """With proj_size, both directions use the projection of the first direction."""
 
     caught_by = FILE + "test_options_of_lstm_together"
     says = r"LSTM \{.*'bidirectional': True.*'proj_size': 2"
@@ -176,7 +176,7 @@ class TheBackwardProjectionIsTheForwardOne(Fault):
 
 
 class GivenStatesAreForOneLayer(Fault):
-    """The first layer's state is taken for all."""
+    """All layers use the initial state of the first layer."""
 
     caught_by = FILE + "test_options_of_gru_together"
     says = r"GRU \{'num_layers': [23].*'state': True"
@@ -189,7 +189,7 @@ class GivenStatesAreForOneLayer(Fault):
 
 
 class DropoutIsAfterTheLastLayerToo(Fault):
-    """The result is dropped as well."""
+    """Dropout is also applied to the output."""
 
     caught_by = FILE + "test_dropout_of_recurrent_layers_is_between_them_and_not_after_the_last"
     says = r"RNN with dropout=1.0: the output differs"
@@ -203,7 +203,7 @@ class DropoutIsAfterTheLastLayerToo(Fault):
 
 
 class GroupsForgetTheScale(Fault):
-    """With groups of heads the scale is always the default."""
+    """With enable_gqa, the default scale is always used."""
 
     caught_by = FILE + "test_options_of_attention_together"
     says = r"scaled_dot_product_attention \{.*'scale': 0.25, 'enable_gqa': True"
@@ -216,7 +216,7 @@ class GroupsForgetTheScale(Fault):
 
 
 class WeightsOfHeadsAreAveragedWithMasks(Fault):
-    """With a padding mask the weights of attention are always averaged."""
+    """With key_padding_mask, the attention weights are always averaged."""
 
     caught_by = FILE + "test_options_of_multihead_attention_together"
     says = r"MultiheadAttention \{.*'average_attn_weights': False, 'key_padding_mask': '"
@@ -228,7 +228,7 @@ class WeightsOfHeadsAreAveragedWithMasks(Fault):
 
 
 class NormFirstForgetsTheMask(Fault):
-    """With norm_first the mask is not handed on."""
+    """With norm_first, the mask is not passed to the attention."""
 
     caught_by = FILE + "test_options_of_the_encoder_layer_together"
     says = r"TransformerEncoderLayer \{.*'norm_first': True"
@@ -239,7 +239,7 @@ class NormFirstForgetsTheMask(Fault):
 
 
 class FrequencyForgetsThePadding(Fault):
-    """With scale_grad_by_freq the row of the padding learns."""
+    """With scale_grad_by_freq, the padding row gets a gradient."""
 
     caught_by = FILE + "test_options_of_embedding_together"
     says = r"Embedding \{.*'scale_grad_by_freq': True\}: the gradient differs"
@@ -253,7 +253,7 @@ class FrequencyForgetsThePadding(Fault):
 
 
 class AnEmptySequentialTakesNothing(Fault):
-    """insert refuses the place 0 of an empty container."""
+    """insert refuses the index 0 of an empty container."""
 
     caught_by = FILE + "test_a_layer_is_inserted_into_an_empty_sequential"
     says = r"IndexError"

@@ -17,7 +17,7 @@ def as_pair(value: Any) -> Pair:
 
 
 class TheWindowMovesByOne(Fault):
-    """The default step of a convolution, where a pooling's is the window's size."""
+    """The default stride is 1, as in a convolution, instead of the window size."""
 
     caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
     says = r"has shape \[1, 1, 3, 3\], expected \[1, 1, 1, 1\]"
@@ -28,7 +28,7 @@ class TheWindowMovesByOne(Fault):
 
 
 class TheBorderIsZero(Fault):
-    """Zeros around the image, as around that of a convolution."""
+    """The image is padded with zeros, as in a convolution, instead of −∞."""
 
     caught_by = "test_10_pooling.py::test_padding_never_wins"
     says = "AssertionError: a pixel of the border is the maximum"
@@ -42,7 +42,7 @@ class TheBorderIsZero(Fault):
 
 
 class EqualNumbersTheLastOne(Fault):
-    """`>=` instead of `>`: of equal numbers the last is the largest."""
+    """`>=` instead of `>`: among equal maxima the last one is chosen."""
 
     caught_by = "test_10_pooling.py::test_indices_point_at_the_first_of_the_largest"
     says = "the indices differs"
@@ -56,7 +56,7 @@ class EqualNumbersTheLastOne(Fault):
 
 
 class IndicesCountTheBorder(Fault):
-    """Places in the padded image."""
+    """The returned positions refer to the padded image."""
 
     caught_by = "test_10_pooling.py::test_indices_point_at_the_first_of_the_largest"
     says = "the indices differs"
@@ -74,7 +74,7 @@ class IndicesCountTheBorder(Fault):
 
 
 class NanNeverWins(Fault):
-    """Comparisons with NaN are false, so a loop of `if number > largest` passes it over."""
+    """NaN is ignored, because the comparison `number > largest` is false for NaN."""
 
     caught_by = "test_10_pooling.py::test_nan_and_infinity_win_in_the_windows_that_cover_them"
     says = "(the maximum is not finite|windows that cover it) differs"
@@ -85,7 +85,7 @@ class NanNeverWins(Fault):
 
 
 class EqualNumbersShareTheGradient(Fault):
-    """As `Tensor.amax` does."""
+    """The gradient is distributed evenly over equal maxima, as in `Tensor.amax`."""
 
     caught_by = "test_10_pooling.py::test_the_gradient_goes_to_the_first_of_the_largest"
     says = "the gradient of the input differs"
@@ -100,7 +100,7 @@ class EqualNumbersShareTheGradient(Fault):
 
 
 class FunctionsOrderOfArguments(Fault):
-    """The layer's last two arguments in the order of the function."""
+    """The last two arguments of the layer are in the order of the function."""
 
     caught_by = "test_10_pooling.py::test_in_the_layer_return_indices_comes_before_ceil_mode"
     says = "not enough values to unpack"
@@ -119,7 +119,7 @@ class FunctionsOrderOfArguments(Fault):
 
 
 class CeilModeByDefault(Fault):
-    """The last window is kept unasked."""
+    """An incomplete last window is kept without ceil_mode."""
 
     caught_by = "test_10_pooling.py::test_by_default_a_window_that_reaches_out_is_left_out"
     says = "assert True is False"
@@ -130,7 +130,7 @@ class CeilModeByDefault(Fault):
 
 
 class PoolingLearnsAScale(Fault):
-    """A parameter where there is nothing to learn."""
+    """The layer has an unnecessary parameter."""
 
     caught_by = "test_10_pooling.py::test_pooling_adds_no_parameters_to_a_network"
     says = "499 == 498"
@@ -156,7 +156,7 @@ class TheBorderNeverCounts(Fault):
 
 
 class TheDivisorIsAlwaysTheWindow(Fault):
-    """What `ceil_mode` lets reach beyond the border counts too."""
+    """Pixels beyond the padding, which `ceil_mode` can reach, count in the divisor."""
 
     caught_by = "test_10_pooling.py::test_it_is_the_mean_of_each_window"
     says = "tolerance  .*roundings to"
@@ -170,7 +170,7 @@ class TheDivisorIsAlwaysTheWindow(Fault):
 
 
 class TheDivisorIsIgnored(Fault):
-    """`divisor_override` is accepted and forgotten."""
+    """`divisor_override` is accepted and ignored."""
 
     caught_by = "test_10_pooling.py::test_with_a_divisor_of_1_it_is_the_sum_of_each_window"
     says = "the result differs"
@@ -181,7 +181,7 @@ class TheDivisorIsIgnored(Fault):
 
 
 class AWiderBorderIsAccepted(Fault):
-    """No check that the border is at most half the window."""
+    """Padding larger than half of the window is not rejected."""
 
     caught_by = "test_10_pooling.py::test_no_mean_of"
     says = r"was accepted, but must be rejected with an error that names /pad"
@@ -196,7 +196,7 @@ class AWiderBorderIsAccepted(Fault):
 
 
 class DivisorIsForgottenByTheLayer(Fault):
-    """The layer takes a divisor and does not pass it on."""
+    """The layer accepts `divisor_override` and does not pass it on."""
 
     caught_by = "test_10_pooling.py::test_avg_pool2d_as_a_layer"
     says = "the result differs"
@@ -210,7 +210,7 @@ class DivisorIsForgottenByTheLayer(Fault):
 
 
 class LayerPrintsNoStride(Fault):
-    """Only what was passed is printed."""
+    """The repr shows only the arguments that were passed."""
 
     caught_by = "test_10_pooling.py::test_average_pooling_prints_as"
     says = r"AvgPool2d\(kernel_size=3\)"
@@ -221,7 +221,7 @@ class LayerPrintsNoStride(Fault):
 
 
 class PoolsOnlyInTraining(Fault):
-    """Switched off in evaluation, as dropout is."""
+    """The layer is the identity in evaluation, as dropout is."""
 
     caught_by = "test_10_pooling.py::test_avg_pool2d_as_a_layer"
     says = "has shape"
@@ -233,7 +233,7 @@ class PoolsOnlyInTraining(Fault):
 
 
 class WindowsOfOneSize(Fault):
-    """All windows are as large as the first, rounded down, and none overlaps."""
+    """All windows have the same size, rounded down, and do not overlap."""
 
     caught_by = "test_10_pooling.py::test_adaptive_pooling_is_the_mean_of_output_size_windows"
     says = "the result differs|has shape"
@@ -259,7 +259,7 @@ class NoneIsOne(Fault):
 
 
 class NearestInsteadOfMean(Fault):
-    """One pixel of each window."""
+    """The output is one pixel of each window."""
 
     caught_by = "test_10_pooling.py::test_adaptive_pooling_is_the_mean_of_output_size_windows"
     says = "tolerance  .*roundings to"
@@ -296,7 +296,7 @@ class AdaptiveMaximum(Fault):
 
 
 class SizeIsPrintedAsAPair(Fault):
-    """2 becomes (2, 2) before it is kept."""
+    """The output size 2 is stored as (2, 2)."""
 
     caught_by = "test_10_pooling.py::test_adaptive_pooling_prints_as"
     says = r"output_size=\(2, 2\)"
@@ -307,7 +307,7 @@ class SizeIsPrintedAsAPair(Fault):
 
 
 def out_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """The formula without the rule that a window starts inside."""
+    """The formula lacks the rule that a window must start inside the image."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     return (-(-room // stride) if ceil_mode else room // stride) + 1
 
@@ -328,7 +328,7 @@ class TheLastWindowMayStartOutside(Fault):
 
 
 class TheFormulaOfConvolution(Fault):
-    """A stride of 1 by default."""
+    """The default stride is 1."""
 
     caught_by = "test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"
     says = r"\(30, 30\) == \(10, 10\)"

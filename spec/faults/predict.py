@@ -23,7 +23,7 @@ class Answer:
 
 
 class _Recipe:
-    """The recipe, put right; each fault changes one step."""
+    """The corrected recipe of the tutorial; each fault changes one step."""
 
     def files(self, images: Any) -> Iterator[Path]:
         for path in map(Path, [images] if isinstance(images, str | os.PathLike) else images):
@@ -116,7 +116,7 @@ def _called(recipe: type[_Recipe]) -> Any:
 
 
 class PixelsAreNotScaled(Fault):
-    """Floats from 0 to 255, which the network takes without a word."""
+    """The pixels are floats from 0 to 255, which the network accepts without an error."""
 
     caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
     says = r"class \w on \w+\.png"
@@ -129,7 +129,7 @@ class PixelsAreNotScaled(Fault):
 
 
 class ImagesAreNotConverted(Fault):
-    """As they come out of the file: grey ones have one channel."""
+    """Images are not converted to RGB: a grey image has one channel."""
 
     caught_by = _test("test_images_of_every_mode_get_an_answer")
     says = r"axes|channels|shape|expected|must match"
@@ -142,7 +142,7 @@ class ImagesAreNotConverted(Fault):
 
 
 class TheSmallerSideBecomes32(Fault):
-    """Resize(32) instead of Resize((32, 32)), and the middle is cut out."""
+    """Resize(32) instead of Resize((32, 32)), followed by a centre crop."""
 
     caught_by = _test("test_images_are_converted_resized_and_scaled_as_in_the_recipe")
     says = r"class \w on \w+\.png"
@@ -160,7 +160,7 @@ class TheSmallerSideBecomes32(Fault):
 
 
 class HeightAndWidthAreExchanged(Fault):
-    """Pillow's sizes are (width, height)."""
+    """The size is (width, height), as in Pillow."""
 
     caught_by = _test("test_another_size_can_be_requested")
     says = r"\(2, 3, 16, 8\)"
@@ -173,7 +173,7 @@ class HeightAndWidthAreExchanged(Fault):
 
 
 class ReshapeInsteadOfPermute(Fault):
-    """The channels are brought to the front by counting, not by turning."""
+    """The channels are moved to the front by reshape instead of permute."""
 
     caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
     says = r"class \w on \w+\.png"
@@ -186,7 +186,7 @@ class ReshapeInsteadOfPermute(Fault):
 
 
 class TrainingModeIsKept(Fault):
-    """No eval()."""
+    """eval() is not called."""
 
     caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"'class a' == 'class b'"
@@ -200,7 +200,7 @@ class TrainingModeIsKept(Fault):
 
 
 class EvaluationModeStays(Fault):
-    """eval(), and the mode is not restored: the resumed training has no dropout any more."""
+    """The mode is not restored after eval(): a continued training has no dropout."""
 
     caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"assert \[False, False, False\] == \[True"
@@ -215,7 +215,7 @@ class EvaluationModeStays(Fault):
 
 
 class FrozenLayersAreThawed(Fault):
-    """train() afterwards, also of a batch norm that was in evaluation mode."""
+    """train() is called afterwards, also for a batch norm that was in evaluation mode."""
 
     caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
     says = r"assert \[True, True, True\] == \[True, False, True\]"
@@ -233,7 +233,7 @@ class FrozenLayersAreThawed(Fault):
 
 
 class GraphsAreKept(Fault):
-    """No no_grad()."""
+    """no_grad() is not used."""
 
     caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
     says = r"\[True, True\] == \[False, False\]"
@@ -246,7 +246,7 @@ class GraphsAreKept(Fault):
 
 
 class GradientsStayOff(Fault):
-    """The caller's gradients are switched off while he has an answer in his hand."""
+    """Gradients remain disabled for the caller between two answers."""
 
     caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
     says = r"is_grad_enabled"
@@ -260,7 +260,7 @@ class GradientsStayOff(Fault):
 
 
 class SoftmaxIsOverTheBatch(Fault):
-    """dim=0: the probabilities of a class sum to one over the images."""
+    """The softmax is over the images (dim=0) instead of the classes."""
 
     caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
     says = r"class \w on \w+\.png"
@@ -273,7 +273,7 @@ class SoftmaxIsOverTheBatch(Fault):
 
 
 class ScoresAreShares(Fault):
-    """Scores divided by their sum: no softmax."""
+    """Scores are divided by their sum instead of using a softmax."""
 
     caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
     says = r"class \w on \w+\.png"
@@ -286,7 +286,7 @@ class ScoresAreShares(Fault):
 
 
 class NamesAreSorted(Fault):
-    """In the alphabet's order, whatever the order of the scores."""
+    """The class names are sorted alphabetically, for any order of the scores."""
 
     caught_by = _test("test_a_network_with_the_highest_score_at_index_5_predicts_dog")
     says = r"=="
@@ -299,7 +299,7 @@ class NamesAreSorted(Fault):
 
 
 class LeastProbableFirst(Fault):
-    """Sorted the other way round."""
+    """The classes are sorted from the lowest to the highest probability."""
 
     caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
     says = r"the most probable class must come first"
@@ -312,7 +312,7 @@ class LeastProbableFirst(Fault):
 
 
 class TooFewNamesAreTaken(Fault):
-    """The scores that have no name are left out."""
+    """Scores without a class name are left out silently."""
 
     caught_by = _test("test_another_number_of_names_than_scores_is_rejected")
     says = r"was accepted"
@@ -329,7 +329,7 @@ class TooFewNamesAreTaken(Fault):
 
 
 class EverythingIsReadFirst(Fault):
-    """A list of all images, then batches."""
+    """All images are opened before the first batch."""
 
     caught_by = _test("test_images_are_consumed_batch_by_batch_without_end")
     says = r"asked for more than a batch"
@@ -342,7 +342,7 @@ class EverythingIsReadFirst(Fault):
 
 
 class EverythingIsRemembered(Fault):
-    """The pixels of all images, for whoever may want them."""
+    """The pixels of all images are kept in memory."""
 
     caught_by = _test("test_answered_images_are_released")
     says = r"get_traced_memory"
@@ -362,7 +362,7 @@ class EverythingIsRemembered(Fault):
 
 
 class ABrokenImageEndsIt(Fault):
-    """What Pillow raises is passed on."""
+    """Errors of Pillow are passed on."""
 
     caught_by = _test("test_an_image_that_cannot_be_read_does_not_end_the_others")
     says = r"UnidentifiedImageError|cannot identify"
@@ -378,7 +378,7 @@ class ABrokenImageEndsIt(Fault):
 
 
 class AnswersMoveUp(Fault):
-    """After a broken image the next one gets its answer, and so on."""
+    """After a broken image, every image gets the answer of the previous one."""
 
     caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
     says = r"absent\.png|class \w on \w+\.png"
@@ -394,7 +394,7 @@ class AnswersMoveUp(Fault):
 
 
 class NotANumberIsAnAnswer(Fault):
-    """NaN as a probability."""
+    """Probabilities can be NaN."""
 
     caught_by = _test("test_scores_that_are_no_numbers_are_an_error_not_an_answer")
     says = r"\[False, False, False\] == \[True, True, False\]"
@@ -402,7 +402,7 @@ class NotANumberIsAnAnswer(Fault):
 
 
 class FoldersAreNotEntered(Fault):
-    """Only the images in the folder itself."""
+    """Images in sub-folders are left out."""
 
     caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"2023"
@@ -415,7 +415,7 @@ class FoldersAreNotEntered(Fault):
 
 
 class CapitalsAreSmallLetters(Fault):
-    """b before B."""
+    """The names are sorted without regard to case: b before B."""
 
     caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"B\.JPG"
@@ -428,7 +428,7 @@ class CapitalsAreSmallLetters(Fault):
 
 
 class HiddenImagesAreAnswered(Fault):
-    """Thumbnails too."""
+    """Hidden files, such as thumbnails, are included."""
 
     caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
     says = r"hidden|thumbnails"
@@ -441,7 +441,7 @@ class HiddenImagesAreAnswered(Fault):
 
 
 class EmptyFoldersAreSilent(Fault):
-    """No images, no answer."""
+    """A folder without images gives no error."""
 
     caught_by = _test("test_a_folder_without_images_is_an_error_that_does_not_end_the_rest")
     says = r"empty|assert"

@@ -12,7 +12,7 @@ from spec.faults import Fault
 
 
 def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., Any]) -> tuple[Tensor, Any]:
-    """One layer in one direction: `step` computes the next state from the projections of the input and of the state."""
+    """One layer in one direction; `step` computes the next state from the projections of input and state."""
     outputs = []
     for x in input:
         h = state[0] if isinstance(state, tuple) else state
@@ -26,7 +26,7 @@ def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., A
 
 
 class TheWayBackIsNotTurnedAround(Fault):
-    """The outputs of the second direction in the order in which it read."""
+    """The outputs of the backward direction are in reverse time order."""
 
     caught_by = "test_12_recurrent.py::test_the_second_half_is_a_run_on_the_reversed_sequence"
     says = "the second half, read backwards differs"
@@ -41,7 +41,7 @@ class TheWayBackIsNotTurnedAround(Fault):
 
 
 class TheLastLayerIsDroppedToo(Fault):
-    """Dropout after every layer."""
+    """Dropout is also applied after the last layer."""
 
     caught_by = "test_12_recurrent.py::test_dropout_1_leaves_the_second_layer_nothing_to_read"
     says = r"the output differs at index (.|\n)*got        -?0\.0"
@@ -53,7 +53,7 @@ class TheLastLayerIsDroppedToo(Fault):
 
 
 class StatesFollowTheBatch(Fault):
-    """With batch_first the states have the batch first, too."""
+    """With batch_first, the states have the batch dimension first too."""
 
     caught_by = "test_12_recurrent.py::test_the_states_keep_their_layout_when_the_batch_comes_first"
     says = r"\[5, 2, 4\](.|\n)*\(2, 5, 4\)"
@@ -65,7 +65,7 @@ class StatesFollowTheBatch(Fault):
 
 
 class ReluIsForgotten(Fault):
-    """tanh whatever was asked for."""
+    """The nonlinearity is always tanh."""
 
     caught_by = "test_12_recurrent.py::test_with_relu_and_whole_numbers_nothing_is_rounded"
     says = r"the result differs(.|\n)*expected   \d+\.0"
@@ -79,7 +79,7 @@ class ReluIsForgotten(Fault):
 
 
 class GatedLSTM(nn.LSTM):
-    """An LSTM of one layer with another step."""
+    """An LSTM of one layer with a wrong step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Any) -> Any:
         raise NotImplementedError
@@ -89,7 +89,7 @@ class GatedLSTM(nn.LSTM):
 
 
 class GatesLieInAnotherOrder(Fault):
-    """i, f, o, g, as other libraries have them."""
+    """The gates have the order i, f, o, g of other libraries."""
 
     caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
     says = "the result differs"
@@ -102,7 +102,7 @@ class GatesLieInAnotherOrder(Fault):
 
 
 class TheMemoryIsShownAsItIs(Fault):
-    """h = o ⊙ c, without the tanh."""
+    """h = o ⊙ c, without tanh."""
 
     caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*got        1\.5\nE? *expected   0\.905"
@@ -115,7 +115,7 @@ class TheMemoryIsShownAsItIs(Fault):
 
 
 class TheForgetGateStartsOpen(Fault):
-    """The bias of the forget gate starts at 1, a good trick that PyTorch does not know."""
+    """The bias of the forget gate is initialized with 1, unlike in PyTorch."""
 
     caught_by = "test_12_recurrent.py::test_its_parameters_are_spread_over_one_by_the_root_of_hidden_size"
     says = "bias_ih_l0 beyond 1/√hidden_size"
@@ -130,7 +130,7 @@ class TheForgetGateStartsOpen(Fault):
 
 
 class ShorterSequencesReadTheirPadding(Fault):
-    """The final states of packed sequences are those after the longest."""
+    """The final states of packed sequences are the states after the longest sequence."""
 
     caught_by = "test_12_recurrent.py::test_a_packed_sequence_is_each_sequence_alone"
     says = r"the last state of sequence \d differs"
@@ -148,7 +148,7 @@ class ShorterSequencesReadTheirPadding(Fault):
 
 
 class GatedGRU(nn.GRU):
-    """A GRU of one layer with another step."""
+    """A GRU of one layer with a wrong step."""
 
     def step(self, from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
         raise NotImplementedError
@@ -158,7 +158,7 @@ class GatedGRU(nn.GRU):
 
 
 class TheStateIsResetBeforeTheProduct(Fault):
-    """W_hn (r ⊙ h), as the paper has it."""
+    """W_hn (r ⊙ h), as in the paper."""
 
     caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*got        0\.76\d+\nE? *expected   0\.0"
@@ -172,7 +172,7 @@ class TheStateIsResetBeforeTheProduct(Fault):
 
 
 class TheUpdateGateTakesTheNew(Fault):
-    """z ⊙ n + (1 - z) ⊙ h, as other papers have it."""
+    """z ⊙ n + (1 - z) ⊙ h, as in other papers."""
 
     caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
     says = r"the result differs(.|\n)*expected   0\.5"
@@ -185,7 +185,7 @@ class TheUpdateGateTakesTheNew(Fault):
 
 
 class ThereIsNoDropout(Fault):
-    """The argument is taken and forgotten."""
+    """The argument is accepted and ignored."""
 
     caught_by = "test_12_recurrent.py::test_dropout_is_for_training_only"
     says = "dropout must change what a layer in training gives"
@@ -200,7 +200,7 @@ class ThereIsNoDropout(Fault):
 
 
 class TheGivenStateIsForgotten(Fault):
-    """Every sequence begins at zero."""
+    """The initial state is always zero."""
 
     caught_by = "test_12_recurrent.py::test_the_final_state_resumes_a_sequence_that_was_cut"
     says = r"the result differs at index \[2, 0, 0\]"

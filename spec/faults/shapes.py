@@ -1,4 +1,4 @@
-"""Chapter 05: drawn data sets of shapes that are wrong."""
+"""Chapter 05: wrong implementations of the data set `Shapes`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FILE = "test_05_shapes.py"
 
 
 class GrainComesFromTorch(Fault):
-    """The grain is drawn by torch's global generator: every run has images of its own."""
+    """The grain is drawn by torch's global generator: every run has different images."""
 
     caught_by = f"{FILE}::test_drawing_leaves_torch_s_generator_alone"
     says = r"assert False"
@@ -23,7 +23,7 @@ class GrainComesFromTorch(Fault):
 
 
 class OnePixelIsOff(Fault):
-    """A region ends one cell too early, in one image."""
+    """A region ends one cell too early in one image."""
 
     caught_by = f"{FILE}::test_the_default_images_are_the_recorded_ones"
     says = r"== 'ae7e18adb121"
@@ -35,7 +35,7 @@ class OnePixelIsOff(Fault):
 
 
 class WidthFirst(Fault):
-    """Columns are taken for rows."""
+    """Rows and columns are exchanged."""
 
     caught_by = f"{FILE}::test_an_image_follows_the_drawing_rule"
     says = r"assert \[\d+, .*\] == \[\d+, "
@@ -58,7 +58,7 @@ class ASeedThatTrainsOnTheTestPart(Fault):
 
 
 class AlwaysTheTrainingSet(Fault):
-    """`train` is not looked at."""
+    """`train` is ignored."""
 
     caught_by = f"{FILE}::test_no_image_occurs_twice_within_or_between_train_and_test"
     says = r"assert 9600 == \(9600 \+ 2000\)"
@@ -95,7 +95,7 @@ class ClassesAreDrawnOneByOne(Fault):
 
 
 class ClassAfterClass(Fault):
-    """The classes take turns in one order; a recipe that does not shuffle sees a pattern."""
+    """The classes alternate in a fixed order: a training without shuffling sees a pattern."""
 
     caught_by = f"{FILE}::test_the_order_of_the_classes_is_mixed"
     says = r"assert 1 >= \(960 - 4\)"
@@ -108,7 +108,7 @@ class ClassAfterClass(Fault):
 
 
 class SizeIsPartOfTheSeed(Fault):
-    """A smaller data set is another one."""
+    """A smaller data set is not a prefix of a larger one."""
 
     caught_by = f"{FILE}::test_a_smaller_data_set_is_the_beginning_of_a_larger_one"
     says = r"assert False"
@@ -121,7 +121,7 @@ class SizeIsPartOfTheSeed(Fault):
 
 
 class ColourTellsTheClass(Fault):
-    """Every class has a brightness of its own: nobody needs to look at the shape."""
+    """Each class has a different brightness, so that the shape is not needed to classify."""
 
     caught_by = f"{FILE}::test_colour_does_not_tell_the_class"
     says = r"assert [\d.]+ < 0\.15"
@@ -134,7 +134,7 @@ class ColourTellsTheClass(Fault):
 
 
 class IndicesGoRound(Fault):
-    """An index beyond the end begins again at the beginning: a `for` loop over the items never ends."""
+    """An index beyond the end wraps around: a `for` loop over the items never ends."""
 
     caught_by = f"{FILE}::test_an_item_beyond_the_end_is_an_index_error"
     says = r"DID NOT RAISE"

@@ -1,7 +1,7 @@
-"""Chapters 08 to 14: components that are wrong from 64 numbers on, where a kernel's last block ends.
+"""Chapters 08 to 14: components that are wrong for 64 and more numbers, after the last block of a kernel.
 
-They are made by construction: for every component one with a wrong last number, and for every function one that
-loses the last number of a gradient.
+The faults are generated: for every component one with a wrong last number, and for every function one that loses the
+last number of a gradient.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ MANY = 64
 
 
 def original(name: str) -> Any:
-    """PyTorch's component."""
+    """Return PyTorch's component."""
     return next(getattr(home, name) for home in (nn, F, torch) if hasattr(home, name))
 
 
 def last_is_wrong(result: Any) -> Any:
-    """The result with its last number too large by one, if it has many."""
+    """The result with its last number increased by one, if it has at least 64 numbers."""
     if isinstance(result, tuple):
         return (last_is_wrong(result[0]), *result[1:])
     if result.numel() < MANY:
@@ -35,7 +35,7 @@ def last_is_wrong(result: Any) -> Any:
 
 
 def last_is_lost(*tensors: Any) -> list[Any]:
-    """The arguments of a loss without the last number of each, if they have many: a mean of the wrong numbers."""
+    """The arguments of a loss without the last number of each, if they have at least 64."""
     if tensors[0].numel() < MANY or tensors[0].dim() == 0:
         return list(tensors)
     return [tensor[:-1] for tensor in tensors[:2]] + list(tensors[2:])
@@ -88,7 +88,7 @@ def wrong_layer(name: str) -> type:
 
 
 def fault(kind: str, name: str, component: Any, summary: str, says: str) -> None:
-    """Define a fault in this module, under a name of its own."""
+    """Define a fault in this module under a unique name."""
     label = f"{kind}Of{name if name[0].isupper() else name.title().replace('_', '') + 'Function'}"
     body = {"__doc__": summary, "__module__": __name__, "caught_by": SIZES, "says": says, name: component}
     globals()[label] = type(label, (Fault,), body)
@@ -163,7 +163,7 @@ class SoftmaxAddsUpInHalfPrecision(Fault):
 
 
 class DropoutNeverDropsTheLastNumbers(Fault):
-    """The rest after the blocks of 16 numbers is only doubled."""
+    """Numbers after the last block of 16 are only doubled."""
 
     caught_by = "test_13_sizes.py::test_each_of_many_numbers_is_dropped_and_kept"
     says = r"of 48 calls none dropped the number at"
@@ -179,7 +179,7 @@ class DropoutNeverDropsTheLastNumbers(Fault):
 
 
 class ClassNumbersAreBytes(Fault):
-    """A class number above 255 begins again at 0."""
+    """Class numbers are taken modulo 256."""
 
     caught_by = "test_13_sizes.py::test_a_class_number_may_be_larger_than_a_byte"
     says = r"the result differs"
@@ -193,7 +193,7 @@ class ClassNumbersAreBytes(Fault):
 
 
 class LayersAreSortedAsTexts(Fault):
-    """The tenth layer comes after the first."""
+    """The layers are sorted as text: layer 10 follows layer 1."""
 
     caught_by = "test_13_sizes.py::test_eleven_layers_keep_their_order_when_they_are_saved"
     says = r"(At index 2 diff|'10\.weight')"

@@ -16,7 +16,7 @@ IN_USE = "test_04_transforms_in_use.py::"
 
 
 class DividesBy256(Fault):
-    """As many values as a byte has, instead of the largest of them."""
+    """The bytes are divided by 256 instead of 255."""
 
     caught_by = f"{TO_TENSOR}test_black_is_0_and_white_is_1"
     says = r"got        0\.99609375\n.*expected   1\.0"
@@ -27,7 +27,7 @@ class DividesBy256(Fault):
 
 
 class MultipliesInsteadOfDividing(Fault):
-    """The rounded 1 / 255 rounds twice."""
+    """The bytes are multiplied by the rounded 1 / 255, which rounds twice."""
 
     caught_by = f"{TO_TENSOR}test_each_of_the_256_bytes_is_divided_not_multiplied"
     says = r"126 of 256 numbers differ"
@@ -39,7 +39,7 @@ class MultipliesInsteadOfDividing(Fault):
 
 
 class ChannelsComeLast(Fault):
-    """As Pillow and numpy have them."""
+    """The result has the layout of Pillow and NumPy, with channels last."""
 
     caught_by = f"{TO_TENSOR}test_a_transform_is_made_first_and_called_then"
     says = r"torch\.Size\(\[2, 3, 3\]\) == \(3, 2, 3\)"
@@ -50,7 +50,7 @@ class ChannelsComeLast(Fault):
 
 
 class ScalesFloatsToo(Fault):
-    """Numbers that are from 0 to 1 already are divided by 255."""
+    """Floats from 0 to 1 are divided by 255."""
 
     caught_by = f"{TO_TENSOR}test_an_array_is_rows_columns_and_channels_and_only_bytes_are_scaled"
     says = r"the result (has dtype|differs)"
@@ -62,7 +62,7 @@ class ScalesFloatsToo(Fault):
 
 
 class TakesTheColoursOfAPalette(Fault):
-    """What one would wish, but not what the pixels of mode P are."""
+    """Images of mode P are converted to colours, although ToTensor gives palette indices."""
 
     caught_by = f"{TO_TENSOR}test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours"
     says = r"has shape \[3, 1, 2\], expected \[1, 1, 2\]"
@@ -73,7 +73,7 @@ class TakesTheColoursOfAPalette(Fault):
 
 
 class DividesByTheVariance(Fault):
-    """What the tutorial says in plain words."""
+    """Division by the variance, as the tutorial states."""
 
     caught_by = f"{IN_USE}test_normalize_divides_by_the_standard_deviation_not_by_the_variance"
     says = r"got        8\.0\n.*expected   4\.0"
@@ -85,7 +85,7 @@ class DividesByTheVariance(Fault):
 
 
 class NormalizesAllChannelsAsTheFirst(Fault):
-    """One mean and one deviation for the whole image."""
+    """All channels are normalized with the mean and the standard deviation of the first channel."""
 
     caught_by = f"{IN_USE}test_normalize_is_the_formula_channel_by_channel"
     says = r"the result differs"
@@ -96,7 +96,7 @@ class NormalizesAllChannelsAsTheFirst(Fault):
 
 
 class NormalizesInPlaceAlways(Fault):
-    """The input is gone."""
+    """The input is overwritten."""
 
     caught_by = f"{IN_USE}test_normalize_is_the_formula_channel_by_channel"
     says = r"the input afterwards differs|assert .* is .* == False|result is given_pixels"
@@ -118,7 +118,7 @@ class DividesBeforeItSubtracts(Fault):
 
 
 def _with_size(size: Callable[[Any], Any]) -> type:
-    """`Resize` that understands its size otherwise."""
+    """`Resize` with another interpretation of its size."""
 
     class Resize(right.Resize):
         def __init__(self, requested: Any, *args: Any, **options: Any) -> None:
@@ -128,7 +128,7 @@ def _with_size(size: Callable[[Any], Any]) -> type:
 
 
 class OneNumberMakesASquare(Fault):
-    """What the tutorial's comment says."""
+    """One number gives a square, as the tutorial's comment states."""
 
     caught_by = f"{IN_USE}test_one_number_makes_no_square"
     says = r"\(256, 256\) == \(384, 256\)"
@@ -136,7 +136,7 @@ class OneNumberMakesASquare(Fault):
 
 
 class ResizesWidthFirst(Fault):
-    """(width, height), as Pillow has it."""
+    """The size is (width, height), as in Pillow."""
 
     caught_by = f"{IN_USE}test_a_pair_is_height_and_width"
     says = r"assert \(\d, \d\) == \(\d, \d\)"
@@ -144,7 +144,7 @@ class ResizesWidthFirst(Fault):
 
 
 class OneNumberIsTheLongerSide(Fault):
-    """The other side is kept too small."""
+    """The size applies to the longer side instead of the shorter one."""
 
     caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
     says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
@@ -158,7 +158,7 @@ class OneNumberIsTheLongerSide(Fault):
 
 
 class RoundsTheLongerSide(Fault):
-    """To the nearest pixel instead of down."""
+    """The longer side is rounded to the nearest integer instead of down."""
 
     caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
     says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
@@ -172,7 +172,7 @@ class RoundsTheLongerSide(Fault):
 
 
 class ForgetsToAntialiasTensors(Fault):
-    """A tensor that shrinks is sampled at a few points."""
+    """A tensor is shrunk without antialiasing."""
 
     caught_by = f"{IN_USE}test_a_resized_tensor_is_the_weighted_means_of_the_definition"
     says = r"the result differs"
@@ -184,7 +184,7 @@ class ForgetsToAntialiasTensors(Fault):
 
 
 class CornersAreAligned(Fault):
-    """The corner pixels' centres lie on one another, instead of the images' corners."""
+    """The centres of the corner pixels are aligned instead of the corners of the images."""
 
     caught_by = f"{IN_USE}test_a_resized_tensor_is_the_weighted_means_of_the_definition"
     says = r"the result differs"
@@ -200,7 +200,7 @@ class CornersAreAligned(Fault):
 
 
 class ImagesAreResizedToTheNearest(Fault):
-    """Pillow's own default is another interpolation."""
+    """The interpolation is Pillow's default instead of bilinear."""
 
     caught_by = f"{IN_USE}test_a_resized_image_is_the_antialiased_definition_rounded_twice"
     says = r"half a unit along the rows"
@@ -212,7 +212,7 @@ class ImagesAreResizedToTheNearest(Fault):
 
 
 class BytesAreCutOff(Fault):
-    """3.9 becomes 3."""
+    """The result is truncated instead of rounded: 3.9 becomes 3."""
 
     caught_by = f"{IN_USE}test_resized_bytes_are_the_nearest_whole_numbers"
     says = r"half a unit, and what float32 adds"
@@ -223,7 +223,7 @@ class BytesAreCutOff(Fault):
 
 
 class CropsTheMiddle(Fault):
-    """Nothing is random."""
+    """The crop is always at the same position."""
 
     caught_by = f"{IN_USE}test_all_places_are_equally_likely"
     says = r"assert \[1\] == \[0, 1, 2, 4, 5, 6\]"
@@ -236,7 +236,7 @@ class CropsTheMiddle(Fault):
 
 
 class NeverCropsTheLastColumn(Fault):
-    """`randint` excludes its end."""
+    """The last position is never drawn, because `randint` excludes its end."""
 
     caught_by = f"{IN_USE}test_all_places_are_equally_likely"
     says = r"assert \[0, 1\] == \[0, 1, 2, 4, 5, 6\]"
@@ -250,7 +250,7 @@ class NeverCropsTheLastColumn(Fault):
 
 
 class RoundsAUniformPlace(Fault):
-    """The first and the last place come half as often."""
+    """The first and the last position are half as likely."""
 
     caught_by = f"{IN_USE}test_all_places_are_equally_likely"
     says = r"assert \[.*\d.*\] == \[\]"
@@ -264,7 +264,7 @@ class RoundsAUniformPlace(Fault):
 
 
 class CropsWidthFirst(Fault):
-    """(width, height) as Pillow has it."""
+    """The size is (width, height), as in Pillow."""
 
     caught_by = f"{IN_USE}test_512_is_the_largest_crop_of_the_photograph"
     says = r"crop size \(768, 512\) is larger"
@@ -275,7 +275,7 @@ class CropsWidthFirst(Fault):
 
 
 class CropsBeyondTheImage(Fault):
-    """What is too large is filled with black instead of being rejected."""
+    """A window larger than the image is filled with black instead of being rejected."""
 
     caught_by = f"{IN_USE}test_random_crop_rejects"
     says = r"was accepted, but must be rejected"
@@ -287,7 +287,7 @@ class CropsBeyondTheImage(Fault):
 
 
 class ReflectsTheLastPixelTwice(Fault):
-    """ "reflect" as "symmetric"."""
+    """ "reflect" is computed as "symmetric"."""
 
     caught_by = f"{IN_USE}test_every_crop_is_a_window_of_the_padded_image"
     says = r"no window of the padded image looks like this"
@@ -298,7 +298,7 @@ class ReflectsTheLastPixelTwice(Fault):
 
 
 class FlipsUpsideDown(Fault):
-    """The rows are exchanged."""
+    """The flip is vertical."""
 
     caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
     says = r"assert \[\["
@@ -311,7 +311,7 @@ class FlipsUpsideDown(Fault):
 
 
 class FlipsNever(Fault):
-    """`p` is kept and forgotten."""
+    """`p` is stored and not used."""
 
     caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
     says = r"assert .* <= "
@@ -322,7 +322,7 @@ class FlipsNever(Fault):
 
 
 class FlipsWhereItShouldNot(Fault):
-    """1 − p instead of p."""
+    """The probability of a flip is 1 − p instead of p."""
 
     caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
     says = r"assert .* <= "
@@ -333,7 +333,7 @@ class FlipsWhereItShouldNot(Fault):
 
 
 class FlipsTheChannels(Fault):
-    """The first dimension of a tensor, which is the last of an array."""
+    """The flip reverses the first dimension of a tensor."""
 
     caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
     says = r"the result differs"
@@ -344,7 +344,7 @@ class FlipsTheChannels(Fault):
 
 
 class ComposesFromTheRight(Fault):
-    """As mathematics writes it: f ∘ g calls g first."""
+    """The transforms are applied from right to left, as in f ∘ g."""
 
     caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
     says = r"assert 31 == 40"
@@ -367,7 +367,7 @@ class ComposesOnlyTheLast(Fault):
 
 
 class ComposePrintsOneLine(Fault):
-    """The list as Python prints it."""
+    """The repr is that of a Python list."""
 
     caught_by = f"{IN_USE}test_compose_prints_one_transform_a_line"
     says = r"assert 'Compose\(\[resize"

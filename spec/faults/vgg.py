@@ -24,7 +24,7 @@ class ConfigurationA(Fault):
 
 
 class EveryTensorIsALayer(Fault):
-    """Normalized: 16 layers with weights, but more tensors."""
+    """The network has batch normalization: 16 layers with weights, but more tensors."""
 
     caught_by = f"{TEST}it_has_16_layers_with_weights_32_tensors_and_138357544_numbers"
     says = r"assert 58 == 32"
@@ -35,7 +35,7 @@ class EveryTensorIsALayer(Fault):
 
 
 class DropoutIsForgotten(Fault):
-    """From 4096 to 4096 to 1000 without dropout."""
+    """The classifier has no dropout."""
 
     caught_by = f"{TEST}with_a_layer_7_beside_it_prints_as_documented"
     says = r"Dropout\(p=0\.5, inplace=False\)"
@@ -76,7 +76,7 @@ class PoolingComesFirst(Fault):
 
 
 class SecondConvolutionIsLeftOut(Fault):
-    """It prints like VGG16 but skips a layer."""
+    """The repr is that of VGG16, but a layer is skipped."""
 
     caught_by = f"{TEST}the_maps_are_those_of_the_printed_layers_to_the_bit"
     says = r"the last maps differs at index"
@@ -95,7 +95,7 @@ class SecondConvolutionIsLeftOut(Fault):
 
 
 class EveryChildIsRun(Fault):
-    """What is added to the network is run, as in a Sequential."""
+    """Layers that are added to the network are run, as in a Sequential."""
 
     caught_by = f"{TEST}a_layer_7_beside_is_never_run"
     says = r"\[1, 10\].*==.*\(1, 1000\)"
@@ -114,7 +114,7 @@ class EveryChildIsRun(Fault):
 
 
 class BatchIsFlattenedToo(Fault):
-    """All images become one row."""
+    """All images are flattened into one row."""
 
     caught_by = f"{TEST}the_shape_after_each_stage_and_each_linear_layer"
     says = r"25088|50176"
@@ -131,7 +131,7 @@ class BatchIsFlattenedToo(Fault):
 
 
 class ClassesAreIgnored(Fault):
-    """A thousand scores, however many classes."""
+    """The network has a thousand scores, for any number of classes."""
 
     caught_by = f"{TEST}another_number_of_classes_changes_the_last_layer_only"
     says = r"classifier\.6"
@@ -142,7 +142,7 @@ class ClassesAreIgnored(Fault):
 
 
 class HashIsNotChecked(Fault):
-    """Whatever arrives is kept and loaded."""
+    """The downloaded file is loaded without verification."""
 
     caught_by = f"{TEST}a_file_with_another_hash_is_refused_and_nothing_is_left"
     says = r"was accepted, but must be rejected with an error that names /hash value"
@@ -156,7 +156,7 @@ class HashIsNotChecked(Fault):
 
 
 class AppendedWhereTheTutorialDoes(Fault):
-    """On the network itself, where nothing runs it."""
+    """The layer is added to the network itself, where it is never run."""
 
     caught_by = f"{TEST}the_appended_layer_makes_classes_of_the_scores"
     says = r"index 4 is out of range"
@@ -181,7 +181,7 @@ class AppendedBesideButLearns(Fault):
 
 
 class SixthCountedFromOne(Fault):
-    """ "The sixth" layer, counted from 1, is the dropout before the last one."""
+    """The sixth layer, counted from 1, is replaced: the dropout before the last layer."""
 
     caught_by = f"{TEST}vgg16_with_its_last_layer_replaced_gives_ten_scores"
     says = r"\(5\): Linear\(in_features=4096, out_features=10"
@@ -193,7 +193,7 @@ class SixthCountedFromOne(Fault):
 
 
 class WholeClassifierIsReplaced(Fault):
-    """Two trained layers are thrown away with the last one."""
+    """Two trained layers are removed together with the last one."""
 
     caught_by = f"{TEST}the_replaced_layer_takes_the_place_of_the_last_and_no_other_changes"
     says = r"assert .*Linear\(in_features=3, out_features=2|out of range"
@@ -205,7 +205,7 @@ class WholeClassifierIsReplaced(Fault):
 
 
 class NewLayerIsAlwaysFloat32(Fault):
-    """On the CPU, in float32 and training mode, whatever the network."""
+    """The new layer is always on the CPU, in float32 and in training mode."""
 
     caught_by = f"{TEST}the_new_layer_is_like_the_old_one"
     says = r"torch\.nn\.modules\.linear\.Linear.* is <class .*test_16_vgg"
@@ -219,7 +219,7 @@ class NewLayerIsAlwaysFloat32(Fault):
 
 
 class NewLayerIsFrozenToo(Fault):
-    """The gradients of the new layer follow the old one's."""
+    """The new layer requires gradients only if the old one does."""
 
     caught_by = f"{TEST}the_new_layer_is_like_the_old_one"
     says = r"assert \[\] == \['classifier"

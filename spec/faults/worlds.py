@@ -1,4 +1,4 @@
-"""Components that are right in an ordinary call and wrong in another mode, as a copy or a second time."""
+"""Components that are right in an ordinary call and wrong in another mode, after copying or in a second call."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ FILE = "test_13_worlds.py::"
 
 
 class InferenceTakesAShortcut(Fault):
-    """Without autograd the slope below zero is forgotten."""
+    """Without autograd the slope for negative numbers is ignored."""
 
     caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
     says = r"the result under no_grad differs"
@@ -23,7 +23,7 @@ class InferenceTakesAShortcut(Fault):
 
 
 class LinearTurnsAutogradOn(Fault):
-    """The result needs a gradient under no_grad too."""
+    """The result requires a gradient under no_grad too."""
 
     caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
     says = r"the result of linear needs a gradient"
@@ -37,7 +37,7 @@ class LinearTurnsAutogradOn(Fault):
 
 
 class NoGradLasts(Fault):
-    """A call under no_grad detaches the parameters for good."""
+    """A call under no_grad permanently detaches the parameters."""
 
     caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
     says = r"after no_grad the result of Linear needs no gradient any more"
@@ -51,7 +51,7 @@ class NoGradLasts(Fault):
 
 
 class FrozenLayersStopTheGradient(Fault):
-    """If the weight needs no gradient, the input gets none."""
+    """If the weight requires no gradient, the input gets none."""
 
     caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
     says = r"Linear: input alone needs a gradient, and the result does not"
@@ -62,7 +62,7 @@ class FrozenLayersStopTheGradient(Fault):
 
 
 class TheBiasAloneLearnsNothing(Fault):
-    """Autograd is off unless input or weight needs a gradient."""
+    """Autograd is disabled unless input or weight requires a gradient, so the bias gets none."""
 
     caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
     says = r"conv2d: bias alone needs a gradient, and the result does not"
@@ -106,7 +106,7 @@ class SoftmaxShiftsItsInput(Fault):
 
 
 class LossWritesTheIgnoredTargets(Fault):
-    """What is ignored is set to class 0 in the targets themselves."""
+    """Ignored targets are set to class 0 in place."""
 
     caught_by = FILE + "test_a_call_changes_no_argument_and_no_parameter"
     says = r"modified by an inplace operation|target was written to"
@@ -119,7 +119,7 @@ class LossWritesTheIgnoredTargets(Fault):
 
 
 class ReluOfPositiveNumbersIsTheInput(Fault):
-    """If there is nothing to do, the input itself is returned."""
+    """If the result equals the input, the input itself is returned."""
 
     caught_by = FILE + "test_what_changes_no_number_is_a_copy_all_the_same"
     says = r"relu gives a view of its input"
@@ -135,7 +135,7 @@ class ReluOfPositiveNumbersIsTheInput(Fault):
 
 
 class FlattenCopies(Fault):
-    """A flat copy."""
+    """The result is a copy instead of a view."""
 
     caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
     says = r"flatten: the result is a copy, not a view of input"
@@ -146,7 +146,7 @@ class FlattenCopies(Fault):
 
 
 class DropoutInEvaluationCopies(Fault):
-    """The identity costs memory."""
+    """The identity returns a copy instead of the input."""
 
     caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
     says = r"Dropout: the result is a copy, not a view of input"
@@ -157,7 +157,7 @@ class DropoutInEvaluationCopies(Fault):
 
 
 class TheHiddenStateOfTheLastCallGoesOn(Fault):
-    """A call begins where the one before it ended."""
+    """A call starts from the final state of the previous call."""
 
     caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
     says = r"GRU: (a call|the first call, repeated,).* differs"
@@ -174,7 +174,7 @@ class TheHiddenStateOfTheLastCallGoesOn(Fault):
 
 
 class ThePaddingOfTheFirstCallIsKept(Fault):
-    """The first result is kept for all inputs of its size."""
+    """The first result is reused for all inputs of the same size."""
 
     caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
     says = r"a call with other numbers differs"
@@ -186,7 +186,7 @@ class ThePaddingOfTheFirstCallIsKept(Fault):
 
 
 class DropoutDrawsInEvaluation(Fault):
-    """A mask is drawn, and not used."""
+    """A random mask is drawn but not used."""
 
     caught_by = FILE + "test_a_call_without_dropout_draws_no_random_numbers"
     says = r"Dropout draws random numbers"
@@ -198,7 +198,7 @@ class DropoutDrawsInEvaluation(Fault):
 
 
 class ANewLayerDrawsTwice(Fault):
-    """The parameters are drawn once more."""
+    """The parameters are drawn a second time."""
 
     caught_by = FILE + "test_a_new_layer_draws_what_pytorch_s_draws"
     says = r"what is drawn after a new Linear differs"
@@ -210,7 +210,7 @@ class ANewLayerDrawsTwice(Fault):
 
 
 class LayersShareTheirBias(Fault):
-    """All layers of one size have one bias."""
+    """All layers of the same size share one bias."""
 
     caught_by = FILE + "test_two_layers_share_nothing"
     says = r"parameters or buffers of two layers have the same memory"
@@ -229,7 +229,7 @@ class LayersShareTheirBias(Fault):
 
 
 class ACopySharesTheWeight(Fault):
-    """deepcopy makes a layer with the weight of the first."""
+    """deepcopy shares the weight with the original."""
 
     caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
     says = r"isdisjoint|after the copy was changed"
@@ -242,7 +242,7 @@ class ACopySharesTheWeight(Fault):
 
 
 class ACopyIsInTraining(Fault):
-    """A copy forgets that the first was in evaluation."""
+    """A copy of a layer in evaluation mode is in training mode."""
 
     caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
     says = r"training"
@@ -253,7 +253,7 @@ class ACopyIsInTraining(Fault):
 
 
 class TheDtypeIsForgotten(Fault):
-    """The argument is taken and not used."""
+    """The argument is accepted and not used."""
 
     caught_by = FILE + "test_a_layer_has_the_dtype_that_it_is_given"
     says = r"dtype=: not in torch.float64"
@@ -276,7 +276,7 @@ class TheDeviceIsForgotten(Fault):
 
 
 class ResetForgetsTheStatistics(Fault):
-    """Weight and bias are as at first, the running statistics are not."""
+    """Weight and bias are reset, the running statistics are not."""
 
     caught_by = FILE + "test_reset_parameters_gives_the_state_of_a_new_layer"
     says = r"running_mean after reset_parameters differs"
@@ -288,7 +288,7 @@ class ResetForgetsTheStatistics(Fault):
 
 
 class ResetForgetsTheBias(Fault):
-    """The weight is drawn anew, the bias stays."""
+    """The weight is drawn anew, the bias is not."""
 
     caught_by = FILE + "test_reset_parameters_gives_the_state_of_a_new_layer"
     says = r"bias after reset_parameters differs"
@@ -305,7 +305,7 @@ class ResetForgetsTheBias(Fault):
 
 
 class TheLastInputIsKept(Fault):
-    """A layer remembers its last input, for an image of it perhaps."""
+    """A layer keeps a reference to its last input."""
 
     caught_by = FILE + "test_nothing_is_kept_of_a_call_once_its_result_is_gone"
     says = r"Tanh: of the inputs and results \[0\] of 2 are still in memory"
@@ -330,7 +330,7 @@ class EvaluationRounds(Fault):
 
 
 class AutocastIsLeftOut(Fault):
-    """A product by hand, which autocast does not see."""
+    """The product is computed without an operation that autocast handles."""
 
     caught_by = FILE + "test_autocast_computes_convolutions_and_matrix_products_in_bfloat16"
     says = r"linear under autocast is in torch.float32"

@@ -1,4 +1,4 @@
-"""Judge a random sample of mutants; print the score and the survivors; exit with 1 if a survivor is not explained."""
+"""Test a random sample of mutants; print the score and the survivors; exit with 1 if a survivor is not explained."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ _coverage = Coverage()
 
 
 def _start(folders: Any, coverage: Coverage) -> None:
-    """Give a process a copy of the project of its own."""
+    """Give a process its own copy of the project."""
     global _folder, _coverage
     _folder, _coverage = folders.get(), coverage
 
@@ -47,7 +47,7 @@ def groups(chosen: list[Mutant], jobs: int, wanted: list[str]) -> list[list[str]
 
 @contextmanager
 def processes(jobs: int, coverage: Coverage) -> Iterator[Any]:
-    """A pool of processes, each with a copy of the project of its own."""
+    """A pool of processes, each with its own copy of the project."""
     context = multiprocessing.get_context("fork")
     folders = context.Queue()
     with ExitStack() as copies:
@@ -58,7 +58,7 @@ def processes(jobs: int, coverage: Coverage) -> Iterator[Any]:
 
 
 def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | None) -> Coverage:
-    """Which tests enter which functions; read from `kept` if it is there, and written to it otherwise."""
+    """The tests that enter each function; read from `kept` if the file exists, and otherwise written to it."""
     coverage = Coverage()
     if kept is not None and kept.is_file():
         tests, coverage.seconds = json.loads(kept.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | Non
 
 
 def equivalents() -> dict[str, str]:
-    """The mutants that no test can notice, by id, each with the reason."""
+    """The equivalent mutants, which no test can detect, by id, each with the reason."""
     return tomllib.loads(EQUIVALENTS.read_text(encoding="utf-8"))
 
 
@@ -107,7 +107,7 @@ def summary(verdicts: list[Verdict], known: dict[str, str]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Judge the mutants that the command line asks for."""
+    """Test the requested mutants."""
     parser = argparse.ArgumentParser(prog="python -m spec.mutation", description=__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"files and folders; default: {', '.join(PROGRAM)}")
     parser.add_argument("--sample", type=int, default=40, help="number of mutants; 0 takes all")

@@ -1,7 +1,7 @@
-"""Whether the tests notice a mutant: they run on a copy of the project, in a process forked from a warm one.
+"""Whether the tests detect a mutant: they run on a copy of the project, in a process forked from a prepared one.
 
-The first run, on sources without a change, notes which tests enter which functions. A mutant is judged by the tests
-that enter its function only, in the order of the share that each test file has of them.
+The first run, on unchanged sources, records the functions that each test enters. For a mutant only the tests that enter
+its function run, ordered by the share of them in each test file.
 """
 
 import importlib
@@ -34,20 +34,20 @@ WARM = (
     *("hypothesis.strategies", "numpy", "PIL.Image", "safetensors.torch", "jaxtyping", "beartype", "tyro", "tqdm"),
     *("filelock", "platformdirs", "matplotlib.pyplot", "jinja2", "packaging.version", "lazy_loader"),
 )
-"""Packages of others, imported once for all mutants."""
-MEMORY = 8 * 2**30  # bytes of address space above that of the warm process: a mutant may ask for any amount
+"""Third-party packages, imported once for all mutants."""
+MEMORY = 8 * 2**30  # bytes of address space above that of the prepared process: a mutant may allocate any amount
 META = ("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py")
 """The tests that judge the helpers of the specification."""
 ARGUMENTS = (
     *("--impl", "reference", "--hypothesis-profile", "faults", "-p", "no:randomly", "-p", "no:cacheprovider"),
     *("-p", "no:xdist", "-x", "-q", "--no-header", "--no-summary"),
-    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are among the warm packages
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported in advance
 )
 
 
 @dataclass
 class Coverage:
-    """Which tests enter which functions, and how much time each test takes.
+    """The functions that each test enters, and the time of each test.
 
     Attributes:
         tests: For each `file::function` the tests that enter it.
@@ -58,9 +58,9 @@ class Coverage:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that can notice a mutant.
+        """The tests that can detect a mutant.
 
-        What runs at import, or in the process of a worker, is not seen; then all tests that enter the file count.
+        Code that runs at import, or in a worker process, is not recorded; then all tests that enter the file are used.
         """
         name = mutant.function
         while name:
@@ -73,13 +73,13 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests say of a mutant.
+    """The result of the tests for a mutant.
 
     Attributes:
         mutant: The mutant.
-        by: The test that notices it, `a time limit`, or nothing.
+        by: The test that detects it, `a time limit`, or nothing.
         tests: How many tests enter the changed code.
-        seconds: The time that judging took.
+        seconds: The time of the tests.
     """
 
     mutant: Mutant
@@ -89,7 +89,7 @@ class Verdict:
 
 
 def warm_up() -> None:
-    """Import the packages of others, so that forked processes have them."""
+    """Import third-party packages, so that forked processes have them."""
     for name in WARM:
         with suppress(ImportError):
             importlib.import_module(name)
@@ -110,7 +110,7 @@ def project() -> Iterator[Path]:
 
 
 class _Selection:
-    """A pytest plugin that runs the tests of a list, and notes the first that fails."""
+    """A pytest plugin that runs the tests of a list, and records the first that fails."""
 
     def __init__(self, wanted: Counter[str]) -> None:
         self.wanted, self.failed = wanted, ""
@@ -131,7 +131,7 @@ class _Selection:
 
 
 class _Recorder:
-    """A pytest plugin that notes the functions that each test enters."""
+    """A pytest plugin that records the functions that each test enters."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -210,13 +210,13 @@ def _forked(task: Callable[[], str], limit: float) -> str | None:
             os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)  # what it started
+        os.killpg(child, signal.SIGKILL)  # its child processes
     late = late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
     return None if late else b"".join(parts).decode()
 
 
 def record(folder: Path, files: list[str], limit: float = 3600.0) -> Coverage:
-    """Run the everyday tests of some files and note which functions each test enters."""
+    """Run the everyday tests of some files and record the functions that each test enters."""
 
     def task() -> str:
         recorder = _Recorder(folder)
@@ -236,7 +236,7 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
     """Run the tests that enter the changed code until one of them fails."""
     began = time.monotonic()
     tests = coverage.of(mutant)
-    if mutant.file in HELPERS:  # no test of a right implementation notices a helper that accepts too much
+    if mutant.file in HELPERS:  # no test of a right implementation detects a helper that accepts too much
         tests = [test for test in tests if test.partition("::")[0] in META]
     by_file: dict[str, list[str]] = defaultdict(list)
     for test in tests:
@@ -247,15 +247,13 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
     stat = path.stat()
     try:
         path.write_bytes(mutant.source())
-        os.utime(
-            path, (0, zlib.crc32(mutant.id.encode()) % 2**30)
-        )  # cached byte code must not be taken for that of this file
+        os.utime(path, (0, zlib.crc32(mutant.id.encode()) % 2**30))  # cached bytecode must not be used for this file
         for files in (order[:1], order[1:4], order[4:]):
             if not files:
                 continue
             chosen = sorted((t for f in files for t in by_file[f]), key=lambda t: coverage.seconds.get(t, 0.0))
             normal = sum(coverage.seconds.get(test, 0.0) for test in chosen)
-            seconds = int(30 + 6 * normal)  # of the processor: a busy machine must not look like an endless loop
+            seconds = int(30 + 6 * normal)  # processor time: a busy machine must not look like an endless loop
             by = _forked(lambda f=files, c=chosen, s=seconds: _noticed(folder, f, c, s), 20 * seconds)
             if by is None or by != "nothing":
                 name = "a time limit" if by is None else by or "a crash"

@@ -1,4 +1,4 @@
-"""The mutants of a source file: what is changed, where, and the text of the changed file."""
+"""The mutants of a source file: the changed code, its position, and the text of the changed file."""
 
 import ast
 import difflib
@@ -63,7 +63,7 @@ class Mutant:
         line: Where the changed code begins.
         before: The code that is replaced, on one line.
         after: The code that replaces it.
-        number: Counts the equal changes of one function, from 1.
+        number: The number of the change among equal changes of one function, from 1.
         start: The offset of the replaced code in the file, in bytes.
         stop: Its end.
     """
@@ -96,7 +96,7 @@ class Mutant:
 
 
 def sources(names: tuple[str, ...] | list[str]) -> list[Path]:
-    """The Python files that are named, and those in the folders that are named."""
+    """The given Python files, and the Python files in the given folders."""
     found: list[Path] = []
     for name in names:
         path = ROOT / name
@@ -144,7 +144,7 @@ def _changes(tree: ast.AST, function: str) -> Iterator[tuple[str, ast.expr | ast
 
 
 def _replacements(node: ast.expr | ast.stmt) -> Iterator[str]:
-    """The texts that may take the place of a node."""
+    """The texts that may replace a node."""
     match node:
         case ast.Compare(left=left, ops=[op], comparators=[right]):
             for kind in _COMPARISONS[type(op)]:

@@ -1,7 +1,7 @@
 """Right implementations that are written differently: the specification must pass each at the level that it claims.
 
-`python -m pytest FILE --impl outside.loops` tests one of them; several names give several columns of a report. The
-tests that an implementation is known to fail stand in `spec/known_failures/outside.toml`, and each reason names the
+`python -m pytest FILE --impl outside.loops` tests one of them; several names give several columns of a report.
+`spec/known_failures/outside.toml` lists the tests that an implementation is known to fail, and each reason names the
 fault or the deviation.
 """
 
@@ -14,12 +14,12 @@ class Outside:
     """A right implementation.
 
     Attributes:
-        name: Its name for `--impl`.
-        about: How it differs from the reference, for people.
-        tests: The test files that judge it.
+        name: The name for `--impl`.
+        about: A description of the difference from the reference.
+        tests: The test files for it.
         options: What it claims, as options of pytest: a level, aspects, dtypes.
-        needs: The packages that it is built on, besides those of the tests.
-        least: How many tests it passes at least.
+        needs: The packages that it requires besides those of the tests.
+        least: The minimum number of tests that it passes.
     """
 
     name: str

@@ -15,7 +15,7 @@ def conv2d(
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
 ) -> Tensor:
-    """The correlation of images and kernels, of which every `stride`-th row and column is kept."""
+    """The correlation of images and kernels, with every `stride`-th row and column."""
     if input.dim() == 3:
         return conv2d(input[None], weight, bias, stride, padding)[0]
     (down, right), (top, left) = _two(stride), _two(padding)

@@ -1,4 +1,4 @@
-"""Plain loops: each number of a result is computed for itself."""
+"""Plain loops: each number of a result is computed separately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def conv2d(
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
 ) -> Tensor:
-    """The products of a window and a kernel, one window after the other."""
+    """The sums of the products of a window and a kernel, one window after the other."""
     if input.dim() == 3:
         return conv2d(input[None], weight, bias, stride, padding)[0]
     (down, right), (top, left) = _two(stride), _two(padding)
@@ -65,7 +65,7 @@ def _windows(input: Tensor, kernel_size: Any, stride: Any, reduce: Callable[[Ten
 
 
 def relu(input: Tensor) -> Tensor:
-    """Each negative number becomes 0; NaN stays."""
+    """Each negative number becomes 0; NaN is kept."""
     numbers = [torch.zeros_like(number) if number <= 0 else number for number in input.flatten()]
     return torch.stack(numbers).reshape(input.shape) if numbers else input.clone()
 

@@ -1,4 +1,4 @@
-"""PyTorch's layers that can be quantized, before they are."""
+"""PyTorch's quantizable layers, before quantization."""
 
 from torch.ao.nn.quantizable import LSTM, MultiheadAttention
 

@@ -1,4 +1,4 @@
-"""NumPy: the numbers leave PyTorch, and each function brings a gradient of its own."""
+"""NumPy: the numbers are converted to arrays, and each function has a custom gradient."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Work with reports: put runs side by side, compare two, make a badge, draw the course over earlier reports."""
+"""Commands for reports: merge runs, compare two, write a badge, draw the history."""
 
 import argparse
 import sys

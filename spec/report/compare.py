@@ -10,18 +10,18 @@ from packaging.version import InvalidVersion, Version
 from spec.report.document import OUTCOMES, Report, ReportError, order, read
 
 BAD = ("failed", "error", "known failure", "not written", "not offered", "absent")
-"""Outcomes that a test which passed before must not have: a component that is gone is broken too."""
+"""Outcomes that count as broken if the test passed before; a component that no longer exists is broken too."""
 JUDGED_NOT = ("skipped", "not claimed")
-"""Outcomes that say nothing about the implementation: the machine or the user left the test out."""
+"""Outcomes without a result for the implementation: the machine or the user left the test out."""
 
 
 def place(environment: Mapping[str, Any]) -> tuple[str, str]:
-    """What distinguishes two environments in a merged report: the PyTorch version and the device."""
+    """The fields that distinguish two environments in a merged report: the PyTorch version and the device."""
     return environment["versions"].get("torch", "?"), environment["device_name"] or environment["device"]
 
 
 def place_text(environment: Mapping[str, Any]) -> str:
-    """An environment in words."""
+    """A short text for an environment."""
     torch_version, device = place(environment)
     return f"torch {torch_version}, {device}"
 
@@ -104,7 +104,7 @@ def _age(where: tuple[str, str]) -> tuple[Any, ...]:
 
 
 def span(holds: Sequence[tuple[str, bool]]) -> str | None:
-    """Since and until which version something holds, if that differs between the versions.
+    """The range of versions in which something holds, if the versions differ.
 
     Args:
         holds: Versions in ascending order, each with whether it holds there.
@@ -174,12 +174,12 @@ def diff(before: Report, after: Report) -> dict[str, list[str]]:
 
 
 def counts(report: Report, implementation: str | None) -> Counter[str]:
-    """How many tests of an implementation ended how, over all environments."""
+    """The number of tests of an implementation by outcome, over all environments."""
     return Counter(test["outcome"] for test in report["tests"] if test["implementation"] == implementation)
 
 
 def incomplete(report: Report) -> list[str]:
-    """Why a report is not complete, one text per run that was not."""
+    """The reasons why a report is not complete, one text per incomplete run."""
     return [
         f"{run['finished']} of {run['collected']} tests: {run['interrupted'] or 'the run did not end'}"
         for run in report["runs"]
@@ -249,7 +249,7 @@ def course(reports: Iterable[Report]) -> dict[str, list[tuple[str, str, Counter[
 
 
 def summary(report: Report) -> list[str]:
-    """One line for each implementation: how many tests ended how."""
+    """One line for each implementation with the number of tests by outcome."""
     lines = []
     for name in dict.fromkeys(test["implementation"] for test in report["tests"]):
         found = counts(report, name)

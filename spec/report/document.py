@@ -1,8 +1,8 @@
 """report.json: how a report is built, ordered, written and read.
 
 The file is strict JSON in a stable order: clauses in the order of clauses.toml, tests by file, line and id. Each clause
-stands on one line. Each test takes two lines, and the second one holds nothing but the duration, so that
-`diff -I '^  "duration"' A/report.json B/report.json` compares two runs. report.schema.json describes the format.
+is on one line. Each test takes two lines, and the second one contains only the duration, so that `diff -I '^
+"duration"' A/report.json B/report.json` compares two runs. report.schema.json describes the format.
 """
 
 import ast
@@ -25,7 +25,7 @@ from spec.support.clauses import CLAUSES, Clause
 from spec.support.implementations import Implementation
 
 FORMAT = 1
-"""Version of the format. It grows when a reader of the previous version would misread a report."""
+"""Version of the format. It is increased when a reader of the previous version would misread a report."""
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
@@ -38,11 +38,11 @@ Report = dict[str, Any]
 
 
 class ReportError(Exception):
-    """A report that cannot be read; one line for people."""
+    """A report cannot be read; the message is one line."""
 
 
 def clause_entry(clause: Clause) -> dict[str, Any]:
-    """A clause as it stands in a report."""
+    """A clause in the format of a report."""
     return {
         "kind": clause.kind,
         "verdict": clause.verdict or None,
@@ -73,7 +73,7 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def implementation_entry(implementation: Implementation) -> dict[str, Any]:
-    """An implementation with what identifies its code."""
+    """An implementation with the digest of its code."""
     return {
         "id": implementation.id,
         "name": implementation.name,
@@ -84,10 +84,10 @@ def implementation_entry(implementation: Implementation) -> dict[str, Any]:
 
 
 def implementation_digest(name: str) -> str | None:
-    """What identifies the code of an implementation.
+    """The digest of the code of an implementation.
 
-    A file has the SHA-256 of its bytes, a package that of its Python files, and PyTorch the commit that it was built
-    from: hashing all of PyTorch would take longer than many runs.
+    For a file it is the SHA-256 of its bytes, for a package the SHA-256 of its Python files, and for PyTorch the commit
+    that it was built from, because hashing all of PyTorch would take longer than many runs.
     """
     if name in ("torch", "torch-compile"):
         return f"git:{torch.version.git_version}"
@@ -121,7 +121,7 @@ def _version(name: str) -> str | None:
 
 
 def comparisons(tests: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The equations that the tests of documented values assert, as their sources state them, by `file::test`."""
+    """The equations that the tests of documented values assert, from their sources, by `file::test`."""
     wanted: dict[str, set[str]] = {}
     for test in tests:
         if any(CLAUSES[name].kind == "value" for name in test["clauses"] if name in CLAUSES):
@@ -149,7 +149,7 @@ def function_of(test_id: str) -> str:
 
 
 def order(test: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where a test stands in a report."""
+    """The sort key of a test in a report."""
     return test["id"].partition("::")[0], test["line"] or 0, test["id"], test["environment"]
 
 
@@ -182,7 +182,7 @@ def text(report: Report) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write report.json; a reader sees the old file or the new one, never a part."""
+    """Write report.json; a reader sees either the old file or the complete new file."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json") as file:
         file.write(text(report).encode("utf-8"))

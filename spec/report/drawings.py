@@ -1,7 +1,7 @@
 """The numbers and images for the drawings of a report, computed by the implementations under test themselves.
 
-An implementation may raise, or never return: each drawing is computed in a thread with a time limit, and a drawing that
-cannot be computed carries the reason instead.
+An implementation may raise an error or never return: each drawing is computed in a thread with a time limit, and a
+drawing that cannot be computed contains the reason instead.
 """
 
 import base64
@@ -20,7 +20,7 @@ from spec.support.implementations import Implementation
 from spec.support.reproduction import Trace
 
 SECONDS = 10.0
-"""How long one implementation may take for one drawing."""
+"""The time limit for one drawing by one implementation, in seconds."""
 
 # chapter 08, lines 428 to 437
 INPUT = [[1, 2, 0, 3, 1], [0, 1, 2, 3, 1], [1, 2, 1, 0, 0], [5, 2, 3, 1, 1], [2, 1, 0, 1, 1]]
@@ -30,7 +30,7 @@ ACTIVATIONS = ("relu", "sigmoid", "tanh", "leaky_relu", "gelu", "silu")
 POINTS = 49
 """Points of a curve from -4 to 4."""
 LARGEST_MATRIX = 32
-"""Classes up to which a confusion matrix is drawn cell by cell."""
+"""The largest number of classes for which a confusion matrix is drawn cell by cell."""
 
 
 def drawings(implementations: Sequence[Implementation], tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def drawings(implementations: Sequence[Implementation], tests: Sequence[Mapping[
 
     Args:
         implementations: The implementations under test.
-        tests: The tests of the run; their clauses say which chapters took part.
+        tests: The tests of the run; their clauses determine the chapters.
     """
     chapters = {name[:2] for test in tests for name in test["clauses"]}
     found: dict[str, Any] = {}
@@ -56,10 +56,10 @@ def drawings(implementations: Sequence[Implementation], tests: Sequence[Mapping[
 
 
 def limited(draw: Callable[[Callable[[str], Any]], Any], implementation: Implementation) -> Any:
-    """One drawing by one implementation: its numbers, why there are none, or None if it lacks the component."""
+    """One drawing by one implementation: its numbers, an error text, or None if it lacks the component."""
     trace = Trace()
     trace.on = False
-    # outside of the time limit: a component may have to be imported
+    # outside of the time limit, because a component may have to be imported
     ready = {name: implementation.component(name, trace) for name in NEEDS[draw] if name in implementation.components}
 
     def component(name: str) -> Any:
@@ -76,10 +76,10 @@ def limited(draw: Callable[[Callable[[str], Any]], Any], implementation: Impleme
                 result.append(draw(component))
         except LookupError:
             result.append(None)
-        except BaseException as error:  # whatever an implementation does, the report is written
+        except BaseException as error:  # the report is written for any error of an implementation
             result.append({"problem": f"{type(error).__name__}: {error}"[:300].removesuffix(": ")})
 
-    thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)  # a component looks up the run
+    thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)  # a component uses the current run
     thread.start()
     thread.join(SECONDS)
     return result[0] if result else {"problem": f"did not return within {SECONDS:g} s"}
@@ -95,7 +95,7 @@ def convolution(component: Callable[[str], Any]) -> dict[str, Any]:
     conv2d = component("conv2d")
     try:
         output = conv2d(image, kernel)
-    except (RuntimeError, TypeError):  # torch.compile, and many a file, convolve floating-point numbers only
+    except (RuntimeError, TypeError):  # torch.compile and many files convolve floating-point numbers only
         output = conv2d(image.float(), kernel.float())
     return {"input": INPUT, "kernel": KERNEL, "output": _matrix(output)}
 
@@ -149,7 +149,7 @@ def drawn_image() -> Image.Image:
 
 
 def transforms(component: Callable[[str], Any]) -> dict[str, Any]:
-    """Chapters 03 and 04: what each transform makes of a drawn image; a tensor is shown as the image that it holds."""
+    """Chapters 03 and 04: the output of each transform for a drawn image; a tensor is shown as an image."""
     image = drawn_image()
     to_tensor = component("ToTensor")()
     tensor = to_tensor(image)
@@ -186,7 +186,7 @@ NEEDS: Mapping[Callable[..., Any], tuple[str, ...]] = {
     pooling: ("max_pool2d",),
     activations: ACTIVATIONS,
 }
-"""The components that each drawing asks for."""
+"""The components that each drawing needs."""
 
 
 def training_run(folder: Path) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def training_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         OSError: metrics.jsonl or config.json cannot be read.
-        ValueError: a file is not what a training writes.
+        ValueError: a file is not in the format of a training.
     """
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     names = ("epoch", "train_loss", "test_loss", "test_accuracy")

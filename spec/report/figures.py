@@ -11,12 +11,12 @@ Matrix = Sequence[Sequence[float]]
 
 
 def number(value: float | None) -> str:
-    """A number as short as it can be."""
+    """The shortest text of a number."""
     return "–" if value is None else f"{value:.4g}".replace("-", "−")
 
 
 def svg(width: float, height: float, content: str) -> str:
-    """A drawing; its caption, which stands beside it, describes it."""
+    """An SVG drawing; its caption describes it."""
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return f'<svg {size} aria-hidden="true" focusable="false">{content}</svg>'
 
@@ -34,7 +34,7 @@ def grid(rows: Matrix, x: float = 0, y: float = 0, *, marked: frozenset[tuple[in
 
 
 def table(rows: Matrix, *, expected: Matrix | None = None) -> str:
-    """A matrix as a drawing of its own; cells that differ from `expected` are marked."""
+    """A matrix as a separate drawing; cells that differ from `expected` are marked."""
     wrong: set[tuple[int, int]] = set()
     if expected is not None:
         for i, row in enumerate(rows):
@@ -47,7 +47,7 @@ def table(rows: Matrix, *, expected: Matrix | None = None) -> str:
 
 
 def convolution_steps(image: Matrix, kernel: Matrix) -> Iterator[dict[str, Any]]:
-    """Each position of the kernel: the drawing, the sum in figures, and the result."""
+    """Each position of the kernel: the drawing, the terms of the sum, and the result."""
     size, rows, columns = len(kernel), len(image) - len(kernel) + 1, len(image[0]) - len(kernel[0]) + 1
     for i in range(rows):
         for j in range(columns):
@@ -73,14 +73,14 @@ def convolution_steps(image: Matrix, kernel: Matrix) -> Iterator[dict[str, Any]]
 
 
 def convolution_result(image: Matrix, kernel: Matrix) -> list[list[float]]:
-    """What the sums add up to."""
+    """The results of the sums."""
     steps = list(convolution_steps(image, kernel))
     columns = len(image[0]) - len(kernel[0]) + 1
     return [[step["result"] for step in steps[start : start + columns]] for start in range(0, len(steps), columns)]
 
 
 def pooling_windows(image: Matrix, window: int, *, ceil: bool) -> tuple[str, list[list[float]]]:
-    """The windows on the image, those that stick out included if `ceil`, and the maximum of each."""
+    """The windows on the image, including those that extend beyond it if `ceil`, and the maximum of each."""
     size = len(image)
     count = -(-(size - window) // window) + 1 if ceil else (size - window) // window + 1
     parts, result = [grid(image, 1, 1)], []
@@ -147,7 +147,7 @@ def curve(
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """A confusion matrix: a row for each true class; the darker a cell, the larger its share of the row."""
+    """A confusion matrix: a row for each true class; a darker cell has a larger share of the row."""
     side, left, top = 30, 110, 96
     parts = []
     for i, row in enumerate(matrix):

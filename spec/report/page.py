@@ -1,4 +1,4 @@
-"""index.html: one page that holds everything and loads nothing, rendered from report.json alone."""
+"""index.html: one self-contained page, rendered from report.json alone."""
 
 import json
 from collections import Counter, defaultdict
@@ -16,10 +16,10 @@ from spec.report.document import OUTCOMES, Report, function_of
 TEMPLATES = Path(__file__).with_name("templates")
 
 PROJECT = ("project", "项目")
-"""The column of the tests that judge no implementation: listings of the tutorial, scripts, files."""
+"""The column of the tests without an implementation: listings of the tutorial, scripts, files."""
 
 SHOWN = 5
-"""Failures of one test function with one implementation that the page shows in full; report.json has all."""
+"""The number of failures per test function and implementation that the page shows in full; report.json has all."""
 
 SPAN_ZH = {"since": "自 {} 起成立", "until": "到 {} 为止成立", "in": "在 {} 中成立"}
 """Chinese for the words with which `compare.span` begins."""
@@ -82,7 +82,7 @@ def embedded(data: Any) -> str:
 
 
 class View:
-    """The report as the page shows it.
+    """The data of the page.
 
     Args:
         report: The report.
@@ -136,7 +136,7 @@ class View:
             function["details"].sort(key=lambda detail: detail["column"])
 
     def _detail(self, function: dict[str, Any], column: int, test: dict[str, Any]) -> None:
-        """Keep why a test did not pass: each failure, and the other outcomes by reason."""
+        """Store the reason why a test did not pass: each failure, and the other outcomes by reason."""
         if test["outcome"] == "passed":
             return
         failed = test["outcome"] in ("failed", "error")
@@ -150,10 +150,10 @@ class View:
         detail |= {name: test[name] for name in ("outcome", "message", "reproduction", "diagnosis")}
         function["details"].append(detail | {"column": column, "more": 0})
 
-    # what the templates ask for
+    # used by the templates
 
     def outcomes(self, clause: str) -> dict[int, Counter[str]]:
-        """By column, how the tests of a clause ended."""
+        """The outcomes of the tests of a clause, by column."""
         found: dict[int, Counter[str]] = {}
         for index in self.of_clause.get(clause, ()):
             for column, (counts, _) in self.functions[index]["columns"].items():
@@ -178,7 +178,7 @@ class View:
         return found
 
     def listed(self) -> list[tuple[str, list[tuple[str, Any]]]]:
-        """Clauses by chapter; of a run of single chapters only the clauses that it tested."""
+        """Clauses by chapter; for a run of single chapters only the tested clauses."""
         found: dict[str, list[tuple[str, Any]]] = {}
         for name, clause in self.clauses.items():
             if self.of_clause.get(name):
@@ -186,7 +186,7 @@ class View:
         return list(found.items())
 
     def errata(self) -> list[tuple[str, list[tuple[str, Any]]]]:
-        """What the tutorial says and shows that does not hold, by chapter, in the order of its lines."""
+        """The statements and listings of the tutorial that do not hold, by chapter, in the order of its lines."""
         found: dict[str, list[tuple[str, Any]]] = {}
         for name, clause in self.clauses.items():
             if clause["verdict"] in NOT_HOLDING:
@@ -196,14 +196,14 @@ class View:
         return list(found.items())
 
     def totals(self) -> dict[int, Counter[str]]:
-        """By column, how the tests ended."""
+        """The outcomes of the tests, by column."""
         found: dict[int, Counter[str]] = {}
         for (column, _, _, _, outcome), count in self.cube.items():
             found.setdefault(column, Counter())[outcome] += count
         return dict(sorted(found.items()))
 
     def own_work(self) -> dict[int, dict[str, list[str]]]:
-        """By column, the components that were watched, each with the functions of others that compute it."""
+        """By column, the components that were traced, each with the library functions that compute it."""
         found: dict[int, dict[str, set[str]]] = {}
         for test in self.report["tests"]:
             for component, names in (test["own_work"] or {}).items():
@@ -224,7 +224,7 @@ class View:
         return list(dict.fromkeys(text[:200] for text in texts))[:3]
 
     def failures(self) -> list[tuple[int, dict[str, Any]]]:
-        """The functions with a failed test, by their number."""
+        """The test functions with a failure, by their number."""
         return [
             (number, function)
             for number, function in enumerate(self.functions)
@@ -286,7 +286,7 @@ def without_empty_end(values: list[Any]) -> list[Any]:
 
 
 def verdict(counts: Mapping[str, int]) -> str:
-    """The outcome of several tests together: the worst one; passed if at least one passed and none is bad."""
+    """The combined outcome of several tests: the worst one; passed if at least one passed and none failed."""
     for outcome in ("failed", "error", "known failure", "passed"):
         if counts.get(outcome):
             return outcome
@@ -306,7 +306,7 @@ def parameters_of(test: Mapping[str, Any]) -> str:
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """Render the page."""
     view = View(report)
     return (
         environment()
@@ -331,7 +331,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def history(course: Mapping[str, list[tuple[str, str, Counter[str]]]]) -> str:
-    """A page with the course of each implementation over several reports."""
+    """A page with the history of each implementation over several reports."""
     charts = []
     for name, points in course.items():
         places = [float(index + 1) for index in range(len(points))]

@@ -1,7 +1,7 @@
 """The pytest plugin of the report: `--report DIR`, `--report-run RUN`, and the properties of JUnit XML.
 
-With `-n` the workers send the reports of their tests to the controller, which collects them and writes the files. A
-worker notes the documented values of the test that it runs, and the first one computes the drawings.
+With `-n` the workers send the reports of their tests to the controller, which collects them and writes the files. Each
+worker records the documented values of its tests, and the first worker computes the drawings.
 """
 
 import datetime
@@ -24,13 +24,13 @@ from spec.report import recording
 from spec.support.clauses import CLAUSES
 
 CATEGORIES = {"xfailed": "known failure", "xpassed": "failed"}
-"""pytest's words for outcomes that the report calls otherwise; a known failure that passes is a failure."""
+"""The report's names for outcomes of pytest; a known failure that passes is a failure."""
 LAST = ("error", "failed")
 """Outcomes that a later phase of the same test does not replace."""
 LONGEST = 6000
-"""Characters of a message that are kept."""
+"""The largest length of a stored message, in characters."""
 PASTE = "the last calls, to paste into Python"
-"""The section of a failure that holds its reproduction."""
+"""The section of a failure with its reproduction."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the options before any test runs; an error here ends the run with one line."""
+    """Check the options before any test runs; an error ends the run with one line."""
     if hasattr(config, "workerinput"):
         if config.getoption("--report"):
             config.pluginmanager.register(Values(), "report-values")
@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Words(list[str]):
-    """A list that JUnit XML writes as words instead of as Python."""
+    """A list that JUnit XML writes as words instead of a Python list."""
 
     def __str__(self) -> str:
         return " ".join(map(str, self))
@@ -83,7 +83,7 @@ class Properties:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Turn lists into words before the XML is made."""
+        """Convert lists to words before the XML is written."""
         report.user_properties = [
             (name, Words(value) if isinstance(value, list) and name != "measured" else value)
             for name, value in report.user_properties
@@ -91,7 +91,7 @@ class Properties:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Take out what Hypothesis adds for all tests together, which is base64."""
+        """Remove Hypothesis's statistics of all tests, which are base64."""
         for plugin in session.config.pluginmanager.get_plugins():
             if type(plugin).__name__ == "LogXML":
                 properties = plugin.global_properties
@@ -114,9 +114,9 @@ class Values:
                 item.user_properties.append(("measured", kept))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Tell the controller how many threads a worker computes with; the first worker computes the drawings too.
+        """Send the worker's number of threads to the controller; the first worker computes the drawings too.
 
-        The workers have imported what the drawings need, such as torchvision; the controller has not.
+        The workers, unlike the controller, have imported the packages for the drawings, such as torchvision.
         """
         config = session.config
         if not hasattr(config, "workeroutput"):
@@ -135,7 +135,7 @@ class Recorder:
     Args:
         config: The configuration of the run.
         folder: Where the report is written.
-        run: What `drawings.training_run` returned for `--report-run`.
+        run: The return value of `drawings.training_run` for `--report-run`.
     """
 
     def __init__(self, config: pytest.Config, folder: Path, run: dict[str, Any] | None) -> None:
@@ -152,7 +152,7 @@ class Recorder:
         self.spent = 0.0
         self.written = False
 
-    # what was collected, and why the run ended early
+    # the collected tests, and the reason of an early end
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the tests of a run without workers."""
@@ -165,7 +165,7 @@ class Recorder:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Note the threads and the drawings of a worker."""
+        """Record the threads and the drawings of a worker."""
         output = getattr(node, "workeroutput", None) or {}
         self.threads = output.get("ocean_threads", self.threads)
         self.drawings = output.get("ocean_drawings", self.drawings)
@@ -175,11 +175,11 @@ class Recorder:
         self.interrupted = why(excinfo.exconly())
 
     def pytest_internalerror(self, excrepr: Any) -> None:
-        """Note an error of pytest itself."""
+        """Record an error of pytest itself."""
         self.interrupted = str(excrepr).strip().splitlines()[-1]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note a file that cannot be collected."""
+        """Record a file that cannot be collected."""
         if report.failed:
             test = self._entry(report.nodeid, 0, {})
             test |= {"outcome": "error", "message": _short(report.longreprtext)}
@@ -187,7 +187,7 @@ class Recorder:
     # the tests
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note one phase of one test."""
+        """Record one phase of one test."""
         begin = time.perf_counter()
         category = self.config.hook.pytest_report_teststatus(report=report, config=self.config)[0]
         test = self.tests.get(report.nodeid)
@@ -330,12 +330,12 @@ def processor() -> str:
 
 
 def _arguments(config: pytest.Config) -> str:
-    """The words after `pytest`, as a shell reads them."""
+    """The arguments of `pytest`, quoted for a shell."""
     return shlex.join(map(str, config.invocation_params.args))
 
 
 def _message(report: pytest.TestReport) -> str | None:
-    """Why a test did not pass."""
+    """The reason why a test did not pass."""
     if (reason := getattr(report, "wasxfail", None)) is not None:
         return _short(str(reason).removeprefix("reason: ")) or None
     if report.skipped and (because := dict(report.user_properties).get("because")):
@@ -352,17 +352,17 @@ def _message(report: pytest.TestReport) -> str | None:
 
 
 def _sections(report: pytest.TestReport) -> dict[str, str]:
-    """How a failure is reproduced: the code that shows the difference, or the last calls."""
+    """The reproduction of a failure: code that shows the difference, or the last calls."""
     if not report.failed:
         return {}
     return {"reproduction": _short(dict(report.user_properties).get("paste") or dict(report.sections).get(PASTE, ""))}  # pyright: ignore[reportArgumentType]
 
 
 def diagnoses(faults: Mapping[str, Sequence[str]], ruled_out: Collection[str]) -> dict[str, str]:
-    """The known mistakes that give the same numbers, by test, in words.
+    """The known mistakes that give the same numbers, by test, as text.
 
-    Of the mistakes that fit a test those are named that explain the most tests of the run: at most two that nothing
-    tells apart.
+    For each test, the matching mistakes that explain the most tests of the run are named: at most two that cannot be
+    distinguished.
 
     Args:
         faults: By test the mistakes of spec/faults that fit, as "module:class".
@@ -380,7 +380,7 @@ def diagnoses(faults: Mapping[str, Sequence[str]], ruled_out: Collection[str]) -
 
 
 def in_words(fault: str) -> str:
-    """A mistake of spec/faults: its name, and what its docstring says."""
+    """A mistake of spec/faults: its name and its docstring."""
     module, _, name = fault.partition(":")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     text = " ".join((getattr(importlib.import_module(module), name).__doc__ or "").split("\n\n")[0].split())

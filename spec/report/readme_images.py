@@ -105,7 +105,7 @@ def draw_text(text: str, path: Path) -> None:
 
 
 def terminal_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of one width with Chinese characters, of the system."""
+    """A monospaced system font with Chinese characters."""
     for path in system_fonts():
         if path.suffix == ".ttc":
             for index in range(8):

@@ -1,7 +1,7 @@
 """The documented values that a test compares, and the values that the implementation under test gave.
 
-`assert_close` and its relatives report each comparison with numbers that the test itself writes down. Nothing is kept
-unless a run with `--report` is in a test of a documented value.
+`assert_close` and similar functions report each comparison with numbers that the test itself contains. They are
+recorded only in a run with `--report` and in a test of a documented value.
 """
 
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 LARGEST = 64
-"""Numbers of a tensor that are shown; a larger one is described by its shape."""
+"""The largest number of elements that are shown; a larger tensor is described by its shape."""
 MOST = 4
-"""Comparisons that are kept for each test."""
+"""The largest number of recorded comparisons per test."""
 
 _kept: list[dict[str, str]] | None = None
 
 
 def start(*, wanted: bool) -> None:
-    """Begin a test; keep its comparisons if `wanted`."""
+    """Start the recording of a test if `wanted`."""
     global _kept
     _kept = [] if wanted else None
 
 
 def finish() -> list[dict[str, str]]:
-    """Return the comparisons since `start`, and keep no more."""
+    """Stop the recording and return the comparisons since `start`."""
     global _kept
     kept, _kept = _kept, None
     return kept or []
@@ -34,7 +34,7 @@ def finish() -> list[dict[str, str]]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Keep nothing for a while: a test is made again, perhaps with another implementation."""
+    """Pause the recording while a test runs again, perhaps with another implementation."""
     global _kept
     kept, _kept = _kept, None
     try:
@@ -44,7 +44,7 @@ def paused() -> Iterator[None]:
 
 
 def observe(what: str, actual: Any, documented: Any) -> None:
-    """Keep one comparison with a literal; comparisons of two computed tensors are not documented values."""
+    """Record one comparison with a literal; comparisons of two computed tensors are not documented values."""
     if _kept is None or isinstance(documented, Tensor) or len(_kept) >= MOST:
         return
     _kept.append({"name": what, "documented": shown(documented), "measured": shown(actual)})

@@ -1,4 +1,4 @@
-"""Right implementations that differ from PyTorch where its documentation leaves it open; none may be refused.
+"""Right implementations that differ from PyTorch in undocumented behaviour; the specification must accept all of them.
 
-`spec/test_right.py` tests each of them. They are to the specification what `spec/faults` is on the other side.
+`spec/test_right.py` tests each of them. They are the counterpart of `spec/faults`.
 """

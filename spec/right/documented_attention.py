@@ -1,7 +1,7 @@
 """The code that the documentation of `torch.nn.functional.scaled_dot_product_attention` gives as equivalent.
 
-It judges the specification: what it computes otherwise is no promise of PyTorch. Two lines are changed, and marked:
-nothing is written into the mask, so that it may have more dimensions than (L, S), as the documentation allows.
+It tests the specification: behaviour that differs from this code is not promised by PyTorch. Two lines are changed, and
+marked: nothing is written into the mask, so that it may have more dimensions than (L, S), as the documentation allows.
 """
 
 import math
@@ -29,14 +29,14 @@ def scaled_dot_product_attention(
         attn_bias.masked_fill_(temp_mask.logical_not(), float("-inf"))
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
-            attn_bias = attn_bias.masked_fill(attn_mask.logical_not(), float("-inf"))  # changed: it was masked_fill_
+            attn_bias = attn_bias.masked_fill(attn_mask.logical_not(), float("-inf"))  # changed from masked_fill_
         else:
             attn_bias = attn_mask + attn_bias
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
     attn_weight = query @ key.transpose(-2, -1) * scale_factor
-    attn_weight = attn_weight + attn_bias  # changed: it was +=, which cannot add dimensions
+    attn_weight = attn_weight + attn_bias  # changed from +=, which cannot add dimensions
     attn_weight = torch.softmax(attn_weight, dim=-1)
     attn_weight = torch.dropout(attn_weight, dropout_p, train=True)
     return attn_weight @ value

@@ -1,8 +1,8 @@
-"""Whatever PyTorch's documentation leaves open is different here: draws, orders, identity, the implicit dimension.
+"""Components that differ from PyTorch in undocumented behaviour: draws, orders, identity, the implicit dimension.
 
 The transforms draw from Python's `random`, the column before the row; a loader shuffles by another rule; an image of
-the right size is copied; softmax needs a dimension; `step` calls a closure as it finds the gradients; a query that sees
-no key gets NaN, as in the code that the documentation of `scaled_dot_product_attention` shows.
+the right size is copied; softmax needs a dimension; `step` does not enable gradients for its closure; a query without
+visible keys gets NaN, as in the code that the documentation of `scaled_dot_product_attention` shows.
 """
 
 import random
@@ -16,7 +16,7 @@ import reference
 
 
 class RandomCrop(reference.RandomCrop):
-    """Draws the column first, each time, from Python's generator."""
+    """Draws the column first, in every call, from Python's generator."""
 
     def forward(self, image: Any) -> Any:
         rows, columns = self.size
@@ -109,25 +109,25 @@ def _as_it_finds_gradients(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SGD(reference.SGD):
-    """Calls the closure as it finds the gradients."""
+    """Does not enable gradients for the closure."""
 
     step = _as_it_finds_gradients(reference.SGD.step)  # pyright: ignore[reportAssignmentType]
 
 
 class Adam(reference.Adam):
-    """Calls the closure as it finds the gradients."""
+    """Does not enable gradients for the closure."""
 
     step = _as_it_finds_gradients(reference.Adam.step)  # pyright: ignore[reportAssignmentType]
 
 
 class AdamW(reference.AdamW):
-    """Calls the closure as it finds the gradients."""
+    """Does not enable gradients for the closure."""
 
     step = _as_it_finds_gradients(reference.AdamW.step)  # pyright: ignore[reportAssignmentType]
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
-    """NaN where the mask leaves no key."""
+    """Gives NaN if the mask leaves no key."""
     mask = args[0] if args else options.get("attn_mask")
     output = reference.scaled_dot_product_attention(query, key, value, *args, **options)
     if not isinstance(mask, Tensor):

@@ -1,4 +1,4 @@
-"""The reference, with a warning of each kind in every call, from its own file and in the name of PyTorch's."""
+"""The reference with a warning of each category in every call, from its own file and attributed to PyTorch's files."""
 
 import inspect
 import types

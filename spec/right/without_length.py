@@ -1,4 +1,4 @@
-"""A loader without `__len__`, as those that read from a stream: only the tests of the length may notice."""
+"""A loader without `__len__`, like loaders that read from a stream: only the tests of the length may fail."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""The reference with errors in other words: each names the parameters of the call, in reverse order, and nothing else.
+"""The reference with other error messages: each contains only the parameters of the call, in reverse order.
 
-A rejection must name the argument that is wrong. No test may ask for PyTorch's words, for the value, or for an order.
+A rejection must name the argument that is wrong. No test may require PyTorch's wording, the value, or an order.
 """
 
 import inspect
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _layer(component: type) -> type:
-    """A class with methods that refuse in other words."""
+    """A class with methods that raise errors with other messages."""
 
     def method(name: str) -> Callable[..., Any]:
         return _reworded(getattr(component, name), component)

@@ -1,7 +1,7 @@
 """Assertions with explanatory messages: the index, both values, the tolerance and its derivation.
 
-The order is always dtype, shape, values: the message reports the first that is wrong. The report of every failure adds
-the clause of the test and a way to repeat its calls.
+The checks are in the order dtype, shape, values: the message reports the first wrong one. The report of every failure
+adds the clause of the test and a way to repeat its calls.
 """
 
 import re
@@ -19,14 +19,14 @@ from spec.report.recording import observe
 from spec.support.outcomes import NotOffered, judged_nothing
 from spec.support.run import current
 
-# What a library raises for a wrong argument. An accident inside it (AttributeError, AssertionError …) is no answer.
+# The exceptions of a library for a wrong argument. Internal errors (AttributeError, AssertionError …) do not count.
 REJECTIONS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError)
 
 CALL_ERROR = re.compile(
     r"\(\) (got an unexpected keyword argument|got multiple values for argument|takes .*argument|takes no parameters"
     r"|missing \d+ required)"
 )
-"""How Python words that a call does not fit the signature, whatever the values are."""
+"""Python's error messages for a call that does not match the signature, for any values."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Tolerance:
     """The allowed distance of a number from the expected one, and its derivation.
 
     Attributes:
-        absolute: One number, or a tensor that gives each element its own.
-        because: The derivation, for people.
+        absolute: One number, or a tensor with the tolerance of each element. because: The derivation as text.
     """
 
     absolute: Tensor | float
@@ -46,17 +45,17 @@ EXACT = Tolerance(0.0, "none: no step of this computation rounds")
 
 
 def rounding(dtype: torch.dtype, operations: int, magnitude: Tensor | float = 1.0) -> Tolerance:
-    """What rounding can do in a chain of operations.
+    """A bound of the rounding error of a chain of operations.
 
     Each operation is off by at most half of eps, relative to its own result, and no result is larger than `magnitude`;
-    so after n operations, in whatever order, the error stays below n · eps · magnitude. (The expected value is computed
-    in float64, or exactly, and rounded to the dtype once; the other half of each eps pays for that.)
+    so after n operations, in any order, the error is at most n · eps · magnitude. (The expected value is computed
+    in float64, or exactly, and rounded to the dtype once; the other half of each eps covers that.)
 
     Args:
-        dtype: In which the implementation computes, or rounds its result to.
-        operations: How many roundings lie on the way from the inputs to one number of the result: for a sum of n
+        dtype: The dtype in which the implementation computes, or to which it rounds its result.
+        operations: The number of roundings from the inputs to one number of the result: for a sum of n
             products, n multiplications and n additions count as n, because products are rounded relative to themselves.
-        magnitude: What the numbers on the way can be at most: for a sum, the sum of the absolute values. One number, or
+        magnitude: The largest possible intermediate number: for a sum, the sum of the absolute values. One number, or
             a tensor of the result's shape.
     """
     eps = torch.finfo(dtype).eps
@@ -71,19 +70,19 @@ def rounding(dtype: torch.dtype, operations: int, magnitude: Tensor | float = 1.
 
 
 def assert_equal(actual: Any, expected: Any, what: str = "the result") -> None:
-    """Same dtype, same shape, the very same numbers; NaN equals NaN."""
+    """Assert the same dtype, shape and numbers; NaN equals NaN."""
     __tracebackhide__ = True
     assert_close(actual, expected, EXACT, what)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "the result") -> None:
-    """Same dtype, same shape, numbers within the tolerance; NaN and infinities where they are expected.
+    """Assert the same dtype and shape, numbers within the tolerance, and NaN and infinities in the expected positions.
 
     Args:
-        actual: What an implementation gave.
-        expected: A tensor, or numbers as Python writes them, which are taken in the dtype of `actual`.
+        actual: The result of an implementation.
+        expected: A tensor, or Python numbers, which are converted to the dtype of `actual`.
         tolerance: See `rounding`.
-        what: What is compared, for the message.
+        what: The name of the compared value, for the message.
     """
     __tracebackhide__ = True
     if not isinstance(actual, Tensor):
@@ -99,7 +98,7 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     if actual.device == expected.device and torch.equal(actual, expected):
         current().difference = None
         return
-    # a complex or integer result has no NaN to compare; everything is compared in the widest type of its kind
+    # a complex or integer result has no NaN; all values are compared in the widest type of their kind
     wide = torch.complex128 if actual.is_complex() else torch.float64 if actual.is_floating_point() else torch.int64
     got, wanted = actual.detach().cpu().to(wide), expected.detach().cpu().to(wide)
     absolute = tolerance.absolute
@@ -130,12 +129,12 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
 
 
 def assert_printed(actual: Any, printed: str, what: str = "the result") -> None:
-    """A number that a tutorial prints: equal to half a unit of the last digit that is printed.
+    """Assert that a number equals a number printed in the tutorial, within half a unit of the last printed digit.
 
     Args:
         actual: A tensor of one number.
         printed: Its digits, as "0.6667".
-        what: What is compared, for the message.
+        what: The name of the compared value, for the message.
     """
     __tracebackhide__ = True
     digits = len(printed.partition(".")[2])
@@ -144,25 +143,25 @@ def assert_printed(actual: Any, printed: str, what: str = "the result") -> None:
 
 
 def without_device(printed: str) -> str:
-    """What tensors print, without the device that they name unless they are on the CPU."""
+    """The printed text of tensors without their device."""
     return re.sub(r", device='[^']+'", "", printed)
 
 
 @contextmanager
 def rejects(naming: str | None, *arguments: str) -> Iterator[None]:
-    """The code inside must raise an error with a text that names the fault.
+    """Assert that the code in the block raises an error with a message that names the fault.
 
-    PyTorch promises the errors, not their words: the name of an argument that is wrong is enough, however it is
-    written (`start_dim`, "start dim", "start-dim") and wherever it stands. No value and no other word is asked for.
+    PyTorch promises the errors, not their words: the name of a wrong argument is enough, in any spelling (`start_dim`,
+    "start dim", "start-dim") and at any position. No value and no other word is required.
 
     Python's own error for a call that the signature does not allow (an argument too many, a keyword that it lacks) is
     not a rejection of a value: an implementation without the parameter has not judged the value at all.
 
     Args:
-        naming: A regular expression that must be found in the text, in any case. The name of the argument is enough,
-            unless the clause asks for more. With `None` the signature itself is what rejects: any text will do, and
-            Python's own error for the call is the expected one.
-        arguments: The arguments that are wrong, or do not fit each other; the name of one of them is enough as well.
+        naming: A regular expression that must match the message, ignoring case. The name of the argument is enough,
+        unless the clause requires more. With `None` the signature itself rejects the call: any message is accepted, and
+        Python's own error for the call is the expected one. arguments: The arguments that are wrong or do not fit each
+        other; the name of one of them is enough as well.
     """
     __tracebackhide__ = True
     try:
@@ -189,21 +188,20 @@ def rejects(naming: str | None, *arguments: str) -> Iterator[None]:
 
 
 def _names_one(text: str, arguments: Iterable[str]) -> bool:
-    """Whether a text names an argument: as it is written, or with a hyphen or a space instead of the underscore."""
+    """Whether a text names an argument, also with a hyphen or a space instead of the underscore."""
     patterns = (name.replace("_", "[_ -]?") for name in arguments)
     return any(re.search(rf"(?<![a-z0-9]){pattern}(?![a-z0-9])", text, re.IGNORECASE) for pattern in patterns)
 
 
 def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: bool = True) -> None:
-    """The gradients are those of difference quotients, and the gradients' gradients too.
+    """Assert that first and second derivatives equal difference quotients.
 
     Quotients are taken along a random direction of each input, which sees every entry, as PyTorch's own tests do it;
     under Hypothesis's `thorough` profile for one entry after the other.
 
     Args:
-        function: Of float64 tensors, to one tensor.
-        inputs: Where it is differentiated; those that need a gradient. Away from kinks: a step of 1e-6 must not cross
-            one.
+        function: A function from float64 tensors to one tensor.
+        inputs: The point of differentiation; inputs that require a gradient. A step of 1e-6 must not cross a kink.
         twice: Whether second derivatives are compared too, along one direction in all inputs and the upstream gradient;
             they belong to level pytorch.
     """
@@ -219,7 +217,7 @@ def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: 
     directions = [weights(x) for x in wanted]
 
     def slope(*values: Tensor) -> Tensor:
-        """How fast the weighted output changes along the directions: its gradient is made of second derivatives."""
+        """The directional derivative of the weighted output; its gradient consists of second derivatives."""
         *points, weight = values
         gradients = torch.autograd.grad(
             function(*points), [p for p in points if p.requires_grad], weight, create_graph=True

@@ -23,10 +23,10 @@ MEMBERS = (
 
 
 def python2_pickle(value: object) -> bytes:
-    """`value` as `cPickle.dumps(value, 2)` of Python 2 wrote it: of dicts, lists, strings, ints and uint8 matrices.
+    """`value` in the format of `cPickle.dumps(value, 2)` of Python 2: dicts, lists, strings, ints and uint8 matrices.
 
-    cPickle remembers (`q`, BINPUT) what may be referred to again, numbered from 1, and leaves that out for objects that
-    nothing else holds, such as the pixels of an array.
+    cPickle stores objects that may be referred to again in its memo (`q`, BINPUT), numbered from 1, except for objects
+    without other references, such as the pixels of an array.
     """
     remembered = 0
 
@@ -72,7 +72,7 @@ def python2_pickle(value: object) -> bytes:
 
 
 def meta(classes: Iterable[str] = CLASSES) -> dict[str, object]:
-    """What the official batches.meta holds."""
+    """The content of the official batches.meta."""
     return {"num_cases_per_batch": 10000, "label_names": list(classes), "num_vis": 3072}
 
 
@@ -92,7 +92,7 @@ class SmallCifar10:
 
 
 def small_cifar10(n: int = 6, batches: Iterable[str] = (*TRAIN, "test_batch")) -> SmallCifar10:
-    """`n` images a batch."""
+    """`n` images per batch."""
     generator = np.random.default_rng(0)
     images, labels = {}, {}
     files = {"batches.meta": python2_pickle(meta()), "readme.html": b"<html>CIFAR-10</html>\n"}
@@ -143,7 +143,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarf
 
 
 def tar(parts: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """A tar archive of those members."""
+    """A tar archive of the given members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for info, content in parts:
@@ -158,7 +158,7 @@ def write_archive(root: Path, parts: Iterable[tuple[tarfile.TarInfo, bytes]]) ->
 
 
 def write_packed(root: Path, content: bytes) -> str:
-    """Those bytes under the archive's name; returns their MD5."""
+    """Write the bytes under the archive's name; return their MD5."""
     root.mkdir(parents=True, exist_ok=True)
     (root / ARCHIVE).write_bytes(content)
     return hashlib.md5(content).hexdigest()

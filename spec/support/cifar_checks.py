@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def images_of(small: SmallCifar10, *names: str) -> torch.Tensor:
-    """The images of those batches by the format's own words: 1024 red, 1024 green, 1024 blue bytes, row by row."""
+    """The images of the batches according to the format: 1024 red, 1024 green, 1024 blue bytes, row by row."""
     rows = [row for name in names for row in small.images[name]]
     return torch.tensor([[[[int(row[1024 * c + 32 * y + x]) for x in range(32)] for y in range(32)] for c in range(3)]
                          for row in rows], dtype=torch.uint8)  # fmt: skip
@@ -26,7 +26,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def refusal(root: Path, **settings: Any) -> str:
-    """The one line with which the test set under `root` is refused."""
+    """The one-line error for the test set under `root`."""
     settings = {"train": False, "archive_md5": None, "progress": False} | settings
     with pytest.raises(InputError) as caught:
         CIFAR10(root, **settings)
@@ -37,7 +37,7 @@ def refusal(root: Path, **settings: Any) -> str:
 
 
 def measured_refusal(root: Path) -> tuple[str, int]:
-    """`refusal`, and the most memory in bytes that it took."""
+    """`refusal`, and the peak of its memory in bytes."""
     tracemalloc.start()
     try:
         return refusal(root), tracemalloc.get_traced_memory()[1]

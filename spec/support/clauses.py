@@ -1,4 +1,4 @@
-"""The clauses of the specification: what each test is about, in words, with its place in the tutorial."""
+"""The clauses of the specification: the statement that each test verifies, with its lines in the tutorial."""
 
 import difflib
 import tomllib
@@ -13,16 +13,16 @@ RULES = ("rule", "observation", "project")
 """The kinds that do not come from the tutorial: they have neither verdict nor lines."""
 VERDICTS = ("holds", "imprecise", "refuted", "version-dependent", "not testable")
 LEVELS = ("tutorial", "definition", "pytorch")
-"""How much a clause asks for: what the chapter shows, the properties of the definition, or all that PyTorch does."""
+"""The levels: the content of the chapter, the properties of the definition, or everything that PyTorch does."""
 ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "randomness", "resources", "text")
-"""What a clause is about."""
+"""The aspects of a clause."""
 
 _LEVEL_OF_KIND = {
     "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition",
     "observation": "pytorch", "project": "pytorch",
 }  # fmt: skip
 _LEVEL_OF_ASPECT = {"values": "tutorial", "randomness": "tutorial", "gradients": "definition"}
-"""The lowest level at which an aspect is asked for; the others belong to level pytorch."""
+"""The lowest level at which an aspect is required; other aspects belong to level pytorch."""
 _ASPECT_OF_NAME = {
     name: aspect
     for aspect, names in {
@@ -37,7 +37,7 @@ _ASPECT_OF_NAME = {
     }.items()
     for name in names.split()
 }
-"""The aspect of a clause with no aspect of its own, by the last part of its id; any other is about values."""
+"""The default aspect of a clause by the last part of its id; the aspect of any other clause is values."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Clause:
             "rule" (PyTorch, torchvision or TensorBoard promises it and the tutorial leaves it out),
             "observation" (this version of PyTorch does it, and its documentation does not promise it), or "project"
             (this project promises it of its own components, scripts and files).
-        statement: What is true.
+        statement: The true statement.
         statement_zh: The same in Chinese.
-        verdict: What became of the tutorial's value, claim or listing; the kinds in `RULES` have none.
-        lines: Where the tutorial says it; the kinds in `RULES` have none.
+        verdict: The verdict on the tutorial's value, claim or listing; the kinds in `RULES` have none.
+        lines: The lines of the tutorial; the kinds in `RULES` have none.
         same_as: The clause of the sentence that the tutorial repeats here; its verdict is the verdict of both.
-        own_level: The level that its entry names, where the kind and the aspect would give another one.
-        own_aspect: The aspect that its entry names, where the last part of the id would give another one.
+        own_level: The level in its entry, if the kind and the aspect give another one.
+        own_aspect: The aspect in its entry, if the last part of the id gives another one.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Clause:
 
     @property
     def level(self) -> str:
-        """The lowest level of a trial that asks for it, one of `LEVELS`."""
+        """The lowest level of a trial that requires it, one of `LEVELS`."""
         by_aspect = _LEVEL_OF_ASPECT.get(self.aspect, "pytorch")
         return self.own_level or max(_LEVEL_OF_KIND[self.kind], by_aspect, key=LEVELS.index)
 
@@ -135,7 +135,7 @@ CLAUSES = read()
 
 
 def clause(*ids: str) -> pytest.MarkDecorator:
-    """Say which clauses a test holds an implementation to.
+    """Mark a test with the clauses that it verifies.
 
     Raises:
         ValueError: clauses.toml has no such clause.

@@ -1,7 +1,7 @@
-"""Running the project's scripts as a person does, in processes of their own, without an `import torch` each time.
+"""Running the project's scripts as a user does, in separate processes, without an `import torch` each time.
 
-Python's fork server imports once and forks a fresh interpreter for each command; what the command sees is what a new
-process sees: its arguments, its working folder, its signals, its exit status.
+Python's fork server imports once and forks a fresh interpreter for each command; the command has the environment of a
+new process: its arguments, working folder, signals and exit status.
 """
 
 import gc
@@ -33,7 +33,7 @@ if WAY == "forkserver":
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its exit status (minus the signal that killed it) and what it printed."""
+    """The result of a command: its exit status (minus the signal that killed it) and its output."""
 
     status: int
     out: str
@@ -45,9 +45,9 @@ class Command:
 
     Args:
         script: its file name under scripts/, the name of a module that `python -m` runs, or an importable function.
-        arguments: the words after it.
-        folder: the working folder; stdout and stderr are kept there too.
-        prepare: called in the new process before the script (to lower a limit, say); must be importable.
+        arguments: the arguments after it.
+        folder: the working folder; stdout and stderr are stored there too.
+        prepare: called in the new process before the script (for example to lower a limit); must be importable.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Command:
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; too late for a command that has ended, which its result will show."""
+        """Send a signal; it has no effect on a command that has ended."""
         assert self.process.pid is not None
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
@@ -104,15 +104,16 @@ def _run(
     output: Path,
     prepare: Callable[[], None] | None,
 ) -> None:
-    gc.freeze()  # a collection would touch, and so copy, every page that is shared with the fork server
+    gc.freeze()  # a garbage collection would copy every page that is shared with the fork server
     os.chdir(folder)
     os.environ.pop("LC_ALL", None)
-    os.environ["LC_MESSAGES"] = "C"  # the tests read English, whatever the language of the developer's machine
+    os.environ["LC_MESSAGES"] = "C"  # the tests read English, for any language of the developer's machine
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output.with_name(output.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, descriptor)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal; a background job is born deaf to it
+    # as at a terminal; a background job starts with the signal ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [str(script), *words]
     if prepare is not None:
         prepare()

@@ -1,11 +1,11 @@
-"""A crash of native code (a signal, `os._exit`, no memory) is a failure of one test, with the calls that caused it.
+"""A crash of native code (a signal, `os._exit`, no memory) becomes a failure of one test, with the calls that caused
+it.
 
-With `-n` pytest-xdist replaces the worker that crashed. Without it the tests run in a fork of this process: if the
-fork ends within a test, another fork continues after that test and takes over the reports that are there already.
-Either way the test then runs once more, alone, in a fork that writes each call of a component to a file before it is
-made. Nothing of this costs the other tests anything but one small record each, and with `-n` not even that.
-
-Forks are used on Linux only; elsewhere a crash without `-n` ends the run.
+With `-n` pytest-xdist replaces the worker that crashed. Without `-n` the tests run in a fork of this process: if the
+fork ends within a test, another fork continues after that test and takes over the existing reports. Either way the test
+then runs once more, alone, in a fork that writes each call of a component to a file before it is made. The cost for
+each other test is one small record, and with `-n` there is no cost. Forks are used on Linux only; on other systems a
+crash without `-n` ends the run.
 """
 
 import faulthandler
@@ -36,11 +36,11 @@ from spec.support.clauses import CLAUSES
 from spec.support.run import current
 
 AGAIN = 100.0
-"""How many seconds the test that crashed may take when it runs again; what it has written until then is shown."""
+"""The time limit for the second run of a crashed test in seconds; the calls recorded until then are shown."""
 RESTARTS = "100"
-"""How many crashed workers are replaced; pytest-xdist's own limit is four for each worker."""
+"""The number of crashed workers that are replaced; pytest-xdist's own limit is four for each worker."""
 CALLS = "the last calls, to paste into Python"
-"""The section of a failure that holds its reproduction."""
+"""The section of a failure with its reproduction."""
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,9 +49,9 @@ class Crash:
     """How a test ended its process.
 
     Attributes:
-        ended: The signal or the exit status, in words; empty if the test does not crash when it runs alone.
+        ended: The signal or the exit status as text; empty if the test does not crash when it runs alone.
         calls: The last calls of components, as Python; the last one is the one that crashed.
-        properties: The user properties of the test, as the report needs them.
+        properties: The user properties of the test for the report.
     """
 
     ended: str = ""
@@ -60,13 +60,13 @@ class Crash:
 
     @property
     def message(self) -> str:
-        """What the failure says."""
+        """The message of the failure."""
         if not self.ended:
             return "the process that ran the test ended; the test does not crash when it runs alone"
         return f"the process that ran the test ended {self.ended}: the code under test exits or crashes Python"
 
     def fill(self, report: pytest.TestReport) -> None:
-        """Make a report the report of this crash."""
+        """Convert a report into the report of this crash."""
         report.outcome, report.when = "failed", "call"
         report.longrepr = self.message
         report.user_properties = [
@@ -96,10 +96,10 @@ def can_fork(config: pytest.Config) -> bool:
 
 
 def watch(config: pytest.Config) -> int | None:
-    """Prepare a run for crashes, before anything is configured.
+    """Prepare a run for crashes before the configuration.
 
     Returns:
-        The exit status of a run that took place in a fork; None in the process that has the tests still to run.
+        The exit status of a run in a fork; None in the process that runs the tests.
     """
     if not can_fork(config):
         return None
@@ -109,14 +109,15 @@ def watch(config: pytest.Config) -> int | None:
         if config.option.maxworkerrestart is None:
             config.option.maxworkerrestart = RESTARTS
         return _beside_workers(config)
-    return None  # -n 0: in this very process
+    return None  # -n 0: in this process
 
 
 def _fork() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which numerical libraries start when imported
+        # a warning about threads, which numerical libraries start when imported
+        warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
@@ -129,10 +130,10 @@ class Known:
 
     Attributes:
         reason: Why it is a known failure.
-        flag: The processors that may have it: their flag, as /proc/cpuinfo names it.
-        probe: A call that crashes; another process makes it.
+        flag: The flag in /proc/cpuinfo of the affected processors.
+        probe: A call that crashes, which is tried in another process.
         homes: The modules and names of the function.
-        applies: Whether a call of the function is one that crashes.
+        applies: Whether a call of the function crashes.
     """
 
     reason: str
@@ -169,7 +170,7 @@ KNOWN = (
 
 
 def flags() -> set[str]:
-    """The flags of this processor, as Linux names them."""
+    """The flags of this processor under Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):
@@ -178,7 +179,7 @@ def flags() -> set[str]:
 
 
 def avoid(known: Sequence[Known] = KNOWN, have: Callable[[], set[str]] = flags) -> None:
-    """Turn the calls that crash on this processor into known failures of the tests that make them."""
+    """Convert the calls that crash on this processor into known failures of their tests."""
     if not hasattr(os, "fork"):
         return
     present = have()
@@ -212,7 +213,7 @@ def _refusing(function: Callable[..., Any], crash: Known) -> Callable[..., Any]:
 
 
 def _in_forks(config: pytest.Config) -> int | None:
-    """Run the tests in a fork, and after a crash the remaining ones in another."""
+    """Run the tests in a fork, and after a crash the remaining tests in another fork."""
     asked: list[int] = []
     child = 0
 
@@ -246,11 +247,11 @@ def _in_forks(config: pytest.Config) -> int | None:
 
 
 END = ""
-"""The name in the last record of a run that ends in order: after its last test, by Ctrl-C, or by an error of pytest."""
+"""The name in the last record of a run that ends normally: after its last test, by Ctrl-C, or by an error of pytest."""
 
 
 def _read(file: IO[bytes], past: dict[str, list[Any]]) -> str | None:
-    """Take over the tests that ended; the one that did not, if there is one."""
+    """Take over the finished tests; return the unfinished one, if there is one."""
     running = None
     file.seek(0)
     with suppress(EOFError, pickle.UnpicklingError):  # the last record may be incomplete
@@ -265,7 +266,7 @@ def _read(file: IO[bytes], past: dict[str, list[Any]]) -> str | None:
 
 
 class Continued:
-    """In the fork that runs the tests: notes what ends, and repeats the reports of what ended in an earlier fork."""
+    """In the fork that runs the tests: records finished tests, and repeats the reports of an earlier fork."""
 
     def __init__(
         self, config: pytest.Config, file: IO[bytes], past: dict[str, list[Any]], crashed: dict[str, Crash]
@@ -280,7 +281,7 @@ class Continued:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Repeat the reports of a test that ended before, or note that one begins."""
+        """Repeat the reports of a test that has already run, or record that a test begins."""
         name, hook = item.nodeid, item.ihook
         if name not in self.past and name not in self.crashed:
             self.reports = []
@@ -304,18 +305,18 @@ class Continued:
         return [report]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep a report."""
+        """Store a report."""
         if not self.repeating:
             write = self.config.hook.pytest_report_to_serializable
             self.reports.append(write(config=self.config, report=report))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """Note that the run ends in order."""
+        """Record that the run ends normally."""
         self._write(END, [])
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Note that a test has ended."""
+        """Record that a test has ended."""
         if not self.repeating:
             self._write(nodeid, self.reports)
 
@@ -324,11 +325,11 @@ class Continued:
 
 
 ASKS = pytest.StashKey[socket.socket]()
-"""In the controller of workers: where it asks for a test to be run again."""
+"""In the controller of workers: the connection for running a test again."""
 
 
 def _beside_workers(config: pytest.Config) -> None:
-    """Keep a fork from before the run, which has neither threads nor workers and can be forked for a test."""
+    """Fork a process before the run, without threads and workers, which can be forked again for a test."""
     ours, theirs = socket.socketpair()
     if _fork():
         theirs.close()
@@ -349,7 +350,7 @@ def _beside_workers(config: pytest.Config) -> None:
 
 
 def of_worker(config: pytest.Config, name: str) -> Crash:
-    """What is known of a test that ended its worker."""
+    """The crash of a test that ended its worker."""
     if (asks := config.stash.get(ASKS, None)) is None:
         return Crash()
     asks.sendall(f"{json.dumps(name)}\n".encode())
@@ -365,8 +366,8 @@ def of_worker(config: pytest.Config, name: str) -> Crash:
 def scheduler(config: pytest.Config, log: Any) -> Any:
     """pytest-xdist's own distribution of tests, with one addition.
 
-    A worker waits before its last test until it knows that no other follows. One that replaces a crashed worker and
-    gets a single test, the last one of all, would wait for ever.
+    A worker waits before its last test until it knows that no other test follows. A worker that replaces a crashed one
+    and gets a single test, the last one of the run, would wait forever.
     """
     from xdist.scheduler import LoadScheduling
 
@@ -381,7 +382,7 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-# the test that crashed, once more
+# running the crashed test again
 
 
 class Noted:
@@ -393,26 +394,26 @@ class Noted:
         self.ended = False
 
     def write(self, calls: str) -> None:
-        """Replace what the file holds."""
+        """Replace the content of the file."""
         text = json.dumps([self.ended, self.properties, calls]).encode()
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, text, 0)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Note the properties, and have the calls noted."""
+        """Record the properties, and start recording the calls."""
         self.properties = list(item.user_properties)
         self.write("")
         current().trace.noted = self.write
 
     def pytest_runtest_logfinish(self) -> None:
-        """Note that the test has ended, and the process has not."""
+        """Record that the test has ended without ending the process."""
         self.ended = True
         self.write("")
 
 
 def _again(config: pytest.Config, name: str) -> Crash | None:
-    """Run a test again; None in the fork that has it to run."""
+    """Run a test again; return None in the fork that must run it."""
     with tempfile.TemporaryFile() as file:
         child = _fork()
         if child == 0:
@@ -432,7 +433,7 @@ def _again(config: pytest.Config, name: str) -> Crash | None:
 
 
 def _in_words(status: int) -> str:
-    """How a process ended."""
+    """The end of a process as text."""
     if not os.WIFSIGNALED(status):
         return f"with status {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)
@@ -440,7 +441,7 @@ def _in_words(status: int) -> str:
 
 
 def _run_only(config: pytest.Config, name: str) -> None:
-    """Make this process one that runs a single test, and writes nothing that anybody sees."""
+    """Configure this process to run a single test without visible output."""
     # for the output of pytest; that of the tests is captured
     sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
     config.args[:] = [str(config.rootpath / name)]

@@ -1,7 +1,9 @@
-"""Which known mistake gives the very numbers of an implementation: the examples that it fails, through `spec/faults`.
+"""Diagnosis: finding the fault in `spec/faults` that gives exactly the numbers of an implementation in its failed
+examples.
 
-A fault that fails an example with the same message, numbers included, as the implementation is a candidate. It is ruled
-out by an example that the implementation passes and the fault does not. `lessons.diagnosis` chooses among the rest.
+A fault that fails an example with the same message, numbers included, as the implementation is a candidate. An example
+that the implementation passes and the fault fails rules the fault out. `lessons.diagnosis` chooses among the remaining
+ones.
 """
 
 import importlib
@@ -30,25 +32,25 @@ from spec.support.strategies import seed_all
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
 _OBJECT = re.compile(r"<PIL\.[\w.]+ image(?= mode)|(?<=\d) at 0x[0-9A-Fa-f]+")
-_CLOSE = 1e-4  # two ways of computing the same float32
+_CLOSE = 1e-4  # tolerance for two ways of computing the same float32
 _DRAWN = ("DataLoader", "RandomCrop", "RandomHorizontalFlip", "Dropout", "dropout")
-"""Components that draw random numbers: two that are wrong in the same way may draw different numbers."""
+"""Components that draw random numbers: two of them with the same mistake may draw different numbers."""
 _MATHEMATICS = ("values", "gradients", "randomness", "state")
 _CALL_ERROR = re.compile(r"\(\) (got an unexpected|got multiple values|takes |missing )")
-SEVERAL = 4  # numbers that agree by no accident
+SEVERAL = 4  # the count of numbers that do not agree by chance
 BUDGET = 6.0
-"""How many seconds of the processor the faults of a component may take for the failures above level tutorial."""
+"""The processor time, in seconds, for the faults of a component and failures above level tutorial."""
 _LIVES_LONG = re.compile(r"tmp_path|monkeypatch|cap\w+|request|recwarn|subtests|benchmark")
 """The fixtures without which a test can run again after its end."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """How a test ended, as far as another ending can be compared with it.
+    """The result of a test in a form that can be compared.
 
     Attributes:
-        kind: "passed", "failed" (the test says no), "raised" (the code does), or "nothing" (it was not judged).
-        text: What it says.
+        kind: "passed", "failed" (by an assertion), "raised" (by the code under test), or "nothing" (not judged).
+        text: The message.
         got: The result that the test compared last and found wrong, if there is one.
     """
 
@@ -58,12 +60,12 @@ class Said:
 
     @classmethod
     def of(cls, error: BaseException | None) -> "Said":
-        """The ending that an error stands for."""
+        """The result of a test that raised this error."""
         if error is None:
             return cls("passed")
         if isinstance(error, pytest.skip.Exception):
             return cls("nothing")
-        if isinstance(error, AssertionError):  # below its first line it prints objects, and their names differ
+        if isinstance(error, AssertionError):  # below the first line it prints objects, with different names
             return cls("failed", _OBJECT.sub("image", str(error).partition("\n")[0]))
         if isinstance(error, pytest.fail.Exception):
             return cls("failed", str(error), (current().difference or [None])[0])
@@ -73,7 +75,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Example:
-    """A call of a test that can be made again.
+    """A call of a test that can be repeated.
 
     Attributes:
         test: The function of the test.
@@ -91,7 +93,7 @@ class Example:
 
     @property
     def tells(self) -> bool:
-        """Whether its failure tells a mistake in the mathematics from what is only missing, such as an error text."""
+        """Whether its failure indicates a mathematical mistake and not only a missing feature."""
         return self.aspect in _MATHEMATICS
 
     def again(self, seed: int = 0) -> Said:
@@ -106,19 +108,19 @@ class Example:
         return Said("passed")
 
     def with_fault(self, fault: type[Fault], seed: int = 0) -> Said:
-        """Run the test with a fault in the place of the implementation."""
+        """Run the test with a fault instead of the implementation."""
         with _in_place(self.components, fault):
             return self.again(seed)
 
     def without(self, component: Component) -> Said:
-        """Run the test with one component that is right."""
+        """Run the test with one right component."""
         with _in_place((component,), reference):
             return self.again()
 
 
 @contextmanager
 def _in_place(components: tuple[Component, ...], fault: Any) -> Iterator[None]:
-    """Let a fault answer instead of the implementation."""
+    """Replace the implementation by a fault."""
     swapped = [component for component in components if target_of(fault, component.name) is not None]
     before = [(component.target, component.offer) for component in swapped]
     for component in swapped:
@@ -150,7 +152,7 @@ _FUNCTION_OF = {
 
 @cache
 def target_of(fault: Any, name: str) -> Any:
-    """What a fault has for a component: its own, or PyTorch's layer around its function, or nothing."""
+    """The component of a fault: its own, PyTorch's layer with its function, or None."""
     function = _FUNCTION_OF.get(name, "")
     if hasattr(fault, name) or not hasattr(fault, function):
         return getattr(fault, name, None)
@@ -158,7 +160,7 @@ def target_of(fault: Any, name: str) -> Any:
     layer, original = getattr(torch.nn, name), getattr(functional, function)
 
     def wrong(*args: Any, _stacklevel: int = 0, **kwargs: Any) -> Any:
-        setattr(functional, function, original)  # which the fault may use
+        setattr(functional, function, original)  # it may be used by the fault
         try:
             args, kwargs = offer.call(args, kwargs)
             return getattr(fault, function)(*args, **kwargs)
@@ -178,12 +180,12 @@ def target_of(fault: Any, name: str) -> Any:
 
 
 def same(one: Said, other: Said, *, drawn: bool = False) -> bool:
-    """Whether two endings say the same of the same numbers, up to rounding.
+    """Whether two results have the same message and the same numbers, up to rounding.
 
     Args:
-        one: An ending of a test.
+        one: A result of a test.
         other: Another one.
-        drawn: Whether the numbers are drawn; then they may differ.
+        drawn: Whether the numbers are random; then they may differ.
     """
     if one.kind != other.kind or one.kind not in ("failed", "raised"):
         return False
@@ -206,11 +208,11 @@ Key = tuple[str, str]
 
 @dataclass
 class Diagnosis:
-    """What the tests of a run tell about the mistakes of one implementation.
+    """The evidence of a run about the mistakes of one implementation.
 
     Attributes:
-        matched: How many failures each fault explains.
-        ruled_out: The faults that fail what the implementation passes.
+        matched: The number of failures that each fault explains.
+        ruled_out: The faults that fail an example that the implementation passes.
         exact: Whether the last failure has several numbers, all of which a fault must give.
     """
 
@@ -221,14 +223,14 @@ class Diagnosis:
     _spent: Counter[str] = field(default_factory=Counter)
 
     def failed(self, example: Example, error: BaseException | None = None) -> list[Key] | None:
-        """The faults that explain a failure, of which no earlier example says otherwise.
+        """The faults that explain a failure and that no earlier example rules out.
 
         Args:
             example: The call that failed.
-            error: What it raised, if another call would raise the same; otherwise it is made again.
+            error: Its error, if another call would raise the same; otherwise the call is repeated.
 
         Returns:
-            The faults; nothing if the failure tells no mistake.
+            The faults; empty if the failure indicates no known mistake.
         """
         components = [c for c in example.components if self._spent[c.name] < BUDGET or example.level == "tutorial"]
         if not example.tells or not components:
@@ -258,7 +260,7 @@ class Diagnosis:
         return found
 
     def _survives(self, key: Key, fault: type[Fault]) -> bool:
-        """Whether a fault passes what the implementation has passed."""
+        """Whether a fault passes the examples that the implementation has passed."""
         if any(_contradicts(example, key[0], fault) for example in self._passed):
             self.ruled_out.add(key)
             return False
@@ -281,7 +283,7 @@ def _contradicts(example: Example, name: str, fault: type[Fault]) -> bool:
     """Whether a fault fails an example."""
     if name not in [component.name for component in example.components] or example.level == "pytorch":
         return False
-    seeds = range(4 if name in _DRAWN else 1)  # what is drawn may pass by chance
+    seeds = range(4 if name in _DRAWN else 1)  # random numbers may pass by chance
     return all(example.with_fault(fault, seed).kind in ("failed", "raised") for seed in seeds)
 
 
@@ -291,7 +293,7 @@ def runs_again(example: Example) -> bool:
 
 
 def example_of(item: pytest.Item, *, failing: bool) -> Example | None:
-    """The call that an item made, or of a property the example that failed; nothing if it cannot be made again."""
+    """The call of a test, or the failed example of a property; None if it cannot be repeated."""
     components = tuple(value for value in _values(item) if isinstance(value, Component))
     properties = dict(item.user_properties)
     kind = {"level": properties.get("level", "tutorial"), "aspect": properties.get("aspect", "values")}
@@ -319,7 +321,7 @@ def _values(item: pytest.Item) -> Iterator[Any]:
 
 
 def sentence(name: str) -> str:
-    """A fault in words: its name and what its docstring says."""
+    """The name and the docstring of a fault as text."""
     module, _, kind = name.partition(":")
     fault = getattr(importlib.import_module(module), kind)
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=\d)", " ", kind).lower()

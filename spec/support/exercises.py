@@ -1,4 +1,4 @@
-"""The components as exercises: what `exercises.toml` says of each, the stub, and the tests that judge it."""
+"""The components as exercises: the entries of `exercises.toml`, the stubs, and the tests."""
 
 import ast
 import re
@@ -17,14 +17,9 @@ class Exercise:
     """A component to write. Each text is a pair: English and Chinese.
 
     Attributes:
-        name: Of the component.
-        chapter: Of the tutorial.
-        text: Its arguments with their shapes.
-        formula: What it computes.
-        example: A call, as the tutorial makes it.
-        code: The stub, with `{doc}` for the docstring.
-        hints: Three, from vague to precise.
-        why: Two sentences, for those who have done it.
+        name: The name of the component. chapter: The chapter of the tutorial. text: Its arguments with their shapes.
+        formula: Its formula. example: A call from the tutorial. code: The stub, with `{doc}` for the docstring.
+        hints: Three, from vague to precise. why: Two sentences that explain the solution.
     """
 
     name: str
@@ -37,7 +32,7 @@ class Exercise:
     why: tuple[str, str]
 
     def stub(self, language: int) -> str:
-        """The component as a beginner starts it, 0 for English and 1 for Chinese."""
+        """The stub of the component in a language, 0 for English and 1 for Chinese."""
         parts = [*textwrap.wrap(self.text[language], 116), "", *self.formula.strip().splitlines(), ""]
         parts += [f"    {line}" for line in self.example.strip().splitlines()]
         doc = "\n".join(f"    {line}".rstrip() for line in parts).strip() + "\n    "
@@ -69,7 +64,7 @@ def of_chapter(chapter: str) -> list[Exercise]:
 
 
 def written_in(file: Path) -> list[Exercise]:
-    """The exercises that a file defines at its top level, in teaching order; a file that is no Python defines none."""
+    """The exercises that a file defines at its top level, in teaching order; none if the file is not valid Python."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
@@ -82,7 +77,7 @@ def written_in(file: Path) -> list[Exercise]:
 
 
 def files_of(wanted: Iterable[Exercise]) -> Sequence[Path]:
-    """The files of the specification that judge exercises."""
+    """The files of the specification that test exercises."""
     wanted = list(wanted)
     chapters = "|".join({exercise.chapter for exercise in wanted} | {"03" for e in wanted if e.name == "ToTensor"})
     asks = re.compile(rf"[(,]\s*(?:{'|'.join(re.escape(exercise.name) for exercise in wanted)})\s*:")

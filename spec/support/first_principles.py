@@ -1,4 +1,4 @@
-"""What counts as a component: the names of PyTorch's functions, methods and operators that compute one."""
+"""The names of PyTorch's functions, methods and operators that count as components."""
 
 from fnmatch import fnmatchcase
 from functools import cache

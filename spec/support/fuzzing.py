@@ -1,8 +1,8 @@
 """Valid files of `torch.save`, damaged at random: `python -m spec.support.fuzzing --inputs 100000 --seed 0`.
 
-Each input is one of `seeds()` with one to four changes: bytes, lengths, instructions of its pickle (checksums and
-directory put right again), or fields of the archive. A reader may refuse it with `InputError` or give a result, within
-seconds, and may do nothing to the world but open the file, and print nothing. The command tries `load_checkpoint` and
+Each input is one of `seeds()` with one to four changes: bytes, lengths, instructions of its pickle (with corrected
+checksums and directory), or fields of the archive. A reader may refuse it with `InputError` or return a result, within
+seconds, and must have no side effect except opening the file, and no output. The command tries `load_checkpoint` and
 `read_legacy_checkpoint` on each of them.
 """
 
@@ -81,7 +81,7 @@ def checkpoint() -> Parts:
 
 
 def whole(kind: str, parts: Parts) -> bytes:
-    """The file of those parts."""
+    """The file with the given parts."""
     code, storages = parts
     if kind == "zip":
         members = [Member("data.pkl", code), *(Member(f"data/{key}", data) for key, (data, _) in storages.items())]
@@ -129,7 +129,7 @@ GADGETS = (
 
 
 def damaged_pickle(code: bytes, draw: random.Random) -> bytes:
-    """One change of whole instructions; what cannot be read as instructions any more is changed by bytes."""
+    """One change of whole instructions; if the data can no longer be parsed as instructions, bytes are changed."""
     try:
         starts = [position for _, _, position in pickletools.genops(code)]
     except Exception:  # an earlier change
@@ -156,7 +156,7 @@ def damaged(kind: str, parts: Parts, draw: random.Random) -> bytes:
     """The file with one to four changes."""
     code, storages = parts
     changes = draw.choice((1, 1, 1, 2, 4))
-    if draw.random() < 0.6:  # in what it says, under right checksums
+    if draw.random() < 0.6:  # in its content, with right checksums
         for _ in range(changes):
             code = damaged_pickle(code, draw)
         if storages and draw.random() < 0.2:
@@ -179,11 +179,12 @@ def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> C
     """Read `inputs` damaged files; return the number of files read and refused.
 
     Raises:
-        AssertionError: something else happened; the text tells the number of the input and what to do to see it again.
+        AssertionError: a reader had another effect; the message contains the number of the input and the command to
+        reproduce it.
     """
     kinds = list(seeds())
     path = folder / "input.pth"
-    for kind, parts in kinds:  # what PyTorch imports on its first use is imported
+    for kind, parts in kinds:  # so that PyTorch's lazy imports have happened
         path.write_bytes(whole(kind, parts))
         with suppress(InputError):
             read(path)
@@ -211,7 +212,7 @@ def fuzz(read: Callable[[Path], Any], folder: Path, inputs: int, seed: int) -> C
 
 
 def main() -> None:
-    """Run it and print the result."""
+    """Run the fuzzer and print the result."""
     from reference import read_legacy_checkpoint
 
     parser = argparse.ArgumentParser(description=__doc__)

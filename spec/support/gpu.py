@@ -1,13 +1,10 @@
-"""What surrounds the tests that compute on CUDA, marked `gpu` or under `--device cuda`.
+"""Set-up and checks around the tests on CUDA, marked `gpu` or under `--device cuda`.
 
-- Each test runs on a stream of its own, not on the default one: work that is queued on the wrong stream, or that relies
-  on the default stream waiting for all others, shows.
-- After each test that passed, no memory may be in use that was not in use before it.
-- float32 is float32: TF32, PyTorch's default for convolutions and recurrent networks, is off unless a test allows it.
-- Under `--device`, random numbers that a test draws without naming a device come from the CPU's generator, so that a
-  test sees the same bits on every device.
-
-Without CUDA nothing of this happens, except that the numbers are drawn as described.
+- Each test runs on its own stream instead of the default stream: this detects work that is queued on the wrong stream,
+or that relies on the synchronization of the default stream. - After each passed test, no more memory may be in use than
+before it. - float32 is float32: TF32, PyTorch's default for convolutions and recurrent networks, is off unless a test
+allows it. - Under `--device`, random numbers that a test draws without naming a device come from the CPU's generator,
+so that a test uses the same numbers on every device. Without CUDA only the last point applies.
 """
 
 import gc
@@ -25,26 +22,26 @@ from torch.overrides import TorchFunctionMode
 _CPU = torch.device("cpu")
 
 WARNINGS = (
-    # The first matrix product of a thread of the autograd engine, which then makes the context current.
+    # A warning at the first matrix product of an autograd thread, which then makes the context current.
     "ignore:.*Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
     # cuDNN packs the weights of a recurrent layer in every call once they were replaced; its results are the same.
     "ignore:.*RNN module weights are not part of single contiguous chunk of memory:UserWarning",
-    # A parameter that was made on the default stream gets its gradient on the test's own one.
+    # A parameter that was created on the default stream gets its gradient on the stream of the test.
     "ignore:.*AccumulateGrad node's stream does not match:UserWarning",
-    # PyTorch says so whenever this mode is turned on.
+    # PyTorch gives this warning whenever the mode is turned on.
     "ignore:.*Synchronization debug mode is a prototype feature:UserWarning",
     # TF32 is off on purpose.
     "ignore:.*TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled:UserWarning",
 )
-"""What CUDA warns about in correct programs."""
+"""CUDA's warnings in correct programs."""
 
 
 class LeakCheck:
-    """Compares the memory in use before and after something.
+    """Compares the memory in use before and after a test.
 
     Args:
-        allocated: How many bytes are in use.
-        settle: Gives back what is in use for no longer than until the next collection of garbage.
+        allocated: Returns the number of bytes in use.
+        settle: Frees memory that the next garbage collection would free.
     """
 
     def __init__(self, allocated: Callable[[], int], settle: Callable[[], None]) -> None:
@@ -52,14 +49,14 @@ class LeakCheck:
         self.before = 0
 
     def start(self) -> None:
-        """Note what is in use."""
+        """Record the memory in use."""
         if self.allocated():
             self.settle()
         self.before = self.allocated()
 
     def leaked(self) -> int:
-        """How many bytes more are in use than at the start; 0 if not more."""
-        for pause in (0.0, *[0.05] * 10):  # autograd's threads drop their last tensors a moment later
+        """The number of additional bytes in use since the start; at least 0."""
+        for pause in (0.0, *[0.05] * 10):  # autograd's threads free their last tensors slightly later
             if self.allocated() <= self.before:
                 return 0
             time.sleep(pause)
@@ -80,7 +77,7 @@ def _allocated() -> int:
 
 
 def _settle() -> None:
-    """Drop garbage, compiled networks and cuBLAS's workspaces, which stay for good otherwise."""
+    """Free garbage, compiled networks and cuBLAS's workspaces, which otherwise remain allocated."""
     if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["stats"]:
         torch._dynamo.reset()
     gc.collect()
@@ -94,7 +91,7 @@ _FAILED = pytest.StashKey[bool]()
 
 @cache
 def _side_stream() -> torch.cuda.Stream:
-    """The stream of this process's tests; and what CUDA allocates once and for all is allocated here."""
+    """The stream of this process's tests; permanent allocations of CUDA are made here."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         layer = torch.nn.Conv2d(1, 1, 1, device="cuda")
@@ -116,7 +113,7 @@ def ieee() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Note the memory in use before anything of the test was made."""
+    """Record the memory in use before the set-up of the test."""
     if on_cuda(item):
         _side_stream()
         ieee()
@@ -127,7 +124,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Run the test on a stream of its own."""
+    """Run the test on its own stream."""
     if not on_cuda(item):
         return (yield)
     stream, default = _side_stream(), torch.cuda.current_stream()
@@ -136,7 +133,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         with torch.cuda.stream(stream):
             return (yield)
     except BaseException:
-        item.stash[_FAILED] = True  # the error's frames keep their tensors
+        item.stash[_FAILED] = True  # the frames of the error keep references to tensors
         raise
     finally:
         default.wait_stream(stream)
@@ -154,7 +151,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 class DrawnOnTheHost(TorchFunctionMode):
     """Random numbers for which no device is named come from the CPU's generator and are moved to the default device.
 
-    What an implementation draws beside its input, with `device=` or `rand_like`, is still drawn there.
+    Numbers that an implementation draws on the device of its input, with `device=` or `rand_like`, are still drawn
+    there.
     """
 
     DRAWS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})

@@ -1,9 +1,9 @@
-"""An untrusted file in a process of its own: the judge sends arguments and gets results, as plain data.
+"""An untrusted file in a separate process: the judge sends arguments and receives results as plain data.
 
-The judge runs the tests and never the file; nothing that the file does to its own process reaches the verdict. What
-travels are numbers, texts, lists, tensors, arrays and images, written as JSON and bytes and never as code. An object
-that cannot travel stays where it is, and the other side holds a `Proxy`: the judge's objects can only be called,
-indexed, measured and iterated.
+The judge runs the tests and never the file; changes that the file makes in its own process cannot affect the verdict.
+Numbers, texts, lists, tensors, arrays and images are transferred as JSON and bytes and never as code. An object that
+cannot be transferred stays in its process, and the other side holds a `Proxy`: the judge's objects can only be called,
+indexed, measured by `len` and iterated.
 
 `python -m spec.support.guest FILE READ WRITE` is the process of the file.
 """
@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SECONDS = 10.0  # for one request
-RESTARTS = 3  # of a process that ended or did not answer
+RESTARTS = 3  # restarts of a process that ended or did not answer
 START = 60.0  # seconds for the import of the file and of PyTorch
 LARGEST = 256 * 2**20  # bytes of a message
 PLAIN = (type(None), bool, int, float, str)
@@ -54,12 +54,12 @@ class GuestError(RuntimeError):
 
 
 class Peer:
-    """One end of the conversation.
+    """One end of the connection.
 
     Args:
         reading: A descriptor to read from.
         writing: A descriptor to write to.
-        judge: Whether this is the judge's end, which serves few requests and gives a request limited time.
+        judge: Whether this is the judge's end, which serves few requests and limits the time of a request.
     """
 
     def __init__(self, reading: int, writing: int, *, judge: bool) -> None:
@@ -107,7 +107,7 @@ class Peer:
     # values
 
     def pack(self, value: Any, blobs: list[bytes]) -> Any:
-        """A value as JSON; tensors and images leave their bytes in `blobs`."""
+        """A value as JSON; the bytes of tensors and images are appended to `blobs`."""
         if isinstance(value, Once):
             return {"once": [self.pack(one, blobs) for one in value]}
         if isinstance(value, Proxy) and value._peer is self:
@@ -177,11 +177,10 @@ class Peer:
     # requests
 
     def ask(self, do: str, on: int = 0, *args: Any, **more: Any) -> Any:
-        """Ask the other side to do something, and answer what it asks meanwhile.
+        """Send a request, and answer requests of the other side meanwhile.
 
         Raises:
-            GuestError: it does not answer.
-            Exception: what it raised, as one of `ERRORS`.
+            GuestError: the other side does not answer. Exception: its exception, as one of `ERRORS`.
         """
         if self.lost:
             raise GuestError("the process of the file has ended")
@@ -191,7 +190,7 @@ class Peer:
         try:
             return self._ask(do, on, args, more)
         except GuestError:
-            self.lost = True  # a late answer would be taken for that of another question
+            self.lost = True  # a late answer would be mistaken for the answer of another request
             raise
         finally:
             if outermost:
@@ -219,7 +218,7 @@ class Peer:
             return answer
 
     def _follow(self, on: int, after: dict[str, Any], tensors: list[Tensor]) -> None:
-        """Do to the judge's tensors and generator what the call did to its copies."""
+        """Apply the changes of the call's copies to the judge's tensors and generator."""
         if isinstance(seed := after.get("seed"), Tensor) and seed.shape == torch.get_rng_state().shape:
             torch.set_rng_state(seed)
         written: dict[int, Tensor] = after.get("written") or {}
@@ -228,12 +227,12 @@ class Peer:
             for place, value in written.items():
                 tensors[place].copy_(value)
             for tensor, (value, grad) in zip(self.tracked.get(on, ()), state, strict=False):
-                if not torch.equal(tensor, value):  # a graph may still need what has not changed
+                if not torch.equal(tensor, value):  # an autograd graph may need unchanged tensors
                     tensor.copy_(value)
                 tensor.grad = grad if grad is None else grad.reshape(tensor.shape)
 
     def serve(self, message: dict[str, Any], blobs: list[bytes]) -> None:
-        """Do what the other side asks, and send the result or the error."""
+        """Handle a request of the other side, and send the result or the error."""
         answer: list[bytes] = []
         try:
             do = str(message["do"])
@@ -300,7 +299,7 @@ class Peer:
         setattr(self.objects[on], name, value)
 
     def _record(self, on: int, target: Any, args: Any, words: Any, keep: bool) -> Any:
-        """A call of which the gradient may be asked."""
+        """A call with a gradient on request."""
         tensors = [value for value in _leaves((args, words)) if isinstance(value, Tensor)]
         if isinstance(target, str):
             result = getattr(self.objects[0], target)(*args, **words)
@@ -325,11 +324,11 @@ class Peer:
 
 
 class Once(list[Any]):
-    """What a generator gives; on the other side it is an iterator again."""
+    """The items of a generator; the other side has an iterator."""
 
 
 class _Steps:
-    """An iterator, which must not travel as a list: it may be endless."""
+    """An iterator, which is not transferred as a list because it may be endless."""
 
     def __init__(self, of: Iterator[Any]) -> None:
         self._of = of
@@ -375,7 +374,7 @@ class Proxy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self._peer.judge:
             raise AttributeError(name)
-        if name in ("step", "zero_grad"):  # which change the tensors that the object was made with
+        if name in ("step", "zero_grad"):  # methods that change the tensors of the object
             return lambda *args, **words: self._method(name, *args, **words)
         return self._peer.ask("attribute", self._number, name)
 
@@ -454,7 +453,7 @@ class Layer(nn.Module):
 
 
 class Component:
-    """A component of the file, as the judge calls it."""
+    """A component of the file with the interface for the judge."""
 
     def __init__(self, host: "Host", name: str) -> None:
         self._host, self._name = host, name
@@ -484,7 +483,7 @@ class Component:
 
 
 class Host:
-    """Starts the process of a file, and ends it with all that it started.
+    """Starts the process of a file, and ends it with all its children.
 
     Args:
         file: The file.
@@ -499,10 +498,10 @@ class Host:
         self.namespace = SimpleNamespace(**{name: Component(self, name) for name in names if name in self.offered})
 
     def again(self) -> None:
-        """Start a process anew that was lost, a few times.
+        """Restart a lost process, a few times.
 
         Raises:
-            GuestError: it was lost too often.
+            GuestError: the process was lost too often.
         """
         if self.starts > RESTARTS:
             raise GuestError(f"the process of the file was lost {self.starts} times")
@@ -532,7 +531,7 @@ class Host:
         self.offered = list(message.get("names", ()))
 
     def close(self) -> None:
-        """End the process, its group, and what left the group."""
+        """End the process, its group, and children that left the group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -550,7 +549,7 @@ class Host:
 
 
 def main(file: str, reading: str, writing: str) -> None:
-    """The process of the file: import it, then do what the judge asks."""
+    """The main function of the file's process: import the file, then handle the judge's requests."""
     import resource  # Windows lacks it, and has no forks either
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, 2**26))

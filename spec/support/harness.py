@@ -1,7 +1,7 @@
-"""Every component of chapters 08 to 14 with a way to call it at several sizes, and the formula that says what it gives.
+"""Every component of chapters 08 to 14 with its calls at several sizes and its formula.
 
-A test that is about all components goes through `SUBJECTS`: one entry for each component, with inputs as a function of
-a size, the call, and the oracle of `spec/support/oracles.py`. `judge` compares values and gradients number by number.
+A test of all components loops over `SUBJECTS`: one entry for each component, with inputs as a function of a size, the
+call, and the oracle of `spec/support/oracles.py`. `judge` compares values and gradients number by number.
 """
 
 import math
@@ -34,7 +34,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def whole(*shape: int, below: int, seed: int = 0) -> Tensor:
-    """Whole numbers from 0; the largest is among them, so that a table is read to its end."""
+    """Integers from 0, including the largest one, so that the last row of a table is used."""
     found = torch.randint(below, shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     if found.numel():
         found.view(-1)[-1] = below - 1
@@ -43,18 +43,17 @@ def whole(*shape: int, below: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Subject:
-    """A component and how it is called.
+    """A component and its call.
 
     Attributes:
         given: The tensors of a call in float64, by name, as a function of the size.
-        oracle: What the call gives, of these tensors and of the parameters; the size comes last.
-        call: The call: of the component or the layer, the tensors, and the size.
-        make: How a layer is made, of its class and the size; None for a function.
-        depth: The numbers in the longest sum.
-        roundings: In half precision, values and gradients: how many steps round to half precision one after the
-            other. 1 means that the result alone is rounded.
-        fixed: The tensors that take no gradient.
-        training: The layer is in training mode.
+        oracle: The expected result, as a function of these tensors, the parameters and the size.
+        call: The call, as a function of the component or layer, the tensors and the size.
+        make: The construction of a layer, from its class and the size; None for a function.
+        depth: The number of terms in the longest sum.
+        roundings: In half precision, for values and gradients: the number of successive roundings to half precision. 1
+        means that only the result is rounded. fixed: The tensors without a gradient. training: The layer is in
+        training mode.
     """
 
     given: Callable[[int], Tensors]
@@ -67,7 +66,7 @@ class Subject:
     training: bool = False
 
     def layer(self, component: Any, size: int, dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
-        """The layer with drawn parameters."""
+        """The layer with random parameters."""
         assert self.make is not None
         layer = self.make(component, size, **options).to(dtype).train(self.training)
         with torch.no_grad():
@@ -76,7 +75,7 @@ class Subject:
         return layer
 
     def prepare(self, component: Any, size: int, dtype: torch.dtype) -> tuple[Callable[[Tensors], Any], Tensors]:
-        """The call as a function of its tensors, and the parameters of the layer that are called, by name."""
+        """The call as a function of its tensors, and the parameters of the layer by name."""
         if self.make is None:
             return lambda tensors: self.call(component, tensors, size), {}
         layer = self.layer(component, size, dtype)
@@ -90,7 +89,7 @@ def function(
     options: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] = {},  # noqa: B006 (it is only read)
     **settings: Any,
 ) -> Subject:
-    """A function that is called with the tensors in their order; the oracle takes the same options."""
+    """A function that is called with the tensors in order; the oracle has the same options."""
 
     def of(size: int) -> Mapping[str, Any]:
         return options(size) if callable(options) else options
@@ -105,7 +104,7 @@ def layer(
     oracle: Callable[[Tensors, int], Any],
     **settings: Any,
 ) -> Subject:
-    """A layer that is called with the tensors in their order; the oracle finds the parameters among the tensors."""
+    """A layer that is called with the tensors in order; the oracle gets the parameters with the tensors."""
     settings.setdefault("call", lambda module, tensors, size: module(*tensors.values()))
     return Subject(given, oracle, make=make, **settings)
 
@@ -119,7 +118,7 @@ def rows(size: int) -> Tensors:
 
 
 def images(size: int, channels: int = 3) -> Tensor:
-    """The last is wider than 2,048."""
+    """Image sizes; the last is wider than 2,048."""
     heights = (4, 9, 7, 3)[size], (5, 13, 15, 2051)[size]
     return numbers((2, 3, 65, 1)[size], channels, *heights)
 
@@ -137,7 +136,7 @@ def pairs(size: int) -> Tensors:
 
 
 def scores(size: int) -> Tensors:
-    """The third has more than 256 classes."""
+    """Sizes of losses; the third has more than 256 classes."""
     count, classes = ((3, 5), (33, 13), (17, 333), (257, 13))[size]
     return {"input": numbers(count, classes) * 2, "target": whole(count, below=classes)}
 
@@ -409,12 +408,12 @@ SUBJECTS: dict[str, Subject] = {
 """Every component of chapters 08 to 14 that computes, by its name."""
 
 
-# What is compared
+# The comparison
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A result of the oracle: its name, the exact numbers, and the largest distance by which roundings move them."""
+    """A result of the oracle: its name, the exact numbers, and the largest rounding error."""
 
     name: str
     exact: Tensor
@@ -428,7 +427,7 @@ def results(
     fixed: Sequence[str],
     off: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Tensors:
-    """The outputs and the gradients of tensors and parameters, by name, for an upstream gradient of whole eighths.
+    """The outputs and the gradients of tensors and parameters, by name, for an upstream gradient of multiples of 1/8.
 
     `off` changes the upstream gradient.
     """
@@ -457,10 +456,10 @@ def rounded(tensors: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def expected(subject: Subject, size: int, dtype: torch.dtype, parameters: Tensors) -> list[Expected]:
-    """What the oracle gives for the numbers as the dtype holds them, with the reach of their roundings.
+    """The results of the oracle for the numbers rounded to the dtype, with their rounding errors.
 
-    A sum of n products in a dtype is the exact sum of products that are off by n · eps. So inputs that are off by that
-    much move a result about as far as the roundings of the computation. Two draws say that distance.
+    A sum of n products in a dtype is the exact sum of products that are off by n · eps. So inputs with errors of this
+    size change a result by about as much as the roundings of the computation. Two random draws estimate this change.
     """
     precise = torch.float64
     tensors = rounded(rounded(subject.given(size), dtype), precise)
@@ -500,7 +499,7 @@ def judge(component: Any, size: int, dtype: torch.dtype, layout: int = 0) -> Non
     """Compare a component with its oracle: the dtype, the shape and each number of the outputs and gradients.
 
     Args:
-        component: The component under test; its name says which subject it is.
+        component: The component under test; its name selects the subject.
         size: An index of `SIZES`.
         dtype: The floating-point type.
         layout: The memory layout of its inputs, see `laid_out`.
@@ -510,7 +509,7 @@ def judge(component: Any, size: int, dtype: torch.dtype, layout: int = 0) -> Non
     call, layer_parameters = subject.prepare(component, size, dtype)
     drawn = {n: numbers(*p.shape, seed=50 + i) / 3 for i, (n, p) in enumerate(layer_parameters.items())}
     key = (component.name, size, dtype, *((n, tuple(p.shape)) for n, p in drawn.items()))
-    if key not in _kept:  # the implementations share what the oracle says
+    if key not in _kept:  # the implementations share the results of the oracle
         _kept[key] = expected(subject, size, dtype, drawn)
     tensors = {
         name: laid_out(tensor.to(torch.get_default_device()), layout)
@@ -527,7 +526,7 @@ def judge(component: Any, size: int, dtype: torch.dtype, layout: int = 0) -> Non
 
 
 def compare(found: Tensor, entry: Expected, subject: Subject, dtype: torch.dtype, what: str) -> None:
-    """Compare one result; its tolerance is what `expected` found, and the rounding of the result itself."""
+    """Compare one result; the tolerance is the error from `expected` plus the rounding of the result itself."""
     __tracebackhide__ = True
     exact = entry.exact
     if not exact.is_floating_point():
@@ -549,10 +548,10 @@ def compare(found: Tensor, entry: Expected, subject: Subject, dtype: torch.dtype
 def together(
     options: Mapping[str, Sequence[Any]], allowed: Callable[[dict[str, Any]], bool] = lambda _: True
 ) -> list[dict[str, Any]]:
-    """Combinations of options in which every two values of every two options meet, if they may: a covering array.
+    """A covering array: combinations of options that contain every allowed pair of values of two options.
 
-    It is built greedily: each combination starts with a pair that has not been met, and of some completions the one
-    that meets most new pairs is taken. The result is the same in every run.
+    It is built greedily: each combination starts with an uncovered pair, and among some completions the one with the
+    most new pairs is chosen. The result is the same in every run.
     """
     names, random = list(options), Random(0)
     every = [range(len(options[name])) for name in names]

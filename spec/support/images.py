@@ -1,4 +1,4 @@
-"""Images of random pixels in every mode of Pillow that the specification speaks of."""
+"""Images of random pixels in every Pillow mode of the specification."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def random_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> list[list[list[float]]]:
-    """The numbers of an image, `[channel][row][column]`, as Pillow's `getpixel` gives them."""
+    """The numbers of an image, `[channel][row][column]`, from Pillow's `getpixel`."""
     rows: list[list[Any]] = [[image.getpixel((x, y)) for x in range(image.width)] for y in range(image.height)]
     channels = len(image.getbands())
     return [

@@ -1,7 +1,7 @@
 """The implementations that can be tested: the reference, PyTorch, PyTorch compiled, a module, a learner's file.
 
-An implementation is a set of components under their PyTorch names. A component is called as the implementation's own;
-it only remembers how, so that a failure can show the calls to repeat.
+An implementation is a set of components under their PyTorch names. A component behaves like that of the implementation
+and also records its calls, so that a failure can show them.
 """
 
 import ast
@@ -26,7 +26,7 @@ from spec.support.reproduction import Trace
 from spec.support.run import current
 
 NOT_ON_TRIAL = ("get_worker_info", "save_checkpoint", "load_checkpoint", "fit", "evaluate")
-"""The public names that are the program's own: nothing of PyTorch has their signatures."""
+"""The public names of the program itself, which have no counterpart in PyTorch."""
 
 COMPONENTS = tuple(
     name
@@ -39,21 +39,21 @@ COMPONENTS = tuple(
 
 _COMPILABLE = ("torch.nn", "torch.nn.functional", "torch.optim", "torch")
 _NOT_COMPILED = ("RNN", "LSTM", "GRU")
-"""What PyTorch's compiler refuses: to `torch-compile` they are absent."""
+"""Components that PyTorch's compiler refuses: they are absent from `torch-compile`."""
 _TORCH_HOMES = (*_COMPILABLE, "torch.utils.data")
 _TORCHVISION = dict.fromkeys(
     ("Compose", "ToTensor", "Normalize", "Resize", "RandomCrop", "RandomHorizontalFlip"), "torchvision.transforms"
 ) | {"CIFAR10": "torchvision.datasets", "vgg16": "torchvision.models"}
 """PyTorch's components in packages that take a second to import: imported only when they are under test.
 
-`ImageTree` is not among it: torchvision's ImageFolder opens one folder of classes, in the order of the names, and
-resizes nothing.
+`ImageTree` is not one of them: torchvision's ImageFolder opens one folder of classes, in the order of the names, and
+does not resize.
 """
 
 
 @dataclass(frozen=True)
 class _Deferred:
-    """A component that is imported when it is asked for."""
+    """A component that is imported when it is needed."""
 
     home: str
     name: str
@@ -72,10 +72,10 @@ class Implementation:
 
     Attributes:
         name: The name given with `--impl`.
-        id: The text in the brackets of a test's name.
-        version: Of what it comes from, for the header.
-        components: What it defines of `COMPONENTS`.
-        imports: The line of Python that brings a component.
+        id: The text in the brackets of a test id.
+        version: The version of its source, for the header.
+        components: The names in `COMPONENTS` that it defines.
+        imports: The line of Python that imports a component.
         left_out: The components that a file only imports from PyTorch.
         namespace: The module, or the class, that holds the components.
     """
@@ -90,7 +90,7 @@ class Implementation:
 
     @property
     def known(self) -> bool:
-        """Whether it is this project's or PyTorch's; those offer everything, and engineers read their failures."""
+        """Whether it belongs to this project or PyTorch; these define everything, and engineers read their failures."""
         return self.name.startswith(("reference", "spec.faults.", "spec.right.")) or self.name in (
             "torch",
             "torch-compile",
@@ -98,7 +98,7 @@ class Implementation:
 
     @property
     def file(self) -> str | None:
-        """The file that its code comes from, if people other than this project's or PyTorch's wrote it."""
+        """The file of its code, if it belongs neither to this project nor to PyTorch."""
         if self.known or self.namespace is None:
             return None
         try:
@@ -107,7 +107,7 @@ class Implementation:
             return None
 
     def component(self, name: str, trace: Trace) -> "Component":
-        """One of its components, ready to be called."""
+        """One of its components."""
         target = self.components[name]
         target = target.get() if isinstance(target, _Deferred) else target
         offer = None if self.known else Offer(name, target, getattr(reference, name))
@@ -115,7 +115,7 @@ class Implementation:
 
 
 class Component:
-    """A component under test; every attribute access is forwarded to the implementation's own."""
+    """A component under test; every attribute access is forwarded to the component of the implementation."""
 
     def __init__(self, name: str, target: Any, import_line: str, trace: Trace, offer: Offer | None = None) -> None:
         self.target, self.name = target, name
@@ -125,7 +125,7 @@ class Component:
         self.__signature__ = _signatures(name, target) if known else _signature(target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it, and remember how."""
+        """Call the component and record the call."""
         current().moved = time.monotonic()
         if self.offer is not None:
             args, kwargs = self.offer.call(args, kwargs)
@@ -153,7 +153,7 @@ def load(name: str) -> Implementation:
             `outside.NAME` is the module of that name in `spec/outside`.
 
     Raises:
-        ImplementationError: nothing of that name can be imported.
+        ImplementationError: no implementation of this name can be imported.
     """
     if name in ("torch", "torch-compile"):
         return _pytorch(name)
@@ -195,7 +195,7 @@ def _pytorch(name: str) -> Implementation:
     homes |= _TORCHVISION
     found: dict[str, Any] = {component: _Deferred(home, component) for component, home in homes.items()}
     if name == "torch-compile":
-        # properties try many shapes, and each may need code of its own
+        # properties try many shapes, and each may need separately compiled code
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         found = {
             c: _compiled(deferred.get())
@@ -230,7 +230,7 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("on_trial", ModuleType("on_trial"))  # pickle imports the parent of what it names
+    sys.modules.setdefault("on_trial", ModuleType("on_trial"))  # pickle imports the parent module of a name
     sys.modules[spec.name] = module
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # so that it can import its neighbours
@@ -258,10 +258,10 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _defined(module: ModuleType, path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The components that a file offers, and those that it does not because it only imports them from PyTorch.
+    """The components that a file offers, and those that it only imports from PyTorch.
 
-    A file offers what its `__all__` names, or else what it has. A learner who builds on `from torch.nn import Linear`
-    does not want PyTorch's `Linear` judged as their own; who writes `conv2d = torch.conv2d` does.
+    A file offers the names in `__all__`, or else all its names. After `from torch.nn import Linear`, PyTorch's `Linear`
+    is not tested as the learner's component; after `conv2d = torch.conv2d` it is.
     """
     names = getattr(module, "__all__", None)
     found = {name: getattr(module, name) for name in COMPONENTS if hasattr(module, name)}
@@ -274,14 +274,14 @@ def _defined(module: ModuleType, path: Path) -> tuple[dict[str, Any], tuple[str,
 
 
 def _is_pytorchs(value: Any) -> bool:
-    """Whether a component is PyTorch's own; what is written in C may not say where it comes from."""
+    """Whether a component belongs to PyTorch; functions written in C may not have a module name."""
     home = getattr(value, "__module__", None) or "torch"
     return home == "torch" or home.startswith("torch.")
 
 
 @cache
 def _signatures(name: str, target: Any) -> inspect.Signature | None:
-    """The signature of a component, or that of the reference's; found once, which takes longer than many a test."""
+    """The signature of a component, or that of the reference; cached, because finding it is slow."""
     return _signature(target) or _signature(getattr(reference, name, None))
 
 

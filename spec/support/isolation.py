@@ -1,8 +1,8 @@
-"""A person's file runs in a process of its own, and what it changes in the process is noticed and undone.
+"""A user's file runs in a separate process, and its changes of the process state are detected and undone.
 
-The process that judges never imports the file. It starts another one, pytest-xdist's worker, which may crash, exit or
-hang without taking the verdict with it. This is no sandbox: whoever wants to deceive the tests within their own process
-can.
+The process that judges never imports the file. It starts another process, a worker of pytest-xdist, which may crash,
+exit or hang without affecting the verdict. This is not a sandbox: a file can deliberately deceive the tests in its
+process.
 """
 
 import builtins
@@ -29,7 +29,7 @@ IMPORT = 10.0  # seconds
 
 
 def wanted(config: pytest.Config, names: list[str]) -> bool:
-    """Whether the files among the implementations get a process of their own: unless `-n` or `--pdb` says otherwise."""
+    """Whether implementations that are files get a separate process, which `-n` and `--pdb` can prevent."""
     option = config.option
     return (
         any(name.endswith(".py") for name in names)
@@ -42,7 +42,7 @@ def wanted(config: pytest.Config, names: list[str]) -> bool:
 
 
 def outline(name: str) -> Implementation:
-    """An implementation as its header needs it, found by a process that imports the file and ends.
+    """The data of an implementation for the header, from a process that imports the file and ends.
 
     Raises:
         ImplementationError: it cannot be imported, ends the process, or does not return.
@@ -78,9 +78,9 @@ def outline(name: str) -> Implementation:
 
 
 class Guard:
-    """The state of the process that a file under test must leave alone: settings of PyTorch, and the names of modules.
+    """The process state that a file under test must not change: settings of PyTorch, and the names of modules.
 
-    Each change is undone, so that it harms one test only.
+    Each change is undone, so that it affects one test only.
     """
 
     _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
@@ -121,11 +121,11 @@ class Guard:
 
 
 def _is_wrapped(now: Any, before: Any) -> bool:
-    """Whether PyTorch wrapped a function of its own, as the import of its compiler does with `torch.manual_seed`."""
+    """Whether PyTorch wrapped one of its functions, as the import of its compiler does with `torch.manual_seed`."""
     originals = (getattr(now, "__wrapped__", None), getattr(now, "_torchdynamo_orig_callable", None))
     return before is not None and any(original is before for original in originals)
 
 
 def _is_lazy(name: str, value: Any) -> bool:
-    """Whether a name is expected to change: a module's own bookkeeping."""
+    """Whether a name is expected to change, such as internal state of a module."""
     return name.startswith("__") or isinstance(value, ModuleType | bool | int | float | str)

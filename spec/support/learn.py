@@ -1,7 +1,7 @@
-"""The learner's command, `python scripts/learn.py`: stubs, the first thing to do, hints, progress, and a score.
+"""The learner's command, `python scripts/learn.py`: stubs, the next task, hints, progress, and a score.
 
-The process at the terminal imports everything once and never the learner's file: for each judgement it forks a process
-that does.
+The process at the terminal imports all packages once but never the learner's file: for each check it forks a process
+that imports the file.
 """
 
 import argparse
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PATIENCE = 90.0
-"""Seconds for the tests of one chapter; each call has 10 s of its own."""
+"""Time limit for the tests of one chapter in seconds; each call has a limit of 10 s."""
 LEVELS = ("tutorial", "definition", "pytorch")
 
 _LINES = (
@@ -45,30 +45,30 @@ _LINES = (
     (r"^not true: ", "不成立："),
     (r"^a call did not return within (\d+) s", r"一次调用未在 \1 秒内返回"),
 )
-"""The lines of a failure that beginners meet, in Chinese."""
+"""The lines of a failure that beginners see, in Chinese."""
 
 
 @dataclass
 class Judgement:
-    """What the tests of a chapter say of a file.
+    """The results of a chapter's tests for a file.
 
     Attributes:
         reports: The report of each test, as its `user_properties` with `outcome` and `nodeid`.
-        error: Why there are none.
+        error: The reason if there are no reports.
     """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        """The reports of a component, in teaching order; those that judged something or were not written."""
+        """The reports of a component, in teaching order, for tests with a result or without an implementation."""
         told = [r for r in self.reports if name in r["components"] and not r.get("absent")]
         kept = [r for r in told if r["outcome"] in ("passed", "failed", "not written")]
         return sorted(kept, key=lambda r: (LEVELS.index(r["level"]), r["order"]))
 
 
 class _Collector:
-    """A pytest plugin that keeps what the tests say."""
+    """A pytest plugin that stores the reports of the tests."""
 
     def __init__(self) -> None:
         self.reports: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ class _Collector:
 
 
 def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, trusted: bool) -> None:
-    """In a process of its own: judge a file, and write what the tests say."""
+    """In a separate process: test a file and write the reports."""
     import pytest
 
     from spec.support import score
@@ -123,14 +123,14 @@ def _run(file: Path, wanted: Sequence[Exercise], level: str, answer: Path, *, tr
 def judge(
     file: Path, wanted: Sequence[Exercise], level: str, seconds: float = PATIENCE, *, trusted: bool = True
 ) -> Judgement:
-    """Judge the exercises of a file in a forked process, which may crash or hang.
+    """Test the exercises of a file in a forked process, which may crash or hang.
 
     Args:
         file: The file.
         wanted: The exercises.
-        level: Up to which they are judged.
-        seconds: After which the process is ended.
-        trusted: Whether the process that judges may import the file; otherwise it starts another one that does.
+        level: The highest level of the tests.
+        seconds: The time limit of the process.
+        trusted: Whether the testing process may import the file; otherwise it starts another process that imports it.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
@@ -153,7 +153,7 @@ def judge(
 
 
 def _wait(child: int, seconds: float) -> None:
-    """Wait for a process, and end it with all that it started when its time is over."""
+    """Wait for a process, and end it with all its children after its time limit."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if os.waitpid(child, os.WNOHANG)[0]:
@@ -167,7 +167,7 @@ def _wait(child: int, seconds: float) -> None:
 
 
 def _warm_up() -> None:
-    """Import once what each judgement needs."""
+    """Import the modules for all checks once."""
     import torch
 
     torch.set_num_threads(1)  # a process with one thread can be forked
@@ -189,19 +189,19 @@ def _say(text: str, language: int, **values: Any) -> str:
     return _sentences()[text][language].format(**values)
 
 
-# What is shown
+# The output
 
 
 @dataclass
 class Teacher:
-    """Shows what to do first.
+    """Shows the next task.
 
     Attributes:
-        console: Where it is shown.
+        console: The console for the output.
         file: The learner's file.
         language: 0 for English, 1 for Chinese.
-        level: Up to which the file is judged.
-        hints: How many hints are shown.
+        level: The highest level of the tests.
+        hints: The number of hints to show.
     """
 
     console: "Console"
@@ -215,10 +215,10 @@ class Teacher:
         return _say(text, self.language, **values)
 
     def lesson(self, chapter: str | None) -> bool:
-        """Judge the file, chapter by chapter up to the first with something to do; show that.
+        """Test the file, chapter by chapter up to the first one with a task, and show this task.
 
         Returns:
-            Whether all is right.
+            Whether all tests pass.
         """
         written = written_in(self.file)
         chapters = sorted({e.chapter for e in written}) if chapter is None else [chapter]
@@ -250,7 +250,7 @@ class Teacher:
 
     @staticmethod
     def is_open(reports: Sequence[dict[str, Any]]) -> bool:
-        """Whether an exercise is not done."""
+        """Whether an exercise is unfinished."""
         return any(report["outcome"] != "passed" for report in reports)
 
     def progress(self, chapter: str, here: Iterable[Exercise], judgement: Judgement) -> None:
@@ -271,7 +271,7 @@ class Teacher:
         self.console.print()
 
     def show(self, exercise: Exercise, judgement: Judgement) -> None:
-        """The first thing to do of an exercise."""
+        """The next task of an exercise."""
         reports = judgement.of(exercise.name)
         failed = [report for report in reports if report["outcome"] == "failed"]
         if failed:
@@ -290,7 +290,7 @@ class Teacher:
         self.console.print(" · ".join(ways), style="dim", markup=False, highlight=False)
 
     def failure(self, failed: Sequence[dict[str, Any]], judgement: Judgement) -> None:
-        """The first failure: what was called, the matrices, the diagnosis, the clause."""
+        """The first failure: the call, the matrices, the diagnosis, the clause."""
         from spec.support.clauses import CLAUSES
 
         first = failed[0]
@@ -352,7 +352,7 @@ class Teacher:
         return True
 
     def praise(self, exercise: Exercise, judgement: Judgement) -> None:
-        """What to say of an exercise that is done: two sentences of why."""
+        """The text for a finished exercise: two sentences of explanation."""
         reports = judgement.of(exercise.name)
         if not reports:
             return
@@ -373,7 +373,7 @@ def _close(one: Any, other: Any) -> bool:
 
 
 def _matrix(name: str, rows: Sequence[Sequence[Any]], wrong: Iterable[tuple[int, int]] = ()) -> Any:
-    """A matrix as a table; a wrong number stands between brackets, in red where there are colours."""
+    """A matrix as a table; a wrong number is in brackets, and red if the terminal has colours."""
     from rich import box
     from rich.table import Table
 
@@ -461,7 +461,7 @@ def _start(file: Path, chapter: str, language: int) -> int:
 
 
 def _teach(asked: argparse.Namespace, chapter: str | None, language: int) -> int:
-    """Show the first thing to do, once or after each change of the file."""
+    """Show the next task, once or after each change of the file."""
     for package in ("rich", *(["watchfiles"] if asked.watch else []), "pytest", "hypothesis"):
         try:
             importlib.import_module(package)

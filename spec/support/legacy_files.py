@@ -18,7 +18,7 @@ FORMATS = pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
 
 def save(thing: Any, path: Path, old: bool = False, protocol: int = 2) -> Path:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about source code that is not found
+        warnings.simplefilter("ignore")  # a warning about missing source code
         torch.save(thing, path, _use_new_zipfile_serialization=not old, pickle_protocol=protocol)
     return path
 
@@ -29,7 +29,7 @@ def written(path: Path, data: bytes) -> Path:
 
 
 def refused(says: str = "") -> Any:
-    """Refused in one line that names the file and the reason."""
+    """Assert that the file is refused in one line with its name and the reason."""
     return pytest.raises(ValueError, match=rf"(?s)net\.pth.*{says}")
 
 
@@ -55,7 +55,7 @@ class Ocean(nn.Module):
 
 
 def old_ocean(writer: Writer, kind: Any = "__main__.Ocean") -> tuple[Any, nn.Module]:
-    """The tutorial's network as a version of PyTorch describes it, and the network."""
+    """The tutorial's network in the format of a version of PyTorch, and the network."""
     torch.manual_seed(0)
     ocean = Ocean()
     layers = []

@@ -1,6 +1,6 @@
-"""What a person reads about their own implementation: the first failure in full, and one line for each other cause.
+"""The report for users about their implementation: the first failure in full, and one line for each other cause.
 
-A report carries what this needs in its `user_properties`: `title`, `message`, `cause`, `examined`, `faults`,
+The data is in the `user_properties` of the reports: `title`, `message`, `cause`, `examined`, `faults`,
 `mistakes`, `ruled_out`, `paste`.
 """
 
@@ -43,11 +43,11 @@ def title(name: str) -> str:
     return head.replace("_", " ") + (f" [{shown}]" if shown else "")
 
 
-# What a report says of its failure
+# The data of a failure in its report
 
 
 def message(error: BaseException, file: str | None) -> str:
-    """What went wrong: the text of a failed assertion, or an error with the implementation's line that raised it."""
+    """The text of a failed assertion, or an error with the line of the implementation that raised it."""
     text = str(error).strip()
     if type(error).__name__ == "Failed":
         return text
@@ -59,7 +59,7 @@ def message(error: BaseException, file: str | None) -> str:
 
 
 def cause(error: BaseException, aspect: str, run: Run) -> str:
-    """The cause that failures are grouped by, in words."""
+    """The cause by which failures are grouped, as text."""
     call = run.trace.calls[-1] if run.trace.calls else None
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == run.file]
     text = str(error)
@@ -77,7 +77,7 @@ def cause(error: BaseException, aspect: str, run: Run) -> str:
 
 
 def _unusual(call: Call | None) -> list[str]:
-    """What the arguments of a call have beyond the plainest use."""
+    """The features of a call that exceed the simplest use."""
     if call is None:
         return []
     names = list(call.signature.parameters) if call.signature else []
@@ -97,7 +97,7 @@ def _unusual(call: Call | None) -> list[str]:
 
 
 def paste(run: Run) -> str:
-    """The last call as Python that shows the difference, with the expected result where that is known."""
+    """The last call as Python code that shows the difference, with the expected result if it is known."""
     text = run.trace.text(last=1)
     if text and run.difference is not None and run.difference[0] is run.trace.result:
         expected = run.difference[1]
@@ -106,12 +106,12 @@ def paste(run: Run) -> str:
             text += f'\nprint("expected", {literal(expected.detach())})'
     try:
         ast.parse(text)
-    except SyntaxError:  # an argument that cannot be written as Python, such as a test's own data set
+    except SyntaxError:  # an argument that cannot be written as Python, such as a data set of the test
         return ""
     return text
 
 
-SMALL = 8  # rows and columns of what is drawn
+SMALL = 8  # the largest number of rows and columns of a matrix in the output
 
 
 def drawing(run: Run) -> dict[str, Any]:
@@ -151,15 +151,14 @@ def _argument(name: str, value: Any) -> str:
 
 
 def order(report: Any) -> tuple[int, str, int]:
-    """Where a report stands in teaching order: what the tutorial shows comes before the properties, and these before
-    the rest."""
+    """The sort key of a report in teaching order: tests of level tutorial first, then definition, then pytorch."""
     properties = dict(report.user_properties)
     level = LEVELS.index(properties.get("level", LEVELS[0]))
     return level, report.nodeid.partition("::")[0], properties.get("order", 0)
 
 
 SHARE = 3
-"""A mistake is named if it explains at least one of this number of failures, or all numbers of one of them."""
+"""A mistake is named if it explains at least one in this number of failures, or all numbers of one failure."""
 _OF_BEGINNERS = "spec.faults.beginner:"
 
 
@@ -168,11 +167,8 @@ class Mistake:
     """A known mistake that gives the numbers of an implementation.
 
     Attributes:
-        name: Of the fault.
-        words: The mistake in words.
-        general: Whether it explains a good part of the failures.
-        exact: Whether it explains several numbers of one failure.
-        rank: How likely it is.
+        name: The name of the fault. words: A description of the mistake. general: Whether it explains a good part of
+        the failures. exact: Whether it explains several numbers of one failure. rank: How likely it is.
     """
 
     name: str
@@ -195,7 +191,7 @@ def translations() -> dict[str, str]:
 def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[Mistake]]:
     """For each component the known mistakes that explain a failure of it, the likeliest first.
 
-    What the tutorial shows weighs most. What passes rules a mistake out.
+    Failures of level tutorial have the largest weight. Passed tests rule mistakes out.
     """
     gone = {name for report in (*failures, *passed) for name in dict(report.user_properties).get("ruled_out", ())}
     examined: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -223,9 +219,9 @@ def mistakes(failures: Sequence[Any], passed: Sequence[Any]) -> dict[str, list[M
 
 
 def diagnosis(properties: Mapping[str, Any], found: Mapping[str, list[Mistake]]) -> list[Mistake]:
-    """The mistake that a failure shows: one, or two that nothing tells apart, or none.
+    """The mistakes that a failure indicates: one, two that cannot be distinguished, or none.
 
-    Those that explain this very failure come before one that explains many others of the component.
+    Mistakes that explain this failure come before a mistake that explains many others of the component.
     """
     of_its = [mistake for component in properties["components"] for mistake in found.get(component, ())]
     here = [m for m in of_its if m.name in properties.get("faults", ()) and (m.general or m.exact)]
@@ -239,7 +235,7 @@ def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
     lines = [": ".join(filter(None, [", ".join(properties["components"]), properties["title"]]))[:WIDTH]]
     lines.append(f"  {report.nodeid}"[:WIDTH])
     text = str(properties.get("message", report.longreprtext))
-    if 'print("expected"' in str(properties.get("paste", "")):  # which prints both in full
+    if 'print("expected"' in str(properties.get("paste", "")):  # because it prints both in full
         text = text.partition("\n  got all of")[0]
     for line in [line for line in text.splitlines() if line.strip()][:12]:
         lines += _wrapped(line, "  ")[:2]
@@ -284,7 +280,7 @@ def others(failures: Sequence[Any], found: Mapping[str, list[Mistake]]) -> list[
 
 
 def progress(reports: Sequence[tuple[str, Any]], absent: set[str]) -> Iterator[str]:
-    """A line per component: the number of passed tests per level, the next test, and who computes the component."""
+    """A line per component: the number of passed tests per level, the next test, and the functions that compute it."""
     passed: dict[str, Counter[str]] = defaultdict(Counter)
     judged: dict[str, Counter[str]] = defaultdict(Counter)
     following: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""How deep a trial goes: each test has one level and one aspect.
+"""The levels of a trial: each test has one level and one aspect.
 
-The first clause of a test is its main one and decides both, unless a marker does: `@pytest.mark.level("tutorial")`,
-`@pytest.mark.aspect("text")`. Two things no clause decides: a test that expects an error is about errors, and a
-property, which draws its own examples, is never level tutorial.
+The first clause of a test determines both, unless a marker does: `@pytest.mark.level("tutorial")`,
+`@pytest.mark.aspect("text")`. Two rules have precedence over the clause: a test that expects an error has the aspect
+errors, and a property, which draws its examples, never has the level tutorial.
 
 `python -m spec.support.levels` prints how many tests each chapter has of each level and aspect.
 """
@@ -20,10 +20,10 @@ import pytest
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS, Clause
 
 LOW_PRECISION = "low-precision"
-"""What `--without` names beside the aspects: float16 and bfloat16."""
+"""A value of `--without` besides the aspects: float16 and bfloat16."""
 
 OBSERVATIONS = "observations"
-"""What `--without` names as well: the tests of what PyTorch does and its documentation does not promise."""
+"""A value of `--without`: the tests of behaviour that PyTorch's documentation does not promise."""
 
 _EXPECTS_AN_ERROR = {"rejects", "raises"}
 
@@ -32,7 +32,7 @@ def level_of(item: pytest.Item) -> str:
     """The level of a test.
 
     Raises:
-        ValueError: a marker names no level.
+        ValueError: a marker has an unknown level.
     """
     if (marked := _marked(item, "level", LEVELS)) is not None:
         return marked
@@ -47,7 +47,7 @@ def aspect_of(item: pytest.Item) -> str:
     """The aspect of a test.
 
     Raises:
-        ValueError: a marker names no aspect.
+        ValueError: a marker has an unknown aspect.
     """
     if (marked := _marked(item, "aspect", ASPECTS)) is not None:
         return marked
@@ -72,7 +72,7 @@ def _main_clause(item: pytest.Item) -> Clause | None:
 
 
 def _function(item: pytest.Item) -> Callable[..., Any]:
-    """The test as it is written, without what decorators wrap around it."""
+    """The original test function, without the wrappers of decorators."""
     function = item.function  # pyright: ignore[reportAttributeAccessIssue]
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
@@ -93,10 +93,10 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 class Table:
-    """A pytest plugin that counts the tests that judge an implementation.
+    """A pytest plugin that counts the tests of implementations.
 
     Attributes:
-        counts: How many tests, by chapter, level and aspect.
+        counts: The number of tests by chapter, level and aspect.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a full disk does, without one."""
+"""Simulation of a full disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Files of this process cannot grow beyond `size` bytes for a while, as on a full disk."""
+    """Within the block, files of this process cannot grow beyond `size` bytes, as on a full disk."""
     import resource  # POSIX only
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

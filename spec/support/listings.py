@@ -1,6 +1,6 @@
 """The tutorial's 49 listings, rebuilt: the same statements in the same order, with the same mistakes.
 
-Nothing of the tutorial's text is copied. Names and comments are this project's and repeated lines are loops.
+No text of the tutorial is copied. Names and comments are written for this project, and repeated lines are loops.
 A statement on which the result depends ends in a comment with its line in the tutorial: `# 62`.
 """
 
@@ -28,7 +28,7 @@ PHOTOGRAPH = (768, 512)
 
 
 def network(line: int | str, *, outputs: int = 10) -> str:
-    """The chapter's network, as the listings repeat it from chapter 13 on.
+    """The chapter's network, which the listings repeat from chapter 13 on.
 
     Args:
         line: The tutorial's line of its `class`.
@@ -135,9 +135,8 @@ def training(
     Args:
         method: "" (chapter 18: the network comes from model.py), "cuda" (method 1) or "to" (method 2).
         line: The tutorial's line that moves the network.
-        timer: Whether every hundredth step prints the seconds since the beginning.
-        epochs: How many.
-        file: The name under which the network is saved after each epoch.
+        timer: Whether every hundredth step prints the seconds since the beginning. epochs: The number of epochs. file:
+        The name under which the network is saved after each epoch.
     """
     asked, own = "if torch.cuda.is_available():\n    ", LAYERS + BOARD
     parts = {
@@ -695,15 +694,11 @@ print(output.argmax(1))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """The result of a program.
 
     Attributes:
-        out: What it printed.
-        error: What ended it, if anything did.
-        line: The tutorial's line that it ended at, or 0.
-        names: Its global names.
-        warnings: The texts of the warnings that were given.
-        folder: Its working folder.
+        out: Its output. error: The exception that ended it, or None. line: The tutorial's line that it ended at, or 0.
+        names: Its global names. warnings: The texts of the warnings that were given. folder: Its working folder.
     """
 
     out: str
@@ -714,27 +709,27 @@ class Outcome:
     folder: Path
 
     def board(self, logs: str) -> EventAccumulator:
-        """What TensorBoard reads from a folder of event files."""
+        """The events that TensorBoard reads from a folder of event files."""
         return EventAccumulator(str(self.folder / logs), size_guidance={"scalars": 0, "images": 0}).Reload()
 
     def event_files(self, logs: str) -> int:
-        """How many event files a folder has."""
+        """The number of event files in a folder."""
         return len([*(self.folder / logs).glob("events.out.tfevents.*")])
 
 
 def run(source: str, folder: Path, names: Mapping[str, Any] | None = None) -> Outcome:
-    """Run a program to its end, or to its error, in a folder that has what the listings read.
+    """Run a program to its end, or to its error, in a folder with the files that the listings read.
 
     Args:
         source: The program.
         folder: Its working folder.
-        names: The global names that it finds, as a cell of a notebook finds those of the cells before it.
+        names: The initial global names, as for a notebook cell after other cells.
     """
     path = folder / "program.py"
     path.write_text(source, encoding="utf-8")
     out, error, found = StringIO(), None, {}
     check, torchvision.datasets.cifar.check_integrity = torchvision.datasets.cifar.check_integrity, lambda *_: True
-    sys.path.insert(0, str(folder))  # as for a script: its own folder, where train.py finds model.py
+    sys.path.insert(0, str(folder))  # the folder of the script, where train.py finds model.py
     try:
         with (
             chdir(folder),

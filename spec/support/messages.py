@@ -1,4 +1,4 @@
-"""The messages of the program, read from its sources: what `reference/chinese.py` must translate."""
+"""The messages of the program, read from its sources, which `reference/chinese.py` must translate."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 SHOWN = {"print_line", "say", "translated", "legible", "InputError", "TrainingError", "OSError", "Finding", "refusal"}
-"""Functions and classes that are given a message."""
+"""Functions and classes with a message as an argument."""
 RETURNED = {
     "_stopped",
     "standing",
@@ -26,13 +26,13 @@ RETURNED = {
 }
 """Functions that return a message."""
 SCRIPTS = ("train_full.py", "predict.py", "accuracy.py", "export.py", "doctor.py")
-"""The scripts that print through the table; the others have texts in both languages of their own."""
+"""The scripts that print through the table; the other scripts contain their texts in both languages."""
 APART = ("nn", "fast", "optim.py", "pretrained.py")
-"""Folders and files under `reference/` with errors of Python calls, which no script prints."""
+"""Folders and files under `reference/` with errors for Python callers, which no script prints."""
 
 
 def sources() -> list[Path]:
-    """The sources with messages for everybody: the scripts, and the program behind them."""
+    """The sources with messages for users: the scripts, and the program behind them."""
     found = [*(ROOT / "reference").rglob("*.py"), *(ROOT / "scripts" / name for name in SCRIPTS)]
     return sorted(path for path in found if not any(part in APART for part in path.relative_to(ROOT).parts))
 
@@ -64,7 +64,7 @@ def templates(path: Path) -> dict[str, int]:
 
 
 def assigned(nodes: Iterable[ast.AST]) -> dict[str, ast.expr]:
-    """The expression that is assigned to each name; of several the last one."""
+    """The expression that is assigned to each name; the last one if there are several."""
     return {
         node.targets[0].id: node.value
         for node in nodes
@@ -78,7 +78,7 @@ def called(node: ast.Call) -> str:
 
 
 def texts(node: ast.AST, names: dict[str, ast.expr], depth: int = 4) -> Iterator[str]:
-    """The strings in an expression, and in the local variables that it is made of, with `{}` for variable parts."""
+    """The strings in an expression and in the local variables that it uses, with `{}` for variable parts."""
     if depth == 0:
         return
     match node:

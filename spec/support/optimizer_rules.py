@@ -1,4 +1,4 @@
-"""What SGD, Adam and AdamW do to one number, in plain Python: the oracle of chapter 15, independent of any tensor."""
+"""The rules of SGD, Adam and AdamW for one number, in plain Python: the oracle of chapter 15, without tensors."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ def parameter(*numbers: float, dtype: torch.dtype = torch.float64) -> nn.Paramet
 
 
 def step(optimizer: Any, changed: Tensor, gradient: Any) -> None:
-    """One step with a gradient that is given; None is no gradient."""
+    """One step with the given gradient; None means no gradient."""
     changed.grad = None if gradient is None else torch.as_tensor(gradient, dtype=changed.dtype).clone()
     optimizer.step()
 
 
 @dataclass
 class PlainSGD:
-    """What SGD does to one number, in Python's own."""
+    """SGD for one number, in Python floats."""
 
     lr: float
     momentum: float = 0
@@ -43,7 +43,7 @@ class PlainSGD:
 
 @dataclass
 class PlainAdam:
-    """What Adam does to one number, in Python's own, and how large the numbers on the way to the step are."""
+    """Adam for one number, in Python floats, and the size of the intermediate numbers of the step."""
 
     lr: float
     betas: tuple[float, float]
@@ -59,7 +59,7 @@ class PlainAdam:
     largest_gradient: float = 0
 
     def step(self, x: float, gradient: float) -> tuple[float, float]:
-        """The number afterwards, and the step that the largest gradient so far would make."""
+        """The new number, and the step for the largest gradient so far."""
         gradient = -gradient if self.maximize else gradient
         self.largest_gradient = max(self.largest_gradient, abs(gradient) + self.weight_decay * abs(x))
         if self.decoupled:

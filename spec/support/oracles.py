@@ -1,7 +1,7 @@
-"""The formulas of chapters 08 to 14 in plain tensor arithmetic, in float64: what components are compared with.
+"""The formulas of chapters 08 to 14 in plain tensor arithmetic, in float64, for comparison with components.
 
-They index, add, multiply and reduce; autograd differentiates them. Clarity comes before speed. They take every option
-of a component, so that options can be tested together.
+They index, add, multiply and reduce; autograd differentiates them. Clarity has priority over speed. They have every
+option of a component, so that options can be tested together.
 """
 
 import math
@@ -15,13 +15,13 @@ Pair = int | Sequence[int]
 
 
 def pair(value: Pair) -> tuple[int, int]:
-    """A number for both sides, or one for each."""
+    """One number for both directions, or one for each."""
     first, second = (value, value) if isinstance(value, int) else value
     return first, second
 
 
 def bordered(x: Tensor, top: int, bottom: int, left: int, right: int, fill: float = 0.0) -> Tensor:
-    """The images with a border of one number."""
+    """The images with a border of a constant."""
     height, width = x.shape[-2:]
     border = x.new_full((*x.shape[:-2], height + top + bottom, width + left + right), fill)
     inside = torch.zeros_like(border, dtype=torch.bool)
@@ -30,7 +30,7 @@ def bordered(x: Tensor, top: int, bottom: int, left: int, right: int, fill: floa
 
 
 def extended(x: Tensor, top: int, bottom: int, left: int, right: int, mode: str) -> Tensor:
-    """The images with a border as a `padding_mode` of Conv2d makes it."""
+    """The images with the border of a `padding_mode` of Conv2d."""
     if mode == "zeros":
         return bordered(x, top, bottom, left, right)
 
@@ -91,7 +91,7 @@ def conv2d(
 def _windows(
     x: Tensor, kernel: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool, fill: float
 ) -> Tensor:
-    """The numbers of each window of a pooling, in the order of the image, as the last dimension; `fill` lies around."""
+    """The numbers of each window of a pooling, in the order of the image, as the last dimension; padding is `fill`."""
     kernels, steps = pair(kernel), pair(kernel if stride is None else stride)
     pads, aparts = pair(padding), pair(dilation)
     counts, after = [], []
@@ -149,7 +149,7 @@ def avg_pool2d(
     if divisor_override is not None:
         return total / divisor_override
     ones = torch.ones_like(input.detach())
-    if count_include_pad:  # what lies beyond the padding is not counted
+    if count_include_pad:  # pixels beyond the padding are not counted
         y, z = pair(padding)
         ones = bordered(ones, y, y, z, z, fill=1.0)
         window = (kernel_size, kernel_size if stride is None else stride, 0, 1, ceil_mode)
@@ -160,7 +160,7 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
-    """The mean of each of the regions, which are as equal as whole numbers allow."""
+    """The mean of each region of adaptive pooling."""
     asked = (output_size, output_size) if isinstance(output_size, int) else output_size
     height, width = input.shape[-2:]
     rows, columns = (size if n is None else n for n, size in zip(asked, (height, width), strict=True))
@@ -240,7 +240,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The result and the running statistics afterwards."""
+    """The result and the updated running statistics."""
     over, shape = (0, *range(2, input.dim())), (-1, *[1] * (input.dim() - 2))
     if training:
         output = normalized(input, over, eps)
@@ -260,7 +260,7 @@ def batch_norm(
 
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    if padding_idx is not None:  # this row is looked up, but not learnt
+    if padding_idx is not None:  # this row is looked up but not trained
         learnt = torch.ones(len(weight), 1, dtype=torch.bool, device="cpu")
         learnt[padding_idx] = False
         weight = torch.where(learnt, weight, weight.detach())
@@ -283,7 +283,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
 
 def _by_class(input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The scores as a table, one row for each decision, and the shape of the decisions."""
+    """The scores as a table with one row for each position, and the shape of the positions."""
     if input.dim() == 1:
         return input[None], ()
     last = input.movedim(1, -1)
@@ -384,7 +384,7 @@ def recurrent(
 
 
 def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """A mask of truth values keeps where it is true; one of numbers is added."""
+    """A bool mask keeps the True positions; a float mask is added."""
     if mask is None:
         return scores
     return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
@@ -421,7 +421,7 @@ def multihead_attention(
     average_attn_weights: bool = True,
     prefix: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """The output and the weights of attention. Masks of truth values leave out where they are true."""
+    """The output and the weights of attention. Bool masks exclude the True positions."""
     w = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     batched = query.dim() == 3
     if not batched:

@@ -1,4 +1,4 @@
-"""The outcomes of a test that judged nothing, and why it did not."""
+"""The outcomes of tests without a verdict, and their reasons."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NotJudged(pytest.skip.Exception):
-    """A test that judged nothing. It counts as its own outcome, neither passed nor failed.
+    """A test without a verdict. It counts as a separate outcome, neither passed nor failed.
 
     Attributes:
         outcome: Its name in the report.
@@ -21,7 +21,7 @@ class NotJudged(pytest.skip.Exception):
 
 
 class NotClaimed(NotJudged):
-    """The user left it out, by `--level`, `--aspect` or `--without`."""
+    """The user excluded the test by `--level`, `--aspect` or `--without`."""
 
     outcome = "not claimed"
 
@@ -39,7 +39,7 @@ class NotWritten(NotJudged):
 
 
 NOT_JUDGED = ("absent", "not offered", "not claimed", "not written")
-"""The outcomes, next to skipped, of tests that judged nothing."""
+"""The outcomes, besides skipped, of tests without a verdict."""
 
 _UNKNOWN_PARAMETER = re.compile(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -51,10 +51,10 @@ def comes_from(error: BaseException, file: str | None) -> bool:
 
 
 def judged_nothing(error: BaseException, file: str | None, namespace: Any) -> NotJudged | None:
-    """The outcome that an error stands for, if it says that the implementation has nothing to judge.
+    """The outcome of an error that means that the implementation cannot be judged.
 
     Args:
-        error: What a test raised.
+        error: The error of a test.
         file: The file of the implementation.
         namespace: Its module, or the class that holds its components.
     """
@@ -77,10 +77,10 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 class Offer:
-    """What the signature of a component offers of PyTorch's parameters.
+    """The parameters of PyTorch that the signature of a component has.
 
-    A call names PyTorch's parameters. One that the component lacks is left out of the call if it has its default value;
-    otherwise the component does not offer what the call asks for.
+    A call names PyTorch's parameters. A parameter that the component lacks is left out of the call if it has its
+    default value; otherwise the component does not offer the call.
 
     Args:
         name: The name of the component.
@@ -111,16 +111,16 @@ class Offer:
         return name in self._own or self._any_keyword or self._renamed(name) is not None
 
     def _renamed(self, name: str) -> str | None:
-        """The component's own name for a parameter: that of the same place, if PyTorch has no such name."""
+        """The component's name for a parameter: the one at the same position, if it is not a name of PyTorch."""
         place = list(self._model).index(name) if name in self._model else len(self._places)
         own = self._places[place] if place < len(self._places) else None
         return own if own is not None and own not in self._model else None
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the component takes them.
+        """The arguments under the names of the component.
 
         Raises:
-            NotOffered: a parameter that it lacks has another value than the default.
+            NotOffered: a missing parameter has a value other than its default.
         """
         if not self.lacks:
             return args, dict(kwargs)

@@ -1,8 +1,8 @@
-"""Whether an implementation computes a component itself or hands it to PyTorch, NumPy or SciPy.
+"""Whether an implementation computes a component itself or calls PyTorch, NumPy or SciPy for it.
 
-A test runs once more while every call is watched: Python's calls by a profile function, PyTorch's operators by a
-dispatch mode. What counts is the table of the first-principles rule, and only calls that the implementation's file
-makes.
+A test runs once more while every call is traced: Python's calls by a profile function, PyTorch's operators by a
+dispatch mode. Only functions in the table of the first-principles rule count, and only calls from the implementation's
+file.
 """
 
 import inspect
@@ -30,7 +30,7 @@ class _SeenEnough(BaseException):
 
 
 def inherited(target: Any) -> set[str]:
-    """By whom a component is computed before it even runs: it is PyTorch's, or a class that inherits the work."""
+    """The library that computes a component, if it is a component of a library or inherits from one."""
     module = str(getattr(target, "__module__", None) or "torch")
     if module.partition(".")[0] in _PACKAGES:
         return {f"{module}.{getattr(target, '__name__', target)}"}
@@ -43,7 +43,7 @@ def inherited(target: Any) -> set[str]:
 
 
 class _Operators(TorchDispatchMode):
-    """Notes the operators of PyTorch that the code of a file reaches."""
+    """Records the operators of PyTorch that the code of a file calls."""
 
     def __init__(self, file: str, name: str, found: set[str]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def _within(frame: FrameType | None, file: str) -> bool:
 
 
 def handed_over(example: Example, file: str) -> set[str]:
-    """What the code of a file calls that computes the component of an example.
+    """The library functions that the code of a file calls to compute the component of an example.
 
     Args:
         example: A test of one component.

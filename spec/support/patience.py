@@ -1,4 +1,4 @@
-"""What ends a call that does not return, or that prints without end."""
+"""Ending a call that does not return, or that prints endlessly."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ from types import FrameType
 from spec.support.run import current
 
 LIMIT = 10.0  # seconds, for the first call that does not return
-LATER = 3.0  # seconds, for those after it: the next ones are likely to hang as well
+LATER = 3.0  # seconds, for the following calls, which are likely to hang as well
 IMPORT = 60.0  # seconds, while a module is imported: PyTorch imports its compiler in the first step of an optimizer
 PRINTS = 10_000_000  # bytes
 TICK = 0.5
 
 
 class GaveUp(BaseException):
-    """A call was ended. It is no `Exception`, so that neither the code under test nor Hypothesis catches it."""
+    """A call was ended. Not an `Exception`, so that neither the code under test nor Hypothesis catches it."""
 
 
 class Patience:
-    """Ends what takes too long. Without the signals of POSIX pytest-timeout alone does it, after five minutes."""
+    """Ends calls that take too long. Without POSIX signals only pytest-timeout does so, after five minutes."""
 
     def __init__(self) -> None:
         self._limit = LIMIT
@@ -31,7 +31,7 @@ class Patience:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Watch the code inside: between two calls of components at most `LIMIT` seconds may pass, imports aside."""
+        """Limit the time between two calls of components in the block to `LIMIT` seconds, imports excluded."""
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -34,17 +34,17 @@ OUTLINED = pytest.StashKey[bool]()
 """Whether another process imports the file under test."""
 
 KNOWN_FAILURES = tuple(Path(__file__).parents[1] / "known_failures" / name for name in ("torch.toml", "outside.toml"))
-"""The tests that implementations of others fail, by implementation and type of device."""
+"""The known failures of third-party implementations, by implementation and type of device."""
 
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
-"""The chapters with components that compute on the device of their tensors. Files and scripts start on the CPU."""
+"""The chapters with components that compute on the device of their tensors. Files and scripts use the CPU."""
 
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 _common = hypothesis.settings(
-    deadline=None,  # a shared machine has no reliable time; pytest-timeout finds a hang
-    # a test inherited by several classes runs on several objects, none of which keeps state;
-    # what an implementation does not offer is no example for it, however often it is drawn
+    deadline=None,  # timings on a shared machine are unreliable; pytest-timeout detects a hang
+    # a test inherited by several classes runs on several stateless objects; examples that an implementation does not
+    # offer are discarded, even if there are many
     suppress_health_check=[
         hypothesis.HealthCheck.differing_executors,
         hypothesis.HealthCheck.filter_too_much,
@@ -54,7 +54,8 @@ hypothesis.settings.register_profile("dev", _common, max_examples=25)
 hypothesis.settings.register_profile("ci", _common, max_examples=100, derandomize=True, database=None)
 hypothesis.settings.register_profile("thorough", _common, max_examples=2000)
 hypothesis.settings.register_profile("gpu", _common, max_examples=25, derandomize=True, database=None)
-hypothesis.settings.register_profile(  # whether a wrong implementation is rejected, not by how simple an example
+# only the rejection of a wrong implementation matters, not the simplicity of the example
+hypothesis.settings.register_profile(
     "faults",
     parent=hypothesis.settings.get_profile("ci"),
     phases=[hypothesis.Phase.generate],
@@ -101,10 +102,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the implementations under test and start the run. An error here ends the run with one line."""
+    """Load the implementations under test and start the run. An error ends the run with one line."""
     if (worker := getattr(config, "workerinput", None)) is not None:  # the workers of -n share the cores
         share = max(1, (os.cpu_count() or 1) // worker["workercount"])
-        torch.set_num_threads(min(torch.get_num_threads(), share))  # OMP_NUM_THREADS may ask for fewer
+        torch.set_num_threads(min(torch.get_num_threads(), share))  # OMP_NUM_THREADS may request fewer
     crashes.avoid()
     config.addinivalue_line("markers", "clause(*ids): the clauses of clauses.toml that the test verifies")
     config.addinivalue_line("markers", f"level(name): another level than that of the first clause: {LEVELS}")
@@ -121,9 +122,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _teach(config: pytest.Config) -> None:
-    """Set pytest up for a person's own implementation: teaching order, and no text but that of `lessons`."""
+    """Configure pytest for a user's implementation: teaching order, and only the output of `lessons`."""
     config.option.randomly_reorganize = False
-    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):  # a file that is never closed
+    # a warning about a file that is never closed
+    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{kind}")
     if not config.getoption("--all-failures"):
         config.option.tbstyle = "no"
@@ -133,7 +135,7 @@ def _teach(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Prepare for crashes, and give a person's file a process of its own, before pytest-xdist starts its workers."""
+    """Prepare for crashes, and start a separate process for a user's file, before pytest-xdist starts its workers."""
     if config.getoption("randomly_seed", None) == "default":  # every process of the run needs the same
         config.option.randomly_seed = random.Random().getrandbits(32)
     isolated = isolation.wanted(config, (config.getoption("--impl") or "").split(","))  # pyright: ignore[reportArgumentType]
@@ -145,7 +147,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 
 def _seed(config: pytest.Config) -> int | str:
-    """What the examples of all properties derive from: the seed in the header, or that of `--hypothesis-seed`."""
+    """The seed of the examples of all properties: the seed in the header, or that of `--hypothesis-seed`."""
     if (asked := config.getoption("hypothesis_seed", None)) is not None:
         return asked
     given = getattr(config, "workerinput", {}).get("randomly_seed", config.getoption("randomly_seed", None))
@@ -175,12 +177,12 @@ def _dtypes(config: pytest.Config) -> tuple[torch.dtype, ...]:
 
 
 WATCHED = 3
-"""How many tests of a component run once more, to see who computes it."""
+"""The number of tests of a component that run once more to find the functions that compute it."""
 LOW = (torch.float16, torch.bfloat16)
 
 
 def _names(config: pytest.Config, option: str) -> list[str]:
-    """The aspects that an option names."""
+    """The aspects in an option."""
     names = [name for name in (config.getoption(option) or "").split(",") if name]
     known = ASPECTS if option == "--aspect" else (*ASPECTS, LOW_PRECISION, OBSERVATIONS)
     if unknown := [name for name in names if name not in known]:
@@ -189,7 +191,7 @@ def _names(config: pytest.Config, option: str) -> list[str]:
 
 
 def _not_claimed(item: pytest.Item, config: pytest.Config) -> str | None:
-    """Why the user's choice leaves a test out, if it does."""
+    """The reason why the user's options exclude a test, or None."""
     properties = dict(item.user_properties)
     level, aspect = properties["level"], properties["aspect"]
     if LEVELS.index(level) > LEVELS.index(config.getoption("--level")):
@@ -214,12 +216,12 @@ def _choose_device(config: pytest.Config) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise pytest.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    if device.type != "cpu":  # the mode adds a little time to every call
+    if device.type != "cpu":  # because the mode adds a little time to every call
         torch.set_default_device(device)
 
 
 def accelerator() -> torch.device | None:
-    """The GPU of this machine, if it has one."""
+    """The GPU of this machine, or None."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps") if torch.backends.mps.is_available() else None
@@ -233,7 +235,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
 
 @pytest.fixture(scope="session")
 def rehearsal(request: pytest.FixtureRequest) -> bool:
-    """Whether the CPU takes the place of the GPU; tests then use smaller sizes."""
+    """Whether the CPU replaces the GPU; tests then use smaller sizes."""
     return bool(request.config.getoption("--gpu-rehearsal"))
 
 
@@ -309,7 +311,7 @@ class Specification:
         self.teaches = bool(self.diagnoses) and not config.getoption("--all-failures")
 
     def pytest_report_header(self) -> list[str]:
-        """Everything that the outcome depends on."""
+        """The environment that the outcome depends on."""
         shown = ", ".join(f"{i.name} {i.version}".strip() for i in self.implementations)
         option = self.config.getoption
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in current().dtypes)
@@ -336,7 +338,7 @@ class Specification:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note the components of each test; apply the known failures; leave out tests of nothing that was named."""
+        """Record the components of each test, apply the known failures, and drop tests without implementation."""
         elsewhere = self.config.getoption("--device") != "cpu"
         chosen, left_out = [], []
         for item in _in_order(items):
@@ -360,7 +362,7 @@ class Specification:
                 ("implementation", implementation.id), ("components", components), ("absent", absent)
             ]  # fmt: skip
             if not is_own(implementation.name):
-                # before the marks of the test: what these say of a warning stands
+                # before the marks of the test, so that its own warning filters have precedence
                 item.add_marker(pytest.mark.filterwarnings("default"), append=False)
             chosen.append(item)
         if left_out:
@@ -380,13 +382,14 @@ class Specification:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip a test of an absent component, and a test that needs a GPU where there is none."""
+        """Skip a test of an absent component, and a test that needs a GPU on a machine without one."""
         if item.get_closest_marker("gpu") and not self.config.getoption("--gpu-rehearsal") and accelerator() is None:
             pytest.skip("there is no accelerator here; --gpu-rehearsal runs the same on the CPU, at reduced size")
         implementation = _implementation_of(item)
         run = current()
         run.file = run.namespace = None
-        if implementation is not None and not implementation.known:  # those that are known offer everything
+        # the project's own implementations and PyTorch offer everything
+        if implementation is not None and not implementation.known:
             run.file, run.namespace = implementation.file, implementation.namespace
         if absent := item.stash.get(ABSENT, []):
             assert implementation is not None  # only tests of an implementation have absent components
@@ -399,7 +402,7 @@ class Specification:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Turn an error that says that there is nothing to judge into its outcome."""
+        """Convert an error that means that the test cannot be judged into its outcome."""
         run = current()
         run.example = run.difference = None
         try:
@@ -424,10 +427,10 @@ class Specification:
             self._watch_the_work(item, example)
 
     def _guarded(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Run a test; fail it if the implementation changed what it must leave alone.
+        """Run a test; fail it if the implementation changed protected process state.
 
         Raises:
-            pytest.fail.Exception: it did; the change is undone.
+            pytest.fail.Exception: the state was changed; the change is undone.
         """
         raised: BaseException | None = None
         try:
@@ -448,7 +451,7 @@ class Specification:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """Report a test with a worker that ended; pytest-xdist knows nothing of it but its name."""
+        """Report a test with a worker that ended; pytest-xdist knows only its name."""
         crash = crashes.of_worker(self.config, crashitem)
         if not crash.properties:  # without a fork nothing runs the test again
             name = crashitem.rpartition("::")[2]
@@ -462,10 +465,10 @@ class Specification:
         crash.fill(report)
 
     def _watch_the_work(self, item: pytest.Item, example: Example) -> None:
-        """Note who computes a component, from the first tests of it that pass.
+        """Record the functions that compute a component, from the first passed tests of it.
 
         Raises:
-            pytest.fail.Exception: `--own-work` asks for a component of one's own, and this one is not.
+            pytest.fail.Exception: `--own-work` is set, and a library computes the component.
         """
         run = current()
         if len(example.components) != 1 or run.file is None or not runs_again(example):
@@ -486,12 +489,11 @@ class Specification:
         return self.diagnoses.get(implementation.id) if implementation is not None else None
 
     def _explain(self, item: pytest.Item, error: BaseException, *, again: bool = True) -> None:
-        """Note on a test what a person needs to know about its failure.
+        """Record on a test the explanation of its failure for users.
 
         Args:
             item: The test.
-            error: What it raised.
-            again: Whether the test may run again, for the diagnosis.
+            error: Its error. again: Whether the test may run again, for the diagnosis.
         """
         run, diagnosis = current(), self._diagnosis(item)
         if diagnosis is None:
@@ -531,7 +533,7 @@ class Specification:
         return report
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Count what judged nothing as an outcome of its own."""
+        """Count tests without a verdict as separate outcomes."""
         if report.skipped and (outcome := dict(report.user_properties).get("outcome")):
             word = str(outcome)
             return word, word.removeprefix("not ")[0], word.upper()
@@ -544,9 +546,9 @@ class Specification:
         return trial_report.collect(reporter.stats, [i.id for i in self.implementations]) if reporter else {}
 
     def _empty(self) -> list[str]:
-        """The implementations that were to be tested and were not.
+        """The requested implementations without any test.
 
-        Of the default implementations one is enough: PyTorch lacks all components of some chapters.
+        For the default implementations one is enough, because PyTorch lacks all components of some chapters.
         """
         trials = self._trials()
         if self.named is not None:
@@ -579,7 +581,7 @@ class Specification:
             terminalreporter.write_line(f"empty run: nothing of {name} was judged", red=True)
 
     def _lessons(self, terminalreporter: pytest.TerminalReporter, name: str, trial: trial_report.Trial) -> list[str]:
-        """The lines on the components of a person's own implementation; its failures are printed before."""
+        """The lines about the components of a user's implementation; its failures are printed before."""
         reports = [
             (outcome, report)
             for outcome in ("passed", "failed", "error", "xfailed", "xpassed")
@@ -603,7 +605,8 @@ class Specification:
 
 
 def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Put the trial's own tests first: the other verdicts depend on them, and each waits for a pytest that it starts.
+    """Put the trial's own tests first, because the other verdicts depend on them and each of them waits for a pytest
+    process.
 
     The runs of a property follow each other, one per implementation, because they share their examples.
     """
@@ -616,7 +619,7 @@ def _in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def _apply_known_failures(path: Path, items: list[pytest.Item], *, whole: bool) -> None:
-    """Expect the tests that the file of `--known-failures` names to fail."""
+    """Expect the tests in the file of `--known-failures` to fail."""
     source = f"--known-failures {path}"
     try:
         reasons = tomllib.loads(path.read_text(encoding="utf-8"))

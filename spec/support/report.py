@@ -1,4 +1,4 @@
-"""The report of a trial: what was judged of each implementation, what is absent, and whether anything was judged."""
+"""The report of a trial: the judged and the absent components of each implementation."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +12,13 @@ OUTCOMES = ("passed", "failed", "error", "skipped", *NOT_JUDGED, "xfailed", "xpa
 
 @dataclass
 class Trial:
-    """What a run found out about one implementation.
+    """The results of a run for one implementation.
 
     Attributes:
-        outcomes: How many tests ended how, over all components.
-        components: The same for each component that a test names.
-        absent: The components that tests name and the implementation lacks.
-        known: The known failures, by the test's id, with their reasons.
-        left: For each outcome that judged nothing, except absent, how many tests had which reason.
+        outcomes: The number of tests by outcome, over all components. components: The same for each component that a
+        test names. absent: The components that tests name and the implementation lacks. known: The known failures, by
+        the test's id, with their reasons. left: For each outcome without a verdict, except absent, the number of tests
+        by reason.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -56,7 +55,7 @@ def collect(stats: Mapping[str, Sequence[Any]], implementations: Iterable[str]) 
 
 
 def clauses(stats: Mapping[str, Sequence[Any]]) -> set[str]:
-    """The clauses that a test of the run was about, if the test came to a verdict."""
+    """The clauses of the tests with a verdict."""
     judged = [report for outcome in ("passed", "failed", "xfailed", "xpassed") for report in stats.get(outcome, ())]
     return {name for report in judged for name in dict(getattr(report, "user_properties", ())).get("clauses", ())}
 
@@ -69,7 +68,7 @@ def lines(
     Args:
         trials: The trials by implementation.
         every_component: Whether components without failures have a line too.
-        lessons: The lines on the components of the implementations that have lines of their own.
+        lessons: The lines about components, for the implementations that have separate lines.
     """
     found = []
     for name, trial in trials.items():

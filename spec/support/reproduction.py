@@ -1,4 +1,4 @@
-"""The calls a test made, as Python that can be pasted."""
+"""The calls of a test as Python code that can be pasted."""
 
 import inspect
 import weakref
@@ -37,14 +37,14 @@ class Trace:
 
     def __init__(self) -> None:
         self.on = True
-        self.noted: Callable[[str], None] | None = None  # gets the text before each call, where a call may crash
+        self.noted: Callable[[str], None] | None = None  # called with the text before each call, if a call may crash
         self.calls: deque[Call] = deque(maxlen=LAST)
-        self.made: dict[int, Call] = {}  # how each layer came to be, by its identity
+        self.made: dict[int, Call] = {}  # the construction of each layer, by its identity
         self._result: Callable[[], Any] = _nothing
         self._depth = 0
 
     def clear(self) -> None:
-        """Forget everything: another test, or another example, begins."""
+        """Delete all recorded calls when another test or example begins."""
         self.calls.clear()
         self.made.clear()
         self._result = _nothing
@@ -52,11 +52,11 @@ class Trace:
 
     @property
     def result(self) -> Any:
-        """The result of the last call, as long as the test keeps it; a trace keeps nothing alive."""
+        """The result of the last call, while the test holds a reference; a trace keeps nothing alive."""
         return self._result()
 
     def note_result(self, result: Any) -> None:
-        """Note the result of a call."""
+        """Record the result of a call."""
         try:
             self._result = weakref.ref(result)
         except TypeError:  # a tuple or a number
@@ -64,7 +64,7 @@ class Trace:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Note nothing for a while: noting costs copies."""
+        """Pause the recording, which makes copies."""
         before, self.on = self.on, self.noted is not None
         try:
             yield
@@ -72,7 +72,7 @@ class Trace:
             self.on = before
 
     def call(self, name: str, import_line: str, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
-        """Note a call of a component; a graph that is being traced must not hold the copies."""
+        """Record a call of a component; a graph that is being traced must not contain the copies."""
         if self._depth == 0 and not torch.jit.is_tracing():
             self._append(Call(name, import_line, signature, _copied(args), _copied(kwargs)))
 
@@ -82,7 +82,7 @@ class Trace:
             self.noted(self.text())
 
     def watch(self, layer: nn.Module) -> None:
-        """From now on note the calls of a layer that was made by the last call."""
+        """Start recording the calls of a layer that the last call created."""
         if self._depth or torch.jit.is_tracing():
             return
         self.made[id(layer)] = self.calls.pop()
@@ -103,7 +103,7 @@ class Trace:
         layer.register_forward_hook(leave, always_call=True)
 
     def text(self, last: int = LAST) -> str:
-        """The last calls as a piece of Python, empty if nothing was called."""
+        """The last calls as Python code, empty if there were no calls."""
         if not self.calls:
             return ""
         return "\n".join(_Writer(self).lines(last))
@@ -179,7 +179,7 @@ class _Writer:
 
 
 def literal(value: Tensor) -> str:
-    """A tensor as Python, to the last bit; a large one only as its shape."""
+    """A tensor as Python code, exactly; a large one only as its shape."""
     if value.numel() > LARGEST:
         return f"torch.randn({tuple(value.shape)}).to({value.dtype})  # other numbers: too many to print"
     text = f"torch.tensor({_nested(value.detach().cpu())}, dtype={value.dtype})"
@@ -193,13 +193,13 @@ def literal(value: Tensor) -> str:
 def _nested(value: Tensor) -> str:
     if value.dim():
         return f"[{', '.join(_nested(part) for part in value)}]"
-    if value.dtype in (torch.float32, torch.float16):  # the shortest text that gives the number again
+    if value.dtype in (torch.float32, torch.float16):  # the shortest text from which the number can be recovered
         return str(np.float32(value.item()) if value.dtype == torch.float32 else np.float16(value.item()))
     return repr(value.item())
 
 
 def _copied(value: Any) -> Any:
-    """Arguments as they are now: what is called may write into them."""
+    """Copies of the arguments, because the call may write into them."""
     if isinstance(value, Tensor) and type(value) is Tensor:
         if value.numel() > LARGEST:
             return value

@@ -20,13 +20,13 @@ class Run:
     Attributes:
         dtypes: The floating-point types to test; `--dtype` selects them.
         trace: The calls of the example in progress; every example starts with an empty trace.
-        seed: Each property derives its examples from it, unless the Hypothesis profile asks for fixed ones.
+        seed: The seed of the examples of each property, unless the Hypothesis profile uses fixed examples.
         level: The level up to which an implementation is judged.
-        file: The file of the implementation that the test in progress judges, if others than this project wrote it.
+        file: The file of the implementation under test, if it is not part of this project.
         namespace: Its module, or the class that holds its components.
-        example: Of a property that fails, the test and the arguments of the simplest example.
-        difference: What the last comparison that failed got and expected.
-        moved: When a component was last called, by the monotonic clock.
+        example: For a failed property, the test and the arguments of the simplest example.
+        difference: The actual and the expected value of the last failed comparison.
+        moved: The time of the last call of a component, by the monotonic clock.
     """
 
     dtypes: tuple[torch.dtype, ...] = DTYPES

@@ -1,6 +1,7 @@
-"""PyTorch's own samples for its operators, modules and optimizers: private to PyTorch, and one more oracle.
+"""PyTorch's own test samples for its operators, modules and optimizers, which are private to PyTorch, as an additional
+oracle.
 
-PyTorch tests itself with samples of arguments (`op_db`, `module_db`, `optim_db`), and with arguments to be refused.
+PyTorch is tested with samples of arguments (`op_db`, `module_db`, `optim_db`), and with arguments that must be refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ OPERATORS = {
     },
     **{name: name for name in ("sigmoid", "tanh", "softmax", "log_softmax", "flatten")},
 }
-"""Under which name PyTorch has the samples of a function; those of `dropout` differ from device to device."""
+"""PyTorch's name for the samples of a function; those of `dropout` differ between devices."""
 
 MODULES = (
     *("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "ReLU", "LeakyReLU", "Sigmoid", "Tanh", "Softmax"),
@@ -51,7 +52,7 @@ def samples(kind: str) -> Any:
 
 
 def placed(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The structure with copies of its tensors on the device, floating-point ones in the dtype."""
+    """The structure with copies of its tensors on the device, and floating-point tensors in the dtype."""
 
     def copied(tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()
@@ -67,7 +68,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def results(call: Callable[[], Any], given: Sequence[Tensor]) -> list[Tensor]:
-    """Every output, and the gradients of what is given, for an upstream gradient that depends on the shape only."""
+    """Every output, and the gradients of the inputs, for an upstream gradient that depends on the shape only."""
     outputs = tensors(call())
     flowing = [output for output in outputs if output.requires_grad]
     wanted = [value for value in given if value.requires_grad]
@@ -90,12 +91,12 @@ def judge(
     what: str,
     largest: float,
 ) -> None:
-    """Compare what the implementation computes on the device with PyTorch's float64 on the CPU.
+    """Compare the results of the implementation on the device with PyTorch's float64 results on the CPU.
 
-    A sum of n products in float32 is the exact sum of products that are off by n · eps. So no number of a result may be
-    farther from the exact one than four times the farthest that inputs lead which are off by that much, n being the
-    numbers of the largest input; and by four roundings of numbers as large as the result, or as the upstream gradient,
-    which is below 4. A norm divides it by at least the square root of its eps on the way.
+    A sum of n products in float32 is the exact sum of products that are off by n · eps. So the error of a number may be
+    at most four times the largest change caused by input errors of this size, where n is the size of the largest input,
+    plus four roundings of numbers as large as the result, or as the upstream gradient, which is below 4. A norm divides
+    the upstream gradient by at least the square root of its eps.
     """
     here, eps = torch.device("cpu"), torch.finfo(torch.float32).eps
     exact = theirs(given, here, torch.float64)
@@ -131,12 +132,12 @@ def judge(
 
 
 def largest_upstream(name: str) -> float:
-    """What an upstream gradient, below 4, grows to on its way through a component."""
+    """The bound of an upstream gradient, initially below 4, inside a component."""
     return 4 / 1e-5**0.5 if "norm" in name.lower() else 4.0
 
 
 def built(info: Any, name: str, training: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """The samples of a module: arguments of the class, of the call, and a description."""
+    """The samples of a module: arguments of the class, arguments of the call, and a description."""
     torch.manual_seed(0)
     inputs = info.module_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=True, training=training)
     for sample in inputs:

@@ -1,4 +1,4 @@
-"""The score of a file as exercism's test runners report it, version 3: for teachers, who do not trust the file.
+"""The score of an untrusted file for teachers, in the format of exercism's test runners, version 3.
 
 The tests run in a process that never imports the file; see `spec.support.guest`.
 """
@@ -27,9 +27,9 @@ NOT_SCORED = (
 """The tests that need the class itself, to inherit from it or to add its objects up, while it stays in its own process,
 and those that send tens of thousands of items from one process to the other."""
 SECONDS = 300.0
-"""For all tests of a file."""
+"""The time limit for all tests of a file."""
 HOST: Any = None
-"""In the process that judges: the host of the file. `--impl spec.support.score:GUEST` tests what it offers."""
+"""In the judging process: the host of the file. `--impl spec.support.score:GUEST` tests its components."""
 
 
 class _Guest:
@@ -45,7 +45,7 @@ GUEST = _Guest()
 
 
 def host(file: Path, wanted: Sequence[Exercise]) -> Any:
-    """Start the process of the file, in the process that judges."""
+    """Start the process of the file, in the judging process."""
     global HOST
     from spec.support.guest import Host
 
@@ -54,7 +54,7 @@ def host(file: Path, wanted: Sequence[Exercise]) -> Any:
 
 
 def results(file: Path, chapter: str | None, level: str) -> dict[str, Any]:
-    """The results of a file, in the shape of exercism's test runner, version 3."""
+    """The results of a file, in the format of exercism's test runner, version 3."""
     from spec.support.learn import judge
 
     written = [exercise for exercise in written_in(file) if chapter in (None, exercise.chapter)]
@@ -87,7 +87,7 @@ def score(file: Path, answer: Path, chapter: str | None, level: str) -> int:
         0 if all tests pass, 1 if one fails.
 
     Raises:
-        InputError: processes cannot be kept apart here.
+        InputError: this system does not support separate processes.
     """
     if not hasattr(os, "fork") or not sys.platform.startswith("linux"):
         raise InputError("learn.py score needs Linux, which can end all processes that a submission starts")

@@ -1,21 +1,22 @@
-"""A second device without a GPU: it computes real numbers, and refuses what a GPU refuses.
+"""A simulated second device: it computes real results, and refuses the operations that a GPU refuses.
 
-Its tensors are wrappers around tensors of the CPU. Whatever is done to them arrives at `__torch_dispatch__`, which
-looks at the devices, unwraps, computes on the CPU and wraps again; above it PyTorch's autograd, modules and optimizers
-run as they do for any device. As on a GPU:
+Its tensors are wrappers around tensors of the CPU. Every operation on them calls `__torch_dispatch__`, which checks the
+devices, unwraps, computes on the CPU and wraps again; above it PyTorch's autograd, modules and optimizers run as for
+any device. As on a GPU:
 
 - An operation takes tensors of one device. The exceptions are CUDA's: a CPU tensor without dimensions may take part in
   arithmetic, CPU tensors may index, and copies go anywhere.
 - Random numbers come from the device's own generator; one of the CPU is refused.
 - `numpy()` is refused; `torch.save` notes the device, and `torch.load` asks for the device unless there is a
   `map_location`.
-- What makes the host wait for a GPU (reading a number, a mask as an index, a blocking copy) is noted: `waits`.
+- Operations for which the host waits for a GPU (reading a number, a mask as an index, a blocking copy) are recorded:
+`waits`.
 
-What it does not have: streams, events, asynchrony, its own memory, its own rounding, a second GPU, generators made by
+Not simulated: streams, events, asynchrony, its own memory, its own rounding, a second GPU, generators made by
 `torch.Generator(device)`.
 
 The autograd engine counts the devices at a process's first backward: `register` must come before it. Tests therefore
-run in a process of their own (`on_simulated_device`), or the whole of pytest does (`--device simulated`).
+run in a separate process (`on_simulated_device`), or the whole of pytest does (`--device simulated`).
 """
 
 import sys
@@ -47,14 +48,14 @@ _WAITING = {
     *(_aten.nonzero.default, _aten.masked_select.default, _aten.bincount.default, _aten.repeat_interleave.Tensor),
     *(_aten._unique2.default, _aten.unique_dim.default, _aten.unique_consecutive.default),
 }
-"""The size or the number that they return is known only when the device has got there."""
+"""Operations with a result (a size or a number) that is known only after the device has computed it."""
 
 _WAITS: list[list[str]] = []  # one list for each `waits` that is open
 _state = SimpleNamespace(registered=False, plugged=True, rng=torch.Generator("cpu").get_state())
 
 
 class SimulatedTensor(Tensor):
-    """A tensor on the simulated device. `raw` holds its numbers: same shape, same strides, on the CPU."""
+    """A tensor on the simulated device. `raw` holds its numbers on the CPU, with the same shape and strides."""
 
     raw: Tensor
 
@@ -76,7 +77,7 @@ class SimulatedTensor(Tensor):
         kwargs = dict(kwargs or {})
         _refuse_mixing(func, args, kwargs)
         _note_waiting(func, args, kwargs)
-        wrappers: dict[int, SimulatedTensor] = {}  # what an operation returns that it was given stays the same object
+        wrappers: dict[int, SimulatedTensor] = {}  # an argument that an operation returns remains the same object
 
         def unwrap(tensor: SimulatedTensor) -> Tensor:
             wrappers[id(tensor.raw)] = tensor
@@ -106,7 +107,7 @@ class SimulatedTensor(Tensor):
         return f"{self.raw!r}"[:-1] + f", device='{NAME}:0'" + history * self.requires_grad + ")"
 
     def __format__(self, spec: str) -> str:
-        """A single number prints as a number, as a plain tensor's does."""
+        """Format a single number as a number, as for a plain tensor."""
         return format(self.item() if self.dim() == 0 else str(self), spec)
 
     @property
@@ -137,7 +138,7 @@ class SimulatedTensor(Tensor):
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As PyTorch reduces a plain tensor; what `torch.save` asks about the storage is answered by `_location`."""
+        """Pickle as PyTorch pickles a plain tensor; `_location` provides the storage location for `torch.save`."""
         storage = self.raw.untyped_storage()
         storage.on_simulated_device = True  # pyright: ignore[reportAttributeAccessIssue]
         typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=self.dtype, _internal=True)
@@ -150,7 +151,7 @@ class SimulatedTensor(Tensor):
 
 
 def _lstm_cell(input: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own LSTM asks a GPU for a whole step, which the CPU does not have; forwards only."""
+    """A whole LSTM step, which PyTorch's LSTM calls on a GPU and the CPU does not have; forward only."""
     gates = input + hidden
     for bias in biases:
         gates = gates if bias is None else gates + bias
@@ -163,7 +164,7 @@ def _lstm_cell(input: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None)
 def _gru_cell(
     input: Tensor, hidden: Tensor, h: Tensor, b_input: Tensor | None = None, b_hidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same for its GRU."""
+    """The same for the GRU."""
     if b_input is not None and b_hidden is not None:
         input, hidden = input + b_input, hidden + b_hidden
     (ir, iz, inn), (hr, hz, hn) = input.chunk(3, dim=1), hidden.chunk(3, dim=1)
@@ -176,7 +177,7 @@ _FUSED = {_aten._thnn_fused_lstm_cell.default: _lstm_cell, _aten._thnn_fused_gru
 
 
 class _Reduced:
-    """Pickles as the call that makes a tensor."""
+    """An object that is pickled as the call that creates a tensor."""
 
     def __init__(self, function: Any, arguments: Any) -> None:
         self.reduced = function, arguments
@@ -186,7 +187,7 @@ class _Reduced:
 
 
 class _DeviceStorage(torch.UntypedStorage):
-    """What `torch.load` fills a tensor of the device from."""
+    """The storage from which `torch.load` fills a tensor of the device."""
 
     @property
     def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -198,7 +199,7 @@ def _raw(value: Any) -> Any:
 
 
 def _refuse_mixing(func: Any, args: Any, kwargs: Any) -> None:
-    """Raise what CUDA raises if tensors of the CPU and of the device meet where they must not."""
+    """Raise CUDA's error if an operation mixes tensors of the CPU and of the device and this is not allowed."""
     if func in _COPIES or func in _LENGTHS_ON_THE_HOST:
         return
     generator = kwargs.get("generator")
@@ -242,7 +243,7 @@ def _note_waiting(func: Any, args: Any, kwargs: Any) -> None:
 
 @contextmanager
 def _random_numbers(func: Any) -> Iterator[None]:
-    """While a random operation runs, the CPU's generator stands where the device's does."""
+    """During a random operation, the CPU's generator has the state of the device's generator."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         yield
         return
@@ -256,7 +257,7 @@ def _random_numbers(func: Any) -> Iterator[None]:
 
 
 class _Module:
-    """What PyTorch and programs find as `torch.simulated`."""
+    """The module `torch.simulated` for PyTorch and programs."""
 
     @staticmethod
     def is_available() -> bool:
@@ -280,11 +281,11 @@ class _Module:
 
     @staticmethod
     def synchronize(device: Any = None) -> None:
-        """Nothing is ever under way."""
+        """There are never pending operations."""
 
     @staticmethod
     def manual_seed_all(seed: int) -> None:
-        # another place than the CPU's: the same seed gives other numbers on another device
+        # a different state than the CPU's: the same seed gives other numbers on another device
         _state.rng = torch.Generator("cpu").manual_seed((seed + 0x5EED) % 2**63).get_state()
 
     manual_seed = manual_seed_all
@@ -299,7 +300,7 @@ class _Module:
 
 
 def _keeping_parameters(to: Callable[..., Any]) -> Callable[..., Any]:
-    """Module.to, such that the parameters stay the objects they are, as on a GPU; a wrapper needs to be told so."""
+    """Module.to, set up so that the parameters remain the same objects, as on a GPU."""
 
     @wraps(to)
     def moved(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -314,7 +315,7 @@ def _keeping_parameters(to: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register() -> None:
-    """Make `torch.device("simulated")` a device of this process, for good. Before the process's first backward."""
+    """Register `torch.device("simulated")` in this process permanently. Call it before the first backward."""
     if _state.registered:
         return
     _state.registered = True
@@ -334,7 +335,7 @@ def register() -> None:
         return SimulatedTensor(torch.zeros(size, dtype=dtype, device="cpu"))
 
     def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-        """What torch.tensor(…, device=…) calls, past `__torch_dispatch__`."""
+        """The function that torch.tensor(…, device=…) calls without `__torch_dispatch__`."""
         _note_waiting(_aten._copy_from.default, (source, target, non_blocking), {})
         _raw(target).copy_(_raw(source))
         return target
@@ -363,7 +364,7 @@ def register() -> None:
 
 @contextmanager
 def unplugged() -> Iterator[None]:
-    """A machine without the device: what is loaded must say that it wants to be on the CPU."""
+    """Simulate a machine without the device: loading needs a `map_location`."""
     _state.plugged = False
     try:
         yield
@@ -373,7 +374,7 @@ def unplugged() -> Iterator[None]:
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """The operations, from here on, at which the host would wait for a GPU."""
+    """A list of the operations in the block for which the host would wait for a GPU."""
     noted: list[str] = []
     _WAITS.append(noted)
     try:
@@ -382,11 +383,11 @@ def waits() -> Iterator[list[str]]:
         _WAITS.remove(noted)
 
 
-# Tests in processes of their own.
+# Tests in separate processes
 
 
 def on_simulated_device(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a fresh process that has the device; what it raises fails the test here, in the same words."""
+    """Run a test in a new process with the device; an error there fails the test here with the same message."""
 
     @wraps(test)
     def outside(**arguments: Any) -> None:

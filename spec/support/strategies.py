@@ -1,4 +1,4 @@
-"""What Hypothesis draws for every chapter: shapes, dtypes, tensors of any layout."""
+"""Hypothesis strategies for all chapters: shapes, dtypes, tensors of any layout."""
 
 import inspect
 import math
@@ -20,41 +20,40 @@ from spec.support.outcomes import NotOffered
 from spec.support.run import current
 
 BUDGET = 1.0
-"""How many seconds a property draws examples for an implementation that people write themselves, which may be slow."""
+"""The time limit, in seconds, for the examples of a property with a user's implementation, which may be slow."""
 
 NO_EXAMPLE = (NotOffered, pytest.xfail.Exception)
-"""What a test raises for an example that judges nothing: a parameter is not offered, a call is known to crash."""
+"""The exceptions for an example without a verdict: a parameter is not offered, or a call is known to crash."""
 
 
 def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Hypothesis's `given`, with two additions.
 
-    All implementations are judged by the same examples: the first one that passes leaves them for the others, which
-    costs half of what drawing them again would. An implementation that fails one of them gets a search of its own,
-    since that finds the simplest.
-
-    Nearly all examples pass, so calls are not noted; an example that fails is run again to show them.
+    All implementations are tested with the same examples: those of the first implementation that passes are stored for
+    the others, which halves the cost. For an implementation that fails one of them a separate search finds the simplest
+    failing example. Nearly all examples pass, so calls are not recorded; a failed example is run again to record them.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         rightmost = list(inspect.signature(test).parameters)[-len(strategies) :]
         drawn_by_name = dict(zip(rightmost, strategies, strict=False)) | named
-        found: list[dict[str, Any]] = []  # by the search that runs
+        found: list[dict[str, Any]] = []  # by the current search
         examples: list[dict[str, Any]] = []  # of a search that found no failure
-        not_offered: list[NotOffered] = []  # why the search that runs could not use an example
-        failing: set[str] = set()  # the examples that failed in the search that runs
+        not_offered: list[NotOffered] = []  # why the current search could not use an example
+        failing: set[str] = set()  # the examples that failed in the current search
         started = 0.0
 
         @wraps(test)
         def example(*fixtures: Any, **arguments: Any) -> None:
             __tracebackhide__ = True
-            if any(isinstance(value, DataObject) for value in arguments.values()):  # it draws more while it runs
+            # the test draws more values while it runs
+            if any(isinstance(value, DataObject) for value in arguments.values()):
                 current().trace.clear()
                 test(*fixtures, **arguments)
                 return
             drawn = {name: deepcopy(arguments[name]) for name in drawn_by_name}
             over = (found or failing) and current().file and time.monotonic() - started > BUDGET
-            if over and repr(drawn) not in failing:  # what failed must fail again, so that Hypothesis can show it
+            if over and repr(drawn) not in failing:  # a failed example must fail again, so that Hypothesis can show it
                 return
             random_state = torch.get_rng_state()
             failure = _failure_of(test, *fixtures, **arguments)
@@ -85,7 +84,7 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
                 return
             found.clear()
             not_offered.clear()
-            # the name of the test item, and so of the implementation, must not decide which examples are drawn
+            # the examples must not depend on the name of the test item, which contains the implementation
             seed = 0 if hypothesis.settings().derandomize else current().seed
             try:
                 hypothesis.seed(f"{test.__module__}.{test.__qualname__} {seed}")(search)(*fixtures, **arguments)
@@ -99,14 +98,14 @@ def given(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Cal
                 examples[:] = found
 
         judged.__signature__ = inspect.signature(search)  # pyright: ignore[reportAttributeAccessIssue]
-        judged.__wrapped__ = test  # where an editor finds it
+        judged.__wrapped__ = test  # the location for editors
         return judged
 
     return decorate
 
 
 def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> BaseException | None:
-    """Run a test without noting its calls; what it raised, if it failed."""
+    """Run a test without recording its calls; return its error, or None."""
     current().trace.clear()
     with current().trace.off():
         try:
@@ -117,16 +116,16 @@ def _failure_of(test: Callable[..., None], *fixtures: Any, **arguments: Any) -> 
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
-    """A floating-point type that the run asks for."""
+    """A floating-point type of the run."""
     return st.deferred(lambda: st.sampled_from(current().dtypes))
 
 
 seeds = st.integers(0, 2**16)
-"""Draws numbers that a test needs but does not depend on; shrinks to 0."""
+"""A seed for numbers that a test needs but does not depend on; shrinks to 0."""
 
 
 def seed_all(seed: int) -> None:
-    """`torch.manual_seed`, cheaper: without an accelerator that keeps a stack trace for the day one comes to life."""
+    """A cheaper `torch.manual_seed`, which stores no stack trace for an accelerator that is not initialized."""
     torch.default_generator.manual_seed(seed)
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
@@ -140,10 +139,10 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def whole(*shape: int, seed: int, dtype: torch.dtype = torch.float64, largest: int = 3) -> Tensor:
-    """Whole numbers from -largest to largest.
+    """Integers from -largest to largest.
 
-    Sums of their products are whole too and far below 2¹¹, so that every floating-point type but bfloat16 holds them
-    exactly: what is computed with them has no rounding to allow for.
+    Sums of their products are integers too and far below 2¹¹, so that every floating-point type except bfloat16
+    represents them exactly and computations need no tolerance.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     numbers = torch.randint(-largest, largest + 1, shape, generator=generator, device="cpu")
@@ -151,7 +150,7 @@ def whole(*shape: int, seed: int, dtype: torch.dtype = torch.float64, largest: i
 
 
 def laid_out(x: Tensor, layout: int) -> Tensor:
-    """The same numbers in another order in memory: as they are, transposed, with gaps, or channels last."""
+    """The same numbers in another memory layout: unchanged, transposed, with gaps, or channels last."""
     if layout == 1 and x.dim() >= 2:
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
     if layout == 2 and x.dim() >= 1:
@@ -164,11 +163,11 @@ def laid_out(x: Tensor, layout: int) -> Tensor:
 
 
 layouts = st.integers(0, 3)
-"""For `laid_out`."""
+"""The layouts of `laid_out`."""
 
 
 def spread(*shape: int, seed: int, gap: float = 0.1) -> Tensor:
-    """Float64 numbers of which no two are closer than `gap`, nor any closer to 0 than half of it: away from kinks."""
+    """Float64 numbers with distances of at least `gap`, and of at least half of it from 0, away from kinks."""
     count = math.prod(shape)
     generator = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(count, generator=generator, device="cpu").to(torch.float64)

@@ -1,8 +1,8 @@
-"""Files of `torch.save` put together by hand: as PyTorch 1.5, 1.6 and 1.13 wrote them, and as an attacker would.
+"""Files in the format of `torch.save`, built by hand: as written by PyTorch 1.5, 1.6 and 1.13, and by an attacker.
 
-PyTorch writes protocol 2, with the C pickler of Python 3: everything that may be referred to again is remembered
-(BINPUT), one item is added with APPEND or SETITEM and several with APPENDS or SETITEMS. `pickled` does the same, byte
-for byte, from a description in which functions are called only by name.
+PyTorch writes protocol 2, with the C pickler of Python 3: every object that may be referred to again is stored in the
+memo (BINPUT), one item is added with APPEND or SETITEM and several with APPENDS or SETITEMS. `pickled` does the same,
+byte for byte, from a description in which functions are called only by name.
 """
 
 import struct
@@ -29,7 +29,7 @@ class Global:
 
 @dataclass(eq=False)
 class Call:
-    """What a function returns for arguments."""
+    """A call of a function with arguments."""
 
     function: Any
     arguments: Any
@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(eq=False)
 class Object:
-    """An object of a class, with the attributes it gets back."""
+    """An object of a class with its restored attributes."""
 
     kind: Any
     state: Any
@@ -47,20 +47,20 @@ class Object:
 
 @dataclass(eq=False)
 class Persistent:
-    """Something outside of the pickle."""
+    """A reference to an object outside of the pickle."""
 
     identity: tuple[Any, ...]
 
 
 class Fresh(str):
-    """A text that is not remembered as the same one elsewhere."""
+    """A string that is not shared through the memo."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Instructions as they are."""
+    """Raw instructions."""
 
     code: bytes
 
@@ -73,7 +73,7 @@ def pickled(value: Any) -> bytes:
 class _Pickler:
     def __init__(self) -> None:
         self.memo: dict[Any, int] = {}
-        self.alive: list[Any] = []  # what the memo knows by its identity must not go
+        self.alive: list[Any] = []  # objects in the memo must not be freed, because the memo uses their identity
 
     def remember(self, key: Any, value: Any = None) -> bytes:
         number = self.memo[key] = len(self.memo)
@@ -130,7 +130,7 @@ class _Pickler:
 
 
 def integer(value: int) -> bytes:
-    """A whole number as the pickler writes it."""
+    """An integer in the encoding of the pickler."""
     if 0 <= value < 256:
         return b"K" + bytes([value])
     if 0 <= value < 65536:
@@ -141,7 +141,7 @@ def integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-# Modules and tensors as a version of PyTorch describes them
+# Modules and tensors in the format of a version of PyTorch
 
 STORAGES = {
     torch.float32: "FloatStorage",
@@ -158,13 +158,13 @@ STORAGES = {
 
 @dataclass
 class Writer:
-    """Describes modules and tensors as PyTorch `version` did, and writes the file.
+    """Describes modules and tensors in the format of PyTorch `version`, and writes the file.
 
     Attributes:
         version: "1.5" (the old format by default), "1.6" or "1.13" (the zip format by default).
-        location: where the tensors were.
-        big: the zip file's numbers are big-endian, and it says so.
-        storages: the bytes by their keys.
+        location: the device of the tensors.
+        big: whether the zip file's numbers are big-endian, with a matching record of the byte order.
+        storages: the bytes by key.
         first: a storage that several tensors are views of.
     """
 
@@ -207,7 +207,7 @@ class Writer:
         children: Mapping[str, Any] | None = None,
         **attributes: Any,
     ) -> Object:
-        """A module of that class, "package.module.Name" or a description; tensors become parameters and buffers."""
+        """A module of a class ("package.module.Name" or a description); tensors become parameters and buffers."""
         names = ["_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"]
         names.append("_load_state_dict_pre_hooks")
         state: dict[str, Any] = {"training": True}
@@ -232,12 +232,12 @@ class Writer:
         return Object(kind, state | attributes)
 
     def conv2d(self, layer: nn.Conv2d, kind: Any = "torch.nn.modules.conv.Conv2d") -> Object:
-        """A convolution with the attributes that this version gave it."""
+        """A convolution with the attributes of this version."""
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed")
         attributes = {name: getattr(layer, name) for name in (*names, "output_padding", "groups", "padding_mode")}
         padded = {"1.5": "_padding_repeated_twice", "1.6": "_reversed_padding_repeated_twice"}
         attributes[padded.get(self.version, padded["1.6"])] = layer._reversed_padding_repeated_twice
-        if self.version != "1.13":  # a tuple then
+        if self.version != "1.13":  # a tuple in this version
             attributes[list(attributes)[-1]] = tuple(layer._reversed_padding_repeated_twice)
         return self.module(kind, layer._parameters, **attributes)
 
@@ -281,23 +281,23 @@ class Writer:
         return b"".join(parts)
 
     def file(self, content: Any) -> bytes:
-        """The file as this version wrote it by default."""
+        """The file in the default format of this version."""
         return self.old(content) if self.version == "1.5" else self.zip(content)
 
 
-# Archives, honest and not
+# Archives, valid and manipulated
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a zip archive, and what its headers say of it if that is not the truth.
+    """A file of a zip archive, and the fields of its headers if they are wrong.
 
     Attributes:
-        name: below the archive's folder; a name with a leading "/" is taken as it is, without it.
+        name: below the archive's folder; a name with a leading "/" is used without the folder and the slash.
         data: its bytes.
-        crc, size, packed, method, flags, offset: what the directory says.
+        crc, size, packed, method, flags, offset: the fields of the directory.
         local: the name in its own header.
-        extra: of the directory.
+        extra: the extra field of the directory.
     """
 
     name: str
@@ -322,7 +322,7 @@ def archive(members: Iterable[Member], folder: str = "archive", wide: bool = Fal
         size = len(member.data) if member.size is None else member.size
         packed = size if member.packed is None else member.packed
         offset = len(body) if member.offset is None else member.offset
-        # lengths that 32 bits do not hold stand in an extra field here too
+        # lengths that exceed 32 bits are in an extra field here too
         far = struct.pack("<2H2Q", 1, 16, len(member.data), len(member.data)) if size == packed == 0xFFFFFFFF else b""
         padding = -(len(body) + 30 + len(local) + 4 + len(far)) % 64
         extra = far + b"FB" + struct.pack("<H", padding) + b"Z" * padding

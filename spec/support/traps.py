@@ -1,6 +1,6 @@
-"""Classes that act when a file makes them, and pickles that use them and Python's own functions as attackers do.
+"""Classes that run code when a file creates them, and pickles that use them and Python's functions as an attack.
 
-Each trap makes a folder, the victim, and nothing else.
+Each trap only creates a folder, the victim.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class New:
-    """Acts when it is made without being initialized."""
+    """Runs code when it is created without initialization."""
 
     def __new__(cls, victim: str, **options: str) -> "New":
         os.mkdir(victim)
@@ -18,28 +18,28 @@ class New:
 
 
 class Init:
-    """Acts when it is made."""
+    """Runs code when it is created."""
 
     def __init__(self, victim: str) -> None:
         os.mkdir(victim)
 
 
 class State:
-    """Acts when it gets its state."""
+    """Runs code when its state is set."""
 
     def __setstate__(self, victim: str) -> None:
         os.mkdir(victim)
 
 
 class Attribute:
-    """Acts when an attribute is set."""
+    """Runs code when an attribute is set."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         os.mkdir(value)
 
 
 class Container:
-    """Acts when something is put into it."""
+    """Runs code when an item is added."""
 
     def append(self, victim: str) -> None:
         os.mkdir(victim)
@@ -55,7 +55,7 @@ class Container:
 
 
 class Key:
-    """Acts when a dictionary asks it for its hash."""
+    """Runs code when a dictionary computes its hash."""
 
     victim: str
 
@@ -65,7 +65,7 @@ class Key:
 
 
 class Patched:
-    """Old files carry the source of such classes, and PyTorch then writes the difference to a file."""
+    """Old files contain the source of such classes, and PyTorch then writes the difference to a file."""
 
     dump_patches = True
 
@@ -80,11 +80,11 @@ def own(name: str) -> bytes:
 
 
 EXTENSION = 240
-"""A number that `copyreg` maps to `os.mkdir` temporarily."""
+"""An extension code that `copyreg` temporarily maps to `os.mkdir`."""
 
 
 def tricks(victim: Path) -> dict[str, bytes]:
-    """Pickles, each without its head and its end, that make the victim when Python reads them."""
+    """Pickles, without header and end, that create the victim when Python reads them."""
     path = text(victim)
     code = text(f"__import__('os').mkdir({str(victim)!r})")
     module = b"cbuiltins\n__import__\n" + text("os") + b"\x85R"
@@ -98,7 +98,8 @@ def tricks(victim: Path) -> dict[str, bytes]:
         "a chain of getattr from __import__": attribute + module + text("mkdir") + b"\x86R" + path + b"\x85R",
         "a chain of getattr from a function that is allowed": (
             attribute + attribute + b"ctorch._utils\n_rebuild_tensor_v2\n" + text("__globals__") + b"\x86R"
-            + text("__getitem__") + b"\x86R" + text("__builtins__") + b"\x85R0"  # only to show that it comes so far
+            # only to show that the reader gets this far
+            + text("__getitem__") + b"\x86R" + text("__builtins__") + b"\x85R0"
             + b"cos\nmkdir\n" + path + b"\x85R"
         ),
         "a name with dots": b"\x8c\x02os\x8c\x0dpath.os.mkdir\x93" + path + b"\x85R",

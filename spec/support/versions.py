@@ -1,8 +1,8 @@
-"""What PyTorch's releases from 2.9 on, and its kernels for some processors, do differently, where a test notices it.
+"""Differences of PyTorch's releases from 2.9 on, and of its kernels for some processors, that tests detect.
 
-The specification states what the newest release does. An older one fails some tests when it is itself the
-implementation under test; those are expected to fail, and must (a strict xfail with its reason). Whether the installed
-release is such a one is decided by trying, never by its number. Nothing here excuses another implementation.
+The specification describes the newest release. An older release fails some tests when it is itself the implementation
+under test; these tests are expected to fail (a strict xfail with its reason). Each difference is detected by trying the
+behaviour, never by the version number. No other implementation is excused.
 """
 
 import inspect
@@ -21,7 +21,7 @@ ROWS = torch.zeros(1, 2, device="cpu")
 
 
 def _names(call: Callable[[], Any], pattern: str) -> bool:
-    """Whether `call` is refused by an error that matches `pattern`."""
+    """Whether `call` raises an error that matches `pattern`."""
     try:
         call()
     except (ValueError, TypeError, RuntimeError) as error:
@@ -52,9 +52,9 @@ def batch_norm_has_bias() -> bool:
 
 
 def adds_up_kernel_gradients(dtype: torch.dtype) -> bool:
-    """Whether the gradient of a kernel of one number for 4,160 images is added up in a wider type.
+    """Whether the gradient of a 1×1 kernel over 4,160 images is accumulated in a wider type.
 
-    It is where oneDNN has kernels for the dtype, which depends on the processor.
+    This is the case if oneDNN has kernels for the dtype, which depends on the processor.
     """
     weight = torch.ones(1, 1, 1, 1, dtype=dtype, device="cpu", requires_grad=True)
     images = torch.ones(4096 + 64, 1, 1, 1, dtype=dtype, device="cpu")
@@ -72,13 +72,13 @@ def takes_betas_of_one_dimension() -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that an older release, or a kernel for some processors, does not do.
+    """A behaviour that an older release, or a kernel for some processors, lacks.
 
     Attributes:
-        tests: A regular expression; the ids that it matches, from the beginning, fail there.
-        newer: Whether the installed release does it.
-        reason: What the older release does instead.
-        of_processor: Whether the processor decides, and not the release.
+        tests: A regular expression for the beginning of the ids of the tests that fail.
+        newer: Whether the installed release has the behaviour.
+        reason: The behaviour of the older release.
+        of_processor: Whether the behaviour depends on the processor instead of the release.
     """
 
     tests: str
@@ -166,7 +166,7 @@ DIFFERENCES = (
         "this release's l1_loss ignores weight while a default device is set",
     ),
 )
-"""Every difference, with the tests of PyTorch itself that notice it."""
+"""All differences, with the tests of PyTorch itself that detect them."""
 
 
 def attention_has_forward_derivative() -> bool:
@@ -193,12 +193,12 @@ def is_free_of(test: str) -> bool:
 
 @cache
 def missing() -> tuple[Difference, ...]:
-    """What the installed release does not do."""
+    """The behaviours that the installed release lacks."""
     return tuple(difference for difference in DIFFERENCES if not difference.newer())
 
 
 def batch_norm_2d(features: int, **options: Any) -> nn.BatchNorm2d:
-    """PyTorch's `BatchNorm2d`; where it takes no `bias`, one without the parameter for `bias=False`."""
+    """PyTorch's `BatchNorm2d`; if it has no argument `bias`, a layer without the parameter for `bias=False`."""
     if batch_norm_has_bias():
         return nn.BatchNorm2d(features, **options)
     bias = options.pop("bias", True)
@@ -209,7 +209,7 @@ def batch_norm_2d(features: int, **options: Any) -> nn.BatchNorm2d:
 
 
 def printed_here(text: str) -> str:
-    """What the installed release prints where the newest one prints `text`: some layers leave `bias` out."""
+    """The text of the installed release for `text` of the newest one: some layers do not print `bias`."""
     if not batch_norm_has_bias():
         text = re.sub(r"(BatchNorm2d\([^()]*affine=\w+), bias=\w+", r"\1", text)
     if "bias" not in repr(nn.LayerNorm(1)):

@@ -1,8 +1,7 @@
-"""The recorded walks of docs/learn.md and docs/learn.zh-CN.md: files, changes, commands, and what the terminal shows.
+"""The recorded sessions of docs/learn.md and docs/learn.zh-CN.md: files, changes, commands and terminal output.
 
-In document order a block of python is written to mine.py, a block of diff changes its lines, and the commands of a
-block of bash run if a block of text follows, which holds their output. `python -m spec.support.walk` records both
-documents anew.
+In document order, a python block is written to mine.py, a diff block changes its lines, and the commands of a bash
+block run if a text block with their output follows. `python -m spec.support.walk` records both documents anew.
 """
 
 import os
@@ -21,7 +20,7 @@ _BLOCK = re.compile(r"```(python|diff|bash|text)\n(.*?)```", re.DOTALL)
 
 
 def recorded(text: str, folder: Path, language: str) -> str:
-    """A document with the output that its commands have today.
+    """A document with the current output of its commands.
 
     Raises:
         ValueError: a change does not fit the file.

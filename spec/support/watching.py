@@ -1,5 +1,4 @@
-"""What a piece of code does to the world, as Python's own audit events tell: imports, files, processes, code; and how
-much memory its tensors take."""
+"""Observing code: its side effects by Python's audit events, and the memory of its tensors."""
 
 import sys
 import threading
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from spec.support.run import current
 
-# What happens whenever Python runs: looking at frames, identities and attributes.
+# Events that occur in any Python code: access to frames, identities and attributes.
 HARMLESS = ("builtins.id", "object.__getattr__", "object.__setattr__", "sys._getframe", "sys._current_frames")
 
 _state = threading.local()
@@ -30,7 +29,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """The audit events of this thread while the block runs, as texts; an audit hook can never be taken away again."""
+    """The audit events of this thread in the block, as texts; an audit hook cannot be removed again."""
     global _installed
     if not _installed:
         sys.addaudithook(_hook)
@@ -43,7 +42,7 @@ def watched() -> Iterator[list[str]]:
 
 
 def affordable(largest: int, call: Callable[[], object], seconds: float = 0.2) -> int:
-    """How many times the work of a call an implementation can do in a time; this project's and PyTorch's do all of it.
+    """The number of calls that an implementation can do in a time; this project's and PyTorch's do all.
 
     Args:
         largest: The number for an implementation that is fast.
@@ -58,9 +57,9 @@ def affordable(largest: int, call: Callable[[], object], seconds: float = 0.2) -
 
 
 class Allocations(TorchDispatchMode):
-    """How many bytes the tensors take that operations return while the block runs, and have not been freed since.
+    """The memory of the tensors that operations in the block have returned and that are not yet freed.
 
-    What an operation needs within itself is not seen, nor are the tensors `known`, which were there before.
+    Memory inside an operation is not counted, nor are the existing tensors `known`.
 
     Attributes:
         now: bytes at this moment.

@@ -1,4 +1,4 @@
-"""Import every module of the project as on Windows: without POSIX's modules and what `os` and `signal` lack there.
+"""Import every module of the project as on Windows: without POSIX modules and without POSIX names of `os` and `signal`.
 
 Run by itself (`python -m spec.support.without_posix`): it prints the number of modules, then those that failed.
 """
@@ -22,7 +22,7 @@ POSIX = (
 """Modules that Windows lacks; not `posix`, by which pickle names the functions of `os` here, and `nt` there."""
 
 SIGNALS = ("SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN")
-"""What Windows has of the constants of `signal`."""
+"""The constants of `signal` on Windows."""
 
 MISSING = frozenset(
     """
@@ -34,14 +34,14 @@ getxattr setxattr major minor makedev ctermid register_at_fork memfd_create even
 copy_file_range environb getenvb posix_fadvise posix_fallocate posix_spawn setpgid tcgetpgrp tcsetpgrp
 """.split()  # noqa: SIM905  -- a list of 80 words
 )
-"""What Windows lacks of `os`."""
+"""The names of `os` that Windows lacks."""
 
 OUTSIDE = ("webdataset",)
 """Packages of the extra `outside`, which need not be installed."""
 
 
 def without(module: types.ModuleType, missing: Callable[[str], bool]) -> Any:
-    """A module like `module`, without the names that are missing."""
+    """A copy of `module` without the missing names."""
     made = types.ModuleType(module.__name__)
     made.__dict__.update({name: value for name, value in vars(module).items() if not missing(name)})
     return made
@@ -55,7 +55,7 @@ def get_context(method: str | None = None) -> Any:
 
 
 def main() -> None:
-    """Import the modules; only what the project's own files import is as on Windows."""
+    """Import the modules; only imports in the project's own files behave as on Windows."""
     windows = {
         "os": without(os, lambda name: name in MISSING),
         "signal": without(signal, lambda name: name.startswith("SIG") and name not in SIGNALS),

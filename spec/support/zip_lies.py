@@ -1,6 +1,6 @@
-"""Archives in which two readers would find two different things, made of one that `torch.save` wrote.
+"""Manipulated archives of `torch.save` in which two readers would find different content.
 
-A zip archive says most things twice, and readers believe different ones. Each function of `LIES` takes the bytes of an
+A zip archive stores most facts twice, and readers use different copies. Each function of `LIES` takes the bytes of an
 honest archive and changes one thing; checksums and places of everything else are right.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass
 class Parts:
-    """An archive taken apart.
+    """The parts of an archive.
 
     Attributes:
         body: headers and members, with the bytes behind each.
@@ -28,14 +28,14 @@ class Parts:
     wide: bool = True
 
     def joined(self, start: int = 0, *, behind: bytes = b"", comment: bytes = b"", **said: int) -> bytes:
-        """The archive again.
+        """The archive assembled from its parts.
 
         Args:
-            start: bytes that are put before it later, and that its places do not count.
+            start: bytes that are put before it later, and that its offsets do not count.
             behind: bytes between the members and the directory.
             comment: of the archive.
-            said: what the end says instead of the truth: count, length or place in 32 bits, or with `wide_` before it
-                in 64; locator for the place of the latter.
+            said: false fields of the end: count, length or place in 32 bits, or with the prefix `wide_` in 64; locator
+            for the place of the latter.
         """
         body, directory = self.body + behind, b"".join(self.entries)
         count, length, place = len(self.entries), len(directory), len(body) - start
@@ -51,7 +51,7 @@ class Parts:
 
 
 def parts(data: bytes) -> Parts:
-    """An honest archive taken apart."""
+    """The parts of a valid archive."""
     count, length, place = struct.unpack("<H2L", data[-12:-2])
     entries, position = [], place
     for _ in range(count):
@@ -73,17 +73,17 @@ def moved(entry: bytes, shift: int) -> bytes:
 
 
 def in_first_header(at: int, layout: str, *values: int) -> Callable[[bytes], bytes]:
-    """The header of the first member says something else."""
+    """A false header of the first member."""
     return lambda data: changed(data, at, layout, *values)
 
 
 def in_first_descriptor(at: int, layout: str, *values: int) -> Callable[[bytes], bytes]:
-    """The data descriptor behind the first member has another value."""
+    """A false data descriptor after the first member."""
     return lambda data: changed(data, data.index(b"PK\x07\x08") + at, layout, *values)
 
 
 def in_first_entry(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """The first entry of the directory is another one."""
+    """A different first entry of the directory."""
 
     def lie(data: bytes) -> bytes:
         taken = parts(data)
@@ -93,7 +93,7 @@ def in_first_entry(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]
 
 
 def with_extra(extra: bytes) -> Callable[[bytes], bytes]:
-    """Gives an entry of the directory an extra field."""
+    """Add an extra field to an entry of the directory."""
 
     def change(entry: bytes) -> bytes:
         name, old = struct.unpack("<2H", entry[28:32])
@@ -108,7 +108,7 @@ def with_comment(entry: bytes) -> bytes:
 
 
 def end(**said: Any) -> Callable[[bytes], bytes]:
-    """The end of the directory says something else."""
+    """A false end of the directory."""
     return lambda data: parts(data).joined(**said)
 
 
@@ -133,7 +133,7 @@ def second_directory(data: bytes) -> bytes:
 
 
 def hidden_member(data: bytes) -> bytes:
-    """A member that no directory lists, before the others; places are counted from the beginning of the file."""
+    """A member that no directory lists, before the others; offsets are counted from the beginning of the file."""
     hidden = other_archive()
     hidden = hidden[: hidden.index(b"PK\x01\x02")]
     taken = parts(data)
@@ -141,7 +141,7 @@ def hidden_member(data: bytes) -> bytes:
 
 
 def twice(name: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """The first member is there a second time, with another content, under a name that a reader takes for the same."""
+    """A second copy of the first member with other content, under a name that a reader treats as the same."""
 
     def lie(data: bytes) -> bytes:
         taken = parts(data)
@@ -194,4 +194,4 @@ LIES: dict[str, Callable[[bytes], bytes]] = {
     "two members of one name": twice(lambda name: name),
     "two members with names equal up to case": twice(lambda name: name.upper().replace(b"ARCHIVE", b"archive")),
 }
-"""What is wrong with an archive, and how to make it so."""
+"""The faults of archives, and the functions that create them."""
