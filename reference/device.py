@@ -49,7 +49,7 @@ def processor_features() -> dict[str, Any]:
     instructions for bfloat16.
     """
     if hasattr(torch.cpu, "get_capabilities"):
-        return torch.cpu.get_capabilities()
+        return dict(torch.cpu.get_capabilities())
     older = {"avx2": "avx2", "avx512_f": "avx512", "avx512_bf16": "avx512_bf16", "amx_tile": "amx_tile"}
     answers = {name: getattr(torch.cpu, f"_is_{part}_supported", bool)() for name, part in older.items()}
     return answers | {"amx_bf16": answers["amx_tile"]}

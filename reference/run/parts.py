@@ -80,8 +80,8 @@ def prepare(
 ) -> Plan:
     """Build the plan of a training from the settings, on `device` and computing in `precision`."""
     network = Ocean(classes=len(train_set.classes), layers=LAYERS[settings.impl])
-    # pyright: ignore[reportCallIssue]  (the layout that convolutions prefer)
-    network.to(device, memory_format=torch.channels_last)
+    # channels last is the fastest layout for convolutions
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if settings.whiten:
         weight, bias = islice(network.parameters(), 2)
         whiten(weight, bias, patches(train_set.images[:500], weight.shape[-1]).to(device))
