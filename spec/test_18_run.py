@@ -113,7 +113,8 @@ def test_help_names_every_setting_with_the_default_that_it_has_under_the_recipe(
     for field in fields(Settings):
         entry, default = entries[field.name.replace("_", "-")], defaults[field.name]
         shown = default[0] if isinstance(default, tuple) else default
-        assert f"(default: {shown})" in entry.replace("'", ""), entry
+        shown = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
+        assert shown is None or f"(default: {shown})" in entry.replace("'", ""), entry
         assert len(entry.split()) >= 7, f"{field.name} is not explained"
 
 
