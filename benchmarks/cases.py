@@ -58,8 +58,9 @@ class Pass(Case):
             the result includes their gradients.
         options: named arguments of the call.
         operations: the number of roundings in the computation of one number (`spec.support.assertions.rounding`); None
-        if all results are exact, because the numbers are integers or are only copied. magnitude: the largest number in
-        this computation. training: whether a layer is used in training mode.
+            if all results are exact, because the numbers are integers or are only copied.
+        magnitude: the largest number in this computation.
+        training: whether a layer is used in training mode.
     """
 
     inputs: Callable[[], tuple[Tensor, ...]]

@@ -54,7 +54,8 @@ def predict(
 
     Args:
         network: gives `len(class_names)` scores per image. It predicts in evaluation mode; whenever control returns to
-        the caller, every layer is in its original mode. class_names: in the order of the scores, as in a checkpoint.
+            the caller, every layer is in its original mode.
+        class_names: in the order of the scores, as in a checkpoint.
         images: regular files that `open_image` reads, of up to 20,000×20,000 pixels; a folder means the images in it
             and in its sub-folders (`images_in`). The paths are consumed batch by batch.
         top_k: number of classes to name; all of them if there are fewer.

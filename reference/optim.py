@@ -173,9 +173,10 @@ class SGD(Optimizer):
         dampening: the share of a gradient that is not added to b.
         weight_decay: the share of θ that is added to the gradient, not negative.
         nesterov: use g + momentum · b, which approximates the gradient one step ahead; needs momentum, and no
-        dampening. maximize: ascend instead of descend: g ← -g first. foreach, fused: accepted for compatibility; in
-        PyTorch they choose a faster way to the same result. differentiable: let autograd differentiate through the
-        step.
+            dampening.
+        maximize: ascend instead of descend: g ← -g first.
+        foreach, fused: accepted for compatibility; in PyTorch they choose a faster way to the same result.
+        differentiable: let autograd differentiate through the step.
 
     Raises:
         ValueError: a number is out of its range, `nesterov` without momentum or with dampening, or as `Optimizer`.

@@ -138,9 +138,11 @@ def far_row(offset: float, n: int, dtype: torch.dtype, in_order: bool) -> FarRow
     are only L roundings of the deviations.
 
     Args:
-        offset: The approximate mean. n: The number of elements. dtype: Their dtype. in_order: Whether sums may be
-        formed one number after the other, with L = n roundings, and not by halves, with
-            L = log2 n, as PyTorch's sums are.
+        offset: The approximate mean.
+        n: The number of elements.
+        dtype: Their dtype.
+        in_order: Whether sums may be formed one number after the other, with L = n roundings, and not by halves, with L
+            = log2 n, as PyTorch's sums are.
     """
     x = (normal(n, seed=n) + offset).to(dtype)
     numbers = x.double().tolist()

@@ -505,8 +505,8 @@ def trained(first: int, folder: Path, *changes: tuple[str, str], images: int = 5
         first: The listing.
         folder: Its working folder.
         changes: Pairs of a text in the listing and its replacement.
-        images: The size of the training set; both sizes leave a last batch of 16, as 50,000 do. epochs: The expected
-        number of epochs.
+        images: The size of the training set; both sizes leave a last batch of 16, as 50,000 do.
+        epochs: The expected number of epochs.
     """
     write_cifar10(folder, "test/data", train=images, test=80)
     (folder / "model.py").write_text(LISTINGS[1415][1], encoding="utf-8")

@@ -32,7 +32,8 @@ class DataLoader:
         sampler: the indices of an epoch, instead of `shuffle`.
         batch_sampler: lists of indices, instead of `batch_size`, `shuffle`, `sampler` and `drop_last`.
         num_workers: processes that load the items; with 0 this process does. They end with the epoch, for any reason
-        that ends it. collate_fn: makes a batch of the list of its items; None: `collate` (`convert` for single items).
+            that ends it.
+        collate_fn: makes a batch of the list of its items; None: `collate` (`convert` for single items).
         pin_memory: copy the tensors of each batch into pinned memory, from which copies to an accelerator are faster;
             without an accelerator a warning says that it has no effect.
         drop_last: leave out an incomplete last batch.

@@ -87,7 +87,8 @@ class Shapes(Resident):
         transform: called with the PIL image when an item is taken.
         target_transform: called with the class number when an item is taken.
         size: the number of images, if it differs from the default; the images are the first ones of an endless
-        sequence. seed: the number of the sequence, from 0 to 2**63 - 1.
+            sequence.
+        seed: the number of the sequence, from 0 to 2**63 - 1.
 
     Attributes:
         images: the images, `[n, 3, 32, 32]`, uint8.

@@ -80,8 +80,8 @@ class WorkerPool:
         Raises:
             TypeError: `fetch` (the data set, `collate_fn`) or `init` cannot be sent to a process.
             RuntimeError: a worker died, for instance because memory ran out; a batch took longer than `timeout`;
-            another epoch has begun since; or the iteration is continued by a different process. Exception: raised by
-            `fetch` in a worker; its cause is the worker's traceback.
+                another epoch has begun since; or the iteration is continued by a different process.
+            Exception: raised by `fetch` in a worker; its cause is the worker's traceback.
         """
         self.epochs += 1
         for worker in self.workers:

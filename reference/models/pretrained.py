@@ -32,7 +32,8 @@ def read_weights(weights: Any, listing: str, progress: bool) -> tuple[str, dict[
 
     Raises:
         InputError: the file is missing, damaged or not a state dict; or it cannot be downloaded, or torchvision has no
-        weights of that name. TypeError: `weights` is of another type.
+            weights of that name.
+        TypeError: `weights` is of another type.
     """
     if isinstance(weights, os.PathLike) or (isinstance(weights, str) and _is_path(weights)):
         path = Path(weights)

@@ -179,11 +179,13 @@ def avg_pool2d(
 
     Args:
         input: images `[batch, channels, height, width]`, or one without the batch dimension; for int64 the quotient is
-        rounded towards 0. kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next
-        two. stride: the step of the window, in pixels; `None` is `kernel_size`. padding: the number of zeros around the
-        image on each side, at most half of `kernel_size`. ceil_mode: keep a last window that exceeds the image at the
-        bottom or right (`pool2d_output_size`). count_include_pad: whether zeros of the padding count in the divisor;
-        positions beyond the padding never do. divisor_override: divide by this instead.
+            rounded towards 0.
+        kernel_size: the window's size, an integer or a pair (vertical, horizontal), as are the next two.
+        stride: the step of the window, in pixels; `None` is `kernel_size`.
+        padding: the number of zeros around the image on each side, at most half of `kernel_size`.
+        ceil_mode: keep a last window that exceeds the image at the bottom or right (`pool2d_output_size`).
+        count_include_pad: whether zeros of the padding count in the divisor; positions beyond the padding never do.
+        divisor_override: divide by this instead.
 
     Returns:
         `[batch, channels, out_height, out_width]`.

@@ -73,14 +73,15 @@ class Call:
         text: The call as readable text.
         make: Makes the call in a namespace.
         roundings: The number of roundings on the longest path from the inputs to a result, at least 1. They add up as a
-        random walk. scale: A bound of the summed numbers, if it is larger than the largest number of the result. eps:
-        The machine epsilon of the coarsest intermediate dtype, if it differs from the dtype of the result. gains: For
-        the results with names that begin with the key: the factor by which a rounding error grows on its
-            way there, such as 1/√ε behind a normalization.
-        overflows: The beginnings of the names of results in which an infinity may stand for NaN and the reverse:
-            a sum with one part beyond the range of the dtype depends on the order of its terms.
+            random walk.
+        scale: A bound of the summed numbers, if it is larger than the largest number of the result.
+        eps: The machine epsilon of the coarsest intermediate dtype, if it differs from the dtype of the result.
+        gains: For the results with names that begin with the key: the factor by which a rounding error grows on its way
+            there, such as 1/√ε behind a normalization.
+        overflows: The beginnings of the names of results in which an infinity may stand for NaN and the reverse: a sum
+            with one part beyond the range of the dtype depends on the order of its terms.
         warns: Whether both must give warnings of the same categories. False if PyTorch's kernels warn about themselves,
-        or only once per process.
+            or only once per process.
     """
 
     text: str

@@ -44,7 +44,8 @@ class Difference:
 
     Attributes:
         line: The line of the code that printed.
-        said: The output in the document. printed: The actual output.
+        said: The output in the document.
+        printed: The actual output.
     """
 
     line: int

@@ -52,8 +52,9 @@ class Listing:
         after: The text up to the next listing.
         file: The name of the file that the document gives it, or "".
         outputs: The documented outputs, as pairs of a line number within `code` (0: the end of the listing) and the
-        text. reason: The reason why it is not a program: a word for the report, or "". error_shown: The error that the
-        document shows under it, or "".
+            text.
+        reason: The reason why it is not a program: a word for the report, or "".
+        error_shown: The error that the document shows under it, or "".
     """
 
     line: int

@@ -42,8 +42,10 @@ class Names:
 
     Attributes:
         needs: Names that it reads before defining them, each with the line of the first use at module level, or 0 if
-        only function bodies use it. defines: Names that it binds. imports: Whether it imports anything. modules:
-        Modules that it imports, each with the names that it takes from it ("*" for all, none for itself).
+            only function bodies use it.
+        defines: Names that it binds.
+        imports: Whether it imports anything.
+        modules: Modules that it imports, each with the names that it takes from it ("*" for all, none for itself).
     """
 
     needs: dict[str, int] = field(default_factory=dict)

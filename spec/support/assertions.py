@@ -34,7 +34,8 @@ class Tolerance:
     """The allowed distance of a number from the expected one, and its derivation.
 
     Attributes:
-        absolute: One number, or a tensor with the tolerance of each element. because: The derivation as text.
+        absolute: One number, or a tensor with the tolerance of each element.
+        because: The derivation as text.
     """
 
     absolute: Tensor | float
@@ -159,9 +160,9 @@ def rejects(naming: str | None, *arguments: str) -> Iterator[None]:
 
     Args:
         naming: A regular expression that must match the message, ignoring case. The name of the argument is enough,
-        unless the clause requires more. With `None` the signature itself rejects the call: any message is accepted, and
-        Python's own error for the call is the expected one. arguments: The arguments that are wrong or do not fit each
-        other; the name of one of them is enough as well.
+            unless the clause requires more. With `None` the signature itself rejects the call: any message is accepted,
+            and Python's own error for the call is the expected one.
+        arguments: The arguments that are wrong or do not fit each other; the name of one of them is enough as well.
     """
     __tracebackhide__ = True
     try:

@@ -17,9 +17,14 @@ class Exercise:
     """A component to write. Each text is a pair: English and Chinese.
 
     Attributes:
-        name: The name of the component. chapter: The chapter of the tutorial. text: Its arguments with their shapes.
-        formula: Its formula. example: A call from the tutorial. code: The stub, with `{doc}` for the docstring.
-        hints: Three, from vague to precise. why: Two sentences that explain the solution.
+        name: The name of the component.
+        chapter: The chapter of the tutorial.
+        text: Its arguments with their shapes.
+        formula: Its formula.
+        example: A call from the tutorial.
+        code: The stub, with `{doc}` for the docstring.
+        hints: Three, from vague to precise.
+        why: Two sentences that explain the solution.
     """
 
     name: str

@@ -180,7 +180,8 @@ class Peer:
         """Send a request, and answer requests of the other side meanwhile.
 
         Raises:
-            GuestError: the other side does not answer. Exception: its exception, as one of `ERRORS`.
+            GuestError: the other side does not answer.
+            Exception: its exception, as one of `ERRORS`.
         """
         if self.lost:
             raise GuestError("the process of the file has ended")

@@ -52,8 +52,9 @@ class Subject:
         make: The construction of a layer, from its class and the size; None for a function.
         depth: The number of terms in the longest sum.
         roundings: In half precision, for values and gradients: the number of successive roundings to half precision. 1
-        means that only the result is rounded. fixed: The tensors without a gradient. training: The layer is in
-        training mode.
+            means that only the result is rounded.
+        fixed: The tensors without a gradient.
+        training: The layer is in training mode.
     """
 
     given: Callable[[int], Tensors]

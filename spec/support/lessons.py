@@ -167,8 +167,11 @@ class Mistake:
     """A known mistake that gives the numbers of an implementation.
 
     Attributes:
-        name: The name of the fault. words: A description of the mistake. general: Whether it explains a good part of
-        the failures. exact: Whether it explains several numbers of one failure. rank: How likely it is.
+        name: The name of the fault.
+        words: A description of the mistake.
+        general: Whether it explains a good part of the failures.
+        exact: Whether it explains several numbers of one failure.
+        rank: How likely it is.
     """
 
     name: str

@@ -135,8 +135,9 @@ def training(
     Args:
         method: "" (chapter 18: the network comes from model.py), "cuda" (method 1) or "to" (method 2).
         line: The tutorial's line that moves the network.
-        timer: Whether every hundredth step prints the seconds since the beginning. epochs: The number of epochs. file:
-        The name under which the network is saved after each epoch.
+        timer: Whether every hundredth step prints the seconds since the beginning.
+        epochs: The number of epochs.
+        file: The name under which the network is saved after each epoch.
     """
     asked, own = "if torch.cuda.is_available():\n    ", LAYERS + BOARD
     parts = {
@@ -697,8 +698,12 @@ class Outcome:
     """The result of a program.
 
     Attributes:
-        out: Its output. error: The exception that ended it, or None. line: The tutorial's line that it ended at, or 0.
-        names: Its global names. warnings: The texts of the warnings that were given. folder: Its working folder.
+        out: Its output.
+        error: The exception that ended it, or None.
+        line: The tutorial's line that it ended at, or 0.
+        names: Its global names.
+        warnings: The texts of the warnings that were given.
+        folder: Its working folder.
     """
 
     out: str

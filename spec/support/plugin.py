@@ -493,7 +493,8 @@ class Specification:
 
         Args:
             item: The test.
-            error: Its error. again: Whether the test may run again, for the diagnosis.
+            error: Its error.
+            again: Whether the test may run again, for the diagnosis.
         """
         run, diagnosis = current(), self._diagnosis(item)
         if diagnosis is None:

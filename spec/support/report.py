@@ -15,10 +15,11 @@ class Trial:
     """The results of a run for one implementation.
 
     Attributes:
-        outcomes: The number of tests by outcome, over all components. components: The same for each component that a
-        test names. absent: The components that tests name and the implementation lacks. known: The known failures, by
-        the test's id, with their reasons. left: For each outcome without a verdict, except absent, the number of tests
-        by reason.
+        outcomes: The number of tests by outcome, over all components.
+        components: The same for each component that a test names.
+        absent: The components that tests name and the implementation lacks.
+        known: The known failures, by the test's id, with their reasons.
+        left: For each outcome without a verdict, except absent, the number of tests by reason.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
