@@ -1,5 +1,6 @@
 """Chapter 00: the documents: correct commands, links and figures, and plain wording."""
 
+import ast
 import re
 import tokenize
 from collections.abc import Iterator
@@ -196,6 +197,34 @@ def test_prose_of_sources_uses_the_standard_terms(folder: str) -> None:
     paths = sources(folder)
     assert paths
     assert [found for path in paths for found in banned_words(path)] == []
+
+
+def hidden_entries(source: str) -> list[str]:
+    """The arguments and attributes that a docstring describes in the middle of another entry."""
+    hidden = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or (text := ast.get_docstring(node)) is None:
+            continue
+        init = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+        functions = [node] if isinstance(node, ast.FunctionDef) else init
+        names = {argument.arg for f in functions for argument in (*f.args.args, *f.args.kwonlyargs)}
+        if isinstance(node, ast.ClassDef):
+            names |= {a.target.id for a in node.body if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)}
+        for section in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?|\n(?= ))+)", text, re.MULTILINE):
+            inside = re.findall(r"[.;]\s+(\w+)(?:, \w+)*:\s", " ".join(section.split()))
+            own = re.findall(r"^    (\w+)(?:, \w+)*:", section, re.MULTILINE)
+            hidden += [f"{node.name}: {name}" for name in inside if name in names and name not in own]
+    return hidden
+
+
+@clause("00.package.language")
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_argument_has_its_own_line_in_a_docstring(folder: str) -> None:
+    found = {
+        path.name: hidden_entries(path.read_text(encoding="utf-8")) for path in sources(folder) if path.suffix == ".py"
+    }
+    assert {name: hidden for name, hidden in found.items() if hidden} == {}
 
 
 @clause("00.package.language")
