@@ -55,7 +55,7 @@ def icns(inner: bytes) -> bytes:
 
 
 def blp(inner: bytes) -> bytes:
-    """A BLP1 file with a JPEG in it, whose header says 16×16."""
+    """A BLP1 file that contains a JPEG; its header gives a size of 16×16."""
     header = b"BLP1" + struct.pack("<iIIIii", 0, 0, 16, 16, 5, 0)
     offset = len(header) + 128 + 4
     table = struct.pack("<16I", offset, *[0] * 15) + struct.pack("<16I", len(inner), *[0] * 15)

@@ -468,7 +468,7 @@ def interrupt_reading() -> None:
     """Raise Ctrl-C instead of reading the data."""
     from importlib import import_module
 
-    def load_data(*_: object) -> Any:
+    def load_data(*_: object, **__: object) -> Any:
         signal.raise_signal(signal.SIGINT)
 
     vars(import_module("reference.run.train"))["load_data"] = load_data

@@ -1,4 +1,4 @@
-"""Chapter 18: a whole training with a fault is told from a right one by its accuracy, its losses or its samples.
+"""Chapter 18: a whole training with a fault differs from a right one in its accuracy, its losses or its samples.
 
 The right training is `fit` on 2,010 drawn images of 16 × 16 pixels for 10 epochs. Accuracy and loss vary with the seed.
 `python -m spec.test_18_whole_trainings` measures both over 40 seeds, and `BANDS` holds the output. Trainings pass if
@@ -181,7 +181,7 @@ def test_a_right_training_is_equivalent_to_the_measured_ones() -> None:
 @clause("18.training.whole")
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "by"), FAULTS.items(), ids=FAULTS)
-def test_a_training_with_a_fault_is_told(fault: str, by: str, record_property: Callable[[str, object], None]) -> None:
+def test_a_training_with_a_fault_differs(fault: str, by: str, record_property: Callable[[str, object], None]) -> None:
     found = told([train(seed, fault) for seed in SEEDS])
     record_property("told by", sorted(found))
     assert by in found

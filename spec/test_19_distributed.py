@@ -598,7 +598,7 @@ def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_m
     script.write_text(
         "import os, runpy, signal, sys, time\n"
         "from importlib import import_module\n"
-        "def load_data(*_):\n    time.sleep(2)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def load_data(*_, **__):\n    time.sleep(2)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if os.environ['RANK'] == '1':\n    vars(import_module('reference.run.train'))['load_data'] = load_data\n"
         "import torch\n"
         f"runpy.run_path({str(ROOT / 'scripts/train_full.py')!r}, run_name='__main__')\n"

@@ -682,7 +682,7 @@ def test_the_span_of_versions_in_words(values: tuple[int, ...], text: str | None
         ("passed", "passed", 0, None),
     ],
 )
-def test_diff_says_what_became_of_a_test(
+def test_diff_gives_the_outcome_of_a_test(
     tmp_path: Path, before: str, after: str, status: int, says: str | None
 ) -> None:
     document.write(made({"a": before}, torch="2.13.0"), tmp_path / "before")

@@ -33,6 +33,7 @@ from spec.support.diagnosis import Example
 from spec.support.implementations import Component, load
 from spec.support.reproduction import Trace, literal
 from spec.support.run import current
+from spec.support.samples import samples
 from spec.support.strategies import given, laid_out, normal, spread, whole
 
 
@@ -422,3 +423,11 @@ def test_a_test_of_endless_calls_is_watched_only_for_a_while() -> None:
     relu = load("reference").component("relu", Trace())
     assert own_work.handed_over(Example(endless, {"relu": relu}, (relu,)), __file__) == set()
     assert 0 < calls < own_work.WATCHED_CALLS
+
+
+@pytest.mark.slow
+def test_the_import_of_pytorch_s_samples_leaves_its_settings_free() -> None:
+    samples("optim")
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not before
+    torch.backends.cudnn.benchmark = before

@@ -21,7 +21,7 @@ def load_data(
     Args:
         settings: of the run.
         say: prints a line, unless the run is quiet.
-        leads: whether this process looks for findings in a person's own images; one of several is enough.
+        leads: whether this process looks for findings in a user's own images; one of several is enough.
     """
     name, root = settings.dataset, settings.data_root
     if name == "auto":

@@ -48,6 +48,8 @@ def samples(kind: str) -> Any:
             from torch.testing._internal.common_optimizers import optim_db as found
     except (ImportError, AttributeError) as error:
         pytest.skip(f"PyTorch's private test samples cannot be imported: {error}")
+    # this import freezes settings such as torch.backends.cudnn.benchmark, which later tests in this process set
+    torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
     return found
 
 
