@@ -20,6 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +158,18 @@ def _merge(files: list[Path], keeps: Callable[[set[str], int], bool]) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The merged file gets the name of the first file: a crash before the others are deleted leaves duplicates, never a
-    # gap.
+    # gap. The next merge drops a record that was written before.
+    written: set[bytes] = set()
     with atomic_write(files[0]) as merged:
         writer = RecordWriter(merged)
         for file in files:
             for record, event in _events(file):
                 tags = {value.tag for value in event.summary.value}
-                if keeps(tags, event.step) and (file == files[0] or event.WhichOneof("what") == "summary"):
+                digest = blake2b(record, digest_size=16).digest()
+                wanted = keeps(tags, event.step) and (file == files[0] or event.WhichOneof("what") == "summary")
+                if wanted and digest not in written:
                     writer.write(record)
+                    written.add(digest)
     for file in files[1:]:
         file.unlink()
 

@@ -351,6 +351,20 @@ def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) 
 
 
 @clause("02.run.forgets")
+def test_forgetting_drops_the_duplicates_that_a_kill_during_a_merge_leaves(tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 4), range(1))
+    logged(tmp_path, range(4, 7), range(1, 2))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    forget_after(tmp_path, step=6, epoch=2)
+    (merged,) = tmp_path.iterdir()
+    for name, content in before.items():  # the merged file is in place, the others are not deleted yet
+        if name != merged.name:
+            (tmp_path / name).write_bytes(content)
+    forget_after(tmp_path, step=6, epoch=2)
+    assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5, 6], "test_loss": [0, 1], "confusion": [0, 1]}
+
+
+@clause("02.run.forgets")
 def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 10), range(0))
     (file,) = tmp_path.iterdir()
