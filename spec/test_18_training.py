@@ -476,6 +476,7 @@ def interrupt_reading() -> None:
 
 @clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # more than fifty trainings
 def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     """kill -9 at any moment: in set-up, a step, an evaluation, or while a file is written."""
     arguments = (

@@ -51,7 +51,8 @@ def max_pool2d_definition(
 
     Among equal maxima the position is that of the first in reading order; among several NaN, that of the last.
     """
-    windows, rows, columns = _windows(input, kernel_size, stride, padding, dilation, output_size)
+    wide = input.to(accumulation_dtype(input.dtype)) if input.is_floating_point() else input  # for the gradient
+    windows, rows, columns = _windows(wide, kernel_size, stride, padding, dilation, output_size)
     inside = _inside(rows, columns, input.shape[-2:])
     lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min
     windows = windows.masked_fill(~inside, lowest).flatten(-2)
@@ -62,7 +63,7 @@ def max_pool2d_definition(
     last = windows.shape[-1] - 1 - wins.int().flip(-1).argmax(-1, keepdim=True)
     winner = torch.where(largest == largest, first, last)
     places = (rows * input.shape[-1] + columns).flatten(-2).expand(windows.shape)
-    return windows.gather(-1, winner).squeeze(-1), places.gather(-1, winner).squeeze(-1)
+    return windows.gather(-1, winner).squeeze(-1).to(input.dtype), places.gather(-1, winner).squeeze(-1)
 
 
 def avg_pool2d_definition(
@@ -75,10 +76,11 @@ def avg_pool2d_definition(
     divisor_override: int | None,
 ) -> Shaped[Tensor, "*batch out_height out_width"]:
     """The means. The divisor is the number of pixels of the window, including padding if `count_include_pad`."""
-    windows, rows, columns = _windows(input, kernel_size, stride, padding, (1, 1), output_size)
+    wide = input.to(accumulation_dtype(input.dtype))
+    windows, rows, columns = _windows(wide, kernel_size, stride, padding, (1, 1), output_size)
     inside = _inside(rows, columns, input.shape[-2:])
     counted = _inside(rows, columns, input.shape[-2:], padding if count_include_pad else (0, 0))
-    total = windows.to(accumulation_dtype(input.dtype)).masked_fill(~inside, 0).sum((-2, -1))
+    total = windows.masked_fill(~inside, 0).sum((-2, -1))
     divisor = counted.sum((-2, -1)) if divisor_override is None else divisor_override
     return torch.div(total, divisor, rounding_mode=None if input.is_floating_point() else "trunc").to(input.dtype)
 
