@@ -45,8 +45,8 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 def processor_features() -> dict[str, Any]:
     """The instruction sets of the processor by name, such as `avx512_bf16`, with whether it has them.
 
-    PyTorch before 2.10 has no function for it, and answers for a few of them only; every processor with AMX has
-    instructions for bfloat16.
+    An older PyTorch, such as 2.9, has no function for it, and answers for a few of them only. Every processor with AMX
+    has instructions for bfloat16.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())

@@ -29,7 +29,7 @@ rows are at -31, -29 … 31. With `÷` and `>>` rounding down:
     u     = (a · (x - left) + b · (y - top)) >> 8
     v     = (a · (y - top) - b · (x - left)) >> 8
 
-The pixel belongs to the figure if cell `(u, v)` lies in the region of the class, and to the background otherwise.
+The pixel belongs to the figure if cell `(u, v)` is in the region of the class, and to the background otherwise.
 
 **Colour.** With red, green and blue as channel `c` = 0, 1, 2:
 
