@@ -61,16 +61,41 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @clause("00.mutation.judged")
-def test_the_tests_of_a_mutant_are_those_that_enter_its_function() -> None:
-    coverage = Coverage()
-    coverage.tests |= {"a.py::C.f": ["t1"], "a.py::g": ["t2"], "b.py::h": ["t3"]}
+def test_the_tests_of_a_mutant_are_those_that_execute_its_statement_or_else_its_function() -> None:
+    recorded = Coverage(["t0"], {"a.py": {3: [0]}})
+    recorded.add(Coverage(["t1", "t2"], {"a.py": {4: [0], 9: [1]}, "b.py": {3: [0]}}))
+    recorded = Coverage.loads(recorded.dumps())
 
-    def of(function: str) -> list[str]:
-        return coverage.of(Mutant("a.py", function, 1, "1", "2", 1, 0, 1))
+    def of(*spans: tuple[int, int]) -> list[str]:
+        return recorded.of(Mutant("a.py", "f", 3, "1", "2", 1, 0, 1, spans))
 
-    assert of("C.f") == ["t1"]
-    assert of("C.f.inner") == ["t1"]
-    assert of("") == of("never_entered") == ["t1", "t2"]
+    assert of((4, 4), (1, 9)) == ["t1"]
+    assert of((3, 4), (1, 9)) == ["t0", "t1"]
+    assert of((5, 6), (7, 9), (1, 9)) == ["t2"]
+    assert of() == of((5, 6), (6, 8)) == ["t0", "t1", "t2"]
+    assert recorded.of(Mutant("c.py", "f", 3, "1", "2", 1, 0, 1, ((3, 3),))) == []
+
+
+@clause("00.mutation.judged")
+def test_a_mutant_knows_the_lines_of_its_statement_and_of_the_functions_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(
+        "class C:\n"
+        "    def f(self, x=1):\n"
+        "        if (x ==\n"
+        "                2):\n"
+        "            return g(\n"
+        "                3)\n"
+        "        return x\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("spec.mutation.mutants.ROOT", tmp_path)
+    spans = {mutant.before: mutant.spans for mutant in mutants(path)}
+    assert spans["1"] == ((2, 2), (2, 7), (1, 7))
+    assert spans["2"] == ((3, 4), (2, 7), (1, 7))
+    assert spans["3"] == ((5, 6), (2, 7), (1, 7))
 
 
 @clause("00.mutation.judged")
@@ -105,7 +130,9 @@ def test_the_judge_notices_a_wrong_program_and_lets_a_right_one_pass() -> None:
         (wrong, *_) = [mutant for mutant in mutants(DROPOUT) if mutant.before == "1 - p"]
         original = (folder / wrong.file).read_bytes()
         noticed = judge(folder, wrong, coverage)
-        right = Mutant(wrong.file, wrong.function, wrong.line, wrong.before, "(1 - p)", 1, wrong.start, wrong.stop)
+        right = Mutant(
+            wrong.file, wrong.function, wrong.line, wrong.before, "(1 - p)", 1, wrong.start, wrong.stop, wrong.spans
+        )
         assert judge(folder, right, coverage).by == ""
         assert noticed.by.startswith("spec/test_12_dropout.py::")
         assert noticed.tests == len(coverage.of(wrong)) > 10

@@ -1,7 +1,6 @@
 """Test a random sample of mutants; print the score and the survivors; exit with 1 if a survivor is not explained."""
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -58,19 +57,15 @@ def processes(jobs: int, coverage: Coverage) -> Iterator[Any]:
 
 
 def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | None) -> Coverage:
-    """The tests that enter each function; read from `kept` if the file exists, and otherwise written to it."""
+    """The tests that execute each line; read from `kept` if the file exists, and otherwise written to it."""
     coverage = Coverage()
     if kept is not None and kept.is_file():
-        tests, coverage.seconds = json.loads(kept.read_text(encoding="utf-8"))
-        coverage.tests.update(tests)
-        return coverage
+        return Coverage.loads(kept.read_text(encoding="utf-8"))
     with processes(jobs, coverage) as pool:
         for part in pool.imap_unordered(_record, [group for group in groups(chosen, jobs, wanted) if group]):
-            for name, tests in part.tests.items():
-                coverage.tests[name] += tests
-            coverage.seconds |= part.seconds
+            coverage.add(part)
     if kept is not None:
-        kept.write_text(json.dumps([coverage.tests, coverage.seconds]), encoding="utf-8")
+        kept.write_text(coverage.dumps(), encoding="utf-8")
     return coverage
 
 
@@ -117,7 +112,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no mutant after this time")
     parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="judge by these test files only")
     parser.add_argument("--least", type=float, default=1.0, help="the share that must be killed, from 0 to 1")
-    parser.add_argument("--coverage", type=Path, help="file that keeps which tests enter which functions")
+    parser.add_argument("--coverage", type=Path, help="file that keeps which tests execute which lines")
     asked = parser.parse_args()
     began = time.monotonic()
     if missing := [name for name in asked.files if not (ROOT / name).exists()]:
@@ -127,7 +122,7 @@ def main() -> int:
     print(f"{len(every)} mutants; {len(drawn)} drawn with seed {asked.seed}", flush=True)
     warm_up()
     coverage = covered(drawn, asked.jobs, asked.tests, asked.coverage)
-    print(f"{len(coverage.seconds)} tests in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{len(coverage.tests)} tests in {time.monotonic() - began:.0f} s", flush=True)
     verdicts: list[Verdict] = []
     with processes(asked.jobs, coverage) as pool:
         for verdict in pool.imap_unordered(_judge, drawn):

@@ -1,13 +1,12 @@
 """Whether the tests detect a mutant: they run on a copy of the project, in a process forked from a prepared one.
 
-The first run, on unchanged sources, records the functions that each test enters. For a mutant only the tests that enter
-its function run, ordered by the share of them in each test file.
+The first run, on unchanged sources, records the lines that each test executes, with coverage.py. For a mutant only the
+tests that execute the changed statement run, ordered by the share of them in each test file.
 """
 
 import importlib
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -20,9 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+import coverage
 import pytest
 
 from spec.mutation.mutants import HELPERS, ROOT, Mutant
@@ -47,28 +45,51 @@ ARGUMENTS = (
 
 @dataclass
 class Coverage:
-    """The functions that each test enters, and the time of each test.
+    """The lines that each test executes, and the time of each test.
 
     Attributes:
-        tests: For each `file::function` the tests that enter it.
+        tests: The ids of the tests.
+        lines: For each file and line number the tests that execute the line, as indices into `tests`.
         seconds: The processor time of each test.
     """
 
-    tests: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    tests: list[str] = field(default_factory=list)
+    lines: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def of(self, mutant: Mutant) -> list[str]:
         """The tests that can detect a mutant.
 
-        Code that runs at import, or in a worker process, is not recorded; then all tests that enter the file are used.
+        No test is recorded for code that runs at import or in a worker process. Then the tests of the function around
+        the change are used, and if there are none, all tests of the file.
         """
-        name = mutant.function
-        while name:
-            if found := self.tests.get(f"{mutant.file}::{name}"):
-                return found
-            name = name.rpartition(".")[0]
-        prefix = f"{mutant.file}::"
-        return sorted({test for key, tests in self.tests.items() if key.startswith(prefix) for test in tests})
+        lines = self.lines.get(mutant.file, {})
+        for first, last in (*mutant.spans, (1, max(lines, default=0))):
+            found = {test for line, tests in lines.items() if first <= line <= last for test in tests}
+            if found:
+                return sorted(self.tests[test] for test in found)
+        return []
+
+    def add(self, other: "Coverage") -> None:
+        """Add the tests of another run."""
+        offset = len(self.tests)
+        self.tests += other.tests
+        self.seconds |= other.seconds
+        for file, lines in other.lines.items():
+            own = self.lines.setdefault(file, {})
+            for line, tests in lines.items():
+                own.setdefault(line, []).extend(offset + test for test in tests)
+
+    def dumps(self) -> str:
+        """The record as JSON."""
+        return json.dumps({"tests": self.tests, "lines": self.lines, "seconds": self.seconds})
+
+    @classmethod
+    def loads(cls, text: str) -> "Coverage":
+        """The record that `dumps` has written."""
+        read = json.loads(text)
+        lines = {file: {int(line): tests for line, tests in of.items()} for file, of in read["lines"].items()}
+        return cls(read["tests"], lines, read["seconds"])
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ class Verdict:
     Attributes:
         mutant: The mutant.
         by: The test that detects it, `a time limit`, or nothing.
-        tests: How many tests enter the changed code.
+        tests: Number of tests that execute the changed code.
         seconds: The time of the tests.
     """
 
@@ -131,36 +152,43 @@ class _Selection:
 
 
 class _Recorder:
-    """A pytest plugin that records the functions that each test enters."""
+    """A pytest plugin that records the lines that each test executes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.folders = (f"{folder}/reference/", f"{folder}/spec/support/")
-        self.entered: set[Any] = set()
-        self.coverage = Coverage()
-        self.names: dict[Any, str] = {}
+        sources = [str(folder / "reference"), str(folder / "spec/support")]
+        self.tracer = coverage.Coverage(data_file=None, config_file=False, source=sources, messages=False)
+        self.tests: list[str] = []
+        self.seconds: dict[str, float] = {}
 
-    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
-        if frame.f_code.co_filename.startswith(self.folders):
-            self.entered.add(frame.f_code)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        self.tracer.start()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.entered.clear()
         began = time.process_time()
-        sys.settrace(self._note)
+        self.tracer.switch_context(str(len(self.tests)))
         try:
             result = yield
         finally:
-            sys.settrace(None)
-        self.coverage.seconds[item.nodeid] = time.process_time() - began
-        for code in self.entered:
-            name = re.sub(r"\.<\w+>", "", code.co_qualname)
-            file = Path(code.co_filename).relative_to(self.folder).as_posix()
-            tests = self.coverage.tests[f"{file}::{name}"]
-            if not tests or tests[-1] != item.nodeid:
-                tests.append(item.nodeid)
+            self.tracer.switch_context("")
+            self.tests.append(item.nodeid)
+            self.seconds[item.nodeid] = time.process_time() - began
         return result
+
+    def coverage(self) -> Coverage:
+        """What was recorded."""
+        self.tracer.stop()
+        data = self.tracer.get_data()
+        lines: dict[str, dict[int, list[int]]] = {}
+        for name in data.measured_files():
+            by_line = data.contexts_by_lineno(name)
+            found = {line: sorted(int(test) for test in tests if test) for line, tests in by_line.items()}
+            lines[Path(name).relative_to(self.folder).as_posix()] = {
+                line: tests for line, tests in found.items() if tests
+            }
+        return Coverage(self.tests, lines, self.seconds)
 
 
 def _pytest(folder: Path, arguments: list[str], plugins: list[object]) -> int:
@@ -216,26 +244,24 @@ def _forked(task: Callable[[], str], limit: float) -> str | None:
 
 
 def record(folder: Path, files: list[str], limit: float = 3600.0) -> Coverage:
-    """Run the everyday tests of some files and record the functions that each test enters."""
+    """Run the everyday tests of some files and record the lines that each test executes."""
 
     def task() -> str:
         recorder = _Recorder(folder)
         _pytest(folder, [*files, *(a for a in ARGUMENTS if a != "-x")], [recorder])
-        return json.dumps([recorder.coverage.tests, recorder.coverage.seconds])
+        return recorder.coverage().dumps()
 
     answer = _forked(task, limit)
-    coverage = Coverage()
-    tests, coverage.seconds = json.loads(answer or "[{}, {}]")
-    if not coverage.seconds:
+    found = Coverage.loads(answer) if answer else Coverage()
+    if not found.tests:
         raise RuntimeError(f"no test of {', '.join(files)} ran to its end: nothing can be judged by them")
-    coverage.tests.update(tests)
-    return coverage
+    return found
 
 
-def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
-    """Run the tests that enter the changed code until one of them fails."""
+def judge(folder: Path, mutant: Mutant, recorded: Coverage) -> Verdict:
+    """Run the tests that execute the changed code until one of them fails."""
     began = time.monotonic()
-    tests = coverage.of(mutant)
+    tests = recorded.of(mutant)
     if mutant.file in HELPERS:  # no test of a right implementation detects a helper that accepts too much
         tests = [test for test in tests if test.partition("::")[0] in META]
     by_file: dict[str, list[str]] = defaultdict(list)
@@ -251,8 +277,8 @@ def judge(folder: Path, mutant: Mutant, coverage: Coverage) -> Verdict:
         for files in (order[:1], order[1:4], order[4:]):
             if not files:
                 continue
-            chosen = sorted((t for f in files for t in by_file[f]), key=lambda t: coverage.seconds.get(t, 0.0))
-            normal = sum(coverage.seconds.get(test, 0.0) for test in chosen)
+            chosen = sorted((t for f in files for t in by_file[f]), key=lambda t: recorded.seconds.get(t, 0.0))
+            normal = sum(recorded.seconds.get(test, 0.0) for test in chosen)
             seconds = int(30 + 6 * normal)  # processor time: a busy machine must not look like an endless loop
             by = _forked(lambda f=files, c=chosen, s=seconds: _noticed(folder, f, c, s), 20 * seconds)
             if by is None or by != "nothing":

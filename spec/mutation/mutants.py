@@ -66,6 +66,8 @@ class Mutant:
         number: The number of the change among equal changes of one function, from 1.
         start: The offset of the replaced code in the file, in bytes.
         stop: Its end.
+        spans: First and last line of the statement that contains the change, without the statements inside it, and of
+            the functions and classes around it, from the inside to the outside.
     """
 
     file: str
@@ -76,6 +78,7 @@ class Mutant:
     number: int
     start: int
     stop: int
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def id(self) -> str:
@@ -113,25 +116,32 @@ def mutants(path: Path) -> list[Mutant]:
     file = path.relative_to(ROOT).as_posix()
     found: list[Mutant] = []
     seen: Counter[tuple[str, str, str]] = Counter()
-    for function, node, after in _changes(ast.parse(text), ""):
+    for function, spans, node, after in _changes(ast.parse(text), "", ()):
         start = lines[node.lineno - 1] + node.col_offset
         stop = lines[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
         before = " ".join(text[start:stop].decode().split())
         seen[function, before, after] += 1
         number = seen[function, before, after]
-        found.append(Mutant(file, function, node.lineno, before, after, number, start, stop))
+        found.append(Mutant(file, function, node.lineno, before, after, number, start, stop, spans))
     return found
 
 
-def _changes(tree: ast.AST, function: str) -> Iterator[tuple[str, ast.expr | ast.stmt, str]]:
-    """The node to replace and its replacement, with the name of the function around it."""
+def _changes(
+    tree: ast.AST, function: str, around: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, tuple[tuple[int, int], ...], ast.expr | ast.stmt, str]]:
+    """The node to replace and its replacement, with the name of the function and the lines around it."""
     if isinstance(tree, (ast.Assert, ast.JoinedStr, ast.AnnAssign)) and not (
         isinstance(tree, ast.AnnAssign) and tree.value
     ):
         return  # a check for the type checker, the text of a message, or the type of a field
+    spans = around
+    if isinstance(tree, ast.stmt):
+        if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            around = ((tree.lineno, tree.end_lineno or tree.lineno), *around)
+        spans = (_head(tree), *around)
     if isinstance(tree, (ast.expr, ast.stmt)):
         for after in _replacements(tree):
-            yield function, tree, after
+            yield function, spans, tree, after
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns", "type_params"):
             continue
@@ -139,8 +149,17 @@ def _changes(tree: ast.AST, function: str) -> Iterator[tuple[str, ast.expr | ast
         if name == "body" and isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             inside = f"{function}.{tree.name}" if function else tree.name
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from _changes(child, inside)
+            if isinstance(child, ast.stmt):
+                yield from _changes(child, inside, around)
+            elif isinstance(child, ast.AST):
+                yield from _changes(child, inside, spans)
+
+
+def _head(statement: ast.stmt) -> tuple[int, int]:
+    """First and last line of a statement, without the statements inside it."""
+    last = statement.end_lineno or statement.lineno
+    body = getattr(statement, "body", None)
+    return statement.lineno, max(statement.lineno, body[0].lineno - 1) if body else last
 
 
 def _replacements(node: ast.expr | ast.stmt) -> Iterator[str]:
