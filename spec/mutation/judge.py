@@ -34,11 +34,13 @@ WARM = (
 )
 """Third-party packages, imported once for all mutants."""
 MEMORY = 8 * 2**30  # bytes of address space above that of the prepared process: a mutant may allocate any amount
+OUTPUT = "pytest.txt"
+"""What pytest printed last, beside the copy of the project."""
 META = ("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py")
 """The tests that judge the helpers of the specification."""
 ARGUMENTS = (
     *("--impl", "reference", "--hypothesis-profile", "faults", "-p", "no:randomly", "-p", "no:cacheprovider"),
-    *("-p", "no:xdist", "-x", "-q", "--no-header", "--no-summary"),
+    *("-n", "0", "-x", "-q", "--no-header"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported in advance
 )
 
@@ -160,6 +162,11 @@ class _Recorder:
         self.tracer = coverage.Coverage(data_file=None, config_file=False, source=sources, messages=False)
         self.tests: list[str] = []
         self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -199,9 +206,9 @@ def _pytest(folder: Path, arguments: list[str], plugins: list[object]) -> int:
     sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
     os.environ["PYTHONPATH"] = str(folder)
     os.environ.setdefault("CI", "true")
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    with open(folder.parent / OUTPUT, "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     return int(pytest.main(arguments, plugins=plugins))
 
 
@@ -244,18 +251,22 @@ def _forked(task: Callable[[], str], limit: float) -> str | None:
 
 
 def record(folder: Path, files: list[str], limit: float = 3600.0) -> Coverage:
-    """Run the everyday tests of some files and record the lines that each test executes."""
+    """Run the everyday tests of some files and record the lines that each test executes.
+
+    Raises:
+        RuntimeError: A test fails on the unchanged sources: it would seem to detect every mutant.
+    """
 
     def task() -> str:
         recorder = _Recorder(folder)
-        _pytest(folder, [*files, *(a for a in ARGUMENTS if a != "-x")], [recorder])
-        return recorder.coverage().dumps()
+        code = _pytest(folder, [*files, *(a for a in ARGUMENTS if a != "-x")], [recorder])
+        accepted = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return recorder.coverage().dumps() if code in accepted and not recorder.failed else ""
 
-    answer = _forked(task, limit)
-    found = Coverage.loads(answer) if answer else Coverage()
-    if not found.tests:
-        raise RuntimeError(f"no test of {', '.join(files)} ran to its end: nothing can be judged by them")
-    return found
+    if not (answer := _forked(task, limit)):
+        printed = (folder.parent / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        raise RuntimeError(f"the tests fail on the unchanged sources:\n{printed[-4000:]}")
+    return Coverage.loads(answer)
 
 
 def judge(folder: Path, mutant: Mutant, recorded: Coverage) -> Verdict:
