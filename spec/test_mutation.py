@@ -73,6 +73,8 @@ def test_the_tests_of_a_mutant_are_those_that_execute_its_statement_or_else_its_
     assert of((3, 4), (1, 9)) == ["t0", "t1"]
     assert of((5, 6), (7, 9), (1, 9)) == ["t2"]
     assert of() == of((5, 6), (6, 8)) == ["t0", "t1", "t2"]
+    recorded.failing.append("t1")
+    assert of() == ["t0", "t2"]
     assert recorded.of(Mutant("c.py", "f", 3, "1", "2", 1, 0, 1, ((3, 3),))) == []
 
 

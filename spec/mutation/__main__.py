@@ -122,6 +122,8 @@ def main() -> int:
     print(f"{len(every)} mutants; {len(drawn)} drawn with seed {asked.seed}", flush=True)
     warm_up()
     coverage = covered(drawn, asked.jobs, asked.tests, asked.coverage)
+    for test in coverage.failing:
+        print(f"left out, because it fails on the unchanged sources: {test}")
     print(f"{len(coverage.tests)} tests in {time.monotonic() - began:.0f} s", flush=True)
     verdicts: list[Verdict] = []
     with processes(asked.jobs, coverage) as pool:

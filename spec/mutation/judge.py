@@ -4,6 +4,7 @@ The first run, on unchanged sources, records the lines that each test executes, 
 tests that execute the changed statement run, ordered by the share of them in each test file.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -25,7 +26,18 @@ import pytest
 
 from spec.mutation.mutants import HELPERS, ROOT, Mutant
 
-COPIED = ("reference", "spec", "scripts", "benchmarks", "docs", "notebooks", ".ci", ".github")
+COPIED = (
+    "reference",
+    "spec",
+    "scripts",
+    "benchmarks",
+    "docs",
+    "notebooks",
+    ".ci",
+    ".github",
+    ".vscode",
+    ".devcontainer",
+)
 """The folders of the project that tests read; and the files beside them."""
 WARM = (
     *("torch", "torch.testing", "torch.utils.tensorboard", "torchvision", "torchvision.transforms", "scipy.stats"),
@@ -53,11 +65,13 @@ class Coverage:
         tests: The ids of the tests.
         lines: For each file and line number the tests that execute the line, as indices into `tests`.
         seconds: The processor time of each test.
+        failing: The tests that fail on the unchanged sources; they are left out, for they would fail on every mutant.
     """
 
     tests: list[str] = field(default_factory=list)
     lines: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failing: list[str] = field(default_factory=list)
 
     def of(self, mutant: Mutant) -> list[str]:
         """The tests that can detect a mutant.
@@ -69,13 +83,14 @@ class Coverage:
         for first, last in (*mutant.spans, (1, max(lines, default=0))):
             found = {test for line, tests in lines.items() if first <= line <= last for test in tests}
             if found:
-                return sorted(self.tests[test] for test in found)
+                return sorted({self.tests[test] for test in found} - set(self.failing))
         return []
 
     def add(self, other: "Coverage") -> None:
         """Add the tests of another run."""
         offset = len(self.tests)
         self.tests += other.tests
+        self.failing += other.failing
         self.seconds |= other.seconds
         for file, lines in other.lines.items():
             own = self.lines.setdefault(file, {})
@@ -84,14 +99,14 @@ class Coverage:
 
     def dumps(self) -> str:
         """The record as JSON."""
-        return json.dumps({"tests": self.tests, "lines": self.lines, "seconds": self.seconds})
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> "Coverage":
         """The record that `dumps` has written."""
         read = json.loads(text)
         lines = {file: {int(line): tests for line, tests in of.items()} for file, of in read["lines"].items()}
-        return cls(read["tests"], lines, read["seconds"])
+        return cls(read["tests"], lines, read["seconds"], read["failing"])
 
 
 @dataclass(frozen=True)
@@ -195,7 +210,7 @@ class _Recorder:
             lines[Path(name).relative_to(self.folder).as_posix()] = {
                 line: tests for line, tests in found.items() if tests
             }
-        return Coverage(self.tests, lines, self.seconds)
+        return Coverage(self.tests, lines, self.seconds, sorted(self.failed))
 
 
 def _pytest(folder: Path, arguments: list[str], plugins: list[object]) -> int:
@@ -254,18 +269,18 @@ def record(folder: Path, files: list[str], limit: float = 3600.0) -> Coverage:
     """Run the everyday tests of some files and record the lines that each test executes.
 
     Raises:
-        RuntimeError: A test fails on the unchanged sources: it would seem to detect every mutant.
+        RuntimeError: pytest ended without running the tests.
     """
 
     def task() -> str:
         recorder = _Recorder(folder)
         code = _pytest(folder, [*files, *(a for a in ARGUMENTS if a != "-x")], [recorder])
-        accepted = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        return recorder.coverage().dumps() if code in accepted and not recorder.failed else ""
+        ran = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return recorder.coverage().dumps() if code in ran else ""
 
     if not (answer := _forked(task, limit)):
         printed = (folder.parent / OUTPUT).read_text(encoding="utf-8", errors="replace")
-        raise RuntimeError(f"the tests fail on the unchanged sources:\n{printed[-4000:]}")
+        raise RuntimeError(f"pytest did not run {', '.join(files)} to the end:\n{printed[-4000:]}")
     return Coverage.loads(answer)
 
 
