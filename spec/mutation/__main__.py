@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,21 @@ def groups(chosen: list[Mutant], jobs: int, wanted: list[str]) -> list[list[str]
 
 
 @contextmanager
-def processes(jobs: int, coverage: Coverage) -> Iterator[Any]:
-    """A pool of processes, each with its own copy of the project."""
+def processes(jobs: int, recorded: Coverage) -> Iterator[ProcessPoolExecutor]:
+    """Processes that each have their own copy of the project.
+
+    They are those of `concurrent.futures`, because `multiprocessing.Pool` forbids its processes to start others.
+    """
     context = multiprocessing.get_context("fork")
     folders = context.Queue()
     with ExitStack() as copies:
         for _ in range(jobs):
             folders.put(copies.enter_context(project()))
-        with context.Pool(jobs, _start, (folders, coverage)) as pool:
+        pool = ProcessPoolExecutor(jobs, context, _start, (folders, recorded))
+        try:
             yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | None) -> Coverage:
@@ -62,8 +69,8 @@ def covered(chosen: list[Mutant], jobs: int, wanted: list[str], kept: Path | Non
     if kept is not None and kept.is_file():
         return Coverage.loads(kept.read_text(encoding="utf-8"))
     with processes(jobs, coverage) as pool:
-        for part in pool.imap_unordered(_record, [group for group in groups(chosen, jobs, wanted) if group]):
-            coverage.add(part)
+        for part in as_completed([pool.submit(_record, group) for group in groups(chosen, jobs, wanted) if group]):
+            coverage.add(part.result())
     if kept is not None:
         kept.write_text(coverage.dumps(), encoding="utf-8")
     return coverage
@@ -127,8 +134,8 @@ def main() -> int:
     print(f"{len(coverage.tests)} tests in {time.monotonic() - began:.0f} s", flush=True)
     verdicts: list[Verdict] = []
     with processes(asked.jobs, coverage) as pool:
-        for verdict in pool.imap_unordered(_judge, drawn):
-            verdicts.append(verdict)
+        for judged in as_completed([pool.submit(_judge, mutant) for mutant in drawn]):
+            verdicts.append(verdict := judged.result())
             outcome = f"killed by {verdict.by}" if verdict.by else f"survived {verdict.tests} tests"
             print(f"{verdict.seconds:6.1f} s  {verdict.mutant.id}: {outcome}", flush=True)
             if time.monotonic() - began > asked.seconds:
