@@ -641,6 +641,7 @@ def test_pad_if_needed_pads_both_sides(RandomCrop: Transform, size: Pair) -> Non
 def test_the_fill_is_one_number_or_one_for_each_channel_of_an_image(RandomCrop: Transform) -> None:
     image = random_image("RGB", 2, 2, seed=0)
     assert RandomCrop(4, 1, fill=7)(image).getpixel((0, 0)) == (7, 7, 7)
+    assert RandomCrop(4, 1, fill=(7,))(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7, 8, 9))(image).getpixel((0, 3)) == (7, 8, 9)
 
 

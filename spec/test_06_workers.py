@@ -304,6 +304,18 @@ def test_a_batch_that_takes_longer_than_timeout_is_an_error(DataLoader: Loader) 
     assert 3 <= time.monotonic() - begun < 60
 
 
+@clause("06.workers.prefetch")
+@pytest.mark.parametrize(
+    ("options", "ahead"),
+    [({}, None), ({"num_workers": 1}, 2), ({"num_workers": 2, "prefetch_factor": 1}, 1)],
+    ids=["no workers", "the default", "one batch"],
+)
+def test_prefetch_factor_is_2_by_default_and_at_least_1(
+    DataLoader: Loader, options: dict[str, int], ahead: int | None
+) -> None:
+    assert DataLoader([0, 1], **options).prefetch_factor == ahead
+
+
 @clause("06.workers.rejects")
 @pytest.mark.parametrize(
     ("options", "naming"),

@@ -717,9 +717,16 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
 
 
 @clause("17.checkpoint.refuses_to_write")
-@pytest.mark.parametrize("what", UNSAVABLE)
-@pytest.mark.parametrize("older", [True, False], ids=["over an older one", "for the first time"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=[pytest.mark.slow] if what.startswith("more than") else [], id=what)
+        for what in UNSAVABLE
+    ],
+)
+@pytest.mark.parametrize(
+    "older", [pytest.param(True, marks=pytest.mark.slow), False], ids=["over an older one", "for the first time"]
+)
 def test_content_that_could_not_be_loaded_is_not_written(tmp_path: Path, what: str, older: bool) -> None:
     network, names, options, message = UNSAVABLE[what]
     before = written(tmp_path, whole_file()).read_bytes() if older else None

@@ -246,6 +246,41 @@ def test_evaluate_counts_and_averages_by_its_definitions() -> None:
     assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one image of class 1 was predicted as class 0
 
 
+@clause("18.fit.steps")
+def test_fit_reports_each_step_and_starts_the_counts_of_each_epoch_at_zero() -> None:
+    """Two epochs of 3 batches with learning rate 0: the scores, losses and counts are known in advance."""
+
+    class Counts(Recorder):
+        def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+            assert list(losses) == [progress.step], "on the CPU each step is reported at once"
+            super().on_steps(progress, losses)
+
+        def on_epoch(self, progress: Progress, evaluation: Any) -> None:
+            assert (progress.batch, progress.loss_sum, progress.seen, progress.right) == (0, 0.0, 0, 0)
+
+    network = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.eye(2))
+    images = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
+    targets = torch.tensor([1, 1, 0, 1, 0])
+    batches = list(zip(images.split(2), targets.split(2), strict=True))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    recorder, before = Counts(), []
+    progress = fit(
+        network, nn.CrossEntropyLoss(), optimizer, batches, batches, epochs=2, observer=recorder,
+        before_step=before.append,
+    )  # fmt: skip
+    each = nn.functional.cross_entropy(images, targets, reduction="none").double()
+    means = [float(part.mean()) for part in each.split(2)]
+    tolerance = 8 * torch.finfo(torch.float32).eps  # a handful of float32 operations of size 1 to 3, and a mean
+    assert recorder.losses == pytest.approx(dict(enumerate(means * 2, start=1)), rel=tolerance)
+    assert before == [0, 1, 2, 3, 4, 5]
+    for epoch, metrics in enumerate(progress.history, start=1):
+        assert (metrics["epoch"], metrics["step"]) == (epoch, 3 * epoch)
+        assert metrics["train_loss"] == pytest.approx(float(each.mean()), rel=tolerance)
+        assert metrics["train_accuracy"] == metrics["test_accuracy"] == 4 / 5
+
+
 @clause("18.fit.no_batches")
 def test_evaluate_without_a_batch_is_rejected() -> None:
     with pytest.raises(ValueError, match="no batches"):
