@@ -192,7 +192,7 @@ class ProjectionsStartApart(Fault):
 class NormsComeLast(Fault):
     """norm_first is accepted and ignored."""
 
-    caught_by = "test_12_attention.py::test_dropout_1_leaves_the_residual"
+    caught_by = "test_12_attention_encoder.py::test_dropout_1_leaves_the_residual"
     says = r"the result differs(.|\n)*norm_first=True"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -203,7 +203,7 @@ class NormsComeLast(Fault):
 class TheNetworkHasNoResidual(Fault):
     """The residual connection is missing: norm2(network(x)) instead of norm2(x + network(x))."""
 
-    caught_by = "test_12_attention.py::test_it_calls_its_own_submodules"
+    caught_by = "test_12_attention_encoder.py::test_it_calls_its_own_submodules"
     says = "the result differs"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -214,7 +214,7 @@ class TheNetworkHasNoResidual(Fault):
 class GeluIsApproximate(Fault):
     """The tanh approximation of gelu, with an error of about 1e-4."""
 
-    caught_by = "test_12_attention.py::test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm"
+    caught_by = "test_12_attention_encoder.py::test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm"
     says = r"the result differs(.|\n)*activation='gelu'"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -225,7 +225,7 @@ class GeluIsApproximate(Fault):
 class TheMaskIsForgotten(Fault):
     """src_mask is not passed to the attention."""
 
-    caught_by = "test_12_attention.py::test_is_causal_applies_the_causal_mask_to_the_source"
+    caught_by = "test_12_attention_encoder.py::test_is_causal_applies_the_causal_mask_to_the_source"
     says = "the first output, which sees nothing else differs"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):

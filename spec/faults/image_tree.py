@@ -11,7 +11,7 @@ from PIL import Image
 
 from spec.faults import Fault
 
-FILE = "test_05_image_tree.py"
+FILE, CACHE = "test_05_image_tree.py", "test_05_image_tree_cache.py"
 
 
 class _Tree:
@@ -227,7 +227,7 @@ class BrokenImagesAreLeftOutSilently(Fault):
 class RemembersByNameAndTime(Fault):
     """The cache relies on the modification time of a file, which any user can set."""
 
-    caught_by = f"{FILE}::test_a_stale_entry_is_never_used"
+    caught_by = f"{CACHE}::test_a_stale_entry_is_never_used"
     says = r"assert False"
 
     class ImageTree(_Tree):
@@ -243,7 +243,7 @@ class RemembersByNameAndTime(Fault):
 class TensorIsThatOfEverybody(Fault):
     """All data sets share one tensor: changing it in one changes the others."""
 
-    caught_by = f"{FILE}::test_changing_the_tensor_does_not_change_the_cache"
+    caught_by = f"{CACHE}::test_changing_the_tensor_does_not_change_the_cache"
     says = r"assert False"
 
     class ImageTree(_Tree):

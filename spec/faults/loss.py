@@ -197,7 +197,7 @@ class MSELayerKeepsItsReductionInTheState(Fault):
 class WeightedMeanDividesByTheCount(Fault):
     """The mean divides by the number of losses instead of the sum of the weights."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_loss_computes"
     says = r"got        3.0\n.*expected   2.0"
 
     @staticmethod
@@ -210,7 +210,7 @@ class WeightedMeanDividesByTheCount(Fault):
 class NegativeLogLikelihoodIsPositive(Fault):
     """The minus sign is missing."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_loss_computes"
     says = r"got        -2.5\n.*expected   2.5"
 
     @staticmethod
@@ -221,7 +221,7 @@ class NegativeLogLikelihoodIsPositive(Fault):
 class ClassesAreTheLastDimension(Fault):
     """The loss is right for [batch, classes] only, not for [batch, classes, positions]."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
     says = r"shape|size|out of bounds|Target|got        0\.4\S*\n.*expected   0\.2"
 
     @staticmethod
@@ -232,7 +232,7 @@ class ClassesAreTheLastDimension(Fault):
 class IgnoredPlacesAreMultipliedBy0(Fault):
     """An ignored loss is multiplied by 0, which gives NaN for NaN."""
 
-    caught_by = "test_14_loss.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
+    caught_by = "test_14_cross_entropy.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
     says = r"got        nan\n.*expected   0.0"
 
     @staticmethod
@@ -250,7 +250,7 @@ class IgnoredPlacesAreMultipliedBy0(Fault):
 class OneByteIsComparedModulo256(Fault):
     """`ignore_index` is compared in the dtype of the target: -100 becomes 156."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     @staticmethod
@@ -262,7 +262,7 @@ class OneByteIsComparedModulo256(Fault):
 class HalfPrecisionIsAddedUp(Fault):
     """The losses are added up in their own dtype, and the sum is divided: float16 ends at 65,504."""
 
-    caught_by = "test_14_loss.py::test_the_mean_of_many_nll_losses_is_finite_in"
+    caught_by = "test_14_cross_entropy.py::test_the_mean_of_many_nll_losses_is_finite_in"
     says = r"got        (inf|nan)\n.*expected   3.0"
 
     @staticmethod
@@ -275,7 +275,7 @@ class HalfPrecisionIsAddedUp(Fault):
 class NLLLayerTrainsItsWeight(Fault):
     """The weight is a parameter instead of a buffer."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_keeps_its_weight"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_layer_keeps_its_weight"
     says = r"Parameter containing"
 
     class NLLLoss(nn.NLLLoss):
@@ -287,7 +287,7 @@ class NLLLayerTrainsItsWeight(Fault):
 class NLLLayerForgetsWhatIsIgnored(Fault):
     """forward does not pass ignore_index on."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_layer_computes"
     says = r"got        2.5\n.*expected   1.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -298,7 +298,7 @@ class NLLLayerForgetsWhatIsIgnored(Fault):
 class NLLLayerComparesOneByteModulo256(Fault):
     """The layer keeps its `ignore_index` in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -310,7 +310,7 @@ class NLLLayerComparesOneByteModulo256(Fault):
 class NLLLayerWeighsInTrainingOnly(Fault):
     """In evaluation the class weights are not used."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_nll_layer_computes"
     says = r"got        2.5\n.*expected   2.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -325,7 +325,7 @@ class NLLLayerWeighsInTrainingOnly(Fault):
 class SoftmaxIsAppliedTwice(Fault):
     """The input is treated as probabilities instead of logits."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_is_printed_as_1_1019"
     says = r"got        1.1000\d+\n.*expected   1.1018\d+"
 
     @staticmethod
@@ -336,7 +336,7 @@ class SoftmaxIsAppliedTwice(Fault):
 class ExponentialsOverflow(Fault):
     """The softmax does not subtract the largest logit."""
 
-    caught_by = "test_14_loss.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss"
+    caught_by = "test_14_cross_entropy.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss"
     says = r"got        (nan|inf)"
 
     @staticmethod
@@ -348,7 +348,7 @@ class ExponentialsOverflow(Fault):
 class SmoothingSparesTheTarget(Fault):
     """ε is distributed over the other classes only, ε / (classes - 1) each."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_computes"
     says = r"got        1.3\d+\n.*expected   1.15"
 
     @staticmethod
@@ -363,7 +363,7 @@ class SmoothingSparesTheTarget(Fault):
 class ProbabilitiesAreRoundedToTheirLargest(Fault):
     """A target of probabilities is turned into class numbers."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_of_probabilities_is_that_of_the_definition"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_of_probabilities_is_that_of_the_definition"
     says = r"differs"
 
     @staticmethod
@@ -375,7 +375,7 @@ class ProbabilitiesAreRoundedToTheirLargest(Fault):
 class GradientIsDetached(Fault):
     """The normalizing sum is detached, so the gradient is only minus one-hot."""
 
-    caught_by = "test_14_loss.py::test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot"
+    caught_by = "test_14_cross_entropy.py::test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot"
     says = r"the gradient differs"
 
     @staticmethod
@@ -390,7 +390,7 @@ class GradientIsDetached(Fault):
 class CrossEntropyComparesOneByteModulo256(Fault):
     """`ignore_index` is compared in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_class_156_of_one_byte_is_not_minus_100"
+    caught_by = "test_14_cross_entropy.py::test_class_156_of_one_byte_is_not_minus_100"
     says = r"got        nan\n.*expected   5.29"
 
     @staticmethod
@@ -401,7 +401,9 @@ class CrossEntropyComparesOneByteModulo256(Fault):
 class SmoothingComparesOneByteModulo256(Fault):
     """Only the uniform part of the loss is compared in one byte, as in PyTorch."""
 
-    caught_by = "test_14_loss.py::test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = (
+        "test_14_cross_entropy.py::test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers"
+    )
     says = r"the loss, none differs at index \[0\]"
 
     @staticmethod
@@ -418,7 +420,7 @@ class SmoothingComparesOneByteModulo256(Fault):
 class CrossEntropyLayerComparesOneByteModulo256(Fault):
     """The layer keeps its `ignore_index` in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -430,7 +432,7 @@ class CrossEntropyLayerComparesOneByteModulo256(Fault):
 class CrossEntropyIsRoundedBeforeTheMean(Fault):
     """The losses of float16 are added up in float16."""
 
-    caught_by = "test_14_loss.py::test_the_mean_of_many_cross_entropies_is_finite_in"
+    caught_by = "test_14_cross_entropy.py::test_the_mean_of_many_cross_entropies_is_finite_in"
     says = r"got        inf\n.*expected   6.9"
 
     @staticmethod
@@ -441,7 +443,7 @@ class CrossEntropyIsRoundedBeforeTheMean(Fault):
 class CrossEntropyLayerExpectsLogProbabilities(Fault):
     """The layer computes NLLLoss."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_prints_1_1019"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_layer_prints_1_1019"
     says = r"got        -0.2\d*\n.*expected   1.1018\d+"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -452,7 +454,7 @@ class CrossEntropyLayerExpectsLogProbabilities(Fault):
 class CrossEntropyLayerForgetsSmoothing(Fault):
     """forward does not pass label_smoothing on."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_layer_computes"
     says = r"got        1.03\d+\n.*expected   1.15"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -463,7 +465,7 @@ class CrossEntropyLayerForgetsSmoothing(Fault):
 class CrossEntropyLayerForgetsItsWeight(Fault):
     """The weight is a plain attribute, so it is neither saved nor moved."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_keeps_its_weight"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_layer_keeps_its_weight"
     says = r"\[\] == \['weight'\]"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):

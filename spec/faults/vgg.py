@@ -144,7 +144,7 @@ class ClassesAreIgnored(Fault):
 class HashIsNotChecked(Fault):
     """The downloaded file is loaded without verification."""
 
-    caught_by = f"{TEST}a_file_with_another_hash_is_refused_and_nothing_is_left"
+    caught_by = "test_16_vgg_weights.py::test_a_file_with_another_hash_is_refused_and_nothing_is_left"
     says = r"was accepted, but must be rejected with an error that names /hash value"
 
     @staticmethod

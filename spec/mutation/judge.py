@@ -36,7 +36,10 @@ WARM = (
 )
 """Third-party packages, imported once for all mutants."""
 MEMORY = 8 * 2**30  # bytes of address space above that of the prepared process: a mutant may allocate any amount
-META = ("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py")
+META = (
+    *("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py"),
+    *("spec/test_report_document.py", "spec/test_report_compare.py"),
+)
 """The tests that judge the helpers of the specification."""
 ARGUMENTS = (
     *("--impl", "reference", "--hypothesis-profile", "faults", "-p", "no:randomly", "-p", "no:cacheprovider"),

@@ -159,7 +159,7 @@ def order(report: Any) -> tuple[int, str, int]:
 
 SHARE = 3
 """A mistake is named if it explains at least one in this number of failures, or all numbers of one failure."""
-_OF_BEGINNERS = "spec.faults.beginner:"
+_OF_BEGINNERS = "spec.faults.beginner_"
 
 
 @dataclass(frozen=True)
