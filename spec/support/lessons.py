@@ -39,7 +39,7 @@ def chinese() -> bool:
 def title(name: str) -> str:
     """The name of a test as words."""
     head, bracket, parameters = name.removeprefix("test_").partition("[")
-    shown = "-".join(parameters.rstrip("]").split("-")[1:]) if bracket else ""
+    shown = "-".join(parameters.removesuffix("]").split("-")[1:]) if bracket else ""
     return head.replace("_", " ") + (f" [{shown}]" if shown else "")
 
 
