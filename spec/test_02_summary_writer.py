@@ -52,7 +52,7 @@ def test_a_hundred_steps_draw_the_line_y_equals_2x(tmp_path: Path) -> None:
 
 @clause("02.add_image.printed")
 @pytest.mark.slow
-def test_an_array_of_rows_columns_and_channels_becomes_the_image(tmp_path: Path) -> None:
+def test_hwc_array_with_dataformats_is_written_as_image(tmp_path: Path) -> None:
     # chapter 02, line 128
     array = image()
     with SummaryWriter(tmp_path) as writer:
@@ -91,7 +91,7 @@ def test_a_pil_image_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
 
 
 @clause("02.add_image.dataformats")
-def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_path: Path) -> None:
+def test_hwc_array_without_dataformats_is_an_error(tmp_path: Path) -> None:
     # chapter 02, line 127, which is commented out there
     with SummaryWriter(tmp_path) as writer, pytest.raises(TypeError, match="Cannot handle this data type"):
         writer.add_image("img test", image(), 1)
@@ -99,7 +99,7 @@ def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_pat
 
 @clause("02.server.port")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a warning of the library that sanitizes TensorBoard's texts
-def test_tensorboard_itself_listens_on_6006() -> None:
+def test_tensorboard_default_port_is_6006() -> None:
     from tensorboard.plugins.core import core_plugin
 
     assert core_plugin.DEFAULT_PORT == 6006
@@ -107,7 +107,7 @@ def test_tensorboard_itself_listens_on_6006() -> None:
 
 @pytest.mark.slow
 @clause("02.server.flags")
-def test_the_folder_and_the_port_are_flags_of_tensorboard() -> None:
+def test_tensorboard_takes_logdir_and_port_flags() -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", "--helpfull"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--logdir PATH" in text
@@ -190,7 +190,7 @@ def test_two_writers_in_one_folder_write_two_files_that_are_read_as_one(tmp_path
 
 
 @clause("02.writer.steps_back")
-def test_steps_may_go_back_and_nothing_is_lost_to_a_reader_that_keeps_all(tmp_path: Path) -> None:
+def test_steps_may_decrease_and_no_event_is_lost(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         for step in (0, 1, 2, 1):
             writer.add_scalar("x", step, step)

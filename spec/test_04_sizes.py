@@ -60,7 +60,7 @@ def test_a_wide_image_is_resized_to_its_end(Resize: Any) -> None:
 
 
 @clause("04.sizes.empty")
-def test_a_batch_of_no_images_is_normalized_to_none(Normalize: Any) -> None:
+def test_normalize_accepts_an_empty_batch(Normalize: Any) -> None:
     found = Normalize([0.5] * 3, [0.5] * 3)(torch.empty(0, 3, 4, 5))
     assert_equal(found, torch.empty(0, 3, 4, 5))
 

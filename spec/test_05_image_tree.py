@@ -87,7 +87,7 @@ def test_each_image_has_the_label_of_its_class(ImageTree: Make, root: Path) -> N
 
 
 @clause("05.tree.size")
-def test_images_of_any_size_become_one_size_by_pillows_bilinear(ImageTree: Make, root: Path) -> None:
+def test_images_are_resized_to_one_size_with_bilinear_interpolation(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
     dataset = ImageTree(root, size=(12, 10))
     expected = Image.open(root / "train" / "ant" / "wide.png").resize((10, 12), Image.Resampling.BILINEAR)
@@ -109,7 +109,7 @@ def test_the_kth_images_of_equal_classes_by_digest_are_adjacent(ImageTree: Make,
 
 
 @clause("05.tree.proportions")
-def test_every_stretch_holds_the_classes_in_their_proportions(ImageTree: Make, tmp_path: Path) -> None:
+def test_every_consecutive_range_has_the_class_proportions(ImageTree: Make, tmp_path: Path) -> None:
     sizes = {"ant": 7, "bee": 60, "cat": 23}
     for name, size in sizes.items():
         for i in range(size):
@@ -123,7 +123,7 @@ def test_every_stretch_holds_the_classes_in_their_proportions(ImageTree: Make, t
 
 
 @clause("05.tree.order")
-def test_the_classes_do_not_simply_take_turns(ImageTree: Make, tmp_path: Path) -> None:
+def test_class_order_is_not_periodic(ImageTree: Make, tmp_path: Path) -> None:
     for name in CLASSES:
         for i in range(60):
             draw(tmp_path / "tree" / "train" / name / f"{i}.png", i, 1, 1)
@@ -169,7 +169,7 @@ def test_items_pass_through_the_transforms(ImageTree: Make, root: Path) -> None:
 
 
 @clause("05.tree.travels")
-def test_it_travels_to_another_process(ImageTree: Make, root: Path) -> None:
+def test_data_set_can_be_sent_to_another_process(ImageTree: Make, root: Path) -> None:
     dataset = ImageTree(root)
     assert same(pickle.loads(pickle.dumps(dataset)), dataset)
 
@@ -209,7 +209,7 @@ def test_images_in_sub_folders_belong_to_the_class_as_in_torchvision(ImageTree: 
 
 @clause("05.tree.sub_folders")
 @pytest.mark.timeout(60)
-def test_links_in_circles_end_and_no_folder_is_read_twice(root: Path) -> None:
+def test_cyclic_links_terminate_and_no_folder_is_read_twice(root: Path) -> None:
     folders = [root / "train" / "ant" / f"{i}" for i in range(12)]
     for i, folder in enumerate(folders):
         draw(folder / "0.png", 100 + i)
@@ -282,7 +282,7 @@ def test_an_irregular_or_oversized_file_is_named_and_can_be_skipped(
 
 @clause("05.tree.names")
 @pytest.mark.parametrize("name", ["two words.png", "grün 图.png", "line\nend.png", "UPPER.PNG", "%s{}'\".png"])
-def test_any_file_name_will_do(ImageTree: Make, name: str, root: Path) -> None:
+def test_unusual_file_names_are_accepted(ImageTree: Make, name: str, root: Path) -> None:
     draw(root / "train" / "ant" / name, 7)
     for _ in range(2):
         dataset = ImageTree(root)
@@ -290,7 +290,7 @@ def test_any_file_name_will_do(ImageTree: Make, name: str, root: Path) -> None:
 
 
 @clause("05.tree.names")
-def test_a_name_that_is_not_unicode_will_do(ImageTree: Make, root: Path) -> None:
+def test_file_names_that_are_not_unicode_are_accepted(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / os.fsdecode(b"\xff\xfe.png"), 7)
     assert 7 in shade_of(ImageTree(root))
     assert 7 in shade_of(ImageTree(root))
@@ -307,7 +307,7 @@ def test_linked_classes_and_images_are_followed(ImageTree: Make, root: Path, tmp
 
 
 @clause("05.tree.classes")
-def test_the_test_half_may_lack_a_class_and_keeps_the_numbers(ImageTree: Make, root: Path) -> None:
+def test_test_split_may_lack_a_class_and_keeps_class_numbers(ImageTree: Make, root: Path) -> None:
     shutil.rmtree(root / "test" / "ant")
     dataset = ImageTree(root, train=False)
     assert dataset.classes == CLASSES
@@ -448,7 +448,7 @@ def test_a_class_of_broken_images_only_is_an_error_even_when_skipping(ImageTree:
 
 
 @clause("05.tree.fixed")
-def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
+def test_a_repaired_image_is_included_again(ImageTree: Make, root: Path, later: None) -> None:
     whole = ImageTree(root)
     good = (root / "train" / "ant" / "0.png").read_bytes()
     (root / "train" / "ant" / "0.png").write_bytes(b"")
@@ -458,9 +458,7 @@ def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) 
 
 
 @clause("05.tree.fixed")
-def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
-    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_files_are_retried_in_the_next_run(root: Path, later: None, monkeypatch: pytest.MonkeyPatch) -> None:
     real = image_tree.read_regular
 
     def denied(path: Path, largest: int) -> bytes:
@@ -476,7 +474,7 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
 
 
 @clause("05.tree.fixed")
-def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
+def test_an_out_of_memory_error_is_not_cached_as_a_broken_image(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -87,7 +87,7 @@ def test_files_changed_a_moment_ago_are_compared_by_content(root: Path, reads: l
 
 
 @clause("05.cache.read_once")
-def test_the_halves_and_the_sizes_have_entries_of_their_own(root: Path, later: None, reads: list[str]) -> None:
+def test_splits_and_sizes_have_separate_cache_entries(root: Path, later: None, reads: list[str]) -> None:
     made = [ReferenceTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
     again = [ReferenceTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
     assert all(map(same, made, again))
@@ -138,7 +138,7 @@ CHANGES = [change, change_under_the_same_size_and_time, exchange_two, add, remov
 @clause("05.tree.changes")
 @pytest.mark.parametrize("settled", [False, True], ids=["at once", "when times have settled"])
 @pytest.mark.parametrize("alter", CHANGES, ids=lambda alter: alter.__name__)
-def test_a_stale_entry_is_never_used(
+def test_a_stale_cache_entry_is_never_used(
     ImageTree: Make,
     alter: Callable[[Path], None],
     settled: bool,
@@ -206,7 +206,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
 @pytest.mark.slow
-def test_a_damaged_entry_is_decoded_anew(
+def test_a_damaged_cache_entry_is_decoded_again(
     settled: bool, damage: str, root: Path, reads: list[str], request: pytest.FixtureRequest
 ) -> None:
     if settled:
@@ -250,7 +250,7 @@ PLANTED: dict[str, bytes] = {
 @pytest.mark.parametrize("entry", PLANTED)
 @pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
 @pytest.mark.slow
-def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
+def test_a_mismatched_planted_cache_entry_is_decoded_again(
     settled: bool, entry: str, root: Path, reads: list[str], request: pytest.FixtureRequest
 ) -> None:
     if settled:
@@ -269,7 +269,7 @@ def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
 @pytest.mark.parametrize("suffix", [".pixels", ".seen", "lock"])
 @pytest.mark.parametrize("kind", ["FIFO", "link to a FIFO", "folder", "device", "sparse", "link in a circle"])
 @pytest.mark.slow
-def test_a_planted_file_of_another_kind_neither_hangs_nor_fails(
+def test_a_planted_special_file_in_the_cache_does_not_block(
     kind: str, suffix: str, root: Path, tmp_path: Path, later: None
 ) -> None:
     first = ReferenceTree(root)
@@ -298,7 +298,7 @@ def test_a_planted_file_of_another_kind_neither_hangs_nor_fails(
 
 
 @clause("05.cache.planted")
-def test_a_planted_lock_does_not_empty_the_file_that_it_links_to(root: Path, tmp_path: Path) -> None:
+def test_a_planted_lock_link_does_not_truncate_the_target(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").write_text("years of work")
     (root / ".ocean-cache").mkdir()
     (root / ".ocean-cache" / "lock").symlink_to(tmp_path / "thesis")
@@ -315,7 +315,7 @@ def test_changing_the_tensor_does_not_change_the_cache(ImageTree: Make, root: Pa
 
 
 @clause("05.cache.damage")
-def test_the_checksum_is_of_every_part_and_of_their_order() -> None:
+def test_cache_checksum_depends_on_all_parts_and_their_order() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, 3 * 2**22 + 5, np.uint8)
     expected = image_tree.checksum_of(b"header", pixels.data)
     assert image_tree.checksum_of(b"header", pixels.copy().data) == expected
@@ -342,7 +342,7 @@ def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path,
 
 
 @clause("05.cache.folders")
-def test_without_a_writable_root_the_users_cache_serves(
+def test_user_cache_is_used_if_the_root_is_not_writable(
     root: Path, user_cache: Path, later: None, reads: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / ".ocean-cache").write_text("in the way")
@@ -354,7 +354,7 @@ def test_without_a_writable_root_the_users_cache_serves(
 
 
 @clause("05.cache.folders")
-def test_without_any_cache_it_works_and_says_so(
+def test_without_any_cache_images_are_read_with_a_note(
     root: Path, user_cache: Path, reads: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / ".ocean-cache").write_text("in the way")
@@ -457,7 +457,7 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.slow
 @clause("05.cache.side_by_side")
-def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
+def test_of_two_concurrent_runs_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
     runs = [start(root, tmp_path / "decoded") for _ in range(2)]
     results = [run.wait() for run in runs]
     assert [result.status for result in results] == [0, 0], results
@@ -518,7 +518,7 @@ def test_a_file_that_changes_between_comparing_and_decoding_does_no_harm(
 
 
 @clause("05.cache.bar")
-def test_no_bar_is_drawn_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_is_hidden_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ReferenceTree(root)
     ReferenceTree(root, train=False, progress=False)
     assert capsys.readouterr().err == ""

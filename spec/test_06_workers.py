@@ -167,7 +167,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 @pytest.mark.parametrize("finished", [[True] * 3, [False, True, False, True]], ids=["whole epochs", "with breaks"])
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
 @pytest.mark.slow
-def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
+def test_epochs_with_workers_equal_those_of_pytorch(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
     """Compare also the random numbers of the workers and the final state of the generator."""

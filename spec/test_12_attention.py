@@ -107,7 +107,7 @@ def exchanges(draw: st.DrawFn, **fixed: Any) -> Exchange:
 
 @clause("12.attention.definition", "12.attention.masks", "12.attention.groups", "12.attention.layouts")
 @given(case=exchanges(), dtype=dtypes(), layout=st.tuples(layouts, layouts, layouts))
-def test_it_is_the_weighted_mean_of_the_definition(
+def test_scaled_dot_product_attention_equals_the_weighted_mean(
     scaled_dot_product_attention: Attention, case: Exchange, dtype: torch.dtype, layout: tuple[int, int, int]
 ) -> None:
     q, k, v = case.tensors(dtype)
@@ -137,7 +137,7 @@ SMALL = of_softmax(torch.float64, 7, 220, 3, 6)
 
 @clause("12.attention.permutation")
 @given(case=exchanges(), data=st.data())
-def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept(
+def test_attention_is_invariant_to_key_order_and_keeps_query_order(
     scaled_dot_product_attention: Attention, case: Exchange, data: st.DataObject
 ) -> None:
     case = replace(case, mask="full" if case.mask == "causal" else case.mask)  # the causal mask knows an order
@@ -153,9 +153,7 @@ def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept(
 
 @clause("12.attention.masks")
 @given(case=exchanges(mask="none"), hidden=st.integers(1, 2))
-def test_keys_that_are_masked_might_as_well_not_be_there(
-    scaled_dot_product_attention: Attention, case: Exchange, hidden: int
-) -> None:
+def test_masked_keys_have_no_effect(scaled_dot_product_attention: Attention, case: Exchange, hidden: int) -> None:
     q, k, v = (replace(case, keys=case.keys + hidden)).tensors()
     options = case.options(q)
     expected = scaled_dot_product_attention(q, k[..., : case.keys, :], v[..., : case.keys, :], **options)
@@ -168,7 +166,7 @@ def test_keys_that_are_masked_might_as_well_not_be_there(
 
 @clause("12.attention.causal")
 @pytest.mark.parametrize(("queries", "keys"), [(3, 3), (4, 2), (2, 4)], ids=["square", "more queries", "more keys"])
-def test_causal_lets_query_i_see_the_keys_0_to_i(
+def test_is_causal_lets_query_i_attend_to_keys_0_to_i(
     scaled_dot_product_attention: Attention, queries: int, keys: int
 ) -> None:
     # with zero queries all visible keys have the same weight: the mean of the first values
@@ -179,7 +177,7 @@ def test_causal_lets_query_i_see_the_keys_0_to_i(
 
 @clause("12.attention.fully_masked")
 @pytest.mark.parametrize("kind", ["bool", "float"])
-def test_a_query_that_may_see_nothing_gets_zeros(scaled_dot_product_attention: Attention, kind: str) -> None:
+def test_a_fully_masked_query_gets_zeros(scaled_dot_product_attention: Attention, kind: str) -> None:
     mask = torch.tensor([[True, True], [False, False]])
     if kind == "float":
         mask = torch.zeros(2, 2).masked_fill(~mask, -torch.inf)
@@ -189,7 +187,7 @@ def test_a_query_that_may_see_nothing_gets_zeros(scaled_dot_product_attention: A
 
 
 @clause("12.attention.scale")
-def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product_attention: Attention) -> None:
+def test_attention_default_scale_is_1_over_sqrt_of_features(scaled_dot_product_attention: Attention) -> None:
     # the logits are 4 · 1 / √4 = 2 and 0, or with scale 0.25 they are 1 and 0
     q, k, v = torch.ones(1, 4), torch.tensor([[1.0] * 4, [0.0] * 4]), torch.tensor([[1.0], [0.0]])
     tolerance = rounding(torch.float32, 20)
@@ -198,7 +196,7 @@ def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product
 
 
 @clause("12.attention.dropout")
-def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
+def test_attention_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
     # ten keys with equal weights; the values are different unit vectors, so that the output shows the weights
     q, k, v = torch.zeros(2000, 1), torch.zeros(10, 1), torch.eye(10)
     output = scaled_dot_product_attention(q, k, v, dropout_p=0.2)
@@ -211,13 +209,13 @@ def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attentio
 
 
 @clause("12.attention.dropout")
-def test_dropout_1_drops_everything(scaled_dot_product_attention: Attention) -> None:
+def test_attention_dropout_1_gives_zeros(scaled_dot_product_attention: Attention) -> None:
     q = torch.ones(3, 2)
     assert_equal(scaled_dot_product_attention(q, q, q, dropout_p=1.0), torch.zeros(3, 2))
 
 
 @clause("12.attention.groups")
-def test_leading_dimensions_broadcast(scaled_dot_product_attention: Attention) -> None:
+def test_attention_broadcasts_leading_dimensions(scaled_dot_product_attention: Attention) -> None:
     q, k, v = normal(2, 3, 4, 2, seed=0), normal(1, 3, 5, 2, seed=1), normal(5, 6, seed=2)
     expected = scaled_dot_product_attention(q, k.expand(2, 3, 5, 2), v.expand(2, 3, 5, 6))
     assert expected.shape == (2, 3, 4, 6)
@@ -225,7 +223,7 @@ def test_leading_dimensions_broadcast(scaled_dot_product_attention: Attention) -
 
 
 @clause("12.attention.empty")
-def test_nothing_to_ask_or_to_see_is_no_error(scaled_dot_product_attention: Attention) -> None:
+def test_attention_accepts_zero_queries_and_zero_keys(scaled_dot_product_attention: Attention) -> None:
     some, none = torch.ones(2, 3, 4), torch.ones(2, 0, 4)
     assert scaled_dot_product_attention(none, some, some).shape == (2, 0, 4)
     assert_equal(scaled_dot_product_attention(some, none, none), torch.zeros(2, 3, 4), "the output without keys")
@@ -234,7 +232,7 @@ def test_nothing_to_ask_or_to_see_is_no_error(scaled_dot_product_attention: Atte
 
 @clause("12.attention.stability")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_large_logits_choose_the_value_of_the_largest(
+def test_attention_with_large_logits_selects_the_value_of_the_largest(
     scaled_dot_product_attention: Attention, dtype: torch.dtype
 ) -> None:
     q = torch.tensor([[1e4], [-1e4]], dtype=dtype)
@@ -244,7 +242,7 @@ def test_large_logits_choose_the_value_of_the_largest(
 
 @clause("12.attention.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_nan_and_inf_in_a_query_reach_only_its_own_output(
+def test_nan_and_inf_in_a_query_reach_only_the_output_of_that_query(
     scaled_dot_product_attention: Attention, value: float
 ) -> None:
     q, k, v = torch.ones(3, 2), torch.ones(4, 2), torch.ones(4, 5)
@@ -265,7 +263,9 @@ def test_nan_and_inf_in_a_query_reach_only_its_own_output(
     ],
     ids=["plain", "causal", "scale", "a mask"],
 )
-def test_it_is_differentiable_twice(scaled_dot_product_attention: Attention, options: dict[str, Any]) -> None:
+def test_scaled_dot_product_attention_is_differentiable_twice(
+    scaled_dot_product_attention: Attention, options: dict[str, Any]
+) -> None:
     inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused kernel has no second derivative
         assert_differentiable(lambda q, k, v: scaled_dot_product_attention(q, k, v, **options), *inputs)
@@ -273,7 +273,7 @@ def test_it_is_differentiable_twice(scaled_dot_product_attention: Attention, opt
 
 @clause("12.attention.fully_masked")
 @pytest.mark.aspect("gradients")
-def test_a_query_that_may_see_nothing_has_no_gradient(scaled_dot_product_attention: Attention) -> None:
+def test_a_fully_masked_query_has_zero_gradient(scaled_dot_product_attention: Attention) -> None:
     mask = torch.tensor([[True, False, True], [False, False, False]])
     inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
     with sdpa_kernel(SDPBackend.MATH):
@@ -281,7 +281,7 @@ def test_a_query_that_may_see_nothing_has_no_gradient(scaled_dot_product_attenti
 
 
 @clause("12.attention.gradients")
-def test_a_float_mask_has_a_gradient(scaled_dot_product_attention: Attention) -> None:
+def test_float_attn_mask_has_a_gradient(scaled_dot_product_attention: Attention) -> None:
     q, k, v, mask = (normal(2, 2, seed=i).requires_grad_() for i in range(4))
     with sdpa_kernel(SDPBackend.MATH):
         assert_differentiable(scaled_dot_product_attention, q, k, v, mask)
@@ -324,7 +324,7 @@ def test_a_row_of_large_negative_numbers_has_the_gradient_of_the_formula(
         ),
     ],
 )
-def test_an_impossible_argument_is_rejected(
+def test_scaled_dot_product_attention_rejects(
     scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str
 ) -> None:
     arguments = {"query": torch.ones(2, 4, 3), "key": torch.ones(2, 5, 3), "value": torch.ones(2, 5, 6)} | change
@@ -335,7 +335,7 @@ def test_an_impossible_argument_is_rejected(
 
 
 @clause("12.attention.groups", "12.attention.rejects")
-def test_heads_that_the_groups_do_not_divide_are_rejected(scaled_dot_product_attention: Attention) -> None:
+def test_enable_gqa_rejects_head_counts_that_do_not_divide(scaled_dot_product_attention: Attention) -> None:
     with rejects(naming="heads|enable_gqa"):
         scaled_dot_product_attention(torch.ones(1, 5, 4, 3), *2 * [torch.ones(1, 3, 4, 3)], enable_gqa=True)
 
@@ -356,7 +356,7 @@ SMALL_LAYER = of_softmax(torch.float64, 20, 100, 10, 20)
 @clause("12.multihead.definition", "12.multihead.weights", "12.multihead.masks", "12.multihead.appended")
 @clause("12.multihead.evaluation")
 @given(case=multiheads(), dtype=dtypes(), need_weights=st.booleans(), average=st.booleans())
-def test_it_is_the_heads_of_the_definition(
+def test_multihead_attention_equals_the_definition(
     MultiheadAttention: Layer, case: Multihead, dtype: torch.dtype, need_weights: bool, average: bool
 ) -> None:
     layer, inputs, masks = case.layer(MultiheadAttention, dtype), case.inputs(dtype), case.masks(dtype)
@@ -379,7 +379,7 @@ def test_it_is_the_heads_of_the_definition(
 @clause("12.multihead.unbatched")
 @pytest.mark.parametrize("options", [{}, {"average_attn_weights": False}, {"need_weights": False}], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True], ids=["length first", "batch first"])
-def test_sequences_without_a_batch_are_a_batch_of_one_without_it(
+def test_multihead_attention_unbatched_equals_a_batch_of_one(
     MultiheadAttention: Layer, options: dict[str, Any], batch_first: bool
 ) -> None:
     layer = with_numbers(MultiheadAttention(4, 2, batch_first=batch_first, dtype=torch.float64), seed=0)
@@ -396,7 +396,7 @@ def test_sequences_without_a_batch_are_a_batch_of_one_without_it(
 
 @clause("12.multihead.masks")
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
+def test_multihead_attention_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dtype=torch.float64), seed=0), normal(3, 2, 4, seed=0)
     mask = torch.tensor([[j > i for j in range(3)] for i in range(3)])
     output, weights = layer(x, x, x, attn_mask=mask, is_causal=True, need_weights=need_weights)
@@ -407,7 +407,7 @@ def test_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weigh
 
 
 @clause("12.multihead.fully_masked")
-def test_a_query_that_may_see_nothing_gets_nan_or_only_the_bias(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_of_a_fully_masked_query_is_nan_or_the_bias(MultiheadAttention: Layer) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2), seed=0), torch.randn(3, 1, 4)
     mask = torch.tensor([[True] * 3, [False] * 3, [False] * 3])
     output, weights = layer(x, x, x, attn_mask=mask)
@@ -419,7 +419,7 @@ def test_a_query_that_may_see_nothing_gets_nan_or_only_the_bias(MultiheadAttenti
 
 
 @clause("12.multihead.empty")
-def test_a_batch_of_no_sequences_gives_no_outputs(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_accepts_an_empty_batch(MultiheadAttention: Layer) -> None:
     x = torch.ones(3, 0, 4)
     output, weights = MultiheadAttention(4, 2)(x, x, x)
     assert output.shape == (3, 0, 4)
@@ -427,7 +427,7 @@ def test_a_batch_of_no_sequences_gives_no_outputs(MultiheadAttention: Layer) -> 
 
 
 @clause("12.multihead.dropout")
-def test_dropout_drops_weights_in_training_only(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_dropout_applies_in_training_only(MultiheadAttention: Layer) -> None:
     layer = MultiheadAttention(4, 2, dropout=0.25, dtype=torch.float64)
     q, k = torch.zeros(200, 1, 4, dtype=torch.float64), torch.zeros(10, 1, 4, dtype=torch.float64)
     _, weights = layer(q, k, k, average_attn_weights=False)
@@ -443,7 +443,7 @@ def test_dropout_drops_weights_in_training_only(MultiheadAttention: Layer) -> No
 
 @clause("12.multihead.dropout")
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_dropout_1_leaves_only_the_bias(MultiheadAttention: Layer, need_weights: bool) -> None:
+def test_multihead_attention_dropout_1_leaves_only_the_bias(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dropout=1.0), seed=0), torch.randn(3, 2, 4)
     output, _ = layer(x, x, x, need_weights=need_weights)
     assert_equal(output, layer.out_proj.bias.detach().expand(3, 2, 4))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -465,7 +465,7 @@ MULTIHEAD_SHAPES = {
 
 @clause("12.multihead.parameters")
 @pytest.mark.parametrize(("options", "shapes"), MULTIHEAD_SHAPES.values(), ids=MULTIHEAD_SHAPES)
-def test_its_parameters_are_those_of_the_layer_of_pytorch(
+def test_multihead_attention_state_dict_equals_pytorchs(
     MultiheadAttention: Layer, options: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     options = options | {"dtype": torch.float64}
@@ -482,7 +482,7 @@ def test_its_parameters_are_those_of_the_layer_of_pytorch(
 
 @clause("12.multihead.initialization")
 @pytest.mark.parametrize("options", [{}, {"kdim": 3, "add_bias_kv": True}], ids=["one width", "other widths"])
-def test_it_starts_from_the_numbers_of_the_layer_of_pytorch(MultiheadAttention: Layer, options: dict[str, Any]) -> None:
+def test_multihead_attention_initialization_equals_pytorchs(MultiheadAttention: Layer, options: dict[str, Any]) -> None:
     torch.manual_seed(5)
     theirs = nn.MultiheadAttention(4, 2, **options).state_dict()
     torch.manual_seed(5)
@@ -491,7 +491,7 @@ def test_it_starts_from_the_numbers_of_the_layer_of_pytorch(MultiheadAttention: 
 
 
 @clause("12.multihead.initialization")
-def test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_projections_start_xavier_uniform_and_biases_zero(MultiheadAttention: Layer) -> None:
     layer = MultiheadAttention(40, 2, kdim=60, add_bias_kv=True)
     bounds = {"q_proj_weight": math.sqrt(6 / 80), "k_proj_weight": math.sqrt(6 / 100), "out_proj.weight": 40**-0.5}
     state = layer.state_dict()
@@ -508,7 +508,7 @@ def test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0(M
 
 
 @clause("12.multihead.repr")
-def test_it_prints_its_output_projection(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_prints_out_proj(MultiheadAttention: Layer) -> None:
     printed = """\
 MultiheadAttention(
   (out_proj): NonDynamicallyQuantizableLinear(in_features=4, out_features=4, bias=True)
@@ -521,7 +521,7 @@ MultiheadAttention(
     "options", [{}, {"kdim": 1, "vdim": 1, "bias": False}, {"add_bias_kv": True, "add_zero_attn": True}], ids=str
 )
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_the_layer_is_differentiable_twice(
+def test_multihead_attention_is_differentiable_twice(
     MultiheadAttention: Layer, options: dict[str, Any], need_weights: bool
 ) -> None:
     layer = with_numbers(MultiheadAttention(2, 2, dtype=torch.float64, **options), seed=0)
@@ -532,7 +532,7 @@ def test_the_layer_is_differentiable_twice(
 
 
 @clause("12.multihead.gradients")
-def test_every_parameter_has_its_gradient(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_parameters_have_gradients(MultiheadAttention: Layer) -> None:
     layer = with_numbers(MultiheadAttention(2, 1, add_bias_kv=True, dtype=torch.float64), seed=0)
     x = normal(2, 1, 2, seed=3)
     names, values = zip(*layer.named_parameters(), strict=True)
@@ -570,7 +570,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
     [((4, 3), "embed_dim.*num_heads"), ((4, 0), "num_heads.*0"), ((0, 1), "embed_dim.*0")],
     ids=["heads that do not divide the features", "no heads", "no features"],
 )
-def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
+def test_multihead_attention_rejects_sizes(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
     with rejects(naming, "embed_dim", "num_heads"), asserting():
         MultiheadAttention(*sizes)
 
@@ -596,7 +596,7 @@ def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], n
         pytest.param({"is_causal": True}, "attn_mask.*is_causal|is_causal.*attn_mask", id="causal without the mask"),
     ],
 )
-def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
+def test_multihead_attention_rejects_input(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
     with (
         rejects(naming, *change, *(["key"] if "value" in change else ["query"] if "key" in change else [])),
         asserting(),

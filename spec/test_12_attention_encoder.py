@@ -102,7 +102,7 @@ ENCODER = rounding(torch.float64, 200, 20 * 6 * 6)
 
 @clause("12.encoder.definition", "12.encoder.masks", "12.encoder.evaluation")
 @given(case=encoders(), watched=st.booleans())
-def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
+def test_encoder_equals_attention_and_feedforward_with_residuals_and_norms(
     TransformerEncoderLayer: Layer, case: Encoder, watched: bool
 ) -> None:
     # PyTorch does not use its evaluation kernel for a layer with hooks. That kernel hides keys with a nonzero float
@@ -120,7 +120,7 @@ def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
 
 @clause("12.encoder.submodules")
 @pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
-def test_it_calls_its_own_submodules(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
+def test_encoder_calls_the_registered_submodules(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
     layer = TransformerEncoderLayer(4, 2, 8, dropout=0.0, norm_first=norm_first, dtype=torch.float64)
     layer.norm1, layer.norm2 = nn.Tanh(), nn.Sigmoid()
     layer.linear1, layer.linear2 = nn.Identity(), nn.Softplus()
@@ -143,20 +143,20 @@ def test_it_calls_its_own_submodules(TransformerEncoderLayer: Layer, norm_first:
 
 
 @clause("12.encoder.unbatched")
-def test_a_source_without_a_batch_is_a_batch_of_one_without_it(TransformerEncoderLayer: Layer) -> None:
+def test_unbatched_source_equals_a_batch_of_one(TransformerEncoderLayer: Layer) -> None:
     layer = TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=torch.float64).eval()
     src = normal(3, 4, seed=0)
     assert_close(layer(src), layer(src[None])[0], rounding(torch.float64, 200, 10 / math.sqrt(1e-5)))
 
 
 @clause("12.encoder.empty")
-def test_no_sources_give_no_outputs(TransformerEncoderLayer: Layer) -> None:
+def test_encoder_accepts_an_empty_batch(TransformerEncoderLayer: Layer) -> None:
     assert TransformerEncoderLayer(4, 2, 8)(torch.ones(3, 0, 4)).shape == (3, 0, 4)
 
 
 @clause("12.encoder.dtypes")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_result_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, dtype: torch.dtype) -> None:
+def test_encoder_output_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, dtype: torch.dtype) -> None:
     layer, src = (
         TransformerEncoderLayer(4, 2, 8, dtype=dtype, layer_norm_eps=1.0).eval(),
         torch.randn(3, 2, 4).to(dtype),
@@ -178,14 +178,14 @@ def test_is_causal_applies_the_causal_mask_to_the_source(TransformerEncoderLayer
 
 @clause("12.encoder.dropout")
 @pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
-def test_dropout_1_leaves_the_residual(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
+def test_encoder_dropout_1_leaves_the_residual(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
     layer = with_numbers(TransformerEncoderLayer(4, 2, 8, dropout=1.0, norm_first=norm_first), seed=0)
     src = torch.randn(3, 2, 4)
     assert_equal(layer(src), src if norm_first else layer.norm2(layer.norm1(src)).detach())  # pyright: ignore[reportCallIssue]
 
 
 @clause("12.encoder.dropout")
-def test_dropout_is_a_tenth_and_for_training_only(TransformerEncoderLayer: Layer) -> None:
+def test_encoder_dropout_is_0_1_and_applies_in_training_only(TransformerEncoderLayer: Layer) -> None:
     layer, src = TransformerEncoderLayer(4, 2, 8), torch.randn(3, 2, 4)
     assert [layer.dropout.p, layer.dropout1.p, layer.dropout2.p, layer.self_attn.dropout] == [0.1] * 4
     assert layer(src).ne(layer(src)).any(), "two passes in training must not drop the same"
@@ -194,7 +194,7 @@ def test_dropout_is_a_tenth_and_for_training_only(TransformerEncoderLayer: Layer
 
 
 @clause("12.encoder.parameters")
-def test_the_parameters_of_the_layer_are_those_of_its_submodules(TransformerEncoderLayer: Layer) -> None:
+def test_encoder_parameters_are_those_of_the_submodules(TransformerEncoderLayer: Layer) -> None:
     ours, theirs = TransformerEncoderLayer(4, 2, 8).eval(), nn.TransformerEncoderLayer(4, 2, 8).eval()
     expected = {
         "self_attn.in_proj_weight": (12, 4), "self_attn.in_proj_bias": (12,), "self_attn.out_proj.weight": (4, 4),
@@ -214,7 +214,7 @@ def test_the_parameters_of_the_layer_are_those_of_its_submodules(TransformerEnco
 
 
 @clause("12.encoder.initialization")
-def test_the_layer_starts_from_the_numbers_of_the_layer_of_pytorch(TransformerEncoderLayer: Layer) -> None:
+def test_encoder_initialization_equals_pytorchs(TransformerEncoderLayer: Layer) -> None:
     torch.manual_seed(5)
     theirs = nn.TransformerEncoderLayer(4, 2).state_dict()
     torch.manual_seed(5)
@@ -223,7 +223,7 @@ def test_the_layer_starts_from_the_numbers_of_the_layer_of_pytorch(TransformerEn
 
 
 @clause("12.encoder.repr")
-def test_it_prints_its_submodules(TransformerEncoderLayer: Layer) -> None:
+def test_encoder_prints_the_submodules(TransformerEncoderLayer: Layer) -> None:
     printed = """\
 TransformerEncoderLayer(
   (self_attn): MultiheadAttention(
@@ -268,7 +268,7 @@ def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: 
         pytest.param({"dropout": 1.5}, "1.5", id="a dropout above 1"),
     ],
 )
-def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
+def test_encoder_rejects_arguments(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
     with rejects(naming, *arguments), asserting():
         TransformerEncoderLayer(**{"d_model": 4, "nhead": 2, "dim_feedforward": 8} | arguments)
 
@@ -286,6 +286,6 @@ def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict
         pytest.param({"is_causal": True}, "mask.*is_causal|is_causal.*mask", id="causal without the mask"),
     ],
 )
-def test_the_source_is_rejected(TransformerEncoderLayer: Layer, change: dict[str, Any], naming: str) -> None:
+def test_encoder_rejects_source(TransformerEncoderLayer: Layer, change: dict[str, Any], naming: str) -> None:
     with rejects(naming, *change), asserting():
         TransformerEncoderLayer(4, 2, 8)(**{"src": torch.ones(5, 2, 4)} | change)

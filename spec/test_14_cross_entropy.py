@@ -43,7 +43,7 @@ def test_the_cross_entropy_layer_prints_1_1019(CrossEntropyLoss: Layer) -> None:
 
 
 @clause("14.cross_entropy.printed")
-def test_1_1019_is_the_logarithm_of_the_sum_less_the_logit(cross_entropy: Loss) -> None:
+def test_1_1019_is_log_sum_exp_minus_the_logit(cross_entropy: Loss) -> None:
     logits = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64)
     expected = math.log(math.exp(0.1) + math.exp(0.2) + math.exp(0.3)) - 0.2
     assert_close(cross_entropy(logits, torch.tensor([1])), expected, rounding(torch.float64, 2 * 3 + 2, 1.2))
@@ -60,7 +60,7 @@ def test_the_cross_entropy_falls_as_the_right_logit_rises(cross_entropy: Loss) -
 
 
 @clause("14.cross_entropy.sixty_four")
-def test_64_scores_work_because_the_labels_are_below_64(cross_entropy: Loss) -> None:
+def test_64_logits_accept_labels_below_64(cross_entropy: Loss) -> None:
     # chapter 14, line 1076: Linear(64, 64) where there are ten classes
     tolerance = rounding(torch.float32, 2 * 64 + 2, math.log(64))
     for label in (0, 9):
@@ -183,9 +183,7 @@ def gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @clause("14.nll_loss.definition", "14.loss.reductions", "14.loss.ignore_index", "14.loss.dtypes", "14.loss.empty")
 @given(case=cases(), dtype=dtypes())
-def test_the_nll_loss_is_the_weighted_score_of_the_target_negated(
-    nll_loss: Loss, case: Case, dtype: torch.dtype
-) -> None:
+def test_nll_loss_is_the_negated_weighted_score_of_the_target(nll_loss: Loss, case: Case, dtype: torch.dtype) -> None:
     # halves, at most 6 of at most 3 · 3.5: only the mean's division rounds
     scores, weight = case.scores(whole, dtype), case.weight(whole, dtype)
     probabilities, counted = wanted(case, as_list(case, weight))
@@ -207,7 +205,7 @@ def test_the_nll_loss_is_the_weighted_score_of_the_target_negated(
     "14.loss.empty",
 )
 @given(case=cases(), dtype=dtypes(), smoothing=st.sampled_from([0.0, 0.25, 1.0]))
-def test_the_cross_entropy_of_class_numbers_is_that_of_the_definition(
+def test_cross_entropy_of_class_numbers_equals_the_definition(
     cross_entropy: Loss, case: Case, dtype: torch.dtype, smoothing: float
 ) -> None:
     scores, weight = case.scores(normal, dtype), case.weight(normal, dtype)
@@ -220,7 +218,7 @@ def test_the_cross_entropy_of_class_numbers_is_that_of_the_definition(
 
 @clause("14.cross_entropy.probabilities", "14.cross_entropy.label_smoothing", "14.loss.dtypes", "14.loss.empty")
 @given(case=cases(), dtype=dtypes(), smoothing=st.sampled_from([0.0, 0.25, 1.0]))
-def test_the_cross_entropy_of_probabilities_is_that_of_the_definition(
+def test_cross_entropy_of_probabilities_equals_the_definition(
     cross_entropy: Loss, case: Case, dtype: torch.dtype, smoothing: float
 ) -> None:
     scores, weight = case.scores(normal, dtype), case.weight(normal, dtype)
@@ -258,7 +256,7 @@ def test_the_cross_entropy_is_the_nll_loss_of_the_log_softmax(
 
 @clause("14.cross_entropy.shift")
 @given(case=cases(), shift=st.integers(-1000, 1000))
-def test_a_constant_added_to_all_logits_changes_nothing(cross_entropy: Loss, case: Case, shift: int) -> None:
+def test_cross_entropy_is_invariant_to_a_shift_of_logits(cross_entropy: Loss, case: Case, shift: int) -> None:
     scores, target = case.scores(whole, torch.float64), case.target()
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": "none"}
     # the distances between integers are exact; the logarithm is at most 6 + log 4
@@ -270,7 +268,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(cross_entropy: Loss, cas
 
 @clause("14.cross_entropy.stable")
 @given(dtype=dtypes())
-def test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss(cross_entropy: Loss, dtype: torch.dtype) -> None:
+def test_cross_entropy_of_large_logits_does_not_overflow(cross_entropy: Loss, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4]], dtype=dtype)
     size = logits[0, 0].item()  # bfloat16 cannot represent 10000
     for label, expected in enumerate([0.0, size, 2 * size]):
@@ -308,20 +306,20 @@ def test_the_memory_layout_does_not_matter_to_the_cross_entropy(
 
 
 @clause("14.nll_loss.definition")
-def test_the_nll_loss_takes_class_numbers_in_one_byte(nll_loss: Loss) -> None:
+def test_nll_loss_accepts_uint8_classes(nll_loss: Loss) -> None:
     scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     assert_equal(nll_loss(scores, torch.tensor([0, 1], dtype=torch.uint8)), 2.5)
 
 
 @clause("14.cross_entropy.definition")
-def test_the_cross_entropy_takes_class_numbers_in_one_byte(cross_entropy: Loss) -> None:
+def test_cross_entropy_accepts_uint8_classes(cross_entropy: Loss) -> None:
     output = cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1], dtype=torch.uint8))
     assert_close(output, LN2, rounding(torch.float32, 2 * 2 + 2))
 
 
 @clause("14.loss.ignore_index")
 @pytest.mark.parametrize("label", [-99, -101, 99, 100])
-def test_the_nll_loss_ignores_by_default_minus_100_and_nothing_else(nll_loss: Loss, label: int) -> None:
+def test_nll_loss_default_ignore_index_is_minus_100(nll_loss: Loss, label: int) -> None:
     scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     assert_equal(nll_loss(scores, torch.tensor([0, -100])), 1.0)
     with rejects(naming="target"):
@@ -330,7 +328,7 @@ def test_the_nll_loss_ignores_by_default_minus_100_and_nothing_else(nll_loss: Lo
 
 @clause("14.loss.ignore_index")
 @pytest.mark.parametrize("label", [-99, -101, 99, 100])
-def test_the_cross_entropy_ignores_by_default_minus_100_and_nothing_else(cross_entropy: Loss, label: int) -> None:
+def test_cross_entropy_default_ignore_index_is_minus_100(cross_entropy: Loss, label: int) -> None:
     output = cross_entropy(torch.zeros(2, 2), torch.tensor([0, -100]), reduction="none")
     assert_close(output, [LN2, 0.0], rounding(torch.float32, 2 * 2 + 2))
     with rejects(naming="target"):
@@ -359,44 +357,38 @@ def check_one_byte(loss: Callable[..., Tensor], label: int, ignore_index: int, *
 
 @clause("14.loss.ignore_index", "14.loss.one_byte")
 @BYTES
-def test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers(
-    nll_loss: Loss, label: int, ignore_index: int
-) -> None:
+def test_nll_loss_compares_uint8_classes_as_integers(nll_loss: Loss, label: int, ignore_index: int) -> None:
     check_one_byte(nll_loss, label, ignore_index)
 
 
 @clause("14.loss.ignore_index", "14.loss.one_byte")
 @BYTES
-def test_the_cross_entropy_compares_class_numbers_of_one_byte_as_integers(
-    cross_entropy: Loss, label: int, ignore_index: int
-) -> None:
+def test_cross_entropy_compares_uint8_classes_as_integers(cross_entropy: Loss, label: int, ignore_index: int) -> None:
     check_one_byte(cross_entropy, label, ignore_index)
 
 
 @clause("14.loss.ignore_index", "14.loss.one_byte", "14.cross_entropy.label_smoothing")
-def test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers(cross_entropy: Loss) -> None:
+def test_smoothed_cross_entropy_compares_uint8_classes_as_integers(cross_entropy: Loss) -> None:
     for label, ignore_index in ONE_BYTE:
         check_one_byte(cross_entropy, label, ignore_index, label_smoothing=0.25)
 
 
 @clause("14.loss.ignore_index", "14.loss.one_byte", "14.layer.options")
 @BYTES
-def test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers(
-    NLLLoss: Layer, label: int, ignore_index: int
-) -> None:
+def test_nll_layer_compares_uint8_classes_as_integers(NLLLoss: Layer, label: int, ignore_index: int) -> None:
     check_one_byte(lambda x, target, **options: NLLLoss(**options)(x, target), label, ignore_index)
 
 
 @clause("14.loss.ignore_index", "14.loss.one_byte", "14.layer.options")
 @BYTES
-def test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers(
+def test_cross_entropy_layer_compares_uint8_classes_as_integers(
     CrossEntropyLoss: Layer, label: int, ignore_index: int
 ) -> None:
     check_one_byte(lambda x, target, **options: CrossEntropyLoss(**options)(x, target), label, ignore_index)
 
 
 @clause("14.loss.ignore_index", "14.loss.one_byte")
-def test_class_156_of_one_byte_is_not_minus_100(cross_entropy: Loss) -> None:
+def test_uint8_class_156_is_not_ignored_as_minus_100(cross_entropy: Loss) -> None:
     logits = torch.zeros(3, 200, dtype=torch.float64)
     output = cross_entropy(logits, torch.full((3,), 156, dtype=torch.uint8))
     assert_close(output, math.log(200), rounding(torch.float64, 2 * 200 + 3 + 8, 1 + math.log(200)))
@@ -407,14 +399,14 @@ EMPTY = pytest.mark.parametrize(("reduction", "expected"), [("mean", math.nan), 
 
 @clause("14.loss.empty")
 @EMPTY
-def test_where_all_is_ignored_the_nll_loss_is(nll_loss: Loss, reduction: str, expected: float) -> None:
+def test_nll_loss_with_all_targets_ignored(nll_loss: Loss, reduction: str, expected: float) -> None:
     output = nll_loss(torch.ones(2, 3), torch.tensor([1, 1]), ignore_index=1, reduction=reduction)
     assert_equal(output, expected)
 
 
 @clause("14.loss.empty")
 @EMPTY
-def test_where_all_is_ignored_the_cross_entropy_is(cross_entropy: Loss, reduction: str, expected: float) -> None:
+def test_cross_entropy_with_all_targets_ignored(cross_entropy: Loss, reduction: str, expected: float) -> None:
     output = cross_entropy(torch.ones(2, 3), torch.tensor([1, 1]), ignore_index=1, reduction=reduction)
     assert_equal(output, expected)
 
@@ -430,9 +422,7 @@ def test_nan_and_inf_count_in_the_nll_loss_only_for_the_target(nll_loss: Loss, v
 
 @clause("14.loss.nonfinite", "14.loss.ignore_index")
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
-def test_nan_reaches_the_cross_entropy_of_its_own_place_unless_that_is_ignored(
-    cross_entropy: Loss, smoothing: float
-) -> None:
+def test_nan_logits_reach_only_the_loss_of_the_same_position(cross_entropy: Loss, smoothing: float) -> None:
     scores, target = torch.tensor([[math.nan, 0.0], [0.0, 0.0]]), torch.tensor([1, 0])
     options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none"}
     tolerance = rounding(torch.float32, 2 * 2 + 4)
@@ -451,7 +441,7 @@ def test_nan_reaches_the_cross_entropy_of_its_own_place_unless_that_is_ignored(
     ],
     ids=["another class that is impossible", "the target is impossible", "another is infinite", "the target is"],
 )
-def test_the_cross_entropy_with_an_infinite_logit_is(cross_entropy: Loss, logits: list[float], expected: float) -> None:
+def test_cross_entropy_with_an_infinite_logit(cross_entropy: Loss, logits: list[float], expected: float) -> None:
     output = cross_entropy(torch.tensor([logits]), torch.tensor([1]))
     assert_close(output, expected, rounding(torch.float32, 2 * 3 + 2))
 
@@ -462,7 +452,7 @@ def test_the_cross_entropy_with_an_infinite_logit_is(cross_entropy: Loss, logits
 @clause("14.loss.half_mean")
 @HALF
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_the_mean_of_many_nll_losses_is_finite_in(nll_loss: Loss, weighted: bool, dtype: torch.dtype) -> None:
+def test_mean_of_many_nll_losses_is_finite(nll_loss: Loss, weighted: bool, dtype: torch.dtype) -> None:
     scores = torch.tensor([-3.0, -1.0], dtype=dtype).expand(MANY, 2)
     weight = torch.tensor([2.0, 1.0], dtype=dtype) if weighted else None
     check_many(nll_loss(scores, torch.zeros(MANY, dtype=torch.int64), weight), 3.0, dtype)
@@ -471,9 +461,7 @@ def test_the_mean_of_many_nll_losses_is_finite_in(nll_loss: Loss, weighted: bool
 @clause("14.loss.half_mean")
 @HALF
 @pytest.mark.parametrize("probabilities", [False, True], ids=["class numbers", "probabilities"])
-def test_the_mean_of_many_cross_entropies_is_finite_in(
-    cross_entropy: Loss, probabilities: bool, dtype: torch.dtype
-) -> None:
+def test_mean_of_many_cross_entropies_is_finite(cross_entropy: Loss, probabilities: bool, dtype: torch.dtype) -> None:
     # log 1024 = 6.93 each
     logits = torch.zeros(1, 1024, dtype=dtype).expand(MANY // 4, 1024)
     target = torch.zeros(MANY // 4, dtype=torch.int64)
@@ -492,7 +480,7 @@ def assert_gradient(case: Case, actual: Tensor, of_places: list[list[float]], to
 
 @clause("14.loss.gradients")
 @given(case=cases())
-def test_the_gradient_of_the_nll_loss_is_the_weight_of_the_target_negated(nll_loss: Loss, case: Case) -> None:
+def test_nll_loss_gradient_is_the_negated_weight_of_the_target(nll_loss: Loss, case: Case) -> None:
     scores, weight = case.scores(whole, torch.float64), case.weight(whole, torch.float64)
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": case.reduction}
     probabilities, counted = wanted(case, as_list(case, weight))
@@ -505,7 +493,7 @@ def test_the_gradient_of_the_nll_loss_is_the_weight_of_the_target_negated(nll_lo
 
 @clause("14.cross_entropy.gradients")
 @given(case=cases())
-def test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot(cross_entropy: Loss, case: Case) -> None:
+def test_cross_entropy_gradient_is_softmax_minus_one_hot(cross_entropy: Loss, case: Case) -> None:
     """The gradient is multiplied by the target's weight; for the mean, divided by the sum of the weights."""
     scores, weight = case.scores(normal, torch.float64), case.weight(normal, torch.float64)
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": case.reduction}
@@ -546,9 +534,7 @@ def test_the_cross_entropy_of_class_numbers_is_differentiable_twice(
 
 @clause("14.cross_entropy.gradients")
 @pytest.mark.parametrize("options", [{}, {"weight": WEIGHT, "label_smoothing": 0.5}], ids=["plain", "all"])
-def test_the_cross_entropy_is_differentiable_twice_in_the_probabilities_too(
-    cross_entropy: Loss, options: dict[str, Any]
-) -> None:
+def test_cross_entropy_of_probabilities_is_differentiable_twice(cross_entropy: Loss, options: dict[str, Any]) -> None:
     logits, probabilities = spread(2, 3, seed=0).requires_grad_(), (spread(2, 3, seed=1) + 1).requires_grad_()
     assert_differentiable(lambda x, q: cross_entropy(x, q, **options), logits, probabilities)
 
@@ -606,13 +592,13 @@ def assert_in_log2(actual: Tensor, expected: Any) -> None:
 
 @clause("14.nll_loss.definition")
 @NLL_OPTIONS
-def test_the_nll_loss_computes(nll_loss: Loss, options: dict[str, Any], expected: Any) -> None:
+def test_nll_loss_options(nll_loss: Loss, options: dict[str, Any], expected: Any) -> None:
     assert_equal(nll_loss(torch.tensor(SCORES), torch.tensor(LABELS), **with_tensors(options)), expected)
 
 
 @clause("14.layer.options")
 @NLL_OPTIONS
-def test_the_nll_layer_computes(NLLLoss: Layer, options: dict[str, Any], expected: Any) -> None:
+def test_nll_layer_options(NLLLoss: Layer, options: dict[str, Any], expected: Any) -> None:
     layer = NLLLoss(**with_tensors(options))
     for mode in (layer.train(), layer.eval()):
         assert_equal(mode(torch.tensor(SCORES), torch.tensor(LABELS)), expected)
@@ -620,13 +606,13 @@ def test_the_nll_layer_computes(NLLLoss: Layer, options: dict[str, Any], expecte
 
 @clause("14.cross_entropy.definition")
 @CROSS_ENTROPY_OPTIONS
-def test_the_cross_entropy_computes(cross_entropy: Loss, options: dict[str, Any], expected: Any) -> None:
+def test_cross_entropy_options(cross_entropy: Loss, options: dict[str, Any], expected: Any) -> None:
     assert_in_log2(cross_entropy(torch.tensor(LOGITS), torch.tensor(LABELS), **with_tensors(options)), expected)
 
 
 @clause("14.layer.options")
 @CROSS_ENTROPY_OPTIONS
-def test_the_cross_entropy_layer_computes(
+def test_cross_entropy_layer_options(
     CrossEntropyLoss: Layer,
     options: dict[str, Any],
     expected: Any,
@@ -643,7 +629,7 @@ def test_the_cross_entropy_layer_takes_probabilities(CrossEntropyLoss: Layer) ->
 
 
 @clause("14.layer.state")
-def test_the_nll_layer_is_called_that_and_begins_with_its_defaults(NLLLoss: Layer) -> None:
+def test_nll_layer_name_and_default_attributes(NLLLoss: Layer) -> None:
     layer = NLLLoss()
     assert repr(layer) == "NLLLoss()"
     assert (layer.weight, layer.ignore_index, layer.reduction) == (None, -100, "mean")
@@ -651,7 +637,7 @@ def test_the_nll_layer_is_called_that_and_begins_with_its_defaults(NLLLoss: Laye
 
 
 @clause("14.layer.state")
-def test_the_cross_entropy_layer_is_called_that_and_begins_with_its_defaults(
+def test_cross_entropy_layer_name_and_default_attributes(
     CrossEntropyLoss: Layer,
 ) -> None:
     layer = CrossEntropyLoss()
@@ -676,12 +662,12 @@ def check_weight_is_kept(make: Layer, torch_make: Layer) -> None:
 
 
 @clause("14.layer.state")
-def test_the_nll_layer_keeps_its_weight(NLLLoss: Layer) -> None:
+def test_nll_layer_registers_weight_as_a_buffer(NLLLoss: Layer) -> None:
     check_weight_is_kept(NLLLoss, nn.NLLLoss)
 
 
 @clause("14.layer.state")
-def test_the_cross_entropy_layer_keeps_its_weight(CrossEntropyLoss: Layer) -> None:
+def test_cross_entropy_layer_registers_weight_as_a_buffer(CrossEntropyLoss: Layer) -> None:
     check_weight_is_kept(CrossEntropyLoss, nn.CrossEntropyLoss)
 
 

@@ -54,13 +54,13 @@ def test_the_l1_loss_is_printed_as_0_6667(l1_loss: Loss) -> None:
 
 @clause("14.l1_loss.printed", "14.loss.sum", "14.loss.mean")
 @L1
-def test_the_reduction_of_the_l1_loss_is(l1_loss: Loss, options: dict[str, str], expected: Any) -> None:
+def test_l1_loss_reduction(l1_loss: Loss, options: dict[str, str], expected: Any) -> None:
     assert_close(l1_loss(outputs(), targets(), **options), expected, ONE_DIVISION)
 
 
 @clause("14.l1_loss.printed", "14.loss.sum", "14.loss.mean")
 @L1
-def test_the_reduction_of_the_l1_layer_is(L1Loss: Layer, options: dict[str, str], expected: Any) -> None:
+def test_l1_layer_reduction(L1Loss: Layer, options: dict[str, str], expected: Any) -> None:
     assert_close(L1Loss(**options)(outputs(), targets()), expected, ONE_DIVISION)
 
 
@@ -72,13 +72,13 @@ def test_the_sum_of_squared_errors_is_printed_as_4(mse_loss: Loss) -> None:
 
 @clause("14.mse_loss.printed", "14.mse_loss.reduction", "14.loss.sum", "14.loss.mean")
 @MSE
-def test_the_reduction_of_the_mse_loss_is(mse_loss: Loss, options: dict[str, str], expected: Any) -> None:
+def test_mse_loss_reduction(mse_loss: Loss, options: dict[str, str], expected: Any) -> None:
     assert_close(mse_loss(outputs(), targets(), **options), expected, ONE_DIVISION)
 
 
 @clause("14.mse_loss.printed", "14.mse_loss.reduction", "14.loss.sum", "14.loss.mean")
 @MSE
-def test_the_reduction_of_the_mse_layer_is(MSELoss: Layer, options: dict[str, str], expected: Any) -> None:
+def test_mse_layer_reduction(MSELoss: Layer, options: dict[str, str], expected: Any) -> None:
     assert_close(MSELoss(**options)(outputs(), targets()), expected, ONE_DIVISION)
 
 
@@ -87,18 +87,18 @@ def test_the_reduction_of_the_mse_layer_is(MSELoss: Layer, options: dict[str, st
 
 @clause("14.loss.gap")
 @pytest.mark.parametrize("gap", [0, 1, -2])
-def test_the_l1_loss_is_the_gap(l1_loss: Loss, gap: int) -> None:
+def test_l1_loss_of_one_element_is_the_absolute_difference(l1_loss: Loss, gap: int) -> None:
     assert_equal(l1_loss(outputs() + gap, outputs()), float(abs(gap)))
 
 
 @clause("14.loss.gap")
 @pytest.mark.parametrize("gap", [0, 1, -2])
-def test_the_mse_loss_is_the_square_of_the_gap(mse_loss: Loss, gap: int) -> None:
+def test_mse_loss_of_one_element_is_the_squared_difference(mse_loss: Loss, gap: int) -> None:
     assert_equal(mse_loss(outputs() + gap, outputs()), float(gap**2))
 
 
 @clause("14.loss.basis")
-def test_backward_through_a_loss_tells_how_to_update(cross_entropy: Loss) -> None:
+def test_backward_gives_gradients_that_reduce_the_loss(cross_entropy: Loss) -> None:
     network, images, labels = nn.Linear(3, 2), normal(4, 3, seed=0, dtype=torch.float32), torch.tensor([0, 1, 0, 1])
     assert network.weight.grad is None
     before = cross_entropy(network(images), labels)
@@ -119,31 +119,31 @@ def test_there_is_no_torch_nn_lossfunction() -> None:
 
 @clause("14.loss.sum")
 @pytest.mark.parametrize("line", ["reduction = “sum”", "L1Loss(reduction = “sum”)"])
-def test_the_full_width_quotes_of_the_chapter_are_no_python(line: str) -> None:
+def test_full_width_quotes_are_a_syntax_error(line: str) -> None:
     with pytest.raises(SyntaxError):
         compile(line, "chapter 14, line 955", "exec")
 
 
 @clause("14.loss.one_dimensional")
-def test_the_tensors_had_one_dimension_and_reshape_makes_it_four() -> None:
+def test_reshape_changes_the_tensors_from_1_to_4_dimensions() -> None:
     assert outputs().dim() == targets().dim() == 1
     assert in_four_dimensions(outputs()).dim() == 4
 
 
 @clause("14.loss.one_dimensional")
-def test_reshape_adds_nothing_to_the_l1_loss(l1_loss: Loss) -> None:
+def test_l1_loss_is_unchanged_by_reshape(l1_loss: Loss) -> None:
     reshaped = l1_loss(in_four_dimensions(outputs()), in_four_dimensions(targets()))
     assert_equal(l1_loss(outputs(), targets()), reshaped)
 
 
 @clause("14.loss.one_dimensional")
-def test_reshape_adds_nothing_to_the_mse_loss(mse_loss: Loss) -> None:
+def test_mse_loss_is_unchanged_by_reshape(mse_loss: Loss) -> None:
     reshaped = mse_loss(in_four_dimensions(outputs()), in_four_dimensions(targets()), reduction="sum")
     assert_equal(mse_loss(outputs(), targets(), reduction="sum"), reshaped)
 
 
 @clause("14.mse_loss.no_mean")
-def test_4_is_the_sum_and_the_mean_is_a_third_of_it(mse_loss: Loss) -> None:
+def test_mse_loss_sum_is_4_and_the_mean_is_a_third(mse_loss: Loss) -> None:
     # chapter 14, line 1014 calls the 4 of line 1015 a mean
     mean, total = mse_loss(outputs(), targets()), mse_loss(outputs(), targets(), reduction="sum")
     assert_printed(mean, "1.3333")
@@ -152,7 +152,7 @@ def test_4_is_the_sum_and_the_mean_is_a_third_of_it(mse_loss: Loss) -> None:
 
 
 @clause("14.cross_entropy.listing")
-def test_a_test_set_one_by_one_prints_ok_10000_times() -> None:
+def test_test_set_with_batch_size_1_prints_ok_10000_times() -> None:
     assert len(DataLoader(range(10000), batch_size=1)) == 10000  # chapter 14, line 1060  # pyright: ignore[reportArgumentType]
 
 
@@ -308,14 +308,14 @@ NOT_FINITE = pytest.mark.parametrize(
 
 @clause("14.loss.nonfinite")
 @NOT_FINITE
-def test_nan_and_inf_reach_only_their_own_l1_loss(l1_loss: Loss, value: float, loss: float) -> None:
+def test_l1_loss_keeps_nan_and_inf_in_place(l1_loss: Loss, value: float, loss: float) -> None:
     assert_equal(l1_loss(torch.tensor([1.0, value]), torch.ones(2), reduction="none"), [0.0, loss])
     assert_equal(l1_loss(torch.ones(2), torch.tensor([value, 1.0])), loss)
 
 
 @clause("14.loss.nonfinite")
 @NOT_FINITE
-def test_nan_and_inf_reach_only_their_own_mse_loss(mse_loss: Loss, value: float, loss: float) -> None:
+def test_mse_loss_keeps_nan_and_inf_in_place(mse_loss: Loss, value: float, loss: float) -> None:
     assert_equal(mse_loss(torch.tensor([1.0, value]), torch.ones(2), reduction="none"), [0.0, loss])
     assert_equal(mse_loss(torch.ones(2), torch.tensor([value, 1.0])), loss)
 
@@ -325,13 +325,13 @@ def test_nan_and_inf_reach_only_their_own_mse_loss(mse_loss: Loss, value: float,
 
 @clause("14.loss.half_mean")
 @HALF
-def test_the_mean_of_many_l1_losses_is_finite_in(l1_loss: Loss, dtype: torch.dtype) -> None:
+def test_mean_of_many_l1_losses_is_finite(l1_loss: Loss, dtype: torch.dtype) -> None:
     check_many(l1_loss(torch.full((MANY,), 3.0, dtype=dtype), torch.zeros(MANY, dtype=dtype)), 3.0, dtype)
 
 
 @clause("14.loss.half_mean")
 @HALF
-def test_the_mean_of_many_mse_losses_is_finite_in(mse_loss: Loss, dtype: torch.dtype) -> None:
+def test_mean_of_many_mse_losses_is_finite(mse_loss: Loss, dtype: torch.dtype) -> None:
     check_many(mse_loss(torch.full((MANY,), 3.0, dtype=dtype), torch.zeros(MANY, dtype=dtype)), 9.0, dtype)
 
 
@@ -372,14 +372,14 @@ def test_the_mse_loss_is_differentiable_twice(mse_loss: Loss, options: dict[str,
 
 
 @clause("14.layer.state")
-def test_the_l1_layer_is_called_that_and_keeps_nothing(L1Loss: Layer) -> None:
+def test_l1_layer_name_and_empty_state_dict(L1Loss: Layer) -> None:
     layer = L1Loss()
     assert repr(layer) == "L1Loss()"
     assert (layer.reduction, layer.state_dict()) == ("mean", {})
 
 
 @clause("14.layer.state")
-def test_the_mse_layer_is_called_that_and_keeps_nothing(MSELoss: Layer) -> None:
+def test_mse_layer_name_and_empty_state_dict(MSELoss: Layer) -> None:
     layer = MSELoss()
     assert repr(layer) == "MSELoss()"
     assert (layer.reduction, layer.state_dict()) == ("mean", {})

@@ -39,7 +39,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @clause("16.vgg16.sixteen")
-def test_it_has_16_layers_with_weights_32_tensors_and_138357544_numbers(vgg16: Make) -> None:
+def test_vgg16_has_16_weight_layers_32_tensors_and_138357544_parameters(vgg16: Make) -> None:
     # chapter 16, line 1155
     network = on_meta(vgg16)
     assert kinds(network)["Conv2d"] == 13
@@ -54,7 +54,7 @@ def test_it_has_16_layers_with_weights_32_tensors_and_138357544_numbers(vgg16: M
 
 
 @clause("16.vgg16.history", "16.vgg16.structure")
-def test_it_is_configuration_d_of_the_paper(vgg16: Make) -> None:
+def test_vgg16_is_configuration_d_of_the_paper(vgg16: Make) -> None:
     # chapter 16, line 1160
     layers = list(on_meta(vgg16).features)
     stages, found = [[]], []
@@ -96,7 +96,7 @@ def test_images_of_other_sizes_get_the_same_number_of_scores(vgg16: Make, size: 
 
 @clause("16.vgg16.other_sizes")
 @pytest.mark.parametrize("size", [(31, 32), (224, 31)], ids=str)
-def test_images_that_the_poolings_leave_nothing_of_are_rejected(vgg16: Make, size: tuple[int, int]) -> None:
+def test_vgg16_rejects_images_too_small_for_the_poolings(vgg16: Make, size: tuple[int, int]) -> None:
     with rejects(naming="size|pixels"):
         on_meta(vgg16)(images(1, 3, *size))
 
@@ -110,13 +110,13 @@ def test_another_number_of_classes_changes_the_last_layer_only(vgg16: Make) -> N
 
 @clause("16.vgg16.classes")
 @pytest.mark.parametrize("classes", [0, -1, 2.5, "ten", True])
-def test_the_reference_rejects_an_impossible_number_of_classes(classes: Any) -> None:
+def test_vgg16_rejects_invalid_class_counts(classes: Any) -> None:
     with rejects(naming="num_classes"):
         on_meta(reference.vgg16, num_classes=classes)
 
 
 @clause("16.vgg16.dropout")
-def test_the_dropout_share_is_printed_and_a_half_by_default(vgg16: Make) -> None:
+def test_vgg16_prints_dropout_p_with_default_0_5(vgg16: Make) -> None:
     assert str(on_meta(vgg16)).count("Dropout(p=0.5, inplace=False)") == 2
     assert str(on_meta(vgg16, dropout=0.25)).count("Dropout(p=0.25, inplace=False)") == 2
     with rejects(naming="probability"):
@@ -173,7 +173,7 @@ def scores(state: dict[str, Tensor], images: Tensor) -> Tensor:
 
 @clause("16.vgg16.definition")
 @pytest.mark.slow
-def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
+def test_vgg16_scores_equal_the_printed_layers_bit_for_bit(vgg16: Make) -> None:
     """Compare in float64 with integers; the average pooling has means of 1, 2 or 4 numbers, which are exact too."""
     network = vgg16(init_weights=False).eval()
     fill(network)
@@ -189,7 +189,7 @@ def test_the_scores_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> N
 
 
 @clause("16.vgg16.definition")
-def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> None:
+def test_vgg16_features_equal_the_printed_layers_bit_for_bit(vgg16: Make) -> None:
     """The same for the convolutions alone, which have a tenth of the parameters."""
     features = on_meta(vgg16).features.double().to_empty(device=torch.get_default_device())
     fill(features)
@@ -208,7 +208,7 @@ def test_the_maps_are_those_of_the_printed_layers_to_the_bit(vgg16: Make) -> Non
 
 @clause("16.vgg16.start", "16.vgg16.dropout")
 @pytest.mark.slow
-def test_it_starts_from_normal_numbers_of_the_documented_spread(vgg16: Make) -> None:
+def test_vgg16_initial_weights_are_normal_with_the_documented_std(vgg16: Make) -> None:
     network = vgg16()
     for name, layer in network.named_modules():
         kind = type(layer).__name__
@@ -240,7 +240,7 @@ def digests(network: nn.Module) -> dict[str, str]:
 @clause("16.vgg16.seed")
 @pytest.mark.slow
 @pytest.mark.parametrize("init_weights", [True, False])
-def test_the_same_seed_gives_the_reference_torchvisions_numbers(init_weights: bool) -> None:
+def test_vgg16_initialization_with_a_seed_equals_torchvisions(init_weights: bool) -> None:
     found = []
     for make in (reference.vgg16, torchvision.models.vgg16):
         torch.manual_seed(5)
@@ -252,7 +252,7 @@ def test_the_same_seed_gives_the_reference_torchvisions_numbers(init_weights: bo
 
 
 @clause("16.vgg16.state")
-def test_the_state_has_torchvisions_keys_shapes_and_types(vgg16: Make) -> None:
+def test_vgg16_state_dict_has_keys_shapes_and_dtypes_of_torchvision(vgg16: Make) -> None:
     ours, theirs = on_meta(vgg16).state_dict(), on_meta(torchvision.models.vgg16).state_dict()
     assert list(shapes(ours).items()) == list(shapes(theirs).items())
     assert {value.dtype for value in ours.values()} == {torch.float32}
@@ -260,7 +260,7 @@ def test_the_state_has_torchvisions_keys_shapes_and_types(vgg16: Make) -> None:
 
 @clause("16.vgg16.state")
 @pytest.mark.slow
-def test_the_state_travels_both_ways(vgg16: Make) -> None:
+def test_vgg16_state_dict_loads_to_and_from_torchvision(vgg16: Make) -> None:
     ours, theirs = on_meta(vgg16), on_meta(torchvision.models.vgg16)
     numbers = tiny_state()
     theirs.load_state_dict(numbers, assign=True)
@@ -275,7 +275,7 @@ def test_the_state_travels_both_ways(vgg16: Make) -> None:
 
 
 @clause("16.vgg16.printed_appended")
-def test_with_a_layer_7_beside_it_prints_as_documented(vgg16: Make) -> None:
+def test_vgg16_with_a_layer_added_beside_prints_as_documented(vgg16: Make) -> None:
     network = on_meta(vgg16)
     network.add_module("7", on_meta(nn.Linear, 1000, 10))  # chapter 16, line 1183
     assert str(network) == PRINTED
@@ -283,7 +283,7 @@ def test_with_a_layer_7_beside_it_prints_as_documented(vgg16: Make) -> None:
 
 
 @clause("16.vgg16.printed_replaced")
-def test_with_its_last_layer_replaced_it_prints_as_documented_and_a_parenthesis(vgg16: Make) -> None:
+def test_vgg16_with_replaced_last_layer_prints_as_documented_with_closing_parenthesis(vgg16: Make) -> None:
     network = on_meta(vgg16)
     network.classifier[6] = on_meta(nn.Linear, 4096, 10)  # chapter 16, line 1187
     assert len(PRINTED_REPLACED.splitlines()) == 1283 - 1240 + 1
@@ -292,7 +292,7 @@ def test_with_its_last_layer_replaced_it_prints_as_documented_and_a_parenthesis(
 
 
 @clause("16.listing.output")
-def test_the_printed_network_is_no_python() -> None:
+def test_the_printed_network_is_not_valid_python() -> None:
     with pytest.raises(SyntaxError):
         ast.parse(PRINTED)
     with pytest.raises(SyntaxError):
@@ -300,7 +300,7 @@ def test_the_printed_network_is_no_python() -> None:
 
 
 @clause("16.edit.beside")
-def test_a_layer_7_beside_is_never_run(vgg16: Make) -> None:
+def test_a_layer_added_beside_the_classifier_is_never_run(vgg16: Make) -> None:
     # chapter 16, lines 1174, 1182 and 1183
     network, calls = on_meta(vgg16), []
     network.add_module("7", on_meta(nn.Linear, 1000, 10))
@@ -311,7 +311,7 @@ def test_a_layer_7_beside_is_never_run(vgg16: Make) -> None:
 
 
 @clause("16.edit.beside")
-def test_a_layer_7_inside_the_classifier_is_run(vgg16: Make) -> None:
+def test_a_layer_added_inside_the_classifier_is_run(vgg16: Make) -> None:
     network, calls = on_meta(vgg16), []
     network.classifier.add_module("7", on_meta(nn.Linear, 1000, 10))
     network.classifier[7].register_forward_hook(lambda *_: calls.append("7"))
@@ -344,7 +344,7 @@ class Small(nn.Module):
 
 
 @clause("16.edit.append")
-def test_the_appended_layer_makes_classes_of_the_scores(append_classifier: Make) -> None:
+def test_append_classifier_inside_maps_scores_to_classes(append_classifier: Make) -> None:
     network, x = Small().eval(), torch.arange(6.0).reshape(2, 3)
     before = network(x)
     appended = append_classifier(network, 7)
@@ -358,7 +358,7 @@ def test_the_appended_layer_makes_classes_of_the_scores(append_classifier: Make)
 
 
 @clause("16.edit.append_beside")
-def test_the_layer_beside_changes_nothing_and_learns_nothing(append_classifier: Make) -> None:
+def test_append_classifier_beside_leaves_output_unchanged_and_gets_no_gradient(append_classifier: Make) -> None:
     network, x = Small().eval(), torch.arange(6.0).reshape(2, 3)
     before = network(x)
     append_classifier(network, 7, inside=False)
@@ -369,14 +369,14 @@ def test_the_layer_beside_changes_nothing_and_learns_nothing(append_classifier: 
 
 
 @clause("16.edit.append_beside", "16.vgg16.printed_appended")
-def test_vgg16_with_the_layer_beside_prints_as_documented(append_classifier: Make) -> None:
+def test_append_classifier_beside_vgg16_prints_as_documented(append_classifier: Make) -> None:
     network = append_classifier(on_meta(torchvision.models.vgg16), 10, inside=False)
     assert str(network) == PRINTED
     assert network(images(1, 3, 32, 32)).shape == (1, 1000)
 
 
 @clause("16.edit.append")
-def test_vgg16_with_the_layer_inside_gives_ten_scores(append_classifier: Make) -> None:
+def test_append_classifier_inside_vgg16_gives_ten_scores(append_classifier: Make) -> None:
     network = append_classifier(on_meta(torchvision.models.vgg16), 10)
     inside = PRINTED.replace(APPENDED, "").replace("\n  )\n)", f"{APPENDED.replace('(7)', '  (7)')}\n  )\n)")
     assert str(network) == inside
@@ -384,14 +384,14 @@ def test_vgg16_with_the_layer_inside_gives_ten_scores(append_classifier: Make) -
 
 
 @clause("16.edit.replace", "16.vgg16.printed_replaced")
-def test_vgg16_with_its_last_layer_replaced_gives_ten_scores(replace_classifier: Make) -> None:
+def test_replace_classifier_of_vgg16_gives_ten_scores(replace_classifier: Make) -> None:
     network = replace_classifier(on_meta(torchvision.models.vgg16), 10)
     assert str(network) == PRINTED_REPLACED + "\n)"
     assert network(images(1, 3, 32, 32)).shape == (1, 10)
 
 
 @clause("16.edit.replace")
-def test_the_replaced_layer_takes_the_place_of_the_last_and_no_other_changes(replace_classifier: Make) -> None:
+def test_replace_classifier_replaces_only_the_last_layer(replace_classifier: Make) -> None:
     network, x = Small().eval(), torch.arange(6.0).reshape(2, 3)
     before = copy.deepcopy(network)
     assert replace_classifier(network, 2) is network
@@ -404,7 +404,9 @@ def test_the_replaced_layer_takes_the_place_of_the_last_and_no_other_changes(rep
 
 @clause("16.edit.like")
 @pytest.mark.parametrize("edit", ["append_classifier", "replace_classifier"])
-def test_the_new_layer_is_like_the_old_one(append_classifier: Make, replace_classifier: Make, edit: str) -> None:
+def test_new_classifier_layer_has_device_dtype_and_mode_of_the_old_one(
+    append_classifier: Make, replace_classifier: Make, edit: str
+) -> None:
     class Linear(nn.Linear):
         """A subclass of Linear."""
 
@@ -424,7 +426,7 @@ def test_the_new_layer_is_like_the_old_one(append_classifier: Make, replace_clas
 
 @clause("16.edit.rejects")
 @pytest.mark.parametrize("classes", [0, -1, 2.5, "ten", True])
-def test_an_impossible_number_of_classes_is_rejected(
+def test_classifier_edits_reject_invalid_class_counts(
     append_classifier: Make, replace_classifier: Make, classes: Any
 ) -> None:
     network = Small()
@@ -445,7 +447,7 @@ def test_an_impossible_number_of_classes_is_rejected(
         pytest.param(nn.ModuleDict({"classifier": nn.Linear(2, 2)}), id="a single layer"),
     ],
 )
-def test_a_network_without_such_a_classifier_is_rejected(
+def test_classifier_edits_reject_networks_without_a_classifier(
     append_classifier: Make, replace_classifier: Make, network: nn.Module
 ) -> None:
     before = str(network)
@@ -456,7 +458,7 @@ def test_a_network_without_such_a_classifier_is_rejected(
 
 
 @clause("16.edit.rejects")
-def test_a_second_layer_beside_is_rejected(append_classifier: Make) -> None:
+def test_append_classifier_rejects_a_second_layer_beside(append_classifier: Make) -> None:
     network = append_classifier(Small(), 7, inside=False)
     with rejects(naming="'4'"):
         append_classifier(network, 7, inside=False)

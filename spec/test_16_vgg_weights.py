@@ -112,7 +112,7 @@ def test_trained_weights_are_fetched_once_and_loaded(
 
 @clause("16.weights.enum", "16.vgg16.seed")
 @pytest.mark.slow
-def test_random_numbers_after_trained_weights_are_those_of_torchvision(published: str) -> None:
+def test_loading_weights_draws_the_random_numbers_of_torchvision(published: str) -> None:
     """Set the seed, so that a new last layer starts from the same numbers."""
     found = []
     for make in (reference.vgg16, torchvision.models.vgg16):
@@ -131,7 +131,7 @@ def test_random_numbers_after_trained_weights_are_those_of_torchvision(published
         pytest.param("VGG16_Weights.IMAGENET1K_V1", id="its full name"),
     ],
 )
-def test_the_reference_knows_the_weights_by_member_and_name(
+def test_weights_are_accepted_as_enum_member_and_name(
     weights: Any, published: str, publisher: Publisher, cache: Path
 ) -> None:
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_trained_weights_have_a_thousand_classes(vgg16: Make, published: str) ->
 
 
 @clause("16.weights.enum")
-def test_the_weights_that_torchvision_lists() -> None:
+def test_torchvision_lists_the_documented_weights() -> None:
     """The attributes of the real member: its file, and the content of the file."""
     member = VGG16_Weights.DEFAULT
     assert member is VGG16_Weights.IMAGENET1K_V1
@@ -174,7 +174,7 @@ def test_a_file_with_another_hash_is_refused_and_nothing_is_left(
 
 
 @clause("16.weights.hash")
-def test_the_reference_stops_at_the_size_that_torchvision_tells(
+def test_download_stops_at_the_size_listed_by_torchvision(
     published: str, publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(publisher.files[f"/{published}"])
@@ -191,7 +191,7 @@ def test_the_reference_stops_at_the_size_that_torchvision_tells(
 
 
 @clause("16.weights.hash")
-def test_weights_are_fetched_by_the_one_downloader(
+def test_weights_are_fetched_with_the_project_downloader(
     published: str, publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)
@@ -213,7 +213,7 @@ def test_a_damaged_file_in_the_cache_is_named(published: str, publisher: Publish
 
 @clause("16.weights.offline")
 @pytest.mark.parametrize("missing", ["no such file", "no server"])
-def test_offline_the_error_names_the_file_to_download_and_its_place(
+def test_offline_error_names_the_url_and_the_cache_path(
     publisher: Publisher, cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     address = publisher.address("vgg16-397923af.pth")
@@ -241,7 +241,7 @@ def test_an_unknown_name_is_refused(vgg16: Make) -> None:
 
 
 @clause("16.weights.unknown")
-def test_the_reference_says_which_names_there_are() -> None:
+def test_unknown_weights_error_lists_the_known_names() -> None:
     with rejects(naming="'IMAGENET22K' is unknown; there is IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT"):
         reference.vgg16(weights="IMAGENET22K")
     with rejects(naming="weights must be None, a VGG16_Weights, its name or a path, got 3"):
@@ -324,7 +324,7 @@ def without(name: str) -> dict[str, Tensor]:
         pytest.param(nn.Linear(1, 1), "holds more than tensors", id="a whole module"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, says: str) -> None:
+def test_a_file_without_vgg16_weights_is_refused(tmp_path: Path, content: Any, says: str) -> None:
     path = tmp_path / "mine.pth"
     torch.save(content, path)
     with pytest.raises(InputError, match=says) as caught:
@@ -334,7 +334,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, says:
 
 
 @clause("16.weights.checked")
-def test_another_number_of_classes_than_the_files_is_refused(tmp_path: Path) -> None:
+def test_a_class_count_other_than_the_files_is_refused(tmp_path: Path) -> None:
     torch.save(tiny_state(), tmp_path / "mine.pth")
     says = r"mine.pth does not hold the weights of a VGG16 for 10 classes: classifier.6.weight has the shape \(1000, "
     with rejects(naming=says):
@@ -363,7 +363,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 
 @clause("16.weights.checked")
 @pytest.mark.parametrize("lie", LIES)
-def test_an_archive_of_weights_that_two_readers_could_read_differently_is_refused(tmp_path: Path, lie: str) -> None:
+def test_an_ambiguous_weights_archive_is_refused(tmp_path: Path, lie: str) -> None:
     """Trained weights are read by the same reader as checkpoints, not by PyTorch's."""
     torch.save({"features.0.weight": torch.arange(6.0)}, tmp_path / "mine.pth")
     (tmp_path / "mine.pth").write_bytes(LIES[lie]((tmp_path / "mine.pth").read_bytes()))
@@ -381,7 +381,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @clause("16.weights.checked")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_nothing_in_a_file_is_run(tmp_path: Path, zipped: bool) -> None:
+def test_no_code_in_a_weight_file_is_run(tmp_path: Path, zipped: bool) -> None:
     victim, path = tmp_path / "victim", tmp_path / "mine.pth"
     torch.save(tiny_state() | {"trap": Trap(victim)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match="could run code"):

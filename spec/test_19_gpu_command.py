@@ -284,7 +284,7 @@ def test_the_packed_wheels_are_the_requirements_that_the_machine_lacks(tmp_path:
 
 
 @clause("19.gpu.pack")
-def test_a_folder_of_images_is_packed_and_unpacked_and_another_one_is_refused(tmp_path: Path) -> None:
+def test_image_folders_are_packed_and_unpacked_and_others_are_refused(tmp_path: Path) -> None:
     for half in ("train", "test"):
         (tmp_path / f"data/{half}/cat").mkdir(parents=True)
         (tmp_path / f"data/{half}/cat/0.png").write_bytes(half.encode())
@@ -300,7 +300,7 @@ def test_a_folder_of_images_is_packed_and_unpacked_and_another_one_is_refused(tm
 
 
 @clause("19.gpu.pack")
-def test_an_archive_that_leaves_its_folder_is_not_unpacked(tmp_path: Path) -> None:
+def test_archive_members_outside_the_target_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "file", "../outside")

@@ -66,7 +66,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, dict[str, flo
 
 @clause("20.predict.recipe")
 @pytest.mark.parametrize("top_k", [1, 3, 10, 99])
-def test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order(
+def test_probabilities_are_the_softmax_of_scores_in_the_order_of_class_names(
     predict: Predict, images: dict[Path, dict[str, float]], top_k: int
 ) -> None:
     answers = list(predict(exact_network(), NAMES, list(images), top_k=top_k))
@@ -104,7 +104,7 @@ def test_images_are_converted_resized_and_scaled_as_in_the_recipe(
 
 
 @clause("20.predict.images")
-def test_an_opaque_alpha_channel_changes_nothing(predict: Predict, ocean: Ocean, tmp_path: Path) -> None:
+def test_an_opaque_alpha_channel_does_not_change_the_prediction(predict: Predict, ocean: Ocean, tmp_path: Path) -> None:
     image = random_image("RGB", 40, 30, seed=0)
     image.save(tmp_path / "without.png")
     image.putalpha(255)
@@ -115,7 +115,7 @@ def test_an_opaque_alpha_channel_changes_nothing(predict: Predict, ocean: Ocean,
 
 @clause("20.predict.images")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
-def test_images_of_every_mode_get_an_answer(predict: Predict, tmp_path: Path, mode: str) -> None:
+def test_images_of_every_mode_are_predicted(predict: Predict, tmp_path: Path, mode: str) -> None:
     path = tmp_path / f"it.{'tiff' if mode in ('CMYK', 'F') else 'png'}"
     random_image(mode, 40, 30, seed=0).save(path)
     [answer] = predict(exact_network(), NAMES, [path])
@@ -126,14 +126,14 @@ def test_images_of_every_mode_get_an_answer(predict: Predict, tmp_path: Path, mo
 @pytest.mark.parametrize(
     "size", [(1, 1), (1, 3000), (3000, 1), (5000, 4000)], ids=lambda size: "x".join(map(str, size))
 )
-def test_images_of_every_size_get_an_answer(predict: Predict, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_of_every_size_are_predicted(predict: Predict, tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("1", size, 1).save(tmp_path / "it.png")  # one bit a pixel: the file and the image stay small
     [answer] = predict(exact_network(), NAMES, [tmp_path / "it.png"])
     assert (answer.error, len(answer.classes)) == (None, 3)
 
 
 @clause("20.predict.size")
-def test_another_size_can_be_requested(predict: Predict, tmp_path: Path) -> None:
+def test_predict_accepts_another_image_size(predict: Predict, tmp_path: Path) -> None:
     shapes = []
 
     class Listening(nn.Module):
@@ -152,7 +152,7 @@ def test_another_size_can_be_requested(predict: Predict, tmp_path: Path) -> None
     batch_size=st.integers(1, 13),
     broken=st.sets(st.integers(0, 11), max_size=3),
 )
-def test_neither_batch_size_nor_order_nor_neighbours_change_an_answer(
+def test_batch_size_and_order_do_not_change_predictions(
     predict: Predict, images: dict[Path, dict[str, float]], order: list[int], batch_size: int, broken: set[int]
 ) -> None:
     paths = [list(images)[number] for number in order]
@@ -169,7 +169,7 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_an_answer(
 
 @clause("20.predict.streams")
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_images_are_consumed_batch_by_batch_without_end(
+def test_predict_reads_an_endless_iterator_batch_by_batch(
     predict: Predict, images: dict[Path, Any], batch_size: int
 ) -> None:
     asked = []
@@ -186,7 +186,7 @@ def test_images_are_consumed_batch_by_batch_without_end(
 
 
 @clause("20.predict.streams")
-def test_answered_images_are_released(predict: Predict, images: dict[Path, Any]) -> None:
+def test_predicted_images_are_released_from_memory(predict: Predict, images: dict[Path, Any]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
     pixels, count = 256 * 256 * 3, 24
     answers = predict(network, NAMES, itertools.islice(itertools.cycle(images), count), size=(256, 256), batch_size=2)
@@ -219,7 +219,7 @@ class Moody(nn.Module):
 
 @clause("20.predict.mode")
 @pytest.mark.parametrize("training", [(True, True), (True, False), (False, True), (False, False)])
-def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
+def test_predict_uses_evaluation_mode_and_restores_the_mode(
     predict: Predict, images: dict[Path, Any], training: tuple[bool, bool]
 ) -> None:
     """The mode is restored between two answers, after the caller stops early, and after an error."""
@@ -246,7 +246,7 @@ def test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored(
 
 
 @clause("20.predict.gradients")
-def test_no_gradients_are_kept_and_those_of_the_caller_stay_on(predict: Predict, images: dict[Path, Any]) -> None:
+def test_predict_keeps_no_gradients_and_restores_grad_mode(predict: Predict, images: dict[Path, Any]) -> None:
     network = Moody()
     for _ in predict(network, NAMES, list(images), batch_size=4):
         assert torch.is_grad_enabled()
@@ -254,7 +254,7 @@ def test_no_gradients_are_kept_and_those_of_the_caller_stay_on(predict: Predict,
 
 
 @clause("20.predict.unreadable")
-def test_an_image_that_cannot_be_read_does_not_end_the_others(
+def test_an_unreadable_image_is_reported_and_the_rest_is_predicted(
     predict: Predict, images: dict[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_text("no image")
@@ -270,7 +270,7 @@ def test_an_image_that_cannot_be_read_does_not_end_the_others(
 
 
 @clause("20.predict.finite")
-def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict, images: dict[Path, Any]) -> None:
+def test_nan_scores_are_an_error(predict: Predict, images: dict[Path, Any]) -> None:
     class Spoilt(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             scores = torch.zeros(len(images), 10)
@@ -286,7 +286,7 @@ def test_scores_that_are_no_numbers_are_an_error_not_an_answer(predict: Predict,
 
 @clause("20.predict.network")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_network_of_any_dtype_predicts_in_it(
+def test_predict_uses_the_dtype_of_the_network(
     predict: Predict, images: dict[Path, dict[str, float]], dtype: torch.dtype
 ) -> None:
     path = next(iter(images))
@@ -304,7 +304,7 @@ def test_a_network_without_parameters_can_predict(predict: Predict, images: dict
 
 
 @clause("20.predict.arguments")
-def test_one_path_may_be_given_alone_and_as_text(predict: Predict, images: dict[Path, dict[str, float]]) -> None:
+def test_one_path_may_be_given_alone_and_as_a_string(predict: Predict, images: dict[Path, dict[str, float]]) -> None:
     path = next(iter(images))
     for asked in (path, str(path), [str(path)]):
         [answer] = predict(exact_network(), NAMES, asked)
@@ -313,7 +313,9 @@ def test_one_path_may_be_given_alone_and_as_text(predict: Predict, images: dict[
 
 @clause("20.predict.arguments")
 @pytest.mark.parametrize("wrong", [{"top_k": 0}, {"batch_size": 0}, {"batch_size": -1}])
-def test_impossible_figures_are_rejected_at_once(predict: Predict, wrong: dict[str, int]) -> None:
+def test_impossible_batch_size_and_top_k_are_rejected_before_prediction(
+    predict: Predict, wrong: dict[str, int]
+) -> None:
     with rejects(naming=next(iter(wrong))):
         predict(exact_network(), NAMES, [], **wrong)
 
@@ -326,7 +328,7 @@ def test_another_number_of_names_than_scores_is_rejected(predict: Predict, image
 
 
 @clause("20.predict.calibration")
-def test_a_probability_orders_the_classes_and_promises_nothing_else(predict: Predict, images: dict[Path, Any]) -> None:
+def test_probabilities_order_the_classes_but_are_not_calibrated(predict: Predict, images: dict[Path, Any]) -> None:
     """The scores times eight: the same classes with probabilities close to 1."""
     network, sure = exact_network(), exact_network()
     with torch.no_grad():
@@ -382,7 +384,7 @@ IN_ORDER = [
 
 @clause("20.predict.folders")
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_folder_means_its_images_by_name_then_those_of_its_folders(
+def test_folders_are_expanded_to_images_sorted_by_name_then_subfolders(
     predict: Predict, tree: Path, batch_size: int
 ) -> None:
     """Code point by code point; hidden ones and other files are left out, links to folders are not followed."""
@@ -406,7 +408,7 @@ def test_files_and_folders_are_answered_in_the_order_of_the_arguments(predict: P
 
 
 @clause("20.predict.folders")
-def test_a_folder_without_images_is_an_error_that_does_not_end_the_rest(predict: Predict, tree: Path) -> None:
+def test_a_folder_without_images_is_reported_and_the_rest_is_predicted(predict: Predict, tree: Path) -> None:
     answers = list(predict(exact_network(), NAMES, [tree / "empty", tree / "9.png"]))
     assert Path(answers[0].image) == tree / "empty"
     assert "no images" in answers[0].error
@@ -414,7 +416,7 @@ def test_a_folder_without_images_is_an_error_that_does_not_end_the_rest(predict:
 
 
 @clause("20.predict.folders")
-def test_a_folder_that_cannot_be_read_is_an_error_that_does_not_end_the_rest(
+def test_an_unreadable_folder_is_reported_and_the_rest_is_predicted(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user who runs the tests may have all permissions, so the system's error is simulated."""

@@ -61,7 +61,7 @@ def test_the_script_prints_json(folder: Path) -> None:
 
 @clause("20.script.json")
 @pytest.mark.slow
-def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
+def test_json_output_without_readable_images_is_a_list(folder: Path) -> None:
     (folder / "empty").mkdir()
     result = ask(folder, "empty", "--checkpoint", "net.pt", "--json")
     assert result.status == 2
@@ -73,7 +73,7 @@ def test_json_of_nothing_readable_is_a_list_too(folder: Path) -> None:
 @clause("20.script.json", "20.script.text")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
-def test_names_that_are_no_text_are_printed_nevertheless(folder: Path, words: tuple[str, ...]) -> None:
+def test_undecodable_file_names_are_printed_escaped(folder: Path, words: tuple[str, ...]) -> None:
     """File names that are not valid UTF-8 are escaped; Chinese names are printed unchanged."""
     for name in (b"\xff.png", "猫.png".encode()):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
@@ -112,7 +112,7 @@ inference.open_image = open_later
 @clause("20.script.streams")
 @pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.slow
-def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words: tuple[str, ...]) -> None:
+def test_predictions_are_printed_as_soon_as_available(folder: Path, words: tuple[str, ...]) -> None:
     """Answers are printed at once, also if output is buffered, as into a file."""
     asked = ("0.png", "later.png", "1.png", "--batch-size", "1", "--checkpoint", "net.pt", *words)
     (folder / "buffered.py").write_text(WAITING + program("open(1, 'w', 65536, closefd=False)", *asked))
@@ -129,7 +129,7 @@ def test_an_answer_is_printed_before_the_next_image_is_there(folder: Path, words
 
 @clause("20.script.errors")
 @pytest.mark.slow
-def test_each_flag_of_predict_has_a_negative_and_the_last_one_counts(folder: Path) -> None:
+def test_boolean_flags_have_a_negation_and_the_last_one_wins(folder: Path) -> None:
     result = ask(folder, "0.png", "--checkpoint", "net.pt", "--legacy", "--no-legacy", "--json", "--no-json")
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith("0.png: ")
@@ -150,7 +150,7 @@ def test_the_script_takes_folders(folder: Path) -> None:
 
 @clause("20.script.streams")
 @pytest.mark.slow
-def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
+def test_a_folder_of_thousands_of_images_is_predicted(folder: Path) -> None:
     """The script finishes; the tests of `predict` on streams cover its memory."""
     (folder / "many").mkdir()
     for number in range(4000):
@@ -162,7 +162,7 @@ def test_a_folder_of_thousands_is_answered(folder: Path) -> None:
 
 @clause("20.script.streams")
 @pytest.mark.slow
-def test_whoever_has_seen_enough_may_close_the_pipe(folder: Path) -> None:
+def test_a_closed_stdout_pipe_ends_the_script_quietly(folder: Path) -> None:
     """`predict.py … | head -1` ends without a message."""
     os.mkfifo(folder / "pipe")
     words = (*["0.png"] * 9, "--batch-size", "1", "--checkpoint", "net.pt")
@@ -193,7 +193,7 @@ def test_a_call_without_images_is_an_error_in_one_line(folder: Path) -> None:
 @clause("20.script.errors")
 @pytest.mark.parametrize("words", [("--top-k", 0), ("--batch-size", 0)])
 @pytest.mark.slow
-def test_impossible_numbers_are_an_error_in_one_line(folder: Path, words: tuple[object, ...]) -> None:
+def test_invalid_batch_size_and_top_k_are_one_line_errors(folder: Path, words: tuple[object, ...]) -> None:
     result = ask(folder, "0.png", "--checkpoint", "net.pt", *words)
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith("error: top_k and batch_size must be at least 1, got ")
@@ -202,7 +202,7 @@ def test_impossible_numbers_are_an_error_in_one_line(folder: Path, words: tuple[
 
 @clause("20.script.errors")
 @pytest.mark.slow
-def test_ctrl_c_ends_it_with_130(folder: Path) -> None:
+def test_ctrl_c_exits_with_status_130(folder: Path) -> None:
     asked = ("0.png", "later.png", "--batch-size", "1", "--checkpoint", "net.pt")
     (folder / "later.png").touch()
     (folder / "waits.py").write_text(WAITING + program("sys.stdout", *asked))
@@ -223,7 +223,7 @@ def test_the_help_promises_no_calibrated_probabilities(folder: Path) -> None:
 
 @clause("20.script.trained")
 @pytest.mark.slow
-def test_the_script_answers_for_a_trained_run(tmp_path: Path) -> None:
+def test_the_script_predicts_with_a_trained_run(tmp_path: Path) -> None:
     """From training to prediction: a network trained on ten images classifies them correctly."""
     words = ("--dataset", "shapes", "--limit-train", 10, "--limit-test", 10, "--batch-size", 5, "--quiet")
     more = ("--epochs", 50, "--learning-rate", 0.02, "--momentum", 0.5, "--log-every", 1000, "--num-threads", 1)

@@ -34,7 +34,7 @@ def ocean() -> Ocean:
 
 
 @clause("20.recipe.listing", "20.recipe.output", "20.recipe.file_name")
-def test_the_listing_needs_another_name_and_weights_only_false_then_it_answers(
+def test_the_listing_predicts_after_correcting_file_name_and_weights_only(
     ocean: Ocean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # chapter 20, lines 2050 and 2061 to 2113
@@ -77,7 +77,7 @@ def test_the_gpu_that_the_listing_names_must_be_there(ocean: Ocean) -> None:
 
 @clause("20.recipe.class_numbers")
 @pytest.mark.parametrize("names", [CLASSES, CLASSES[::-1]], ids=["the official names", "the names reversed"])
-def test_a_class_number_is_the_place_of_its_name_in_the_files_list(
+def test_class_numbers_index_the_name_list_of_the_meta_file(
     CIFAR10: Callable[..., Any], names: tuple[str, ...], tmp_path: Path
 ) -> None:
     # chapter 20, lines 1901, 2122 and 2128
@@ -123,7 +123,7 @@ def test_without_convert_an_image_of_another_mode_has_other_channels(ocean: Ocea
 
 @clause("20.recipe.convert")
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
-def test_an_image_of_another_mode_with_three_channels_passes_with_other_numbers(ocean: Ocean, mode: str) -> None:
+def test_images_of_other_three_channel_modes_give_other_scores(ocean: Ocean, mode: str) -> None:
     rgb = random_image("RGB", 32, 32, seed=0)
     # Pillow makes LAB by a colour profile only; its own bytes, relabelled, are an image of the mode
     original = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
@@ -142,7 +142,7 @@ def test_convert_does_nothing_to_an_rgb_image() -> None:
 
 @clause("20.recipe.resize")
 @pytest.mark.parametrize("size", [(1, 1), (70, 50), (32, 32)])
-def test_any_size_becomes_32_by_32(size: tuple[int, int]) -> None:
+def test_resize_converts_all_sizes_to_32x32(size: tuple[int, int]) -> None:
     # chapter 20, lines 2073, 2074 and 2104
     image = TRANSFORM(random_image("RGB", *size, seed=0))
     assert image.shape == (3, 32, 32)
@@ -150,7 +150,7 @@ def test_any_size_becomes_32_by_32(size: tuple[int, int]) -> None:
 
 
 @clause("20.recipe.resize")
-def test_without_resize_neither_reshape_nor_the_network_takes_it(ocean: Ocean) -> None:
+def test_images_of_other_sizes_are_rejected_without_resize(ocean: Ocean) -> None:
     image = ToTensor()(random_image("RGB", 64, 64, seed=0))
     with pytest.raises(RuntimeError, match=r"shape '\[1, 3, 32, 32\]' is invalid for input of size 12288"):
         torch.reshape(image, (1, 3, 32, 32))
@@ -205,7 +205,7 @@ def test_reshape_does_not_bring_the_channels_to_the_front() -> None:
 
 
 @clause("20.recipe.scale")
-def test_bytes_are_refused_and_unscaled_numbers_are_not(ocean: Ocean) -> None:
+def test_the_network_rejects_uint8_but_accepts_unscaled_floats(ocean: Ocean) -> None:
     """Floats from 0 to 255 are accepted; the scores are then those of an image 255 times as bright, biases apart."""
     image = random_image("RGB", 32, 32, seed=0)
     bytes_ = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -221,14 +221,14 @@ def test_bytes_are_refused_and_unscaled_numbers_are_not(ocean: Ocean) -> None:
 
 
 @clause("20.recipe.eval")
-def test_the_tutorials_network_answers_the_same_in_both_modes(ocean: Ocean) -> None:
+def test_the_tutorial_network_gives_equal_scores_in_both_modes(ocean: Ocean) -> None:
     """The network has neither dropout nor batch norm, so that eval() has no effect."""
     images = torch.rand(4, 3, 32, 32)
     assert_equal(ocean.train()(images), ocean.eval()(images))
 
 
 @clause("20.recipe.eval")
-def test_in_training_mode_dropout_answers_by_chance() -> None:
+def test_dropout_in_training_mode_gives_random_predictions() -> None:
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     images = torch.rand(4, 3, 32, 32)
     assert not torch.equal(network(images), network(images))
@@ -237,7 +237,7 @@ def test_in_training_mode_dropout_answers_by_chance() -> None:
 
 
 @clause("20.recipe.eval")
-def test_in_training_mode_batch_norm_looks_at_the_other_images_and_remembers_them() -> None:
+def test_batch_norm_in_training_mode_uses_and_records_batch_statistics() -> None:
     network, images = nn.BatchNorm2d(3), torch.rand(4, 3, 32, 32)
     assert not torch.equal(network(images)[:2], network(images[:2]))
     before = network.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
@@ -248,13 +248,13 @@ def test_in_training_mode_batch_norm_looks_at_the_other_images_and_remembers_the
 
 
 @clause("20.recipe.eval")
-def test_in_training_mode_batch_norm_refuses_one_number_a_channel() -> None:
+def test_batch_norm_in_training_mode_rejects_one_value_per_channel() -> None:
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         nn.BatchNorm2d(3)(torch.rand(1, 3, 1, 1))
 
 
 @clause("20.recipe.no_grad")
-def test_no_grad_changes_no_score_and_keeps_nothing_for_a_backward(ocean: Ocean) -> None:
+def test_no_grad_does_not_change_scores_and_records_no_graph(ocean: Ocean) -> None:
     # chapter 20, line 2108
     images, kept = torch.rand(8, 3, 32, 32), []
 
@@ -277,13 +277,13 @@ def test_no_grad_changes_no_score_and_keeps_nothing_for_a_backward(ocean: Ocean)
 
 
 @clause("20.recipe.no_grad")
-def test_scores_with_a_graph_do_not_become_an_array(ocean: Ocean) -> None:
+def test_numpy_conversion_rejects_scores_that_require_grad(ocean: Ocean) -> None:
     with pytest.raises(RuntimeError, match=r"Can't call numpy\(\) on Tensor that requires grad"):
         ocean(torch.rand(1, 3, 32, 32)).numpy()
 
 
 @clause("20.recipe.no_grad", "20.recipe.eval")
-def test_eval_and_no_grad_are_two_things(ocean: Ocean) -> None:
+def test_eval_and_no_grad_are_independent(ocean: Ocean) -> None:
     assert ocean.eval()(torch.rand(1, 3, 32, 32)).requires_grad
     with torch.no_grad():
         assert ocean.train().training

@@ -21,7 +21,7 @@ def cells(kind: str) -> list[str]:
 
 
 @clause("21.listing.imports", "21.listing.session")
-def test_the_cells_of_a_session_share_their_names_and_alone_lack_them() -> None:
+def test_cells_of_a_session_share_names() -> None:
     first, second = "import torch", "print(torch.__version__)"  # chapter 21, lines 2155 and 2159
     with pytest.raises(NameError, match="torch"):
         exec(second, {})
@@ -75,7 +75,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 
 
 @clause("21.notebook.clean")
-def test_each_text_of_the_notebook_is_in_english_and_chinese() -> None:
+def test_notebook_text_is_in_english_and_chinese() -> None:
     for text in cells("markdown"):
         title, *paragraphs = text.split("\n\n")
         assert re.search("[\u4e00-\u9fff]", title), title

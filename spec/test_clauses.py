@@ -211,7 +211,9 @@ def _expects_an_error() -> None:
     ],
     ids=["a test", "a property", "a property of Hypothesis", "an error", "markers"],
 )
-def test_the_test_itself_decides_what_its_clause_does_not(test: Callable[..., None], level: str, aspect: str) -> None:
+def test_test_markers_override_level_and_aspect_of_the_clause(
+    test: Callable[..., None], level: str, aspect: str
+) -> None:
     item: Any = Written(clause("08.conv2d.stride1")(test))
     assert (level_of(item), aspect_of(item)) == (level, aspect)
 
@@ -264,7 +266,7 @@ def test_a_rule_of_the_project_is_not_tested_with_pytorch() -> None:
     assert asked == []
 
 
-def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
+def test_a_verdict_that_needs_other_hardware_is_not_testable() -> None:
     """A verdict needs a test without a GPU; clauses that only tests marked gpu can verify are "not testable"."""
     seen = {
         name
@@ -319,7 +321,7 @@ def test_an_unknown_clause_is_refused_with_the_nearest() -> None:
     ],
     ids=["a missing part", "an unknown part", "an unknown clause", "a clause without a verdict"],
 )
-def test_a_clause_of_other_parts_is_refused(tmp_path: Path, entry: str, says: str) -> None:
+def test_a_clause_with_unknown_fields_is_rejected(tmp_path: Path, entry: str, says: str) -> None:
     path = tmp_path / "clauses.toml"
     path.write_text(f'["08.x.y"]\n{entry}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=says):

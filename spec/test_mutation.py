@@ -61,7 +61,7 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @clause("00.mutation.judged")
-def test_the_tests_of_a_mutant_are_those_that_enter_its_function() -> None:
+def test_the_tests_of_a_mutant_are_those_that_call_the_changed_function() -> None:
     coverage = Coverage()
     coverage.tests |= {"a.py::C.f": ["t1"], "a.py::g": ["t2"], "b.py::h": ["t3"]}
 

@@ -86,7 +86,7 @@ def entries(folder: Path) -> dict[str, Any]:
 
 @clause("00.report.outcomes")
 @pytest.mark.slow
-def test_each_test_has_its_outcome_with_the_reason(reported: Path) -> None:
+def test_each_test_has_an_outcome_with_the_reason(reported: Path) -> None:
     tests = entries(reported)
     assert tests["test_stride_1_gives_the_documented_matrix[reference]"]["outcome"] == "passed"
     assert tests["test_stride_is_the_step[mine]"]["outcome"] == "failed"
@@ -97,7 +97,7 @@ def test_each_test_has_its_outcome_with_the_reason(reported: Path) -> None:
 
 @clause("00.report.failure")
 @pytest.mark.slow
-def test_a_failure_has_its_message_and_its_reproduction(reported: Path) -> None:
+def test_a_failure_has_message_and_reproduction(reported: Path) -> None:
     test = entries(reported)["test_stride_is_the_step[mine]"]
     assert test["message"].startswith("the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]")
     assert "conv2d(input, weight, stride=2)" in test["reproduction"]
@@ -107,7 +107,7 @@ def test_a_failure_has_its_message_and_its_reproduction(reported: Path) -> None:
 
 @clause("00.report.values")
 @pytest.mark.slow
-def test_a_documented_value_stands_beside_the_measured_one(reported: Path) -> None:
+def test_documented_and_measured_values_are_shown_together(reported: Path) -> None:
     tests = entries(reported)
     measured = tests["test_stride_1_gives_the_documented_matrix[mine]"]["measured"]
     assert measured == [
@@ -185,7 +185,7 @@ def test_a_run_that_is_interrupted_writes_the_report_of_the_tests_that_ran(tmp_p
 
 
 @clause("00.report.interrupted")
-def test_the_reason_is_given_in_words() -> None:
+def test_outcome_reasons_are_given_in_words() -> None:
     assert plugin.why("xdist.dsession.Interrupted: stopping after 1 failures\n") == "stopping after 1 failures"
     assert plugin.why("_pytest.outcomes.Exit: no GPU") == "_pytest.outcomes.Exit: no GPU"
     assert plugin.why("KeyboardInterrupt") == "KeyboardInterrupt"
@@ -202,7 +202,7 @@ def test_the_reason_is_given_in_words() -> None:
     ],
     ids=["a file", "no training", "no report"],
 )
-def test_an_option_that_cannot_be_met_is_an_error_before_any_test(
+def test_an_unsupported_option_is_an_error_before_any_test(
     tmp_path: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     (tmp_path / "a-file").touch()
@@ -241,7 +241,7 @@ FAULTS = [name for name, kind in vars(convolution).items() if isinstance(kind, t
 
 
 @clause("00.report.diagnosis")
-def test_the_summary_says_who_computes_a_component() -> None:
+def test_the_summary_names_the_functions_that_compute_a_component() -> None:
     report = made({"a": "passed", "b": "passed"})
     report["tests"][0]["own_work"] = {"conv2d": [], "relu": ["aten.relu"]}
     report["tests"][1]["own_work"] = {"conv2d": ["torch.conv2d"]}
@@ -322,7 +322,7 @@ def test_the_size_of_the_page_grows_with_clauses_and_functions_and_hardly_with_t
 
 
 @clause("00.report.drawings")
-def test_the_labels_of_a_chart_have_room() -> None:
+def test_chart_labels_do_not_overlap() -> None:
     drawing = page.figures.curve([("value", [1, 2, 3], [0.0596812, -12345.678, 2.298])])
     labels = re.findall(r'class="tick" x="([0-9.]+)" y="[^"]*">([^<]+)<', drawing)
     assert [label for _, label in labels] == ["−1.235e+04", "2.298"]
@@ -331,7 +331,7 @@ def test_the_labels_of_a_chart_have_room() -> None:
 
 
 @clause("00.report.drawings")
-def test_a_chart_of_one_point_has_no_label_of_another() -> None:
+def test_a_chart_of_one_point_has_one_label() -> None:
     drawing = page.figures.curve([("value", [1.0], [100.0])], bottom=99.0, top=100.0)
     assert re.findall(r'class="below"[^>]*>([^<]+)<', drawing) == ["1"]
 

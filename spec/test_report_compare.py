@@ -27,7 +27,7 @@ def test_merge_lets_the_later_run_win_and_keeps_the_rest(tmp_path: Path) -> None
 
 
 @clause("00.report.merge")
-def test_merge_forgets_an_interrupted_run_that_was_repeated_to_its_end() -> None:
+def test_merge_drops_an_interrupted_run_that_was_repeated_completely() -> None:
     interrupted = made({"a": "passed"}, complete=False, collected=2, interrupted="KeyboardInterrupt", day=1)
     other = made({"b": "passed", "c": "passed"}, day=2)
     assert len(compare.incomplete(compare.merge([interrupted, other]))) == 1
@@ -44,7 +44,7 @@ def test_merge_forgets_an_interrupted_run_that_was_repeated_to_its_end() -> None
 
 
 @clause("00.report.merge")
-def test_the_same_report_twice_is_one_run() -> None:
+def test_merging_a_report_with_itself_gives_one_run() -> None:
     report = made({"a": "passed"})
     assert compare.merge([report, report, compare.merge([report])]) == report
 
@@ -57,7 +57,7 @@ def test_merge_keeps_nothing_of_code_that_has_changed() -> None:
 
 
 @clause("00.report.merge")
-def test_merge_puts_versions_side_by_side_and_says_since_when_a_clause_holds() -> None:
+def test_merge_compares_versions_and_names_the_first_where_a_clause_holds() -> None:
     reports = [made({"a": outcome}, torch=version) for version, outcome in (("2.14.0", "passed"), ("2.9.1", "failed"))]
     merged = compare.merge(reports)
     jsonschema.validate(merged, SCHEMA)
@@ -108,7 +108,7 @@ def test_diff_gives_the_outcome_of_a_test(
 
 
 @clause("00.report.diff")
-def test_diff_says_what_was_added_and_removed(tmp_path: Path) -> None:
+def test_diff_lists_added_and_removed_tests(tmp_path: Path) -> None:
     document.write(made({"a": "passed", "b": "passed"}), tmp_path / "before")
     document.write(made({"a": "passed", "c": "failed"}), tmp_path / "after")
     status, out = command("diff", tmp_path / "before", tmp_path / "after")
@@ -172,7 +172,7 @@ def test_history_draws_every_report_below_the_folder(tmp_path: Path) -> None:
 
 
 @clause("00.report.history")
-def test_history_leaves_a_damaged_report_out_and_says_so(tmp_path: Path) -> None:
+def test_history_skips_a_damaged_report_with_a_note(tmp_path: Path) -> None:
     document.write(made({"a": "passed"}), tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/report.json").write_text("{", encoding="utf-8")

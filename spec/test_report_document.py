@@ -99,7 +99,7 @@ def test_a_damaged_report_is_an_error_in_one_line(tmp_path: Path, part: str, key
 
 
 @clause("00.report.written")
-def test_an_implementation_is_identified_by_its_code(tmp_path: Path) -> None:
+def test_an_implementation_is_identified_by_the_digest_of_the_code(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def relu(input): return input\n", encoding="utf-8")
     first = document.implementation_digest(str(file))
@@ -129,7 +129,7 @@ def test_values_are_kept_between_start_and_finish_if_they_are_documented() -> No
 
 
 @clause("00.report.values")
-def test_the_conditions_of_a_documented_value_are_those_of_its_source() -> None:
+def test_conditions_of_a_documented_value_come_from_the_test_source() -> None:
     files = {
         "10_pooling": "test_the_documented_sizes_are_known_beforehand",
         "report_document": "TestX::test_that_is_not_there",
@@ -177,7 +177,7 @@ def test_an_implementation_that_raises_or_hangs_gets_the_reason(monkeypatch: pyt
 
 @clause("00.report.drawings")
 @pytest.mark.parametrize("name", ["reference", pytest.param("torch", marks=pytest.mark.slow)])  # imports torchvision
-def test_the_drawings_are_the_implementations_own(name: str) -> None:
+def test_drawings_are_computed_by_the_implementation(name: str) -> None:
     tests = [{"clauses": ["04.x.y", "08.x.y"]}, {"clauses": ["10.x.y", "11.x.y"]}]
     drawn = {key: value[name] for key, value in drawings.drawings([load(name)], tests).items()}
     # chapter 08, line 445; chapter 10, lines 603 and 604

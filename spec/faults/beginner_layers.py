@@ -248,7 +248,7 @@ class BiasIsForgotten(Fault):
 class OnlyTheFirstChannelCounts(Fault):
     """The sum is over the rows and columns of one channel."""
 
-    caught_by = "test_08_convolution.py::test_many_pixels_channels_and_images_change_nothing"
+    caught_by = "test_08_convolution.py::test_conv2d_equals_the_definition_for_large_sizes"
     says = r"the result differs"
 
     @staticmethod
@@ -296,7 +296,7 @@ class PaddingIsCountedOnce(Fault):
 class MeanInsteadOfMaximum(Fault):
     """The mean of the window instead of its largest number."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"the result"
 
     @staticmethod
@@ -315,7 +315,7 @@ class MeanInsteadOfMaximum(Fault):
 class MinimumInsteadOfMaximum(Fault):
     """The smallest number of the window instead of its largest."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"the result"
 
     @staticmethod
@@ -328,7 +328,7 @@ class MinimumInsteadOfMaximum(Fault):
 class SumInsteadOfMean(Fault):
     """The numbers of the window are added up and not divided."""
 
-    caught_by = "test_10_pooling.py::test_it_is_the_mean_of_each_window"
+    caught_by = "test_10_pooling.py::test_avg_pool2d_is_the_mean_of_each_window"
     says = r"differs"
 
     @staticmethod
@@ -339,7 +339,7 @@ class SumInsteadOfMean(Fault):
 class CeilModeIsAlwaysOn(Fault):
     """A window that reaches out is always kept."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"has shape .* expected"
 
     @staticmethod
@@ -352,7 +352,7 @@ class CeilModeIsAlwaysOn(Fault):
 class CeilModeIsIgnored(Fault):
     """A window that reaches out is always left out."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"has shape .* expected"
 
     @staticmethod
@@ -365,7 +365,7 @@ class CeilModeIsIgnored(Fault):
 class TheWindowIsNotTheStep(Fault):
     """Without a stride the window moves by one, as in a convolution."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"has shape"
 
     @staticmethod
@@ -381,7 +381,7 @@ class TheWindowIsNotTheStep(Fault):
 class SigmoidOfTheOpposite(Fault):
     """1 / (1 + exp(x)): the minus sign is missing."""
 
-    caught_by = "test_11_activation.py::test_sigmoid_is_1_by_1_plus_the_exponential"
+    caught_by = "test_11_activation.py::test_sigmoid_equals_1_over_1_plus_exp"
     says = r"differs"
 
     @staticmethod
@@ -458,7 +458,7 @@ class ReluIsTheStep(Fault):
 class NegativeSlopeIsSubtracted(Fault):
     """max(0, x) - slope · min(0, x): negative numbers become positive."""
 
-    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    caught_by = "test_11_activation.py::test_leaky_relu_default_slope_is_0_01"
     says = r"differs"
 
     @staticmethod
@@ -469,7 +469,7 @@ class NegativeSlopeIsSubtracted(Fault):
 class SlopeIsOnTheWrongSide(Fault):
     """Positive numbers are multiplied by the slope instead of negative ones."""
 
-    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    caught_by = "test_11_activation.py::test_leaky_relu_default_slope_is_0_01"
     says = r"differs"
 
     @staticmethod
@@ -480,7 +480,7 @@ class SlopeIsOnTheWrongSide(Fault):
 class SlopeOfAFifth(Fault):
     """0.2 by default, as in networks that draw images; PyTorch's default is 0.01."""
 
-    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    caught_by = "test_11_activation.py::test_leaky_relu_default_slope_is_0_01"
     says = r"differs"
 
     @staticmethod
@@ -491,7 +491,7 @@ class SlopeOfAFifth(Fault):
 class LogarithmToTheBaseOf10(Fault):
     """log10 instead of the natural logarithm."""
 
-    caught_by = "test_11_activation.py::test_log_softmax_is_each_number_less_the_logarithm_of_the_sum"
+    caught_by = "test_11_activation.py::test_log_softmax_equals_logit_minus_log_sum_exp"
     says = r"differs"
 
     @staticmethod
@@ -502,7 +502,7 @@ class LogarithmToTheBaseOf10(Fault):
 class SoftmaxHasNoExponential(Fault):
     """x / sum(x)."""
 
-    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    caught_by = "test_11_activation.py::test_softmax_equals_exp_over_sum_of_exp"
     says = r"differs"
 
     @staticmethod
@@ -514,7 +514,7 @@ class SoftmaxHasNoExponential(Fault):
 class SoftmaxIsTakenTwice(Fault):
     """The softmax of the softmax, which is flatter."""
 
-    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    caught_by = "test_11_activation.py::test_softmax_equals_exp_over_sum_of_exp"
     says = r"differs"
 
     @staticmethod
@@ -525,7 +525,7 @@ class SoftmaxIsTakenTwice(Fault):
 class SoftmaxIsOverTheFirstDimension(Fault):
     """The shares of the images of a batch add up to 1, not those of the classes."""
 
-    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    caught_by = "test_11_activation.py::test_softmax_equals_exp_over_sum_of_exp"
     says = r"differs"
 
     @staticmethod
@@ -536,7 +536,7 @@ class SoftmaxIsOverTheFirstDimension(Fault):
 class SoftmaxIsOverTheLastDimension(Fault):
     """Whatever `dim` says."""
 
-    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    caught_by = "test_11_activation.py::test_softmax_equals_exp_over_sum_of_exp"
     says = r"differs"
 
     @staticmethod
@@ -562,7 +562,7 @@ class TheLargestIsNotSubtracted(Fault):
 class TheWeightIsNotTransposed(Fault):
     """input @ weight instead of input @ weight.T: the weight has a row for each output."""
 
-    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    caught_by = "test_12_linear.py::test_linear_is_the_sum_of_products"
     says = r"mat1 and mat2|size|differs|shape"
 
     @staticmethod
@@ -573,7 +573,7 @@ class TheWeightIsNotTransposed(Fault):
 class BiasIsSubtracted(Fault):
     """The bias has the wrong sign."""
 
-    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    caught_by = "test_12_linear.py::test_linear_is_the_sum_of_products"
     says = r"differs"
 
     @staticmethod
@@ -587,7 +587,7 @@ class BiasIsSubtracted(Fault):
 class DropsInEvaluationOnly(Fault):
     """Training and evaluation are mixed up."""
 
-    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    caught_by = "test_12_dropout.py::test_dropout_is_the_identity_in_evaluation"
     says = r"differs"
 
     @staticmethod
@@ -598,7 +598,7 @@ class DropsInEvaluationOnly(Fault):
 class DropsInEvaluationToo(Fault):
     """`training` is not looked at."""
 
-    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    caught_by = "test_12_dropout.py::test_dropout_is_the_identity_in_evaluation"
     says = r"differs"
 
     @staticmethod
@@ -669,7 +669,7 @@ def _batch_norm(
 class BesselsCorrectionNormalizes(Fault):
     """The variance that normalizes is divided by n - 1; it must be divided by n."""
 
-    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    caught_by = "test_12_normalization.py::test_batch_norm_of_two_values_is_plus_and_minus_one_half"
     says = r"differs"
 
     @staticmethod
@@ -680,7 +680,7 @@ class BesselsCorrectionNormalizes(Fault):
 class BesselsCorrectionIsMissing(Fault):
     """The variance that is remembered is divided by n; it must be divided by n - 1."""
 
-    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    caught_by = "test_12_normalization.py::test_batch_norm_default_momentum_is_0_1"
     says = r"differs"
 
     @staticmethod
@@ -691,7 +691,7 @@ class BesselsCorrectionIsMissing(Fault):
 class MomentumIsThePartOfTheOld(Fault):
     """running = momentum · running + (1 - momentum) · new, as optimizers have it."""
 
-    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    caught_by = "test_12_normalization.py::test_batch_norm_default_momentum_is_0_1"
     says = r"differs"
 
     @staticmethod
@@ -702,7 +702,7 @@ class MomentumIsThePartOfTheOld(Fault):
 class RunningStatisticsStandStill(Fault):
     """Training does not update running_mean and running_var."""
 
-    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    caught_by = "test_12_normalization.py::test_batch_norm_default_momentum_is_0_1"
     says = r"differs"
 
     @staticmethod
@@ -713,7 +713,7 @@ class RunningStatisticsStandStill(Fault):
 class TheVarianceDivides(Fault):
     """The variance divides instead of its root, the standard deviation."""
 
-    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    caught_by = "test_12_normalization.py::test_batch_norm_of_two_values_is_plus_and_minus_one_half"
     says = r"differs"
 
     @staticmethod
@@ -724,7 +724,7 @@ class TheVarianceDivides(Fault):
 class EvaluationUsesTheBatch(Fault):
     """Evaluation computes the statistics of the batch instead of using the running ones."""
 
-    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    caught_by = "test_12_normalization.py::test_evaluation_uses_running_statistics_without_updating"
     says = r"differs"
 
     @staticmethod
@@ -735,7 +735,7 @@ class EvaluationUsesTheBatch(Fault):
 class RunningStatisticsChangeInEvaluation(Fault):
     """Evaluation updates running_mean and running_var too."""
 
-    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    caught_by = "test_12_normalization.py::test_evaluation_uses_running_statistics_without_updating"
     says = r"differs"
 
     @staticmethod
@@ -746,7 +746,7 @@ class RunningStatisticsChangeInEvaluation(Fault):
 class TheRunningStatisticsAreReplaced(Fault):
     """running = new: nothing of the old is kept."""
 
-    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    caught_by = "test_12_normalization.py::test_batch_norm_default_momentum_is_0_1"
     says = r"differs"
 
     @staticmethod
@@ -757,7 +757,7 @@ class TheRunningStatisticsAreReplaced(Fault):
 class TrainingAndEvaluationAreMixedUp(Fault):
     """Training uses the running statistics, evaluation those of the batch."""
 
-    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    caught_by = "test_12_normalization.py::test_evaluation_uses_running_statistics_without_updating"
     says = r"differs"
 
     @staticmethod

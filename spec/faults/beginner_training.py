@@ -96,7 +96,7 @@ class CrossEntropyToTheBaseOf10(Fault):
 class CrossEntropySumsByDefault(Fault):
     """The losses of a batch are added up and not averaged."""
 
-    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_of_class_numbers_is_that_of_the_definition"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_of_class_numbers_equals_the_definition"
     says = r"differs"
 
     @staticmethod
@@ -152,7 +152,7 @@ class LogitsAreTakenForLogarithms(Fault):
 class SquaredErrorsAreAddedUp(Fault):
     """The sum by default, not the mean."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_loss_is"
+    caught_by = "test_14_loss.py::test_mse_loss_reduction"
     says = r"expected   1\.3333"
 
     @staticmethod
@@ -163,7 +163,7 @@ class SquaredErrorsAreAddedUp(Fault):
 class ErrorsAreNotSquared(Fault):
     """The absolute difference instead of its square."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_loss_is"
+    caught_by = "test_14_loss.py::test_mse_loss_reduction"
     says = r"expected   1\.3333"
 
     @staticmethod
@@ -174,7 +174,7 @@ class ErrorsAreNotSquared(Fault):
 class PositiveAndNegativeErrorsCancel(Fault):
     """The absolute value is missing."""
 
-    caught_by = "test_14_loss.py::test_the_l1_loss_is_the_gap"
+    caught_by = "test_14_loss.py::test_l1_loss_of_one_element_is_the_absolute_difference"
     says = r"differs|assert"
 
     @staticmethod
@@ -185,7 +185,7 @@ class PositiveAndNegativeErrorsCancel(Fault):
 class ErrorsAreSquared(Fault):
     """The square of the difference instead of its absolute value."""
 
-    caught_by = "test_14_loss.py::test_the_l1_loss_is_the_gap"
+    caught_by = "test_14_loss.py::test_l1_loss_of_one_element_is_the_absolute_difference"
     says = r"differs|assert"
 
     @staticmethod
@@ -210,7 +210,7 @@ class L1LossIsHalved(Fault):
 class GradientsAreNeverCleared(Fault):
     """zero_grad does nothing, so that the gradients of all steps add up."""
 
-    caught_by = "test_15_optim.py::test_zero_grad_forgets_the_gradients_which_are_then_none"
+    caught_by = "test_15_optim.py::test_zero_grad_sets_gradients_to_none_by_default"
     says = r"None"
 
     class SGD(optim.SGD):
@@ -221,7 +221,7 @@ class GradientsAreNeverCleared(Fault):
 class MomentumHasTheWrongSign(Fault):
     """velocity = gradient - momentum · velocity."""
 
-    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_equals_the_heavy_ball_method"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -253,7 +253,7 @@ class StepsGoUphill(Fault):
 class MomentumIsForgotten(Fault):
     """The setting is taken and not used."""
 
-    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_equals_the_heavy_ball_method"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -264,7 +264,7 @@ class MomentumIsForgotten(Fault):
 class WeightDecayIsSubtracted(Fault):
     """gradient - weight_decay · parameter: the weights grow."""
 
-    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    caught_by = "test_15_optim.py::test_sgd_weight_decay_equals_the_gradient_of_an_l2_penalty"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -280,7 +280,7 @@ class WeightDecayIsSubtracted(Fault):
 class WeightDecayIsForgotten(Fault):
     """The setting is taken and not used."""
 
-    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    caught_by = "test_15_optim.py::test_sgd_weight_decay_equals_the_gradient_of_an_l2_penalty"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -297,7 +297,7 @@ class WeightDecayIsForgotten(Fault):
 class TheLastVelocityIsUsed(Fault):
     """The parameter moves by the velocity before the new gradient is added to it."""
 
-    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_equals_the_heavy_ball_method"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -319,7 +319,7 @@ class TheLastVelocityIsUsed(Fault):
 class TheGradientCountsOneMinusMomentum(Fault):
     """velocity = momentum · velocity + (1 - momentum) · gradient, from a velocity of 0."""
 
-    caught_by = "test_15_optim.py::test_sgd_with_momentum_is_the_heavy_ball"
+    caught_by = "test_15_optim.py::test_sgd_with_momentum_equals_the_heavy_ball_method"
     says = r"differs|assert"
 
     class SGD(optim.SGD):
@@ -338,7 +338,7 @@ class TheGradientCountsOneMinusMomentum(Fault):
 class TheSecondMomentHasNoRoot(Fault):
     """lr · m / (v + eps): the square root is missing."""
 
-    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_adam_equals_the_update_rule_elementwise"
     says = r"differs|assert"
 
     class Adam(optim.Adam):
@@ -350,7 +350,7 @@ class TheSecondMomentHasNoRoot(Fault):
 class TheBetasAreExchanged(Fault):
     """The first moment keeps beta2 of itself and the second beta1."""
 
-    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_adam_equals_the_update_rule_elementwise"
     says = r"differs|assert"
 
     class Adam(optim.Adam):
@@ -362,7 +362,7 @@ class TheBetasAreExchanged(Fault):
 class StepsAreCountedFromZero(Fault):
     """The correction divides by 1 - beta ** 0 = 0 in the first step."""
 
-    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_adam_equals_the_update_rule_elementwise"
     says = r"differs|assert"
 
     class Adam(optim.Adam):
@@ -374,7 +374,7 @@ class StepsAreCountedFromZero(Fault):
 class OnlyTheFirstMomentIsCorrected(Fault):
     """v is not divided by 1 - beta2 ** t."""
 
-    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_adam_equals_the_update_rule_elementwise"
     says = r"differs|assert"
 
     class Adam(optim.Adam):

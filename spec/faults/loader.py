@@ -30,7 +30,7 @@ class ShufflesOnce(Fault):
 class NeverShuffles(Fault):
     """`shuffle` is stored and not used."""
 
-    caught_by = "test_06_dataloader.py::test_the_global_seed_0_shuffles_8_items_like_this"
+    caught_by = "test_06_dataloader.py::test_shuffle_of_8_items_with_global_seed_0_is_the_documented_order"
     says = r"assert \[0, 1, 2, 3, 4, 5, .*\] == \[2, 0, 5, 3, 1, 4"
 
     @staticmethod
@@ -41,7 +41,7 @@ class NeverShuffles(Fault):
 class DrawsWithReplacement(Fault):
     """Each index is drawn independently, with repetitions."""
 
-    caught_by = "test_06_dataloader.py::test_each_item_comes_once_except_those_an_incomplete_batch_drops"
+    caught_by = "test_06_dataloader.py::test_each_item_is_yielded_once_unless_drop_last_drops_it"
     says = r"assert \d+ == \d+(.|\n)*An epoch contains each item exactly once"
 
     @staticmethod
@@ -224,7 +224,7 @@ class BatchesComeAsTheyAreMade(Fault):
 class WorkersStay(Fault):
     """The loader keeps a reference to the iterator, so its processes do not end."""
 
-    caught_by = "test_06_dataloader.py::test_no_process_is_left_behind"
+    caught_by = "test_06_dataloader.py::test_no_worker_process_remains_after_iteration"
     says = r"assert \[\d+, \d+\] == \[\]"
 
     class DataLoader(data.DataLoader[Any]):
@@ -239,7 +239,7 @@ kept: list[Any] = []
 class ErrorsLoseTheirCause(Fault):
     """For any exception in a worker, the consumer gets a generic error."""
 
-    caught_by = "test_06_dataloader.py::test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause"
+    caught_by = "test_06_dataloader.py::test_worker_exceptions_keep_type_message_and_cause"
     says = r"RuntimeError: a worker failed"
 
     class DataLoader(data.DataLoader[Any]):
