@@ -194,7 +194,7 @@ def test_console_prints_all_text_in_all_encodings(encoding: str, text: str) -> N
 
 
 @clause("00.text.console")
-def test_a_console_shows_the_characters_of_its_encoding_and_escapes_others() -> None:
+def test_a_console_escapes_characters_outside_the_encoding() -> None:
     for encoding, expected in {
         "utf-8": "猫 é → 🐸\n",
         "gbk": "猫 é → \\U0001f438\n",
@@ -207,7 +207,7 @@ def test_a_console_shows_the_characters_of_its_encoding_and_escapes_others() -> 
 
 
 @clause("00.text.console")
-def test_only_a_progress_bar_may_return_to_the_start_of_its_line() -> None:
+def test_only_a_progress_bar_prints_carriage_returns() -> None:
     stream, written = console()
     stream.write("\r10 %")
     stream.write("done\rundone\x1b[A")

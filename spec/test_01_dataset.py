@@ -45,7 +45,7 @@ def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 @clause("01.image.pixels")
-def test_an_rgb_image_keeps_its_pixels(tmp_path: Path) -> None:
+def test_an_rgb_image_is_returned_unchanged(tmp_path: Path) -> None:
     assert np.array_equal(pixels(draw(tmp_path / "a.png")), gradient(6, 8))
 
 
@@ -156,9 +156,7 @@ def test_16_bit_images_are_scaled_to_8_bits(dtype: str, tmp_path: Path) -> None:
         pytest.param([np.nan, np.nan, np.nan], [0, 0, 0], id="nothing but not a number"),
     ],
 )
-def test_float_images_are_scaled_from_their_value_range(
-    values: list[float], expected: list[int], tmp_path: Path
-) -> None:
+def test_float_images_are_scaled_from_the_value_range(values: list[float], expected: list[int], tmp_path: Path) -> None:
     Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tif")
     assert pixels(tmp_path / "a.tif")[0, :, 1].tolist() == expected
 
@@ -454,7 +452,7 @@ def run_listing(changed: str = "", into: str = "") -> dict[str, Any]:
 
 
 @clause("01.folder.listing")
-def test_with_its_seven_mistakes_corrected_the_listing_runs() -> None:
+def test_the_listing_runs_after_seven_corrections() -> None:
     found = run_listing()
     assert found["item"] == (Path("dataset/train/ants/0.jpg"), "ants")
     assert found["length"] == 1

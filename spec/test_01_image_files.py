@@ -348,7 +348,7 @@ def test_only_regular_files_of_bounded_size_are_opened(kind: str, link: bool, tm
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alone", [False, True], ids=["in a folder", "named"])
-def test_a_special_file_does_not_keep_back_the_answers_of_its_batch(kind: str, alone: bool, tmp_path: Path) -> None:
+def test_a_special_file_does_not_delay_the_other_images_of_the_batch(kind: str, alone: bool, tmp_path: Path) -> None:
     special(kind, tmp_path)
     (tmp_path / "a.png").write_bytes(saved(8, 8, "PNG"))
     asked = [tmp_path / "a.png", tmp_path / "x.png"] if alone else [tmp_path]

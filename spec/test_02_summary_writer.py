@@ -74,7 +74,7 @@ def test_a_loss_is_read_back_in_float32(tmp_path: Path) -> None:
 
 
 @clause("02.writer.event_file")
-def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> None:
+def test_a_writer_creates_the_folder_and_an_event_file(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     SummaryWriter(folder).close()
     (name,) = os.listdir(folder)
@@ -83,7 +83,7 @@ def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> No
 
 @clause("02.add_image.pil")
 @pytest.mark.slow
-def test_a_pil_image_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
+def test_add_image_rejects_a_pil_image_and_accepts_the_array(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         with pytest.raises(NotImplementedError, match="numpy array or torch tensor"):
             writer.add_image("x", Image.fromarray(image()), 1, dataformats="HWC")
@@ -122,7 +122,7 @@ def test_tensorboard_takes_logdir_and_port_flags() -> None:
     ("name", "axes"), [("HWC", (0, 1, 2)), ("CHW", (2, 0, 1)), ("WHC", (1, 0, 2))], ids=["HWC", "CHW", "WHC"]
 )
 @pytest.mark.parametrize("kind", ["bytes", "floats"])
-def test_an_image_is_read_back_for_every_order_of_its_dimensions(
+def test_an_image_is_read_back_for_every_dimension_order(
     tmp_path: Path, name: str, axes: tuple[int, ...], kind: str
 ) -> None:
     array = image()[:6, :5]
@@ -158,7 +158,7 @@ def test_images_of_a_batch_are_put_side_by_side(tmp_path: Path) -> None:
 
 
 @clause("02.writer.two_epochs")
-def test_every_epoch_may_have_a_tag_of_its_own(tmp_path: Path) -> None:
+def test_every_epoch_may_have_a_separate_tag(tmp_path: Path) -> None:
     # chapter 06: tags "Epoch: 0" and "Epoch: 1", with 156 full batches each
     with SummaryWriter(tmp_path) as writer:
         for epoch in range(2):

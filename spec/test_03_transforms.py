@@ -42,7 +42,7 @@ def test_the_attribute_is_called_is_cuda(ToTensor: Transform) -> None:
 
 
 @clause("03.tensor.requires_grad")
-def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() -> None:
+def test_requires_grad_records_operations_and_only_leaves_keep_grad() -> None:
     x = torch.ones(2, requires_grad=True)
     y = x * 2
     y.sum().backward()

@@ -62,7 +62,7 @@ def numbered(height: int, width: int) -> Tensor:
 
 
 @clause("04.image.printed")
-def test_the_photograph_prints_its_class_mode_and_size(tmp_path: Path) -> None:
+def test_the_photograph_prints_class_mode_and_size(tmp_path: Path) -> None:
     photograph().save(tmp_path / "0013035.jpg")
     with Image.open(tmp_path / "0013035.jpg") as image:
         # chapter 04, line 231; the size is (width, height)
@@ -102,7 +102,7 @@ def test_resize_to_512_returns_the_photograph_unchanged(
 
 
 @clause("04.crop.ten", "04.crop.random")
-def test_ten_crops_of_512_differ_in_their_column_only(
+def test_ten_crops_of_512_differ_only_in_the_column(
     ToTensor: Transform, RandomCrop: Transform, Compose: Transform
 ) -> None:
     crop = Compose([RandomCrop(512), ToTensor()])
@@ -764,25 +764,25 @@ def test_compose_prints_one_transform_a_line(Compose: Transform) -> None:
 
 
 @clause("04.transforms.repr")
-def test_normalize_prints_its_parameters(Normalize: Transform) -> None:
+def test_normalize_prints_the_parameters(Normalize: Transform) -> None:
     assert repr(Normalize([1, 3, 5], [0.5, 0.5, 0.5])) == "Normalize(mean=[1, 3, 5], std=[0.5, 0.5, 0.5])"
 
 
 @clause("04.transforms.repr")
-def test_resize_prints_its_parameters(Resize: Transform) -> None:
+def test_resize_prints_the_parameters(Resize: Transform) -> None:
     assert repr(Resize(512)) == "Resize(size=512, interpolation=bilinear, max_size=None, antialias=True)"
     printed = "Resize(size=(2, 3), interpolation=bicubic, max_size=None, antialias=False)"
     assert repr(Resize((2, 3), Resampling.BICUBIC, antialias=False)) == printed
 
 
 @clause("04.transforms.repr")
-def test_random_crop_prints_its_size_as_a_pair(RandomCrop: Transform) -> None:
+def test_random_crop_prints_the_size_as_a_pair(RandomCrop: Transform) -> None:
     assert repr(RandomCrop(512)) == "RandomCrop(size=(512, 512), padding=None)"
     assert repr(RandomCrop((2, 3), 4)) == "RandomCrop(size=(2, 3), padding=4)"
 
 
 @clause("04.transforms.repr")
-def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Transform) -> None:
+def test_random_horizontal_flip_prints_the_probability(RandomHorizontalFlip: Transform) -> None:
     assert repr(RandomHorizontalFlip()) == "RandomHorizontalFlip(p=0.5)"
 
 

@@ -69,7 +69,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @clause("05.tree.classes")
-def test_each_image_has_the_label_of_its_class(ImageTree: Make, root: Path) -> None:
+def test_each_image_has_the_label_of_the_class_folder(ImageTree: Make, root: Path) -> None:
     train, test = ImageTree(root, size=(8, 8)), ImageTree(root, train=False, size=(8, 8))
     assert train.classes == test.classes == CLASSES
     assert (len(train), len(test)) == (12, 6)

@@ -163,7 +163,7 @@ def test_a_stale_cache_entry_is_never_used(
 
 
 @clause("05.cache.read_once")
-def test_a_tree_that_was_moved_or_touched_is_compared_not_decoded(root: Path, later: None, reads: list[str]) -> None:
+def test_a_moved_or_touched_tree_is_compared_and_not_decoded(root: Path, later: None, reads: list[str]) -> None:
     first = ReferenceTree(root)
     moved = root.rename(root.parent / "moved")
     shutil.copytree(moved, root.parent / "copied")
@@ -177,7 +177,7 @@ def test_a_tree_that_was_moved_or_touched_is_compared_not_decoded(root: Path, la
 
 
 @clause("05.cache.read_once")
-def test_another_version_of_pillow_decodes_anew(
+def test_another_pillow_version_decodes_again(
     root: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ReferenceTree(root)
@@ -468,7 +468,9 @@ def test_of_two_concurrent_runs_one_decodes_and_both_get_the_images(root: Path, 
 
 @pytest.mark.slow
 @clause("05.cache.side_by_side")
-def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_path: Path, reads: list[str]) -> None:
+def test_a_run_killed_while_decoding_or_writing_leaves_a_usable_cache(
+    root: Path, tmp_path: Path, reads: list[str]
+) -> None:
     for arguments, moment in (
         ((tmp_path / "decoding",), tmp_path / "decoding"),
         ((tmp_path / "mark", tmp_path / "writing"), tmp_path / "writing"),
@@ -488,7 +490,7 @@ def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_pat
 
 @pytest.mark.slow
 @clause("05.cache.side_by_side")
-def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+def test_an_interrupt_stops_decoding_and_leaves_no_files(root: Path, tmp_path: Path) -> None:
     command = start(root, tmp_path / "decoding")
     wait_for(tmp_path / "decoding")
     command.send(signal.SIGINT)
@@ -497,7 +499,7 @@ def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp
 
 
 @clause("05.cache.side_by_side")
-def test_a_file_that_changes_between_comparing_and_decoding_does_no_harm(
+def test_a_file_changed_between_comparing_and_decoding_is_read_consistently(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ReferenceTree(root, train=False)  # an entry, so that contents are compared first

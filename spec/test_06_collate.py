@@ -134,13 +134,13 @@ def tagged(**items: Any) -> Tagged:
         ),
     ],
 )  # fmt: skip
-def test_containers_keep_their_type(DataLoader: Loader, items: list[Any], expected: Any) -> None:
+def test_containers_keep_the_type(DataLoader: Loader, items: list[Any], expected: Any) -> None:
     (batch,) = DataLoader(items, batch_size=2)
     assert plain(batch) == expected
 
 
 @clause("06.loader.collate")
-def test_a_container_keeps_its_attributes_and_the_items_are_unchanged(DataLoader: Loader) -> None:
+def test_containers_keep_attributes_and_items_are_unchanged(DataLoader: Loader) -> None:
     items = [tagged(x=1), tagged(x=2)]
     (batch,) = DataLoader(items, batch_size=2)
     assert (type(batch), batch.tag, batch["x"].tolist()) == (Tagged, "kept", [1, 2])

@@ -161,9 +161,7 @@ def test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter(Data
 @pytest.mark.parametrize(
     ("n", "drop_last", "steps"), [(50_000, False, 782), (50_000, True, 781), (10_000, False, 157), (10_000, True, 156)]
 )
-def test_the_length_of_a_loader_is_the_number_of_its_steps(
-    DataLoader: Loader, n: int, drop_last: bool, steps: int
-) -> None:
+def test_loader_length_is_the_number_of_batches(DataLoader: Loader, n: int, drop_last: bool, steps: int) -> None:
     assert len(DataLoader(Numbers(n), batch_size=64, drop_last=drop_last)) == steps
 
 
@@ -182,7 +180,7 @@ def test_loader_length_follows_the_length_of_the_sampler(
 
 
 @clause("06.loader.stored_parts")
-def test_the_parts_that_a_loader_is_made_of_are_its_attributes(DataLoader: Loader) -> None:
+def test_constructor_arguments_are_attributes_of_the_loader(DataLoader: Loader) -> None:
     dataset, generator = Numbers(7), seeded(0)
     loader = DataLoader(dataset, batch_size=3, drop_last=True, generator=generator)
     assert loader.dataset is dataset
@@ -508,7 +506,7 @@ def test_numbers_and_tensors_become_one_tensor(DataLoader: Loader, items: list[A
 
 
 @clause("06.loader.collate_fn")
-def test_collate_fn_makes_the_batch_of_the_list_of_its_items(DataLoader: Loader) -> None:
+def test_collate_fn_receives_the_list_of_items(DataLoader: Loader) -> None:
     given_to: list[Any] = []
     loader = DataLoader(Numbers(5), batch_size=2, collate_fn=lambda items: given_to.append(items) or sum(items))
     assert list(loader) == [1, 5, 4]
@@ -563,7 +561,7 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
 @pytest.mark.parametrize(
     ("n", "batch_size", "num_workers"), [(7, 2, 3), (1, 2, 3), pytest.param(11, 1, 4, marks=pytest.mark.slow)]
 )
-def test_workers_that_do_not_divide_the_batches_give_all_of_them(
+def test_all_batches_are_yielded_if_workers_do_not_divide_the_count(
     DataLoader: Loader, n: int, batch_size: int, num_workers: int
 ) -> None:
     loader = DataLoader(Numbers(n), batch_size, num_workers=num_workers)
@@ -689,7 +687,7 @@ def test_a_worker_that_dies_is_an_error(DataLoader: Loader) -> None:
 
 @clause("06.workers.seeds")
 @with_workers
-def test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator(DataLoader: Loader) -> None:
+def test_each_worker_has_a_different_seed_from_the_generator(DataLoader: Loader) -> None:
     base = int(torch.empty((), dtype=torch.int64).random_(generator=seeded(7)))
     (first, *rest), (second, *others) = DataLoader(Drawn(2), num_workers=2, generator=seeded(7))
     assert (int(first), int(second)) == (base, base + 1)

@@ -284,7 +284,7 @@ def test_conv2d_layer_equals_conv2d_with_own_weight_and_padding(
     ],
     ids=["what differs from the defaults", "every option", "words"],
 )
-def test_a_layer_prints_its_arguments(
+def test_a_layer_prints_the_arguments(
     Conv2d: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(Conv2d(*arguments, **options)) == printed

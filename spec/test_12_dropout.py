@@ -73,7 +73,7 @@ def test_the_expectation_of_the_output_is_the_input(dropout: Function, p: float)
 
 @clause("12.dropout.independent")
 @pytest.mark.parametrize("step", [1, 10, 100], ids=["in a row", "in a channel", "in an image"])
-def test_each_number_is_dropped_independently_of_its_neighbours(dropout: Function, step: int) -> None:
+def test_elements_are_dropped_independently(dropout: Function, step: int) -> None:
     # 200 images of 2 channels of 10 rows of 10
     dropped = dropout(torch.ones(200, 2, 10, 10), 0.25).reshape(-1) == 0
     pairs = dropped.reshape(-1, 2, step)

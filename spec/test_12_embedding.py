@@ -123,7 +123,7 @@ def test_embedding_keeps_nan_and_inf(embedding: Function) -> None:
 
 @clause("12.embedding.gradients")
 @given(case=cases())
-def test_the_gradient_of_a_row_is_the_sum_over_its_occurrences(embedding: Function, case: Case) -> None:
+def test_gradient_of_a_row_is_the_sum_over_all_occurrences(embedding: Function, case: Case) -> None:
     words, table = case.input(), case.table().requires_grad_()
     (gradient,) = torch.autograd.grad(embedding(words, table), table, case.upstream())
     assert_equal(gradient, gradient_of_the_table(words, case.upstream(), case.rows), "the gradient")

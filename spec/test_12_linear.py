@@ -273,7 +273,7 @@ def test_linear_layer_equals_linear_with_own_weight_and_bias(
     ],
     ids=["with a bias, the default", "without a bias"],
 )
-def test_a_linear_layer_prints_its_sizes(Linear: Layer, options: dict[str, Any], printed: str) -> None:
+def test_a_linear_layer_prints_the_sizes(Linear: Layer, options: dict[str, Any], printed: str) -> None:
     assert str(Linear(3, 2, **options)) == printed
 
 
@@ -294,7 +294,7 @@ def test_linear_state_dict_loads_to_and_from_pytorch(Linear: Layer, bias: bool) 
 
 @clause("12.linear.start")
 @pytest.mark.parametrize("in_features", [16, 100], ids=["of 16 features", "of 100 features"])
-def test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features(Linear: Layer, in_features: int) -> None:
+def test_a_new_layer_is_uniform_within_1_over_sqrt_in_features(Linear: Layer, in_features: int) -> None:
     layer = Linear(in_features, 500)
     bound = 1 / math.sqrt(in_features)
     for parameter in (layer.weight, layer.bias):

@@ -101,9 +101,7 @@ def test_the_first_linear_layer_takes_64_times_4_times_4_numbers(network: Networ
 @pytest.mark.parametrize(
     ("height", "width"), [(32, 32), (32, 39), (39, 39), (16, 64), (8, 128), (135, 15)], ids=lambda side: str(side)
 )
-def test_an_image_fits_if_an_eighth_of_its_height_times_an_eighth_of_its_width_is_16(
-    network: Network, height: int, width: int
-) -> None:
+def test_an_image_fits_if_height_over_8_times_width_over_8_is_16(network: Network, height: int, width: int) -> None:
     # three poolings by 2, each rounded down: 64 channels · 16 positions = 1024
     assert (height // 8) * (width // 8) == 16
     assert network(torch.ones(1, 3, height, width)).shape == (1, 10)
@@ -215,7 +213,7 @@ def test_a_convolution_has_stride_1_by_default(Conv2d: Layer) -> None:
 
 
 @clause("13.conv2d.stride")
-def test_a_pooling_has_the_window_as_its_stride_by_default(MaxPool2d: Layer) -> None:
+def test_pooling_default_stride_is_the_window(MaxPool2d: Layer) -> None:
     assert MaxPool2d(2).stride == 2
 
 
@@ -334,7 +332,7 @@ LINES = PRINTED.splitlines()[2:-2]
 @clause("13.listing.sequential", "13.network.graph_warning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.slow
-def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
+def test_the_listing_with_sequential_completes_and_writes_a_graph(
     network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # lines 917 to 926

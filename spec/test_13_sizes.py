@@ -242,7 +242,7 @@ def test_a_class_number_may_be_larger_than_a_byte(
 
 
 @clause("13.sizes.sequential")
-def test_eleven_layers_keep_their_order_when_they_are_saved(Sequential: Any) -> None:
+def test_sequential_of_eleven_layers_keeps_the_order_in_the_state_dict(Sequential: Any) -> None:
     """As text, "10" sorts before "2"."""
     layers = [nn.Linear(2, 2, bias=False) for _ in range(11)]
     for i, layer in enumerate(layers):

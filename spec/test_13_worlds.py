@@ -151,7 +151,7 @@ def memory(tensor: Tensor) -> int:
 
 @clause("13.world.views")
 @every_component
-def test_results_own_their_memory_unless_they_are_views(component: Any) -> None:
+def test_results_own_memory_unless_views(component: Any) -> None:
     subject = SUBJECTS[component.name]
     call, parameters = subject.prepare(component, FEW, torch.float64)
     tensors = given(subject, FEW)

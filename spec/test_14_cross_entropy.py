@@ -230,7 +230,9 @@ def test_cross_entropy_of_probabilities_equals_the_definition(
 
 @clause("14.cross_entropy.label_smoothing")
 @given(case=cases(), smoothing=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_smoothed_class_numbers_equal_their_probabilities(cross_entropy: Loss, case: Case, smoothing: float) -> None:
+def test_label_smoothing_of_class_numbers_equals_smoothed_probabilities(
+    cross_entropy: Loss, case: Case, smoothing: float
+) -> None:
     """The means differ: for class numbers it divides by the weights, for probabilities by the number."""
     scores, weight = case.scores(normal, torch.float64), case.weight(normal, torch.float64)
     probabilities, _ = wanted(case, as_list(case, weight), smoothing)

@@ -45,7 +45,7 @@ def test_a_test_set_in_batches_of_64_is_157_steps_an_epoch() -> None:
 
 
 @clause("15.sgd.twenty_lines", "15.sgd.running_loss")
-def test_twenty_epochs_print_twenty_losses_with_their_graph(SGD: Optimizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_epochs_print_twenty_losses_with_grad_fn(SGD: Optimizer, capsys: pytest.CaptureFixture[str]) -> None:
     # chapter 15, lines 1117 to 1146: its network and its loop, on two batches of two images instead of 157 of 64
     images_and_labels = [(normal(3, 32, 32, seed=i, dtype=torch.float32), i) for i in range(4)]
     network, loss = ocean(), nn.CrossEntropyLoss()

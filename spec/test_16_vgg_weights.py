@@ -439,7 +439,7 @@ def test_the_reference_takes_pretrained_as_torchvision_does(publisher: Publisher
 
 @clause("16.listing.train_data", "16.listing.pretrained")
 @pytest.mark.filterwarnings("ignore:.*deprecated since 0.13:UserWarning")
-def test_the_listing_prints_both_networks_and_shows_them_no_image(
+def test_the_listing_prints_both_networks_without_calling_either(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The listing's steps, lines 1176 to 1188, with local weights; both outputs are the documented ones."""

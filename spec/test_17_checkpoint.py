@@ -174,7 +174,7 @@ def test_an_older_checkpoint_remains_until_the_new_one_is_complete(
 
 @clause("17.checkpoint.atomic")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(tmp_path: Path, share: float) -> None:
+def test_a_full_disk_leaves_only_the_older_checkpoint(tmp_path: Path, share: float) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
     with room_for(int(share * len(before))), pytest.raises(OSError, match=r"net\.pt could not be written: "):
@@ -392,7 +392,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     ],
     ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
 )
-def test_the_error_of_a_refused_file_names_its_request(tmp_path: Path, content: Any, asks: str) -> None:
+def test_the_error_of_a_refused_file_names_the_requested_function(tmp_path: Path, content: Any, asks: str) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(InputError, match=rf"net\.pt was refused: it holds more than plain data \(it asks for {asks}\)"):
         load_checkpoint(tmp_path / "net.pt")
@@ -757,7 +757,7 @@ AROUND: dict[str, Callable[[Ocean], nn.Module]] = {
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.parametrize("how", AROUND)
-def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: Path, how: str) -> None:
+def test_a_compiled_or_parallel_network_is_saved_without_the_wrapper(tmp_path: Path, how: str) -> None:
     network = Ocean()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     save_checkpoint(tmp_path / "net.pt", AROUND[how](network), NAMES)
@@ -766,7 +766,7 @@ def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: P
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.slow
-def test_a_network_that_pytorch_has_compiled_is_saved_without_its_wrapper(tmp_path: Path) -> None:
+def test_a_network_compiled_by_pytorch_is_saved_without_the_wrapper(tmp_path: Path) -> None:
     network = Ocean()
     expected = dict(network.state_dict())
     for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):  # pyright: ignore[reportArgumentType]

@@ -415,7 +415,7 @@ def test_shared_and_tied_weights_are_accepted(read_legacy_checkpoint: Read, tmp_
 
 
 @clause("17.legacy.bounded")
-def test_a_batch_is_no_larger_than_its_activations_allow(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_batch_size_is_limited_by_the_memory_of_activations(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     """12 KB of weights that create 16 million numbers for one image: too many for 64 images at once."""
     network = nn.Sequential(nn.Upsample(scale_factor=70), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = read_legacy_checkpoint(save(network, tmp_path / "net.pth"))

@@ -336,9 +336,7 @@ def test_a_state_dict_of_another_network_is_not_taken_for_a_known_one(
 @clause("17.legacy.pruned")
 @FORMATS
 @pytest.mark.parametrize("whole", [False, True], ids=["state dict", "whole network"])
-def test_pruned_networks_compute_with_their_masks(
-    read_legacy_checkpoint: Read, tmp_path: Path, whole: bool, old: bool
-) -> None:
+def test_pruned_networks_apply_the_masks(read_legacy_checkpoint: Read, tmp_path: Path, whole: bool, old: bool) -> None:
     ocean = Ocean()
     prune.l1_unstructured(ocean.model1[0], "weight", 0.5)
     prune.random_structured(ocean.model1[4], "weight", 0.3, dim=0)

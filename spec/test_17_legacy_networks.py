@@ -361,7 +361,7 @@ def test_hand_made_files_equal_those_of_pytorch(tmp_path: Path) -> None:
 
 
 @clause("17.legacy.pytorch_1")
-def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_classes_with_source_and_storage_views_are_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer("1.5")
     ocean = Persistent(("module", Global("__main__", "Ocean"), "their/train.py", "class Ocean:\n    pass\n"))
     content, network = old_ocean(writer, ocean)

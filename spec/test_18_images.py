@@ -65,7 +65,7 @@ def finished(classes: int, epochs: int = 2) -> tuple[Progress, dict[str, Any]]:
 
 @clause("18.run.images")
 @pytest.mark.slow
-def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_images_out(tmp_path: Path) -> None:
+def test_a_run_writes_images_and_a_description_and_no_plots_omits_the_images(tmp_path: Path) -> None:
     assert train(tmp_path, *SHOWN, "--epochs", 2, "--output", "run").status == 0
     for name in IMAGES:
         with Image.open(tmp_path / "run" / name) as image:
@@ -461,7 +461,7 @@ def test_valid_images_give_a_one_line_summary(tmp_path: Path) -> None:
 
 @clause("18.run.adam")
 @pytest.mark.parametrize(("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_adam_and_adamw_take_pytorchs_steps_with_their_own_defaults(
+def test_adam_and_adamw_equal_pytorch_with_pytorchs_defaults(
     name: str, theirs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_full.py", "--optimizer", name])

@@ -319,7 +319,7 @@ def test_every_hundredth_step_prints_a_line(outcome: Outcome) -> None:
 
 @clause("18.listing.epochs")
 @pytest.mark.slow
-def test_every_epoch_begins_with_its_number(outcome: Outcome) -> None:
+def test_every_epoch_starts_with_the_epoch_number(outcome: Outcome) -> None:
     # chapter 18, line 1500
     lines = [line for line in outcome.out.splitlines() if "轮训练开始" in line]
     assert lines == [f"-------第 {i} 轮训练开始-------" for i in range(1, 11)]
@@ -399,7 +399,7 @@ def test_fit_prints_the_losses_that_the_listing_prints(tmp_path: Path, capsys: p
 
 @clause("18.listing.train")
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_train_py_runs_to_its_end_with_the_tutorials_network(
+def test_train_py_completes_with_the_tutorial_network(
     program: Callable[..., int], model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With few images, in batches of 64 with a last one of 16, as for all images."""

@@ -409,7 +409,7 @@ def test_an_unknown_recipe_error_lists_the_known_names(tmp_path: Path, words: tu
 
 @clause("18.recipe.refused")
 @pytest.mark.slow
-def test_resuming_cannot_change_the_recipe_or_the_end_of_its_schedule(tmp_path: Path) -> None:
+def test_resuming_cannot_change_the_recipe_or_the_schedule_end(tmp_path: Path) -> None:
     trained(tmp_path, "--epochs", 1, "--recipe", "fast")
     said = "--epochs 2: this run's learning rate falls to 0 at the end of epoch 1"
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), said, "cannot change")

@@ -184,7 +184,7 @@ def test_a_config_that_is_a_pipe_is_refused_without_blocking(tmp_path: Path) -> 
 
 
 @clause("18.run.resume_refused")
-def test_a_config_of_any_size_is_refused_by_its_size(tmp_path: Path) -> None:
+def test_an_oversized_config_is_refused_by_size(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"damaged .it has 1,099,511,627,776 bytes, at most"):
@@ -240,7 +240,7 @@ UNFINISHED = ".config.json.01ab23cd.tmp"
 @clause("18.run.killed")
 @pytest.mark.parametrize("left", [["run.lock"], ["run.lock", UNFINISHED], [UNFINISHED]], ids=" ".join)
 @pytest.mark.slow
-def test_a_run_killed_before_its_first_file_is_started_again(left: list[str], tmp_path: Path) -> None:
+def test_a_run_killed_before_the_first_file_is_started_again(left: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name in left:
         (tmp_path / "run" / name).write_text("{")
@@ -252,7 +252,7 @@ def test_a_run_killed_before_its_first_file_is_started_again(left: list[str], tm
 
 @clause("18.run.killed")
 @pytest.mark.slow
-def test_a_measurement_killed_before_its_first_file_is_repeated(tmp_path: Path) -> None:
+def test_a_measurement_killed_before_the_first_file_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "runs" / "seed-0").mkdir(parents=True)
     for name in ("run.lock", UNFINISHED):
         (tmp_path / "runs" / "seed-0" / name).touch()
@@ -392,7 +392,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     "line", ["$TRAIN 2>&-", "$TRAIN >&-", "$TRAIN >&- 2>&- <&-", "$TRAIN | head -1", "$TRAIN 2>&1 | head -1"]
 )
 @pytest.mark.slow
-def test_a_training_continues_when_its_output_is_closed(line: str, tmp_path: Path) -> None:
+def test_training_continues_when_stdout_is_closed(line: str, tmp_path: Path) -> None:
     result = shell(line, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

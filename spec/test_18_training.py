@@ -289,7 +289,7 @@ def test_a_non_finite_test_loss_stops_training() -> None:
 
 @clause("18.run.folder")
 @pytest.mark.slow
-def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
+def test_a_run_writes_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", "--epochs", 3, "--keep-every", 2, "--log-every", 4, "--seed", 5)
     assert result.status == 0, result.err
     folder = tmp_path / "run"

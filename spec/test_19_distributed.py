@@ -595,7 +595,7 @@ def impatient(port: int) -> None:
 
 @clause("19.processes.meeting")
 @pytest.mark.slow
-def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_meet_it(tmp_path: Path) -> None:
+def test_torchrun_exits_within_seconds_if_a_process_is_killed_before_the_rendezvous(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, runpy, signal, sys, time\n"
@@ -616,7 +616,7 @@ def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_m
 
 
 @clause("19.processes.gpus")
-def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_a_separate_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Group().device("cuda") == "cuda"  # alone

@@ -48,7 +48,7 @@ def strictly(path: Path) -> Any:
 
 @clause("19.gpu.command")
 @pytest.mark.slow
-def test_a_part_that_fails_or_takes_too_long_keeps_its_figures_and_those_of_the_others(tmp_path: Path) -> None:
+def test_a_failed_or_timed_out_part_keeps_all_recorded_figures(tmp_path: Path) -> None:
     one = "f.write(json.dumps({'figure': 1}) + '\\n'); f.flush(); "
     parts = (
         part("good", 30, RECORD + one),
@@ -106,7 +106,7 @@ def test_parts_beyond_the_time_limit_are_recorded_as_not_run(tmp_path: Path) -> 
 
 
 @clause("19.gpu.command")
-def test_the_parts_have_different_names_and_the_documents_give_their_limits() -> None:
+def test_parts_have_different_names_and_documented_time_limits() -> None:
     names = [one.name for one in gpu.PARTS]
     assert len(set(names)) == len(names)
     for document in figures.DOCUMENTS.values():

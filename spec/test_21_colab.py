@@ -33,7 +33,7 @@ def test_cells_of_a_session_share_names() -> None:
 
 
 @clause("21.version.printed")
-def test_the_version_names_the_release_and_its_build() -> None:
+def test_the_version_names_release_and_build() -> None:
     printed = "2.2.1+cu121"  # chapter 21, line 2160
     shape = r"(\d+)\.(\d+)\.(\d+)\w*(\+\w+)?"
     assert re.fullmatch(shape, printed)
@@ -57,7 +57,7 @@ def test_a_pass_of_the_listings_loader_takes_782_steps() -> None:
 
 
 @clause("21.listing.timer", "21.gpu.chosen", "21.speed.providers")
-def test_the_notebook_asks_for_a_gpu_measures_its_speed_and_runs_without_one() -> None:
+def test_the_notebook_requests_a_gpu_measures_speed_and_runs_without_one() -> None:
     content = json.loads(NOTEBOOK.read_text())
     assert content["metadata"]["accelerator"] == "GPU"
     assert any("GPU" in text for text in cells("markdown"))

@@ -88,6 +88,42 @@ def test_no_two_tests_of_a_file_have_the_same_name() -> None:
         assert len(names) == len(set(names)), home
 
 
+UNCLEAR = re.compile(
+    r"^test_(it|they|them|their|this|that|these|those)_"
+    r"|_(its|what|whatever|who|whoever|whom|whose|wherever|likewise)(_|$)"
+    r"|_(travels?|comes?_back|nothing_else|no_trouble|harms?|will_do|says_so|might_as_well)(_|$)"
+)
+"""Words in the name of a test that refer to something outside of the name, and idioms."""
+
+
+def test_names_of_tests_can_be_understood_without_the_file() -> None:
+    assert [f"{home}::{node.name}" for home, nodes in functions().items() for node in nodes if unclear(node)] == []
+
+
+def unclear(function: ast.FunctionDef) -> bool:
+    """Whether the name of a test does not name the component and the behaviour."""
+    return function.name.startswith("test_") and bool(UNCLEAR.search(function.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("test_its_state_travels_both_ways", True),
+        ("test_it_is_differentiable_twice", True),
+        ("test_who_is_left_does_not_wait_for_who_is_gone", True),
+        ("test_tensors_of_every_kind_come_back", True),
+        ("test_state_dict_loads_to_and_from_pytorch", False),
+        ("test_conv2d_is_differentiable_twice", False),
+        ("itself", False),
+    ],
+    ids=str,
+)
+def test_unclear_names_of_tests_are_found(name: str, found: bool) -> None:
+    function = ast.parse(f"def {name}(): ...").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert unclear(function) == found
+
+
 @pytest.mark.parametrize("chapter", sorted({entry.chapter for entry in CLAUSES.values()}))
 def test_every_clause_is_complete(chapter: str) -> None:
     entries = [entry for entry in CLAUSES.values() if entry.chapter == chapter]
@@ -150,9 +186,7 @@ def test_mistakes_in_clauses_are_found(entry: Clause, problem: str) -> None:
         ("08.x.seed", "claim", "tutorial", "randomness"),
     ],
 )
-def test_the_kind_and_the_name_of_a_clause_give_its_level_and_aspect(
-    name: str, kind: str, level: str, aspect: str
-) -> None:
+def test_kind_and_name_of_a_clause_give_level_and_aspect(name: str, kind: str, level: str, aspect: str) -> None:
     entry = Clause(name, kind, "A.", "甲。")
     assert (entry.level, entry.aspect) == (level, aspect)
 
@@ -292,7 +326,7 @@ def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
         assert len(set(verdicts.values())) == 1, verdicts
 
 
-def test_the_clauses_are_in_the_order_of_their_chapters() -> None:
+def test_clauses_are_in_chapter_order() -> None:
     ids = list(CLAUSES)
     assert [later for earlier, later in pairwise(ids) if later[:2] < earlier[:2]] == []
 

@@ -105,7 +105,7 @@ def test_listing_file_names_come_from_heading_sentence_or_comment(tmp_path: Path
 
 
 @clause("00.check.continuation")
-def test_a_listing_continues_those_with_its_names(tmp_path: Path) -> None:
+def test_a_listing_continues_earlier_listings_with_the_same_names(tmp_path: Path) -> None:
     found = listings(tmp_path, examples.CONTINUED)
     groups = sessions(found, modules_of(found))
     lines = [[found[number].line for number in group] for group in groups]
@@ -201,7 +201,7 @@ def test_outputs_differ_in(said: str, printed: str) -> None:
 
 @clause("00.check.verdicts", "00.check.continuation", "00.check.outputs")
 @pytest.mark.slow
-def test_continued_listings_get_their_verdicts(tmp_path: Path) -> None:
+def test_continued_listings_get_verdicts(tmp_path: Path) -> None:
     found = checked(tmp_path, examples.CONTINUED).results
     verdicts = {first_line(result.listing): result for result in found}
     wrong = [result.listing.printed for result in found if result.verdict in ("fails", "differs")]
@@ -215,7 +215,7 @@ def test_continued_listings_get_their_verdicts(tmp_path: Path) -> None:
 
 @clause("00.check.verdicts", "00.check.outputs")
 @pytest.mark.slow
-def test_a_notebook_gets_its_verdicts(tmp_path: Path) -> None:
+def test_a_notebook_gets_verdicts(tmp_path: Path) -> None:
     found = checked(tmp_path, examples.notebook(), "book.ipynb").results
     verdicts = [result.verdict for result in found]
     assert verdicts == [*("runs", "runs", "differs", "runs", "runs", "not run", "runs", "runs", "fragment", "fails")]

@@ -60,7 +60,7 @@ def fails(outcome: Outcome, kind: type[Exception], line: int, match: str = "") -
     assert outcome.line == line
 
 
-def test_all_49_listings_have_a_clause_with_their_lines_and_a_test() -> None:
+def test_all_49_listings_have_a_clause_with_line_numbers_and_a_test() -> None:
     assert len(LISTINGS) == 49
     assert {first: CLAUSES[clause_of(first)].lines for first in LISTINGS} == {
         first: (first, last) for first, (last, _) in LISTINGS.items()
@@ -163,7 +163,7 @@ def test_the_two_lines_on_gradients_lack_a_tensor(tmp_path: Path) -> None:
 
 
 @clause("03.listing.at_153")
-def test_the_listing_of_totensor_prints_the_tensor_and_writes_it(tmp_path: Path) -> None:
+def test_the_listing_of_totensor_prints_and_writes_the_tensor(tmp_path: Path) -> None:
     write_photograph(tmp_path, "01test/dataset/train/ants_image/0013035.jpg")
     outcome = as_printed(153, tmp_path)
     assert outcome.out.startswith("tensor([[[0.3137, 0.3137, 0.3137,")
@@ -172,7 +172,7 @@ def test_the_listing_of_totensor_prints_the_tensor_and_writes_it(tmp_path: Path)
 
 
 @clause("04.listing.at_188", "04.board.after_close")
-def test_the_listing_of_normalize_writes_its_second_image_after_close(tmp_path: Path) -> None:
+def test_the_listing_of_normalize_writes_the_second_image_after_close(tmp_path: Path) -> None:
     write_photograph(tmp_path, "test/train/ants_image/0013035.jpg")
     outcome = as_printed(188, tmp_path)
     printed = outcome.out.splitlines()
@@ -572,7 +572,7 @@ def test_the_lines_on_devices_lack_torch_and_leave_the_second_device(tmp_path: P
 @clause("19.listing.at_1744", "20.listing.at_1911", "19.listing.hard_coded", "20.recipe.device")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and cuda:0 is one")
 @pytest.mark.parametrize(("first", "line"), [(1744, 1800), (1911, 1967)])
-def test_the_listings_with_cuda_0_end_where_they_move_the_network(first: int, line: int, tmp_path: Path) -> None:
+def test_the_listings_with_cuda_0_fail_where_the_network_is_moved(first: int, line: int, tmp_path: Path) -> None:
     write_cifar10(tmp_path, "test/data")
     outcome = as_printed(first, tmp_path)
     assert isinstance(outcome.error, RuntimeError | AssertionError)  # without a driver, without CUDA
@@ -618,7 +618,7 @@ def test_the_check_of_chapter_20_as_printed_finds_no_file(tmp_path: Path) -> Non
 
 
 @clause("21.listing.at_2154", "21.listing.at_2158", "21.listing.at_2163")
-def test_the_cells_of_chapter_21_need_the_first_of_their_session(tmp_path: Path) -> None:
+def test_the_cells_of_chapter_21_need_the_first_cell_of_the_session(tmp_path: Path) -> None:
     for first, line in ((2158, 2159), (2163, 2164)):
         fails(as_printed(first, tmp_path), NameError, line, "'torch' is not defined")
     session = as_printed(2154, tmp_path).names

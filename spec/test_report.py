@@ -152,7 +152,7 @@ def test_two_processes_give_the_same_report(reported: Path, tmp_path: Path) -> N
 
 @clause("00.report.interrupted")
 @pytest.mark.slow
-def test_a_run_that_stops_at_the_first_failure_says_so(tmp_path: Path) -> None:
+def test_a_run_that_stops_at_the_first_failure_is_marked_incomplete(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     arguments = ("--impl", "mine.py", "-x", "-n", "0")
     result = run("pytest", *words(tmp_path / "report", *arguments, files=("08_convolution",)), folder=tmp_path)
@@ -457,7 +457,7 @@ class TestInABrowser:
         assert visible(opened) == everything
 
     @clause("00.report.links")
-    def test_a_clause_has_an_address_that_opens_its_tests(self, opened: Any) -> None:
+    def test_a_clause_has_a_url_that_opens_the_tests(self, opened: Any) -> None:
         opened.goto(opened.address + "#08.conv2d.padding1&f=1&verdict=refuted")
         article = opened.locator("[id='08.conv2d.padding1']")
         assert article.is_visible()

@@ -9,7 +9,7 @@ from spec.support.command import Result, run
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {
-    "test_the_length_of_a_loader_is_the_number_of_its_steps",
+    "test_loader_length_is_the_number_of_batches",
     "test_loader_length_follows_the_length_of_the_sampler",
 }
 

@@ -123,7 +123,7 @@ def test_no_order_of_adding_up_exceeds_the_tolerance_of_rounding(numbers: list[f
     assert_close(torch.tensor(total), torch.tensor(math.fsum(numbers), dtype=torch.float32), tolerance)
 
 
-def test_the_tolerance_of_rounding_equals_its_formula() -> None:
+def test_rounding_tolerance_equals_the_formula() -> None:
     tolerance = rounding(torch.float16, 3, 8.0)
     assert tolerance.absolute == (3 + 1) * 2**-10 * 8.0
     assert tolerance.because == "4 roundings to float16 (eps 0.000977) of numbers of up to 8"
@@ -426,7 +426,7 @@ def test_a_test_of_endless_calls_is_watched_only_for_a_while() -> None:
 
 
 @pytest.mark.slow
-def test_the_import_of_pytorch_s_samples_leaves_its_settings_free() -> None:
+def test_importing_pytorch_samples_does_not_change_torch_settings() -> None:
     samples("optim")
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = not before

@@ -427,9 +427,7 @@ def part(text: str, test: str) -> str:
     ],
 )
 @pytest.mark.slow
-def test_a_failure_gives_the_index_both_values_the_tolerance_and_its_derivation(
-    failures: tuple[Path, str], text: str
-) -> None:
+def test_a_failure_gives_index_both_values_tolerance_and_derivation(failures: tuple[Path, str], text: str) -> None:
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
 

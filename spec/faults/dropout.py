@@ -43,7 +43,7 @@ class EvaluationIsRescaled(Fault):
 class WholeChannelsAreDropped(Fault):
     """Whole channels are dropped, as in `dropout2d`."""
 
-    caught_by = "test_12_dropout.py::test_each_number_is_dropped_independently_of_its_neighbours"
+    caught_by = "test_12_dropout.py::test_elements_are_dropped_independently"
     says = r"the fraction of neighbours that are both dropped differs"
 
     @staticmethod

@@ -59,7 +59,7 @@ class PaddingLearns(Fault):
 class RepeatedWordsOverwriteTheirGradient(Fault):
     """Among several occurrences of a word only the last contributes to the gradient: `gradient[words] = upstream`."""
 
-    caught_by = "test_12_embedding.py::test_the_gradient_of_a_row_is_the_sum_over_its_occurrences"
+    caught_by = "test_12_embedding.py::test_gradient_of_a_row_is_the_sum_over_all_occurrences"
     says = r"the gradient differs"
 
     class _LookUp(torch.autograd.Function):

@@ -172,7 +172,7 @@ class KnowsThreePrefixes(Fault):
 class ForgetsTheMask(Fault):
     """A pruned weight is weight_orig, without its mask."""
 
-    caught_by = "test_17_legacy_content.py::test_pruned_networks_compute_with_their_masks"
+    caught_by = "test_17_legacy_content.py::test_pruned_networks_apply_the_masks"
     says = r"differ|expected"
 
     @staticmethod

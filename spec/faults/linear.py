@@ -73,7 +73,7 @@ class EverythingIsFlattenedFirst(Fault):
 class StartsFromTheNormalDistribution(Fault):
     """The weight has the right standard deviation but the wrong distribution."""
 
-    caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features"
+    caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_1_over_sqrt_in_features"
     says = r"assert .* <= "
 
     class Linear(nn.Linear):

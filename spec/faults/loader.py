@@ -102,7 +102,7 @@ class FillsUpTheLastBatch(Fault):
 class CountsWholeBatchesOnly(Fault):
     """`len` rounds n / batch_size down, although the incomplete batch is returned."""
 
-    caught_by = "test_06_dataloader.py::test_the_length_of_a_loader_is_the_number_of_its_steps"
+    caught_by = "test_06_dataloader.py::test_loader_length_is_the_number_of_batches"
     says = r"assert 781 == 782"
 
     class DataLoader(data.DataLoader[Any]):
@@ -200,7 +200,7 @@ class AppendsAlongTheFirstDimension(Fault):
 class CollateFnGetsTheBatch(Fault):
     """`collate_fn` is called with the default batch instead of the items."""
 
-    caught_by = "test_06_dataloader.py::test_collate_fn_makes_the_batch_of_the_list_of_its_items"
+    caught_by = "test_06_dataloader.py::test_collate_fn_receives_the_list_of_items"
     says = r"collate_fn receives the list of a batch's items"
 
     @staticmethod
@@ -258,7 +258,7 @@ def _same_seed(_: int) -> None:
 class WorkersDrawTheSame(Fault):
     """Every worker has the same seed."""
 
-    caught_by = "test_06_dataloader.py::test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator"
+    caught_by = "test_06_dataloader.py::test_each_worker_has_a_different_seed_from_the_generator"
     says = r"assert \(0, 0\) == "
 
     @staticmethod
@@ -280,7 +280,7 @@ class AnyBatchSizeIsTaken(Fault):
 class WorkersDropTheLastRound(Fault):
     """Batches of an incomplete last round of the workers are lost."""
 
-    caught_by = "test_06_dataloader.py::test_workers_that_do_not_divide_the_batches_give_all_of_them"
+    caught_by = "test_06_dataloader.py::test_all_batches_are_yielded_if_workers_do_not_divide_the_count"
     says = r"assert \[\[0, 1\], \[2, 3\], \[4, 5\]\] == \[\[0, 1\], \[2, 3\], \[4, 5\], \[6\]\]"
 
     class DataLoader(data.DataLoader[Any]):
@@ -292,7 +292,7 @@ class WorkersDropTheLastRound(Fault):
 class ForgetsItsGenerator(Fault):
     """The loader uses the generator, but has no attribute `generator`."""
 
-    caught_by = "test_06_dataloader.py::test_the_parts_that_a_loader_is_made_of_are_its_attributes"
+    caught_by = "test_06_dataloader.py::test_constructor_arguments_are_attributes_of_the_loader"
     says = r"assert None is <torch"
 
     class DataLoader(data.DataLoader[Any]):

@@ -195,7 +195,7 @@ class ClassNumbersAreBytes(Fault):
 class LayersAreSortedAsTexts(Fault):
     """The layers are sorted as text: layer 10 follows layer 1."""
 
-    caught_by = "test_13_sizes.py::test_eleven_layers_keep_their_order_when_they_are_saved"
+    caught_by = "test_13_sizes.py::test_sequential_of_eleven_layers_keeps_the_order_in_the_state_dict"
     says = r"(At index 2 diff|'10\.weight')"
 
     class Sequential(nn.Sequential):

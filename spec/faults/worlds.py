@@ -137,7 +137,7 @@ class ReluOfPositiveNumbersIsTheInput(Fault):
 class FlattenCopies(Fault):
     """The result is a copy instead of a view."""
 
-    caught_by = FILE + "test_results_own_their_memory_unless_they_are_views"
+    caught_by = FILE + "test_results_own_memory_unless_views"
     says = r"flatten: the result is a copy, not a view of input"
 
     @staticmethod
@@ -148,7 +148,7 @@ class FlattenCopies(Fault):
 class DropoutInEvaluationCopies(Fault):
     """The identity returns a copy instead of the input."""
 
-    caught_by = FILE + "test_results_own_their_memory_unless_they_are_views"
+    caught_by = FILE + "test_results_own_memory_unless_views"
     says = r"Dropout: the result is a copy, not a view of input"
 
     class Dropout(nn.Dropout):
