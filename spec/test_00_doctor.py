@@ -30,7 +30,7 @@ def found(findings: Iterator[Finding]) -> dict[str, Finding]:
 
 
 @clause("00.doctor.says")
-def test_the_doctor_checks_everything_and_gives_a_remedy_for_each_problem(tmp_path: Path) -> None:
+def test_doctor_gives_a_remedy_for_each_problem(tmp_path: Path) -> None:
     findings = found(iter(examine(tmp_path)))
     looked_at = {
         "Python",
@@ -53,7 +53,7 @@ def test_the_doctor_checks_everything_and_gives_a_remedy_for_each_problem(tmp_pa
 
 
 @clause("00.doctor.versions")
-def test_it_asks_for_the_versions_that_the_package_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_requires_the_versions_of_the_package_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"])  # pyright: ignore[reportArgumentType, reportCallIssue, reportOptionalMemberAccess]
     monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
@@ -81,7 +81,7 @@ def missing(name: str) -> str:
         ("3.0.0a0", "good", ""),
     ],
 )
-def test_a_version_is_missing_old_or_good(
+def test_doctor_classifies_package_versions(
     version: str | None, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "requirements", lambda: ["torch>=2.11"])
@@ -115,7 +115,7 @@ def gpus(
 
 
 @clause("00.doctor.gpus", "00.machine.provider")
-def test_gpus_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_lists_gpus_with_memory_and_a_remedy_for_a_busy_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, free=14.5)
     findings = found(doctor.accelerators())
     assert [*findings] == ["cuda:0", "cuda:1", "driver"]
@@ -144,7 +144,7 @@ def test_gpus_are_named_with_their_memory_and_one_that_is_taken_gets_a_remedy(mo
         ("gfx90a gfx942", "9.4", True),  # another maker's
     ],
 )
-def test_a_gpu_without_kernels_in_this_pytorch_is_wrong(built: str, capability: str, runs: bool) -> None:
+def test_doctor_reports_a_gpu_without_kernels_in_pytorch(built: str, capability: str, runs: bool) -> None:
     assert doctor.has_kernels(built.split(), *map(int, capability.split("."))) == runs
 
 
@@ -171,7 +171,7 @@ def test_a_gpu_without_kernels_is_reported_with_the_architectures_of_pytorch(mon
     ],
 )
 @pytest.mark.parametrize("available", [True, False])
-def test_a_driver_too_old_for_the_cuda_of_this_pytorch_is_wrong(
+def test_doctor_reports_a_driver_too_old_for_the_cuda_of_pytorch(
     driver: str, cuda: str, state: str, available: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, driver=driver, cuda=cuda)
@@ -215,7 +215,7 @@ def without(names: str) -> None:
 
 @clause("00.doctor.bare")
 @pytest.mark.slow
-def test_the_doctor_needs_nothing_but_python(tmp_path: Path) -> None:
+def test_doctor_runs_with_the_standard_library_only(tmp_path: Path) -> None:
     # -I: without PYTHONPATH and the user's packages; -S: without those that are installed
     command = [sys.executable, "-I", "-S", ROOT / "scripts/doctor.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -225,7 +225,7 @@ def test_the_doctor_needs_nothing_but_python(tmp_path: Path) -> None:
 
 
 @clause("00.doctor.gpus", "21.gpu.available")
-def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_gpu_at_all_is_not(
+def test_doctor_reports_a_driver_without_matching_pytorch_but_not_a_missing_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -242,7 +242,7 @@ def test_a_driver_without_a_pytorch_that_fits_is_wrong_and_no_gpu_at_all_is_not(
 
 
 @clause("21.gpu.nvidia_smi")
-def test_nvidia_smi_is_run_and_its_failure_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_treats_a_failure_of_nvidia_smi_as_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.nvidia_smi() == ""
     program = tmp_path / "nvidia-smi"
@@ -254,7 +254,7 @@ def test_nvidia_smi_is_run_and_its_failure_means_no_gpu(tmp_path: Path, monkeypa
 
 
 @clause("00.doctor.data")
-def test_data_is_found_where_a_training_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_data_in_the_folders_that_training_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCEAN_DATA", raising=False)
     (finding,) = doctor.data(tmp_path)
     assert (finding.state, "--download" in finding.remedy) == ("note", True)
@@ -269,7 +269,7 @@ def test_data_is_found_where_a_training_looks_for_it(tmp_path: Path, monkeypatch
 
 
 @clause("00.doctor.data")
-def test_little_room_and_few_threads_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_notes_little_disk_space_and_few_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
     (finding,) = doctor.storage(tmp_path)
     assert (finding.state, finding.what) == ("note", "disk")
@@ -281,7 +281,7 @@ def test_little_room_and_few_threads_are_noted(tmp_path: Path, monkeypatch: pyte
 
 @clause("00.doctor.status")
 @pytest.mark.slow
-def test_the_script_prints_text_or_json_and_its_status_says_whether_a_training_can_run(tmp_path: Path) -> None:
+def test_doctor_script_prints_text_or_json_and_exits_with_a_status(tmp_path: Path) -> None:
     text, listed = (run("doctor.py", *words, folder=tmp_path) for words in ((), ("--json",)))
     findings = json.loads(listed.out)
     wrong = [finding for finding in findings if finding["state"] == "wrong"]
@@ -303,7 +303,7 @@ def without_tensorboard() -> None:
 
 
 @clause("00.remote.ssh")
-def test_an_editor_finds_its_settings_on_the_other_machine() -> None:
+def test_editor_settings_are_part_of_the_dev_container() -> None:
     settings = json.loads((ROOT / ".vscode/settings.json").read_text())
     assert settings["python.testing.pytestEnabled"]
     assert settings["python.testing.pytestArgs"][0] == "spec"
@@ -314,7 +314,7 @@ def test_an_editor_finds_its_settings_on_the_other_machine() -> None:
 
 
 @clause("00.remote.container")
-def test_the_dev_container_installs_the_package_and_asks_the_doctor() -> None:
+def test_dev_container_installs_the_package_and_runs_the_doctor() -> None:
     container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
     assert container["postCreateCommand"] == "python -m pip install -e '.[test]' && python scripts/doctor.py"
     assert container["hostRequirements"]["gpu"] == "optional"
@@ -325,7 +325,7 @@ def test_the_dev_container_installs_the_package_and_asks_the_doctor() -> None:
 
 @clause("00.remote.collected")
 @pytest.mark.slow
-def test_the_editors_test_command_collects_the_specification() -> None:
+def test_editor_test_command_collects_the_specification() -> None:
     words = json.loads((ROOT / ".vscode/settings.json").read_text())["python.testing.pytestArgs"]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *words]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -220,7 +220,7 @@ def hidden_entries(source: str) -> list[str]:
 @clause("00.package.language")
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_each_argument_has_its_own_line_in_a_docstring(folder: str) -> None:
+def test_each_argument_has_a_separate_line_in_a_docstring(folder: str) -> None:
     found = {
         path.name: hidden_entries(path.read_text(encoding="utf-8")) for path in sources(folder) if path.suffix == ".py"
     }

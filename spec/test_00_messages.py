@@ -64,7 +64,7 @@ def test_a_message_without_a_translation_is_found(tmp_path: Path) -> None:
 
 
 @clause("00.messages.complete")
-def test_a_translation_has_the_variable_parts_of_its_message() -> None:
+def test_translations_keep_the_placeholders_of_the_message() -> None:
     for text, chinese in TABLE.items():
         if "default" in text:  # the help text inserts the value itself, untranslated
             continue
@@ -95,7 +95,7 @@ def test_variable_parts_are_inserted_and_translated(text: str, expected: str) ->
 
 @clause("00.messages.filled")
 @pytest.mark.usefixtures("chinese")
-def test_a_name_is_not_translated_even_if_it_is_a_word_of_the_program() -> None:
+def test_user_names_equal_to_program_words_are_not_translated() -> None:
     for name in (text for text in TABLE if " " not in text.strip()):
         line = f"most confused: 3 images of class {name} were taken for x"
         assert messages.translated(line) == f"最常混淆：3 张 {name} 被判为 x"
@@ -105,7 +105,7 @@ def test_a_name_is_not_translated_even_if_it_is_a_word_of_the_program() -> None:
 @clause("00.messages.filled")
 @pytest.mark.slow
 @given(values=st.lists(st.text(max_size=8), min_size=9, max_size=9), number=st.integers(0, 10**6))
-def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[str], number: int) -> None:
+def test_a_formatted_message_is_recognized_for_all_values(values: list[str], number: int) -> None:
     template = messages._TEMPLATES[number % len(messages._TEMPLATES)]
     pieces = template.pieces
     text = "".join(piece + value for piece, value in zip(pieces, [*values[: len(pieces) - 1], ""], strict=True))
@@ -116,7 +116,7 @@ def test_a_filled_message_is_recognized_whatever_it_is_filled_with(values: list[
 
 @clause("00.messages.filled")
 @pytest.mark.parametrize(("english", "chinese"), [("error: ", "错误："), ("note: ", "注意：")])
-def test_each_message_may_stand_behind_the_word_error_or_note(english: str, chinese: str) -> None:
+def test_messages_are_translated_after_error_and_note_prefixes(english: str, chinese: str) -> None:
     wrong = []
     for text in TABLE:
         message = text.replace("{}", "X1")
@@ -140,7 +140,7 @@ def test_each_message_may_stand_behind_the_word_error_or_note(english: str, chin
         (("--lang", "auto"), "zh_TW", True),
     ],
 )
-def test_the_language_is_the_one_asked_for_or_that_of_the_locale(
+def test_language_follows_the_lang_option_then_the_locale(
     arguments: tuple[str, ...], locale: str, chinese: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "_chinese", not chinese)

@@ -30,7 +30,7 @@ def test_importing_the_reference_does_not_import_optional_packages() -> None:
 
 
 @clause("00.package.lazy")
-def test_importing_the_reference_brings_nothing_but_itself() -> None:
+def test_importing_reference_imports_no_submodule() -> None:
     """Names are imported on first use, so that `import reference` takes hardly longer than `import torch`."""
     code = """
 import sys
@@ -44,13 +44,13 @@ print(set(reference.__all__) <= set(dir(reference)))
 
 @clause("00.package.lazy")
 @pytest.mark.slow
-def test_a_name_brings_its_own_module_only() -> None:
+def test_accessing_a_public_name_imports_only_the_defining_module() -> None:
     code = "import sys; from reference import conv2d; print(conv2d.__module__, 'PIL' in sys.modules)"
     assert printed(code) == "reference.nn.convolution False\n"
 
 
 @clause("00.package.lazy")
-def test_every_public_name_comes_from_where_the_type_checker_sees_it() -> None:
+def test_public_names_resolve_to_the_modules_of_the_type_stub() -> None:
     homes = {
         name: f"reference.{module}"
         for modules in reference.PUBLIC.values()
@@ -74,7 +74,7 @@ def readme(name: str) -> str:
 
 @clause("00.package.imports")
 @pytest.mark.slow
-def test_the_package_requires_everything_that_it_imports() -> None:
+def test_package_metadata_requires_all_imported_packages() -> None:
     project = tomllib.loads(readme("pyproject.toml"))["project"]
 
     def names(entries: list[str]) -> set[str]:

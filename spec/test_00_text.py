@@ -114,7 +114,7 @@ def short_of_memory() -> None:
 
 @clause("00.text.errors")
 @pytest.mark.slow
-def test_a_lack_of_memory_is_one_line(tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_in_one_line(tmp_path: Path) -> None:
     result = run(short_of_memory, folder=tmp_path)
     assert (result.status, result.out) == (2, "")
     assert result.err == "error: there is not enough memory (Unable to allocate 3 GiB for an array)\n"
@@ -133,7 +133,7 @@ def only_json(text: str) -> Any:
 
 
 @clause("00.text.json")
-def test_json_has_null_where_a_number_is_not_finite() -> None:
+def test_json_writes_non_finite_numbers_as_null() -> None:
     content = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": math.nan}}
     assert only_json(json_text(content)) == {"a": [1.5, None, [None, None]], "b": {"c": None}}
 
@@ -141,7 +141,7 @@ def test_json_has_null_where_a_number_is_not_finite() -> None:
 @clause("00.text.json")
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "ascii"])
 @pytest.mark.parametrize("text", [*DANGEROUS.values(), *HARMLESS], ids=ascii)
-def test_json_means_the_same_in_every_encoding_and_hides_nothing(text: str, encoding: str) -> None:
+def test_json_output_decodes_to_the_same_value_in_all_encodings(text: str, encoding: str) -> None:
     written = json_text({text: [text]}, encoding=encoding)
     assert is_printable(written)
     assert only_json(written.encode(encoding).decode("utf-8")) == {text: [text]}  # RFC 8259: JSON is UTF-8
@@ -156,7 +156,7 @@ def test_json_is_readable_in_utf_8_and_ascii_in_every_other_encoding() -> None:
 
 
 @clause("00.text.json")
-def test_json_of_something_else_is_rejected() -> None:
+def test_json_dump_rejects_unsupported_types() -> None:
     with pytest.raises(TypeError, match="object"):
         json_text({"a": object()})
 
@@ -186,7 +186,7 @@ def console(encoding: str = "utf-8") -> tuple[Console, io.BytesIO]:
 @clause("00.text.console")
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "ascii", "latin-1"])
 @given(text=st.text(st.characters()))
-def test_a_console_shows_every_text_in_every_encoding(encoding: str, text: str) -> None:
+def test_console_prints_all_text_in_all_encodings(encoding: str, text: str) -> None:
     stream, written = console(encoding)
     stream.write(text)
     shown = written.getvalue().decode(encoding)
@@ -194,7 +194,7 @@ def test_a_console_shows_every_text_in_every_encoding(encoding: str, text: str) 
 
 
 @clause("00.text.console")
-def test_a_console_shows_the_characters_of_its_encoding_and_escapes_others() -> None:
+def test_a_console_escapes_characters_outside_the_encoding() -> None:
     for encoding, expected in {
         "utf-8": "猫 é → 🐸\n",
         "gbk": "猫 é → \\U0001f438\n",
@@ -207,7 +207,7 @@ def test_a_console_shows_the_characters_of_its_encoding_and_escapes_others() -> 
 
 
 @clause("00.text.console")
-def test_only_a_progress_bar_may_return_to_the_start_of_its_line() -> None:
+def test_only_a_progress_bar_prints_carriage_returns() -> None:
     stream, written = console()
     stream.write("\r10 %")
     stream.write("done\rundone\x1b[A")
@@ -226,7 +226,7 @@ def test_colours_pass_while_the_help_is_printed_and_other_escapes_never(monkeypa
 
 @clause("00.text.lost")
 @pytest.mark.parametrize(("number", "failed"), [(errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)])
-def test_a_console_that_cannot_be_written_is_given_up_without_a_word(number: int, failed: bool) -> None:
+def test_console_write_errors_are_ignored_silently(number: int, failed: bool) -> None:
     raw = Failing(number)
     stream = Console(io.TextIOWrapper(raw, encoding="utf-8", write_through=True))  # pyright: ignore[reportArgumentType]
     for _ in range(3):
@@ -239,7 +239,7 @@ def test_a_console_that_cannot_be_written_is_given_up_without_a_word(number: int
 
 
 @clause("00.text.lost")
-def test_a_console_that_was_closed_takes_everything_and_keeps_nothing() -> None:
+def test_writes_to_a_closed_console_are_discarded() -> None:
     for stream in (Console(None), Console(io.StringIO())):
         stream.stream.close()
         print("text", file=stream, flush=True)
@@ -262,7 +262,7 @@ def test_a_signal_handler_may_print_while_the_same_stream_is_written(tmp_path: P
 
 
 @clause("00.text.printable", "00.text.lost")
-def test_one_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_prints_one_line_per_image_with_escaped_names(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", newline="\n"))
     monkeypatch.setattr(sys, "stderr", None)
@@ -326,7 +326,7 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
         ("2>&1 | head -1", 0, ""),
     ],
 )
-def test_a_program_does_its_work_whether_or_not_it_can_print(
+def test_programs_complete_when_stdout_is_closed_or_full(
     program: str, tmp_path: Path, redirection: str, status: int, said: str
 ) -> None:
     done = shell(f"set -o pipefail; {program} 10000 done.txt {redirection}", tmp_path, PYTHONUTF8="1")
@@ -364,7 +364,7 @@ def test_a_console_that_is_not_utf_8_escapes_the_other_characters(
 
 @clause("00.text.lost")
 @pytest.mark.slow
-def test_a_closed_standard_error_does_not_become_a_file_of_data(tmp_path: Path) -> None:
+def test_file_descriptor_2_is_not_reused_when_stderr_is_closed(tmp_path: Path) -> None:
     """The next opened file gets the lowest free descriptor, and libraries write to descriptor 2."""
     (tmp_path / "program.py").write_text(
         "import os\nfrom reference.errors import exit_with\n\ndef main():\n"
@@ -390,9 +390,7 @@ def test_the_help_can_be_read_on_an_ascii_console(script: str, tmp_path: Path) -
 @clause("00.text.names")
 @pytest.mark.parametrize("name", DANGEROUS.values(), ids=DANGEROUS)
 @pytest.mark.slow
-def test_class_names_that_cannot_be_printed_are_refused_in_writing_and_escaped_in_reading(
-    name: str, tmp_path: Path
-) -> None:
+def test_unprintable_class_names_are_rejected_on_save_and_escaped_on_load(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     with pytest.raises(InputError, match=r"the class name .* cannot be printed"):
         save_checkpoint(path, Ocean(classes=2), [name, "猫"])
@@ -408,7 +406,7 @@ def test_class_names_that_cannot_be_printed_are_refused_in_writing_and_escaped_i
     [(layer, attribute) for layer, attributes in LAYERS.items() for attribute in attributes],
     ids="-".join,
 )
-def test_no_attribute_of_a_foreign_layer_brings_escapes_into_the_printed_network(layer: str, attribute: str) -> None:
+def test_printed_networks_escape_control_characters_in_layer_attributes(layer: str, attribute: str) -> None:
     kind = next(name for name, own in STANDARD.items() if own == layer)
     for value in ("\x1b[31mX", ("\x1b",), ["a\nb"]):
         with pytest.raises(CannotRunError):

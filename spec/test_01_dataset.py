@@ -45,12 +45,12 @@ def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 @clause("01.image.pixels")
-def test_an_rgb_image_keeps_its_pixels(tmp_path: Path) -> None:
+def test_an_rgb_image_is_returned_unchanged(tmp_path: Path) -> None:
     assert np.array_equal(pixels(draw(tmp_path / "a.png")), gradient(6, 8))
 
 
 @clause("01.image.pixels")
-def test_one_pixel_is_an_image(tmp_path: Path) -> None:
+def test_one_pixel_images_are_loaded(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").tolist() == [[[1, 2, 3]]]
     assert pixels(tmp_path / "a.png", (2, 3)).tolist() == [[[1, 2, 3]] * 3] * 2
@@ -58,7 +58,7 @@ def test_one_pixel_is_an_image(tmp_path: Path) -> None:
 
 @clause("01.image.pixels")
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "LAB", "P", "RGB"])
-def test_a_mode_without_alpha_shows_the_colours_pillow_shows(mode: str, tmp_path: Path) -> None:
+def test_modes_without_alpha_convert_to_rgb_as_in_pillow(mode: str, tmp_path: Path) -> None:
     source = Image.fromarray(gradient(6, 8))
     source.convert(mode).save(tmp_path / "a.tif")
     with Image.open(tmp_path / "a.tif") as stored:
@@ -75,7 +75,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 @clause("01.image.pixels")
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
-def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
+def test_rgba_images_are_composited_over_white(suffix: str, tmp_path: Path) -> None:
     colour, alpha = gradient(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(np.dstack([colour, alpha])).save(
         tmp_path / f"a{suffix}",
@@ -86,7 +86,7 @@ def test_rgba_is_laid_over_white(suffix: str, tmp_path: Path) -> None:
 
 @clause("01.image.pixels")
 @pytest.mark.parametrize("mode", ["HSV", "RGBa", "PA"])
-def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rare_image_modes_are_converted_to_rgb(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Image.new(mode, (2, 1))
     values = {"HSV": [(0, 255, 255), (0, 0, 128)], "RGBa": [(100, 0, 0, 255), (0, 0, 0, 0)], "PA": [(1, 255), (1, 0)]}
     opened.putdata(values[mode])
@@ -99,14 +99,14 @@ def test_a_mode_that_no_usual_file_has_is_shown_too(mode: str, tmp_path: Path, m
 
 
 @clause("01.image.pixels")
-def test_la_is_laid_over_white(tmp_path: Path) -> None:
+def test_la_images_are_composited_over_white(tmp_path: Path) -> None:
     grey, alpha = gradient(16, 16, 1)[..., 0], np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).save(tmp_path / "a.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), over_white(np.dstack([grey] * 3), alpha))
 
 
 @clause("01.image.pixels")
-def test_a_palette_with_one_transparent_colour_shows_white_there(tmp_path: Path) -> None:
+def test_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(tmp_path / "a.png", transparency=1)
@@ -114,7 +114,7 @@ def test_a_palette_with_one_transparent_colour_shows_white_there(tmp_path: Path)
 
 
 @clause("01.image.pixels")
-def test_a_palette_with_an_alpha_for_each_colour_is_laid_over_white(tmp_path: Path) -> None:
+def test_palette_with_alpha_is_composited_over_white(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(tmp_path / "a.png", transparency=bytes([255, 128, 0]))
@@ -124,7 +124,7 @@ def test_a_palette_with_an_alpha_for_each_colour_is_laid_over_white(tmp_path: Pa
 
 @clause("01.image.pixels")
 @pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9)), ("I;16", 700)])
-def test_a_colour_declared_transparent_shows_white(mode: str, colour: Any, tmp_path: Path) -> None:
+def test_transparent_colour_of_an_image_becomes_white(mode: str, colour: Any, tmp_path: Path) -> None:
     image = Image.new(mode, (2, 1), 0)
     image.putpixel((1, 0), colour)
     image.save(tmp_path / "a.png", transparency=colour)
@@ -133,7 +133,7 @@ def test_a_colour_declared_transparent_shows_white(mode: str, colour: Any, tmp_p
 
 @clause("01.image.scale")
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"], ids=["I;16", "I;16B"])
-def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled_to_8_bits(dtype: str, tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]])
     Image.fromarray(values.astype(dtype)).save(tmp_path / "a.tif")
     # 65535 / 255 = 257: each grey level covers 257 values, and 129 is nearer to 257 than to 0
@@ -156,9 +156,7 @@ def test_16_bits_are_scaled_not_cut_off(dtype: str, tmp_path: Path) -> None:
         pytest.param([np.nan, np.nan, np.nan], [0, 0, 0], id="nothing but not a number"),
     ],
 )
-def test_floats_are_scaled_from_the_smallest_customary_range(
-    values: list[float], expected: list[int], tmp_path: Path
-) -> None:
+def test_float_images_are_scaled_from_the_value_range(values: list[float], expected: list[int], tmp_path: Path) -> None:
     Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tif")
     assert pixels(tmp_path / "a.tif")[0, :, 1].tolist() == expected
 
@@ -168,7 +166,7 @@ def test_floats_are_scaled_from_the_smallest_customary_range(
     ("values", "expected"),
     [([0, 100, 255], [0, 100, 255]), ([0, 25700, 65535], [0, 100, 255]), ([-(2**31), 0, 2**31 - 1], [0, 128, 255])],
 )
-def test_32_bit_integers_are_scaled_likewise(values: list[int], expected: list[int], tmp_path: Path) -> None:
+def test_32_bit_integer_images_are_scaled_to_8_bits(values: list[int], expected: list[int], tmp_path: Path) -> None:
     Image.fromarray(np.array([values], np.int32)).save(tmp_path / "a.tif")
     assert pixels(tmp_path / "a.tif")[0, :, 2].tolist() == expected
 
@@ -188,7 +186,7 @@ ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 @clause("01.image.orientation")
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", ORIENTED)
-def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied_exactly_once(suffix: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
@@ -202,14 +200,14 @@ def test_the_cameras_orientation_is_applied_once(suffix: str, orientation: int, 
 
 
 @clause("01.image.pixels")
-def test_damaged_metadata_do_not_make_an_image_unreadable(tmp_path: Path) -> None:
+def test_images_with_damaged_metadata_are_read(tmp_path: Path) -> None:
     path = draw(tmp_path / "a.png", exif=b"Exif\0\0XX\x00\x99nonsense")
     assert np.array_equal(pixels(path), gradient(6, 8))
 
 
 @clause("01.image.first_frame")
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
-def test_of_an_animation_the_first_frame_is_shown(suffix: str, tmp_path: Path) -> None:
+def test_animations_load_the_first_frame(suffix: str, tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
     options = {"lossless": True} if suffix == ".webp" else {}
     red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue], **options)  # pyright: ignore[reportArgumentType]
@@ -241,7 +239,7 @@ def test_resizing_equals_torchvisions_resize(tmp_path: Path) -> None:
 
 
 @clause("01.image.orientation")
-def test_a_turned_image_is_resized_after_turning(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied_before_resizing(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = draw(tmp_path / "a.png", 40, 90, exif=exif)
@@ -270,7 +268,7 @@ def test_a_huge_image_differs_from_the_plain_recipe_only_slightly(suffix: str, t
 @pytest.mark.parametrize("size", [(16, 16), None], ids=["resized", "full size"])
 @pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
 @pytest.mark.slow
-def test_a_huge_image_of_another_mode_is_converted_the_same_in_every_part(
+def test_a_huge_image_is_converted_to_rgb_the_same_in_every_strip(
     mode: str, size: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     height, width = 1280, 1100  # the lower half is white
@@ -297,7 +295,7 @@ def test_a_long_thin_image_is_not_reduced_below_the_requested_size(tmp_path: Pat
 
 
 @clause("01.image.limit")
-def test_pillows_own_size_limit_is_neither_met_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_max_image_pixels_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = draw(tmp_path / "a.png", 6, 8)
     assert pixels(path).shape == (6, 8, 3)
@@ -307,7 +305,7 @@ def test_pillows_own_size_limit_is_neither_met_nor_changed(tmp_path: Path, monke
 
 
 @clause("01.image.limit")
-def test_pillows_own_size_limit_survives_many_threads(tmp_path: Path) -> None:
+def test_pillow_max_image_pixels_is_unchanged_after_many_threads(tmp_path: Path) -> None:
     path, before = draw(tmp_path / "a.png"), Image.MAX_IMAGE_PIXELS
     threads = [threading.Thread(target=lambda: [open_image(path) for _ in range(50)]) for _ in range(8)]
     for thread in threads:
@@ -374,7 +372,7 @@ def test_a_missing_file_and_a_directory_are_named_with_the_reason(tmp_path: Path
 
 
 @clause("01.image.rejects")
-def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
+def test_file_names_with_line_breaks_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\\nb é\.png: not a readable image"):
         open_image(tmp_path / "a\nb é.png")
 
@@ -383,9 +381,7 @@ def test_a_name_with_a_line_end_stays_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)]
 )
-def test_any_error_of_a_decoder_becomes_an_input_error(
-    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoder_errors_become_input_errors(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise fault
 
@@ -456,45 +452,45 @@ def run_listing(changed: str = "", into: str = "") -> dict[str, Any]:
 
 
 @clause("01.folder.listing")
-def test_with_its_seven_mistakes_corrected_the_listing_runs() -> None:
+def test_the_listing_runs_after_seven_corrections() -> None:
     found = run_listing()
     assert found["item"] == (Path("dataset/train/ants/0.jpg"), "ants")
     assert found["length"] == 1
 
 
 @clause("01.listing.colon")
-def test_a_method_without_its_colon_stops_the_whole_file() -> None:
+def test_a_missing_colon_after_def_is_a_syntax_error_of_the_file() -> None:
     with pytest.raises(SyntaxError, match="expected ':'") as caught:
         run_listing("def __len__(self):", "def __len__(self)")  # chapter 01, line 62
     assert "__len__" in (caught.value.text or "")
 
 
 @clause("01.listing.label_name")
-def test_the_ants_label_is_used_under_a_name_that_does_not_exist_yet() -> None:
+def test_ants_label_in_the_listing_is_an_undefined_name() -> None:
     with pytest.raises(NameError, match="'label' is not defined"):
         run_listing("Images(root, ants_label)", "Images(root, label)")  # line 68
 
 
 @clause("01.listing.arguments")
-def test_an_init_of_self_alone_takes_no_folder_and_no_label() -> None:
+def test_init_without_parameters_rejects_folder_and_label() -> None:
     with pytest.raises(TypeError, match="takes 1 positional argument but 3 were given"):
         run_listing("def __init__(self, root, label):", "def __init__(self):")  # line 47
 
 
 @clause("01.listing.root_dot")
-def test_root_dot_dir_needs_a_root() -> None:
+def test_root_dir_attribute_needs_an_assignment_in_init() -> None:
     with pytest.raises(AttributeError, match="no attribute 'root'"):
         run_listing("self.root_dir = root", "self.root.dir = root")  # line 48
 
 
 @clause("01.listing.label_dot")
-def test_label_dot_dir_needs_a_label() -> None:
+def test_label_dir_attribute_needs_an_assignment_in_init() -> None:
     with pytest.raises(AttributeError, match="no attribute 'label'"):
         run_listing("self.label_dir = label", "self.label.dir = label")  # line 49
 
 
 @clause("01.listing.name_dot")
-def test_image_dot_name_needs_an_image() -> None:
+def test_image_name_attribute_is_missing_on_path_strings() -> None:
     with pytest.raises(UnboundLocalError, match="local variable 'image'"):
         run_listing("name = self.names[index]", "image.name = self.names[index]")  # line 55
 
@@ -533,7 +529,7 @@ BEES = [(8, "bees")] * 3
 
 @clause("01.folder.layout", "01.folder.listing")
 @pytest.mark.parametrize("folder", ["dataset/train", "./dataset/train"])
-def test_ants_and_bees_lie_in_the_folders_of_the_listing(
+def test_ants_and_bees_folders_are_those_of_the_listing(
     LabeledFolder: Folder, root: Path, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root.parents[1])
@@ -543,7 +539,7 @@ def test_ants_and_bees_lie_in_the_folders_of_the_listing(
 
 
 @clause("01.folder.init")
-def test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label(LabeledFolder: Folder, root: Path) -> None:
+def test_init_receives_folder_and_label_on_construction(LabeledFolder: Folder, root: Path) -> None:
     kind: Any = LabeledFolder.target  # pyright: ignore[reportFunctionMemberAccess]
     seen = []
 
@@ -567,7 +563,7 @@ def test_two_data_sets_hold_two_folders_and_no_global_variable(LabeledFolder: Fo
 
 
 @clause("01.folder.index", "01.folder.length")
-def test_brackets_call_getitem_and_len_calls_len(LabeledFolder: Folder, root: Path) -> None:
+def test_indexing_calls_getitem_and_len_calls_dunder_len(LabeledFolder: Folder, root: Path) -> None:
     kind: Any = LabeledFolder.target  # pyright: ignore[reportFunctionMemberAccess]
 
     class Called(kind):
@@ -638,7 +634,7 @@ def test_an_index_out_of_range_is_rejected(LabeledFolder: Folder, index: int, ro
 
 @clause("01.folder.indices")
 @pytest.mark.parametrize("index", [slice(0, 2), 1.0, "a", None], ids=repr)
-def test_only_one_integer_takes_an_item(LabeledFolder: Folder, index: Any, root: Path) -> None:
+def test_indexing_takes_one_integer_only(LabeledFolder: Folder, index: Any, root: Path) -> None:
     ants = LabeledFolder(root, "ants")
     for dataset in (ants, ants + ants):
         with rejects(naming="integer|indices|slice|not supported between"):
@@ -657,7 +653,7 @@ def test_a_missing_folder_is_named(LabeledFolder: Folder, root: Path) -> None:
 
 
 @clause("01.folder.concatenation")
-def test_plus_puts_one_data_set_after_the_other_and_associates(LabeledFolder: Folder, root: Path) -> None:
+def test_addition_concatenates_data_sets_associatively(LabeledFolder: Folder, root: Path) -> None:
     a, b = LabeledFolder(root, "ants"), LabeledFolder(root, "bees")
     c = [("x", 1), ("y", 2)]  # any object with a length and items by index
     assert heights((a + b) + c) == heights(a + (b + c)) == ANTS + BEES + c
@@ -671,20 +667,20 @@ def test_plus_puts_one_data_set_after_the_other_and_associates(LabeledFolder: Fo
 
 
 @clause("01.folder.concatenation")
-def test_plus_takes_empty_parts(LabeledFolder: Folder, root: Path) -> None:
+def test_addition_accepts_empty_data_sets(LabeledFolder: Folder, root: Path) -> None:
     nothing: list[int] = []
     assert heights(LabeledFolder(root, "bees") + nothing + [(5, 6)]) == [*BEES, (5, 6)]
 
 
 @clause("01.folder.workers")
-def test_it_can_be_pickled(LabeledFolder: Folder, root: Path) -> None:
+def test_data_set_can_be_pickled(LabeledFolder: Folder, root: Path) -> None:
     both = LabeledFolder(root, "ants") + LabeledFolder(root, "bees")
     assert heights(pickle.loads(pickle.dumps(both))) == ANTS + BEES
 
 
 @clause("01.folder.descriptors")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted in /proc")
-def test_an_item_that_is_kept_keeps_no_file_open(LabeledFolder: Folder, root: Path) -> None:
+def test_items_keep_no_file_open(LabeledFolder: Folder, root: Path) -> None:
     ants, before = LabeledFolder(root, "ants"), len(os.listdir("/proc/self/fd"))
     kept = [ants[i] for i in range(6)]
     assert len(os.listdir("/proc/self/fd")) == before
@@ -714,7 +710,7 @@ def height_of(image: Image.Image) -> int:
 
 
 @clause("01.folder.rejects")
-def test_the_reference_names_the_folder_that_it_cannot_use(root: Path) -> None:
+def test_missing_folder_error_names_the_folder(root: Path) -> None:
     (root / "wasps").mkdir()
     with pytest.raises(InputError, match=r"there is no folder .*flies"):
         ReferenceFolder(root, "flies")
@@ -726,7 +722,7 @@ def test_the_reference_names_the_folder_that_it_cannot_use(root: Path) -> None:
 
 
 @clause("01.folder.indices")
-def test_the_reference_says_which_index_and_which_length(root: Path) -> None:
+def test_index_error_names_index_and_length(root: Path) -> None:
     bees = ReferenceFolder(root, "bees")
     with pytest.raises(IndexError, match=r"LabeledFolder: index -4 is out of range for 3 items"):
         bees[-4]
@@ -738,7 +734,7 @@ def test_the_reference_says_which_index_and_which_length(root: Path) -> None:
 
 @clause("01.folder.concatenation")
 @pytest.mark.slow
-def test_the_reference_adds_thousands_of_parts(root: Path) -> None:
+def test_addition_concatenates_thousands_of_data_sets(root: Path) -> None:
     nothing: list[int] = []
     many = ReferenceFolder(root, "bees", height_of) + nothing
     for i in range(3000):
@@ -748,14 +744,14 @@ def test_the_reference_adds_thousands_of_parts(root: Path) -> None:
 
 @clause("01.folder.concatenation")
 @pytest.mark.parametrize("other", [3, None, iter([])], ids=["int", "None", "iterator"])
-def test_the_reference_adds_nothing_without_length_and_items(other: Any, root: Path) -> None:
+def test_addition_rejects_operands_without_len_and_getitem(other: Any, root: Path) -> None:
     with pytest.raises(TypeError, match=rf"got {type(other).__name__}"):
         ReferenceFolder(root, "bees") + other  # pyright: ignore[reportUnusedExpression]
 
 
 @pytest.mark.slow
 @clause("01.folder.workers")
-def test_the_reference_travels_to_worker_processes(root: Path) -> None:
+def test_data_set_can_be_sent_to_worker_processes(root: Path) -> None:
     both = ReferenceFolder(root, "ants", height_of) + ReferenceFolder(root, "bees", height_of)
     loader = DataLoader(both, batch_size=None, num_workers=1, multiprocessing_context="spawn")  # pyright: ignore[reportArgumentType]
     assert [tuple(item) for item in loader] == ANTS + BEES

@@ -52,7 +52,7 @@ def test_a_hundred_steps_draw_the_line_y_equals_2x(tmp_path: Path) -> None:
 
 @clause("02.add_image.printed")
 @pytest.mark.slow
-def test_an_array_of_rows_columns_and_channels_becomes_the_image(tmp_path: Path) -> None:
+def test_hwc_array_with_dataformats_is_written_as_image(tmp_path: Path) -> None:
     # chapter 02, line 128
     array = image()
     with SummaryWriter(tmp_path) as writer:
@@ -74,7 +74,7 @@ def test_a_loss_is_read_back_in_float32(tmp_path: Path) -> None:
 
 
 @clause("02.writer.event_file")
-def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> None:
+def test_a_writer_creates_the_folder_and_an_event_file(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     SummaryWriter(folder).close()
     (name,) = os.listdir(folder)
@@ -83,7 +83,7 @@ def test_a_writer_makes_its_folder_and_an_event_file_in_it(tmp_path: Path) -> No
 
 @clause("02.add_image.pil")
 @pytest.mark.slow
-def test_a_pil_image_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
+def test_add_image_rejects_a_pil_image_and_accepts_the_array(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         with pytest.raises(NotImplementedError, match="numpy array or torch tensor"):
             writer.add_image("x", Image.fromarray(image()), 1, dataformats="HWC")
@@ -91,7 +91,7 @@ def test_a_pil_image_is_refused_and_its_array_is_taken(tmp_path: Path) -> None:
 
 
 @clause("02.add_image.dataformats")
-def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_path: Path) -> None:
+def test_hwc_array_without_dataformats_is_an_error(tmp_path: Path) -> None:
     # chapter 02, line 127, which is commented out there
     with SummaryWriter(tmp_path) as writer, pytest.raises(TypeError, match="Cannot handle this data type"):
         writer.add_image("img test", image(), 1)
@@ -99,7 +99,7 @@ def test_without_dataformats_an_array_of_rows_columns_and_channels_fails(tmp_pat
 
 @clause("02.server.port")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a warning of the library that sanitizes TensorBoard's texts
-def test_tensorboard_itself_listens_on_6006() -> None:
+def test_tensorboard_default_port_is_6006() -> None:
     from tensorboard.plugins.core import core_plugin
 
     assert core_plugin.DEFAULT_PORT == 6006
@@ -107,7 +107,7 @@ def test_tensorboard_itself_listens_on_6006() -> None:
 
 @pytest.mark.slow
 @clause("02.server.flags")
-def test_the_folder_and_the_port_are_flags_of_tensorboard() -> None:
+def test_tensorboard_takes_logdir_and_port_flags() -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", "--helpfull"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--logdir PATH" in text
@@ -122,7 +122,7 @@ def test_the_folder_and_the_port_are_flags_of_tensorboard() -> None:
     ("name", "axes"), [("HWC", (0, 1, 2)), ("CHW", (2, 0, 1)), ("WHC", (1, 0, 2))], ids=["HWC", "CHW", "WHC"]
 )
 @pytest.mark.parametrize("kind", ["bytes", "floats"])
-def test_an_image_is_read_back_for_every_order_of_its_dimensions(
+def test_an_image_is_read_back_for_every_dimension_order(
     tmp_path: Path, name: str, axes: tuple[int, ...], kind: str
 ) -> None:
     array = image()[:6, :5]
@@ -158,7 +158,7 @@ def test_images_of_a_batch_are_put_side_by_side(tmp_path: Path) -> None:
 
 
 @clause("02.writer.two_epochs")
-def test_every_epoch_may_have_a_tag_of_its_own(tmp_path: Path) -> None:
+def test_every_epoch_may_have_a_separate_tag(tmp_path: Path) -> None:
     # chapter 06: tags "Epoch: 0" and "Epoch: 1", with 156 full batches each
     with SummaryWriter(tmp_path) as writer:
         for epoch in range(2):
@@ -190,7 +190,7 @@ def test_two_writers_in_one_folder_write_two_files_that_are_read_as_one(tmp_path
 
 
 @clause("02.writer.steps_back")
-def test_steps_may_go_back_and_nothing_is_lost_to_a_reader_that_keeps_all(tmp_path: Path) -> None:
+def test_steps_may_decrease_and_no_event_is_lost(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         for step in (0, 1, 2, 1):
             writer.add_scalar("x", step, step)

@@ -81,7 +81,7 @@ def test_the_scalars_have_the_tutorial_s_tags_and_steps(run_folder: Path) -> Non
 
 @pytest.mark.slow
 @clause("02.run.parts")
-def test_the_parts_have_the_losses_of_the_same_steps_under_one_tag(run_folder: Path) -> None:
+def test_train_and_test_subfolders_share_one_loss_tag(run_folder: Path) -> None:
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     train, test = read(run_folder / "train"), read(run_folder / "test")
     assert [event.step for event in train.Scalars("loss")] == list(range(1, 11))  # a point for each step
@@ -96,7 +96,7 @@ def test_the_parts_have_the_losses_of_the_same_steps_under_one_tag(run_folder: P
 
 @pytest.mark.slow
 @clause("02.run.hyperparameters")
-def test_the_settings_are_hyperparameters_beside_the_results(run_folder: Path) -> None:
+def test_settings_are_logged_as_hyperparameters_with_results(run_folder: Path) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
     contents = read(run_folder).summary_metadata  # pyright: ignore[reportAttributeAccessIssue]
@@ -126,7 +126,7 @@ def test_the_graph_has_the_nine_layers(run_folder: Path) -> None:
 
 @pytest.mark.slow
 @clause("02.run.images")
-def test_the_images_are_there_for_every_epoch(run_folder: Path) -> None:
+def test_images_are_logged_in_every_epoch(run_folder: Path) -> None:
     events = read(run_folder)
     for tag in ("predictions", "confusion", "mistakes", "kernels"):
         images = events.Images(tag)
@@ -247,7 +247,7 @@ def page(address: str, profile: Path) -> str:
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium: `apt-get install chromium` brings one")
 @clause("02.server.page")
 @pytest.mark.parametrize("logged", [True, False], ids=["what was logged", "nothing where nothing was"])
-def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
+def test_tensorboard_shows_in_a_browser(logged: bool, tmp_path: Path) -> None:
     # chapter 02, lines 93, 104, 128 and the images of lines 111 and 132
     if logged:
         with SummaryWriter(str(tmp_path / "logs" / "a run")) as writer:
@@ -269,7 +269,7 @@ def test_a_browser_shows(logged: bool, tmp_path: Path) -> None:
 
 
 @clause("02.add_image.formats")
-def test_an_image_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
+def test_logged_images_are_read_back_pixel_by_pixel(tmp_path: Path) -> None:
     drawn = Image.effect_noise((7, 5), 80).convert("RGB")
     tracker = Tracker(tmp_path)
     tracker.image("it", drawn, 3)
@@ -318,14 +318,14 @@ def rows(folder: Path) -> dict[str, list[int]]:
 
 
 @clause("02.run.forgets")
-def test_forgetting_cuts_every_tag_back_to_the_checkpoint(tmp_path: Path) -> None:
+def test_truncating_events_cuts_all_tags_back_to_the_checkpoint(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 10), range(3))
     forget_after(tmp_path, step=6, epoch=2)
     assert rows(tmp_path) == {"train_loss": [1, 2, 3, 4, 5, 6], "test_loss": [0, 1], "confusion": [0, 1]}
 
 
 @clause("02.run.forgets")
-def test_forgetting_cuts_the_parts_back_to_the_checkpoint_and_keeps_the_hyperparameters(tmp_path: Path) -> None:
+def test_truncating_events_cuts_subfolders_and_keeps_hyperparameters(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     tracker.hyperparameters({"seed": 3}, ("test_accuracy",))
     for step in range(1, 10):
@@ -342,7 +342,7 @@ def test_forgetting_cuts_the_parts_back_to_the_checkpoint_and_keeps_the_hyperpar
 
 
 @clause("02.run.forgets")
-def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) -> None:
+def test_truncating_events_merges_files_of_several_starts(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 4), range(1))
     logged(tmp_path, range(4, 10), range(1, 3))
     forget_after(tmp_path, step=5, epoch=2)
@@ -351,7 +351,7 @@ def test_forgetting_merges_the_files_of_several_starts_into_one(tmp_path: Path) 
 
 
 @clause("02.run.forgets")
-def test_forgetting_drops_the_duplicates_that_a_kill_during_a_merge_leaves(tmp_path: Path) -> None:
+def test_truncating_events_drops_duplicates_of_a_killed_merge(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 4), range(1))
     logged(tmp_path, range(4, 7), range(1, 2))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -365,7 +365,7 @@ def test_forgetting_drops_the_duplicates_that_a_kill_during_a_merge_leaves(tmp_p
 
 
 @clause("02.run.forgets")
-def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(tmp_path: Path) -> None:
+def test_truncating_events_accepts_a_file_cut_off_within_a_record(tmp_path: Path) -> None:
     logged(tmp_path, range(1, 10), range(0))
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
@@ -376,7 +376,7 @@ def test_forgetting_survives_a_file_that_was_cut_off_in_the_middle_of_a_record(t
 
 @clause("02.run.forgets")
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "link to itself", "no event", "a length of 2⁶⁰ bytes"])
-def test_forgetting_leaves_out_planted_event_files(kind: str, tmp_path: Path) -> None:
+def test_truncating_events_ignores_planted_event_files(kind: str, tmp_path: Path) -> None:
     logged(tmp_path, range(1, 4), range(1))
     planted = tmp_path / "events.out.tfevents.1.planted"
     if kind == "FIFO":
@@ -400,13 +400,13 @@ def test_forgetting_leaves_out_planted_event_files(kind: str, tmp_path: Path) ->
 
 
 @clause("02.run.forgets")
-def test_forgetting_nothing_in_an_empty_folder(tmp_path: Path) -> None:
+def test_truncating_events_accepts_an_empty_folder(tmp_path: Path) -> None:
     forget_after(tmp_path, step=0, epoch=0)
     assert list(tmp_path.iterdir()) == []
 
 
 @clause("02.drawing.predictions")
-def test_the_grid_shows_each_image_and_says_in_colour_whether_it_was_right() -> None:
+def test_prediction_grid_marks_right_and_wrong_images_by_colour() -> None:
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[1] = 200
     grid = draw_predictions(
@@ -444,7 +444,7 @@ def test_the_mistakes_are_the_wrong_answers_with_the_highest_probability_first()
 
 
 @clause("02.drawing.mistakes")
-def test_blue_and_vermilion_differ_in_brightness_too() -> None:
+def test_right_and_wrong_colours_differ_in_brightness() -> None:
     def luminance(colour: str) -> float:
         shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares)
@@ -471,7 +471,7 @@ def test_the_examples_show_each_class_on_a_sheet_of_bounded_size(classes: int) -
 
 
 @clause("02.drawing.kernels")
-def test_the_kernels_are_drawn_around_grey() -> None:
+def test_zero_weights_of_kernel_images_are_grey() -> None:
     weight = torch.zeros(9, 3, 2, 2)
     weight[0, 0, 0, 0], weight[1, 2, 1, 1] = 2.0, -0.5
     sheet = draw_kernels(weight)
@@ -520,14 +520,14 @@ def test_labels_of_different_names_differ_and_fit_and_can_be_drawn(names: tuple[
 
 @clause("02.drawing.names")
 @pytest.mark.usefixtures("no_system_fonts")
-def test_a_name_that_no_font_has_becomes_a_number_with_a_legend() -> None:
+def test_class_names_without_a_font_become_numbers_with_a_legend() -> None:
     labels = Labels({0: "cat", 7: "猫"}, 11, 80)
     assert [label.text for label in labels.values()] == ["cat", "#7"]
     assert labels.legend == [r"#7 = \u732b"]
 
 
 @clause("02.drawing.names")
-def test_a_font_of_the_system_is_used_if_it_has_the_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_drawings_use_a_system_font_with_the_needed_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib", reason="its fonts play the system's")
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     shutil.copy(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), tmp_path)
@@ -541,7 +541,7 @@ def test_a_font_of_the_system_is_used_if_it_has_the_characters(monkeypatch: pyte
 @pytest.mark.usefixtures("no_system_fonts")
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 @pytest.mark.slow
-def test_drawings_of_different_names_differ(names: tuple[str, ...]) -> None:
+def test_drawings_of_different_class_names_differ(names: tuple[str, ...]) -> None:
     """Row by row of the confusion matrix, and caption by caption below the test images."""
     n = len(names)
     sheet = draw_confusion(torch.eye(n, dtype=torch.int64), names)
@@ -591,7 +591,7 @@ def test_the_most_confused_classes_come_first(classes: int) -> None:
 
 @clause("02.drawing.many")
 @given(classes=st.integers(1, 6), seed=st.integers(0, 99), size=st.integers(1, 30))
-def test_the_sparse_matrix_is_the_dense_one(classes: int, seed: int, size: int) -> None:
+def test_sparse_confusion_matrix_equals_the_dense_one(classes: int, seed: int, size: int) -> None:
     generator = torch.Generator("cpu").manual_seed(seed)
     targets, predictions = (torch.randint(0, classes, (size,), generator=generator) for _ in range(2))
     dense = confusion_matrix(targets, predictions, classes)

@@ -42,7 +42,7 @@ def test_the_attribute_is_called_is_cuda(ToTensor: Transform) -> None:
 
 
 @clause("03.tensor.requires_grad")
-def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() -> None:
+def test_requires_grad_records_operations_and_only_leaves_keep_grad() -> None:
     x = torch.ones(2, requires_grad=True)
     y = x * 2
     y.sum().backward()
@@ -52,7 +52,7 @@ def test_requires_grad_records_operations_and_only_leaves_keep_their_gradient() 
 
 
 @clause("03.tensor.grad")
-def test_the_gradient_cannot_be_set_to_0_but_to_none_and_to_zeros(ToTensor: Transform) -> None:
+def test_grad_accepts_none_and_zero_tensors_but_not_0(ToTensor: Transform) -> None:
     tensor = ToTensor()(random_image("RGB", 4, 4, seed=0))
     with rejects(naming="grad"):
         tensor.grad = 0
@@ -86,7 +86,7 @@ def test_torchvision_s_transforms_are_a_package_with_a_module_of_that_name() -> 
 
 
 @clause("03.transforms.tool")
-def test_a_transform_is_made_first_and_called_then(ToTensor: Transform) -> None:
+def test_to_tensor_is_constructed_then_called(ToTensor: Transform) -> None:
     image = random_image("RGB", 3, 2, seed=0)
     tool = ToTensor()
     result = tool(image)
@@ -97,7 +97,7 @@ def test_a_transform_is_made_first_and_called_then(ToTensor: Transform) -> None:
 
 
 @clause("03.board.tensor")
-def test_the_board_shows_a_tensor_as_the_image_without_conversion(ToTensor: Transform, tmp_path: Path) -> None:
+def test_tensorboard_shows_a_tensor_and_the_image_alike(ToTensor: Transform, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -116,7 +116,7 @@ def test_the_board_shows_a_tensor_as_the_image_without_conversion(ToTensor: Tran
 
 @clause("03.totensor.definition", "03.totensor.modes")
 @given(mode=st.sampled_from(("1", *BYTE_MODES)), width=sides, height=sides, seed=seeds)
-def test_bytes_become_channels_first_and_are_divided_by_255(
+def test_to_tensor_converts_bytes_to_chw_divided_by_255(
     ToTensor: Transform, mode: str, width: int, height: int, seed: int
 ) -> None:
     image = random_image(mode, width, height, seed)
@@ -129,20 +129,20 @@ def test_bytes_become_channels_first_and_are_divided_by_255(
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("I;16", torch.int16), ("I", torch.int32), ("F", torch.float32)], ids=["I;16", "I", "F"]
 )
-def test_other_modes_keep_their_numbers(ToTensor: Transform, mode: str, dtype: torch.dtype) -> None:
+def test_to_tensor_keeps_the_values_of_other_modes(ToTensor: Transform, mode: str, dtype: torch.dtype) -> None:
     for seed in range(20):
         image = random_image(mode, 1 + seed % 5, 1 + seed // 5, seed)
         assert_equal(ToTensor()(image), torch.tensor(pixels_of(image), dtype=dtype, device="cpu"))
 
 
 @clause("03.totensor.sixteen_bits")
-def test_16_bits_are_taken_for_signed_numbers(ToTensor: Transform) -> None:
+def test_to_tensor_reads_16_bit_images_as_signed_integers(ToTensor: Transform) -> None:
     image = Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))
     assert_equal(ToTensor()(image), torch.tensor([[[0, 32767, -32768, -1]]], dtype=torch.int16, device="cpu"))
 
 
 @clause("03.totensor.palette")
-def test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours(ToTensor: Transform) -> None:
+def test_to_tensor_takes_the_indices_of_palette_images(ToTensor: Transform) -> None:
     image = Image.fromarray(np.array([[1, 0]], np.uint8))
     image.putpalette([10, 20, 30, 255, 255, 255])
     assert image.mode == "P"
@@ -161,7 +161,7 @@ def test_each_of_the_256_bytes_is_divided_not_multiplied(ToTensor: Transform) ->
 
 @clause("03.totensor.definition")
 @pytest.mark.level("tutorial")
-def test_two_pixels_become_three_channels_of_one_row(ToTensor: Transform) -> None:
+def test_to_tensor_of_two_pixels_has_shape_3_1_2(ToTensor: Transform) -> None:
     image = Image.new("RGB", (2, 1))
     image.putdata([(255, 0, 51), (0, 102, 255)])
     # 51 / 255 = 0.2 and 102 / 255 = 0.4
@@ -219,7 +219,7 @@ def test_bytes_become_the_default_dtype(ToTensor: Transform) -> None:
 
 @clause("03.totensor.round_trip")
 @pytest.mark.parametrize("mode", BYTE_MODES)
-def test_there_and_back_again_is_the_image_to_the_last_bit(ToTensor: Transform, mode: str) -> None:
+def test_to_tensor_and_to_pil_image_round_trip_exactly(ToTensor: Transform, mode: str) -> None:
     image = random_image(mode, 40, 30, seed=0)
     tensor = ToTensor()(image)
     back = [Image.fromarray((band * 255).to(torch.uint8).numpy()) for band in tensor]
@@ -236,7 +236,7 @@ def test_the_tensor_is_a_copy(ToTensor: Transform, mode: str) -> None:
 
 
 @clause("03.totensor.repr")
-def test_it_prints_its_name(ToTensor: Transform) -> None:
+def test_to_tensor_prints_the_class_name(ToTensor: Transform) -> None:
     assert repr(ToTensor()) == "ToTensor()"
 
 

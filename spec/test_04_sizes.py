@@ -20,7 +20,7 @@ def wide() -> Image.Image:
 
 
 @clause("04.sizes.wide")
-def test_every_pixel_of_a_wide_image_becomes_its_number(ToTensor: Any) -> None:
+def test_every_pixel_of_a_wide_image_is_converted(ToTensor: Any) -> None:
     exact = torch.from_numpy(np.asarray(wide()).astype(np.float64)).permute(2, 0, 1) / 255
     assert_close(ToTensor()(wide()).double(), exact, rounding(torch.float32, 1), "the tensor of a wide image")
 
@@ -35,13 +35,13 @@ def test_every_number_of_a_wide_image_is_normalized(Normalize: Any) -> None:
 
 
 @clause("04.sizes.wide")
-def test_a_wide_image_is_flipped_to_its_last_column(RandomHorizontalFlip: Any) -> None:
+def test_a_wide_image_is_flipped_including_the_last_column(RandomHorizontalFlip: Any) -> None:
     found = np.asarray(RandomHorizontalFlip(1.0)(wide()))
     assert np.array_equal(found, np.asarray(wide())[:, ::-1])
 
 
 @clause("04.sizes.wide")
-def test_the_windows_of_a_wide_image_reach_its_last_column(RandomCrop: Any) -> None:
+def test_crops_of_a_wide_image_reach_the_last_column(RandomCrop: Any) -> None:
     crop = RandomCrop((5, WIDTH - 1))
     starts = set()
     for _ in range(40):  # each of two windows is drawn, but for a probability of 2e-12
@@ -51,7 +51,7 @@ def test_the_windows_of_a_wide_image_reach_its_last_column(RandomCrop: Any) -> N
 
 
 @clause("04.sizes.wide")
-def test_a_wide_image_is_resized_to_its_end(Resize: Any) -> None:
+def test_a_wide_image_is_resized_including_the_last_column(Resize: Any) -> None:
     """Halving a row of plateaus leaves the inner part of each plateau unchanged."""
     values = np.repeat(np.arange(64, dtype=np.uint8) * 4, 34)[None].repeat(6, 0)  # 64 plateaus of 34: 2,176 pixels
     found = np.asarray(Resize((3, 1088))(Image.fromarray(values)))
@@ -60,7 +60,7 @@ def test_a_wide_image_is_resized_to_its_end(Resize: Any) -> None:
 
 
 @clause("04.sizes.empty")
-def test_a_batch_of_no_images_is_normalized_to_none(Normalize: Any) -> None:
+def test_normalize_accepts_an_empty_batch(Normalize: Any) -> None:
     found = Normalize([0.5] * 3, [0.5] * 3)(torch.empty(0, 3, 4, 5))
     assert_equal(found, torch.empty(0, 3, 4, 5))
 

@@ -62,7 +62,7 @@ def numbered(height: int, width: int) -> Tensor:
 
 
 @clause("04.image.printed")
-def test_the_photograph_prints_its_class_mode_and_size(tmp_path: Path) -> None:
+def test_the_photograph_prints_class_mode_and_size(tmp_path: Path) -> None:
     photograph().save(tmp_path / "0013035.jpg")
     with Image.open(tmp_path / "0013035.jpg") as image:
         # chapter 04, line 231; the size is (width, height)
@@ -70,7 +70,9 @@ def test_the_photograph_prints_its_class_mode_and_size(tmp_path: Path) -> None:
 
 
 @clause("04.normalize.pixel")
-def test_the_first_pixel_is_the_documented_one_before_and_after(ToTensor: Transform, Normalize: Transform) -> None:
+def test_first_pixel_has_the_documented_value_before_and_after_normalize(
+    ToTensor: Transform, Normalize: Transform
+) -> None:
     tensor = ToTensor()(photograph())
     # chapter 04, lines 210 to 212
     normalized = Normalize([1, 3, 5], [0.5, 0.5, 0.5])(tensor)
@@ -82,7 +84,7 @@ def test_the_first_pixel_is_the_documented_one_before_and_after(ToTensor: Transf
 
 
 @clause("04.resize.pair_of_512")
-def test_a_pair_of_512_makes_a_square_of_the_photograph(ToTensor: Transform, Resize: Transform) -> None:
+def test_resize_to_a_pair_of_512_makes_the_photograph_square(ToTensor: Transform, Resize: Transform) -> None:
     resized = Resize((512, 512))(photograph())
     # chapter 04, lines 244 to 249
     assert resized.size == (512, 512)
@@ -90,7 +92,9 @@ def test_a_pair_of_512_makes_a_square_of_the_photograph(ToTensor: Transform, Res
 
 
 @clause("04.resize.one_512")
-def test_one_512_returns_the_photograph_unchanged(ToTensor: Transform, Resize: Transform, Compose: Transform) -> None:
+def test_resize_to_512_returns_the_photograph_unchanged(
+    ToTensor: Transform, Resize: Transform, Compose: Transform
+) -> None:
     tensor = Compose([Resize(512), ToTensor()])(photograph())
     # chapter 04, lines 252 to 254
     assert tensor.shape == (3, 512, 768)
@@ -98,7 +102,7 @@ def test_one_512_returns_the_photograph_unchanged(ToTensor: Transform, Resize: T
 
 
 @clause("04.crop.ten", "04.crop.random")
-def test_ten_crops_of_512_differ_in_their_column_only(
+def test_ten_crops_of_512_differ_only_in_the_column(
     ToTensor: Transform, RandomCrop: Transform, Compose: Transform
 ) -> None:
     crop = Compose([RandomCrop(512), ToTensor()])
@@ -111,7 +115,7 @@ def test_ten_crops_of_512_differ_in_their_column_only(
 
 
 @clause("04.crop.largest")
-def test_512_is_the_largest_crop_of_the_photograph(RandomCrop: Transform) -> None:
+def test_largest_crop_of_the_photograph_is_512(RandomCrop: Transform) -> None:
     assert RandomCrop((512, 768))(photograph()).size == (768, 512)
     with rejects(naming=r"\bsize\b"):
         RandomCrop(513)(photograph())
@@ -127,7 +131,7 @@ def test_a_transform_of_an_image_needs_no_accelerator(ToTensor: Transform, Norma
 
 
 @clause("04.board.distutils")
-def test_the_board_needs_no_distutils_any_more() -> None:
+def test_tensorboard_needs_no_distutils() -> None:
     spec = importlib.util.find_spec("torch.utils.tensorboard")
     assert spec is not None
     (folder,) = spec.submodule_search_locations or ()  # pyright: ignore[reportAssignmentType]
@@ -159,7 +163,7 @@ def test_normalize_divides_by_the_standard_deviation_not_by_the_variance(Normali
 
 
 @clause("04.normalize.formula")
-def test_with_their_own_mean_and_standard_deviation_the_pixels_are_centred_and_of_unit_spread(
+def test_normalize_by_own_mean_and_std_gives_mean_0_and_std_1(
     Normalize: Transform,
 ) -> None:
     pixels = normal(2, 8, 8, seed=1) * 3 + 7
@@ -170,7 +174,7 @@ def test_with_their_own_mean_and_standard_deviation_the_pixels_are_centred_and_o
 
 
 @clause("04.normalize.board")
-def test_the_normalized_image_is_black_on_the_board(ToTensor: Transform, Normalize: Transform, tmp_path: Path) -> None:
+def test_normalized_image_is_black_in_tensorboard(ToTensor: Transform, Normalize: Transform, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -190,7 +194,7 @@ def test_the_class_is_called_random_crop(RandomCrop: Transform) -> None:
 
 
 @clause("04.resize.stretches")
-def test_a_pair_stretches(Resize: Transform) -> None:
+def test_resize_pair_does_not_keep_the_aspect_ratio(Resize: Transform) -> None:
     disc = Image.new("L", (40, 20))
     disc.paste(255, (10, 0, 30, 20))  # a square of 20×20
     left, top, right, bottom = Resize((20, 20), Resampling.NEAREST)(disc).getbbox()
@@ -198,28 +202,28 @@ def test_a_pair_stretches(Resize: Transform) -> None:
 
 
 @clause("04.resize.pair")
-def test_a_pair_resizes_an_image_to_this_height_and_width(Resize: Transform) -> None:
+def test_resize_pair_is_height_and_width(Resize: Transform) -> None:
     assert Resize((4, 7))(random_image("RGB", 5, 4, seed=0)).size == (7, 4)  # PIL: width first
 
 
 @clause("04.resize.pair")
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 7), (9, 2)])
 @pytest.mark.level("definition")
-def test_a_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
+def test_random_crop_pair_is_height_and_width(Resize: Transform, height: int, width: int) -> None:
     resize = Resize((height, width))
     assert resize(random_image("RGB", 5, 4, seed=0)).size == (width, height)  # PIL: width first
     assert resize(torch.zeros(3, 4, 5)).shape == (3, height, width)
 
 
 @clause("04.resize.shorter_side")
-def test_one_number_makes_no_square(Resize: Transform) -> None:
+def test_resize_to_one_number_makes_no_square(Resize: Transform) -> None:
     # chapter 04, line 241, states the opposite; line 251 is right
     assert Resize(256)(photograph()).size == (384, 256)
 
 
 @clause("04.resize.shorter_side", "04.resize.proportions")
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 12))
-def test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions(
+def test_resize_to_one_number_sets_the_shorter_side_and_keeps_the_aspect_ratio(
     Resize: Transform, height: int, width: int, size: int
 ) -> None:
     longer = size * max(height, width) // min(height, width)
@@ -229,7 +233,7 @@ def test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions(
 
 
 @clause("04.resize.proportions")
-def test_one_number_keeps_the_photograph_s_proportions(Resize: Transform) -> None:
+def test_resize_to_one_number_keeps_the_aspect_ratio_of_the_photograph(Resize: Transform) -> None:
     assert Resize(100)(photograph()).size == (150, 100)  # 768 / 512 = 150 / 100
 
 
@@ -305,7 +309,7 @@ def test_normalize_can_be_undone_by_normalize(Normalize: Transform, mean: float,
 
 
 @clause("04.normalize.non_finite")
-def test_normalize_leaves_nan_and_infinities_in_their_places(Normalize: Transform) -> None:
+def test_normalize_keeps_nan_and_inf_in_place(Normalize: Transform) -> None:
     pixels = torch.tensor([[[math.nan, math.inf, -math.inf, 1.0]]])
     assert_equal(Normalize([3], [2])(pixels), [[[math.nan, math.inf, -math.inf, -1.0]]])
 
@@ -451,7 +455,7 @@ def test_pil_images_are_always_antialiased(Resize: Transform) -> None:
 
 @clause("04.resize.nearest")
 @given(old=st.tuples(sides, sides), new=st.tuples(sides, sides), dtype=dtypes(), seed=seeds)
-def test_nearest_copies_the_pixel_at_the_rounded_down_place(
+def test_nearest_resize_copies_the_pixel_at_the_rounded_down_index(
     Resize: Transform, old: Pair, new: Pair, dtype: torch.dtype, seed: int
 ) -> None:
     pixels = whole(2, *old, seed=seed, dtype=dtype)
@@ -461,7 +465,7 @@ def test_nearest_copies_the_pixel_at_the_rounded_down_place(
 
 
 @clause("04.resize.nearest")
-def test_nearest_takes_another_pixel_of_an_image_than_of_a_tensor(Resize: Transform) -> None:
+def test_nearest_resize_differs_between_image_and_tensor(Resize: Transform) -> None:
     line = torch.tensor([[[10, 20, 30, 40]]], dtype=torch.uint8)
     halve = Resize((1, 2), Resampling.NEAREST)
     assert_equal(halve(line), [[[10, 30]]])
@@ -470,7 +474,7 @@ def test_nearest_takes_another_pixel_of_an_image_than_of_a_tensor(Resize: Transf
 
 @clause("04.resize.bicubic")
 @pytest.mark.parametrize("antialias", [True, False], ids=["slope -1/2", "slope -3/4"])
-def test_bicubic_is_the_piecewise_cubic_of_the_distance(Resize: Transform, antialias: bool) -> None:
+def test_bicubic_resize_uses_the_piecewise_cubic_kernel(Resize: Transform, antialias: bool) -> None:
     line = torch.tensor([[[0.0, 0, 0, 16, 0, 0, 0]] * 2])
     wide = Resize((2, 21), Resampling.BICUBIC, antialias=antialias)(line)
     # a new pixel at the distance t of the bright one has 16 · kernel(t); t = 1/3, 2/3, 4/3, 5/3 …
@@ -483,7 +487,7 @@ def test_bicubic_is_the_piecewise_cubic_of_the_distance(Resize: Transform, antia
 
 
 @clause("04.resize.bicubic")
-def test_bicubic_bytes_do_not_leave_0_to_255(Resize: Transform) -> None:
+def test_bicubic_resize_of_bytes_stays_within_0_and_255(Resize: Transform) -> None:
     edge = torch.tensor([0, 0, 0, 255, 255, 255], dtype=torch.uint8).expand(1, 2, 6)
     shown = Resize((2, 18), Resampling.BICUBIC)(edge)
     assert shown.dtype == torch.uint8
@@ -496,7 +500,7 @@ def test_bicubic_bytes_do_not_leave_0_to_255(Resize: Transform) -> None:
     [(100, 400, 50, 150, (37, 150)), (400, 100, 50, 150, (150, 37)), (100, 400, 50, 250, (50, 200))],
     ids=["a wide one", "a high one", "one that is small enough"],
 )
-def test_the_longer_side_is_at_most_max_size(
+def test_resize_limits_the_longer_side_to_max_size(
     Resize: Transform, height: int, width: int, size: int, max_size: int, becomes: Pair
 ) -> None:
     resize = Resize(size, max_size=max_size)
@@ -514,7 +518,7 @@ def test_an_image_of_the_right_size_is_returned_itself(Resize: Transform) -> Non
 
 @clause("04.resize.non_finite")
 @pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
-def test_nan_spreads_no_further_than_the_window(Resize: Transform, antialias: bool) -> None:
+def test_resize_spreads_nan_only_within_the_window(Resize: Transform, antialias: bool) -> None:
     pixels = torch.zeros(1, 2, 8)
     pixels[..., 7] = math.nan
     assert_equal(Resize((2, 4), antialias=antialias)(pixels).isnan()[0, 0], [False, False, False, True])
@@ -522,7 +526,7 @@ def test_nan_spreads_no_further_than_the_window(Resize: Transform, antialias: bo
 
 @clause("04.resize.empty_batch")
 @pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
-def test_a_batch_of_no_images_gives_a_batch_of_none(Resize: Transform, antialias: bool) -> None:
+def test_transforms_accept_an_empty_batch(Resize: Transform, antialias: bool) -> None:
     assert Resize((2, 3), antialias=antialias)(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 2, 3)
 
 
@@ -595,7 +599,7 @@ def test_every_crop_is_a_window_of_the_padded_image(
 @given(
     height=st.integers(1, 5), width=st.integers(1, 5), size=st.tuples(st.integers(1, 5), st.integers(1, 5)), seed=seeds
 )
-def test_the_row_is_drawn_first_and_nothing_where_there_is_no_choice(
+def test_random_crop_row_is_drawn_first_and_only_if_needed(
     RandomCrop: Transform, height: int, width: int, size: Pair, seed: int
 ) -> None:
     size = min(size[0], height), min(size[1], width)
@@ -613,7 +617,7 @@ def test_the_row_is_drawn_first_and_nothing_where_there_is_no_choice(
 
 @clause("04.crop.random", "04.crop.uniform")
 @pytest.mark.level("definition")
-def test_all_places_are_equally_likely(RandomCrop: Transform) -> None:
+def test_random_crop_positions_are_equally_likely(RandomCrop: Transform) -> None:
     pixels, crop, draws = numbered(3, 4), RandomCrop(2), 2000
     counts = Counter(int(crop(pixels)[0, 0, 0]) for _ in range(draws))
     corners = [0, 1, 2, 4, 5, 6]  # the first pixel of each of the 2 · 3 windows
@@ -672,7 +676,7 @@ def test_a_crop_is_differentiable(RandomCrop: Transform) -> None:
 
 @clause("04.flip.definition")
 @given(mode=st.sampled_from(MODES), height=sides, width=sides, batch=st.booleans(), layout=layouts, seed=seeds)
-def test_a_flip_exchanges_left_and_right_and_twice_is_the_image(
+def test_flip_reverses_columns_and_is_an_involution(
     RandomHorizontalFlip: Transform, mode: str, height: int, width: int, batch: bool, layout: int, seed: int
 ) -> None:
     flip = RandomHorizontalFlip(p=1)
@@ -691,7 +695,7 @@ def test_a_flip_exchanges_left_and_right_and_twice_is_the_image(
 
 @clause("04.flip.draws")
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_it_flips_where_the_next_uniform_number_is_below_p(RandomHorizontalFlip: Transform, p: float) -> None:
+def test_random_flip_happens_if_the_next_uniform_number_is_below_p(RandomHorizontalFlip: Transform, p: float) -> None:
     flip, pixels = RandomHorizontalFlip(p), torch.tensor([[[0, 1]]])
     seed_all(7)
     expected = [bool(torch.rand(1) < p) for _ in range(40)]
@@ -702,7 +706,7 @@ def test_it_flips_where_the_next_uniform_number_is_below_p(RandomHorizontalFlip:
 
 @clause("04.flip.probability")
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
-def test_it_flips_as_often_as_p_says(RandomHorizontalFlip: Transform, p: float) -> None:
+def test_random_flip_frequency_is_p(RandomHorizontalFlip: Transform, p: float) -> None:
     pixels, draws = torch.tensor([[[0, 1]]]), 400 if 0 < p < 1 else 50
     flip = RandomHorizontalFlip() if p == 0.5 else RandomHorizontalFlip(p)
     share = sum(bool(flip(pixels)[0, 0, 0]) for _ in range(draws)) / draws
@@ -721,7 +725,7 @@ def test_a_flip_is_differentiable(RandomHorizontalFlip: Transform) -> None:
 
 @clause("04.compose.order")
 @pytest.mark.level("tutorial")
-def test_compose_calls_one_after_the_other_from_the_left(Compose: Transform) -> None:
+def test_compose_applies_transforms_in_order(Compose: Transform) -> None:
     assert Compose([lambda x: x + 1, lambda x: x * 10])(3) == 40
     assert Compose([str, len, lambda n: [n]])(12345) == [5]
 
@@ -761,25 +765,25 @@ def test_compose_prints_one_transform_a_line(Compose: Transform) -> None:
 
 
 @clause("04.transforms.repr")
-def test_normalize_prints_its_parameters(Normalize: Transform) -> None:
+def test_normalize_prints_the_parameters(Normalize: Transform) -> None:
     assert repr(Normalize([1, 3, 5], [0.5, 0.5, 0.5])) == "Normalize(mean=[1, 3, 5], std=[0.5, 0.5, 0.5])"
 
 
 @clause("04.transforms.repr")
-def test_resize_prints_its_parameters(Resize: Transform) -> None:
+def test_resize_prints_the_parameters(Resize: Transform) -> None:
     assert repr(Resize(512)) == "Resize(size=512, interpolation=bilinear, max_size=None, antialias=True)"
     printed = "Resize(size=(2, 3), interpolation=bicubic, max_size=None, antialias=False)"
     assert repr(Resize((2, 3), Resampling.BICUBIC, antialias=False)) == printed
 
 
 @clause("04.transforms.repr")
-def test_random_crop_prints_its_size_as_a_pair(RandomCrop: Transform) -> None:
+def test_random_crop_prints_the_size_as_a_pair(RandomCrop: Transform) -> None:
     assert repr(RandomCrop(512)) == "RandomCrop(size=(512, 512), padding=None)"
     assert repr(RandomCrop((2, 3), 4)) == "RandomCrop(size=(2, 3), padding=4)"
 
 
 @clause("04.transforms.repr")
-def test_random_horizontal_flip_prints_its_probability(RandomHorizontalFlip: Transform) -> None:
+def test_random_horizontal_flip_prints_the_probability(RandomHorizontalFlip: Transform) -> None:
     assert repr(RandomHorizontalFlip()) == "RandomHorizontalFlip(p=0.5)"
 
 
@@ -930,7 +934,7 @@ HOMES = pytest.mark.parametrize("home", ["torchvision.transforms", "torchvision.
 
 @clause("04.transforms.torchvision")
 @HOMES
-def test_they_agree_with_torchvision_on_30_images(
+def test_transforms_agree_with_torchvision_on_30_images(
     home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
     RandomCrop: Transform, RandomHorizontalFlip: Transform,
 ) -> None:  # fmt: skip
@@ -941,7 +945,7 @@ def test_they_agree_with_torchvision_on_30_images(
 @pytest.mark.slow
 @clause("04.transforms.torchvision")
 @HOMES
-def test_they_agree_with_torchvision_on_3000_images(
+def test_transforms_agree_with_torchvision_on_3000_images(
     home: str, Compose: Transform, ToTensor: Transform, Normalize: Transform, Resize: Transform,
     RandomCrop: Transform, RandomHorizontalFlip: Transform,
 ) -> None:  # fmt: skip

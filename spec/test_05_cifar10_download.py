@@ -155,7 +155,7 @@ def failure(urls: list[str], destination: Path, md5: str | None = MD5) -> str:
 
 
 @clause("05.download.whole")
-def test_a_download_is_whole_and_leaves_only_an_empty_lock_beside_it(server: Server, tmp_path: Path) -> None:
+def test_a_complete_download_leaves_only_an_empty_lock(server: Server, tmp_path: Path) -> None:
     destination = tmp_path / "new" / "folder" / "file"
     assert download([server.url], destination, MD5, progress=False) == destination
     assert destination.read_bytes() == CONTENT
@@ -165,7 +165,7 @@ def test_a_download_is_whole_and_leaves_only_an_empty_lock_beside_it(server: Ser
 
 
 @clause("05.download.bar")
-def test_the_bar_counts_bytes_and_can_be_silenced(
+def test_progress_bar_counts_bytes_and_can_be_disabled(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download([server.url], tmp_path / "one", MD5)
@@ -203,7 +203,7 @@ def test_a_wrong_file_stays_until_the_right_one_has_arrived(server: Server, tmp_
 @pytest.mark.parametrize(
     "marks", [{"ETag": '"v1"'}, {"Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"}], ids=["ETag", "Last-Modified"]
 )
-def test_a_broken_connection_is_taken_up_where_it_broke(marks: dict[str, str], server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(marks: dict[str, str], server: Server, tmp_path: Path) -> None:
     server.marks = marks
     server.answers = [Answer(cut=400_000), Answer(cut=500_000)]
     download([server.url], tmp_path / "file", MD5, progress=False)
@@ -233,7 +233,7 @@ def test_a_later_call_resumes_an_abandoned_download(server: Server, tmp_path: Pa
 
 
 @clause("05.download.resumed")
-def test_a_server_that_falls_silent_is_a_broken_connection(
+def test_a_silent_server_counts_as_a_broken_connection(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloading, "TIMEOUT", 0.2)
@@ -275,7 +275,7 @@ NOT_CONTINUED = {
 
 @clause("05.download.same_file")
 @pytest.mark.parametrize("case", NOT_CONTINUED)
-def test_parts_that_may_differ_in_version_are_not_joined(case: str, server: Server, tmp_path: Path) -> None:
+def test_parts_of_different_versions_are_not_joined(case: str, server: Server, tmp_path: Path) -> None:
     server.answers = list(NOT_CONTINUED[case])
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -284,14 +284,14 @@ def test_parts_that_may_differ_in_version_are_not_joined(case: str, server: Serv
 
 
 @clause("05.download.resumed")
-def test_a_whole_file_sent_for_a_part_is_taken_as_it_comes(server: Server, tmp_path: Path) -> None:
+def test_a_full_response_to_a_range_request_is_accepted(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(cut=400_000), Answer(ranges=False)]
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert server.sent == [400_000, 1_000_000]
 
 
 @clause("05.download.same_file")
-def test_no_part_is_continued_without_a_mark(server: Server, tmp_path: Path) -> None:
+def test_partial_downloads_without_a_validator_restart(server: Server, tmp_path: Path) -> None:
     server.marks = {"ETag": 'W/"weak"'}
     server.answers = [Answer(cut=400_000)]
     download([server.url], tmp_path / "file", MD5, progress=False)
@@ -309,7 +309,7 @@ def test_a_part_from_one_mirror_is_not_continued_from_another(server: Server, tm
 
 @clause("05.download.same_file")
 @pytest.mark.parametrize("sidecar", ["", '["http://', "[1, 2]", "7", '{"a": 1}', '["x", "y", "z"]', "\udcff"])
-def test_a_part_with_a_broken_memory_starts_again(sidecar: str, server: Server, tmp_path: Path) -> None:
+def test_a_partial_download_with_a_broken_note_restarts(sidecar: str, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(OTHER[:1000])
     (tmp_path / "file.part.json").write_bytes(sidecar.encode(errors="surrogateescape"))
     download([server.url], tmp_path / "file", MD5, progress=False)
@@ -318,7 +318,7 @@ def test_a_part_with_a_broken_memory_starts_again(sidecar: str, server: Server, 
 
 
 @clause("05.download.whole")
-def test_a_whole_part_that_was_never_verified_costs_no_byte(server: Server, tmp_path: Path) -> None:
+def test_a_complete_unverified_part_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
     (tmp_path / "file.part.json").write_text(json.dumps([server.url, '"version 1"', len(CONTENT)]))
     download([server.url], tmp_path / "file", MD5, progress=False)
@@ -374,7 +374,7 @@ def test_when_all_mirrors_fail_the_error_gives_each_reason(server: Server, tmp_p
     ],
     ids=["too long", "too short"],
 )
-def test_a_server_that_lies_about_the_length_fails(length: str, reason: str, server: Server, tmp_path: Path) -> None:
+def test_a_wrong_content_length_is_an_error(length: str, reason: str, server: Server, tmp_path: Path) -> None:
     server.marks = {}
     server.answers = [Answer(headers={"Content-Length": length})] * downloading.ATTEMPTS
     assert failure([server.url], tmp_path / "file") == f"cannot download file: {server.url}: {reason}"
@@ -395,7 +395,7 @@ def test_only_http_and_https_addresses_are_requested(url: str, server: Server, t
 @pytest.mark.parametrize(
     "url", ["http://", "http://[::1", "http://127.0.0.1:port/", "http://127.0.0.1/a b", "http://\u0100/\u0100"]
 )
-def test_an_address_that_cannot_be_one_is_a_reason_like_others(url: str, server: Server, tmp_path: Path) -> None:
+def test_an_invalid_url_is_reported_like_other_failures(url: str, server: Server, tmp_path: Path) -> None:
     assert failure([url], tmp_path / "file").startswith(f"cannot download file: {url}: no connection (")
 
 
@@ -427,7 +427,7 @@ def test_a_redirection_leads_only_to_http_and_https(target: str, tmp_path: Path,
 
 
 @clause("05.download.whole")
-def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_received_bytes(
+def test_a_full_disk_error_names_the_file_and_keeps_received_bytes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = Path.open
@@ -564,7 +564,7 @@ def test_download_never_replaces_a_file_that_was_named_as_the_archive(server: Se
 
 
 @clause("05.cifar10.download")
-def test_a_failed_download_says_why(server: Server, tmp_path: Path) -> None:
+def test_a_failed_download_gives_the_reason(server: Server, tmp_path: Path) -> None:
     server.answers = [Answer(status=404)]
     text = refusal(tmp_path, download=True, mirrors=[server.url], archive_md5=MD5)
     assert text == f"cannot download {ARCHIVE}: {server.url}: the server answered 404 Not Found"

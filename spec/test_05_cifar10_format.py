@@ -40,7 +40,7 @@ def small() -> SmallCifar10:
 
 
 @clause("05.cifar10.format")
-def test_the_maker_of_small_files_writes_the_official_names_file_byte_for_byte() -> None:
+def test_test_archive_writer_reproduces_the_official_meta_file() -> None:
     # 158 bytes, and the MD5 that torchvision/datasets/cifar.py gives for batches.meta.
     content = python2_pickle(meta())
     assert len(content) == 158
@@ -48,7 +48,7 @@ def test_the_maker_of_small_files_writes_the_official_names_file_byte_for_byte()
 
 
 @clause("05.cifar10.checksum")
-def test_the_official_sums_are_those_that_torchvision_knows() -> None:
+def test_official_checksums_equal_those_of_torchvision() -> None:
     official = torchvision.datasets.CIFAR10
     batches = dict(official.train_list + official.test_list)
     assert {official.meta["filename"]: official.meta["md5"], **batches} == OFFICIAL_FILES_MD5
@@ -83,7 +83,7 @@ def test_images_labels_and_names_come_in_the_order_of_the_official_files(
 
 
 @clause("05.cifar10.pair")
-def test_a_pair_is_the_two_sets_from_one_pass(
+def test_train_and_test_sets_are_read_in_one_pass(
     small: SmallCifar10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     md5 = write_archive(tmp_path, members(small.files))
@@ -101,7 +101,7 @@ def test_a_pair_is_the_two_sets_from_one_pass(
 
 
 @clause("05.cifar10.transform")
-def test_an_item_is_an_image_and_a_number_through_their_transforms(small: SmallCifar10, tmp_path: Path) -> None:
+def test_items_are_transformed_image_and_transformed_class_number(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, small.files)
     image, label = CIFAR10(tmp_path, archive_md5=None)[0]
     assert isinstance(image, Image.Image)

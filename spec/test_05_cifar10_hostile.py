@@ -111,14 +111,14 @@ def test_a_file_that_is_no_archive_is_refused(content: bytes, tmp_path: Path) ->
 
 
 @clause("05.archive.damage")
-def test_an_archive_cut_off_before_it_was_packed_lacks_a_member(small: SmallCifar10, tmp_path: Path) -> None:
+def test_an_archive_packed_from_a_truncated_tar_lacks_a_member(small: SmallCifar10, tmp_path: Path) -> None:
     content = cifar_archives.tar(members({name: small.files[name] for name in ("data_batch_4", "test_batch")}))
     write_packed(tmp_path, gzip.compress(content))
     assert refusal(tmp_path) == f"{tmp_path / ARCHIVE}: holds no {FOLDER}/batches.meta: delete it and use --download"
 
 
 @clause("05.archive.damage")
-def test_a_flipped_bit_in_the_archive_is_noticed_by_gzips_own_sum(small: SmallCifar10, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_archive_fails_the_gzip_checksum(small: SmallCifar10, tmp_path: Path) -> None:
     content = bytearray(gzip.compress(cifar_archives.tar(members(small.files)), compresslevel=0))
     content[len(content) // 2] ^= 1  # stored, not compressed: without the sum this would be a wrong pixel
     write_packed(tmp_path, bytes(content))
@@ -164,14 +164,14 @@ def test_a_member_that_is_there_twice_is_refused(small: SmallCifar10, tmp_path: 
 
 
 @clause("05.archive.members")
-def test_a_folder_in_the_place_of_a_batch_is_no_batch(small: SmallCifar10, tmp_path: Path) -> None:
+def test_a_folder_named_like_a_batch_is_refused(small: SmallCifar10, tmp_path: Path) -> None:
     parts = members({name: content for name, content in small.files.items() if name != "test_batch"})
     write_archive(tmp_path, [*parts, (member(f"{FOLDER}/test_batch", tarfile.DIRTYPE), b"")])
     assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE / 'test_batch'}: not a file of CIFAR-10 (")
 
 
 @clause("05.cifar10.format")
-def test_an_archive_packed_again_by_others_is_read(small: SmallCifar10, tmp_path: Path) -> None:
+def test_a_repacked_archive_is_read(small: SmallCifar10, tmp_path: Path) -> None:
     parts = members(small.files)
     for info, _ in parts:
         info.name = f"./{info.name}"
@@ -210,7 +210,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {  # a piece, the numbe
 
 
 @clause("05.archive.damage")
-def test_an_extended_header_without_sense_is_damage(tmp_path: Path) -> None:
+def test_an_invalid_extended_header_is_reported_as_damage(tmp_path: Path) -> None:
     record = b"9" * 5000 + b" a=b\n"  # a length of more digits than Python turns into a number
     content = header("x", len(record), tarfile.XHDTYPE) + record.ljust(5120, b"\0") + header("readme.html", 0)
     write_packed(tmp_path, gzip.compress(content))
@@ -219,7 +219,7 @@ def test_an_extended_header_without_sense_is_damage(tmp_path: Path) -> None:
 
 @clause("05.archive.limits")
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_an_archive_cannot_take_more_memory_than_its_members_may(bomb: str, tmp_path: Path) -> None:
+def test_reading_an_archive_takes_bounded_memory(bomb: str, tmp_path: Path) -> None:
     piece, count, message = BOMBS[bomb]
     write_packed(tmp_path, gzip.compress(piece(), compresslevel=1) * count)
     text, peak = measured_refusal(tmp_path)
@@ -231,7 +231,7 @@ def test_an_archive_cannot_take_more_memory_than_its_members_may(bomb: str, tmp_
 @pytest.mark.parametrize(
     "piece", [header("m", MIB) + bytes(MIB), header("m", 0) * 20], ids=["of 1 MiB each", "empty ones"]
 )
-def test_an_archive_cannot_have_members_without_end(
+def test_an_archive_with_too_many_members_is_refused(
     piece: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar10, "ARCHIVE_LIMIT", 4 * MIB)

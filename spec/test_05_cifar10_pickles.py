@@ -103,14 +103,14 @@ def test_nothing_in_a_pickle_is_executed(program: str, name: str, small: SmallCi
 
 @clause("05.batch.no_execution")
 @pytest.mark.parametrize("program", ["os.system", "builtins.eval", "builtins.exec in protocol 0", "INST", "OBJ"])
-def test_these_programs_do_run_in_pythons_own_reader(program: str, tmp_path: Path) -> None:
+def test_hostile_pickles_run_code_in_pythons_unpickler(program: str, tmp_path: Path) -> None:
     with contextlib.suppress(Exception):
         pickle.loads(programs(str(tmp_path / "victim"))[program])
     assert (tmp_path / "victim").exists()
 
 
 @clause("05.batch.no_execution")
-def test_the_error_names_a_function_that_no_batch_needs(small: SmallCifar10, tmp_path: Path) -> None:
+def test_the_error_names_the_forbidden_function(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": pickle.dumps(Runs(eval, "1"))})
     assert "(it asks for 'builtins.eval', which no batch of images needs)" in refusal(tmp_path)
 
@@ -152,7 +152,7 @@ HOSTILE = {
 
 @clause("05.batch.content")
 @pytest.mark.parametrize("content", HOSTILE)
-def test_a_batch_that_is_none_is_refused_in_little_memory(content: str, small: SmallCifar10, tmp_path: Path) -> None:
+def test_a_file_that_is_no_batch_is_refused_in_little_memory(content: str, small: SmallCifar10, tmp_path: Path) -> None:
     program, message = HOSTILE[content]
     folder = write_folder(tmp_path, {**small.files, "test_batch": program})
     text, peak = measured_refusal(tmp_path)
@@ -182,7 +182,7 @@ def probed_memory() -> bytes:
 
 @clause("05.batch.content")
 @pytest.mark.slow
-def test_the_keys_of_a_batch_cannot_be_chosen_to_make_it_slow(small: SmallCifar10, tmp_path: Path) -> None:
+def test_colliding_dictionary_keys_do_not_slow_down_the_reader(small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "test_batch": probed_memory()})
     assert "its 4. instruction uses the place 6 of its memory" in refusal(tmp_path)
     numbers = b"".join(b"J" + struct.pack("<i", 1 << number) + b"N" for number in range(30))
@@ -194,7 +194,7 @@ def test_the_keys_of_a_batch_cannot_be_chosen_to_make_it_slow(small: SmallCifar1
 @pytest.mark.slow
 @clause("05.batch.content")
 @pytest.mark.parametrize("content", NESTED)
-def test_no_depth_of_nesting_brings_the_reader_down(content: str, small: SmallCifar10, tmp_path: Path) -> None:
+def test_deeply_nested_pickles_are_refused_without_a_crash(content: str, small: SmallCifar10, tmp_path: Path) -> None:
     program, message = NESTED[content]
     write_folder(tmp_path, {**small.files, "test_batch": program})
     assert message in refusal(tmp_path)
@@ -271,13 +271,13 @@ def test_a_genuine_batch_with_one_wrong_word_is_refused(
     [None, "airplane", [], ["cat", 3], ["cat", "cat"], ["cat", None], ["c" * 101], ["cat\x1b[2J"], {"cat": 1}],
     ids=repr,
 )
-def test_class_names_that_are_none_are_refused(names: object, small: SmallCifar10, tmp_path: Path) -> None:
+def test_invalid_class_names_are_refused(names: object, small: SmallCifar10, tmp_path: Path) -> None:
     write_folder(tmp_path, {**small.files, "batches.meta": pickle.dumps({"label_names": names}, 2)})
     assert "batches.meta: not a file of CIFAR-10 (" in refusal(tmp_path)
 
 
 @clause("05.batch.content")
-def test_labels_must_have_a_name(small: SmallCifar10, tmp_path: Path) -> None:
+def test_labels_without_a_class_name_are_refused(small: SmallCifar10, tmp_path: Path) -> None:
     largest = max(small.labels["test_batch"])
     write_folder(tmp_path, {**small.files, "batches.meta": python2_pickle(meta(CLASSES[:largest]))})
     assert f"a label is not a whole number from 0 to {largest - 1}" in refusal(tmp_path)
@@ -316,7 +316,7 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
 @pytest.mark.slow
 @clause("05.batch.content")
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
-def test_a_damaged_batch_is_read_or_refused_and_nothing_else(name: str, tmp_path: Path) -> None:
+def test_a_damaged_batch_is_either_read_or_refused(name: str, tmp_path: Path) -> None:
     generator = random.Random(5)
     files = small_cifar10(n=1).files
     folder = write_folder(tmp_path, files)
@@ -337,7 +337,7 @@ def test_a_damaged_batch_is_read_or_refused_and_nothing_else(name: str, tmp_path
 
 @pytest.mark.slow
 @clause("05.archive.damage")
-def test_a_damaged_archive_is_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_either_read_or_refused(tmp_path: Path) -> None:
     generator = random.Random(5)
     content = cifar_archives.tar(members(small_cifar10(n=1).files))
     headers = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]

@@ -132,7 +132,7 @@ def refused_then_next(mirror: Mirror, good_mirror: tuple[str, list[bytes]], tmp_
 @clause("05.download.size")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mirror", LARGER)
-def test_a_mirror_that_sends_more_than_the_file_has_is_left(
+def test_a_mirror_that_sends_too_many_bytes_is_abandoned(
     mirror: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
@@ -174,7 +174,7 @@ def test_the_archive_of_cifar_10_is_bounded(md5: str, tmp_path: Path, monkeypatc
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mirror", SLOW)
 @pytest.mark.slow
-def test_a_mirror_slower_than_the_least_rate_is_left(
+def test_a_mirror_below_the_minimum_rate_is_abandoned(
     mirror: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
     assert "slower than 4,096 bytes a second" in refused_then_next(SLOW[mirror], good_mirror, tmp_path)
@@ -184,7 +184,7 @@ def test_a_mirror_slower_than_the_least_rate_is_left(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mirror", NO_ANSWER)
 @pytest.mark.slow
-def test_a_mirror_without_a_complete_answer_is_left(
+def test_a_mirror_with_an_incomplete_response_is_abandoned(
     mirror: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
     reason = refused_then_next(NO_ANSWER[mirror], good_mirror, tmp_path)
@@ -285,7 +285,7 @@ PLANTED = {
 @clause("05.download.same_file")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", [*PLANTED, "a FIFO", "a folder"])
-def test_a_planted_note_beside_a_part_neither_hangs_nor_fails(
+def test_a_planted_resume_note_does_not_block_the_download(
     kind: str, good_mirror: tuple[str, list[bytes]], tmp_path: Path
 ) -> None:
     (tmp_path / "file.part").write_bytes(b"others wrote this")

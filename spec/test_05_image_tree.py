@@ -1,15 +1,12 @@
-"""Chapter 05: a tree of images as a data set, and the cache of its decoded images."""
+"""Chapter 05: a tree of images as a data set."""
 
 import hashlib
 import os
 import pickle
 import re
 import shutil
-import signal
 import socket
-import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,22 +21,7 @@ from reference.data.image_tree import ImageTree as ReferenceTree
 from reference.errors import InputError
 from spec.support.assertions import rejects
 from spec.support.clauses import clause
-from spec.support.command import Command, run
-
-Make = Callable[..., Any]
-
-CLASSES = ("ant", "bee", "cat")
-
-
-def draw(path: Path, shade: int, height: int = 8, width: int = 8) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows, columns = np.mgrid[0:height, 0:width]
-    Image.fromarray(np.stack([rows * 9, columns * 9, rows * 0 + shade], -1).astype(np.uint8)).save(path)
-
-
-def shade_of(dataset: Any) -> list[int]:
-    """The blue of each image, which `draw` sets."""
-    return dataset.images[:, 2, 0, 0].tolist()
+from spec.support.image_trees import CLASSES, Make, draw, same, shade_of
 
 
 @pytest.fixture(autouse=True)
@@ -83,19 +65,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return passes
 
 
-def entries(folder: Path, kind: str = ".pixels") -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix == kind)
-
-
-def same(a: Any, b: Any) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.paths == b.paths
-
-
 # ---------------------------------------------------------------------------------------------------------- items
 
 
 @clause("05.tree.classes")
-def test_each_image_has_the_label_of_its_class(ImageTree: Make, root: Path) -> None:
+def test_each_image_has_the_label_of_the_class_folder(ImageTree: Make, root: Path) -> None:
     train, test = ImageTree(root, size=(8, 8)), ImageTree(root, train=False, size=(8, 8))
     assert train.classes == test.classes == CLASSES
     assert (len(train), len(test)) == (12, 6)
@@ -113,7 +87,7 @@ def test_each_image_has_the_label_of_its_class(ImageTree: Make, root: Path) -> N
 
 
 @clause("05.tree.size")
-def test_images_of_any_size_become_one_size_by_pillows_bilinear(ImageTree: Make, root: Path) -> None:
+def test_images_are_resized_to_one_size_with_bilinear_interpolation(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
     dataset = ImageTree(root, size=(12, 10))
     expected = Image.open(root / "train" / "ant" / "wide.png").resize((10, 12), Image.Resampling.BILINEAR)
@@ -135,7 +109,7 @@ def test_the_kth_images_of_equal_classes_by_digest_are_adjacent(ImageTree: Make,
 
 
 @clause("05.tree.proportions")
-def test_every_stretch_holds_the_classes_in_their_proportions(ImageTree: Make, tmp_path: Path) -> None:
+def test_every_consecutive_range_has_the_class_proportions(ImageTree: Make, tmp_path: Path) -> None:
     sizes = {"ant": 7, "bee": 60, "cat": 23}
     for name, size in sizes.items():
         for i in range(size):
@@ -149,7 +123,7 @@ def test_every_stretch_holds_the_classes_in_their_proportions(ImageTree: Make, t
 
 
 @clause("05.tree.order")
-def test_the_classes_do_not_simply_take_turns(ImageTree: Make, tmp_path: Path) -> None:
+def test_class_order_is_not_periodic(ImageTree: Make, tmp_path: Path) -> None:
     for name in CLASSES:
         for i in range(60):
             draw(tmp_path / "tree" / "train" / name / f"{i}.png", i, 1, 1)
@@ -195,7 +169,7 @@ def test_items_pass_through_the_transforms(ImageTree: Make, root: Path) -> None:
 
 
 @clause("05.tree.travels")
-def test_it_travels_to_another_process(ImageTree: Make, root: Path) -> None:
+def test_data_set_can_be_sent_to_another_process(ImageTree: Make, root: Path) -> None:
     dataset = ImageTree(root)
     assert same(pickle.loads(pickle.dumps(dataset)), dataset)
 
@@ -235,7 +209,7 @@ def test_images_in_sub_folders_belong_to_the_class_as_in_torchvision(ImageTree: 
 
 @clause("05.tree.sub_folders")
 @pytest.mark.timeout(60)
-def test_links_in_circles_end_and_no_folder_is_read_twice(root: Path) -> None:
+def test_cyclic_links_terminate_and_no_folder_is_read_twice(root: Path) -> None:
     folders = [root / "train" / "ant" / f"{i}" for i in range(12)]
     for i, folder in enumerate(folders):
         draw(folder / "0.png", 100 + i)
@@ -308,7 +282,7 @@ def test_an_irregular_or_oversized_file_is_named_and_can_be_skipped(
 
 @clause("05.tree.names")
 @pytest.mark.parametrize("name", ["two words.png", "grün 图.png", "line\nend.png", "UPPER.PNG", "%s{}'\".png"])
-def test_any_file_name_will_do(ImageTree: Make, name: str, root: Path) -> None:
+def test_unusual_file_names_are_accepted(ImageTree: Make, name: str, root: Path) -> None:
     draw(root / "train" / "ant" / name, 7)
     for _ in range(2):
         dataset = ImageTree(root)
@@ -316,7 +290,7 @@ def test_any_file_name_will_do(ImageTree: Make, name: str, root: Path) -> None:
 
 
 @clause("05.tree.names")
-def test_a_name_that_is_not_unicode_will_do(ImageTree: Make, root: Path) -> None:
+def test_file_names_that_are_not_unicode_are_accepted(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / os.fsdecode(b"\xff\xfe.png"), 7)
     assert 7 in shade_of(ImageTree(root))
     assert 7 in shade_of(ImageTree(root))
@@ -333,7 +307,7 @@ def test_linked_classes_and_images_are_followed(ImageTree: Make, root: Path, tmp
 
 
 @clause("05.tree.classes")
-def test_the_test_half_may_lack_a_class_and_keeps_the_numbers(ImageTree: Make, root: Path) -> None:
+def test_test_split_may_lack_a_class_and_keeps_class_numbers(ImageTree: Make, root: Path) -> None:
     shutil.rmtree(root / "test" / "ant")
     dataset = ImageTree(root, train=False)
     assert dataset.classes == CLASSES
@@ -474,7 +448,7 @@ def test_a_class_of_broken_images_only_is_an_error_even_when_skipping(ImageTree:
 
 
 @clause("05.tree.fixed")
-def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) -> None:
+def test_a_repaired_image_is_included_again(ImageTree: Make, root: Path, later: None) -> None:
     whole = ImageTree(root)
     good = (root / "train" / "ant" / "0.png").read_bytes()
     (root / "train" / "ant" / "0.png").write_bytes(b"")
@@ -484,9 +458,7 @@ def test_a_fixed_image_is_taken_again(ImageTree: Make, root: Path, later: None) 
 
 
 @clause("05.tree.fixed")
-def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
-    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_files_are_retried_in_the_next_run(root: Path, later: None, monkeypatch: pytest.MonkeyPatch) -> None:
     real = image_tree.read_regular
 
     def denied(path: Path, largest: int) -> bytes:
@@ -502,7 +474,7 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
 
 
 @clause("05.tree.fixed")
-def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
+def test_an_out_of_memory_error_is_not_cached_as_a_broken_image(
     root: Path, later: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -522,463 +494,6 @@ def test_a_dangling_link_is_named(root: Path) -> None:
         ReferenceTree(root)
     draw(root / "nowhere.png", 7)
     assert 7 in shade_of(ReferenceTree(root))
-
-
-# ---------------------------------------------------------------------------------------------------------- the cache
-
-
-@clause("05.cache.read_once")
-def test_an_unchanged_tree_is_not_read_again(root: Path, later: None, reads: list[str]) -> None:
-    first = ReferenceTree(root)
-    assert reads == ["decode"]
-    assert same(ReferenceTree(root), first)
-    assert reads == ["decode"]
-    assert [path.parent for path in entries(root)] == [root / ".ocean-cache"]
-
-
-@clause("05.cache.read_once")
-def test_files_changed_a_moment_ago_are_compared_by_content(root: Path, reads: list[str]) -> None:
-    first = ReferenceTree(root)
-    assert same(ReferenceTree(root), first)
-    assert reads == ["decode", "compare"]
-
-
-@clause("05.cache.read_once")
-def test_the_halves_and_the_sizes_have_entries_of_their_own(root: Path, later: None, reads: list[str]) -> None:
-    made = [ReferenceTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
-    again = [ReferenceTree(root, train, size=size) for train in (True, False) for size in ((4, 8), (8, 4))]
-    assert all(map(same, made, again))
-    assert [tuple(dataset.images.shape[2:]) for dataset in again] == [(4, 8), (8, 4)] * 2
-    assert reads.count("decode") == 4
-
-
-def change(root: Path) -> None:
-    draw(root / "train" / "bee" / "2.png", 255)
-
-
-def change_under_the_same_size_and_time(root: Path) -> None:
-    path = root / "train" / "bee" / "2.bmp"
-    before = path.stat()
-    draw(path, 255)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
-
-
-def exchange_two(root: Path) -> None:
-    """Two files of equal size and time change names."""
-    a, b, aside = root / "train/bee/2.bmp", root / "train/cat/2.bmp", root / "aside"
-    a.rename(aside)
-    b.rename(a)
-    aside.rename(b)
-
-
-def add(root: Path) -> None:
-    draw(root / "train" / "bee" / "new.png", 255)
-
-
-def remove(root: Path) -> None:
-    (root / "train" / "bee" / "2.bmp").unlink()
-
-
-def rename(root: Path) -> None:
-    (root / "train" / "bee" / "2.bmp").rename(root / "train" / "bee" / "3.bmp")
-
-
-def rename_class(root: Path) -> None:
-    (root / "train" / "bee").rename(root / "train" / "zebra")
-
-
-CHANGES = [change, change_under_the_same_size_and_time, exchange_two, add, remove, rename, rename_class]
-
-
-@clause("05.tree.changes")
-@pytest.mark.parametrize("settled", [False, True], ids=["at once", "when times have settled"])
-@pytest.mark.parametrize("alter", CHANGES, ids=lambda alter: alter.__name__)
-def test_a_stale_entry_is_never_used(
-    ImageTree: Make,
-    alter: Callable[[Path], None],
-    settled: bool,
-    root: Path,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    for name, shade in (("bee", 70), ("cat", 80)):
-        draw(root / "train" / name / "2.bmp", shade)
-        os.utime(root / "train" / name / "2.bmp", (1e9, 1e9))
-    if settled:
-        request.getfixturevalue("later")
-    before = ImageTree(root)
-    if settled:
-        time.sleep(0.02)  # more than a tick of the file system's clock, as two seconds would be
-    alter(root)
-    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns(".ocean-cache"))
-    found, expected = ImageTree(root), ImageTree(tmp_path / "copy")
-    assert same(found, expected)
-    assert found.classes == expected.classes
-    assert not same(found, before)
-
-
-@clause("05.cache.read_once")
-def test_a_tree_that_was_moved_or_touched_is_compared_not_decoded(root: Path, later: None, reads: list[str]) -> None:
-    first = ReferenceTree(root)
-    moved = root.rename(root.parent / "moved")
-    shutil.copytree(moved, root.parent / "copied")
-    for path in (moved / "train" / "ant").iterdir():
-        path.touch()
-    assert same(ReferenceTree(moved), first)
-    assert same(ReferenceTree(root.parent / "copied"), first)
-    assert reads == ["decode", "compare", "compare"]
-    assert same(ReferenceTree(moved), first)
-    assert reads == ["decode", "compare", "compare"], "the new times were not remembered"
-
-
-@clause("05.cache.read_once")
-def test_another_version_of_pillow_decodes_anew(
-    root: Path, later: None, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ReferenceTree(root)
-    monkeypatch.setattr("PIL.__version__", "0.0")
-    ReferenceTree(root)
-    assert reads.count("decode") == 2
-
-
-def flip_last(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
-
-
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "cut off": lambda content: content[:-1],
-    "half": lambda content: content[: len(content) // 2],
-    "empty": lambda _: b"",
-    "one bit": flip_last,
-    "shape": lambda content: content.replace(b"[[12, 3,", b"[[12, 9,"),
-    "checksum": lambda content: b"0" + content,
-    "longer": lambda content: content + b"\0",
-    "pickle": lambda _: pickle.dumps(os.system),
-}
-
-
-@clause("05.cache.damage")
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
-@pytest.mark.slow
-def test_a_damaged_entry_is_decoded_anew(
-    settled: bool, damage: str, root: Path, reads: list[str], request: pytest.FixtureRequest
-) -> None:
-    if settled:
-        request.getfixturevalue("later")
-    first = ReferenceTree(root)
-    (entry,) = entries(root)
-    whole = entry.read_bytes()
-    entry.write_bytes(DAMAGE[damage](whole))
-    assert entry.read_bytes() != whole
-    assert same(ReferenceTree(root), first)
-    assert reads.count("decode") == 2
-    assert entry.read_bytes() == whole, "the entry was not replaced"
-
-
-def planted(header: bytes, pixels: bytes) -> bytes:
-    """An entry with a right checksum, which is no secret."""
-    return image_tree.checksum_of(header, memoryview(pixels)) + b"\n" + header + pixels
-
-
-PIXELS = bytes(12 * 3 * 32 * 32)
-PLANTED: dict[str, bytes] = {
-    "another shape": planted(b"[[6, 6, 32, 32], {}]\n", PIXELS),
-    "another size": planted(b"[[12, 3, 64, 16], {}]\n", PIXELS),
-    "a shape of texts": planted(b'[["12", 3, 32, 32], {}]\n', PIXELS),
-    "a shape of truth values": planted(b"[[12, 3, 32, 32, true], {}]\n", PIXELS),
-    "a negative length": planted(b"[[-1, 3, 32, 32], {}]\n", PIXELS),
-    "too few images": planted(b"[[11, 3, 32, 32], {}]\n", PIXELS[: 11 * 3 * 32 * 32]),
-    "an unknown broken image": planted(b'[[11, 3, 32, 32], {"ant/9.png": "x"}]\n', PIXELS[: 11 * 3 * 32 * 32]),
-    "broken images in a list": planted(b"[[12, 3, 32, 32], [1]]\n", PIXELS),
-    "a reason that is no text": planted(b'[[11, 3, 32, 32], {"ant/0.png": [1]}]\n', PIXELS[: 11 * 3 * 32 * 32]),
-    "an object": planted(b"{}\n", PIXELS),
-    "a number": planted(b"7\n", PIXELS),
-    "no JSON": planted(b"[[12, 3, 32, 32]\n", PIXELS),
-    "no UTF-8": planted(b'["\xff"]\n', PIXELS),
-    "brackets inside each other": planted(b"[" * 200_000 + b"\n", PIXELS),
-    "no line end": b"\0" * (12 * 3 * 32 * 32),
-}
-
-
-@clause("05.cache.planted")
-@pytest.mark.parametrize("entry", PLANTED)
-@pytest.mark.parametrize("settled", [False, True], ids=["compared", "recalled"])
-@pytest.mark.slow
-def test_a_planted_entry_that_does_not_fit_is_decoded_anew(
-    settled: bool, entry: str, root: Path, reads: list[str], request: pytest.FixtureRequest
-) -> None:
-    if settled:
-        request.getfixturevalue("later")
-    first = ReferenceTree(root)
-    (path,) = entries(root)
-    whole = path.read_bytes()
-    path.write_bytes(PLANTED[entry])
-    assert same(ReferenceTree(root), first)
-    assert reads.count("decode") == 2
-    assert path.read_bytes() == whole
-
-
-@clause("05.cache.planted")
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("suffix", [".pixels", ".seen", "lock"])
-@pytest.mark.parametrize("kind", ["FIFO", "link to a FIFO", "folder", "device", "sparse", "link in a circle"])
-@pytest.mark.slow
-def test_a_planted_file_of_another_kind_neither_hangs_nor_fails(
-    kind: str, suffix: str, root: Path, tmp_path: Path, later: None
-) -> None:
-    first = ReferenceTree(root)
-    path = root / ".ocean-cache" / "lock" if suffix == "lock" else entries(root, suffix)[0]
-    path.unlink()
-    if kind == "FIFO":
-        os.mkfifo(path)
-    elif kind == "link to a FIFO":
-        os.mkfifo(tmp_path / "fifo")
-        path.symlink_to(tmp_path / "fifo")
-    elif kind == "folder":
-        (path / "inside").mkdir(parents=True)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "sparse":
-        with open(path, "wb") as file:
-            file.truncate(2**40)
-    else:
-        path.symlink_to(path)
-    tracemalloc.start()
-    try:
-        assert same(ReferenceTree(root), first)
-        assert tracemalloc.get_traced_memory()[1] < 2**24
-    finally:
-        tracemalloc.stop()
-
-
-@clause("05.cache.planted")
-def test_a_planted_lock_does_not_empty_the_file_that_it_links_to(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis").write_text("years of work")
-    (root / ".ocean-cache").mkdir()
-    (root / ".ocean-cache" / "lock").symlink_to(tmp_path / "thesis")
-    assert len(ReferenceTree(root)) == 12
-    assert (tmp_path / "thesis").read_text() == "years of work"
-
-
-@clause("05.tree.own_tensor")
-def test_changing_the_tensor_does_not_change_the_cache(ImageTree: Make, root: Path, later: None) -> None:
-    first = ImageTree(root)
-    kept = first.images.clone()
-    first.images.zero_()
-    assert torch.equal(ImageTree(root).images, kept)
-
-
-@clause("05.cache.damage")
-def test_the_checksum_is_of_every_part_and_of_their_order() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, 3 * 2**22 + 5, np.uint8)
-    expected = image_tree.checksum_of(b"header", pixels.data)
-    assert image_tree.checksum_of(b"header", pixels.copy().data) == expected
-    assert image_tree.checksum_of(b"Header", pixels.data) != expected
-    for place in (0, 2**22 - 1, 2**22, 3 * 2**22 - 1, 3 * 2**22, len(pixels) - 1):
-        damaged = pixels.copy()
-        damaged[place] ^= 1
-        assert image_tree.checksum_of(b"header", damaged.data) != expected, place
-    swapped = np.concatenate([pixels[2**22 : 2**23], pixels[: 2**22], pixels[2**23 :]])
-    assert image_tree.checksum_of(b"header", swapped.data) != expected
-
-
-@clause("05.cache.bounded")
-@pytest.mark.slow
-def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path, later: None, reads: list[str]) -> None:
-    used = ReferenceTree(root, size=(7, 7))
-    for i in range(1, 10):
-        for number, path in enumerate(sorted(entries(root) + entries(root, ".seen"))):
-            os.utime(path, (1e9 + number, 1e9 + number))  # old enough
-        assert same(ReferenceTree(root, size=(7, 7)), used)
-        assert same(ReferenceTree(root, size=(i, i + 1)), ReferenceTree(root, size=(i, i + 1)))
-    assert len(entries(root)) == len(entries(root, ".seen")) == 6
-    assert reads.count("decode") == 10
-
-
-@clause("05.cache.folders")
-def test_without_a_writable_root_the_users_cache_serves(
-    root: Path, user_cache: Path, later: None, reads: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    (root / ".ocean-cache").write_text("in the way")
-    first = ReferenceTree(root)
-    assert len(entries(user_cache / "ocean-spec")) == 1
-    assert same(ReferenceTree(root), first)
-    assert reads == ["decode"]
-    assert capsys.readouterr().err == ""
-
-
-@clause("05.cache.folders")
-def test_without_any_cache_it_works_and_says_so(
-    root: Path, user_cache: Path, reads: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    (root / ".ocean-cache").write_text("in the way")
-    user_cache.write_text("in the way")
-    first = ReferenceTree(root)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be written: decoding again next time" in line
-    assert str(root) in line
-    assert same(ReferenceTree(root), first)
-    assert reads == ["decode", "decode"]
-
-
-@clause("05.cache.folders")
-def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_serves(
-    root: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.fsync
-
-    def full(descriptor: int) -> None:
-        if ".ocean-cache" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("the file being written is found in /proc")
-    monkeypatch.setattr(image_tree.os, "fsync", full)
-    ReferenceTree(root)
-    assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []
-    assert len(entries(user_cache)) == 1
-
-
-@pytest.mark.slow
-@clause("05.cache.folders")
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
-def test_a_read_only_tree_can_be_read(root: Path, tmp_path: Path) -> None:
-    """Read as another user if the current one may write everywhere."""
-    with tempfile.TemporaryDirectory() as name:  # not in tmp_path, which other users cannot enter
-        folder = Path(name)
-        folder.chmod(0o755)
-        home = folder / "home"
-        home.mkdir()
-        home.chmod(0o777)
-        for copy in ("tree", "known"):
-            shutil.copytree(root, folder / copy)
-        (folder / "tree").chmod(0o555)
-        result = run(read_as_another_user, folder / "tree", folder / "known", home, folder=tmp_path)
-        (folder / "tree").chmod(0o755)
-        assert (result.out, result.err) == ("12\n", "")
-        assert not (folder / "tree" / ".ocean-cache").exists()
-        assert len(entries(home)) == 1
-
-
-def read_as_another_user(tree: str, known: str, home: str) -> None:
-    """Print the number of images in `tree`."""
-    os.environ |= {"XDG_CACHE_HOME": home, "HOME": home}
-    ReferenceTree(known)  # all modules are loaded while this user can read them
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        os.setegid(65534)
-        os.seteuid(65534)
-    print(len(ReferenceTree(tree)))
-    os.seteuid(user)  # to end the process
-    os.setegid(group)
-
-
-# ---------------------------------------------------------------------------------------------- runs side by side
-
-
-def slow_run(root: str, mark: str, writing: str = "") -> None:
-    """Read a tree slowly, and append an x to the file `mark` for each image; with `writing`, stop before renaming."""
-    os.environ["XDG_CACHE_HOME"] = str(Path(root).parent / "user-cache")
-    real = image_tree.decode_image
-
-    def slow(*args: Any) -> Any:
-        with open(mark, "a") as file:
-            file.write("x")
-        time.sleep(0.05)
-        return real(*args)
-
-    def stop(_: int) -> None:
-        Path(writing).touch()
-        time.sleep(60)
-
-    vars(image_tree)["decode_image"] = slow  # pyright: ignore[reportIndexIssue]
-    if writing:
-        os.fsync = stop
-    print(image_tree.digest(ReferenceTree(root).images.numpy().tobytes()))
-
-
-def start(*arguments: Path) -> Command:
-    return Command(slow_run, *arguments, folder=arguments[0].parent)
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.01)
-
-
-@pytest.mark.slow
-@clause("05.cache.side_by_side")
-def test_of_two_runs_that_start_together_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
-    runs = [start(root, tmp_path / "decoded") for _ in range(2)]
-    results = [run.wait() for run in runs]
-    assert [result.status for result in results] == [0, 0], results
-    expected = image_tree.digest(ReferenceTree(root).images.numpy().tobytes())
-    assert [result.out for result in results] == [expected + "\n"] * 2
-    assert (tmp_path / "decoded").read_text() == "x" * 12
-
-
-@pytest.mark.slow
-@clause("05.cache.side_by_side")
-def test_a_run_killed_while_decoding_or_writing_does_no_harm(root: Path, tmp_path: Path, reads: list[str]) -> None:
-    for arguments, moment in (
-        ((tmp_path / "decoding",), tmp_path / "decoding"),
-        ((tmp_path / "mark", tmp_path / "writing"), tmp_path / "writing"),
-    ):
-        command = start(root, *arguments)
-        wait_for(moment)
-        command.send(signal.SIGKILL)
-        command.wait()
-        assert entries(root) == []
-    assert len(entries(root, ".tmp")) == 1, "the run was killed too early or too late"
-    dataset = ReferenceTree(root)
-    assert len(dataset) == 12
-    assert reads == ["decode"]
-    assert entries(root, ".tmp") == []
-    assert len(entries(root)) == 1
-
-
-@pytest.mark.slow
-@clause("05.cache.side_by_side")
-def test_an_interrupt_while_decoding_stops_it_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
-    command = start(root, tmp_path / "decoding")
-    wait_for(tmp_path / "decoding")
-    command.send(signal.SIGINT)
-    assert command.wait(30).err.rstrip().endswith("KeyboardInterrupt")
-    assert [path.name for path in (root / ".ocean-cache").iterdir() if path.name != "lock"] == []
-
-
-@clause("05.cache.side_by_side")
-def test_a_file_that_changes_between_comparing_and_decoding_does_no_harm(
-    root: Path, later: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ReferenceTree(root, train=False)  # an entry, so that contents are compared first
-    real = image_tree.read_tree
-
-    def changing(tree: Any, size: Any, progress: bool, decode: bool) -> Any:
-        if decode:
-            draw(root / "train" / "ant" / "0.png", 7)
-        return real(tree, size, progress, decode)
-
-    monkeypatch.setattr(image_tree, "read_tree", changing)
-    first = ReferenceTree(root)
-    monkeypatch.undo()
-    assert 7 in shade_of(first)
-    assert same(ReferenceTree(root), first)
-    draw(root / "train" / "ant" / "0.png", 10)
-    assert 7 not in shade_of(ReferenceTree(root))
-
-
-@clause("05.cache.bar")
-def test_no_bar_is_drawn_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ReferenceTree(root)
-    ReferenceTree(root, train=False, progress=False)
-    assert capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------------------------------------------- real images

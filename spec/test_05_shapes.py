@@ -95,7 +95,7 @@ def drawn_one_pixel_at_a_time(seed: int, train: bool, index: int) -> tuple[list[
 
 
 @clause("05.shapes.rule")
-def test_the_number_generator_of_the_oracle_is_splitmix64() -> None:
+def test_oracle_generator_is_splitmix64() -> None:
     # The first outputs for state 1234567 in the generator's published test vectors.
     assert [splitmix64(1234567, number) for number in range(2)] == [6457827717110365317, 3203168211198807973]
 
@@ -202,7 +202,7 @@ def test_different_seeds_draw_different_images_in_a_different_order(Shapes: Make
 
 
 @clause("05.shapes.seeds")
-def test_no_part_of_any_seed_is_a_part_of_another(Shapes: Make) -> None:
+def test_images_of_different_seeds_and_splits_do_not_overlap(Shapes: Make) -> None:
     """For the seeds 0 to 31, large seeds and random seeds, both parts are drawn, and no image is in two of them."""
     generator = np.random.default_rng(0)
     seeds = {*range(32), *(2**k for k in (16, 31, 32, 62)), 2**63 - 1, *generator.integers(0, 2**63, 27).tolist()}
@@ -215,7 +215,7 @@ def test_no_part_of_any_seed_is_a_part_of_another(Shapes: Make) -> None:
 
 
 @clause("05.shapes.size")
-def test_the_values_span_the_bytes(Shapes: Make, train: Any) -> None:
+def test_pixel_values_span_0_to_255(Shapes: Make, train: Any) -> None:
     assert train.images.min() == 0
     assert train.images.max() == 255
 
@@ -305,7 +305,7 @@ def colour_histogram(shapes: Any) -> Tensor:
 @pytest.mark.slow
 @clause("05.shapes.linear")
 @pytest.mark.parametrize("features", [pixels, brightness])
-def test_a_linear_model_does_not_pass_60_percent(
+def test_linear_model_accuracy_is_below_60_percent(
     Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]
 ) -> None:
     accuracy = best_linear_accuracy(features(train), train, features(test), test)
@@ -314,7 +314,9 @@ def test_a_linear_model_does_not_pass_60_percent(
 
 @clause("05.shapes.colour")
 @pytest.mark.parametrize("features", [mean_colour, colour_histogram])
-def test_colour_does_not_tell_the_class(Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]) -> None:
+def test_class_is_not_predictable_from_colour(
+    Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]
+) -> None:
     accuracy = best_linear_accuracy(features(train), train, features(test), test)
     # Chance is 0.1, standard deviation over 2,000 images √(0.1 · 0.9 / 2000) = 0.0067; half of one in ten above it.
     assert accuracy < 0.15

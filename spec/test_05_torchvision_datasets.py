@@ -74,7 +74,7 @@ def test_a_reader_keeps_fewer_than_ten_images_by_default() -> None:
 
 @clause("05.cifar10.size")
 @pytest.mark.parametrize("train", [True, False])
-def test_an_image_is_32_by_32_in_colour(CIFAR10: Make, root: Path, train: bool) -> None:
+def test_images_are_32_by_32_rgb(CIFAR10: Make, root: Path, train: bool) -> None:
     # chapter 05, line 310
     image, _ = CIFAR10(root, train=train)[0]
     assert (image.size, image.mode) == ((32, 32), "RGB")
@@ -124,7 +124,7 @@ def test_a_transform_is_applied_once_to_each_image_that_is_taken(CIFAR10: Make, 
 
 
 @clause("05.cifar10.transform")
-def test_without_a_transform_images_come_and_targets_have_one_of_their_own(CIFAR10: Make, root: Path) -> None:
+def test_without_transform_items_are_pil_images_and_target_transform_is_separate(CIFAR10: Make, root: Path) -> None:
     dataset = CIFAR10(root, train=False, target_transform=lambda label: CLASSES[label])
     image, name = dataset[1]
     assert isinstance(image, Image.Image)

@@ -134,13 +134,13 @@ def tagged(**items: Any) -> Tagged:
         ),
     ],
 )  # fmt: skip
-def test_containers_keep_their_type(DataLoader: Loader, items: list[Any], expected: Any) -> None:
+def test_containers_keep_the_type(DataLoader: Loader, items: list[Any], expected: Any) -> None:
     (batch,) = DataLoader(items, batch_size=2)
     assert plain(batch) == expected
 
 
 @clause("06.loader.collate")
-def test_a_container_keeps_its_attributes_and_the_items_are_unchanged(DataLoader: Loader) -> None:
+def test_containers_keep_attributes_and_items_are_unchanged(DataLoader: Loader) -> None:
     items = [tagged(x=1), tagged(x=2)]
     (batch,) = DataLoader(items, batch_size=2)
     assert (type(batch), batch.tag, batch["x"].tolist()) == (Tagged, "kept", [1, 2])
@@ -164,7 +164,7 @@ def test_a_container_keeps_its_attributes_and_the_items_are_unchanged(DataLoader
         pytest.param(Fixed(np.array([1]), 2), (dict, {"x": [1], "y": 2}), id="a mapping that cannot be made of a dict"),
     ],
 )
-def test_a_single_item_is_converted_part_by_part(DataLoader: Loader, item: Any, expected: Any) -> None:
+def test_convert_applies_to_each_part_of_a_single_item(DataLoader: Loader, item: Any, expected: Any) -> None:
     (found,) = DataLoader([item], batch_size=None)
     assert plain(found) == expected
 
@@ -206,7 +206,7 @@ def test_numbers_of_several_kinds_become_one_tensor(
         pytest.param([{1, 2}] * 2, id="sets"),
     ],
 )
-def test_items_of_different_kinds_make_no_batch(DataLoader: Loader, items: list[Any]) -> None:
+def test_items_of_different_types_are_not_collated(DataLoader: Loader, items: list[Any]) -> None:
     with pytest.raises((TypeError, ValueError, RuntimeError, KeyError)):
         list(DataLoader(items, batch_size=2))
 
@@ -228,6 +228,6 @@ def test_items_of_different_kinds_make_no_batch(DataLoader: Loader, items: list[
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
-def test_the_reference_says_which_kinds_met(items: list[Any], naming: str) -> None:
+def test_collate_error_names_the_different_types(items: list[Any], naming: str) -> None:
     with rejects(naming=naming):
         list(ReferenceLoader(items, batch_size=2))

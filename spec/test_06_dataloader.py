@@ -161,9 +161,7 @@ def test_the_50000_training_images_make_782_steps_and_not_781_and_a_quarter(Data
 @pytest.mark.parametrize(
     ("n", "drop_last", "steps"), [(50_000, False, 782), (50_000, True, 781), (10_000, False, 157), (10_000, True, 156)]
 )
-def test_the_length_of_a_loader_is_the_number_of_its_steps(
-    DataLoader: Loader, n: int, drop_last: bool, steps: int
-) -> None:
+def test_loader_length_is_the_number_of_batches(DataLoader: Loader, n: int, drop_last: bool, steps: int) -> None:
     assert len(DataLoader(Numbers(n), batch_size=64, drop_last=drop_last)) == steps
 
 
@@ -173,7 +171,7 @@ def test_the_length_of_a_loader_is_the_number_of_its_steps(
     [({"sampler": [1, 1, 0]}, 2), ({"batch_sampler": [[1], [5, 3], [0, 9, 9]]}, 3), ({"batch_size": None}, 10)],
     ids=["a sampler", "a batch_sampler", "single items"],
 )
-def test_the_length_of_a_loader_counts_what_its_sampler_gives(
+def test_loader_length_follows_the_length_of_the_sampler(
     DataLoader: Loader, options: dict[str, Any], length: int
 ) -> None:
     sizes = {} if "batch_size" in options or "batch_sampler" in options else {"batch_size": 2}
@@ -182,7 +180,7 @@ def test_the_length_of_a_loader_counts_what_its_sampler_gives(
 
 
 @clause("06.loader.stored_parts")
-def test_the_parts_that_a_loader_is_made_of_are_its_attributes(DataLoader: Loader) -> None:
+def test_constructor_arguments_are_attributes_of_the_loader(DataLoader: Loader) -> None:
     dataset, generator = Numbers(7), seeded(0)
     loader = DataLoader(dataset, batch_size=3, drop_last=True, generator=generator)
     assert loader.dataset is dataset
@@ -235,7 +233,7 @@ def test_the_listing_writes_156_grids_for_each_of_two_epochs(DataLoader: Loader,
 
 
 @clause("06.loader.order_of_seed_0")
-def test_the_global_seed_0_shuffles_8_items_like_this(DataLoader: Loader) -> None:
+def test_shuffle_of_8_items_with_global_seed_0_is_the_documented_order(DataLoader: Loader) -> None:
     # chapter 06, line 320, with eight GPUs; the numbers are those of torch.manual_seed(0) on every platform
     torch.manual_seed(0)
     loader = DataLoader(Numbers(8), batch_size=8, shuffle=True)
@@ -289,14 +287,14 @@ def test_shuffling_drops_other_items_each_epoch(DataLoader: Loader) -> None:
 
 
 @clause("06.loader.says_64")
-def test_a_batch_has_the_size_given_and_not_the_4_of_the_comment(DataLoader: Loader) -> None:
+def test_batch_size_is_the_argument_and_not_the_4_of_the_comment(DataLoader: Loader) -> None:
     # chapter 06, line 350 says 4 beside line 334's 64
     sizes = {len(batch) for batch in DataLoader(Numbers(128), batch_size=64)}
     assert sizes == {64} != {4}
 
 
 @clause("06.loader.home")
-def test_the_loader_is_at_home_in_torch_utils_data_and_not_in_torchvision() -> None:
+def test_dataloader_is_in_torch_utils_data_and_not_in_torchvision() -> None:
     # chapter 06, line 316 links to torchvision's data sets
     assert torch.utils.data.DataLoader.__module__ == "torch.utils.data.dataloader"
     assert not [name for name in dir(torchvision.datasets) if name.lower() == "dataloader"]
@@ -327,7 +325,7 @@ def listed(items: list[int]) -> list[int]:
 
 @clause("06.loader.each_once")
 @given(EPOCHS, st.sampled_from([None, listed]), seeds)
-def test_each_item_comes_once_except_those_an_incomplete_batch_drops(
+def test_each_item_is_yielded_once_unless_drop_last_drops_it(
     DataLoader: Loader, options: dict[str, Any], collate_fn: Any, seed: int
 ) -> None:
     n, size, drop_last = options["n"], options["batch_size"], options["drop_last"]
@@ -508,7 +506,7 @@ def test_numbers_and_tensors_become_one_tensor(DataLoader: Loader, items: list[A
 
 
 @clause("06.loader.collate_fn")
-def test_collate_fn_makes_the_batch_of_the_list_of_its_items(DataLoader: Loader) -> None:
+def test_collate_fn_receives_the_list_of_items(DataLoader: Loader) -> None:
     given_to: list[Any] = []
     loader = DataLoader(Numbers(5), batch_size=2, collate_fn=lambda items: given_to.append(items) or sum(items))
     assert list(loader) == [1, 5, 4]
@@ -525,7 +523,7 @@ def test_collate_fn_makes_the_batch_of_the_list_of_its_items(DataLoader: Loader)
         pytest.param([None, None], r"found.*NoneType", id="nothing"),
     ],
 )
-def test_items_that_make_no_batch_are_rejected(DataLoader: Loader, items: list[Any], naming: str) -> None:
+def test_items_that_cannot_be_collated_are_rejected(DataLoader: Loader, items: list[Any], naming: str) -> None:
     with rejects(naming=naming):
         list(DataLoader(items, batch_size=2))
 
@@ -563,7 +561,7 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
 @pytest.mark.parametrize(
     ("n", "batch_size", "num_workers"), [(7, 2, 3), (1, 2, 3), pytest.param(11, 1, 4, marks=pytest.mark.slow)]
 )
-def test_workers_that_do_not_divide_the_batches_give_all_of_them(
+def test_all_batches_are_yielded_if_workers_do_not_divide_the_count(
     DataLoader: Loader, n: int, batch_size: int, num_workers: int
 ) -> None:
     loader = DataLoader(Numbers(n), batch_size, num_workers=num_workers)
@@ -625,7 +623,7 @@ def test_every_combination_of_options_gives_the_batches_of_pytorch_s_loader(
 @clause("06.workers.same_batches")
 @with_workers
 @pytest.mark.slow
-def test_the_work_is_done_by_two_other_processes(DataLoader: Loader) -> None:
+def test_two_workers_are_two_other_processes(DataLoader: Loader) -> None:
     found = shown(DataLoader(Processes(8), batch_size=2, num_workers=2))
     first, second = found[0][0], found[1][0]
     assert found == [[first] * 2, [second] * 2] * 2  # batch b is made by worker b mod 2
@@ -641,7 +639,7 @@ class StopError(Exception):
 @clause("06.workers.end")
 @with_workers
 @pytest.mark.parametrize("ending", [None, StopError, KeyboardInterrupt], ids=["a break", "an exception", "Ctrl-C"])
-def test_no_process_is_left_behind(DataLoader: Loader, ending: type[BaseException] | None) -> None:
+def test_no_worker_process_remains_after_iteration(DataLoader: Loader, ending: type[BaseException] | None) -> None:
     workers = []
 
     def consume() -> None:
@@ -663,7 +661,7 @@ def test_no_process_is_left_behind(DataLoader: Loader, ending: type[BaseExceptio
 
 @clause("06.workers.exception")
 @with_workers
-def test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause(DataLoader: Loader) -> None:
+def test_worker_exceptions_keep_type_message_and_cause(DataLoader: Loader) -> None:
     seen: list[list[int]] = []
     report = ""
     try:
@@ -689,7 +687,7 @@ def test_a_worker_that_dies_is_an_error(DataLoader: Loader) -> None:
 
 @clause("06.workers.seeds")
 @with_workers
-def test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator(DataLoader: Loader) -> None:
+def test_each_worker_has_a_different_seed_from_the_generator(DataLoader: Loader) -> None:
     base = int(torch.empty((), dtype=torch.int64).random_(generator=seeded(7)))
     (first, *rest), (second, *others) = DataLoader(Drawn(2), num_workers=2, generator=seeded(7))
     assert (int(first), int(second)) == (base, base + 1)
@@ -710,7 +708,7 @@ def test_a_data_set_that_cannot_be_sent_to_a_new_process_is_an_error(DataLoader:
 
 @pytest.mark.slow
 @clause("06.workers.pickle")
-def test_a_data_set_travels_to_a_new_process(DataLoader: Loader) -> None:
+def test_data_set_is_sent_to_spawned_workers(DataLoader: Loader) -> None:
     loader = DataLoader(range(4), batch_size=2, num_workers=1, multiprocessing_context="spawn")
     assert shown(loader) == [[0, 1], [2, 3]]
 
@@ -798,7 +796,7 @@ def test_an_empty_data_set_has_no_batches(DataLoader: Loader, drop_last: bool, n
 
 @clause("06.loader.empty")
 @pytest.mark.parametrize("kind", [ReferenceLoader, ResidentLoader])
-def test_the_reference_s_loaders_shuffle_nothing_where_pytorch_s_refuses(kind: Any) -> None:
+def test_shuffle_of_an_empty_data_set_yields_nothing(kind: Any) -> None:
     assert list(kind(Numbered(0), 4, True)) == []
     with pytest.raises(ValueError, match="num_samples=0"):
         torch.utils.data.DataLoader(Numbers(0), 4, True)  # pyright: ignore[reportArgumentType]
@@ -807,7 +805,7 @@ def test_the_reference_s_loaders_shuffle_nothing_where_pytorch_s_refuses(kind: A
 @clause("06.workers.exception")
 @with_workers
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_reference_says_which_item_it_was(num_workers: int) -> None:
+def test_worker_error_names_the_item_index(num_workers: int) -> None:
     with pytest.raises(ValueError, match="image 7 is broken") as caught:
         list(ReferenceLoader(Broken(12), batch_size=2, num_workers=num_workers))
     assert caught.value.__notes__ == ["DataLoader: raised by Broken, index 7"]
@@ -865,7 +863,7 @@ class Numbered(Resident):
 
 @clause("06.resident.same_batches")
 @given(EPOCHS, st.lists(st.booleans(), min_size=1, max_size=3), seeds)
-def test_both_loaders_of_the_reference_yield_the_same_as_pytorch_s(
+def test_resident_loader_and_dataloader_equal_pytorchs_dataloader(
     options: dict[str, Any], finished: list[bool], seed: int
 ) -> None:
     dataset = Numbered(min(options.pop("n"), 12))
@@ -885,7 +883,7 @@ def test_both_loaders_of_the_reference_yield_the_same_as_pytorch_s(
 @clause("06.resident.same_batches")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled with the same seed"])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [64, 64, 16]), (True, [64, 64])])
-def test_144_images_come_as_pytorch_s_loader_and_torchvision_s_totensor_bring_them(
+def test_resident_loader_yields_the_batches_of_pytorch_and_totensor(
     shuffle: bool, drop_last: bool, sizes: list[int]
 ) -> None:
     """Compare the fast path and PyTorch's loader bit for bit on 32×32 pixels, including the last batch of 16."""
@@ -921,7 +919,7 @@ def test_the_resident_loader_yields_every_image_once(options: dict[str, Any], se
     # chapter 18, line 1515 says 781.25; chapter 06, line 334 drops the test set's last 16
     [(50_000, False, 782, 16), (50_000, True, 781, 64), (10_000, False, 157, 16), (10_000, True, 156, 64)],
 )
-def test_the_tutorial_s_sizes_make_whole_numbers_of_steps(n: int, drop_last: bool, steps: int, last: int) -> None:
+def test_tutorial_sizes_give_the_documented_numbers_of_steps(n: int, drop_last: bool, steps: int, last: int) -> None:
     dataset = Resident()
     dataset.images, dataset.targets = torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)
     loader = ResidentLoader(dataset, 64, drop_last=drop_last)
@@ -932,7 +930,7 @@ def test_the_tutorial_s_sizes_make_whole_numbers_of_steps(n: int, drop_last: boo
 
 @clause("06.resident.vary")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
-def test_the_resident_loader_scales_what_vary_makes_of_each_batch(shuffle: bool) -> None:
+def test_resident_loader_scales_the_output_of_vary(shuffle: bool) -> None:
     dataset, generator = Numbered(7), seeded(0)
     before, given_to = dataset.images.clone(), []
 
@@ -951,7 +949,7 @@ def test_the_resident_loader_scales_what_vary_makes_of_each_batch(shuffle: bool)
 
 
 @clause("06.resident.scale")
-def test_a_byte_is_divided_by_255_and_nothing_else() -> None:
+def test_resident_loader_divides_bytes_by_255() -> None:
     dataset = Resident()
     dataset.images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     dataset.targets = torch.zeros(1, dtype=torch.int64)

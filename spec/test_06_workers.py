@@ -167,7 +167,7 @@ def test_persistent_workers_serve_every_epoch(DataLoader: Loader, persistent: bo
 @pytest.mark.parametrize("finished", [[True] * 3, [False, True, False, True]], ids=["whole epochs", "with breaks"])
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
 @pytest.mark.slow
-def test_the_epochs_of_workers_are_those_of_pytorch_s_loader(
+def test_epochs_with_workers_equal_those_of_pytorch(
     DataLoader: Loader, with_generator: bool, finished: list[bool], persistent: bool
 ) -> None:
     """Compare also the random numbers of the workers and the final state of the generator."""
@@ -345,7 +345,7 @@ def test_the_options_are_in_pytorch_s_order(DataLoader: Loader) -> None:
 @pytest.mark.parametrize(
     "way", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["copy", "pickle"]
 )
-def test_a_copy_of_a_loader_has_workers_of_its_own(way: Callable[[Any], Any]) -> None:
+def test_a_copy_of_a_loader_has_separate_workers(way: Callable[[Any], Any]) -> None:
     loader = ReferenceLoader(Processes(2), num_workers=1, persistent_workers=True)
     (first, _), (second, _) = lists(loader), lists(way(loader))
     assert first != second
@@ -450,7 +450,7 @@ class Exits(Numbers):
     ],
 )
 @pytest.mark.slow
-def test_an_item_that_ends_its_worker_is_an_error_within_seconds(way: str, says: str) -> None:
+def test_an_item_that_ends_the_worker_is_an_error_within_seconds(way: str, says: str) -> None:
     begun = time.monotonic()
     seen: list[int] = []
     with pytest.raises(RuntimeError, match=says):
@@ -555,7 +555,7 @@ def run(item: str, then: str, *, persistent: bool = False) -> "subprocess.Comple
         pytest.param("index > 1 and os.kill(os.getpid(), signal.SIGSTOP)", id="is stopped"),
     ],
 )
-def test_a_program_ends_even_if_its_workers_hang(item: str, persistent: bool) -> None:
+def test_a_program_exits_even_if_workers_hang(item: str, persistent: bool) -> None:
     """Start an iteration that is never finished, to which the interpreter holds a reference until its end."""
     begun = time.monotonic()
     result = run(item, "time.sleep(0.3)", persistent=persistent)
@@ -571,7 +571,7 @@ def test_a_program_ends_even_if_its_workers_hang(item: str, persistent: bool) ->
 @pytest.mark.parametrize(
     "ending", ["del batches, loader", "sys.exit(0)", "os._exit(0)"], ids=["collects", "exits", "exits at once"]
 )
-def test_a_fork_of_the_consumer_leaves_its_workers_alone(ending: str, persistent: bool) -> None:
+def test_a_fork_of_the_consumer_does_not_stop_the_workers(ending: str, persistent: bool) -> None:
     then = f"""
     child = os.fork()
     if child == 0:
@@ -589,7 +589,7 @@ def test_a_fork_of_the_consumer_leaves_its_workers_alone(ending: str, persistent
 @clause("06.workers.fork")
 @with_signals
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_fork_of_the_consumer_iterates_with_workers_of_its_own(persistent: bool) -> None:
+def test_a_fork_of_the_consumer_iterates_with_separate_workers(persistent: bool) -> None:
     then = """
     child = os.fork()
     if child == 0:
@@ -610,7 +610,7 @@ def test_a_fork_of_the_consumer_iterates_with_workers_of_its_own(persistent: boo
 @pytest.mark.slow
 @clause("06.workers.end")
 @with_signals
-def test_workers_end_when_their_consumer_is_killed_even_if_a_fork_of_it_lives_on() -> None:
+def test_workers_exit_when_the_consumer_is_killed_even_if_a_fork_survives() -> None:
     then = """
     if os.fork() == 0:
         for stream in (0, 1, 2):

@@ -16,7 +16,7 @@ class PlusOne(nn.Module):
 
 
 @clause("07.module.plus_one")
-def test_the_network_of_the_chapter_adds_one() -> None:
+def test_network_of_the_chapter_adds_one() -> None:
     # chapter 07, line 395: output = ocean(torch.tensor(1.0))
     assert_equal(PlusOne()(torch.tensor(1.0)), torch.tensor(2.0))
 
@@ -31,7 +31,7 @@ def test_calling_a_network_runs_forward() -> None:
 
 
 @clause("07.module.forward")
-def test_without_forward_a_call_fails_and_says_so() -> None:
+def test_calling_a_module_without_forward_raises_not_implemented() -> None:
     class Boneless(nn.Module):
         pass
 
@@ -40,7 +40,7 @@ def test_without_forward_a_call_fails_and_says_so() -> None:
 
 
 @clause("07.module.init")
-def test_without_super_init_a_layer_cannot_be_stored() -> None:
+def test_assigning_a_layer_before_super_init_is_an_error() -> None:
     class Hasty(nn.Module):
         def __init__(self) -> None:
             self.layer = nn.Linear(1, 1)

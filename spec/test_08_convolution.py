@@ -57,7 +57,7 @@ def test_padding_1_gives_the_documented_matrix(conv2d: Conv2d) -> None:
 
 @clause("08.conv2d.unbatched")
 @pytest.mark.level("definition")
-def test_an_image_without_a_batch_is_a_batch_of_one_without_it(conv2d: Conv2d) -> None:
+def test_unbatched_input_equals_a_batch_of_one(conv2d: Conv2d) -> None:
     assert_equal(conv2d(image()[0], kernel()), conv2d(image(), kernel())[0])
 
 
@@ -87,14 +87,14 @@ def test_a_kernel_of_width_1_with_gaps_reads_the_border(conv2d: Conv2d, dtype: t
 
 @clause("08.conv2d.padding_keeps_size")
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
-def test_padding_of_half_the_kernel_less_one_keeps_the_size(conv2d: Conv2d, size: int) -> None:
+def test_padding_of_half_the_kernel_minus_one_preserves_size(conv2d: Conv2d, size: int) -> None:
     output = conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, size, size), padding=(size - 1) // 2)
     assert output.shape == (1, 1, 5, 5)
 
 
 @clause("08.conv2d.padding_keeps_size")
 @pytest.mark.parametrize(("size", "becomes"), [(1, 7), (2, 6), (5, 3), (7, 1)])
-def test_padding_1_keeps_the_size_of_no_kernel_but_3_by_3(conv2d: Conv2d, size: int, becomes: int) -> None:
+def test_padding_1_preserves_size_only_for_3x3(conv2d: Conv2d, size: int, becomes: int) -> None:
     output = conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, size, size), padding=1)
     assert output.shape == (1, 1, becomes, becomes)
 
@@ -129,7 +129,7 @@ def test_padding_2_is_a_border_of_two_zeros_on_every_side(conv2d: Conv2d) -> Non
 
 @clause("08.conv2d.parameters")
 @pytest.mark.level("definition")
-def test_padding_is_a_border_of_zeros(conv2d: Conv2d) -> None:
+def test_padding_equals_a_border_of_zeros(conv2d: Conv2d) -> None:
     bordered = torch.zeros(1, 1, 7, 9, dtype=torch.int64)
     bordered[:, :, 1:6, 2:7] = image()
     assert_equal(conv2d(image(), kernel(), padding=(1, 2)), conv2d(bordered, kernel()))
@@ -223,7 +223,7 @@ def by_definition(case: Case, x: Tensor, w: Tensor, bias: Tensor | None) -> list
 
 @clause("08.conv2d.definition", "08.conv2d.dtypes")
 @given(case=cases(), dtype=dtypes())
-def test_it_is_the_sum_of_the_definition(conv2d: Conv2d, case: Case, dtype: torch.dtype) -> None:
+def test_conv2d_equals_the_sum_of_the_definition(conv2d: Conv2d, case: Case, dtype: torch.dtype) -> None:
     # integers: at most 2 · 3 · 3 products of at most 9, and 3, which even bfloat16 represents exactly
     x, w, bias = case.tensors(whole, dtype=dtype)
     output = conv2d(x, w, bias, **case.options)
@@ -233,7 +233,7 @@ def test_it_is_the_sum_of_the_definition(conv2d: Conv2d, case: Case, dtype: torc
 
 @clause("08.conv2d.dtypes")
 @given(case=cases(), dtype=dtypes())
-def test_it_rounds_no_more_than_a_sum_does(conv2d: Conv2d, case: Case, dtype: torch.dtype) -> None:
+def test_conv2d_rounds_no_more_than_a_sum(conv2d: Conv2d, case: Case, dtype: torch.dtype) -> None:
     x, w, bias = case.tensors(normal, dtype=dtype)
     absolute = by_definition(case, x.abs(), w.abs(), None if bias is None else bias.abs())
     tolerance = rounding(dtype, case.products + 1, torch.tensor(absolute, dtype=torch.float64))
@@ -242,7 +242,7 @@ def test_it_rounds_no_more_than_a_sum_does(conv2d: Conv2d, case: Case, dtype: to
 
 @clause("08.conv2d.linear")
 @given(case=cases(), a=st.integers(-3, 3), b=st.integers(-3, 3))
-def test_it_is_linear_in_the_input_and_in_the_weight(conv2d: Conv2d, case: Case, a: int, b: int) -> None:
+def test_conv2d_is_linear_in_input_and_weight(conv2d: Conv2d, case: Case, a: int, b: int) -> None:
     x, w, _ = case.tensors(whole)
     x2, w2 = whole(*x.shape, seed=case.seed + 3), whole(*w.shape, seed=case.seed + 4)
 
@@ -268,9 +268,7 @@ def test_a_shifted_image_gives_the_shifted_output(
 
 @clause("08.conv2d.identity")
 @given(seed=seeds, kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 5])), dtype=dtypes())
-def test_a_kernel_of_one_in_the_middle_gives_the_image_back(
-    conv2d: Conv2d, seed: int, kernel: Pair, dtype: torch.dtype
-) -> None:
+def test_centred_delta_kernel_is_the_identity(conv2d: Conv2d, seed: int, kernel: Pair, dtype: torch.dtype) -> None:
     x = normal(2, 1, 4, 6, seed=seed, dtype=dtype)
     w = torch.zeros(1, 1, *kernel, dtype=dtype)
     w[0, 0, kernel[0] // 2, kernel[1] // 2] = 1
@@ -279,7 +277,7 @@ def test_a_kernel_of_one_in_the_middle_gives_the_image_back(
 
 @clause("08.conv2d.dilation")
 @given(case=cases())
-def test_dilation_is_a_kernel_with_holes(conv2d: Conv2d, case: Case) -> None:
+def test_dilation_equals_a_kernel_with_zeros_between_taps(conv2d: Conv2d, case: Case) -> None:
     x, w, bias = case.tensors(whole)
     down, right = case.dilation
     holes = w.new_zeros(*w.shape[:2], down * (case.kernel[0] - 1) + 1, right * (case.kernel[1] - 1) + 1)
@@ -290,7 +288,7 @@ def test_dilation_is_a_kernel_with_holes(conv2d: Conv2d, case: Case) -> None:
 
 @clause("08.conv2d.groups")
 @given(case=cases())
-def test_groups_are_a_block_diagonal_kernel(conv2d: Conv2d, case: Case) -> None:
+def test_groups_equal_a_block_diagonal_kernel(conv2d: Conv2d, case: Case) -> None:
     x, w, bias = case.tensors(whole)
     full = w.new_zeros(case.out_channels, case.in_channels, *case.kernel)
     for o in range(case.out_channels):
@@ -302,7 +300,7 @@ def test_groups_are_a_block_diagonal_kernel(conv2d: Conv2d, case: Case) -> None:
 
 @clause("08.conv2d.same")
 @given(seed=seeds, kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), dilation=st.integers(1, 2))
-def test_same_is_a_border_with_the_odd_zero_at_the_end(conv2d: Conv2d, seed: int, kernel: Pair, dilation: int) -> None:
+def test_padding_same_puts_the_odd_zero_at_the_end(conv2d: Conv2d, seed: int, kernel: Pair, dilation: int) -> None:
     x, w = whole(1, 2, 4, 5, seed=seed), whole(3, 2, *kernel, seed=seed + 1)
     total = [dilation * (k - 1) for k in kernel]
     bordered = torch.zeros(1, 2, 4 + total[0], 5 + total[1], dtype=x.dtype)
@@ -313,7 +311,7 @@ def test_same_is_a_border_with_the_odd_zero_at_the_end(conv2d: Conv2d, seed: int
 
 
 @clause("08.conv2d.same")
-def test_valid_is_no_border(conv2d: Conv2d) -> None:
+def test_padding_valid_equals_padding_0(conv2d: Conv2d) -> None:
     assert_equal(conv2d(image(), kernel(), padding="valid"), conv2d(image(), kernel()))
 
 
@@ -340,7 +338,7 @@ def test_nan_and_inf_reach_every_covering_window(conv2d: Conv2d, case: Case, val
 
 
 @clause("08.conv2d.empty")
-def test_no_images_give_no_outputs(conv2d: Conv2d) -> None:
+def test_empty_batch_gives_an_empty_output(conv2d: Conv2d) -> None:
     assert conv2d(torch.ones(0, 3, 5, 5), torch.ones(4, 3, 3, 3), torch.ones(4)).shape == (0, 4, 3, 3)
 
 
@@ -377,7 +375,7 @@ def by_shifts(x: Tensor, w: Tensor, padding: Any, stride: Any = 1, dilation: Any
 @clause("08.conv2d.definition", "08.conv2d.groups", "08.conv2d.gradients")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("channels", "size"), SIZES)
-def test_many_pixels_channels_and_images_change_nothing(
+def test_conv2d_equals_the_definition_for_large_sizes(
     conv2d: Conv2d, channels: int, size: Pair, options: dict[str, Any]
 ) -> None:
     w = whole(6, channels // 2, 3, 5, seed=1).requires_grad_()
@@ -432,7 +430,7 @@ def test_four_times_the_images_need_no_more_workspace(
 
 @clause("08.conv2d.gradients")
 @given(case=cases())
-def test_the_gradients_are_the_adjoints(conv2d: Conv2d, case: Case) -> None:
+def test_conv2d_gradients_equal_the_adjoint_maps(conv2d: Conv2d, case: Case) -> None:
     """conv2d(x, w) is linear in both, so ⟨upstream, conv2d(x, w)⟩ = ⟨x's gradient, x⟩ = ⟨w's gradient, w⟩."""
     x, w, _ = (None if t is None else t.requires_grad_() for t in case.tensors(whole))
     assert x is not None
@@ -451,13 +449,13 @@ def test_the_gradients_are_the_adjoints(conv2d: Conv2d, case: Case) -> None:
     [{}, {"stride": (2, 1)}, {"padding": (1, 2)}, {"dilation": (1, 2)}, {"groups": 2}, {"padding": "same"}],
     ids=str,
 )
-def test_it_is_differentiable_twice(conv2d: Conv2d, options: dict[str, Any]) -> None:
+def test_conv2d_is_differentiable_twice(conv2d: Conv2d, options: dict[str, Any]) -> None:
     inputs = [spread(1, 2, 3, 4, seed=0), spread(2, 2 // options.get("groups", 1), 2, 2, seed=1), spread(2, seed=2)]
     assert_differentiable(lambda x, w, b: conv2d(x, w, b, **options), *(t.requires_grad_() for t in inputs))
 
 
 @clause("08.conv2d.gradients")
-def test_torch_func_finds_the_gradients_of_the_reference() -> None:
+def test_torch_func_grad_equals_autograd() -> None:
     x, w = whole(2, 3, 5, 6, seed=0), whole(4, 3, 3, 2, seed=1)
     found = torch.func.grad(lambda x, w: reference.conv2d(x, w, stride=2).square().sum(), argnums=(0, 1))(x, w)
     x.requires_grad_()

@@ -70,7 +70,7 @@ def test_one_channel_in_and_two_out_need_two_kernels(Conv2d: Layer) -> None:
 
 
 @clause("09.conv2d.reshape")
-def test_the_board_refuses_6_channels_and_the_reshape_doubles_the_batch(Conv2d: Layer, tmp_path: Path) -> None:
+def test_tensorboard_rejects_6_channels_and_reshape_doubles_the_batch(Conv2d: Layer, tmp_path: Path) -> None:
     output = Ocean(Conv2d)(torch.rand(64, 3, 32, 32)).detach()
     with SummaryWriter(tmp_path) as writer:
         with pytest.raises(AssertionError, match=r"3 channels|^$"):
@@ -107,7 +107,7 @@ def test_the_kernel_is_not_flipped(Conv2d: Layer) -> None:
 
 @clause("09.conv2d.first_five")
 @pytest.mark.level("definition")  # the layer's attributes
-def test_the_first_five_parameters_are_in_that_order(Conv2d: Layer) -> None:
+def test_first_five_parameters_are_in_the_documented_order(Conv2d: Layer) -> None:
     layer = Conv2d(1, 2, 3, 4, 5)
     found = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
     assert found == (1, 2, (3, 3), (4, 4), (5, 5))
@@ -213,7 +213,7 @@ def test_impossible_sizes_are_rejected(
 
 @clause("09.sizes.rejects")
 @pytest.mark.parametrize("name", ["kernel_size", "dilation"])
-def test_same_padding_of_nothing_is_rejected(same_padding: Callable[..., Any], name: str) -> None:
+def test_same_padding_of_kernel_size_0_is_rejected(same_padding: Callable[..., Any], name: str) -> None:
     with rejects(naming=name):
         same_padding(**{"kernel_size": 3, "dilation": 1} | {name: 0})
 
@@ -254,7 +254,7 @@ def bordered(x: Tensor, padding: Pair, mode: str) -> Tensor:
     groups=st.sampled_from([1, 2]),
     bias=st.booleans(),
 )
-def test_the_layer_is_the_convolution_with_its_own_kernels_and_border(
+def test_conv2d_layer_equals_conv2d_with_own_weight_and_padding(
     Conv2d: Layer, conv2d: Layer, seed: int, stride: Pair, padding: Pair, mode: str, groups: int, bias: bool
 ) -> None:
     layer = Conv2d(2, 4, (2, 3), stride, padding, groups=groups, bias=bias, padding_mode=mode, dtype=torch.float64)
@@ -284,7 +284,7 @@ def test_the_layer_is_the_convolution_with_its_own_kernels_and_border(
     ],
     ids=["what differs from the defaults", "every option", "words"],
 )
-def test_a_layer_prints_its_arguments(
+def test_a_layer_prints_the_arguments(
     Conv2d: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(Conv2d(*arguments, **options)) == printed
@@ -292,7 +292,7 @@ def test_a_layer_prints_its_arguments(
 
 @clause("09.conv2d.state")
 @pytest.mark.parametrize("bias", [True, False], ids=["with a bias", "without"])
-def test_its_state_travels_both_ways(Conv2d: Layer, bias: bool) -> None:
+def test_state_dict_loads_to_and_from_pytorch(Conv2d: Layer, bias: bool) -> None:
     ours, pytorchs = Conv2d(4, 6, (3, 2), groups=2, bias=bias), nn.Conv2d(4, 6, (3, 2), groups=2, bias=bias)
     shapes = {"weight": (6, 2, 3, 2)} | ({"bias": (6,)} if bias else {})
     assert {name: tuple(value.shape) for name, value in ours.state_dict().items()} == shapes
@@ -307,7 +307,7 @@ def test_its_state_travels_both_ways(Conv2d: Layer, bias: bool) -> None:
 
 @clause("09.conv2d.start")
 @pytest.mark.parametrize("groups", [1, 4])
-def test_a_new_layer_starts_within_the_root_of_its_inputs(Conv2d: Layer, groups: int) -> None:
+def test_initial_weights_are_within_one_over_root_fan_in(Conv2d: Layer, groups: int) -> None:
     layer = Conv2d(16, 32, 5, groups=groups)
     bound = 1 / math.sqrt(16 // groups * 5 * 5)
     for parameter in (layer.weight, layer.bias):
@@ -320,7 +320,7 @@ def test_a_new_layer_starts_within_the_root_of_its_inputs(Conv2d: Layer, groups:
 
 
 @clause("09.conv2d.start")
-def test_the_same_seed_starts_it_from_the_same_numbers_as_pytorch(Conv2d: Layer) -> None:
+def test_initialization_with_a_seed_equals_pytorchs(Conv2d: Layer) -> None:
     torch.manual_seed(7)
     ours = Conv2d(3, 6, 3)
     torch.manual_seed(7)
@@ -341,7 +341,7 @@ def test_the_same_seed_starts_it_from_the_same_numbers_as_pytorch(Conv2d: Layer)
         pytest.param({"padding_mode": "mirror"}, "padding_mode", id="an unknown border"),
     ],
 )
-def test_a_layer_that_cannot_be_is_rejected(Conv2d: Layer, change: dict[str, Any], naming: str) -> None:
+def test_invalid_layer_arguments_are_rejected(Conv2d: Layer, change: dict[str, Any], naming: str) -> None:
     with rejects(naming, *change):
         Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
 

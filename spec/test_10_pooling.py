@@ -33,7 +33,7 @@ def image(dtype: torch.dtype = torch.float32) -> Tensor:
 
 @clause("10.max_pool2d.image")
 @pytest.mark.parametrize(("ceil_mode", "expected"), [(True, [[[[2, 3], [5, 1]]]]), (False, [[[[2]]]])])
-def test_ceil_mode_keeps_the_windows_that_reach_out(max_pool2d: Pool, ceil_mode: bool, expected: list[Any]) -> None:
+def test_ceil_mode_keeps_incomplete_windows(max_pool2d: Pool, ceil_mode: bool, expected: list[Any]) -> None:
     # chapter 10, line 566: the image shows the maxima with and without ceil_mode
     assert_equal(max_pool2d(image(), 3, ceil_mode=ceil_mode), expected)
 
@@ -75,7 +75,7 @@ def test_pooling_adds_no_parameters_to_a_network(MaxPool2d: Layer) -> None:
 
 
 @clause("10.MaxPool2d.no_parameters")
-def test_only_a_linear_layer_made_for_the_smaller_image_has_fewer(MaxPool2d: Layer) -> None:
+def test_only_a_linear_layer_after_pooling_has_fewer_parameters(MaxPool2d: Layer) -> None:
     image = torch.rand(1, 3, 32, 32)
     features = MaxPool2d(3)(image).numel()
     assert (image.numel(), features) == (3072, 300)
@@ -88,7 +88,7 @@ def parameters(layer: nn.Module) -> int:
 
 
 @clause("10.MaxPool2d.ceil_mode")
-def test_by_default_a_window_that_reaches_out_is_left_out(MaxPool2d: Layer) -> None:
+def test_default_ceil_mode_drops_incomplete_windows(MaxPool2d: Layer) -> None:
     # chapter 10, line 570
     numbers = torch.arange(25.0).reshape(1, 1, 5, 5)
     assert MaxPool2d(3).ceil_mode is False
@@ -98,14 +98,14 @@ def test_by_default_a_window_that_reaches_out_is_left_out(MaxPool2d: Layer) -> N
 
 @clause("10.max_pool2d.integers")
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int8], ids=str)
-def test_whole_numbers_can_be_pooled_too(max_pool2d: Pool, dtype: torch.dtype) -> None:
+def test_max_pool2d_accepts_integers(max_pool2d: Pool, dtype: torch.dtype) -> None:
     output = max_pool2d(image(dtype), 3, ceil_mode=True)
     assert_equal(output, torch.tensor([[[[2, 3], [5, 1]]]], dtype=dtype))
 
 
 @clause("10.max_pool2d.unbatched")
 @pytest.mark.level("definition")
-def test_an_image_without_a_batch_can_be_pooled_too(max_pool2d: Pool) -> None:
+def test_max_pool2d_accepts_unbatched_input(max_pool2d: Pool) -> None:
     assert_equal(max_pool2d(image()[0], 3), [[[2]]])
 
 
@@ -117,7 +117,7 @@ def test_other_numbers_of_dimensions_are_rejected(max_pool2d: Pool, shape: tuple
 
 
 @clause("10.max_pool2d.not_blurred")
-def test_every_number_of_the_output_is_one_of_the_image(max_pool2d: Pool) -> None:
+def test_max_pool2d_outputs_are_input_values(max_pool2d: Pool) -> None:
     x = normal(1, 1, 6, 6, seed=0)
     output = max_pool2d(x, 3)
     assert set(output.flatten().tolist()) <= set(x.flatten().tolist())
@@ -137,7 +137,7 @@ def test_red_beside_green_gives_yellow(max_pool2d: Pool) -> None:
 
 
 @clause("10.max_pool2d.not_blurred")
-def test_an_edge_stays_sharp_where_a_mean_would_blur_it(max_pool2d: Pool, avg_pool2d: Pool) -> None:
+def test_max_pooling_keeps_edges_that_avg_pooling_blurs(max_pool2d: Pool, avg_pool2d: Pool) -> None:
     black_and_white = torch.zeros(1, 1, 6, 6)
     black_and_white[..., 4:] = 1
     assert_equal(max_pool2d(black_and_white, 3), [[[[0, 1], [0, 1]]]])
@@ -263,7 +263,7 @@ def total(plane: Plane, rows: list[int], columns: list[int]) -> float:
 
 @clause("10.max_pool2d.definition", "10.max_pool2d.dtypes", "10.pooling.layouts")
 @given(case=cases(dilated=True), dtype=dtypes())
-def test_it_is_the_largest_number_of_each_window(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+def test_max_pool2d_is_the_maximum_of_each_window(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
     x = case.tensor(normal, dtype=dtype)
     output = max_pool2d(x, **case.max_options)
     assert output.dtype == dtype
@@ -273,7 +273,7 @@ def test_it_is_the_largest_number_of_each_window(max_pool2d: Pool, case: Case, d
 
 @clause("10.max_pool2d.indices", "10.pooling.layouts")
 @given(case=cases(dilated=True), dtype=dtypes())
-def test_indices_point_at_the_first_of_the_largest(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+def test_max_pool2d_indices_point_at_the_first_maximum(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
     x = case.tensor(whole, dtype=dtype, largest=1)  # many are equal
     output, indices = max_pool2d(x, **case.max_options, return_indices=True)
     expected = each_window(case, x, first_maximum)
@@ -284,7 +284,7 @@ def test_indices_point_at_the_first_of_the_largest(max_pool2d: Pool, case: Case,
 
 @clause("10.max_pool2d.padding")
 @given(case=cases(dilated=True))
-def test_padding_never_wins(max_pool2d: Pool, case: Case) -> None:
+def test_max_pool2d_padding_is_never_the_maximum(max_pool2d: Pool, case: Case) -> None:
     below_zero = -1 - case.tensor(whole).abs()
     assert max_pool2d(below_zero, **case.max_options).max() < 0, "a pixel of the border is the maximum"
     nothing = torch.full(case.shape, -torch.inf)
@@ -305,7 +305,7 @@ def test_brighter_images_give_brighter_maxima(max_pool2d: Pool, case: Case, up: 
 
 @clause("10.max_pool2d.output_size", "10.pool2d_output_size.formula")
 @given(case=cases(dilated=True))
-def test_the_size_is_that_of_the_formula(max_pool2d: Pool, case: Case) -> None:
+def test_output_size_equals_the_formula(max_pool2d: Pool, case: Case) -> None:
     expected = tuple(formula(case, axis) for axis in (0, 1))
     assert max_pool2d(torch.ones(case.shape), **case.max_options).shape[-2:] == expected == case.out_size
 
@@ -323,7 +323,7 @@ def formula(case: Case, axis: int) -> int:
 
 @clause("10.pool2d_output_size.formula")
 @given(case=cases(dilated=True))
-def test_the_output_size_is_known_beforehand(pool2d_output_size: Callable[..., Pair], case: Case) -> None:
+def test_output_size_function_equals_the_output_shape(pool2d_output_size: Callable[..., Pair], case: Case) -> None:
     assert pool2d_output_size(case.size, **case.max_options) == case.out_size
 
 
@@ -342,7 +342,7 @@ def test_the_documented_sizes_are_known_beforehand(pool2d_output_size: Callable[
     count_include_pad=st.booleans(),
     divisor_override=st.sampled_from([None, None, 1, 3, -2]),
 )
-def test_it_is_the_mean_of_each_window(
+def test_avg_pool2d_is_the_mean_of_each_window(
     avg_pool2d: Pool, case: Case, dtype: torch.dtype, count_include_pad: bool, divisor_override: int | None
 ) -> None:
     def mean(plane: Plane, rows: list[int], columns: list[int]) -> float:
@@ -362,7 +362,7 @@ def test_it_is_the_mean_of_each_window(
 
 @clause("10.avg_pool2d.sum")
 @given(case=cases(), dtype=dtypes())
-def test_with_a_divisor_of_1_it_is_the_sum_of_each_window(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+def test_divisor_override_1_gives_the_sum_of_each_window(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
     # whole numbers: at most 4 · 4 · 3, which every dtype holds
     x = case.tensor(whole, dtype=dtype)
     assert_equal(avg_pool2d(x, **case.options, divisor_override=1), each_window(case, x, total))
@@ -374,14 +374,14 @@ DIVISION = rounding(torch.float32, 2)
 
 @clause("10.avg_pool2d.count_include_pad")
 @given(case=cases())
-def test_without_counting_the_border_a_grey_image_stays_as_grey(avg_pool2d: Pool, case: Case) -> None:
+def test_count_include_pad_false_keeps_a_constant_image(avg_pool2d: Pool, case: Case) -> None:
     grey = torch.full(case.shape, 0.5)
     output = avg_pool2d(grey, **case.options, count_include_pad=False)
     assert_close(output, torch.full((case.batch, case.channels, *case.out_size), 0.5), DIVISION)
 
 
 @clause("10.avg_pool2d.count_include_pad")
-def test_by_default_padding_counts_in_the_divisor_and_places_beyond_it_do_not(avg_pool2d: Pool) -> None:
+def test_avg_pool2d_divisor_counts_padding_but_not_cells_beyond(avg_pool2d: Pool) -> None:
     white = torch.ones(1, 1, 2, 4)
     # of the 3 · 3 pixels at the corners of the image with its border 4 are white, in the middle 6
     ninths = torch.tensor([[[[4.0, 6.0, 6.0, 4.0], [4.0, 6.0, 6.0, 4.0]]]]) / 9
@@ -391,7 +391,7 @@ def test_by_default_padding_counts_in_the_divisor_and_places_beyond_it_do_not(av
 
 
 @clause("10.avg_pool2d.integers")
-def test_the_mean_of_whole_numbers_is_cut_off(avg_pool2d: Pool) -> None:
+def test_avg_pool2d_of_integers_truncates(avg_pool2d: Pool) -> None:
     # 8 / 4 and 7 / 4, and below zero -7 / 4
     numbers = torch.tensor([[[1, 2, 1, 2, -1, -2], [3, 2, 2, 2, -2, -2]]])
     assert_equal(avg_pool2d(numbers, 2), torch.tensor([[[2, 1, -1]]]))
@@ -455,7 +455,7 @@ def test_adaptive_pooling_is_the_mean_of_output_size_windows(
 
 @clause("10.adaptive_avg_pool2d.identity")
 @given(case=adaptive_cases, times=st.integers(1, 3))
-def test_wanting_the_size_it_has_gives_the_image_back(
+def test_adaptive_avg_pool2d_to_the_input_size_is_the_identity(
     adaptive_avg_pool2d: Pool, case: AdaptiveCase, times: int
 ) -> None:
     x = case.tensor(whole)
@@ -468,7 +468,7 @@ def test_wanting_the_size_it_has_gives_the_image_back(
 
 @clause("10.adaptive_avg_pool2d.any_size")
 @given(seed=seeds, size=st.tuples(st.integers(1, 12), st.integers(1, 12)))
-def test_every_image_becomes_the_wanted_size(adaptive_avg_pool2d: Pool, seed: int, size: Pair) -> None:
+def test_adaptive_avg_pool2d_output_has_the_requested_size(adaptive_avg_pool2d: Pool, seed: int, size: Pair) -> None:
     assert adaptive_avg_pool2d(whole(1, 2, *size, seed=seed), 3).shape == (1, 2, 3, 3)
     grey = torch.full((1, 1, *size), 0.5)
     assert_close(adaptive_avg_pool2d(grey, (2, 3)), torch.full((1, 1, 2, 3), 0.5), DIVISION)
@@ -482,7 +482,7 @@ def covered(case: Case, row: int, column: int) -> Tensor:
 
 @clause("10.pooling.nonfinite")
 @given(case=cases(dilated=True), value=st.sampled_from([torch.nan, torch.inf]))
-def test_nan_and_infinity_win_in_the_windows_that_cover_them(max_pool2d: Pool, case: Case, value: float) -> None:
+def test_max_pool2d_spreads_nan_and_inf_to_every_covering_window(max_pool2d: Pool, case: Case, value: float) -> None:
     x = case.tensor(whole)
     row, column = case.size[0] // 2, case.size[1] // 2
     x[..., row, column] = value
@@ -495,7 +495,7 @@ def test_nan_and_infinity_win_in_the_windows_that_cover_them(max_pool2d: Pool, c
 
 @clause("10.pooling.nonfinite")
 @given(case=cases(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-def test_nan_and_inf_reach_the_means_of_all_covering_windows(avg_pool2d: Pool, case: Case, value: float) -> None:
+def test_avg_pool2d_spreads_nan_and_inf_to_every_covering_window(avg_pool2d: Pool, case: Case, value: float) -> None:
     x = case.tensor(whole)
     row, column = case.size[0] // 2, case.size[1] // 2
     x[..., row, column] = value
@@ -507,14 +507,16 @@ def test_nan_and_inf_reach_the_means_of_all_covering_windows(avg_pool2d: Pool, c
 
 @clause("10.pooling.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_nan_and_inf_reach_the_adaptive_means_of_all_covering_windows(adaptive_avg_pool2d: Pool, value: float) -> None:
+def test_adaptive_avg_pool2d_spreads_nan_and_inf_to_every_covering_window(
+    adaptive_avg_pool2d: Pool, value: float
+) -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[..., 2, 0] = value  # rows 0 to 2 and 2 to 4 overlap there
     assert_equal(adaptive_avg_pool2d(x, 2), [[[[value, 0.0], [value, 0.0]]]])
 
 
 @clause("10.pooling.empty")
-def test_maxima_of_no_images_and_of_one_without_a_batch(max_pool2d: Pool) -> None:
+def test_max_pool2d_accepts_empty_and_unbatched_inputs(max_pool2d: Pool) -> None:
     for part in max_pool2d(torch.ones(0, 3, 5, 4), 2, return_indices=True):
         assert part.shape == (0, 3, 2, 2)
     of_one, of_batch = (max_pool2d(x, 3, 1, 1, return_indices=True) for x in (image()[0], image()))
@@ -523,13 +525,13 @@ def test_maxima_of_no_images_and_of_one_without_a_batch(max_pool2d: Pool) -> Non
 
 
 @clause("10.pooling.empty")
-def test_means_of_no_images_and_of_one_without_a_batch(avg_pool2d: Pool) -> None:
+def test_avg_pool2d_accepts_empty_and_unbatched_inputs(avg_pool2d: Pool) -> None:
     assert avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
     assert_equal(avg_pool2d(image()[0], 3, 1, 1), avg_pool2d(image(), 3, 1, 1)[0])
 
 
 @clause("10.pooling.empty")
-def test_adaptive_means_of_no_images_of_no_windows_and_of_one_without_a_batch(adaptive_avg_pool2d: Pool) -> None:
+def test_adaptive_avg_pool2d_accepts_empty_and_unbatched_inputs(adaptive_avg_pool2d: Pool) -> None:
     assert adaptive_avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
     assert adaptive_avg_pool2d(torch.ones(1, 3, 5, 4), (0, 2)).shape == (1, 3, 0, 2)
     assert_equal(adaptive_avg_pool2d(image()[0], (2, 3)), adaptive_avg_pool2d(image(), (2, 3))[0])
@@ -540,7 +542,7 @@ def test_adaptive_means_of_no_images_of_no_windows_and_of_one_without_a_batch(ad
 
 @clause("10.max_pool2d.gradients")
 @given(case=cases(dilated=True), dtype=dtypes())
-def test_the_gradient_goes_to_the_first_of_the_largest(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+def test_max_pool2d_gradient_goes_to_the_first_maximum(max_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
     # whole numbers: a pixel is the largest of at most 16 windows, each of which passes it at most 3
     x = case.tensor(whole, dtype=dtype, largest=1).requires_grad_()
     output = max_pool2d(x, **case.max_options)
@@ -552,7 +554,7 @@ def test_the_gradient_goes_to_the_first_of_the_largest(max_pool2d: Pool, case: C
 
 @clause("10.avg_pool2d.gradients")
 @given(case=cases(), dtype=dtypes())
-def test_the_gradient_of_the_mean_is_its_adjoint(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
+def test_avg_pool2d_gradient_equals_the_adjoint_map(avg_pool2d: Pool, case: Case, dtype: torch.dtype) -> None:
     """By linearity ⟨upstream, avg_pool2d(x)⟩ = ⟨x's gradient, x⟩; quarters of integers are not rounded."""
     x = case.tensor(whole, dtype=dtype).requires_grad_()
     output = avg_pool2d(x, **case.options, divisor_override=4)
@@ -568,7 +570,7 @@ def test_the_gradient_of_the_mean_is_its_adjoint(avg_pool2d: Pool, case: Case, d
     [{}, {"stride": 1}, {"padding": (1, 0)}, {"stride": 1, "dilation": (1, 2)}, {"stride": 3, "ceil_mode": True}],
     ids=str,
 )
-def test_the_maximum_is_differentiable_twice(max_pool2d: Pool, options: dict[str, Any]) -> None:
+def test_max_pool2d_is_differentiable_twice(max_pool2d: Pool, options: dict[str, Any]) -> None:
     # the square makes the second derivative nonzero
     x = spread(1, 2, 4, 4, seed=0).requires_grad_()
     assert_differentiable(lambda x: max_pool2d(x * x * x.sign(), 2, **options), x)
@@ -586,13 +588,13 @@ def test_the_maximum_is_differentiable_twice(max_pool2d: Pool, options: dict[str
     ],
     ids=str,
 )
-def test_the_mean_is_differentiable_twice(avg_pool2d: Pool, options: dict[str, Any]) -> None:
+def test_avg_pool2d_is_differentiable_twice(avg_pool2d: Pool, options: dict[str, Any]) -> None:
     assert_differentiable(lambda x: avg_pool2d(x * x, 2, **options), spread(1, 2, 3, 4, seed=0).requires_grad_())
 
 
 @clause("10.adaptive_avg_pool2d.gradients")
 @pytest.mark.parametrize("output_size", [1, (2, 3), (5, None)], ids=str)
-def test_the_adaptive_mean_is_differentiable_twice(adaptive_avg_pool2d: Pool, output_size: Any) -> None:
+def test_adaptive_avg_pool2d_is_differentiable_twice(adaptive_avg_pool2d: Pool, output_size: Any) -> None:
     x = spread(1, 2, 3, 4, seed=0).requires_grad_()
     assert_differentiable(lambda x: adaptive_avg_pool2d(x * x, output_size), x)
 
@@ -711,17 +713,17 @@ def test_adaptive_pooling_prints_as(AdaptiveAvgPool2d: Layer, output_size: Any) 
 
 
 @clause("10.MaxPool2d.no_parameters")
-def test_a_layer_of_maxima_has_no_state(MaxPool2d: Layer) -> None:
+def test_max_pool2d_layer_has_no_state(MaxPool2d: Layer) -> None:
     assert_no_state(MaxPool2d(3), nn.MaxPool2d(3))
 
 
 @clause("10.AvgPool2d.layer")
-def test_a_layer_of_means_has_no_state(AvgPool2d: Layer) -> None:
+def test_avg_pool2d_layer_has_no_state(AvgPool2d: Layer) -> None:
     assert_no_state(AvgPool2d(3), nn.AvgPool2d(3))
 
 
 @clause("10.AdaptiveAvgPool2d.layer")
-def test_a_layer_of_adaptive_means_has_no_state(AdaptiveAvgPool2d: Layer) -> None:
+def test_adaptive_avg_pool2d_layer_has_no_state(AdaptiveAvgPool2d: Layer) -> None:
     assert_no_state(AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(3))
 
 
@@ -773,7 +775,7 @@ SHAPES = [
         pytest.param({"dilation": 3}, "dilation=3|output size is too small", id="holes larger than the image"),
     ],
 )
-def test_no_maximum_of(max_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
+def test_max_pool2d_rejects(max_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
     with rejects(naming, *options):
         max_pool2d(torch.ones(1, 3, 5, 5), **({"kernel_size": 3, "stride": 1} | options))
 
@@ -787,7 +789,7 @@ def test_no_maximum_of(max_pool2d: Pool, options: dict[str, Any], naming: str) -
         pytest.param({"divisor_override": 1.5}, "divisor_override", id="a divisor that is no whole number"),
     ],
 )
-def test_no_mean_of(avg_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
+def test_avg_pool2d_rejects(avg_pool2d: Pool, options: dict[str, Any], naming: str) -> None:
     with rejects(naming, *options):
         avg_pool2d(torch.ones(1, 3, 5, 5), **({"kernel_size": 3, "stride": 1} | options))
 
@@ -802,35 +804,35 @@ def test_no_mean_of(avg_pool2d: Pool, options: dict[str, Any], naming: str) -> N
         pytest.param({"input_size": -1}, "input_size", id="a negative image"),
     ],
 )
-def test_no_size_of(pool2d_output_size: Pool, options: dict[str, Any], naming: str) -> None:
+def test_output_size_rejects(pool2d_output_size: Pool, options: dict[str, Any], naming: str) -> None:
     with rejects(naming, *options):
         pool2d_output_size(**({"input_size": 5, "kernel_size": 3, "stride": 1} | options))
 
 
 @clause("10.max_pool2d.rejects")
 @pytest.mark.parametrize(("shape", "naming"), SHAPES)
-def test_no_maximum_of_an_image_of(max_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+def test_max_pool2d_rejects_input(max_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
     with rejects(naming, "input"):
         max_pool2d(torch.ones(shape), 1)
 
 
 @clause("10.avg_pool2d.rejects")
 @pytest.mark.parametrize(("shape", "naming"), SHAPES)
-def test_no_mean_of_an_image_of(avg_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
+def test_avg_pool2d_rejects_input(avg_pool2d: Pool, shape: Sequence[int], naming: str) -> None:
     with rejects(naming, "input"):
         avg_pool2d(torch.ones(shape), 1)
 
 
 @clause("10.max_pool2d.rejects")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
-def test_no_maximum_of_numbers_without_an_order(max_pool2d: Pool, dtype: torch.dtype) -> None:
+def test_max_pool2d_rejects_dtypes_without_an_order(max_pool2d: Pool, dtype: torch.dtype) -> None:
     with rejects("bool|complex", "input"):
         max_pool2d(torch.ones(1, 1, 5, 5, dtype=dtype), 3)
 
 
 @clause("10.avg_pool2d.rejects")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32], ids=str)
-def test_no_mean_of_small_integers(avg_pool2d: Pool, dtype: torch.dtype) -> None:
+def test_avg_pool2d_rejects_small_integer_dtypes(avg_pool2d: Pool, dtype: torch.dtype) -> None:
     with rejects("bool|byte|int", "input"):
         avg_pool2d(torch.ones(1, 1, 5, 5, dtype=dtype), 3)
 
@@ -841,7 +843,7 @@ def test_no_mean_of_small_integers(avg_pool2d: Pool, dtype: torch.dtype) -> None
     [(-1, "output_size.*-1"), ((1, -1), "output_size.*-1"), ((1, 1, 1), "output_size"), ((2,), "output_size")],
     ids=str,
 )
-def test_no_adaptive_mean_of_size(adaptive_avg_pool2d: Pool, output_size: Any, naming: str) -> None:
+def test_adaptive_avg_pool2d_rejects_output_size(adaptive_avg_pool2d: Pool, output_size: Any, naming: str) -> None:
     with rejects(naming, "output_size"):
         adaptive_avg_pool2d(torch.ones(1, 3, 5, 5), output_size)
 
@@ -856,7 +858,7 @@ def test_no_adaptive_mean_of_size(adaptive_avg_pool2d: Pool, output_size: Any, n
         pytest.param((1, 3, 5, 5), torch.int64, r"adaptive_avg_pool2d.*(int64|long)", id="whole numbers"),
     ],
 )
-def test_no_adaptive_mean_of_an_image_of(
+def test_adaptive_avg_pool2d_rejects_input(
     adaptive_avg_pool2d: Pool, shape: Sequence[int], dtype: torch.dtype, naming: str
 ) -> None:
     with rejects(naming, "input"):

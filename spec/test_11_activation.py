@@ -46,7 +46,7 @@ def test_relu_gives_the_documented_matrix(relu: Activation) -> None:
 
 
 @clause("11.relu.printed", "11.relu.listing")
-def test_the_listing_prints_its_result_and_writes_nothing(
+def test_the_listing_prints_the_result_and_writes_no_events(
     ReLU: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -71,7 +71,7 @@ def test_the_listing_prints_its_result_and_writes_nothing(
 
 @clause("11.sigmoid.images", "11.sigmoid.listing")
 @given(seed=seeds)
-def test_sigmoid_washes_images_out(Sigmoid: Layer, seed: int) -> None:
+def test_sigmoid_reduces_image_contrast(Sigmoid: Layer, seed: int) -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     images[0, 0, 0, :2] = torch.tensor([0.0, 1.0], device="cpu")
     output = Sigmoid()(images.to(torch.get_default_device()))
@@ -107,7 +107,7 @@ def test_linear_maps_nested_are_one_linear_map(relu: Activation, seed: int) -> N
 
 
 @clause("11.activation.nested")
-def test_an_activation_bends_the_line(
+def test_an_activation_makes_the_network_nonlinear(
     relu: Activation, leaky_relu: Activation, sigmoid: Activation, tanh: Activation
 ) -> None:
     """An affine function of one number satisfies f(−1) − 2 f(1) + f(3) = 0."""
@@ -120,7 +120,7 @@ def test_an_activation_bends_the_line(
 
 
 @clause("11.activation.features")
-def test_with_relu_two_layers_compute_the_exclusive_or_which_no_linear_map_does(relu: Activation) -> None:
+def test_two_layers_with_relu_compute_xor(relu: Activation) -> None:
     bits = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
     hidden = bits @ torch.ones(2, 2, dtype=torch.float64) + torch.tensor([0, -1], dtype=torch.float64)
     output = relu(hidden) @ torch.tensor([1, -2], dtype=torch.float64)
@@ -144,7 +144,7 @@ def test_the_four_common_activations(Sigmoid: Layer, Tanh: Layer, ReLU: Layer, L
 
 @clause("11.sigmoid.not_better")
 @given(seed=seeds, layers=st.integers(1, 12))
-def test_through_sigmoids_the_gradient_shrinks_fourfold_a_layer_through_relus_not(
+def test_sigmoid_layers_shrink_the_gradient_fourfold_and_relu_layers_do_not(
     sigmoid: Activation, relu: Activation, seed: int, layers: int
 ) -> None:
     x = normal(8, seed=seed).requires_grad_()
@@ -191,7 +191,7 @@ def test_sigmoid_is_no_linear_layer(Sigmoid: Layer) -> None:
 
 
 @clause("11.relu.inplace")
-def test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them(ReLU: Layer) -> None:
+def test_relu_changes_the_input_only_in_place(ReLU: Layer) -> None:
     x = torch.tensor([-1.0, 2.0])
     assert ReLU().inplace is False
     assert_equal(ReLU()(x), [0, 2])
@@ -258,13 +258,13 @@ def test_leaky_relu_multiplies_numbers_up_to_0_by_the_slope(leaky_relu: Activati
 
 
 @clause("11.leaky_relu.definition")
-def test_by_default_the_slope_is_a_hundredth(leaky_relu: Activation) -> None:
+def test_leaky_relu_default_slope_is_0_01(leaky_relu: Activation) -> None:
     assert_close(leaky_relu(torch.tensor([-100.0, 100.0])), [-1.0, 100.0], relative([-1.0, 100.0], operations=2))
 
 
 @clause("11.sigmoid.definition", "11.sigmoid.stable")
 @given(case=cases)
-def test_sigmoid_is_1_by_1_plus_the_exponential(sigmoid: Activation, case: Case) -> None:
+def test_sigmoid_equals_1_over_1_plus_exp(sigmoid: Activation, case: Case) -> None:
     def by_definition(number: float) -> float:
         small = math.exp(-abs(number))  # cannot overflow
         return 1 / (1 + small) if number >= 0 else small / (1 + small)
@@ -282,9 +282,7 @@ def test_tanh_is_the_hyperbolic_tangent(tanh: Activation, case: Case) -> None:
 
 @clause("11.tanh.small")
 @given(seed=seeds, dtype=dtypes(), exponent=st.integers(-9, 0))
-def test_tanh_of_small_numbers_keeps_their_digits(
-    tanh: Activation, seed: int, dtype: torch.dtype, exponent: int
-) -> None:
+def test_tanh_of_small_inputs_is_accurate(tanh: Activation, seed: int, dtype: torch.dtype, exponent: int) -> None:
     x = (normal(5, seed=seed) * 2.0**exponent).to(dtype)
     expected = torch.tensor([math.tanh(number) for number in x.tolist()], dtype=torch.float64)
     assert_close(tanh(x), expected.to(dtype), relative(expected, dtype, 4))
@@ -292,14 +290,14 @@ def test_tanh_of_small_numbers_keeps_their_digits(
 
 @clause("11.sigmoid.symmetric")
 @given(case=cases)
-def test_sigmoid_of_the_opposite_is_1_minus_sigmoid(sigmoid: Activation, case: Case) -> None:
+def test_sigmoid_of_negated_input_is_1_minus_sigmoid(sigmoid: Activation, case: Case) -> None:
     x = case.tensor()
     assert_close(sigmoid(-x), 1 - sigmoid(x), rounding(case.dtype, 5))
 
 
 @clause("11.tanh.symmetric")
 @given(case=cases)
-def test_tanh_of_the_opposite_is_the_opposite(tanh: Activation, case: Case) -> None:
+def test_tanh_is_odd(tanh: Activation, case: Case) -> None:
     x = case.tensor()
     assert_close(tanh(-x), -tanh(x), relative(tanh(x), case.dtype, 2))
 
@@ -326,36 +324,36 @@ def steps(activation: Activation) -> Tensor:
 
 
 @clause("11.activation.monotone")
-def test_relu_is_0_up_to_0_and_then_grows(relu: Activation) -> None:
+def test_relu_is_0_for_negative_inputs_and_increasing_above(relu: Activation) -> None:
     grows = steps(relu)
     assert_equal(grows[:200], torch.zeros(200, dtype=torch.float64))
     assert (grows[200:] > 0).all()
 
 
 @clause("11.activation.monotone")
-def test_leaky_relu_always_grows(leaky_relu: Activation) -> None:
+def test_leaky_relu_is_strictly_increasing(leaky_relu: Activation) -> None:
     assert (steps(leaky_relu) > 0).all()
 
 
 @clause("11.activation.monotone")
-def test_sigmoid_always_grows(sigmoid: Activation) -> None:
+def test_sigmoid_is_increasing(sigmoid: Activation) -> None:
     assert (steps(sigmoid) > 0).all()
 
 
 @clause("11.activation.monotone")
-def test_tanh_always_grows(tanh: Activation) -> None:
+def test_tanh_is_increasing(tanh: Activation) -> None:
     assert (steps(tanh) > 0).all()
 
 
 @clause("11.relu.integers")
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int8], ids=str)
-def test_relu_of_whole_numbers_keeps_their_type(relu: Activation, dtype: torch.dtype) -> None:
+def test_relu_of_integers_keeps_the_dtype(relu: Activation, dtype: torch.dtype) -> None:
     x = torch.tensor([2, -1, 0, 7]).to(dtype)  # of uint8, -1 is 255
     assert_equal(relu(x), torch.tensor([max(0, number) for number in x.tolist()], dtype=dtype))
 
 
 @clause("11.sigmoid.integers")
-def test_sigmoid_of_whole_numbers_is_of_the_default_type(sigmoid: Activation) -> None:
+def test_sigmoid_of_integers_has_the_default_dtype(sigmoid: Activation) -> None:
     expected = [0.2689414213699951, 0.5, 0.8807970779778823]
     output = sigmoid(torch.tensor([-1, 0, 2]))
     assert output.dtype == torch.get_default_dtype()
@@ -363,7 +361,7 @@ def test_sigmoid_of_whole_numbers_is_of_the_default_type(sigmoid: Activation) ->
 
 
 @clause("11.tanh.integers")
-def test_tanh_of_whole_numbers_is_of_the_default_type(tanh: Activation) -> None:
+def test_tanh_of_integers_has_the_default_dtype(tanh: Activation) -> None:
     expected = [-0.7615941559557649, 0.0, 0.9640275800758169]
     output = tanh(torch.tensor([-1, 0, 2]))
     assert output.dtype == torch.get_default_dtype()
@@ -399,13 +397,13 @@ def test_tanh_of_nan_and_inf(tanh: Activation, dtype: torch.dtype) -> None:
 
 @clause("11.relu.inplace")
 @given(case=cases)
-def test_relu_in_place_writes_into_its_input(relu: Activation, case: Case) -> None:
+def test_relu_in_place_writes_into_the_input(relu: Activation, case: Case) -> None:
     assert_written(lambda x: relu(x, inplace=True), relu, case)
 
 
 @clause("11.leaky_relu.inplace")
 @given(case=cases)
-def test_leaky_relu_in_place_writes_into_its_input(leaky_relu: Activation, case: Case) -> None:
+def test_leaky_relu_in_place_writes_into_the_input(leaky_relu: Activation, case: Case) -> None:
     assert_written(lambda x: leaky_relu(x, 0.25, inplace=True), lambda x: leaky_relu(x, 0.25), case)
 
 
@@ -478,13 +476,13 @@ def test_sigmoid_of_0_is_a_half(sigmoid: Activation) -> None:
 
 @clause("11.softmax.definition")
 @pytest.mark.level("tutorial")
-def test_equal_scores_have_equal_shares(softmax: Activation) -> None:
+def test_softmax_of_equal_logits_is_uniform(softmax: Activation) -> None:
     assert_equal(softmax(torch.zeros(2, 4), dim=1), [[0.25] * 4] * 2)
 
 
 @clause("11.softmax.definition")
 @pytest.mark.level("tutorial")
-def test_three_times_the_exponential_has_three_times_the_share(softmax: Activation) -> None:
+def test_softmax_is_proportional_to_exp(softmax: Activation) -> None:
     scores = torch.tensor([[0.0, math.log(3)]])
     # the logarithm is rounded once, each exponential, their sum and the quotient once
     assert_close(softmax(scores, dim=1), [[0.25, 0.75]], rounding(torch.float32, 5, 1.1))
@@ -492,7 +490,7 @@ def test_three_times_the_exponential_has_three_times_the_share(softmax: Activati
 
 @clause("11.softmax.definition", "11.softmax.dtypes")
 @given(case=softmax_cases())
-def test_softmax_is_each_exponential_by_their_sum(softmax: Activation, case: SoftmaxCase) -> None:
+def test_softmax_equals_exp_over_sum_of_exp(softmax: Activation, case: SoftmaxCase) -> None:
     x = case.tensor()
     expected = along(x, case.dim, shares)
     # the exponentials, their sum, and the quotient
@@ -502,7 +500,7 @@ def test_softmax_is_each_exponential_by_their_sum(softmax: Activation, case: Sof
 
 @clause("11.log_softmax.definition", "11.softmax.dtypes")
 @given(case=softmax_cases())
-def test_log_softmax_is_each_number_less_the_logarithm_of_the_sum(log_softmax: Activation, case: SoftmaxCase) -> None:
+def test_log_softmax_equals_logit_minus_log_sum_exp(log_softmax: Activation, case: SoftmaxCase) -> None:
     x = case.tensor()
     expected = along(x, case.dim, logarithms_of_shares)
     # the sum of exponentials is off by count + 1 roundings, so its logarithm by as many of 1; and the difference
@@ -513,7 +511,7 @@ def test_log_softmax_is_each_number_less_the_logarithm_of_the_sum(log_softmax: A
 
 @clause("11.softmax.sums_to_1")
 @given(seed=seeds, dtype=dtypes(), scale=st.sampled_from([0.1, 1.0, 100.0]))
-def test_the_shares_of_softmax_add_up_to_1(softmax: Activation, seed: int, dtype: torch.dtype, scale: float) -> None:
+def test_softmax_sums_to_1(softmax: Activation, seed: int, dtype: torch.dtype, scale: float) -> None:
     output = softmax((scale * normal(3, 10, seed=seed)).to(dtype), 1)
     assert ((output >= 0) & (output <= 1)).all()
     ones = torch.ones(3, dtype=torch.float64)
@@ -533,7 +531,7 @@ def test_log_softmax_is_the_logarithm_of_softmax(
 
 @clause("11.softmax.shift")
 @given(case=softmax_cases(), shift=st.sampled_from([-10000, -7, 1, 10000]))
-def test_softmax_knows_only_differences(softmax: Activation, case: SoftmaxCase, shift: int) -> None:
+def test_softmax_is_invariant_to_a_shift(softmax: Activation, case: SoftmaxCase, shift: int) -> None:
     x = case.tensor().float()
     expected = softmax(x, case.dim)
     tolerance = relative(expected, torch.float32, 2 * case.count + 6)
@@ -542,7 +540,7 @@ def test_softmax_knows_only_differences(softmax: Activation, case: SoftmaxCase, 
 
 @clause("11.log_softmax.shift")
 @given(case=softmax_cases(), shift=st.sampled_from([-10000, -7, 1, 10000]))
-def test_log_softmax_knows_only_differences(log_softmax: Activation, case: SoftmaxCase, shift: int) -> None:
+def test_log_softmax_is_invariant_to_a_shift(log_softmax: Activation, case: SoftmaxCase, shift: int) -> None:
     x = case.tensor().float()
     expected = log_softmax(x, case.dim)
     tolerance = rounding(torch.float32, 2 * case.count + 6, expected.abs().clamp(min=1))
@@ -551,7 +549,7 @@ def test_log_softmax_knows_only_differences(log_softmax: Activation, case: Softm
 
 @clause("11.softmax.monotone")
 @given(seed=seeds, at=st.integers(0, 4), up=st.integers(1, 5))
-def test_a_larger_number_takes_its_share_from_the_others(softmax: Activation, seed: int, at: int, up: int) -> None:
+def test_softmax_share_of_a_larger_logit_reduces_the_others(softmax: Activation, seed: int, at: int, up: int) -> None:
     x = whole(5, seed=seed)
     larger = x.clone()
     larger[at] += up
@@ -614,14 +612,14 @@ def test_log_softmax_of_nan_and_inf(log_softmax: Activation, row: list[float], e
 
 @clause("11.softmax.dtype")
 @pytest.mark.parametrize("of", [torch.float16, torch.int64], ids=str)
-def test_softmax_converts_its_input_first(softmax: Activation, of: torch.dtype) -> None:
+def test_softmax_with_dtype_converts_the_input_first(softmax: Activation, of: torch.dtype) -> None:
     x = torch.tensor([1, -2, 3], dtype=of)
     assert_equal(softmax(x, 0, dtype=torch.float64), softmax(x.double(), 0))
 
 
 @clause("11.softmax.dtype")
 @pytest.mark.parametrize("of", [torch.float16, torch.int64], ids=str)
-def test_log_softmax_converts_its_input_first(log_softmax: Activation, of: torch.dtype) -> None:
+def test_log_softmax_with_dtype_converts_the_input_first(log_softmax: Activation, of: torch.dtype) -> None:
     x = torch.tensor([1, -2, 3], dtype=of)
     assert_equal(log_softmax(x, 0, dtype=torch.float64), log_softmax(x.double(), 0))
 
@@ -652,7 +650,7 @@ def test_log_softmax_without_a_dimension_warns_and_chooses(log_softmax: Activati
 
 @clause("11.relu.gradients")
 @given(dtype=dtypes())
-def test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient(relu: Activation, dtype: torch.dtype) -> None:
+def test_relu_gradient_is_0_for_inputs_up_to_0(relu: Activation, dtype: torch.dtype) -> None:
     x = torch.tensor([-1, -torch.inf, 0, 0, 2, torch.inf, 1e-6], dtype=dtype).requires_grad_()
     upstream = torch.tensor([5, torch.inf, 5, torch.nan, 5, 5, 7], dtype=dtype)
     assert_equal(torch.autograd.grad(relu(x), x, upstream)[0], [0, 0, 0, 0, 5, 5, 7], "the gradient")
@@ -719,7 +717,7 @@ def test_log_softmax_is_differentiable_twice(log_softmax: Activation, dim: int) 
 @clause("11.relu.gradients", "11.leaky_relu.gradients", "11.sigmoid.gradients", "11.tanh.gradients")
 @clause("11.softmax.gradients", "11.log_softmax.gradients")
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax"])
-def test_torch_func_finds_the_gradients_of_the_reference(name: str) -> None:
+def test_torch_func_grad_equals_autograd(name: str) -> None:
     def curved(x: Tensor) -> Tensor:
         return getattr(reference, name)(x, *[0] * name.endswith("softmax")).square().sum()
 
@@ -822,7 +820,7 @@ def test_a_layer_of_log_softmax_without_a_dimension_warns_when_it_is_called(LogS
         pytest.param(torch.tensor([1j]), "input|complex", id="complex numbers"),
     ],
 )
-def test_no_relu_of(relu: Activation, input: Any, naming: str) -> None:
+def test_relu_rejects(relu: Activation, input: Any, naming: str) -> None:
     with rejects(naming=naming):
         relu(input)
 
@@ -839,19 +837,19 @@ def test_no_relu_of(relu: Activation, input: Any, naming: str) -> None:
         pytest.param(torch.tensor([1.0]), None, "negative_slope", id="no slope"),
     ],
 )
-def test_no_leaky_relu_of(leaky_relu: Activation, input: Any, slope: Any, naming: str) -> None:
+def test_leaky_relu_rejects(leaky_relu: Activation, input: Any, slope: Any, naming: str) -> None:
     with rejects(naming=naming):
         leaky_relu(input, slope)
 
 
 @clause("11.relu.rejects")
-def test_no_relu_in_place_of_a_parameter(relu: Activation) -> None:
+def test_relu_rejects_inplace_on_a_parameter(relu: Activation) -> None:
     with rejects(naming="in-?place|leaf|requires.grad"):
         relu(torch.ones(3, requires_grad=True), inplace=True)
 
 
 @clause("11.leaky_relu.rejects")
-def test_no_leaky_relu_in_place_of_a_parameter(leaky_relu: Activation) -> None:
+def test_leaky_relu_rejects_inplace_on_a_parameter(leaky_relu: Activation) -> None:
     with rejects(naming="in-?place|leaf|requires.grad"):
         leaky_relu(torch.ones(3, requires_grad=True), inplace=True)
 
@@ -876,7 +874,7 @@ DISTRIBUTIONS = pytest.mark.parametrize(
 
 @clause("11.softmax.rejects")
 @DISTRIBUTIONS
-def test_no_softmax_of(
+def test_softmax_rejects(
     softmax: Activation, shape: Sequence[int], dtype: torch.dtype, options: dict[str, Any], naming: str
 ) -> None:
     with rejects(naming=naming):
@@ -885,7 +883,7 @@ def test_no_softmax_of(
 
 @clause("11.log_softmax.rejects")
 @DISTRIBUTIONS
-def test_no_log_softmax_of(
+def test_log_softmax_rejects(
     log_softmax: Activation, shape: Sequence[int], dtype: torch.dtype, options: dict[str, Any], naming: str
 ) -> None:
     with rejects(naming=naming):

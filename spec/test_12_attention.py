@@ -1,9 +1,8 @@
-"""Chapter 12, other layers: attention, as a function, with several heads, and in an encoder layer."""
+"""Chapter 12, other layers: attention, as a function and with several heads."""
 
 import math
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,47 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spec.support.assertions import Tolerance, assert_close, assert_differentiable, assert_equal, rejects, rounding
+from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
+from spec.support.attention import (
+    Attention,
+    Layer,
+    Multihead,
+    Tensors,
+    as_factor,
+    asserting,
+    attention,
+    multiheads,
+    of_softmax,
+    outside,
+    wide,
+    with_numbers,
+)
 from spec.support.clauses import clause
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds
-
-Attention = Callable[..., Tensor]
-Layer = Callable[..., Any]
-State = Mapping[str, Tensor]
-Tensors = tuple[Tensor, Tensor, Tensor]
-
-# The definitions, in float64
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """The mean of the values, weighted with exp(scale · q · k) · factor, and the weights; zeros without any weight.
-
-    Adding a mask to the logits before the softmax is multiplying by its exponential: 0 for -inf.
-    """
-    products = (q[..., :, None, :] * k[..., None, :, :]).sum(-1)
-    shares = (scale * products).exp() * factor
-    total = shares.sum(-1, keepdim=True)
-    weights = torch.where(total > 0, shares / total, 0)
-    return (weights[..., None] * v[..., None, :, :]).sum(-2), weights
-
-
-def as_factor(mask: Tensor, *, true: float) -> Tensor:
-    """The factor of a mask for the weights: `true` where a bool mask is True; for a float mask its exponential."""
-    return torch.where(mask, true, 1.0 - true).double() if mask.dtype == torch.bool else mask.double().exp()
-
-
-def of_softmax(dtype: torch.dtype, roundings: int, largest: float, keys: int, magnitude: Tensor | float) -> Tolerance:
-    """The tolerance of a weighted mean: an error of a logit is a relative error of its weight and of the sum.
-
-    Args:
-        dtype: In which the implementation computes.
-        roundings: On the way to a logit.
-        largest: The largest absolute value on that way.
-        keys: How many weights are added up, for the softmax and for the mean.
-        magnitude: The weighted mean of the absolute values.
-    """
-    return rounding(dtype, math.ceil(2 * roundings * largest) + 2 * keys + 6, magnitude)
-
 
 # scaled_dot_product_attention
 
@@ -130,14 +105,9 @@ def exchanges(draw: st.DrawFn, **fixed: Any) -> Exchange:
     return Exchange(**drawn | fixed)
 
 
-def wide(tensors: Tensors) -> Tensors:
-    q, k, v = (t.double() for t in tensors)
-    return q, k, v
-
-
 @clause("12.attention.definition", "12.attention.masks", "12.attention.groups", "12.attention.layouts")
 @given(case=exchanges(), dtype=dtypes(), layout=st.tuples(layouts, layouts, layouts))
-def test_it_is_the_weighted_mean_of_the_definition(
+def test_scaled_dot_product_attention_equals_the_weighted_mean(
     scaled_dot_product_attention: Attention, case: Exchange, dtype: torch.dtype, layout: tuple[int, int, int]
 ) -> None:
     q, k, v = case.tensors(dtype)
@@ -167,7 +137,7 @@ SMALL = of_softmax(torch.float64, 7, 220, 3, 6)
 
 @clause("12.attention.permutation")
 @given(case=exchanges(), data=st.data())
-def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept(
+def test_attention_is_invariant_to_key_order_and_keeps_query_order(
     scaled_dot_product_attention: Attention, case: Exchange, data: st.DataObject
 ) -> None:
     case = replace(case, mask="full" if case.mask == "causal" else case.mask)  # the causal mask knows an order
@@ -183,9 +153,7 @@ def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept(
 
 @clause("12.attention.masks")
 @given(case=exchanges(mask="none"), hidden=st.integers(1, 2))
-def test_keys_that_are_masked_might_as_well_not_be_there(
-    scaled_dot_product_attention: Attention, case: Exchange, hidden: int
-) -> None:
+def test_masked_keys_have_no_effect(scaled_dot_product_attention: Attention, case: Exchange, hidden: int) -> None:
     q, k, v = (replace(case, keys=case.keys + hidden)).tensors()
     options = case.options(q)
     expected = scaled_dot_product_attention(q, k[..., : case.keys, :], v[..., : case.keys, :], **options)
@@ -198,7 +166,7 @@ def test_keys_that_are_masked_might_as_well_not_be_there(
 
 @clause("12.attention.causal")
 @pytest.mark.parametrize(("queries", "keys"), [(3, 3), (4, 2), (2, 4)], ids=["square", "more queries", "more keys"])
-def test_causal_lets_query_i_see_the_keys_0_to_i(
+def test_is_causal_lets_query_i_attend_to_keys_0_to_i(
     scaled_dot_product_attention: Attention, queries: int, keys: int
 ) -> None:
     # with zero queries all visible keys have the same weight: the mean of the first values
@@ -209,7 +177,7 @@ def test_causal_lets_query_i_see_the_keys_0_to_i(
 
 @clause("12.attention.fully_masked")
 @pytest.mark.parametrize("kind", ["bool", "float"])
-def test_a_query_that_may_see_nothing_gets_zeros(scaled_dot_product_attention: Attention, kind: str) -> None:
+def test_a_fully_masked_query_gets_zeros(scaled_dot_product_attention: Attention, kind: str) -> None:
     mask = torch.tensor([[True, True], [False, False]])
     if kind == "float":
         mask = torch.zeros(2, 2).masked_fill(~mask, -torch.inf)
@@ -219,7 +187,7 @@ def test_a_query_that_may_see_nothing_gets_zeros(scaled_dot_product_attention: A
 
 
 @clause("12.attention.scale")
-def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product_attention: Attention) -> None:
+def test_attention_default_scale_is_1_over_sqrt_of_features(scaled_dot_product_attention: Attention) -> None:
     # the logits are 4 · 1 / √4 = 2 and 0, or with scale 0.25 they are 1 and 0
     q, k, v = torch.ones(1, 4), torch.tensor([[1.0] * 4, [0.0] * 4]), torch.tensor([[1.0], [0.0]])
     tolerance = rounding(torch.float32, 20)
@@ -228,7 +196,7 @@ def test_the_default_scale_is_one_by_the_root_of_the_features(scaled_dot_product
 
 
 @clause("12.attention.dropout")
-def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
+def test_attention_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attention: Attention) -> None:
     # ten keys with equal weights; the values are different unit vectors, so that the output shows the weights
     q, k, v = torch.zeros(2000, 1), torch.zeros(10, 1), torch.eye(10)
     output = scaled_dot_product_attention(q, k, v, dropout_p=0.2)
@@ -241,13 +209,13 @@ def test_dropout_drops_weights_and_scales_the_others(scaled_dot_product_attentio
 
 
 @clause("12.attention.dropout")
-def test_dropout_1_drops_everything(scaled_dot_product_attention: Attention) -> None:
+def test_attention_dropout_1_gives_zeros(scaled_dot_product_attention: Attention) -> None:
     q = torch.ones(3, 2)
     assert_equal(scaled_dot_product_attention(q, q, q, dropout_p=1.0), torch.zeros(3, 2))
 
 
 @clause("12.attention.groups")
-def test_leading_dimensions_broadcast(scaled_dot_product_attention: Attention) -> None:
+def test_attention_broadcasts_leading_dimensions(scaled_dot_product_attention: Attention) -> None:
     q, k, v = normal(2, 3, 4, 2, seed=0), normal(1, 3, 5, 2, seed=1), normal(5, 6, seed=2)
     expected = scaled_dot_product_attention(q, k.expand(2, 3, 5, 2), v.expand(2, 3, 5, 6))
     assert expected.shape == (2, 3, 4, 6)
@@ -255,7 +223,7 @@ def test_leading_dimensions_broadcast(scaled_dot_product_attention: Attention) -
 
 
 @clause("12.attention.empty")
-def test_nothing_to_ask_or_to_see_is_no_error(scaled_dot_product_attention: Attention) -> None:
+def test_attention_accepts_zero_queries_and_zero_keys(scaled_dot_product_attention: Attention) -> None:
     some, none = torch.ones(2, 3, 4), torch.ones(2, 0, 4)
     assert scaled_dot_product_attention(none, some, some).shape == (2, 0, 4)
     assert_equal(scaled_dot_product_attention(some, none, none), torch.zeros(2, 3, 4), "the output without keys")
@@ -264,7 +232,7 @@ def test_nothing_to_ask_or_to_see_is_no_error(scaled_dot_product_attention: Atte
 
 @clause("12.attention.stability")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_large_logits_choose_the_value_of_the_largest(
+def test_attention_with_large_logits_selects_the_value_of_the_largest(
     scaled_dot_product_attention: Attention, dtype: torch.dtype
 ) -> None:
     q = torch.tensor([[1e4], [-1e4]], dtype=dtype)
@@ -274,7 +242,7 @@ def test_large_logits_choose_the_value_of_the_largest(
 
 @clause("12.attention.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_nan_and_inf_in_a_query_reach_only_its_own_output(
+def test_nan_and_inf_in_a_query_reach_only_the_output_of_that_query(
     scaled_dot_product_attention: Attention, value: float
 ) -> None:
     q, k, v = torch.ones(3, 2), torch.ones(4, 2), torch.ones(4, 5)
@@ -295,7 +263,9 @@ def test_nan_and_inf_in_a_query_reach_only_its_own_output(
     ],
     ids=["plain", "causal", "scale", "a mask"],
 )
-def test_it_is_differentiable_twice(scaled_dot_product_attention: Attention, options: dict[str, Any]) -> None:
+def test_scaled_dot_product_attention_is_differentiable_twice(
+    scaled_dot_product_attention: Attention, options: dict[str, Any]
+) -> None:
     inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused kernel has no second derivative
         assert_differentiable(lambda q, k, v: scaled_dot_product_attention(q, k, v, **options), *inputs)
@@ -303,7 +273,7 @@ def test_it_is_differentiable_twice(scaled_dot_product_attention: Attention, opt
 
 @clause("12.attention.fully_masked")
 @pytest.mark.aspect("gradients")
-def test_a_query_that_may_see_nothing_has_no_gradient(scaled_dot_product_attention: Attention) -> None:
+def test_a_fully_masked_query_has_zero_gradient(scaled_dot_product_attention: Attention) -> None:
     mask = torch.tensor([[True, False, True], [False, False, False]])
     inputs = (normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(1, 2, 2), (1, 3, 2), (1, 3, 1)]))
     with sdpa_kernel(SDPBackend.MATH):
@@ -311,7 +281,7 @@ def test_a_query_that_may_see_nothing_has_no_gradient(scaled_dot_product_attenti
 
 
 @clause("12.attention.gradients")
-def test_a_float_mask_has_a_gradient(scaled_dot_product_attention: Attention) -> None:
+def test_float_attn_mask_has_a_gradient(scaled_dot_product_attention: Attention) -> None:
     q, k, v, mask = (normal(2, 2, seed=i).requires_grad_() for i in range(4))
     with sdpa_kernel(SDPBackend.MATH):
         assert_differentiable(scaled_dot_product_attention, q, k, v, mask)
@@ -354,7 +324,7 @@ def test_a_row_of_large_negative_numbers_has_the_gradient_of_the_formula(
         ),
     ],
 )
-def test_an_impossible_argument_is_rejected(
+def test_scaled_dot_product_attention_rejects(
     scaled_dot_product_attention: Attention, change: dict[str, Any], naming: str
 ) -> None:
     arguments = {"query": torch.ones(2, 4, 3), "key": torch.ones(2, 5, 3), "value": torch.ones(2, 5, 6)} | change
@@ -365,157 +335,12 @@ def test_an_impossible_argument_is_rejected(
 
 
 @clause("12.attention.groups", "12.attention.rejects")
-def test_heads_that_the_groups_do_not_divide_are_rejected(scaled_dot_product_attention: Attention) -> None:
+def test_enable_gqa_rejects_head_counts_that_do_not_divide(scaled_dot_product_attention: Attention) -> None:
     with rejects(naming="heads|enable_gqa"):
         scaled_dot_product_attention(torch.ones(1, 5, 4, 3), *2 * [torch.ones(1, 3, 4, 3)], enable_gqa=True)
 
 
 # MultiheadAttention
-
-
-def projected(state: State, q: Tensor, k: Tensor, v: Tensor, zero: bool) -> Tensors:
-    """Queries, keys and values after the projections, with the keys and values that are appended."""
-    biases = state["in_proj_bias"].chunk(3) if "in_proj_bias" in state else (0, 0, 0)
-    weights = (
-        state["in_proj_weight"].chunk(3)
-        if "in_proj_weight" in state
-        else [state[f"{name}_proj_weight"] for name in "qkv"]
-    )
-    q, k, v = (x @ w.T + b for x, w, b in zip((q, k, v), weights, biases, strict=True))
-    if "bias_k" in state:
-        k, v = (torch.cat([x, state[b].expand(len(x), 1, -1)], 1) for x, b in ((k, "bias_k"), (v, "bias_v")))
-    if zero:
-        k, v = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (k, v))
-    return q, k, v
-
-
-@dataclass(frozen=True)
-class Multihead:
-    """A valid multi-head attention: the arguments of the layer, its inputs, a seed for the numbers.
-
-    Attributes:
-        alone: Query, key and value are one tensor.
-        attn: The attention mask: "none", "bool", "float"; with "each" it has three dimensions.
-        padding: Whether there is a padding mask too, of the type of the other.
-        recording: Gradients are recorded, in training; otherwise PyTorch may use a different kernel.
-    """
-
-    heads: int
-    head_dim: int
-    kdim: int | None
-    vdim: int | None
-    bias: bool
-    add_bias_kv: bool
-    add_zero_attn: bool
-    batch_first: bool
-    batch: int
-    queries: int
-    keys: int
-    alone: bool
-    attn: str
-    each: bool
-    padding: bool
-    recording: bool
-    seed: int
-
-    @property
-    def embed_dim(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {
-            "kdim": self.kdim, "vdim": self.vdim, "bias": self.bias, "add_bias_kv": self.add_bias_kv,
-            "add_zero_attn": self.add_zero_attn, "batch_first": self.batch_first,
-        }  # fmt: skip
-
-    def layer(self, make: Layer, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A layer with other than its initial parameters, including biases."""
-        layer = with_numbers(make(self.embed_dim, self.heads, dtype=dtype, **self.options), self.seed)
-        return layer if self.recording else layer.eval()
-
-    def inputs(self, dtype: torch.dtype = torch.float64) -> Tensors:
-        """Query, key and value, `[batch, length, features]`."""
-        kdim, vdim = self.kdim or self.embed_dim, self.vdim or self.embed_dim
-        shapes = ((self.queries, self.embed_dim), (self.keys, kdim), (self.keys, vdim))
-        q, k, v = (normal(self.batch, *shape, seed=self.seed + i, dtype=dtype) for i, shape in enumerate(shapes))
-        return (q, q, q) if self.alone else (q, k, v)
-
-    def masks(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """The masks; the first key is visible for every query, and True means not visible."""
-
-        def mask(*shape: int, seed: int) -> Tensor:
-            numbers = normal(*shape, seed=seed).clamp(-2, 2)
-            numbers[..., 0] = 0
-            return numbers.masked_fill(numbers < -1, -torch.inf).to(dtype) if self.attn == "float" else numbers < -0.3
-
-        masks = {}
-        if self.attn != "none":
-            leading = (self.batch * self.heads,) if self.each else ()
-            masks["attn_mask"] = mask(*leading, self.queries, self.keys, seed=self.seed + 3)
-        if self.padding:
-            masks["key_padding_mask"] = mask(self.batch, self.keys, seed=self.seed + 4)
-        return masks
-
-    def factor(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """The masks as `attention` needs them, `[batch, heads, queries, all keys]`."""
-        factor = torch.ones(self.batch, self.heads, self.queries, self.keys, dtype=torch.float64)
-        if "attn_mask" in masks:
-            mask = as_factor(masks["attn_mask"], true=0.0)
-            factor = factor * (mask.reshape(factor.shape) if self.each else mask)
-        if "key_padding_mask" in masks:
-            factor = factor * as_factor(masks["key_padding_mask"], true=0.0)[:, None, None]
-        appended = torch.ones(*factor.shape[:-1], self.add_bias_kv + self.add_zero_attn, dtype=torch.float64)
-        return torch.cat([factor, appended], -1)
-
-    def by_definition(self, state: State, inputs: Tensors, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """Head after head: the output, `[batch, queries, embed_dim]`, and the weights of each head."""
-        q, k, v = projected(state, *inputs, self.add_zero_attn)
-        parts = zip(*(x.split(self.head_dim, -1) for x in (q, k, v)), strict=True)
-        scale = 1 / math.sqrt(self.head_dim)
-        heads = [attention(*part, scale, factor[:, h]) for h, part in enumerate(parts)]  # pyright: ignore[reportCallIssue]
-        output = torch.cat([output for output, _ in heads], -1) @ state["out_proj.weight"].T
-        return output + state.get("out_proj.bias", 0), torch.stack([weights for _, weights in heads], 1)
-
-    def tolerances(self, dtype: torch.dtype, state: State, inputs: Tensors) -> tuple[Tolerance, Tolerance]:
-        """The tolerances of output and weights, from the largest possible intermediate numbers."""
-        absolute = {name: value.abs() for name, value in state.items()}
-        q, k, v = (x.max().item() for x in projected(absolute, *(x.abs() for x in inputs), self.add_zero_attn))  # pyright: ignore[reportCallIssue]
-        logit = q * k * math.sqrt(self.head_dim) + 4  # two masks of at most 2
-        terms = max(x.shape[-1] for x in inputs) + 2
-        out = absolute["out_proj.weight"].sum(1).max().item() * v + absolute.get("out_proj.bias", torch.zeros(1)).max()
-        keys = self.keys + 2
-        way = 2 * terms + self.head_dim + 4  # two projections and their product
-        of_output = of_softmax(dtype, way, logit, keys + terms + self.embed_dim, out.item())
-        return of_output, of_softmax(dtype, way, logit, keys, 1.0)
-
-
-@st.composite
-def multiheads(draw: st.DrawFn, **fixed: Any) -> Multihead:
-    size, flag, width = st.integers(1, 3), st.booleans(), st.none() | st.integers(1, 3)
-    alone = draw(flag)
-    queries = draw(size)
-    drawn = {
-        "heads": draw(st.integers(1, 2)), "head_dim": draw(st.integers(1, 2)), "kdim": None if alone else draw(width),
-        "vdim": None if alone else draw(width), "bias": draw(flag), "add_bias_kv": draw(flag),
-        "add_zero_attn": draw(flag), "batch_first": draw(flag), "batch": draw(st.integers(1, 2)), "queries": queries,
-        "keys": queries if alone else draw(size), "alone": alone,
-        "attn": draw(st.sampled_from(["none", "bool", "float"])), "each": draw(flag), "padding": draw(flag),
-        "recording": draw(flag), "seed": draw(seeds),
-    }  # fmt: skip
-    return Multihead(**drawn | fixed)
-
-
-def with_numbers(layer: nn.Module, seed: int) -> nn.Module:
-    """The layer with other numbers in all parameters, small enough that no softmax weight underflows."""
-    state = layer.state_dict()
-    layer.load_state_dict({name: normal(*state[name].shape, seed=seed + i) / 2 for i, name in enumerate(state)})
-    return layer
-
-
-def outside(x: Tensor, batch_first: bool) -> Tensor:
-    """`[batch, length, features]` in the layout of the layer."""
-    return x if batch_first else x.transpose(0, 1)
 
 
 def outsides(inputs: Tensors, batch_first: bool) -> list[Tensor]:
@@ -528,23 +353,10 @@ def outsides(inputs: Tensors, batch_first: bool) -> list[Tensor]:
 SMALL_LAYER = of_softmax(torch.float64, 20, 100, 10, 20)
 
 
-@contextmanager
-def asserting() -> Iterator[None]:
-    """PyTorch's attention rejects some arguments by `assert`; of all its layers it is the only one.
-
-    An assertion without a text names its argument in its line of code.
-    """
-    try:
-        yield
-    except AssertionError as error:
-        line = traceback.extract_tb(error.__traceback__)[-1].line
-        raise ValueError(str(error) or line) from error
-
-
 @clause("12.multihead.definition", "12.multihead.weights", "12.multihead.masks", "12.multihead.appended")
 @clause("12.multihead.evaluation")
 @given(case=multiheads(), dtype=dtypes(), need_weights=st.booleans(), average=st.booleans())
-def test_it_is_the_heads_of_the_definition(
+def test_multihead_attention_equals_the_definition(
     MultiheadAttention: Layer, case: Multihead, dtype: torch.dtype, need_weights: bool, average: bool
 ) -> None:
     layer, inputs, masks = case.layer(MultiheadAttention, dtype), case.inputs(dtype), case.masks(dtype)
@@ -567,7 +379,7 @@ def test_it_is_the_heads_of_the_definition(
 @clause("12.multihead.unbatched")
 @pytest.mark.parametrize("options", [{}, {"average_attn_weights": False}, {"need_weights": False}], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True], ids=["length first", "batch first"])
-def test_sequences_without_a_batch_are_a_batch_of_one_without_it(
+def test_multihead_attention_unbatched_equals_a_batch_of_one(
     MultiheadAttention: Layer, options: dict[str, Any], batch_first: bool
 ) -> None:
     layer = with_numbers(MultiheadAttention(4, 2, batch_first=batch_first, dtype=torch.float64), seed=0)
@@ -584,7 +396,7 @@ def test_sequences_without_a_batch_are_a_batch_of_one_without_it(
 
 @clause("12.multihead.masks")
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
+def test_multihead_attention_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dtype=torch.float64), seed=0), normal(3, 2, 4, seed=0)
     mask = torch.tensor([[j > i for j in range(3)] for i in range(3)])
     output, weights = layer(x, x, x, attn_mask=mask, is_causal=True, need_weights=need_weights)
@@ -595,7 +407,7 @@ def test_is_causal_applies_the_causal_mask(MultiheadAttention: Layer, need_weigh
 
 
 @clause("12.multihead.fully_masked")
-def test_a_query_that_may_see_nothing_gets_nan_or_only_the_bias(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_of_a_fully_masked_query_is_nan_or_the_bias(MultiheadAttention: Layer) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2), seed=0), torch.randn(3, 1, 4)
     mask = torch.tensor([[True] * 3, [False] * 3, [False] * 3])
     output, weights = layer(x, x, x, attn_mask=mask)
@@ -607,7 +419,7 @@ def test_a_query_that_may_see_nothing_gets_nan_or_only_the_bias(MultiheadAttenti
 
 
 @clause("12.multihead.empty")
-def test_a_batch_of_no_sequences_gives_no_outputs(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_accepts_an_empty_batch(MultiheadAttention: Layer) -> None:
     x = torch.ones(3, 0, 4)
     output, weights = MultiheadAttention(4, 2)(x, x, x)
     assert output.shape == (3, 0, 4)
@@ -615,7 +427,7 @@ def test_a_batch_of_no_sequences_gives_no_outputs(MultiheadAttention: Layer) -> 
 
 
 @clause("12.multihead.dropout")
-def test_dropout_drops_weights_in_training_only(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_dropout_applies_in_training_only(MultiheadAttention: Layer) -> None:
     layer = MultiheadAttention(4, 2, dropout=0.25, dtype=torch.float64)
     q, k = torch.zeros(200, 1, 4, dtype=torch.float64), torch.zeros(10, 1, 4, dtype=torch.float64)
     _, weights = layer(q, k, k, average_attn_weights=False)
@@ -631,7 +443,7 @@ def test_dropout_drops_weights_in_training_only(MultiheadAttention: Layer) -> No
 
 @clause("12.multihead.dropout")
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_dropout_1_leaves_only_the_bias(MultiheadAttention: Layer, need_weights: bool) -> None:
+def test_multihead_attention_dropout_1_leaves_only_the_bias(MultiheadAttention: Layer, need_weights: bool) -> None:
     layer, x = with_numbers(MultiheadAttention(4, 2, dropout=1.0), seed=0), torch.randn(3, 2, 4)
     output, _ = layer(x, x, x, need_weights=need_weights)
     assert_equal(output, layer.out_proj.bias.detach().expand(3, 2, 4))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -653,7 +465,7 @@ MULTIHEAD_SHAPES = {
 
 @clause("12.multihead.parameters")
 @pytest.mark.parametrize(("options", "shapes"), MULTIHEAD_SHAPES.values(), ids=MULTIHEAD_SHAPES)
-def test_its_parameters_are_those_of_the_layer_of_pytorch(
+def test_multihead_attention_state_dict_equals_pytorchs(
     MultiheadAttention: Layer, options: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     options = options | {"dtype": torch.float64}
@@ -670,7 +482,7 @@ def test_its_parameters_are_those_of_the_layer_of_pytorch(
 
 @clause("12.multihead.initialization")
 @pytest.mark.parametrize("options", [{}, {"kdim": 3, "add_bias_kv": True}], ids=["one width", "other widths"])
-def test_it_starts_from_the_numbers_of_the_layer_of_pytorch(MultiheadAttention: Layer, options: dict[str, Any]) -> None:
+def test_multihead_attention_initialization_equals_pytorchs(MultiheadAttention: Layer, options: dict[str, Any]) -> None:
     torch.manual_seed(5)
     theirs = nn.MultiheadAttention(4, 2, **options).state_dict()
     torch.manual_seed(5)
@@ -679,7 +491,7 @@ def test_it_starts_from_the_numbers_of_the_layer_of_pytorch(MultiheadAttention: 
 
 
 @clause("12.multihead.initialization")
-def test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_projections_start_xavier_uniform_and_biases_zero(MultiheadAttention: Layer) -> None:
     layer = MultiheadAttention(40, 2, kdim=60, add_bias_kv=True)
     bounds = {"q_proj_weight": math.sqrt(6 / 80), "k_proj_weight": math.sqrt(6 / 100), "out_proj.weight": 40**-0.5}
     state = layer.state_dict()
@@ -696,7 +508,7 @@ def test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0(M
 
 
 @clause("12.multihead.repr")
-def test_it_prints_its_output_projection(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_prints_out_proj(MultiheadAttention: Layer) -> None:
     printed = """\
 MultiheadAttention(
   (out_proj): NonDynamicallyQuantizableLinear(in_features=4, out_features=4, bias=True)
@@ -709,7 +521,7 @@ MultiheadAttention(
     "options", [{}, {"kdim": 1, "vdim": 1, "bias": False}, {"add_bias_kv": True, "add_zero_attn": True}], ids=str
 )
 @pytest.mark.parametrize("need_weights", [True, False], ids=["with weights", "without weights"])
-def test_the_layer_is_differentiable_twice(
+def test_multihead_attention_is_differentiable_twice(
     MultiheadAttention: Layer, options: dict[str, Any], need_weights: bool
 ) -> None:
     layer = with_numbers(MultiheadAttention(2, 2, dtype=torch.float64, **options), seed=0)
@@ -720,7 +532,7 @@ def test_the_layer_is_differentiable_twice(
 
 
 @clause("12.multihead.gradients")
-def test_every_parameter_has_its_gradient(MultiheadAttention: Layer) -> None:
+def test_multihead_attention_parameters_have_gradients(MultiheadAttention: Layer) -> None:
     layer = with_numbers(MultiheadAttention(2, 1, add_bias_kv=True, dtype=torch.float64), seed=0)
     x = normal(2, 1, 2, seed=3)
     names, values = zip(*layer.named_parameters(), strict=True)
@@ -758,7 +570,7 @@ def test_a_mask_of_large_negative_numbers_has_the_same_gradient_with_and_without
     [((4, 3), "embed_dim.*num_heads"), ((4, 0), "num_heads.*0"), ((0, 1), "embed_dim.*0")],
     ids=["heads that do not divide the features", "no heads", "no features"],
 )
-def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
+def test_multihead_attention_rejects_sizes(MultiheadAttention: Layer, sizes: tuple[int, int], naming: str) -> None:
     with rejects(naming, "embed_dim", "num_heads"), asserting():
         MultiheadAttention(*sizes)
 
@@ -784,279 +596,9 @@ def test_sizes_are_rejected(MultiheadAttention: Layer, sizes: tuple[int, int], n
         pytest.param({"is_causal": True}, "attn_mask.*is_causal|is_causal.*attn_mask", id="causal without the mask"),
     ],
 )
-def test_an_impossible_input_is_rejected(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
+def test_multihead_attention_rejects_input(MultiheadAttention: Layer, change: dict[str, Any], naming: str) -> None:
     with (
         rejects(naming, *change, *(["key"] if "value" in change else ["query"] if "key" in change else [])),
         asserting(),
     ):
         MultiheadAttention(4, 2)(**{name: torch.ones(5, 2, 4) for name in ("query", "key", "value")} | change)
-
-
-# TransformerEncoderLayer
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A valid encoder layer: its attention and its other arguments."""
-
-    attention: Multihead
-    hidden: int
-    norm_first: bool
-    activation: Any
-    eps: float
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {
-            "dim_feedforward": self.hidden, "norm_first": self.norm_first, "activation": self.activation,
-            "layer_norm_eps": self.eps, "bias": self.attention.bias, "batch_first": self.attention.batch_first,
-        }  # fmt: skip
-
-    def layer(self, make: Layer) -> nn.Module:
-        """A layer without dropout, with other than its initial parameters."""
-        made = make(self.attention.embed_dim, self.attention.heads, dropout=0.0, dtype=torch.float64, **self.options)
-        return with_numbers(made, self.attention.seed).train(self.attention.recording)
-
-    def masks(self) -> dict[str, Tensor]:
-        names = {"attn_mask": "src_mask", "key_padding_mask": "src_key_padding_mask"}
-        return {names[name]: mask for name, mask in self.attention.masks().items()}
-
-    def by_definition(self, state: State, src: Tensor) -> Tensor:
-        """`[batch, length, features]`."""
-        part = lambda name: {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}  # noqa: E731
-
-        def attend(x: Tensor) -> Tensor:
-            factor = self.attention.factor(self.attention.masks())
-            return self.attention.by_definition(part("self_attn."), (x, x, x), factor)[0]
-
-        def think(x: Tensor) -> Tensor:
-            first, second = part("linear1."), part("linear2.")
-            hidden = activated(x @ first["weight"].T + first.get("bias", 0), self.activation)
-            return hidden @ second["weight"].T + second.get("bias", 0)
-
-        def norm(name: str, x: Tensor) -> Tensor:
-            mean = x.sum(-1, keepdim=True) / x.shape[-1]
-            variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1]
-            own = part(name)
-            return (x - mean) / (variance + self.eps) ** 0.5 * own["weight"] + own.get("bias", 0)
-
-        if self.norm_first:
-            src = src + attend(norm("norm1.", src))
-            return src + think(norm("norm2.", src))
-        src = norm("norm1.", src + attend(src))
-        return norm("norm2.", src + think(src))
-
-
-def activated(x: Tensor, activation: Any) -> Tensor:
-    """max(0, x), or x Φ(x) with the distribution function Φ of the normal distribution, or any function."""
-    if activation == "gelu":
-        return x * x.new_tensor([math.erfc(-v / math.sqrt(2)) / 2 for v in x.flatten()]).reshape(x.shape)
-    return x * (x > 0) if activation == "relu" else activation(x)
-
-
-@st.composite
-def encoders(draw: st.DrawFn) -> Encoder:
-    # two heads: PyTorch's kernel for evaluation wants an even number
-    attention = draw(multiheads(heads=2, alone=True, kdim=None, vdim=None, add_bias_kv=False, add_zero_attn=False))
-    return Encoder(
-        attention=replace(attention, keys=attention.queries),
-        hidden=draw(st.integers(1, 3)),
-        norm_first=draw(st.booleans()),
-        activation=draw(st.sampled_from(["relu", "gelu", torch.sin])),
-        eps=draw(st.sampled_from([0.5, 1.0])),  # a sample with a tiny variance is only rounding error, times 1/√eps
-    )
-
-
-# Below 200 roundings of numbers below 20; a norm magnifies an error by 2 · |weight| / √0.5, below 6, and there are two.
-ENCODER = rounding(torch.float64, 200, 20 * 6 * 6)
-
-
-@clause("12.encoder.definition", "12.encoder.masks", "12.encoder.evaluation")
-@given(case=encoders(), watched=st.booleans())
-def test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm(
-    TransformerEncoderLayer: Layer, case: Encoder, watched: bool
-) -> None:
-    # PyTorch does not use its evaluation kernel for a layer with hooks. That kernel hides keys with a nonzero float
-    # mask instead of adding the mask, so it is avoided here.
-    hooked = watched or case.attention.attn == "float"
-    make = TransformerEncoderLayer if hooked else TransformerEncoderLayer.target  # pyright: ignore[reportFunctionMemberAccess]
-    layer, src = case.layer(make), case.attention.inputs()[0]
-    if hooked:
-        layer.register_forward_hook(lambda *_: None)
-    batch_first = case.attention.batch_first
-    with torch.set_grad_enabled(case.attention.recording):
-        output = layer(outside(src, batch_first), **case.masks())
-    assert_close(outside(output, batch_first), case.by_definition(layer.state_dict(), src), ENCODER)
-
-
-@clause("12.encoder.submodules")
-@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
-def test_it_calls_its_own_submodules(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
-    layer = TransformerEncoderLayer(4, 2, 8, dropout=0.0, norm_first=norm_first, dtype=torch.float64)
-    layer.norm1, layer.norm2 = nn.Tanh(), nn.Sigmoid()
-    layer.linear1, layer.linear2 = nn.Identity(), nn.Softplus()
-    layer.dropout, layer.dropout1, layer.dropout2 = nn.SELU(), nn.ELU(), nn.CELU()
-    src = normal(3, 2, 4, seed=0)
-
-    def attend(x: Tensor) -> Tensor:
-        return layer.dropout1(layer.self_attn(x, x, x)[0])
-
-    def think(x: Tensor) -> Tensor:
-        return layer.dropout2(layer.linear2(layer.dropout(layer.linear1(x).relu())))
-
-    if norm_first:
-        x = src + attend(layer.norm1(src))
-        expected = x + think(layer.norm2(x))
-    else:
-        x = layer.norm1(src + attend(src))
-        expected = layer.norm2(x + think(x))
-    assert_close(layer(src), expected, rounding(torch.float64, 200, 10))
-
-
-@clause("12.encoder.unbatched")
-def test_a_source_without_a_batch_is_a_batch_of_one_without_it(TransformerEncoderLayer: Layer) -> None:
-    layer = TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=torch.float64).eval()
-    src = normal(3, 4, seed=0)
-    assert_close(layer(src), layer(src[None])[0], rounding(torch.float64, 200, 10 / math.sqrt(1e-5)))
-
-
-@clause("12.encoder.empty")
-def test_no_sources_give_no_outputs(TransformerEncoderLayer: Layer) -> None:
-    assert TransformerEncoderLayer(4, 2, 8)(torch.ones(3, 0, 4)).shape == (3, 0, 4)
-
-
-@clause("12.encoder.dtypes")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_result_has_the_dtype_of_the_layer(TransformerEncoderLayer: Layer, dtype: torch.dtype) -> None:
-    layer, src = (
-        TransformerEncoderLayer(4, 2, 8, dtype=dtype, layer_norm_eps=1.0).eval(),
-        torch.randn(3, 2, 4).to(dtype),
-    )
-    output = layer(src)
-    exact = layer.double()(src.double())
-    # fewer than 40 roundings of numbers below 4 for an output; the norms divide by more than 1
-    assert_close(output, exact.to(dtype), rounding(dtype, 40, 4))
-
-
-@clause("12.encoder.masks")
-def test_is_causal_applies_the_causal_mask_to_the_source(TransformerEncoderLayer: Layer) -> None:
-    layer, src = TransformerEncoderLayer(4, 2, 8, dropout=0.0, layer_norm_eps=1.0), torch.randn(3, 2, 4)
-    mask = torch.tensor([[j > i for j in range(3)] for i in range(3)])
-    tolerance = rounding(torch.float32, 200, 10)
-    assert_close(layer(src, mask)[:1], layer(src[:1]), tolerance, "the first output, which sees nothing else")
-    assert_close(layer(src, mask, is_causal=True), layer(src, mask), tolerance)
-
-
-@clause("12.encoder.dropout")
-@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
-def test_dropout_1_leaves_the_residual(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
-    layer = with_numbers(TransformerEncoderLayer(4, 2, 8, dropout=1.0, norm_first=norm_first), seed=0)
-    src = torch.randn(3, 2, 4)
-    assert_equal(layer(src), src if norm_first else layer.norm2(layer.norm1(src)).detach())  # pyright: ignore[reportCallIssue]
-
-
-@clause("12.encoder.dropout")
-def test_dropout_is_a_tenth_and_for_training_only(TransformerEncoderLayer: Layer) -> None:
-    layer, src = TransformerEncoderLayer(4, 2, 8), torch.randn(3, 2, 4)
-    assert [layer.dropout.p, layer.dropout1.p, layer.dropout2.p, layer.self_attn.dropout] == [0.1] * 4
-    assert layer(src).ne(layer(src)).any(), "two passes in training must not drop the same"
-    layer.eval()
-    assert_equal(layer(src), layer(src), "a second pass in evaluation")
-
-
-@clause("12.encoder.parameters")
-def test_the_parameters_of_the_layer_are_those_of_its_submodules(TransformerEncoderLayer: Layer) -> None:
-    ours, theirs = TransformerEncoderLayer(4, 2, 8).eval(), nn.TransformerEncoderLayer(4, 2, 8).eval()
-    expected = {
-        "self_attn.in_proj_weight": (12, 4), "self_attn.in_proj_bias": (12,), "self_attn.out_proj.weight": (4, 4),
-        "self_attn.out_proj.bias": (4,), "linear1.weight": (8, 4), "linear1.bias": (8,), "linear2.weight": (4, 8),
-        "linear2.bias": (4,), "norm1.weight": (4,), "norm1.bias": (4,), "norm2.weight": (4,), "norm2.bias": (4,),
-    }  # fmt: skip
-    assert {name: tuple(value.shape) for name, value in ours.state_dict().items()} == expected
-    assert list(ours.state_dict()) == list(expected)
-    without = TransformerEncoderLayer(4, 2, 8, bias=False).state_dict()
-    assert list(without) == [name for name in expected if "bias" not in name]
-    src = torch.randn(3, 2, 4)
-    theirs.load_state_dict(ours.state_dict())
-    tolerance = rounding(torch.float32, 200, 10 / math.sqrt(1e-5))
-    assert_close(theirs(src), ours(src), tolerance, "the output of PyTorch's layer with these parameters")
-    ours.load_state_dict(with_numbers(theirs, seed=0).state_dict())
-    assert_close(ours(src), theirs(src), tolerance, "the output with the parameters of PyTorch's layer")
-
-
-@clause("12.encoder.initialization")
-def test_the_layer_starts_from_the_numbers_of_the_layer_of_pytorch(TransformerEncoderLayer: Layer) -> None:
-    torch.manual_seed(5)
-    theirs = nn.TransformerEncoderLayer(4, 2).state_dict()
-    torch.manual_seed(5)
-    for name, value in TransformerEncoderLayer(4, 2).state_dict().items():  # 2048 hidden features
-        assert_equal(value, theirs[name], name)
-
-
-@clause("12.encoder.repr")
-def test_it_prints_its_submodules(TransformerEncoderLayer: Layer) -> None:
-    printed = """\
-TransformerEncoderLayer(
-  (self_attn): MultiheadAttention(
-    (out_proj): NonDynamicallyQuantizableLinear(in_features=4, out_features=4, bias=True)
-  )
-  (linear1): Linear(in_features=4, out_features=8, bias=True)
-  (dropout): Dropout(p=0.1, inplace=False)
-  (linear2): Linear(in_features=8, out_features=4, bias=True)
-  (norm1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
-  (norm2): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
-  (dropout1): Dropout(p=0.1, inplace=False)
-  (dropout2): Dropout(p=0.1, inplace=False)
-)"""
-    assert repr(TransformerEncoderLayer(4, 2, 8)) == printed
-
-
-@clause("12.encoder.gradients")
-@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
-def test_the_encoder_is_differentiable_twice(TransformerEncoderLayer: Layer, norm_first: bool) -> None:
-    layer = TransformerEncoderLayer(
-        2, 1, 2, dropout=0.0, activation="gelu", norm_first=norm_first, layer_norm_eps=0.5, dtype=torch.float64
-    )
-    with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused kernel has no second derivative
-        assert_differentiable(with_numbers(layer, seed=0), normal(2, 1, 2, seed=0).requires_grad_())
-
-
-@clause("12.encoder.gradients")
-def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: Layer) -> None:
-    layer = with_numbers(TransformerEncoderLayer(4, 2, 8, dropout=0.0), seed=0)
-    (layer(torch.randn(3, 2, 4)) ** 2).sum().backward()
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad is not None, f"{name} has no gradient"
-        assert parameter.grad.ne(0).any(), f"the gradient of {name} is 0"
-
-
-@clause("12.encoder.rejects")
-@pytest.mark.parametrize(
-    ("arguments", "naming"),
-    [
-        pytest.param({"nhead": 3}, "nhead|num_heads", id="heads that do not divide the features"),
-        pytest.param({"activation": "tanh"}, "activation.*tanh", id="an unknown activation"),
-        pytest.param({"dropout": 1.5}, "1.5", id="a dropout above 1"),
-    ],
-)
-def test_the_encoder_is_not_made(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
-    with rejects(naming, *arguments), asserting():
-        TransformerEncoderLayer(**{"d_model": 4, "nhead": 2, "dim_feedforward": 8} | arguments)
-
-
-@clause("12.encoder.rejects")
-@pytest.mark.parametrize(
-    ("change", "naming"),
-    [
-        pytest.param({"src": torch.ones(5, 2, 3)}, "embed|src|d_model", id="other features"),
-        pytest.param({"src": torch.ones(4)}, "1-D|src", id="one dimension"),
-        pytest.param({"src": torch.ones(5, 2, 4).double()}, "double|float64", id="another type"),
-        pytest.param({"src_mask": torch.ones(5, 6) > 0}, "mask.*5, 6", id="a mask of another length"),
-        pytest.param({"src_mask": torch.ones(5, 5).long()}, "src_mask", id="a mask of whole numbers"),
-        pytest.param({"src_key_padding_mask": torch.ones(2, 6) > 0}, "key_padd.*6", id="padding of another length"),
-        pytest.param({"is_causal": True}, "mask.*is_causal|is_causal.*mask", id="causal without the mask"),
-    ],
-)
-def test_the_source_is_rejected(TransformerEncoderLayer: Layer, change: dict[str, Any], naming: str) -> None:
-    with rejects(naming, *change), asserting():
-        TransformerEncoderLayer(4, 2, 8)(**{"src": torch.ones(5, 2, 4)} | change)

@@ -73,7 +73,7 @@ def test_the_expectation_of_the_output_is_the_input(dropout: Function, p: float)
 
 @clause("12.dropout.independent")
 @pytest.mark.parametrize("step", [1, 10, 100], ids=["in a row", "in a channel", "in an image"])
-def test_each_number_is_dropped_independently_of_its_neighbours(dropout: Function, step: int) -> None:
+def test_elements_are_dropped_independently(dropout: Function, step: int) -> None:
     # 200 images of 2 channels of 10 rows of 10
     dropped = dropout(torch.ones(200, 2, 10, 10), 0.25).reshape(-1) == 0
     pairs = dropped.reshape(-1, 2, step)
@@ -116,7 +116,7 @@ def test_kept_elements_are_divided_by_1_minus_p(
 
 @clause("12.dropout.identity")
 @given(shape=shapes, p=st.sampled_from([0.0, 0.5, 1.0]), dtype=dtypes(), layout=layouts, seed=seeds)
-def test_in_evaluation_nothing_happens(
+def test_dropout_is_the_identity_in_evaluation(
     dropout: Function, shape: Shape, p: float, dtype: torch.dtype, layout: int, seed: int
 ) -> None:
     x = laid_out(positive(*shape, seed=seed, dtype=dtype), layout)
@@ -125,7 +125,7 @@ def test_in_evaluation_nothing_happens(
 
 @clause("12.dropout.extremes")
 @given(shape=shapes, dtype=dtypes(), inplace=st.booleans(), seed=seeds)
-def test_p_0_drops_nothing_and_p_1_everything(
+def test_p_0_drops_nothing_and_p_1_drops_everything(
     dropout: Function, shape: Shape, dtype: torch.dtype, inplace: bool, seed: int
 ) -> None:
     x = positive(*shape, seed=seed, dtype=dtype)
@@ -152,7 +152,7 @@ def test_inplace_writes_the_output_into_the_input(dropout: Function, p: float) -
 
 @clause("12.dropout.nonfinite")
 @pytest.mark.parametrize("p", [0.5, 1.0], ids="p = {}".format)
-def test_nan_and_inf_become_nan_where_they_are_dropped(dropout: Function, p: float) -> None:
+def test_dropped_nan_and_inf_become_nan(dropout: Function, p: float) -> None:
     assert dropout(torch.full((50,), torch.nan), p).isnan().all()
     output = dropout(torch.full((50,), torch.inf), p)
     # dropped is multiplied by 0, and 0 · ∞ is NaN
@@ -165,7 +165,7 @@ def test_nan_and_inf_become_nan_where_they_are_dropped(dropout: Function, p: flo
 
 @clause("12.dropout.gradients")
 @given(shape=shapes, p=st.sampled_from([*PROBABILITIES, 0.0, 1.0]), inplace=st.booleans(), seed=seeds)
-def test_the_gradient_goes_through_the_same_mask(
+def test_dropout_gradient_uses_the_mask_of_the_forward_pass(
     dropout: Function, shape: Shape, p: float, inplace: bool, seed: int
 ) -> None:
     x = positive(*shape, seed=seed).requires_grad_()
@@ -192,9 +192,7 @@ def test_dropout_is_differentiable_twice(dropout: Function, training: bool) -> N
 
 @clause("12.dropout.layer")
 @given(p=st.sampled_from([*PROBABILITIES, 0.0, 1.0]), shape=shapes, seed=seeds)
-def test_the_layer_drops_in_training_and_nothing_in_evaluation(
-    Dropout: Layer, p: float, shape: Shape, seed: int
-) -> None:
+def test_dropout_layer_drops_in_training_only(Dropout: Layer, p: float, shape: Shape, seed: int) -> None:
     layer = Dropout(p)
     x = positive(*shape, seed=seed)
     output = layer(x)
@@ -213,7 +211,7 @@ def test_the_layer_drops_the_fraction_p_after_train_again(Dropout: Layer, p: flo
 
 @clause("12.dropout.layer")
 @pytest.mark.parametrize("inplace", [False, True], ids=["not in place, the default", "in place"])
-def test_the_layer_writes_into_its_input_only_with_inplace(Dropout: Layer, inplace: bool) -> None:
+def test_dropout_layer_writes_into_the_input_only_with_inplace(Dropout: Layer, inplace: bool) -> None:
     x = torch.ones(100)
     output = Dropout(inplace=True)(x) if inplace else Dropout()(x)
     assert_equal(x, output if inplace else torch.ones(100), "the input afterwards")
@@ -221,7 +219,7 @@ def test_the_layer_writes_into_its_input_only_with_inplace(Dropout: Layer, inpla
 
 
 @clause("12.dropout.layer")
-def test_it_prints_its_probability_and_has_no_state(Dropout: Layer) -> None:
+def test_dropout_layer_prints_p_and_has_no_state(Dropout: Layer) -> None:
     assert str(Dropout()) == "Dropout(p=0.5, inplace=False)"
     assert str(Dropout(0.1, inplace=True)) == "Dropout(p=0.1, inplace=True)"
     assert dict(Dropout().state_dict()) == {}
@@ -233,19 +231,19 @@ def test_it_prints_its_probability_and_has_no_state(Dropout: Layer) -> None:
 @clause("12.dropout.rejects")
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "in evaluation"])
 @pytest.mark.parametrize("p", [-0.1, 1.1], ids="p = {}".format)
-def test_a_p_that_is_no_probability_is_rejected(dropout: Function, p: float, training: bool) -> None:
+def test_dropout_rejects_p_outside_0_and_1(dropout: Function, p: float, training: bool) -> None:
     with rejects(naming=r"\bp\b|probability"):
         dropout(torch.ones(3), p, training)
 
 
 @clause("12.dropout.rejects")
 @pytest.mark.parametrize("p", [-0.1, 1.1], ids="p = {}".format)
-def test_the_layer_rejects_a_p_that_is_no_probability(Dropout: Layer, p: float) -> None:
+def test_dropout_layer_rejects_p_outside_0_and_1(Dropout: Layer, p: float) -> None:
     with rejects(naming=r"\bp\b|probability"):
         Dropout(p)
 
 
 @clause("12.dropout.rejects")
-def test_whole_numbers_cannot_be_scaled(dropout: Function) -> None:
+def test_dropout_rejects_integers(dropout: Function) -> None:
     with rejects(naming="input|Long|int64"):
         dropout(torch.ones(3, dtype=torch.int64))

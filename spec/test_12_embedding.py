@@ -93,7 +93,7 @@ def test_each_number_becomes_the_row_of_that_number(embedding: Function) -> None
 
 @clause("12.embedding.definition", "12.embedding.dtypes", "12.embedding.layouts")
 @given(case=cases(), dtype=dtypes(), layout=st.tuples(layouts, layouts))
-def test_it_is_the_table_row_by_row(
+def test_embedding_looks_up_rows_of_the_table(
     embedding: Function, case: Case, dtype: torch.dtype, layout: tuple[int, int]
 ) -> None:
     words, table = laid_out(case.input(), layout[0]), laid_out(case.table(dtype=dtype), layout[1])
@@ -106,14 +106,14 @@ def test_it_is_the_table_row_by_row(
 
 @clause("12.embedding.one_hot")
 @given(case=cases())
-def test_it_is_the_product_of_one_hot_vectors_and_the_table(embedding: Function, case: Case) -> None:
+def test_embedding_equals_one_hot_times_table(embedding: Function, case: Case) -> None:
     words, table = case.input(), case.table()
     one_hot = (words[..., None] == torch.arange(case.rows)).double()
     assert_equal(embedding(words, table), one_hot @ table)
 
 
 @clause("12.embedding.nonfinite")
-def test_nan_and_inf_are_looked_up_like_other_numbers(embedding: Function) -> None:
+def test_embedding_keeps_nan_and_inf(embedding: Function) -> None:
     table = torch.tensor([[1.0, torch.nan], [torch.inf, -torch.inf]])
     assert_equal(embedding(torch.tensor([1, 0]), table), [[torch.inf, -torch.inf], [1.0, torch.nan]])
 
@@ -123,7 +123,7 @@ def test_nan_and_inf_are_looked_up_like_other_numbers(embedding: Function) -> No
 
 @clause("12.embedding.gradients")
 @given(case=cases())
-def test_the_gradient_of_a_row_is_the_sum_over_its_occurrences(embedding: Function, case: Case) -> None:
+def test_gradient_of_a_row_is_the_sum_over_all_occurrences(embedding: Function, case: Case) -> None:
     words, table = case.input(), case.table().requires_grad_()
     (gradient,) = torch.autograd.grad(embedding(words, table), table, case.upstream())
     assert_equal(gradient, gradient_of_the_table(words, case.upstream(), case.rows), "the gradient")
@@ -131,7 +131,7 @@ def test_the_gradient_of_a_row_is_the_sum_over_its_occurrences(embedding: Functi
 
 @clause("12.embedding.padding")
 @given(case=cases(), data=st.data())
-def test_the_row_padding_idx_is_looked_up_but_gets_no_gradient(
+def test_padding_idx_row_is_looked_up_but_gets_no_gradient(
     embedding: Function, case: Case, data: st.DataObject
 ) -> None:
     padding = data.draw(st.integers(-case.rows, case.rows - 1))
@@ -160,7 +160,7 @@ def test_scale_grad_by_freq_divides_by_the_number_of_occurrences(embedding: Func
 
 @clause("12.embedding.gradients")
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 0}], ids=["plain", "with padding"])
-def test_it_is_differentiable_twice(embedding: Function, options: dict[str, Any]) -> None:
+def test_embedding_is_differentiable_twice(embedding: Function, options: dict[str, Any]) -> None:
     # row 0 has no gradient with padding_idx=0, so it is not among the words; the square has a second derivative
     words = torch.tensor([[1, 2], [2, 2]])
     table = spread(3, 2, seed=0).requires_grad_()
@@ -194,7 +194,7 @@ def test_max_norm_shortens_the_rows_that_are_looked_up_in_place(
 
 
 @clause("12.embedding.max_norm")
-def test_rows_that_are_short_or_not_looked_up_keep_every_bit(embedding: Function) -> None:
+def test_max_norm_keeps_other_rows_bit_equal(embedding: Function) -> None:
     table = torch.tensor([[3.0, 4.0], [0.1, 0.2], [30.0, 40.0]])
     embedding(torch.tensor([0, 1, 0]), table, max_norm=1.0)
     assert_equal(table[1:], [[0.1, 0.2], [30.0, 40.0]], "the rows that are short, or not looked up")
@@ -203,7 +203,7 @@ def test_rows_that_are_short_or_not_looked_up_keep_every_bit(embedding: Function
 
 
 @clause("12.embedding.max_norm")
-def test_the_shortening_is_outside_of_autograd(embedding: Function) -> None:
+def test_max_norm_renormalization_is_outside_of_autograd(embedding: Function) -> None:
     table = torch.tensor([[3.0, 4.0], [30.0, 40.0]], requires_grad=True)
     embedding(torch.tensor([0, 0]), table, max_norm=1.0).sum().backward()
     assert_equal(table.grad, [[2.0, 2.0], [0.0, 0.0]], "the gradient")
@@ -214,7 +214,7 @@ def test_the_shortening_is_outside_of_autograd(embedding: Function) -> None:
 
 @clause("12.embedding.layer")
 @given(case=cases(), dtype=dtypes())
-def test_the_layer_is_its_own_table_row_by_row(Embedding: Layer, case: Case, dtype: torch.dtype) -> None:
+def test_embedding_layer_looks_up_rows_of_own_weight(Embedding: Layer, case: Case, dtype: torch.dtype) -> None:
     layer, words, table = Embedding(case.rows, case.dim, dtype=dtype), case.input(), case.table(dtype=dtype)
     layer.load_state_dict({"weight": table})
     expected = torch.tensor(looked_up(words.tolist(), table.tolist()), dtype=dtype).reshape(*case.shape, case.dim)
@@ -234,7 +234,7 @@ def test_the_layer_is_its_own_table_row_by_row(Embedding: Layer, case: Case, dty
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()),
 )
-def test_the_layer_is_embedding_with_its_own_options(
+def test_embedding_layer_equals_embedding_with_own_options(
     Embedding: Layer, embedding: Function, options: dict[str, Any]
 ) -> None:
     layer, table = Embedding(4, 3, **options, dtype=torch.float64), whole(4, 3, seed=0)
@@ -270,7 +270,7 @@ def test_the_same_seed_gives_the_numbers_of_pytorchs_layer(Embedding: Layer, pad
 
 @clause("12.embedding.padding")
 @pytest.mark.parametrize(("padding", "row"), [(1, 1), (-1, 3)], ids=["the second row", "the last row"])
-def test_the_row_padding_idx_begins_with_zeros(Embedding: Layer, padding: int, row: int) -> None:
+def test_padding_idx_row_starts_as_zeros(Embedding: Layer, padding: int, row: int) -> None:
     layer = Embedding(4, 3, padding_idx=padding)
     assert layer.padding_idx == row
     zeros = (layer.weight == 0).all(1)
@@ -300,14 +300,12 @@ def test_a_pretrained_table_is_used_unchanged(Embedding: Any, freeze: bool) -> N
     ],
     ids=["the defaults", "padding from the end", "every option"],
 )
-def test_repr_shows_its_size_and_arguments_that_are_not_default(
-    Embedding: Layer, options: dict[str, Any], printed: str
-) -> None:
+def test_repr_shows_size_and_non_default_arguments(Embedding: Layer, options: dict[str, Any], printed: str) -> None:
     assert str(Embedding(5, 2, **options)) == printed
 
 
 @clause("12.embedding.state")
-def test_its_state_travels_both_ways(Embedding: Layer) -> None:
+def test_state_dict_loads_to_and_from_pytorch(Embedding: Layer) -> None:
     ours, pytorchs, again = Embedding(5, 2, padding_idx=1), nn.Embedding(5, 2, padding_idx=1), Embedding(5, 2)
     assert {name: tuple(value.shape) for name, value in ours.state_dict().items()} == {"weight": (5, 2)}
     pytorchs.load_state_dict(ours.state_dict())
@@ -322,7 +320,7 @@ def test_its_state_travels_both_ways(Embedding: Layer) -> None:
 @clause("12.embedding.rejects")
 @pytest.mark.parametrize("max_norm", [None, 1.0], ids=["without max_norm", "with max_norm"])
 @pytest.mark.parametrize("word", [5, -1, -6], ids=["after the last", "before the first", "far before the first"])
-def test_a_row_that_is_not_there_is_rejected(embedding: Function, word: int, max_norm: float | None) -> None:
+def test_an_index_out_of_range_is_rejected(embedding: Function, word: int, max_norm: float | None) -> None:
     # on the CPU only: an accelerator would have to wait for the check
     with rejects(naming="input|index"):
         embedding(torch.tensor([0, word], device="cpu"), torch.ones(5, 2, device="cpu"), max_norm=max_norm)
@@ -330,7 +328,7 @@ def test_a_row_that_is_not_there_is_rejected(embedding: Function, word: int, max
 
 @clause("12.embedding.rejects")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int16], ids=str)
-def test_words_that_are_not_int64_or_int32_are_rejected(embedding: Function, dtype: torch.dtype) -> None:
+def test_index_dtypes_other_than_int64_and_int32_are_rejected(embedding: Function, dtype: torch.dtype) -> None:
     with rejects(naming="input|indices"):
         embedding(torch.ones(3, dtype=dtype), torch.ones(5, 2))
 
@@ -348,7 +346,7 @@ REFUSED = (*REJECTIONS, AssertionError)
 
 @clause("12.embedding.rejects")
 @pytest.mark.parametrize("padding", [5, -6], ids="padding_idx={}".format)
-def test_padding_that_is_no_row_is_rejected(embedding: Function, Embedding: Layer, padding: int) -> None:
+def test_padding_idx_out_of_range_is_rejected(embedding: Function, Embedding: Layer, padding: int) -> None:
     with pytest.raises(REFUSED, match=r"(?i)padding_idx"):
         embedding(torch.tensor([1]), torch.ones(5, 2), padding_idx=padding)
     with pytest.raises(REFUSED, match=r"(?i)padding_idx"):

@@ -34,7 +34,7 @@ def batches(drop_last: bool = False) -> Iterator[Tensor]:
 
 
 @clause("12.linear.features")
-def test_64_images_in_a_row_are_196608_numbers(Linear: Layer) -> None:
+def test_flattening_64_images_gives_196608_numbers(Linear: Layer) -> None:
     # chapter 12, line 757: Linear(196608, 10)
     layer = Linear(64 * 3 * 32 * 32, 10)
     assert layer.weight.shape == torch.Size([10, 196608])
@@ -46,7 +46,7 @@ def test_64_images_in_a_row_are_196608_numbers(Linear: Layer) -> None:
 
 @clause("12.linear.definition")
 @pytest.mark.level("tutorial")
-def test_a_linear_layer_adds_up_what_it_weights(Linear: Layer) -> None:
+def test_a_linear_layer_is_a_weighted_sum(Linear: Layer) -> None:
     layer = Linear(3, 2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 1.0]]))
@@ -123,7 +123,7 @@ def test_a_batch_need_not_be_made_one_dimensional(Linear: Layer, Flatten: Layer)
 
 
 @clause("12.flatten.batch")
-def test_flattening_everything_gives_one_answer_for_64_images(Linear: Layer, flatten: Function) -> None:
+def test_flattening_all_dimensions_gives_one_output_for_64_images(Linear: Layer, flatten: Function) -> None:
     assert Linear(196608, 10)(flatten(next(batches()))).shape == (10,)
 
 
@@ -135,7 +135,7 @@ def test_flattening_from_dimension_1_keeps_the_images_apart(flatten: Function) -
 
 
 @clause("12.flatten.order")
-def test_flatten_lays_the_numbers_out_in_reading_order(flatten: Function) -> None:
+def test_flatten_uses_row_major_order(flatten: Function) -> None:
     assert_equal(flatten(torch.tensor([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])), [1, 2, 3, 4, 5, 6, 7, 8])
 
 
@@ -152,7 +152,7 @@ def test_the_listing_shows_no_image_and_writes_no_file(
 
 
 @clause("12.linear.models")
-def test_torchvision_offers_networks_for_images() -> None:
+def test_torchvision_has_image_networks() -> None:
     assert "vgg16" in torchvision.models.list_models()
     with torch.device("meta"):  # shapes without numbers: VGG16 has 138 million of them
         assert torchvision.models.vgg16()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
@@ -177,7 +177,7 @@ def linear_by_definition(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 @clause("12.linear.definition", "12.linear.dtypes")
 @given(leading=leading, n=features, m=features, biased=st.booleans(), seed=seeds, dtype=dtypes())
-def test_it_is_the_sum_of_the_products(
+def test_linear_is_the_sum_of_products(
     linear: Function, leading: Shape, n: int, m: int, biased: bool, seed: int, dtype: torch.dtype
 ) -> None:
     # integers: at most 5 products of at most 9, and 3, which even bfloat16 represents exactly
@@ -188,7 +188,7 @@ def test_it_is_the_sum_of_the_products(
 
 @clause("12.linear.dtypes")
 @given(leading=leading, n=st.integers(1, 40), m=features, biased=st.booleans(), seed=seeds, dtype=dtypes())
-def test_it_rounds_no_more_than_a_sum_does(
+def test_linear_rounds_no_more_than_a_sum(
     linear: Function, leading: Shape, n: int, m: int, biased: bool, seed: int, dtype: torch.dtype
 ) -> None:
     x, w = normal(*leading, n, seed=seed, dtype=dtype), normal(m, n, seed=seed + 1, dtype=dtype)
@@ -200,9 +200,7 @@ def test_it_rounds_no_more_than_a_sum_does(
 
 @clause("12.linear.single_output")
 @given(leading=leading, n=features, seed=seeds)
-def test_a_weight_of_one_dimension_is_one_output_without_its_dimension(
-    linear: Function, leading: Shape, n: int, seed: int
-) -> None:
+def test_linear_with_1d_weight_drops_the_output_dimension(linear: Function, leading: Shape, n: int, seed: int) -> None:
     x, w = whole(*leading, n, seed=seed), whole(n, seed=seed + 1)
     assert_equal(linear(x, w), linear(x, w[None])[..., 0])
 
@@ -221,7 +219,7 @@ def test_the_memory_layout_does_not_matter_to_linear(
 
 @clause("12.linear.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_nan_and_inf_reach_the_outputs_of_their_row(linear: Function, value: float) -> None:
+def test_linear_spreads_nan_and_inf_within_the_row_only(linear: Function, value: float) -> None:
     x, w = whole(2, 3, 4, seed=0), whole(5, 4, seed=1).abs() + 1  # no zeros, because 0 · ∞ is NaN
     expected = linear(x, w)
     x[1, 2, 0], expected[1, 2] = value, value
@@ -230,7 +228,7 @@ def test_nan_and_inf_reach_the_outputs_of_their_row(linear: Function, value: flo
 
 @clause("12.linear.gradients")
 @given(leading=leading, n=features, m=features, seed=seeds)
-def test_the_gradients_are_the_adjoints_of_linear(linear: Function, leading: Shape, n: int, m: int, seed: int) -> None:
+def test_linear_gradients_equal_the_adjoint_maps(linear: Function, leading: Shape, n: int, m: int, seed: int) -> None:
     """⟨upstream, linear(x, w)⟩ = ⟨x's gradient, x⟩ = ⟨w's gradient, w⟩, and the bias's is the upstream's sum."""
     shapes = [(*leading, n), (m, n), (m,)]
     x, w, bias = (whole(*shape, seed=seed + i).requires_grad_() for i, shape in enumerate(shapes))
@@ -254,7 +252,7 @@ def test_linear_is_differentiable_twice(linear: Function, leading: Shape) -> Non
 
 @clause("12.linear.layer")
 @given(leading=leading, n=features.filter(bool), m=features.filter(bool), biased=st.booleans(), seed=seeds)
-def test_the_layer_is_linear_with_its_own_weight_and_bias(
+def test_linear_layer_equals_linear_with_own_weight_and_bias(
     Linear: Layer, leading: Shape, n: int, m: int, biased: bool, seed: int
 ) -> None:
     layer = Linear(n, m, bias=biased, dtype=torch.float64)
@@ -275,13 +273,13 @@ def test_the_layer_is_linear_with_its_own_weight_and_bias(
     ],
     ids=["with a bias, the default", "without a bias"],
 )
-def test_a_linear_layer_prints_its_sizes(Linear: Layer, options: dict[str, Any], printed: str) -> None:
+def test_a_linear_layer_prints_the_sizes(Linear: Layer, options: dict[str, Any], printed: str) -> None:
     assert str(Linear(3, 2, **options)) == printed
 
 
 @clause("12.linear.state")
 @pytest.mark.parametrize("bias", [True, False], ids=["with a bias", "without"])
-def test_its_state_travels_both_ways(Linear: Layer, bias: bool) -> None:
+def test_linear_state_dict_loads_to_and_from_pytorch(Linear: Layer, bias: bool) -> None:
     ours, pytorchs = Linear(3, 2, bias=bias), nn.Linear(3, 2, bias=bias)
     shapes = {"weight": (2, 3)} | ({"bias": (2,)} if bias else {})
     assert {name: tuple(value.shape) for name, value in ours.state_dict().items()} == shapes
@@ -296,7 +294,7 @@ def test_its_state_travels_both_ways(Linear: Layer, bias: bool) -> None:
 
 @clause("12.linear.start")
 @pytest.mark.parametrize("in_features", [16, 100], ids=["of 16 features", "of 100 features"])
-def test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features(Linear: Layer, in_features: int) -> None:
+def test_a_new_layer_is_uniform_within_1_over_sqrt_in_features(Linear: Layer, in_features: int) -> None:
     layer = Linear(in_features, 500)
     bound = 1 / math.sqrt(in_features)
     for parameter in (layer.weight, layer.bias):
@@ -342,7 +340,7 @@ def merged(case: tuple[Shape, int, int]) -> Shape:
 
 @clause("12.flatten.order", "12.flatten.layouts")
 @given(case=flattenings, dtype=st.sampled_from([torch.int64, torch.float32, torch.bfloat16]), layout=layouts)
-def test_it_preserves_the_order_and_the_count(
+def test_flatten_preserves_order_and_count(
     flatten: Function, case: tuple[Shape, int, int], dtype: torch.dtype, layout: int
 ) -> None:
     shape, start, end = case
@@ -356,12 +354,12 @@ def test_it_preserves_the_order_and_the_count(
 
 @clause("12.flatten.scalar")
 @pytest.mark.parametrize("dims", [(), (0,), (0, 0), (-1, 0), (-1, -1)], ids=str)
-def test_a_number_without_dimensions_becomes_one_with_one(flatten: Function, dims: tuple[int, ...]) -> None:
+def test_flatten_of_a_scalar_has_one_dimension(flatten: Function, dims: tuple[int, ...]) -> None:
     assert_equal(flatten(torch.tensor(7), *dims), [7])
 
 
 @clause("12.flatten.gradients")
-def test_the_gradient_has_the_shape_of_the_input(flatten: Function) -> None:
+def test_flatten_gradient_has_the_shape_of_the_input(flatten: Function) -> None:
     x = whole(2, 3, 4, seed=0).requires_grad_()
     upstream = whole(2, 12, seed=1)
     (gradient,) = torch.autograd.grad(flatten(x, 1), x, upstream)
@@ -380,21 +378,21 @@ def test_flatten_is_differentiable_twice(flatten: Function, dims: tuple[int, ...
 
 
 @clause("12.flatten.layer")
-def test_the_layer_keeps_the_batch(Flatten: Layer) -> None:
+def test_flatten_layer_keeps_the_batch_dimension(Flatten: Layer) -> None:
     x = torch.arange(64 * 64 * 4 * 4).reshape(64, 64, 4, 4)
     assert_equal(Flatten()(x), torch.arange(64 * 1024).reshape(64, 1024))
 
 
 @clause("12.flatten.layer")
 @given(case=flattenings)
-def test_the_layer_flattens_the_dimensions_it_was_made_for(Flatten: Layer, case: tuple[Shape, int, int]) -> None:
+def test_flatten_layer_flattens_start_dim_to_end_dim(Flatten: Layer, case: tuple[Shape, int, int]) -> None:
     shape, start, end = case
     numbers = torch.arange(math.prod(shape))
     assert_equal(Flatten(start, end)(numbers.reshape(shape)), numbers.reshape(merged(case)))
 
 
 @clause("12.flatten.layer")
-def test_it_prints_its_dimensions_and_has_no_state(Flatten: Layer) -> None:
+def test_flatten_layer_prints_dimensions_and_has_no_state(Flatten: Layer) -> None:
     assert str(Flatten()) == "Flatten(start_dim=1, end_dim=-1)"
     assert str(Flatten(0, 2)) == "Flatten(start_dim=0, end_dim=2)"
     assert dict(Flatten().state_dict()) == {}
@@ -473,7 +471,7 @@ def test_a_layer_of_impossible_sizes_is_rejected(Linear: Layer, sizes: tuple[Any
         pytest.param((2, 3), (0, 1.0), "end_dim", id="a fraction as the end"),
     ],
 )
-def test_dimensions_that_are_not_there_are_rejected(
+def test_flatten_rejects_dimensions_out_of_range(
     flatten: Function, shape: Shape, dims: tuple[Any, ...], naming: str
 ) -> None:
     with rejects(naming=naming):
@@ -481,6 +479,6 @@ def test_dimensions_that_are_not_there_are_rejected(
 
 
 @clause("12.flatten.rejects")
-def test_the_layer_needs_a_batch(Flatten: Layer) -> None:
+def test_flatten_layer_needs_a_batch_dimension(Flatten: Layer) -> None:
     with rejects(naming="dim"):
         Flatten()(torch.ones(5))

@@ -244,7 +244,7 @@ def column(parameter: Tensor | None) -> Tensor | None:
 
 @clause("12.batch_norm.training", "12.batch_norm.dtypes", "12.batch_norm.layouts")
 @given(case=batch_cases(), remembers=st.booleans())
-def test_each_channel_is_normalized_by_its_own_mean_and_biased_variance(
+def test_batch_norm_uses_mean_and_biased_variance_of_each_channel(
     batch_norm: Function, case: BatchCase, remembers: bool
 ) -> None:
     x, (weight, bias) = case.input(), case.affine()
@@ -261,7 +261,7 @@ def test_each_channel_is_normalized_by_its_own_mean_and_biased_variance(
 
 @clause("12.batch_norm.running")
 @given(case=batch_cases(), momentum=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
-def test_the_running_statistics_take_in_the_mean_and_the_unbiased_variance(
+def test_running_statistics_use_mean_and_unbiased_variance(
     batch_norm: Function, case: BatchCase, momentum: float
 ) -> None:
     x, (mean, var) = case.input(), case.running()
@@ -282,9 +282,7 @@ def test_the_running_statistics_take_in_the_mean_and_the_unbiased_variance(
 
 @clause("12.batch_norm.evaluation", "12.batch_norm.dtypes", "12.batch_norm.layouts")
 @given(case=batch_cases(), eps=st.sampled_from([0.0, 1e-5, 1.0]))
-def test_evaluation_uses_the_running_statistics_and_leaves_them(
-    batch_norm: Function, case: BatchCase, eps: float
-) -> None:
+def test_evaluation_uses_running_statistics_without_updating(batch_norm: Function, case: BatchCase, eps: float) -> None:
     x, (weight, bias), (mean, var) = case.input(), case.affine(), case.running()
     old_mean, old_var = mean.clone(), var.clone()
     output = batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
@@ -300,14 +298,14 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them(
 
 
 @clause("12.batch_norm.training")
-def test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half(batch_norm: Function) -> None:
+def test_batch_norm_of_two_values_is_plus_and_minus_one_half(batch_norm: Function) -> None:
     # mean 6 and 20, variance ((-1)² + 1²) / 2 = 1, and (1 + 3)^(-1/2) = 1/2; the unbiased variance would be 2
     x = torch.tensor([[[5.0], [21.0]], [[7.0], [19.0]]])
     assert_equal(batch_norm(x, None, None, training=True, eps=3.0), [[[-0.5], [0.5]], [[0.5], [-0.5]]])
 
 
 @clause("12.batch_norm.running")
-def test_by_default_a_tenth_of_the_new_statistics_is_taken_in(batch_norm: Function) -> None:
+def test_batch_norm_default_momentum_is_0_1(batch_norm: Function) -> None:
     mean, var = torch.tensor([10.0]), torch.tensor([1.0])
     # mean 6, unbiased variance ((-1)² + 1²) / 1 = 2
     batch_norm(torch.tensor([[5.0], [7.0]]), mean, var, training=True)
@@ -318,9 +316,7 @@ def test_by_default_a_tenth_of_the_new_statistics_is_taken_in(batch_norm: Functi
 
 @clause("12.batch_norm.statistics")
 @given(case=batch_cases())
-def test_the_output_of_a_channel_has_mean_0_and_the_variance_that_eps_leaves(
-    batch_norm: Function, case: BatchCase
-) -> None:
+def test_batch_norm_output_has_mean_0_and_variance_reduced_by_eps(batch_norm: Function, case: BatchCase) -> None:
     x = case.input().double()
     output = by_channel(batch_norm(x, None, None, training=True, eps=case.eps))
     before, after = Moments.of(by_channel(x)), Moments.of(output)
@@ -335,7 +331,7 @@ def test_the_output_of_a_channel_has_mean_0_and_the_variance_that_eps_leaves(
 
 @clause("12.batch_norm.scale")
 @given(case=batch_cases(), exponent=st.integers(-3, 3))
-def test_a_batch_twice_as_large_is_normalized_to_the_same(batch_norm: Function, case: BatchCase, exponent: int) -> None:
+def test_batch_norm_is_invariant_to_scale(batch_norm: Function, case: BatchCase, exponent: int) -> None:
     x, factor = normal(*case.shape, seed=case.seed), 2.0**exponent
     # (factor · deviation)² = factor² · deviation², and powers of two do not round
     output = batch_norm(factor * x, None, None, training=True, eps=factor**2 * case.eps)
@@ -344,7 +340,7 @@ def test_a_batch_twice_as_large_is_normalized_to_the_same(batch_norm: Function, 
 
 @clause("12.batch_norm.stability")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_small_differences_between_large_numbers_are_not_lost(batch_norm: Function, dtype: torch.dtype) -> None:
+def test_batch_norm_keeps_small_differences_of_large_values(batch_norm: Function, dtype: torch.dtype) -> None:
     # their squares differ by less than float32 can tell; 16 values, of which each is 1 away from the mean of 10,000
     x = 10_000 + torch.tensor([1.0, -1.0], dtype=dtype).repeat(8).reshape(4, 1, 2, 2)
     output = batch_norm(x, None, None, training=True, eps=3.0)
@@ -353,14 +349,14 @@ def test_small_differences_between_large_numbers_are_not_lost(batch_norm: Functi
 
 
 @clause("12.batch_norm.stability")
-def test_numbers_with_squares_beyond_float16_are_normalized(batch_norm: Function) -> None:
+def test_batch_norm_of_values_with_squares_beyond_float16(batch_norm: Function) -> None:
     x = torch.tensor([1000.0, -1000.0], dtype=torch.float16).reshape(2, 1)
     assert_equal(batch_norm(x, None, None, training=True), [[1.0], [-1.0]])
 
 
 @clause("12.batch_norm.stability")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_a_constant_channel_becomes_the_bias(batch_norm: Function, dtype: torch.dtype) -> None:
+def test_batch_norm_of_a_constant_channel_is_the_bias(batch_norm: Function, dtype: torch.dtype) -> None:
     output = batch_norm(
         torch.full((3, 1, 2), 2.0, dtype=dtype), None, None, None, torch.tensor([7.0], dtype=dtype), True
     )
@@ -369,9 +365,7 @@ def test_a_constant_channel_becomes_the_bias(batch_norm: Function, dtype: torch.
 
 @clause("12.batch_norm.offset")
 @FAR
-def test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset(
-    batch_norm: Function, offset: float, n: int
-) -> None:
+def test_batch_norm_error_is_at_most_proportional_to_the_offset(batch_norm: Function, offset: float, n: int) -> None:
     def normalize(x: Tensor) -> Tensor:
         one = torch.ones(1, dtype=torch.promote_types(x.dtype, torch.float32))  # else PyTorch rounds the mean to half
         return batch_norm(x.reshape(1, 1, n), None, None, one, training=True).reshape(n)
@@ -381,7 +375,7 @@ def test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset(
 
 @clause("12.batch_norm.offset", "12.layer_norm.offset")
 @FAR
-def test_the_reference_normalizes_far_from_zero_as_exactly_as_around_it(offset: float, n: int) -> None:
+def test_norms_are_as_accurate_far_from_zero_as_near_zero(offset: float, n: int) -> None:
     for dtype in current().dtypes:
         if offset < torch.finfo(dtype).max:
             row = far_row(offset, n, dtype, in_order=False)
@@ -393,7 +387,7 @@ def test_the_reference_normalizes_far_from_zero_as_exactly_as_around_it(offset: 
 
 @clause("12.batch_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_in_training_nan_and_inf_make_their_channel_nan(batch_norm: Function, value: float) -> None:
+def test_batch_norm_in_training_makes_a_channel_with_nan_or_inf_nan(batch_norm: Function, value: float) -> None:
     x = normal(3, 2, 2, 2, seed=0)
     others = batch_norm(x, None, None, training=True)[:, 1]
     x[1, 0, 0, 1] = value
@@ -404,7 +398,7 @@ def test_in_training_nan_and_inf_make_their_channel_nan(batch_norm: Function, va
 
 @clause("12.batch_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_in_evaluation_nan_and_inf_stay_in_their_place(batch_norm: Function, value: float) -> None:
+def test_batch_norm_in_evaluation_keeps_nan_and_inf_in_place(batch_norm: Function, value: float) -> None:
     x, mean, var = normal(3, 2, 2, 2, seed=0), torch.zeros(2).double(), torch.ones(2).double()
     expected = batch_norm(x, mean, var)
     x[1, 0, 0, 1], expected[1, 0, 0, 1] = value, value
@@ -413,7 +407,7 @@ def test_in_evaluation_nan_and_inf_stay_in_their_place(batch_norm: Function, val
 
 @clause("12.batch_norm.empty")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_no_samples_give_no_outputs_and_are_not_remembered(batch_norm: Function, training: bool) -> None:
+def test_batch_norm_of_an_empty_batch_updates_no_statistics(batch_norm: Function, training: bool) -> None:
     mean, var = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     assert batch_norm(torch.ones(0, 2, 3, 3), mean, var, training=training).shape == (0, 2, 3, 3)
     assert_equal(mean, [1.0, 2.0], "the running mean")
@@ -448,7 +442,7 @@ def test_batch_norm_is_differentiable_twice(batch_norm: Function, shape: Shape, 
 
 
 @clause("12.batch_norm.gradients")
-def test_the_statistics_are_remembered_outside_of_autograd(batch_norm: Function) -> None:
+def test_running_statistics_are_outside_of_autograd(batch_norm: Function) -> None:
     mean, var = torch.zeros(2), torch.ones(2)
     output = batch_norm(normal(3, 2, seed=0, dtype=torch.float32).requires_grad_(), mean, var, training=True)
     assert output.requires_grad
@@ -467,7 +461,7 @@ def test_the_statistics_are_remembered_outside_of_autograd(batch_norm: Function)
     eps=st.sampled_from([1e-5, 1e-3]),
     seed=seeds,
 )
-def test_the_layer_learns_in_training_and_applies_in_evaluation(
+def test_batch_norm_layer_updates_statistics_in_training_and_applies_them_in_evaluation(
     BatchNorm2d: Layer, passes: list[bool], momentum: float | None, affine: bool, eps: float, seed: int
 ) -> None:
     layer = BatchNorm2d(2, eps, momentum, affine=affine, dtype=torch.float64)
@@ -510,7 +504,7 @@ def test_momentum_none_averages_all_batches_equally(BatchNorm2d: Layer) -> None:
 
 
 @clause("12.batch_norm.no_memory")
-def test_without_running_statistics_evaluation_is_like_training(BatchNorm2d: Layer) -> None:
+def test_without_running_statistics_evaluation_equals_training(BatchNorm2d: Layer) -> None:
     layer = BatchNorm2d(2, track_running_stats=False)
     assert (layer.running_mean, layer.running_var, layer.num_batches_tracked) == (None, None, None)
     x = normal(3, 2, 2, 2, seed=0, dtype=torch.float32)
@@ -563,7 +557,7 @@ def test_resetting_restores_the_running_statistics_and_the_parameters(BatchNorm2
     ],
     ids=["the defaults", "everything else", "no bias"],
 )
-def test_a_batch_norm_layer_prints_its_arguments(
+def test_batch_norm_layer_prints_the_arguments(
     BatchNorm2d: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(BatchNorm2d(*arguments, **options)) == printed
@@ -580,7 +574,7 @@ def test_a_batch_norm_layer_prints_its_arguments(
     ],
     ids=["everything", "no bias", "nothing learned", "nothing remembered"],
 )
-def test_the_state_of_batch_norm_starts_neutral_and_travels_both_ways(
+def test_batch_norm_state_dict_starts_neutral_and_loads_to_and_from_pytorch(
     BatchNorm2d: Layer, options: dict[str, Any], affine: dict[str, float], remembered: bool
 ) -> None:
     ours, pytorchs = BatchNorm2d(3, **options), batch_norm_2d(3, **options)
@@ -674,7 +668,7 @@ def assert_normalized(
 
 @clause("12.layer_norm.definition", "12.layer_norm.dtypes", "12.layer_norm.layouts")
 @given(case=layer_cases())
-def test_each_sample_is_normalized_by_its_own_mean_and_biased_variance(layer_norm: Function, case: LayerCase) -> None:
+def test_layer_norm_uses_mean_and_biased_variance_of_each_sample(layer_norm: Function, case: LayerCase) -> None:
     x, (weight, bias) = case.input(), case.affine()
     before = x.clone()
     assert_normalized(layer_norm(x, case.each, weight, bias, case.eps), x, case, weight, bias, case.parameters)
@@ -682,20 +676,20 @@ def test_each_sample_is_normalized_by_its_own_mean_and_biased_variance(layer_nor
 
 
 @clause("12.layer_norm.definition")
-def test_two_values_of_a_sample_become_plus_and_minus_a_half(layer_norm: Function) -> None:
+def test_layer_norm_of_two_values_is_plus_and_minus_one_half(layer_norm: Function) -> None:
     # means 6 and 20, variance ((-1)² + 1²) / 2 = 1, and (1 + 3)^(-1/2) = 1/2; the unbiased variance would be 2
     assert_equal(layer_norm(torch.tensor([[5.0, 7.0], [21.0, 19.0]]), (2,), eps=3.0), [[-0.5, 0.5], [0.5, -0.5]])
 
 
 @clause("12.layer_norm.definition")
-def test_by_default_eps_is_a_hundred_thousandth(layer_norm: Function) -> None:
+def test_default_eps_is_1e_5(layer_norm: Function) -> None:
     x = torch.tensor([-0.001, 0.001], dtype=torch.float64)
     # the variance is 1e-6, and 0.001 / sqrt(1e-6 + 1e-5) = 1 / sqrt(11)
     assert_close(layer_norm(x, (2,)), [-1 / math.sqrt(11), 1 / math.sqrt(11)], rounding(torch.float64, 9))
 
 
 @clause("12.layer_norm.single_value")
-def test_a_sample_of_a_single_value_becomes_the_bias(layer_norm: Function) -> None:
+def test_layer_norm_of_a_single_value_is_the_bias(layer_norm: Function) -> None:
     output = layer_norm(torch.tensor([[4.0], [-8.0]]), (1,), torch.tensor([3.0]), torch.tensor([7.0]))
     tolerance = rounding(torch.float32, 4, 2 * 3 * 8 / math.sqrt(1e-5) + 7)  # 8 / sqrt(0 + eps), and back
     assert_close(output, [[7.0], [7.0]], tolerance)
@@ -703,9 +697,7 @@ def test_a_sample_of_a_single_value_becomes_the_bias(layer_norm: Function) -> No
 
 @clause("12.layer_norm.scale")
 @given(case=layer_cases(), exponent=st.integers(-3, 3))
-def test_a_sample_twice_as_large_is_normalized_to_the_same(
-    layer_norm: Function, case: LayerCase, exponent: int
-) -> None:
+def test_layer_norm_is_invariant_to_scale(layer_norm: Function, case: LayerCase, exponent: int) -> None:
     x, factor = normal(*case.before, *case.each, seed=case.seed), 2.0**exponent
     # (factor · deviation)² = factor² · deviation², and powers of two do not round
     assert_equal(layer_norm(factor * x, case.each, eps=factor**2 * case.eps), layer_norm(x, case.each, eps=case.eps))
@@ -713,9 +705,7 @@ def test_a_sample_twice_as_large_is_normalized_to_the_same(
 
 @clause("12.layer_norm.stability")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_small_differences_within_a_sample_of_large_numbers_are_not_lost(
-    layer_norm: Function, dtype: torch.dtype
-) -> None:
+def test_layer_norm_keeps_small_differences_of_large_values(layer_norm: Function, dtype: torch.dtype) -> None:
     # their squares differ by less than float32 can tell; each is 1 away from the mean of 10,000
     x = 10_000 + torch.tensor([1.0, -1.0], dtype=dtype).repeat(8)
     # 1 / sqrt(1 + 3); some multiply first and then subtract the mean's share
@@ -723,23 +713,21 @@ def test_small_differences_within_a_sample_of_large_numbers_are_not_lost(
 
 
 @clause("12.layer_norm.stability")
-def test_a_sample_with_squares_beyond_float16_is_normalized(layer_norm: Function) -> None:
+def test_layer_norm_of_values_with_squares_beyond_float16(layer_norm: Function) -> None:
     x = torch.tensor([1000.0, -1000.0], dtype=torch.float16)
     assert_equal(layer_norm(x, (2,)), [1.0, -1.0])
 
 
 @clause("12.layer_norm.offset")
 @FAR
-def test_layer_norm_far_from_zero_is_off_in_proportion_to_the_offset(
-    layer_norm: Function, offset: float, n: int
-) -> None:
+def test_layer_norm_error_is_at_most_proportional_to_the_offset(layer_norm: Function, offset: float, n: int) -> None:
     check_far_from_zero(lambda x: layer_norm(x, (n,)), offset, n, batch=False)
 
 
 @clause("12.layer_norm.constant")
 @pytest.mark.parametrize("n", [2, 3, 17, 1000, 6272])
 @pytest.mark.parametrize("value", [1 / 3, 100.1, 1e4 / 7, 1e6 / 7], ids="{:.7g}".format)
-def test_a_constant_sample_becomes_the_bias_exactly(layer_norm: Function, value: float, n: int) -> None:
+def test_layer_norm_of_a_constant_sample_is_exactly_the_bias(layer_norm: Function, value: float, n: int) -> None:
     for dtype in {torch.float32, torch.float64}.intersection(current().dtypes):
         bias = torch.arange(n).remainder(5).to(dtype)
         # the mean of equal numbers is that number, and every deviation 0
@@ -749,7 +737,7 @@ def test_a_constant_sample_becomes_the_bias_exactly(layer_norm: Function, value:
 
 @clause("12.batch_norm.offset", "12.layer_norm.constant")
 @pytest.mark.parametrize("n", [2, 3, 17, 1000, 6272])
-def test_equal_numbers_become_0_exactly_in_every_norm_of_the_reference(n: int) -> None:
+def test_norms_of_equal_values_are_exactly_0(n: int) -> None:
     for value, dtype in product((1 / 3, 100.1, 1e4 / 7, 1e6 / 7), current().dtypes):
         if value < torch.finfo(dtype).max:
             x = torch.full((1, n, 2), value, dtype=dtype)  # as samples of n numbers, and as channels of n
@@ -761,7 +749,7 @@ def test_equal_numbers_become_0_exactly_in_every_norm_of_the_reference(n: int) -
 
 @clause("12.layer_norm.nonfinite")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_nan_and_inf_make_their_sample_nan(layer_norm: Function, value: float) -> None:
+def test_layer_norm_makes_a_sample_with_nan_or_inf_nan(layer_norm: Function, value: float) -> None:
     x = normal(2, 3, 4, seed=0)
     expected = layer_norm(x, (4,))
     x[1, 2, 0], expected[1, 2] = value, torch.nan
@@ -787,7 +775,7 @@ def test_layer_norm_is_differentiable_twice(layer_norm: Function, before: Shape,
 
 @clause("12.layer_norm.layer")
 @given(case=layer_cases(), affine=st.booleans(), bias=st.booleans())
-def test_the_layer_is_layer_norm_with_its_own_weight_and_bias(
+def test_layer_norm_layer_equals_layer_norm_with_own_weight_and_bias(
     LayerNorm: Layer, case: LayerCase, affine: bool, bias: bool
 ) -> None:
     layer = LayerNorm(case.each, case.eps, elementwise_affine=affine, bias=bias, dtype=case.dtype)
@@ -817,7 +805,7 @@ def test_a_number_as_normalized_shape_is_the_last_dimension(LayerNorm: Layer) ->
     ],
     ids=["the defaults", "no bias", "nothing learned"],
 )
-def test_a_layer_norm_layer_prints_its_arguments(
+def test_layer_norm_layer_prints_the_arguments(
     LayerNorm: Layer, arguments: tuple[Any, ...], options: dict[str, Any], printed: str
 ) -> None:
     assert str(LayerNorm(*arguments, **options)) == printed
@@ -829,7 +817,7 @@ def test_a_layer_norm_layer_prints_its_arguments(
     [({}, {"weight": 1.0, "bias": 0.0}), ({"bias": False}, {"weight": 1.0}), ({"elementwise_affine": False}, {})],
     ids=["everything", "no bias", "nothing learned"],
 )
-def test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways(
+def test_layer_norm_state_dict_starts_neutral_and_loads_to_and_from_pytorch(
     LayerNorm: Layer, options: dict[str, Any], started: dict[str, float]
 ) -> None:
     ours, pytorchs = LayerNorm((2, 3), **options), nn.LayerNorm((2, 3), **options)  # pyright: ignore[reportArgumentType]
@@ -885,13 +873,13 @@ def test_batch_norm_rejects(batch_norm: Function, change: dict[str, Any], naming
 
 @clause("12.batch_norm.rejects")
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2, 2), (2, 3, 2, 2, 2)], ids=["2 dimensions", "3", "5"])
-def test_the_layer_takes_four_dimensions_only(BatchNorm2d: Layer, shape: Shape) -> None:
+def test_batch_norm_layer_rejects_inputs_without_4_dimensions(BatchNorm2d: Layer, shape: Shape) -> None:
     with rejects(naming="input"):
         BatchNorm2d(3)(torch.ones(shape))
 
 
 @clause("12.batch_norm.rejects")
-def test_the_layer_takes_its_own_number_of_channels_only(BatchNorm2d: Layer) -> None:
+def test_batch_norm_layer_rejects_other_channel_counts(BatchNorm2d: Layer) -> None:
     with rejects(naming="running_mean|input|channels"):
         BatchNorm2d(3)(torch.ones(2, 4, 2, 2))
 

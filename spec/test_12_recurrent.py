@@ -273,7 +273,7 @@ class Recurrent:
     @staticmethod
     @clause("12.recurrent.definition", "12.recurrent.states", "12.recurrent.directions", "12.recurrent.layouts")
     @given(case=cases(), dtype=dtypes(), states=st.booleans(), layout=st.tuples(layouts, layouts))
-    def test_it_is_the_recurrence_of_its_definition(
+    def test_outputs_equal_the_recurrence_of_the_definition(
         kind: Kind, case: Case, dtype: torch.dtype, states: bool, layout: tuple[int, int]
     ) -> None:
         layer, x, initial = kind.layer(case, dtype=dtype), case.sequence(dtype), kind.initial(case, dtype)
@@ -295,7 +295,7 @@ class Recurrent:
     @staticmethod
     @clause("12.recurrent.packed")
     @given(case=cases(batch_first=False), lengths=st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    def test_a_packed_sequence_is_each_sequence_alone(kind: Kind, case: Case, lengths: tuple[int, int]) -> None:
+    def test_packed_sequence_equals_separate_sequences(kind: Kind, case: Case, lengths: tuple[int, int]) -> None:
         case = replace(case, batch=len(lengths), time=max(lengths))
         layer, x = kind.layer(case, dtype=torch.float64), case.sequence(torch.float64)
         initial = kind.initial(case, torch.float64)
@@ -314,7 +314,7 @@ class Recurrent:
     @staticmethod
     @clause("12.recurrent.nonfinite")
     @given(case=cases(bidirectional=False, batch_first=False), data=st.data())
-    def test_a_nan_reaches_all_later_steps_of_its_own_sequence(kind: Kind, case: Case, data: st.DataObject) -> None:
+    def test_nan_reaches_later_steps_of_the_same_sequence_only(kind: Kind, case: Case, data: st.DataObject) -> None:
         layer, x = kind.layer(case, dtype=torch.float64), case.sequence(torch.float64)
         step, sequence = data.draw(st.integers(0, case.time - 1)), data.draw(st.integers(0, case.batch - 1))
         x[step, sequence, 0] = torch.nan
@@ -328,7 +328,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.directions")
-    def test_the_second_half_is_a_run_on_the_reversed_sequence(kind: Kind) -> None:
+    def test_bidirectional_second_half_equals_a_pass_over_the_reversed_sequence(kind: Kind) -> None:
         options: dict[str, Any] = {"dtype": torch.float64}
         both, back = kind.make(3, 4, bidirectional=True, **options), kind.make(3, 4, **options)
         reverse = {name: value for name, value in both.state_dict().items() if name.endswith("_reverse")}
@@ -342,7 +342,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.states")
-    def test_the_final_state_resumes_a_sequence_that_was_cut(kind: Kind) -> None:
+    def test_final_state_continues_a_split_sequence(kind: Kind) -> None:
         layer, x = kind.make(3, 4, num_layers=2, dtype=torch.float64), normal(5, 2, 3, seed=0)
         output, final = layer(x)
         first, state = layer(x[:2])
@@ -354,7 +354,7 @@ class Recurrent:
     @staticmethod
     @clause("12.recurrent.unbatched")
     @pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
-    def test_a_sequence_without_a_batch_is_a_batch_of_one_without_it(kind: Kind, batch_first: bool) -> None:
+    def test_unbatched_sequence_equals_a_batch_of_one(kind: Kind, batch_first: bool) -> None:
         options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first, "dtype": torch.float64}
         layer, batch = kind.make(3, 4, **options), 0 if batch_first else 1
         x, states = normal(5, 3, seed=0), [normal(4, 4, seed=i) for i in range(kind.states)]
@@ -367,7 +367,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.states")
-    def test_the_states_keep_their_layout_when_the_batch_comes_first(kind: Kind) -> None:
+    def test_batch_first_does_not_change_the_layout_of_states(kind: Kind) -> None:
         layer = kind.make(3, 4, num_layers=2, batch_first=True)
         output, final = layer(torch.ones(5, 6, 3), kind.given([torch.zeros(2, 5, 4) for _ in range(kind.states)]))
         assert output.shape == (5, 6, 4)
@@ -376,7 +376,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.empty")
-    def test_a_batch_of_no_sequences_gives_no_outputs(kind: Kind) -> None:
+    def test_empty_batch_gives_empty_outputs(kind: Kind) -> None:
         output, final = kind.make(3, 4, bidirectional=True)(torch.ones(5, 0, 3))
         assert output.shape == (5, 0, 8)
         for state in kind.as_list(final):
@@ -384,7 +384,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.parameters")
-    def test_its_parameters_are_named_by_layer_and_direction(kind: Kind) -> None:
+    def test_parameters_are_named_by_layer_and_direction(kind: Kind) -> None:
         rows = kind.gates * 4
         layer = kind.make(3, 4, num_layers=2, bidirectional=True)
         own = {"weight_ih": (rows, 3), "weight_hh": (rows, 4), "bias_ih": (rows,), "bias_hh": (rows,)}
@@ -404,7 +404,7 @@ class Recurrent:
     @pytest.mark.parametrize(
         "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False, "batch_first": True}], ids=str
     )
-    def test_its_parameters_travel_to_and_from_the_layer_of_pytorch(kind: Kind, options: dict[str, Any]) -> None:
+    def test_state_dict_loads_to_and_from_pytorch(kind: Kind, options: dict[str, Any]) -> None:
         options = options | {"dtype": torch.float64}
         ours, theirs = kind.make(3, 4, **options), getattr(nn, kind.name)(3, 4, **options)
         x = normal(2, 5, 3, seed=0)
@@ -416,7 +416,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.initialization")
-    def test_it_starts_from_the_numbers_of_the_layer_of_pytorch(kind: Kind) -> None:
+    def test_initialization_with_a_seed_equals_pytorchs(kind: Kind) -> None:
         options = {"num_layers": 2, "bidirectional": True}
         torch.manual_seed(5)
         theirs = getattr(nn, kind.name)(3, 4, **options).state_dict()
@@ -426,7 +426,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.initialization")
-    def test_its_parameters_are_spread_over_one_by_the_root_of_hidden_size(kind: Kind) -> None:
+    def test_parameters_start_uniform_within_1_over_sqrt_hidden_size(kind: Kind) -> None:
         bound = 1 / math.sqrt(50)
         for name, value in kind.make(100, 50).state_dict().items():
             assert value.abs().max() <= bound, f"{name} beyond 1/√hidden_size"
@@ -450,14 +450,12 @@ class Recurrent:
         ],
         ids=["defaults", "two layers", "without bias", "all the rest"],
     )
-    def test_repr_shows_its_sizes_and_arguments_that_are_not_default(
-        kind: Kind, options: dict[str, Any], printed: str
-    ) -> None:
+    def test_repr_shows_sizes_and_non_default_arguments(kind: Kind, options: dict[str, Any], printed: str) -> None:
         assert repr(kind.make(3, 4, **options)) == f"{kind.name}{printed}"
 
     @staticmethod
     @clause("12.recurrent.dropout")
-    def test_dropout_1_leaves_the_second_layer_nothing_to_read(kind: Kind) -> None:
+    def test_dropout_1_zeroes_the_input_of_the_second_layer(kind: Kind) -> None:
         layer = kind.make(3, 4, num_layers=2, dropout=1, dtype=torch.float64)
         second = kind.make(4, 4, dtype=torch.float64)
         own = {name.replace("_l1", "_l0"): p for name, p in layer.state_dict().items() if "_l1" in name}
@@ -469,7 +467,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.dropout")
-    def test_dropout_is_for_training_only(kind: Kind) -> None:
+    def test_dropout_applies_in_training_only(kind: Kind) -> None:
         layer, x = kind.make(3, 4, num_layers=2, dropout=0.5), torch.randn(5, 2, 3)
         plain = kind.make(3, 4, num_layers=2)
         plain.load_state_dict(layer.state_dict())
@@ -490,7 +488,7 @@ class Recurrent:
     @staticmethod
     @clause("12.recurrent.gradients")
     @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "bias": False}], ids=str)
-    def test_it_is_differentiable_twice(kind: Kind, options: dict[str, Any]) -> None:
+    def test_outputs_are_differentiable_twice_in_the_inputs(kind: Kind, options: dict[str, Any]) -> None:
         layer = kind.make(2, 2, dtype=torch.float64, **options)
         stack = 2 if options else 1
 
@@ -503,7 +501,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.gradients")
-    def test_it_is_differentiable_twice_in_its_parameters(kind: Kind) -> None:
+    def test_outputs_are_differentiable_twice_in_the_parameters(kind: Kind) -> None:
         layer, x = kind.make(1, 1, dtype=torch.float64), normal(2, 1, 1, seed=0)
         names, values = zip(*layer.named_parameters(), strict=True)
 
@@ -514,7 +512,7 @@ class Recurrent:
 
     @staticmethod
     @clause("12.recurrent.gradients")
-    def test_the_gradient_goes_through_time_and_every_parameter(kind: Kind) -> None:
+    def test_gradients_flow_through_time_to_every_parameter(kind: Kind) -> None:
         layer, x = kind.make(3, 4, num_layers=2, bidirectional=True), torch.randn(5, 2, 3).requires_grad_()
         layer(x)[0][2, 0].sum().backward()
         assert x.grad is not None
@@ -558,7 +556,7 @@ class Recurrent:
             pytest.param((5, 2, 3), torch.int64, "input.*int64", id="whole numbers"),
         ],
     )
-    def test_the_input_is_rejected(kind: Kind, shape: tuple[int, ...], dtype: torch.dtype, naming: str) -> None:
+    def test_invalid_input_is_rejected(kind: Kind, shape: tuple[int, ...], dtype: torch.dtype, naming: str) -> None:
         with rejects(naming, "input"):
             kind.make(3, 4)(torch.ones(shape, dtype=dtype))
 
@@ -569,7 +567,7 @@ class Recurrent:
         [((2, 2, 4), False), ((1, 3, 4), False), ((1, 2, 3), False), ((1, 4), False), ((1, 1, 4), True)],
         ids=["of two layers", "of another batch", "of other features", "without a batch", "with a batch that x lacks"],
     )
-    def test_a_state_is_rejected(kind: Kind, shape: tuple[int, ...], unbatched: bool) -> None:
+    def test_invalid_h_0_is_rejected(kind: Kind, shape: tuple[int, ...], unbatched: bool) -> None:
         x = torch.ones(5, 3) if unbatched else torch.ones(5, 2, 3)
         with rejects(naming="hidden|hx"):
             kind.make(3, 4)(x, kind.given([torch.zeros(shape) for _ in range(kind.states)]))
@@ -586,7 +584,7 @@ class TestRNN(Recurrent):
     @staticmethod
     @clause("12.rnn.nonlinearity")
     @given(case=cases(relu=True), dtype=dtypes())
-    def test_with_relu_and_whole_numbers_nothing_is_rounded(kind: Kind, case: Case, dtype: torch.dtype) -> None:
+    def test_relu_recurrence_of_integers_is_exact(kind: Kind, case: Case, dtype: torch.dtype) -> None:
         # two steps at most of two layers of at most 2 · 2 features: at most 122, which even bfloat16 holds
         case = replace(case, hidden_size=2, input_size=2, batch_first=False)
         layer = kind.layer(case, dtype=dtype)
@@ -621,7 +619,7 @@ class TestRNN(Recurrent):
     @staticmethod
     @clause("12.rnn.nonlinearity")
     @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-    def test_the_gradient_is_that_of_the_nonlinearity(RNN: Layer, nonlinearity: str) -> None:
+    def test_gradient_equals_the_derivative_of_the_nonlinearity(RNN: Layer, nonlinearity: str) -> None:
         layer = RNN(1, 1, nonlinearity=nonlinearity, bias=False, dtype=torch.float64)
         layer.load_state_dict({"weight_ih_l0": torch.ones(1, 1), "weight_hh_l0": torch.zeros(1, 1)})
         x = torch.tensor([[0.0], [0.5], [-0.5]], dtype=torch.float64).requires_grad_()
@@ -682,9 +680,7 @@ class TestLSTM(Recurrent):
             pytest.param("", 0.0, 0.0, id="all closed: nothing is left"),
         ],
     )
-    def test_each_gate_of_the_lstm_has_the_effect_of_its_name(
-        LSTM: Layer, open_gates: str, hidden: float, memory: float
-    ) -> None:
+    def test_lstm_gates_input_forget_and_output(LSTM: Layer, open_gates: str, hidden: float, memory: float) -> None:
         layer = LSTM(1, 1, dtype=torch.float64)
         state = {name: torch.zeros_like(p) for name, p in layer.state_dict().items()}
         # a gate at ±1000 is open or closed; the candidate is tanh(1000) = 1
@@ -715,13 +711,13 @@ class TestLSTM(Recurrent):
     @staticmethod
     @clause("12.lstm.projection")
     @pytest.mark.parametrize("size", [-1, 4, 5], ids=["negative", "as large as h", "larger than h"])
-    def test_a_proj_size_is_rejected(LSTM: Layer, size: int) -> None:
+    def test_invalid_proj_size_is_rejected(LSTM: Layer, size: int) -> None:
         with rejects(naming="proj_size"):
             LSTM(3, 4, proj_size=size)
 
     @staticmethod
     @clause("12.lstm.projection", "12.recurrent.gradients")
-    def test_it_is_differentiable_twice_with_a_projection(LSTM: Layer) -> None:
+    def test_outputs_are_differentiable_twice_with_a_projection(LSTM: Layer) -> None:
         layer = LSTM(2, 2, proj_size=1, dtype=torch.float64)
         assert_differentiable(
             lambda x, h, c: layer(x, (h, c))[0],
@@ -742,7 +738,7 @@ class TestLSTM(Recurrent):
     @staticmethod
     @clause("12.recurrent.rejects")
     @pytest.mark.parametrize("shape", [(2, 2, 4), (1, 3, 4), (1, 2, 3)], ids=["layers", "batch", "features"])
-    def test_a_memory_is_rejected(LSTM: Layer, shape: tuple[int, ...]) -> None:
+    def test_invalid_c_0_is_rejected(LSTM: Layer, shape: tuple[int, ...]) -> None:
         with rejects(r"hidden\[1\]|hx\[1\]", "hx", "hidden", "cx", "c_0"):
             LSTM(3, 4)(torch.ones(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(shape)))
 
@@ -767,7 +763,7 @@ class TestGRU(Recurrent):
             pytest.param(1000.0, 0.0, (0.5 + math.tanh(1.5)) / 2, id="update half open: the mean of old and new"),
         ],
     )
-    def test_each_gate_of_the_gru_has_the_effect_of_its_name(GRU: Layer, r: float, z: float, expected: float) -> None:
+    def test_gru_gates_reset_and_update(GRU: Layer, r: float, z: float, expected: float) -> None:
         layer = GRU(1, 1, dtype=torch.float64)
         state = {name: torch.zeros_like(p) for name, p in layer.state_dict().items()}
         # a gate at ±1000 is open or closed for any input; n is tanh(r · (h + 1))

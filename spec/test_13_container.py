@@ -77,7 +77,7 @@ def network(Sequential: Layer, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, 
 
 
 @clause("13.network.printed")
-def test_it_prints_as_documented(network: Network) -> None:
+def test_ocean_prints_as_documented(network: Network) -> None:
     assert str(network) == PRINTED
 
 
@@ -101,9 +101,7 @@ def test_the_first_linear_layer_takes_64_times_4_times_4_numbers(network: Networ
 @pytest.mark.parametrize(
     ("height", "width"), [(32, 32), (32, 39), (39, 39), (16, 64), (8, 128), (135, 15)], ids=lambda side: str(side)
 )
-def test_an_image_fits_if_an_eighth_of_its_height_times_an_eighth_of_its_width_is_16(
-    network: Network, height: int, width: int
-) -> None:
+def test_an_image_fits_if_height_over_8_times_width_over_8_is_16(network: Network, height: int, width: int) -> None:
     # three poolings by 2, each rounded down: 64 channels · 16 positions = 1024
     assert (height // 8) * (width // 8) == 16
     assert network(torch.ones(1, 3, height, width)).shape == (1, 10)
@@ -118,7 +116,7 @@ def test_images_of_other_sizes_do_not_fit_the_first_linear_layer(network: Networ
 
 
 @clause("13.network.32_kernels")
-def test_32_kernels_of_3_by_5_by_5_make_32_maps_of_32_by_32(Conv2d: Layer) -> None:
+def test_32_kernels_of_3x5x5_with_padding_make_32_maps_of_32x32(Conv2d: Layer) -> None:
     # chapter 13, line 842
     layer = Conv2d(3, 32, 5, padding=2)
     assert layer.weight.shape == (32, 3, 5, 5)
@@ -126,7 +124,7 @@ def test_32_kernels_of_3_by_5_by_5_make_32_maps_of_32_by_32(Conv2d: Layer) -> No
 
 
 @clause("13.network.32_kernels")
-def test_without_the_padding_they_make_maps_of_28_by_28(Conv2d: Layer) -> None:
+def test_5x5_kernels_without_padding_make_28x28_maps(Conv2d: Layer) -> None:
     assert Conv2d(3, 32, 5)(torch.ones(3, 32, 32)).shape == (32, 28, 28)
 
 
@@ -197,7 +195,7 @@ def test_the_parameter_is_called_out_channels(Conv2d: Layer) -> None:
 
 
 @clause("13.conv2d.out_channels")
-def test_there_is_no_parameter_out_channel_and_no_layer_nn_conv2d(Conv2d: Layer) -> None:
+def test_out_channel_and_nn_conv2d_lowercase_do_not_exist(Conv2d: Layer) -> None:
     with rejects(naming=None):
         Conv2d(in_channels=3, out_channel=7, kernel_size=1)
     assert not hasattr(nn, "conv2d")
@@ -215,7 +213,7 @@ def test_a_convolution_has_stride_1_by_default(Conv2d: Layer) -> None:
 
 
 @clause("13.conv2d.stride")
-def test_a_pooling_has_the_window_as_its_stride_by_default(MaxPool2d: Layer) -> None:
+def test_pooling_default_stride_is_the_window(MaxPool2d: Layer) -> None:
     assert MaxPool2d(2).stride == 2
 
 
@@ -270,7 +268,7 @@ class WithoutSequential(nn.Module):
 
 
 @clause("13.listing.base")
-def test_nn_modules_is_no_class_to_inherit_from() -> None:
+def test_nn_modules_is_not_a_base_class() -> None:
     # line 854
     assert isinstance(nn.modules, ModuleType)
     assert isinstance(nn.Module, type)
@@ -281,7 +279,7 @@ def test_nn_modules_is_no_class_to_inherit_from() -> None:
 
 
 @clause("13.listing.class_called")
-def test_a_class_is_no_network() -> None:
+def test_a_module_class_is_not_an_instance() -> None:
     # lines 880, 881 and 884: ocean = Ocean; print(ocean); ocean(input)
     class Ocean(nn.Module):
         def __init__(self) -> None:
@@ -293,7 +291,7 @@ def test_a_class_is_no_network() -> None:
 
 
 @clause("13.listing.nested_forward")
-def test_a_forward_inside_init_is_gone_when_init_returns() -> None:
+def test_a_forward_defined_inside_init_is_not_a_method() -> None:
     # line 868
     class Ocean(nn.Module):
         def __init__(self) -> None:
@@ -311,7 +309,7 @@ def test_a_forward_inside_init_is_gone_when_init_returns() -> None:
 
 
 @clause("13.listing.without_sequential", "13.network.output")
-def test_with_three_mistakes_corrected_it_is_the_network_of_the_chapter(
+def test_listing_with_three_corrections_is_the_network_of_the_chapter(
     network: Network, Conv2d: Layer, MaxPool2d: Layer, Flatten: Layer, Linear: Layer
 ) -> None:
     # lines 847 to 885
@@ -334,7 +332,7 @@ LINES = PRINTED.splitlines()[2:-2]
 @clause("13.listing.sequential", "13.network.graph_warning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.slow
-def test_the_listing_with_sequential_runs_to_its_end_and_leaves_a_graph(
+def test_the_listing_with_sequential_completes_and_writes_a_graph(
     network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # lines 917 to 926
@@ -364,7 +362,7 @@ affines = st.lists(st.tuples(st.integers(-2, 2), st.integers(-3, 3)), max_size=4
 
 @clause("13.sequential.composition")
 @given(pairs=affines)
-def test_it_is_the_composition_in_the_order_given(Sequential: Layer, pairs: list[tuple[int, int]]) -> None:
+def test_sequential_is_the_composition_in_order(Sequential: Layer, pairs: list[tuple[int, int]]) -> None:
     expected = x = whole(3, seed=1, dtype=torch.float32)
     for a, b in pairs:
         expected = a * expected + b
@@ -372,14 +370,14 @@ def test_it_is_the_composition_in_the_order_given(Sequential: Layer, pairs: list
 
 
 @clause("13.sequential.composition")
-def test_without_layers_it_gives_its_input_back(Sequential: Layer) -> None:
+def test_empty_sequential_is_the_identity(Sequential: Layer) -> None:
     x = torch.ones(2)
     assert Sequential()(x) is x
 
 
 @clause("13.sequential.list")
 @given(pairs=affines, more=affines, start=st.integers(-5, 5), stop=st.integers(-5, 5))
-def test_it_behaves_like_the_list_of_its_layers(
+def test_sequential_behaves_like_a_list(
     Sequential: Layer, pairs: list[tuple[int, int]], more: list[tuple[int, int]], start: int, stop: int
 ) -> None:
     layers, others = [Affine(a, b) for a, b in pairs], [Affine(a, b) for a, b in more]
@@ -394,7 +392,7 @@ def test_it_behaves_like_the_list_of_its_layers(
 
 
 @clause("13.sequential.list")
-def test_layers_can_be_put_in_replaced_and_taken_out(Sequential: Layer) -> None:
+def test_sequential_supports_insert_replace_and_delete(Sequential: Layer) -> None:
     a, b, c, d = (Affine(i, 0) for i in range(4))
     layers = Sequential(a, b).append(c)
     assert list(layers) == [a, b, c]
@@ -418,7 +416,7 @@ def test_layers_are_called_by_number_or_by_the_names_of_a_mapping(Sequential: La
 
 
 @clause("13.sequential.names")
-def test_the_networks_state_travels_both_ways(network: Network) -> None:
+def test_ocean_state_dict_loads_to_and_from_pytorch(network: Network) -> None:
     pytorchs = Network(nn.Sequential, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
     assert list(network.state_dict()) == list(pytorchs.state_dict())
     network.load_state_dict(pytorchs.state_dict())
@@ -429,7 +427,7 @@ def test_the_networks_state_travels_both_ways(network: Network) -> None:
 
 @clause("13.sequential.rejects")
 @pytest.mark.parametrize("index", [2, -3])
-def test_a_layer_that_is_not_there_is_rejected(Sequential: Layer, index: int) -> None:
+def test_an_index_out_of_range_is_rejected(Sequential: Layer, index: int) -> None:
     with rejects(naming=rf"index|{index}"):
         Sequential(Affine(1, 0), Affine(2, 0))[index]
 
@@ -468,7 +466,7 @@ def test_an_impossible_number_of_classes_is_rejected(Ocean: Layer, classes: obje
 
 
 @clause("13.ocean.layers")
-def test_its_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
+def test_ocean_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
     class Layers:
         """PyTorch's layers, with a record of every layer that is created."""
 
@@ -487,6 +485,6 @@ def test_its_layers_come_from_the_given_namespace(Ocean: Layer) -> None:
 
 
 @clause("13.ocean.layers")
-def test_its_layers_are_pytorchs_by_default(Ocean: Layer) -> None:
+def test_ocean_layers_are_pytorchs_by_default(Ocean: Layer) -> None:
     assert inspect.signature(Ocean).parameters["layers"].default is nn
     assert {type(layer).__module__.partition(".")[0] for layer in Ocean().model1} == {"torch"}

@@ -192,7 +192,7 @@ def jacobian(function: Function, arguments: Tensors) -> list[Tensor]:
 
 @clause("13.func.vmap")
 @every_component
-def test_vmap_is_a_loop_over_the_samples(component: Any) -> None:
+def test_vmap_equals_a_loop_over_samples(component: Any) -> None:
     case = CASES[component.name]
     with current().trace.off():
         function, weights = case.function(component)
@@ -206,7 +206,7 @@ def test_vmap_is_a_loop_over_the_samples(component: Any) -> None:
 
 @clause("13.func.weights")
 @every_component
-def test_vmap_over_the_weights_is_a_loop_over_models(component: Any) -> None:
+def test_vmap_over_weights_equals_a_loop_over_models(component: Any) -> None:
     case = CASES[component.name]
     with current().trace.off():
         function, weights = case.function(component)
@@ -243,7 +243,7 @@ def test_vmap_of_grad_gives_the_gradients_of_each_sample(component: Any) -> None
 
 @clause("13.func.jvp")
 @every_component
-def test_jvp_is_the_derivative_along_a_direction(component: Any) -> None:
+def test_jvp_equals_the_directional_derivative(component: Any) -> None:
     case = CASES[component.name]
     with current().trace.off():
         function, weights = case.function(component)
@@ -284,7 +284,7 @@ def test_jacrev_holds_the_derivative_of_each_output(component: Any) -> None:
 
 
 @clause("13.func.randomness")
-def test_vmap_draws_dropout_anew_or_once_according_to_randomness(dropout: Function) -> None:
+def test_vmap_randomness_decides_between_one_and_many_dropout_masks(dropout: Function) -> None:
     x = torch.ones(4, 400)
     with current().trace.off():
         different = vmap(lambda row: dropout(row, 0.5, True), randomness="different")(x)
@@ -354,7 +354,7 @@ EVERY_DAY = ("linear", "flatten")
     [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
     indirect=True,
 )
-def test_an_exported_component_takes_any_batch(component: Any) -> None:
+def test_exported_component_accepts_any_batch_size(component: Any) -> None:
     case = CASES[component.name]
     with current().trace.off():
         module = Exported(case, component)
@@ -369,7 +369,7 @@ def test_an_exported_component_takes_any_batch(component: Any) -> None:
 
 @clause("13.export.ocean")
 @pytest.mark.slow
-def test_the_exported_network_takes_any_number_of_images(
+def test_exported_network_accepts_any_batch_size(
     Ocean: Any, Sequential: Any, Conv2d: Any, MaxPool2d: Any, Flatten: Any, Linear: Any
 ) -> None:
     with current().trace.off():

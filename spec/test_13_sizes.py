@@ -23,7 +23,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @clause("13.sizes.values")
 @every_component
-def test_every_number_of_a_large_result_is_that_of_the_formula(component: Any) -> None:
+def test_every_element_of_a_large_result_equals_the_formula(component: Any) -> None:
     with current().trace.off():
         for dtype in current().dtypes:
             for size in (HUNDREDS, THOUSANDS):
@@ -36,7 +36,7 @@ def test_every_number_of_a_large_result_is_that_of_the_formula(component: Any) -
 @pytest.mark.slow
 @every_component
 @pytest.mark.parametrize("layout", range(4), ids=["contiguous", "transposed", "with gaps", "channels last"])
-def test_every_number_is_that_of_the_formula_in_every_size_dtype_and_layout(component: Any, layout: int) -> None:
+def test_every_element_equals_the_formula_in_all_sizes_dtypes_and_layouts(component: Any, layout: int) -> None:
     with current().trace.off():
         for dtype in current().dtypes:
             for size in (FEW, HUNDREDS, THOUSANDS, BATCH_257):
@@ -210,7 +210,9 @@ class TestGradientsOfManyUsesInHalfPrecision:
 
 @clause("13.sizes.dropout")
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-def test_each_of_many_numbers_is_dropped_and_kept(dropout: Callable[..., Tensor], dtype: torch.dtype) -> None:
+def test_dropout_drops_and_keeps_every_position_of_a_large_input(
+    dropout: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
     x = numbers(3, 7, 149).to(dtype).masked_fill(numbers(3, 7, 149) == 0, 1).to(torch.get_default_device())
     leaf, kept, gone = x.clone().requires_grad_(), torch.zeros(x.shape), torch.zeros(x.shape)
     for _ in range(48):  # one of 3,129 numbers is always kept, or always dropped, with a probability of 3e-11
@@ -240,7 +242,7 @@ def test_a_class_number_may_be_larger_than_a_byte(
 
 
 @clause("13.sizes.sequential")
-def test_eleven_layers_keep_their_order_when_they_are_saved(Sequential: Any) -> None:
+def test_sequential_of_eleven_layers_keeps_the_order_in_the_state_dict(Sequential: Any) -> None:
     """As text, "10" sorts before "2"."""
     layers = [nn.Linear(2, 2, bias=False) for _ in range(11)]
     for i, layer in enumerate(layers):

@@ -80,7 +80,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @clause("13.world.modes")
 @every_component
-def test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient(component: Any) -> None:
+def test_no_grad_gives_equal_results_without_requires_grad(component: Any) -> None:
     subject = SUBJECTS[component.name]
     module = component if subject.make is None else subject.layer(component, FEW)
     tensors = given(subject, FEW)
@@ -102,7 +102,7 @@ def test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient(com
 
 @clause("13.world.needs")
 @every_component
-def test_whatever_alone_needs_a_gradient_gets_the_same_one(component: Any) -> None:
+def test_gradient_of_each_argument_alone_equals_the_joint_gradient(component: Any) -> None:
     """Only the input, the weight or the bias requires a gradient: frozen layers pass the gradient on to their input."""
     subject = SUBJECTS[component.name]
     call, parameters = subject.prepare(component, FEW, torch.float64)
@@ -151,7 +151,7 @@ def memory(tensor: Tensor) -> int:
 
 @clause("13.world.views")
 @every_component
-def test_a_result_has_memory_of_its_own_unless_it_is_a_view(component: Any) -> None:
+def test_results_own_memory_unless_views(component: Any) -> None:
     subject = SUBJECTS[component.name]
     call, parameters = subject.prepare(component, FEW, torch.float64)
     tensors = given(subject, FEW)
@@ -165,7 +165,7 @@ def test_a_result_has_memory_of_its_own_unless_it_is_a_view(component: Any) -> N
 
 
 @clause("13.world.views")
-def test_what_changes_no_number_is_a_copy_all_the_same(
+def test_identity_operations_return_a_copy(
     max_pool2d: Any, avg_pool2d: Any, adaptive_avg_pool2d: Any, relu: Any, leaky_relu: Any
 ) -> None:
     x = numbers(2, 3, 4, 5).abs()
@@ -182,13 +182,13 @@ def test_what_changes_no_number_is_a_copy_all_the_same(
 
 
 @clause("13.world.views")
-def test_an_empty_sequential_gives_its_input_itself(Sequential: Any) -> None:
+def test_empty_sequential_returns_the_input_object(Sequential: Any) -> None:
     x = numbers(3)
     assert Sequential()(x) is x
 
 
 @clause("13.world.views")
-def test_flatten_copies_only_what_no_view_can_show(flatten: Any) -> None:
+def test_flatten_copies_only_if_no_view_is_possible(flatten: Any) -> None:
     x = numbers(2, 3, 4)
     assert flatten(x[0, 0]) is not None
     assert memory(flatten(x, 1)) == memory(x)
@@ -198,7 +198,7 @@ def test_flatten_copies_only_what_no_view_can_show(flatten: Any) -> None:
 
 @clause("13.world.other_sizes")
 @every_component
-def test_a_second_call_with_another_size_is_computed_anew(component: Any) -> None:
+def test_a_second_call_with_another_size_uses_no_cached_result(component: Any) -> None:
     """Calls with more rows, fewer rows, and other numbers do not use data of an earlier call."""
     subject = SUBJECTS[component.name]
     module = component if subject.make is None else subject.layer(component, FEW)
@@ -244,7 +244,7 @@ def test_dropout_in_evaluation_draws_no_random_numbers(Dropout: Any, p: float) -
 
 @clause("13.world.start_draws")
 @every_learning_layer
-def test_a_new_layer_draws_what_pytorch_s_draws(component: Any) -> None:
+def test_initialization_draws_equal_those_of_pytorch(component: Any) -> None:
     """The random numbers drawn after the creation are the same as after the creation of PyTorch's layer."""
     subject, states = SUBJECTS[component.name], []
     assert subject.make is not None
@@ -257,7 +257,7 @@ def test_a_new_layer_draws_what_pytorch_s_draws(component: Any) -> None:
 
 @clause("13.world.instances")
 @every_learning_layer
-def test_two_layers_share_nothing(component: Any) -> None:
+def test_two_layers_share_no_memory(component: Any) -> None:
     subject = SUBJECTS[component.name]
     one, other = subject.layer(component, FEW), subject.layer(component, FEW)
     places = [{memory(t) for t in (*m.parameters(), *m.buffers())} for m in (one, other)]
@@ -282,7 +282,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {"deepcopy": copy.deepcopy
 
 @clause("13.world.copies")
 @every_layer
-def test_a_copy_of_a_layer_is_the_same_and_shares_nothing(component: Any) -> None:
+def test_deepcopy_of_a_layer_is_equal_and_shares_no_memory(component: Any) -> None:
     for way in COPIES:
         copied(component, way)
 
@@ -310,7 +310,7 @@ def copied(component: Any, way: str) -> None:
 
 @clause("13.world.copies")
 @every_learning_layer
-def test_a_loaded_layer_is_the_one_that_was_saved_and_shares_nothing(component: Any) -> None:
+def test_loaded_layer_equals_the_saved_one_and_shares_no_memory(component: Any) -> None:
     subject = SUBJECTS[component.name]
     assert subject.make is not None
     module = subject.layer(component, FEW)
@@ -327,7 +327,7 @@ def test_a_loaded_layer_is_the_one_that_was_saved_and_shares_nothing(component: 
 
 @clause("13.world.dtypes")
 @every_learning_layer
-def test_a_layer_has_the_dtype_that_it_is_given(component: Any) -> None:
+def test_layers_have_the_requested_dtype(component: Any) -> None:
     for way in ("half", "bfloat16", "double", "to", "dtype=", "default dtype"):
         typed(component, way)
 
@@ -420,7 +420,7 @@ def test_a_layer_without_dropout_gives_the_same_in_training_and_evaluation(compo
 
 @clause("13.world.memory")
 @every_component
-def test_nothing_is_kept_of_a_call_once_its_result_is_gone(component: Any) -> None:
+def test_memory_of_a_call_is_released_with_the_result(component: Any) -> None:
     if torch.get_default_device().type != "cpu":
         pytest.skip("the memory is a NumPy array's")
     subject = SUBJECTS[component.name]

@@ -112,9 +112,7 @@ def transposed(x: Tensor) -> Tensor:
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["transposed gradient", "transposed parameter", "columns of a table", "expanded"])
-def test_a_parameter_moves_by_the_rule_however_it_and_its_gradient_lie(
-    component: Any, layout: str, dtype: torch.dtype
-) -> None:
+def test_update_rule_holds_for_all_memory_layouts(component: Any, layout: str, dtype: torch.dtype) -> None:
     settings = SETTINGS[component.name][0]
     base = numbers(37, 23).to(torch.get_default_device(), dtype)
     whole = base.clone()
@@ -187,23 +185,21 @@ def course(component: Any) -> Course:
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_each_of_two_groups_of_two_parameters_has_its_own_settings_and_state(course: Course) -> None:
+def test_groups_have_separate_settings_and_state(course: Course) -> None:
     course.steps(course.made(), 5)
 
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
 @pytest.mark.parametrize("order", [(2, 3, 0, 1), (1, 0, 2, 3), (3, 2, 1, 0)], ids=str)
-def test_the_order_of_groups_and_parameters_changes_no_course(course: Course, order: tuple[int, ...]) -> None:
+def test_group_and_parameter_order_does_not_change_the_updates(course: Course, order: tuple[int, ...]) -> None:
     course.steps(course.made(*order), 5)
 
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
 @pytest.mark.parametrize("missing", [(0,), (1,), (2, 3), (0, 1, 2, 3)], ids=str)
-def test_a_parameter_without_a_gradient_in_between_waits_for_its_next_one(
-    course: Course, missing: tuple[int, ...]
-) -> None:
+def test_a_step_without_gradient_leaves_parameter_and_state_unchanged(course: Course, missing: tuple[int, ...]) -> None:
     optimizer = course.made()
     course.steps(optimizer, 2)
     course.steps(optimizer, 2, without=missing)
@@ -212,7 +208,7 @@ def test_a_parameter_without_a_gradient_in_between_waits_for_its_next_one(
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_a_parameter_that_first_has_a_gradient_in_the_third_step_begins_there(course: Course) -> None:
+def test_state_starts_at_the_first_step_with_a_gradient(course: Course) -> None:
     optimizer = course.made()
     course.steps(optimizer, 2, without=(0, 3))
     course.steps(optimizer, 3)
@@ -220,7 +216,7 @@ def test_a_parameter_that_first_has_a_gradient_in_the_third_step_begins_there(co
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_a_group_that_is_added_after_the_first_steps_begins_there(course: Course) -> None:
+def test_a_group_added_later_starts_with_empty_state(course: Course) -> None:
     optimizer = course.component(course.groups(0, 1))
     course.steps(optimizer, 2, without=(2, 3))
     optimizer.add_param_group(course.groups(2, 3)[0])
@@ -230,7 +226,7 @@ def test_a_group_that_is_added_after_the_first_steps_begins_there(course: Course
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_an_added_group_takes_what_it_does_not_say_from_the_defaults(component: Any) -> None:
+def test_an_added_group_takes_missing_settings_from_the_defaults(component: Any) -> None:
     first, _ = SETTINGS[component.name]
     x, y, z = (nn.Parameter(numbers(5, seed=i).to(torch.get_default_device())) for i in range(3))
     optimizer = component([x], **first)
@@ -254,7 +250,7 @@ def test_an_added_group_takes_what_it_does_not_say_from_the_defaults(component: 
 @every_optimizer
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 3, 0, 1), (1, 0, 3, 2)], ids=str)
 @pytest.mark.parametrize("without", [(), (1,)], ids=["all have a state", "one has none"])
-def test_saved_and_loaded_groups_continue_as_if_nothing_had_happened(
+def test_saved_and_loaded_groups_continue_identically(
     course: Course, order: tuple[int, ...], without: tuple[int, ...]
 ) -> None:
     optimizer = course.made(*order)
@@ -270,7 +266,7 @@ def test_saved_and_loaded_groups_continue_as_if_nothing_had_happened(
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_a_step_after_loading_an_earlier_state_goes_back_to_it(course: Course) -> None:
+def test_a_step_after_loading_an_earlier_state_repeats_the_earlier_step(course: Course) -> None:
     optimizer = course.made()
     course.steps(optimizer, 2)
     saved, rules, time = deepcopy(optimizer.state_dict()), deepcopy(course.rules), course.time
@@ -286,7 +282,7 @@ def test_a_step_after_loading_an_earlier_state_goes_back_to_it(course: Course) -
 
 @clause("15.optimizer.two_groups")
 @every_optimizer
-def test_two_optimizers_share_nothing(course: Course, component: Any) -> None:
+def test_two_optimizers_share_no_state(course: Course, component: Any) -> None:
     first = course.made()
     other = Course(component)
     second = other.made()
@@ -303,7 +299,7 @@ STEPS = 2000
 @clause("15.optimizer.long_course")
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_two_thousand_steps_end_where_the_closed_form_says(component: Any, dtype: torch.dtype) -> None:
+def test_two_thousand_steps_equal_the_closed_form(component: Any, dtype: torch.dtype) -> None:
     """With a constant gradient, SGD's velocity is a geometric series, and Adam's step is lr · g / (|g| + eps)."""
     name, rate, decay = component.name, 2**-10, 2**-4
     start = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)

@@ -45,7 +45,7 @@ def test_a_test_set_in_batches_of_64_is_157_steps_an_epoch() -> None:
 
 
 @clause("15.sgd.twenty_lines", "15.sgd.running_loss")
-def test_twenty_epochs_print_twenty_losses_with_their_graph(SGD: Optimizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_epochs_print_twenty_losses_with_grad_fn(SGD: Optimizer, capsys: pytest.CaptureFixture[str]) -> None:
     # chapter 15, lines 1117 to 1146: its network and its loop, on two batches of two images instead of 157 of 64
     images_and_labels = [(normal(3, 32, 32, seed=i, dtype=torch.float32), i) for i in range(4)]
     network, loss = ocean(), nn.CrossEntropyLoss()
@@ -91,7 +91,7 @@ def test_backward_fills_the_gradient_of_every_parameter_that_the_loss_depends_on
 
 
 @clause("15.sgd.every_parameter")
-def test_step_moves_every_parameter_against_its_own_gradient(SGD: Optimizer) -> None:
+def test_step_moves_every_parameter_against_the_gradient(SGD: Optimizer) -> None:
     network = ocean()
     optimizer = SGD(network.parameters(), lr=0.01)
     nn.CrossEntropyLoss()(network(normal(2, 3, 32, 32, seed=0, dtype=torch.float32)), torch.tensor([0, 1])).backward()
@@ -105,7 +105,7 @@ def test_step_moves_every_parameter_against_its_own_gradient(SGD: Optimizer) -> 
 
 
 @clause("15.sgd.running_loss")
-def test_a_sum_of_losses_keeps_the_graph_and_a_sum_of_their_items_does_not() -> None:
+def test_summing_losses_keeps_the_graph_and_summing_items_does_not() -> None:
     x = parameter(2)
     running_loss, running_number = 0.0, 0.0
     for _ in range(3):
@@ -138,7 +138,7 @@ SGD_SETTINGS = [
     seed=seeds,
     without=st.sampled_from([None, 0, 1, 2]),
 )
-def test_sgd_is_its_rule_number_by_number(
+def test_sgd_equals_the_update_rule_elementwise(
     SGD: Optimizer, settings: dict[str, Any], maximize: bool, seed: int, without: int | None
 ) -> None:
     x = nn.Parameter(whole(3, seed=seed))
@@ -187,7 +187,7 @@ def test_sgd_keeps_the_dtype(SGD: Optimizer, seed: int, dtype: torch.dtype) -> N
 @given(
     curvature=st.sampled_from([0.5, 1, 2]), start=st.integers(-4, 4), least=st.integers(-4, 4), steps=st.integers(1, 6)
 )
-def test_sgd_comes_nearer_to_the_minimum_of_a_quadratic_by_the_same_factor_each_step(
+def test_sgd_converges_linearly_on_a_quadratic(
     SGD: Optimizer, curvature: float, start: int, least: int, steps: int
 ) -> None:
     x = parameter(start)
@@ -201,7 +201,9 @@ def test_sgd_comes_nearer_to_the_minimum_of_a_quadratic_by_the_same_factor_each_
 
 @clause("15.sgd.quadratic")
 @given(momentum=st.sampled_from([0.25, 0.5, 1]), curvature=st.sampled_from([0.5, 1, 2]), start=st.integers(1, 4))
-def test_sgd_with_momentum_is_the_heavy_ball(SGD: Optimizer, momentum: float, curvature: float, start: int) -> None:
+def test_sgd_with_momentum_equals_the_heavy_ball_method(
+    SGD: Optimizer, momentum: float, curvature: float, start: int
+) -> None:
     """On a quadratic x(t + 1) = (1 + momentum - lr · curvature) · x(t) - momentum · x(t - 1), starting at rest."""
     x = parameter(start)
     optimizer = SGD([x], lr=0.5, momentum=momentum)
@@ -214,7 +216,7 @@ def test_sgd_with_momentum_is_the_heavy_ball(SGD: Optimizer, momentum: float, cu
 
 @clause("15.sgd.velocity")
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
-def test_under_a_constant_gradient_the_velocity_grows_to_a_limit(SGD: Optimizer, steps: int) -> None:
+def test_momentum_buffer_converges_under_a_constant_gradient(SGD: Optimizer, steps: int) -> None:
     x = parameter(0)
     optimizer = SGD([x], lr=1, momentum=0.5)
     before = x.detach().clone()
@@ -226,7 +228,7 @@ def test_under_a_constant_gradient_the_velocity_grows_to_a_limit(SGD: Optimizer,
 
 @clause("15.sgd.weight_decay")
 @given(seed=seeds, momentum=st.sampled_from([0, 0.5]))
-def test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty(SGD: Optimizer, seed: int, momentum: float) -> None:
+def test_sgd_weight_decay_equals_the_gradient_of_an_l2_penalty(SGD: Optimizer, seed: int, momentum: float) -> None:
     x, y = nn.Parameter(whole(3, seed=seed)), nn.Parameter(whole(3, seed=seed))
     decayed, penalized = SGD([x], lr=0.5, momentum=momentum, weight_decay=0.5), SGD([y], lr=0.5, momentum=momentum)
     for number in range(3):
@@ -237,7 +239,7 @@ def test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty(SGD: Optimizer, se
 
 
 @clause("15.sgd.velocity")
-def test_the_velocity_is_no_part_of_the_gradient(SGD: Optimizer) -> None:
+def test_momentum_buffer_does_not_change_the_gradient(SGD: Optimizer) -> None:
     # gradients that are filled with zeros in place must not empty the velocity of the first step
     x = parameter(0)
     optimizer = SGD([x], lr=1, momentum=0.5)
@@ -292,7 +294,7 @@ ADAM_CASES = {
 
 @clause("15.adam.definition", "15.optimizer.no_gradient")
 @given(**ADAM_CASES)
-def test_adam_is_its_rule_number_by_number(
+def test_adam_equals_the_update_rule_elementwise(
     Adam: Optimizer, settings: dict[str, Any], seed: int, without: int | None
 ) -> None:
     check_adam(Adam, settings, False, seed, without)
@@ -300,7 +302,7 @@ def test_adam_is_its_rule_number_by_number(
 
 @clause("15.adamw.definition", "15.optimizer.no_gradient")
 @given(**ADAM_CASES)
-def test_adamw_is_its_rule_number_by_number(
+def test_adamw_equals_the_update_rule_elementwise(
     AdamW: Optimizer, settings: dict[str, Any], seed: int, without: int | None
 ) -> None:
     check_adam(AdamW, settings, True, seed, without)
@@ -341,15 +343,13 @@ def check_first_step(make: Optimizer, lr: float, seed: int, dtype: torch.dtype) 
 
 @clause("15.adam.first_step", "15.optimizer.dtypes")
 @given(lr=st.sampled_from([0.5, 0.125, 2.0]), seed=seeds, dtype=dtypes())
-def test_the_first_step_of_adam_is_lr_for_every_size_of_the_gradient(
-    Adam: Optimizer, lr: float, seed: int, dtype: torch.dtype
-) -> None:
+def test_adam_first_step_is_lr_for_any_gradient_size(Adam: Optimizer, lr: float, seed: int, dtype: torch.dtype) -> None:
     check_first_step(Adam, lr, seed, dtype)
 
 
 @clause("15.adam.first_step", "15.optimizer.dtypes")
 @given(lr=st.sampled_from([0.5, 0.125, 2.0]), seed=seeds, dtype=dtypes())
-def test_the_first_step_of_adamw_is_lr_for_every_size_of_the_gradient(
+def test_adamw_first_step_is_lr_for_any_gradient_size(
     AdamW: Optimizer, lr: float, seed: int, dtype: torch.dtype
 ) -> None:
     check_first_step(AdamW, lr, seed, dtype)
@@ -357,7 +357,7 @@ def test_the_first_step_of_adamw_is_lr_for_every_size_of_the_gradient(
 
 @clause("15.adam.constant_gradient")
 @given(gradient=st.sampled_from([-3, -0.5, 1, 1000]), eps=st.sampled_from([0.0, 1e-8, 1.0]), steps=st.integers(1, 8))
-def test_under_a_constant_gradient_every_step_of_adam_is_the_same(
+def test_adam_steps_are_equal_under_a_constant_gradient(
     Adam: Optimizer, gradient: float, eps: float, steps: int
 ) -> None:
     x = parameter(0)
@@ -371,7 +371,7 @@ def test_under_a_constant_gradient_every_step_of_adam_is_the_same(
 
 @clause("15.adam.scale")
 @given(seed=seeds, scale=st.sampled_from([0.25, 2, 1024]), amsgrad=st.booleans())
-def test_without_eps_adam_does_not_see_the_scale_of_the_loss(
+def test_adam_without_eps_is_invariant_to_the_scale_of_the_loss(
     Adam: Optimizer, seed: int, scale: float, amsgrad: bool
 ) -> None:
     x, y = nn.Parameter(whole(3, seed=seed)), nn.Parameter(whole(3, seed=seed))
@@ -385,7 +385,7 @@ def test_without_eps_adam_does_not_see_the_scale_of_the_loss(
 
 @clause("15.adam.amsgrad")
 @pytest.mark.parametrize(("amsgrad", "square"), [(False, 22), (True, 128 / 3)], ids=["v falls", "v stays the largest"])
-def test_amsgrad_divides_by_the_largest_v(Adam: Optimizer, amsgrad: bool, square: float) -> None:
+def test_amsgrad_divides_by_the_maximum_of_exp_avg_sq(Adam: Optimizer, amsgrad: bool, square: float) -> None:
     # v is 64 / 2, then 32 / 2 + 1 / 2; divided by 1 - 1/4 that is 22, and 128 / 3 with the first
     x = parameter(0)
     optimizer = Adam([x], lr=1.0, betas=(0.0, 0.5), eps=0.0, amsgrad=amsgrad)
@@ -434,7 +434,7 @@ class Rules:
     state: ClassVar[set[str]]
 
     @clause("15.optimizer.zero_grad")
-    def test_zero_grad_forgets_the_gradients_which_are_then_none(self, optimizer: Optimizer) -> None:
+    def test_zero_grad_sets_gradients_to_none_by_default(self, optimizer: Optimizer) -> None:
         x, untouched = parameter(1, 2), parameter(3)
         made = optimizer([x, untouched], lr=0.5)
         x.sum().backward()
@@ -473,7 +473,7 @@ class Rules:
         assert y not in made.state
 
     @clause("15.optimizer.no_gradient")
-    def test_a_gradient_of_0_is_a_gradient(self, optimizer: Optimizer) -> None:
+    def test_a_zero_gradient_still_updates_the_state(self, optimizer: Optimizer) -> None:
         x = parameter(1)
         step(optimizer([x], lr=0.5, weight_decay=0.5), x, [0.0])
         assert x < 1
@@ -498,7 +498,7 @@ class Rules:
         assert x.requires_grad
 
     @clause("15.optimizer.closure")
-    def test_step_calls_the_closure_once_before_it_moves_and_returns_its_loss(self, optimizer: Optimizer) -> None:
+    def test_step_calls_the_closure_once_before_the_update_and_returns_the_loss(self, optimizer: Optimizer) -> None:
         x, seen = parameter(2), []
         made = optimizer([x], lr=0.5)
 
@@ -535,7 +535,7 @@ class Rules:
         assert optimizer([x], lr=0.5).step() is None
 
     @clause("15.optimizer.groups")
-    def test_groups_have_settings_of_their_own(self, optimizer: Optimizer) -> None:
+    def test_groups_have_separate_settings(self, optimizer: Optimizer) -> None:
         x, y, z = (parameter(1, -2) for _ in range(3))
         groups = [{"params": [x]}, {"params": [y], "lr": 0.25, "weight_decay": 0.5}]
         made = optimizer(groups, lr=0.5, weight_decay=0)
@@ -552,7 +552,7 @@ class Rules:
         assert not torch.equal(x, z)
 
     @clause("15.optimizer.groups")
-    def test_a_learning_rate_that_is_changed_counts_from_the_next_step(self, optimizer: Optimizer) -> None:
+    def test_a_changed_learning_rate_applies_from_the_next_step(self, optimizer: Optimizer) -> None:
         x = parameter(1)
         made = optimizer([x], lr=0.5, weight_decay=0.5)
         step(made, x, [1.0])
@@ -581,19 +581,19 @@ class Rules:
             assert_equal(x, y.detach(), "the parameter")
 
     @clause("15.optimizer.settings")
-    def test_it_begins_with_the_defaults(self, optimizer: Optimizer) -> None:
+    def test_optimizer_defaults(self, optimizer: Optimizer) -> None:
         (group,) = optimizer(iter([parameter(1)])).param_groups
         assert {name: group[name] for name in self.defaults} == self.defaults
 
     @clause("15.optimizer.settings")
-    def test_it_is_printed_with_the_settings_of_each_group(self, optimizer: Optimizer) -> None:
+    def test_repr_shows_the_settings_of_each_group(self, optimizer: Optimizer) -> None:
         text = repr(optimizer([{"params": [parameter(1)]}, {"params": [parameter(2)], "lr": 0.25}], lr=0.5))
         name = self.theirs.__name__
         assert re.fullmatch(rf"{name} \(\nParameter Group 0\n(    .*\n)+\nParameter Group 1\n(    .*\n)+\)", text)
         assert re.findall(r"^    lr: (.*)$", text, re.MULTILINE) == ["0.5", "0.25"]
 
     @clause("15.optimizer.settings")
-    def test_every_setting_is_printed_with_its_value_in_the_order_of_the_names(self, optimizer: Optimizer) -> None:
+    def test_repr_lists_every_setting_in_alphabetical_order(self, optimizer: Optimizer) -> None:
         chosen = {**self.defaults, **self.remembers, "lr": 0.125, "weight_decay": 0.375, "maximize": True}
         made = optimizer([parameter(1)], **chosen)
         lines = repr(made).splitlines()
@@ -604,7 +604,7 @@ class Rules:
         assert list(printed) == sorted(made.param_groups[0].keys() - {"params"})
 
     @clause("15.optimizer.state")
-    def test_it_remembers(self, optimizer: Optimizer) -> None:
+    def test_optimizer_state_entries(self, optimizer: Optimizer) -> None:
         x = parameter(1, 2)
         made = optimizer([x], **self.remembers)
         assert made.state_dict()["state"] == {}
@@ -643,7 +643,7 @@ class Rules:
 
     @clause("15.optimizer.state")
     @pytest.mark.parametrize("there", [True, False], ids=["to PyTorch's optimizer", "from PyTorch's optimizer"])
-    def test_a_state_dict_travels(self, optimizer: Optimizer, there: bool) -> None:
+    def test_state_dict_loads_to_and_from_pytorch(self, optimizer: Optimizer, there: bool) -> None:
         """The only test with PyTorch's optimizer as its oracle: a saved state has the same meaning for both."""
         x = parameter(1, -2)
         first = (optimizer if there else self.theirs)([x], lr=0.5, weight_decay=0.25, **self.remembers)
@@ -663,7 +663,7 @@ class Rules:
 
     @clause("15.optimizer.nonfinite")
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_gradient_that_is_not_finite_spoils_only_its_own_number(self, optimizer: Optimizer, value: float) -> None:
+    def test_a_non_finite_gradient_affects_only_one_element(self, optimizer: Optimizer, value: float) -> None:
         x, y = parameter(1, 2, 3), parameter(1, 2, 3)
         spoilt, sound = optimizer([x], lr=0.5, **self.remembers), optimizer([y], lr=0.5, **self.remembers)
         for first in (value, 1.0):
@@ -684,7 +684,7 @@ class Rules:
             assert_close(y, x.detach(), rounding(torch.float64, 24, 8.0), "the parameter")
 
     @clause("15.optimizer.empty")
-    def test_a_parameter_of_no_numbers_is_no_trouble(self, optimizer: Optimizer) -> None:
+    def test_an_empty_parameter_is_accepted(self, optimizer: Optimizer) -> None:
         x, y = parameter(), parameter(1)
         made = optimizer([x, y], lr=0.5)
         x.grad = torch.empty(0, dtype=torch.float64)
@@ -702,7 +702,9 @@ class Rules:
             pytest.param({"speed": 0.1}, None, id="a setting that is not there"),
         ],
     )
-    def test_it_rejects(self, optimizer: Optimizer, settings: dict[str, Any], naming: str | None) -> None:
+    def test_optimizer_rejects_settings(
+        self, optimizer: Optimizer, settings: dict[str, Any], naming: str | None
+    ) -> None:
         with rejects(naming=naming):
             optimizer([parameter(1)], **settings)
 
@@ -721,13 +723,13 @@ class Rules:
             ),
         ],
     )
-    def test_it_rejects_as_parameters(self, optimizer: Optimizer, make: Callable[[], Any], naming: str) -> None:
+    def test_optimizer_rejects_params(self, optimizer: Optimizer, make: Callable[[], Any], naming: str) -> None:
         with rejects(naming, "params", "param_group", "parameters"):
             optimizer(make(), lr=0.5)
 
     @clause("15.optimizer.rejects")
     @pytest.mark.parametrize("groups", [[1, 1], [2]], ids=["one group more", "one parameter more"])
-    def test_it_rejects_a_state_dict_with(self, optimizer: Optimizer, groups: list[int]) -> None:
+    def test_optimizer_rejects_a_state_dict(self, optimizer: Optimizer, groups: list[int]) -> None:
         other = optimizer([{"params": [parameter(1) for _ in range(count)]} for count in groups], lr=0.5)
         with rejects("state.dict.*group", "state_dict"):
             optimizer([parameter(1)], lr=0.5).load_state_dict(other.state_dict())
@@ -783,7 +785,7 @@ class AdamRules(Rules):
             optimizer([parameter(1)], lr=0.5, **settings)
 
     @clause("15.optimizer.state")
-    def test_without_amsgrad_the_largest_v_is_not_remembered(self, optimizer: Optimizer) -> None:
+    def test_without_amsgrad_max_exp_avg_sq_is_not_stored(self, optimizer: Optimizer) -> None:
         x = parameter(1)
         made = optimizer([x])
         step(made, x, [1.0])

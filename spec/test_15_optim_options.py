@@ -67,7 +67,7 @@ class Options:
     settings: ClassVar[dict[str, Any]]
 
     @clause("15.optimizer.names")
-    def test_named_parameters_are_taken_and_their_names_kept(self, optimizer: Optimizer) -> None:
+    def test_named_parameters_are_accepted_and_names_are_kept(self, optimizer: Optimizer) -> None:
         network = nn.Linear(2, 2, dtype=torch.float64)
         made = optimizer(network.named_parameters(), lr=0.5)
         assert made.param_groups[0]["params"] == [network.weight, network.bias]
@@ -80,7 +80,7 @@ class Options:
         assert_equal(network.bias, alone.detach(), "the parameter with a name")
 
     @clause("15.optimizer.names")
-    def test_parameters_of_which_only_some_have_names_are_rejected(self, optimizer: Optimizer) -> None:
+    def test_partially_named_parameters_are_rejected(self, optimizer: Optimizer) -> None:
         with rejects("names", "params", "param_group"):
             optimizer([("a", parameter(1)), parameter(2)], lr=0.5)
 
@@ -99,7 +99,7 @@ class Options:
 
     @clause("15.optimizer.modes")
     @pytest.mark.parametrize("other", ["foreach", "differentiable"])
-    def test_fused_excludes(self, optimizer: Optimizer, other: str) -> None:
+    def test_fused_rejects_incompatible_options(self, optimizer: Optimizer, other: str) -> None:
         with rejects(naming=f"fused.*{other}"):
             optimizer([parameter(1)], lr=0.5, fused=True, **{other: True})
 
@@ -122,9 +122,7 @@ class Options:
         assert_close(derivative, [self.kept] * 2, rounding(torch.float64, 2), "the derivative after the start")  # pyright: ignore[reportAttributeAccessIssue]
 
     @clause("15.optimizer.tensors")
-    def test_a_learning_rate_that_is_a_tensor_and_changed_in_place_counts_from_the_next_step(
-        self, optimizer: Optimizer
-    ) -> None:
+    def test_a_tensor_learning_rate_changed_in_place_applies_from_the_next_step(self, optimizer: Optimizer) -> None:
         lr = torch.tensor(0.5, dtype=torch.float64)
         x, y = parameter(1, -2), parameter(1, -2)
         made, plain = optimizer([x], lr=lr), optimizer([y], lr=0.5)
@@ -176,7 +174,7 @@ class Options:
 
     @clause("15.optimizer.schedulers")
     @pytest.mark.parametrize("name", SCHEDULERS)
-    def test_a_scheduler_changes_the_learning_rate_as_it_does_over_pytorch_s_optimizer(
+    def test_schedulers_set_the_same_learning_rates_as_with_pytorchs_optimizer(
         self, optimizer: Optimizer, name: str
     ) -> None:
         x, y = parameter(1, -2), parameter(1, -2)
@@ -197,7 +195,7 @@ class Options:
         assert len(set(rates[0])) > 1, "the scheduler changed nothing"
 
     @clause("15.optimizer.schedulers")
-    def test_a_scheduler_s_rate_is_the_rate_of_the_next_step(self, optimizer: Optimizer) -> None:
+    def test_scheduler_learning_rate_applies_to_the_next_step(self, optimizer: Optimizer) -> None:
         x = parameter(1)
         made = optimizer([x], **{**self.settings, "lr": 0.5})
         scheduler = lr_scheduler.LambdaLR(made, lambda epoch: float(epoch == 0))  # 0.5, then 0
@@ -214,7 +212,7 @@ class Options:
 
     @clause("15.optimizer.copies")
     @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-    def test_a_copy_of_optimizer_and_parameter_continues_alike(self, optimizer: Optimizer, way: str) -> None:
+    def test_deepcopy_of_optimizer_and_parameters_continues_identically(self, optimizer: Optimizer, way: str) -> None:
         x = parameter(1, -2)
         made = optimizer([x], **self.settings)
         step(made, x, [3.0, -1.0])
@@ -236,7 +234,7 @@ class Options:
             assert_equal(y, x.detach(), "the copy's parameter")
 
     @clause("15.optimizer.complex")
-    def test_a_complex_parameter_counts_as_its_real_and_imaginary_parts(self, optimizer: Optimizer) -> None:
+    def test_complex_parameters_are_updated_as_real_and_imaginary_parts(self, optimizer: Optimizer) -> None:
         x = nn.Parameter(torch.tensor([1 - 2j, 0.5 + 1j], dtype=torch.complex128))
         parts = nn.Parameter(torch.view_as_real(x.detach().clone()))
         whole, apart = optimizer([x], **self.settings), optimizer([parts], **self.settings)
@@ -389,14 +387,14 @@ def test_the_reference_s_capturable_steps_are_the_same_on_the_cpu(make: Optimize
 
 @clause("15.optimizer.tensors")
 @pytest.mark.parametrize("make", [reference.Adam, reference.AdamW])
-def test_the_reference_names_betas_of_two_numbers(make: Optimizer) -> None:
+def test_betas_error_names_the_argument(make: Optimizer) -> None:
     with rejects(naming="betas.*one number"):
         make([parameter(1)], betas=(torch.tensor([0.5, 0.5]), torch.tensor(0.5)))
 
 
 @clause("15.optimizer.copies")
 @pytest.mark.parametrize("make", [reference.SGD, reference.Adam, reference.AdamW])
-def test_the_reference_loads_a_copy(make: Optimizer) -> None:
+def test_load_state_dict_copies_the_state(make: Optimizer) -> None:
     """PyTorch's optimizers share the tensors of the state dict, so that each changes the state of the other."""
     settings = {"momentum": 0.5} if make is reference.SGD else {}
     x, y = parameter(1, -2), parameter(1, -2)

@@ -96,7 +96,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 
 @clause("17.checkpoint.round_trip")
-def test_saved_content_is_loaded_to_the_bit(tmp_path: Path) -> None:
+def test_saved_content_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     training = {"optimizer": {"momentum": torch.arange(3.0)}, "progress": {"step": 7}}
     content = load_checkpoint(saved(tmp_path, metrics={"test_accuracy": 0.5}, training=training))
     assert content["class_names"] == list(NAMES)
@@ -128,7 +128,7 @@ plain = st.recursive(
     metrics=st.dictionaries(st.text(max_size=3), plain, max_size=2),
     training=st.dictionaries(st.text(), plain, max_size=2),
 )
-def test_accepted_content_is_loaded_with_its_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
+def test_accepted_content_is_loaded_with_the_same_types(metrics: dict[str, Any], training: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)  # power cuts are not simulated
         content = load_checkpoint(saved(Path(folder), metrics=metrics, training=training))
@@ -137,7 +137,7 @@ def test_accepted_content_is_loaded_with_its_types(metrics: dict[str, Any], trai
 
 
 @clause("17.checkpoint.plain_data")
-def test_a_checkpoint_is_plain_data_for_pytorch_itself(tmp_path: Path) -> None:
+def test_torch_load_reads_a_checkpoint_with_weights_only(tmp_path: Path) -> None:
     content = torch.load(saved(tmp_path), weights_only=True)
     assert list(content) == [
         "format", "version", "network", "class_names", "preprocessing", "state_dict", "metrics", "training",
@@ -156,7 +156,9 @@ def test_a_checkpoint_alone_is_enough_to_predict(tmp_path: Path) -> None:
 
 
 @clause("17.checkpoint.atomic")
-def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_checkpoint_remains_until_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
 
@@ -172,7 +174,7 @@ def test_an_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path, mo
 
 @clause("17.checkpoint.atomic")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(tmp_path: Path, share: float) -> None:
+def test_a_full_disk_leaves_only_the_older_checkpoint(tmp_path: Path, share: float) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
     with room_for(int(share * len(before))), pytest.raises(OSError, match=r"net\.pt could not be written: "):
@@ -200,7 +202,7 @@ while True:
 
 @clause("17.checkpoint.atomic")
 @pytest.mark.slow
-def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "saver.py").write_text(SAVER)
     command = Command(str(tmp_path / "saver.py"), folder=tmp_path)
     command.wait_for("saved")
@@ -229,7 +231,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(length: int) -> None:
 
 @clause("17.checkpoint.whole")
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7), from_end=st.booleans())
-def test_a_changed_bit_is_noticed_wherever_it_changes_anything(place: int, bit: int, from_end: bool) -> None:
+def test_a_changed_bit_is_detected_at_every_position(place: int, bit: int, from_end: bool) -> None:
     """Half of the trials change the directory of the archive in the last 2000 bytes, the others mostly weights."""
     content = bytearray(whole_file())
     place = len(content) - 1 - place % 2000 if from_end else place % len(content)
@@ -307,7 +309,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @clause("17.checkpoint.sound")
 @pytest.mark.parametrize("what", WRONG)
-def test_an_unsound_checkpoint_is_refused_with_its_fault(tmp_path: Path, what: str) -> None:
+def test_an_invalid_checkpoint_is_refused_with_the_reason(tmp_path: Path, what: str) -> None:
     change, message = WRONG[what]
     with pytest.raises(InputError, match=message) as caught:
         load_checkpoint(edited(saved(tmp_path), change))
@@ -316,7 +318,7 @@ def test_an_unsound_checkpoint_is_refused_with_its_fault(tmp_path: Path, what: s
 
 @clause("17.checkpoint.sound")
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"net\.pt is not a checkpoint"):
         load_checkpoint(tmp_path / "net.pt")
@@ -390,14 +392,14 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, kind: str) -> None:
     ],
     ids=["a network", "a NumPy number", "an array of bytes", "a sparse tensor"],
 )
-def test_the_error_of_a_refused_file_names_its_request(tmp_path: Path, content: Any, asks: str) -> None:
+def test_the_error_of_a_refused_file_names_the_requested_function(tmp_path: Path, content: Any, asks: str) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(InputError, match=rf"net\.pt was refused: it holds more than plain data \(it asks for {asks}\)"):
         load_checkpoint(tmp_path / "net.pt")
 
 
 @clause("17.checkpoint.no_code")
-def test_the_trap_would_snap(tmp_path: Path) -> None:
+def test_the_trap_pickle_runs_code_in_pythons_unpickler(tmp_path: Path) -> None:
     """The test above can fail: Python's own reader runs it."""
     pickle.loads(pickle.dumps(Trap(tmp_path / "victim")))
     assert (tmp_path / "victim").exists()
@@ -430,7 +432,7 @@ def repacked(
 
 
 @clause("17.checkpoint.bounded")
-def test_records_written_anew_are_read(tmp_path: Path) -> None:
+def test_rewritten_archive_records_are_read(tmp_path: Path) -> None:
     """The rewritten checkpoint is valid, so that the tests below fail only for their own reason."""
     assert same(load_checkpoint(written(tmp_path, repacked())), whole_content())
 
@@ -492,19 +494,19 @@ def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @clause("17.checkpoint.one_reader")
 @pytest.mark.parametrize("lie", LIES)
-def test_an_archive_that_two_readers_could_read_differently_is_refused(tmp_path: Path, lie: str) -> None:
+def test_an_ambiguous_archive_is_refused(tmp_path: Path, lie: str) -> None:
     with pytest.raises(InputError, match=r"net\.pt (is damaged or cut off|is not a checkpoint)"):
         load_checkpoint(written(tmp_path, LIES[lie](whole_file())))
 
 
 @clause("17.checkpoint.one_reader")
-def test_the_archive_of_those_lies_is_read_when_it_is_honest(tmp_path: Path) -> None:
+def test_the_unmodified_archive_of_the_zip_attacks_is_read(tmp_path: Path) -> None:
     assert parts(whole_file()).joined() == whole_file()
     assert same(load_checkpoint(written(tmp_path, parts(whole_file()).joined())), whole_content())
 
 
 @clause("17.checkpoint.one_reader")
-def test_pytorch_s_own_reader_takes_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_load_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verified bytes are the bytes that are used, because the file is read only once."""
     path, expected = saved(tmp_path), whole_content()
     monkeypatch.delattr(torch, "load")
@@ -592,7 +594,7 @@ def repacked_pickle(change: Callable[[bytes], bytes]) -> bytes:
 @clause("17.checkpoint.own_words")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("what", FOREIGN)
-def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
+def test_no_error_suggests_weights_only_false(tmp_path: Path, what: str) -> None:
     """None of these files takes memory, although the largest one requests 3 GiB."""
     resource = pytest.importorskip("resource")
     path = written(tmp_path, FOREIGN[what]())
@@ -606,7 +608,7 @@ def test_no_error_tells_how_to_trust_a_file(tmp_path: Path, what: str) -> None:
 
 @clause("17.checkpoint.bounded")
 @pytest.mark.parametrize("entry", ["format", "version", "preprocessing", "network"])
-def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str) -> None:
+def test_error_messages_truncate_deeply_nested_lists(tmp_path: Path, entry: str) -> None:
     """Sixty lists, each twice in the next one: the text of a short file would have 2⁶⁰ brackets."""
     lists: list[Any] = []
     for _ in range(60):
@@ -617,7 +619,7 @@ def test_lists_in_lists_are_not_printed_to_their_end(tmp_path: Path, entry: str)
 
 
 @clause("17.checkpoint.sound")
-def test_a_bound_method_without_its_object_is_no_network(tmp_path: Path) -> None:
+def test_an_unbound_state_dict_method_is_not_a_network(tmp_path: Path) -> None:
     """`model.state_dict` without parentheses is stored as `getattr(model, name)`; here both arguments are missing."""
     path = tmp_path / "net.pth"
     path.write_bytes(whole("zip", (b"\x80\x02cbuiltins\ngetattr\n)\x81.", {})))
@@ -629,7 +631,7 @@ def test_a_bound_method_without_its_object_is_no_network(tmp_path: Path) -> None
 
 @clause("17.checkpoint.whole")
 @pytest.mark.slow
-def test_damaged_checkpoints_are_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_either_refused_or_read(tmp_path: Path) -> None:
     assert fuzz(load_checkpoint, tmp_path, 300, seed=0)["refused"] > 250
 
 
@@ -762,7 +764,7 @@ AROUND: dict[str, Callable[[Ocean], nn.Module]] = {
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.parametrize("how", AROUND)
-def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: Path, how: str) -> None:
+def test_a_compiled_or_parallel_network_is_saved_without_the_wrapper(tmp_path: Path, how: str) -> None:
     network = Ocean()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     save_checkpoint(tmp_path / "net.pt", AROUND[how](network), NAMES)
@@ -771,7 +773,7 @@ def test_a_compiled_or_parallel_network_is_saved_without_its_wrapper(tmp_path: P
 
 @clause("17.checkpoint.prefixes")
 @pytest.mark.slow
-def test_a_network_that_pytorch_has_compiled_is_saved_without_its_wrapper(tmp_path: Path) -> None:
+def test_a_network_compiled_by_pytorch_is_saved_without_the_wrapper(tmp_path: Path) -> None:
     network = Ocean()
     expected = dict(network.state_dict())
     for compiled in (torch.compile(network), nn.DataParallel(torch.compile(network))):  # pyright: ignore[reportArgumentType]
@@ -804,7 +806,7 @@ def test_weights_that_are_views_are_saved_without_the_rest_of_the_storage(tmp_pa
 
 
 @clause("17.checkpoint.compact")
-def test_the_order_in_memory_comes_back_too(tmp_path: Path) -> None:
+def test_memory_layout_of_tensors_is_restored(tmp_path: Path) -> None:
     """Training uses the channels-last layout for images and kernels; a resumed training uses the same layout."""
     network = Ocean().to(memory_format=torch.channels_last)
     twice = torch.zeros(64, 3, 5, 5).to(memory_format=torch.channels_last)

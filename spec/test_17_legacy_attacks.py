@@ -57,7 +57,7 @@ TRICKS = list(tricks(Path("victim")))
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("container", ["zip", "old", "bare"])
 @pytest.mark.parametrize("trick", TRICKS)
-def test_no_trick_runs_anything(read_legacy_checkpoint: Read, tmp_path: Path, trick: str, container: str) -> None:
+def test_no_attack_pickle_runs_code(read_legacy_checkpoint: Read, tmp_path: Path, trick: str, container: str) -> None:
     victim = tmp_path / "victim"
     path = written(tmp_path / "net.pth", packed(tricks(victim)[trick], container))
     with watched() as events:
@@ -77,7 +77,7 @@ def test_no_trick_runs_anything(read_legacy_checkpoint: Read, tmp_path: Path, tr
 @pytest.mark.usefixtures("extension")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("trick", TRICKS)
-def test_the_traps_would_snap(tmp_path: Path, trick: str) -> None:
+def test_attack_pickles_run_code_in_pythons_unpickler(tmp_path: Path, trick: str) -> None:
     """The test above can fail: PyTorch's own reader, told to trust the file, runs each of them."""
     path = written(tmp_path / "net.pth", packed(tricks(tmp_path / "victim")[trick], "zip"))
     with suppress(Exception):  # errors after the call
@@ -212,7 +212,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @clause("17.legacy.archives")
 @pytest.mark.parametrize("lie", ARCHIVES)
-def test_an_archive_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str) -> None:
+def test_an_archive_with_false_metadata_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str) -> None:
     made, says = ARCHIVES[lie]
     with refused(says):
         read_legacy_checkpoint(written(tmp_path / "net.pth", made()))
@@ -221,9 +221,7 @@ def test_an_archive_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path:
 
 @clause("17.legacy.archives")
 @pytest.mark.parametrize("lie", LIES)
-def test_an_archive_that_two_readers_could_read_differently_is_refused(
-    read_legacy_checkpoint: Read, tmp_path: Path, lie: str
-) -> None:
+def test_an_ambiguous_archive_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str) -> None:
     path = save({"a": torch.ones(3), "b": torch.zeros(5)}, tmp_path / "net.pth")
     read_legacy_checkpoint(path)
     with refused():
@@ -232,7 +230,7 @@ def test_an_archive_that_two_readers_could_read_differently_is_refused(
 
 @clause("17.legacy.archives")
 @pytest.mark.parametrize("wide", [False, True])
-def test_an_honest_archive_is_read(read_legacy_checkpoint: Read, tmp_path: Path, wide: bool) -> None:
+def test_an_unmodified_archive_is_read(read_legacy_checkpoint: Read, tmp_path: Path, wide: bool) -> None:
     """The manipulated field is the only fault of these archives."""
     extra = zip64(size=len(GOOD), packed=len(GOOD), offset=0) if wide else b""
     size, offset = (2**32 - 1, 2**32 - 1) if wide else (None, None)
@@ -287,7 +285,9 @@ TENSORS: dict[str, tuple[Callable[[Writer, Any], Any], str]] = {
 @clause("17.legacy.tensors")
 @FORMATS
 @pytest.mark.parametrize("lie", TENSORS)
-def test_a_tensor_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str, old: bool) -> None:
+def test_a_tensor_with_false_metadata_is_refused(
+    read_legacy_checkpoint: Read, tmp_path: Path, lie: str, old: bool
+) -> None:
     made, says = TENSORS[lie]
     writer = Writer("1.5" if old else "1.6")
     path = written(tmp_path / "net.pth", writer.file([made(writer, writer.storage(torch.arange(4.0)))]))
@@ -301,7 +301,7 @@ def test_a_tensor_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path: P
 
 
 @clause("17.legacy.tensors")
-def test_truth_values_that_are_neither_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_bool_bytes_other_than_0_and_1_are_refused(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     for version in ("1.5", "1.6"):
         writer = Writer(version)
         content = writer.tensor(torch.tensor([True, False]))
@@ -335,7 +335,7 @@ def test_old_files_with_storages_that_do_not_fit_are_refused(read_legacy_checkpo
 
 
 @clause("17.legacy.fuzzed")
-def test_damaged_files_are_refused_or_read_and_nothing_else(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_damaged_files_are_either_refused_or_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     outcomes = fuzz(read_legacy_checkpoint, tmp_path, 120, seed=0)
     assert outcomes["read"] > 2
     assert outcomes["refused"] > 60

@@ -48,7 +48,9 @@ def test_plain_data_is_restored(read_legacy_checkpoint: Read, tmp_path: Path, pr
 
 @clause("17.legacy.content")
 @FORMATS
-def test_tensors_of_every_kind_come_back(read_legacy_checkpoint: Read, tmp_path: Path, old: bool) -> None:
+def test_tensors_of_all_dtypes_and_layouts_are_restored(
+    read_legacy_checkpoint: Read, tmp_path: Path, old: bool
+) -> None:
     kinds = [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.int32]
     kinds += [torch.int64, torch.bool, torch.complex64, torch.complex128]
     if not old:  # newer than the old format
@@ -111,7 +113,7 @@ PREFIXES = (
 
 @clause("17.legacy.state_dict_alone")
 @pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
-def test_a_state_dict_of_the_tutorial_s_network_is_enough(
+def test_a_state_dict_of_the_tutorial_network_is_loaded_as_a_network(
     read_legacy_checkpoint: Read, tmp_path: Path, prefix: str
 ) -> None:
     ocean = Ocean()
@@ -229,7 +231,7 @@ EVERYDAY: dict[str, Callable[[Ocean], Any]] = {
 @FORMATS
 @pytest.mark.parametrize("how", EVERYDAY)
 @pytest.mark.slow
-def test_a_checkpoint_of_everyday_is_recognized(
+def test_common_checkpoint_layouts_are_recognized(
     read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
 ) -> None:
     ocean = Ocean()
@@ -268,7 +270,7 @@ SEVERAL: dict[str, tuple[Callable[[Ocean, Ocean], Any], tuple[str, str]]] = {
 @clause("17.legacy.choices")
 @FORMATS
 @pytest.mark.parametrize("how", SEVERAL)
-def test_of_several_networks_one_is_chosen_by_its_name(
+def test_key_option_selects_one_of_several_networks(
     read_legacy_checkpoint: Read, tmp_path: Path, how: str, old: bool
 ) -> None:
     one, other = Ocean(), Ocean()
@@ -291,7 +293,7 @@ def test_of_several_networks_one_is_chosen_by_its_name(
 
 
 @clause("17.legacy.choices")
-def test_where_there_is_one_network_it_may_be_chosen(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_key_option_accepts_the_only_network(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     path = save({"net": Ocean().state_dict(), "epoch": 1}, tmp_path / "net.pth")
     assert read_legacy_checkpoint(path, choose="net").network is not None
     with refused("holds no network 'model': there is net"):
@@ -334,9 +336,7 @@ def test_a_state_dict_of_another_network_is_not_taken_for_a_known_one(
 @clause("17.legacy.pruned")
 @FORMATS
 @pytest.mark.parametrize("whole", [False, True], ids=["state dict", "whole network"])
-def test_pruned_networks_compute_with_their_masks(
-    read_legacy_checkpoint: Read, tmp_path: Path, whole: bool, old: bool
-) -> None:
+def test_pruned_networks_apply_the_masks(read_legacy_checkpoint: Read, tmp_path: Path, whole: bool, old: bool) -> None:
     ocean = Ocean()
     prune.l1_unstructured(ocean.model1[0], "weight", 0.5)
     prune.random_structured(ocean.model1[4], "weight", 0.3, dim=0)
@@ -353,7 +353,7 @@ def test_pruned_networks_compute_with_their_masks(
 
 
 @clause("17.legacy.pruned")
-def test_another_hook_before_a_layer_is_code(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_unknown_forward_hooks_are_refused_as_code(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer()
     for kind in ("their_code.Pruning", "torch.nn.utils.prune.L1Unstructured"):
         layer = writer.linear(nn.Linear(2, 1))
@@ -398,7 +398,9 @@ SAFETENSORS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @clause("17.legacy.safetensors")
 @pytest.mark.parametrize("lie", SAFETENSORS)
-def test_a_safetensors_file_that_lies_is_refused(read_legacy_checkpoint: Read, tmp_path: Path, lie: str) -> None:
+def test_a_safetensors_file_with_false_metadata_is_refused(
+    read_legacy_checkpoint: Read, tmp_path: Path, lie: str
+) -> None:
     change, says = SAFETENSORS[lie]
     whole = safetensors.torch.save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True])})
     read_legacy_checkpoint(written(tmp_path / "net.pth", whole))
@@ -435,7 +437,7 @@ SPECIAL: dict[str, tuple[Callable[[], Any], str]] = {
 @clause("17.legacy.not_read")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_special_tensors_are_refused_as_such(read_legacy_checkpoint: Read, tmp_path: Path, kind: str) -> None:
+def test_unsupported_tensor_types_are_refused_by_name(read_legacy_checkpoint: Read, tmp_path: Path, kind: str) -> None:
     made, says = SPECIAL[kind]
     save([made()], tmp_path / "net.pth")
     with refused(says):
@@ -477,7 +479,7 @@ def numpy_archive() -> bytes:
          "a zip archive", "an empty archive", "HDF5", "GGUF", "ONNX", "ONNX without a producer", "TensorFlow Lite",
          "NumPy", "NumPy's archive", "gzip", "Git LFS", "a web page"],
 )  # fmt: skip
-def test_other_files_are_refused_with_their_kind(
+def test_other_file_types_are_refused_by_name(
     read_legacy_checkpoint: Read, tmp_path: Path, content: bytes, says: str
 ) -> None:
     with refused(says):
@@ -487,7 +489,7 @@ def test_other_files_are_refused_with_their_kind(
 @clause("17.legacy.not_read")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_programs_that_pytorch_writes_are_named(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_torchscript_and_exported_programs_are_refused_by_name(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(2, 1), nn.ReLU()).eval()
     torch.jit.script(network).save(str(tmp_path / "net.pth"))
     with refused("TorchScript archive, a program and not data"):
@@ -523,7 +525,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(read_legacy_checkpoint: Read
 
 
 @clause("17.legacy.damaged")
-def test_a_changed_bit_of_a_zip_file_is_noticed(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_a_changed_bit_of_a_zip_file_is_detected(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer()
     whole = writer.file([writer.tensor(torch.arange(5.0))])
     for part in (struct.pack("<5f", *range(5)), b"_rebuild_tensor_v2"):

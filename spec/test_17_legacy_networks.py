@@ -81,7 +81,7 @@ INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
 @clause("17.legacy.state_dict", "17.legacy.tree", "17.legacy.network")
 @FORMATS
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_of_pytorch_s_layers_comes_back_whole(
+def test_a_network_of_pytorch_layers_is_restored(
     read_legacy_checkpoint: Read, tmp_path: Path, name: str, old: bool
 ) -> None:
     network = NETWORKS[name]()
@@ -100,7 +100,7 @@ def test_a_network_of_pytorch_s_layers_comes_back_whole(
 
 @clause("17.legacy.class_missing")
 @FORMATS
-def test_the_tutorial_s_network_needs_no_class(
+def test_the_tutorial_network_is_loaded_without_a_class_definition(
     read_legacy_checkpoint: Read, tmp_path: Path, gone: Callable[..., Any], old: bool
 ) -> None:
     # chapter 17, lines 1364 and 1370: ocean_save_method1.pth, which torch.load cannot read without the class
@@ -116,7 +116,7 @@ def test_the_tutorial_s_network_needs_no_class(
 
 
 @clause("17.legacy.sources")
-def test_the_old_format_keeps_the_source_code_as_a_text(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_legacy_format_source_code_is_kept_as_text(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     save(Hidden(), tmp_path / "net.pth", old=True)
     sources = read_legacy_checkpoint(tmp_path / "net.pth").sources
     assert [name.rpartition(".")[2] for name in sources] == ["Hidden", "Linear"]
@@ -168,7 +168,7 @@ def test_the_tutorial_s_files_of_vgg16_open(read_legacy_checkpoint: Read, tmp_pa
 
 @pytest.mark.slow
 @clause("17.legacy.state_dict_alone")
-def test_a_state_dict_of_vgg16_is_enough(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_a_state_dict_of_vgg16_is_loaded_as_a_network(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     import torchvision
 
     network = torchvision.models.vgg16(weights=None, num_classes=3)
@@ -181,7 +181,7 @@ def test_a_state_dict_of_vgg16_is_enough(read_legacy_checkpoint: Read, tmp_path:
 
 
 @clause("17.legacy.vgg")
-def test_parts_besides_vgg_s_own_are_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_submodules_added_to_vgg_are_never_run(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     def writer(extra: bool) -> bytes:
         torch.manual_seed(0)
         w = Writer("1.6", "cuda:0")
@@ -204,7 +204,7 @@ def test_parts_besides_vgg_s_own_are_never_run(read_legacy_checkpoint: Read, tmp
 
 @clause("17.legacy.unknown")
 @FORMATS
-def test_of_an_unknown_class_there_is_all_but_the_working_network(
+def test_an_unknown_class_gives_tensors_but_no_runnable_network(
     read_legacy_checkpoint: Read, tmp_path: Path, gone: Callable[..., Any], old: bool
 ) -> None:
     network = gone(Hidden, tmp_path / "net.pth", old=old)
@@ -259,7 +259,7 @@ def test_of_an_unknown_class_there_is_all_but_the_working_network(
         "a billion layers",
     ],
 )  # fmt: skip
-def test_a_network_that_might_be_another_one_is_not_run(
+def test_an_ambiguous_network_is_not_run(
     read_legacy_checkpoint: Read, tmp_path: Path, change: Callable[[Writer, Object], Any]
 ) -> None:
     writer = Writer()
@@ -313,7 +313,7 @@ def test_the_layers_may_come_from_another_namespace(read_legacy_checkpoint: Read
 
 
 @clause("17.legacy.layers")
-def test_networks_of_the_reference_s_layers_are_known_too(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_networks_of_reference_layers_are_recognized(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     network = reference.Sequential(reference.Conv2d(1, 2, 3), reference.Flatten(), reference.Linear(8, 2))
     found = read_legacy_checkpoint(save(network, tmp_path / "net.pth"))
     assert found.tree == repr(network)
@@ -342,7 +342,7 @@ def test_a_file_of_pytorch_1_opens(read_legacy_checkpoint: Read, tmp_path: Path,
 
 
 @clause("17.legacy.pytorch_1")
-def test_files_put_together_by_hand_are_genuine(tmp_path: Path) -> None:
+def test_hand_made_files_equal_those_of_pytorch(tmp_path: Path) -> None:
     """PyTorch reads these files, and writes the same bytes today if the format has not changed since 1.13."""
     for version in ("1.5", "1.6", "1.13"):
         writer = Writer(version)
@@ -361,7 +361,7 @@ def test_files_put_together_by_hand_are_genuine(tmp_path: Path) -> None:
 
 
 @clause("17.legacy.pytorch_1")
-def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_classes_with_source_and_storage_views_are_read(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     writer = Writer("1.5")
     ocean = Persistent(("module", Global("__main__", "Ocean"), "their/train.py", "class Ocean:\n    pass\n"))
     content, network = old_ocean(writer, ocean)
@@ -382,7 +382,7 @@ def test_classes_with_their_source_and_parts_of_storages_are_read(read_legacy_ch
 
 
 @clause("17.legacy.pytorch_1")
-def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_layers_of_older_releases_are_converted(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     """A BatchNorm2d that counts no batches (before 0.4.1), and attention with another class of Linear (before 1.9)."""
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean.copy_(torch.tensor([1.0, 2.0]))  # pyright: ignore[reportOptionalMemberAccess]
@@ -415,7 +415,7 @@ def test_layers_that_were_made_otherwise_then_work_now(read_legacy_checkpoint: R
 
 
 @clause("17.legacy.pytorch_1")
-def test_numbers_in_the_other_byte_order_are_turned_round(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+def test_big_endian_numbers_are_converted(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     values = [
         torch.tensor([1.5, -2.25, math.inf]),
         torch.tensor([1, -2, 2**40]),

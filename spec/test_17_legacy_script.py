@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @clause("17.legacy.script")
 @pytest.mark.slow
-def test_the_script_describes_a_whole_network_and_how_it_is_read(folder: Path) -> None:
+def test_the_script_describes_a_whole_network_and_the_reader(folder: Path) -> None:
     result = run("predict.py", "0.png", "--checkpoint", "old.pth", folder=folder)
     assert result.status == 2
     assert len(result.err.splitlines()) == 1

@@ -101,7 +101,7 @@ def test_a_whole_network_is_refused_by_default_even_one_of_pytorch_itself() -> N
 
 
 @clause("17.saving.trusted")
-def test_weights_only_false_gives_the_network_back() -> None:
+def test_weights_only_false_loads_the_network() -> None:
     network = small()
     again = loaded(saved(network), weights_only=False)
     assert str(again) == str(network)
@@ -109,7 +109,7 @@ def test_weights_only_false_gives_the_network_back() -> None:
 
 
 @clause("17.saving.trusted")
-def test_an_environment_variable_brings_the_old_default_back_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_restores_the_old_default_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         assert isinstance(loaded(saved(small())), nn.Sequential)
@@ -161,7 +161,7 @@ class Doubling(nn.Module):
 
 
 @clause("17.saving.whole_network")
-def test_a_whole_network_is_numbers_and_the_names_of_classes_not_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_network_contains_class_names_but_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     # chapter 17, lines 1298 and 1307: structure and parameters
     file = saved(Doubling())
     assert b"test_17_saving" in pickle_of(file)
@@ -310,7 +310,7 @@ def test_without_the_class_loading_fails_as_documented(folder: Path) -> None:
 
 @clause("17.saving.class_missing")
 @pytest.mark.slow
-def test_without_the_class_and_by_default_the_refusal_comes_first(folder: Path) -> None:
+def test_by_default_weights_only_refuses_before_the_class_lookup(folder: Path) -> None:
     program(folder, "load.py", "import torch", 'torch.load("ocean_save_method1.pth")')
     result = execute(folder, "load.py")
     assert result.status == 1
@@ -332,7 +332,7 @@ def test_the_listing_loads_from_a_folder_into_which_nothing_was_saved(
 @clause("17.saving.class_remedies")
 @pytest.mark.parametrize("remedy", ["import", "paste"])
 @pytest.mark.slow
-def test_with_the_class_in_main_and_weights_only_false_it_loads(folder: Path, remedy: str) -> None:
+def test_a_pickled_network_loads_with_the_class_in_main_and_weights_only_false(folder: Path, remedy: str) -> None:
     # chapter 17, lines 1335 and 1380: import the class or paste its definition
     if remedy == "import":
         program(folder, "model.py", OCEAN)
@@ -346,7 +346,7 @@ def test_with_the_class_in_main_and_weights_only_false_it_loads(folder: Path, re
 
 @clause("17.saving.class_remedies")
 @pytest.mark.slow
-def test_the_class_alone_does_not_help_since_2_6(folder: Path) -> None:
+def test_the_class_definition_alone_is_not_enough_since_2_6(folder: Path) -> None:
     program(folder, "load.py", OCEAN, 'torch.load("ocean_save_method1.pth")')
     assert "UnpicklingError: Weights only load failed" in execute(folder, "load.py").err
 
@@ -376,7 +376,7 @@ def test_a_class_from_a_module_is_looked_up_in_that_module_only(tmp_path: Path) 
 
 @clause("17.saving.state_dict", "17.saving.recommended", "17.saving.functions")
 @given(seed=seeds)
-def test_a_state_dict_needs_neither_class_nor_trust_and_brings_every_bit(seed: int) -> None:
+def test_a_state_dict_loads_bit_equal_without_class_and_with_weights_only(seed: int) -> None:
     # chapter 17, lines 1292, 1294, 1316 and 1321
     seed_all(seed)
     network, again = small(), small()
@@ -428,7 +428,7 @@ def test_the_default_reads_these_types_besides_tensors(kind: str) -> None:
 
 @clause("17.saving.plain")
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_common_companions_of_a_state_dict_that_are_refused(kind: str) -> None:
+def test_weights_only_refuses_common_companions_of_a_state_dict(kind: str) -> None:
     """`{"accuracy": np.float64(0.5)}` makes the file unreadable by default; use float(…) before saving."""
     value, name = FOREIGN[kind]
     with pytest.raises(pickle.UnpicklingError, match=f"Unsupported global: GLOBAL {name} was not an allowed global"):
@@ -463,7 +463,7 @@ def test_strict_false_returns_the_keys_that_do_not_fit_and_raises_nothing() -> N
 
 
 @clause("17.saving.strict")
-def test_strict_false_loads_nothing_at_all_without_a_word() -> None:
+def test_strict_false_silently_loads_nothing_if_no_key_matches() -> None:
     network = small()
     before = numbers(network)
     network.load_state_dict({}, strict=False)
@@ -521,7 +521,7 @@ def test_loading_keeps_the_parameter_objects() -> None:
 
 
 @clause("17.saving.assign")
-def test_assign_takes_the_tensors_themselves_with_their_dtype() -> None:
+def test_assign_keeps_the_loaded_tensors_and_dtypes() -> None:
     network = small()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     state = small().double().state_dict()
@@ -567,7 +567,7 @@ def test_buffers_are_saved_unless_they_are_not_persistent() -> None:
 
 
 @clause("17.saving.buffers")
-def test_parameters_without_buffers_answer_otherwise() -> None:
+def test_outputs_differ_if_buffers_are_not_loaded() -> None:
     network, x = nn.BatchNorm1d(2), normal(8, 2, seed=0, dtype=torch.float32)
     network(x)
     again = nn.BatchNorm1d(2)
@@ -591,7 +591,7 @@ def test_mode_frozen_parameters_and_gradients_are_not_in_a_state_dict() -> None:
 
 
 @clause("17.saving.modes")
-def test_a_whole_network_brings_its_mode_and_frozen_parameters_but_no_gradients() -> None:
+def test_a_pickled_network_keeps_mode_and_requires_grad_but_no_gradients() -> None:
     network = small()
     network(torch.ones(1, 2)).sum().backward()
     network[0].weight.requires_grad_(False)
@@ -645,7 +645,7 @@ def test_data_parallel_and_compile_put_a_prefix_before_every_name() -> None:
 
 @clause("17.saving.prefixes")
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixed_names_fit_nothing_until_the_prefix_is_removed(prefix: str) -> None:
+def test_prefixed_keys_match_only_after_the_prefix_is_removed(prefix: str) -> None:
     network = nn.Linear(1, 1)
     state = OrderedDict((prefix + name, value) for name, value in network.state_dict().items())
     again = nn.Linear(1, 1)
@@ -678,7 +678,7 @@ def saved_on(device: str, content: Any) -> bytes:
 
 
 @clause("17.saving.device", "20.recipe.map_location")
-def test_a_file_from_a_gpu_does_not_load_where_there_is_none() -> None:
+def test_a_gpu_file_does_not_load_without_a_gpu() -> None:
     file = saved_on("cuda:0", torch.ones(2))
     if torch.cuda.is_available():
         assert loaded(file).device == torch.device("cuda:0")
@@ -697,14 +697,14 @@ def test_a_file_from_a_gpu_does_not_load_where_there_is_none() -> None:
     ["cpu", torch.device("cpu"), {"cuda:0": "cpu"}, lambda storage, location: storage],
     ids=["a name", "a device", "a dictionary", "a function"],
 )
-def test_map_location_brings_it_to_the_cpu(map_location: Any) -> None:
+def test_map_location_loads_a_gpu_file_on_the_cpu(map_location: Any) -> None:
     found = loaded(saved_on("cuda:0", {"w": torch.ones(2)}), map_location=map_location)["w"]
     assert found.device == torch.device("cpu")
     assert_equal(found, torch.ones(2))
 
 
 @clause("17.saving.device")
-def test_the_file_says_cpu_if_the_tensors_were_moved_before() -> None:
+def test_tensors_moved_before_saving_are_stored_as_cpu() -> None:
     assert b"cuda:0" in pickle_of(saved_on("cuda:0", torch.ones(2)))
     assert b"cuda" not in pickle_of(saved(torch.ones(2)))
 
@@ -723,7 +723,7 @@ def test_shared_memory_in_one_file_is_stored_once_and_shared_again() -> None:
 
 
 @clause("17.saving.shared")
-def test_tensors_saved_in_two_files_do_not_share_memory_any_more() -> None:
+def test_tensors_saved_in_two_files_do_not_share_memory() -> None:
     once = torch.zeros(3)
     first, second = there_and_back(once), there_and_back(once)
     first[0] = 1
@@ -749,7 +749,7 @@ def test_a_tied_weight_has_two_names_and_is_stored_once() -> None:
 
 
 @clause("17.saving.tied")
-def test_into_a_tied_weight_the_one_that_is_copied_last_remains() -> None:
+def test_a_tied_weight_keeps_the_last_copied_value() -> None:
     """The later layer counts, not the later entry of the dictionary; there is no warning about the difference."""
     network = Tied()
     network.load_state_dict({"b.weight": torch.ones(4, 4), "a.weight": torch.zeros(4, 4)})
@@ -758,7 +758,7 @@ def test_into_a_tied_weight_the_one_that_is_copied_last_remains() -> None:
 
 
 @clause("17.saving.tied")
-def test_assign_unties() -> None:
+def test_assign_unties_tied_weights() -> None:
     network = Tied()
     network.load_state_dict(network.state_dict(), assign=True)
     assert network.a.weight is not network.b.weight
@@ -781,7 +781,7 @@ def test_a_view_saves_the_whole_storage_and_a_clone_does_not(count: int, seed: i
 
 
 @clause("17.saving.not_atomic")
-def test_a_save_that_fails_has_destroyed_the_file_that_was_there(tmp_path: Path) -> None:
+def test_a_failed_torch_save_destroys_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(small().state_dict(), path)
     with pytest.raises(AttributeError, match="local object"):
@@ -791,7 +791,7 @@ def test_a_save_that_fails_has_destroyed_the_file_that_was_there(tmp_path: Path)
 
 
 @clause("17.saving.not_atomic")
-def test_a_full_disk_leaves_half_a_file_under_the_name_of_the_old_one(tmp_path: Path) -> None:
+def test_torch_save_on_a_full_disk_leaves_a_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(torch.zeros(10), path)
     with room_for(50_000), pytest.raises(RuntimeError, match="unexpected pos"):

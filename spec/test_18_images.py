@@ -65,7 +65,7 @@ def finished(classes: int, epochs: int = 2) -> tuple[Progress, dict[str, Any]]:
 
 @clause("18.run.images")
 @pytest.mark.slow
-def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_images_out(tmp_path: Path) -> None:
+def test_a_run_writes_images_and_a_description_and_no_plots_omits_the_images(tmp_path: Path) -> None:
     assert train(tmp_path, *SHOWN, "--epochs", 2, "--output", "run").status == 0
     for name in IMAGES:
         with Image.open(tmp_path / "run" / name) as image:
@@ -87,7 +87,7 @@ def test_a_run_leaves_its_images_and_its_description_and_no_plots_leaves_the_ima
 
 @clause("18.run.images")
 @pytest.mark.slow
-def test_images_are_whole_whenever_they_are_looked_at(tmp_path: Path) -> None:
+def test_image_files_are_replaced_atomically(tmp_path: Path) -> None:
     command = Command("train_full.py", *SHOWN, "--epochs", 6, "--output", "run", folder=tmp_path)
     looked = 0
     while command.process.is_alive():
@@ -159,7 +159,7 @@ def test_the_package_and_a_training_without_plots_do_not_import_matplotlib(tmp_p
 
 @clause("18.run.curve")
 @pytest.mark.parametrize("steps", [0, 1, 40, 511, 512, 513, 5_000])
-def test_the_curve_holds_means_of_equally_many_steps(steps: int) -> None:
+def test_loss_curve_points_are_means_of_equally_many_steps(steps: int) -> None:
     curve = Curve()
     losses = [float(step * 7 % 13) for step in range(steps)]
     for loss in losses:
@@ -174,7 +174,7 @@ def test_the_curve_holds_means_of_equally_many_steps(steps: int) -> None:
 
 
 @clause("18.run.train_accuracy")
-def test_the_train_accuracy_is_the_share_that_was_right_in_the_step_itself() -> None:
+def test_train_accuracy_counts_the_predictions_of_the_training_steps() -> None:
     torch.manual_seed(0)
     network, shapes = Ocean(), Shapes(size=80)
     loader = ResidentLoader(shapes, 16)
@@ -212,7 +212,7 @@ def test_confidences_are_the_softmax_of_the_predicted_class() -> None:
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
     # the last one: Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
 )
-def test_the_interval_is_wilsons(right: int, count: int, low: float, high: float) -> None:
+def test_accuracy_interval_equals_the_wilson_interval(right: int, count: int, low: float, high: float) -> None:
     assert interval(right, count) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
@@ -231,7 +231,7 @@ def test_the_description_states_the_run_and_is_bounded(classes: int, tmp_path: P
 
 
 @clause("18.run.description")
-def test_names_in_the_description_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_class_names_in_the_description_are_shown_literally(tmp_path: Path) -> None:
     progress, data = finished(3)
     data["classes"] = ["a|b\n# title", "<script>", "[x](y)"]
     text = description(Settings(), progress, data, tmp_path, "cpu", 1)
@@ -246,7 +246,7 @@ def test_names_in_the_description_are_shown_as_they_are(tmp_path: Path) -> None:
 
 @clause("18.run.learned")
 @pytest.mark.slow
-def test_a_training_ends_with_what_it_learned_and_three_commands(tmp_path: Path) -> None:
+def test_a_training_ends_with_results_and_three_next_commands(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--epochs", 1, "--output", "my run")
     assert result.status == 0, result.err
     end = result.out[result.out.index("accuracy per class") :]
@@ -263,7 +263,7 @@ def test_a_training_ends_with_what_it_learned_and_three_commands(tmp_path: Path)
 
 
 @clause("18.run.learned")
-def test_the_classes_at_the_end_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_final_class_list_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     progress, data = finished(2_000)
     assert progress.confusion is not None
     Screen(Settings(), 100, progress, "images").learned(progress.confusion, ("\x1b[31mred\n", *data["classes"][1:]))
@@ -275,7 +275,7 @@ def test_the_classes_at_the_end_are_bounded(capsys: pytest.CaptureFixture[str]) 
 
 
 @clause("18.run.learned")
-def test_the_bar_shows_the_time_that_is_left_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_shows_the_remaining_time_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     screen = Screen(Settings(epochs=10), 100, Progress(epoch=2), "shapes")
@@ -324,7 +324,7 @@ def test_style_tutorial_prints_the_lines_of_the_listings(tmp_path: Path) -> None
 
 @clause("18.run.help_groups")
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_help_is_in_groups_and_the_common_one_fits_a_screen(
+def test_help_is_grouped_and_the_common_options_fit_one_screen(
     language: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -359,7 +359,7 @@ def test_help_is_in_groups_and_the_common_one_fits_a_screen(
         ("--no-plots=1", "--no-plots takes no value, got '1'", "--no-plots 不带值，得到的是 '1'"),
     ],
 )
-def test_a_word_that_cannot_be_used_is_an_error_in_one_line_of_the_language(
+def test_invalid_options_are_one_line_errors_in_the_chosen_language(
     words: str, english: str, chinese: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(messages, "_chinese", False)
@@ -391,7 +391,7 @@ train(Settings(dataset="shapes", limit_train=100, limit_test=10, precision="floa
 
 @clause("18.run.start")
 @pytest.mark.slow
-def test_the_first_step_does_not_wait_for_libraries_that_it_does_not_need(tmp_path: Path) -> None:
+def test_first_training_step_does_not_import_unneeded_libraries(tmp_path: Path) -> None:
     command = [sys.executable, "-c", START]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
@@ -413,7 +413,7 @@ def tree(folder: Path, counts: dict[str, int]) -> Path:
 
 
 @clause("18.run.glance")
-def test_each_finding_about_a_persons_images_is_one_line(tmp_path: Path) -> None:
+def test_each_problem_of_the_user_images_is_one_line(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", {"猫": 25, "dog": 3})
     shutil.copy(root / "train/猫/7.png", root / "test/猫/again.png")
     Image.new("L", (40, 30)).save(root / "train/dog/grey.png")
@@ -434,7 +434,7 @@ def test_each_finding_about_a_persons_images_is_one_line(tmp_path: Path) -> None
 
 
 @clause("18.run.glance")
-def test_of_several_processes_only_the_leading_one_looks_at_the_data(
+def test_only_the_first_process_inspects_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tree(tmp_path / "data", {"cat": 25, "dog": 3})
@@ -452,7 +452,7 @@ def test_of_several_processes_only_the_leading_one_looks_at_the_data(
 
 
 @clause("18.run.glance")
-def test_sound_images_give_one_line(tmp_path: Path) -> None:
+def test_valid_images_give_a_one_line_summary(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", {"cat": 20, "dog": 20})
     halves = [ImageTree(root, half, progress=False) for half in (True, False)]
     (line,) = findings(halves[0], halves[1], root)
@@ -461,7 +461,7 @@ def test_sound_images_give_one_line(tmp_path: Path) -> None:
 
 @clause("18.run.adam")
 @pytest.mark.parametrize(("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_adam_and_adamw_take_pytorchs_steps_with_their_own_defaults(
+def test_adam_and_adamw_equal_pytorch_with_pytorchs_defaults(
     name: str, theirs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_full.py", "--optimizer", name])
@@ -485,6 +485,6 @@ def test_adam_and_adamw_take_pytorchs_steps_with_their_own_defaults(
 
 
 @clause("18.run.adam")
-def test_momentum_with_adam_is_refused() -> None:
+def test_momentum_with_adam_is_rejected() -> None:
     with pytest.raises(ValueError, match="--momentum is for --optimizer sgd and muon, but --optimizer is adam"):
         replace(Settings(), optimizer="adam", momentum=0.9).check()

@@ -76,7 +76,7 @@ def test_64_images_get_ten_scores_each(Ocean: Make) -> None:
 
 
 @clause("18.listing.model")
-def test_who_runs_model_py_sees_a_shape_and_who_imports_it_nothing(
+def test_running_model_py_prints_a_shape_and_importing_prints_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # chapter 18, lines 1442 to 1446
@@ -88,7 +88,7 @@ def test_who_runs_model_py_sees_a_shape_and_who_imports_it_nothing(
 
 
 @clause("18.listing.star_import")
-def test_train_py_has_the_name_torch_only_from_model_py(model: ModuleType) -> None:
+def test_train_py_gets_torch_only_through_the_import_of_model_py(model: ModuleType) -> None:
     # chapter 18, lines 1455 and 1486: torch.optim.SGD in a file that does not import torch
     names: dict[str, Any] = {}
     exec("from model import *\nlearns = torch.optim.SGD", names)
@@ -99,13 +99,13 @@ def test_train_py_has_the_name_torch_only_from_model_py(model: ModuleType) -> No
 
 
 @clause("18.listing.star_import")
-def test_without_model_py_beside_it_train_py_does_not_start() -> None:
+def test_train_py_fails_without_model_py() -> None:
     with pytest.raises(ModuleNotFoundError, match="No module named 'model'"):
         exec("from model import *", {})
 
 
 @clause("18.listing.whole_module")
-def test_a_saved_network_is_opened_only_by_who_trusts_it_and_has_the_class(model: ModuleType, tmp_path: Path) -> None:
+def test_loading_a_pickled_network_needs_weights_only_false_and_the_class(model: ModuleType, tmp_path: Path) -> None:
     # chapter 18, line 1539: torch.save(ocean, …) writes the place of the class, model.Ocean, not the class
     path = tmp_path / "ocean_0.pth"
     ocean = model.Ocean()
@@ -303,14 +303,14 @@ NUMBER = r"\d+\.\d+(?:e-\d+)?"
 
 
 @clause("18.listing.train", "18.listing.counter", "18.training.long")
-def test_the_steps_of_ten_epochs_are_counted_through(outcome: Outcome) -> None:
+def test_step_numbers_continue_across_ten_epochs(outcome: Outcome) -> None:
     # chapter 18, lines 1411, 1490 and 1514
     assert outcome.steps == {5_000: 790, 50_000: 7820}[outcome.size] == 10 * math.ceil(outcome.size / BATCH)
 
 
 @clause("18.listing.lines")
 @pytest.mark.slow
-def test_every_hundredth_step_is_a_line(outcome: Outcome) -> None:
+def test_every_hundredth_step_prints_a_line(outcome: Outcome) -> None:
     # chapter 18, line 1517
     lines = re.findall(rf"^训练次数：(\d+), Loss: {NUMBER}$", outcome.out, re.MULTILINE)
     assert list(map(int, lines)) == list(range(100, outcome.steps + 1, 100))
@@ -319,7 +319,7 @@ def test_every_hundredth_step_is_a_line(outcome: Outcome) -> None:
 
 @clause("18.listing.epochs")
 @pytest.mark.slow
-def test_every_epoch_begins_with_its_number(outcome: Outcome) -> None:
+def test_every_epoch_starts_with_the_epoch_number(outcome: Outcome) -> None:
     # chapter 18, line 1500
     lines = [line for line in outcome.out.splitlines() if "轮训练开始" in line]
     assert lines == [f"-------第 {i} 轮训练开始-------" for i in range(1, 11)]
@@ -344,7 +344,7 @@ def test_every_epoch_leaves_a_file(outcome: Outcome) -> None:
 
 @clause("18.listing.tags")
 @pytest.mark.slow
-def test_the_board_gets_train_loss_every_100_steps_and_the_tests_by_epoch(outcome: Outcome) -> None:
+def test_tensorboard_gets_train_loss_every_100_steps_and_test_values_per_epoch(outcome: Outcome) -> None:
     # chapter 18, lines 1518, 1535, 1536, 1551, 1555 and 1559
     events = EventAccumulator(str(outcome.folder / "logs_train"), size_guidance={"scalars": 0}).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -399,7 +399,7 @@ def test_fit_prints_the_losses_that_the_listing_prints(tmp_path: Path, capsys: p
 
 @clause("18.listing.train")
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_train_py_runs_to_its_end_with_the_tutorials_network(
+def test_train_py_completes_with_the_tutorial_network(
     program: Callable[..., int], model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With few images, in batches of 64 with a last one of 16, as for all images."""

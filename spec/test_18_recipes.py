@@ -56,7 +56,7 @@ EPS = torch.finfo(torch.float64).eps
     ],
     ids=["AVX-512 BF16", "AMX", "neither", "another kind of processor"],
 )
-def test_auto_is_bfloat16_where_the_processor_has_it(
+def test_auto_precision_is_bfloat16_on_processors_with_support(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(device_module, "processor_features", lambda: able)
@@ -67,7 +67,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
 
 @clause("18.precision.chosen")
 @pytest.mark.parametrize("able", [True, False], ids=["a GPU with bfloat16", "a GPU without"])
-def test_auto_asks_the_gpu_without_emulation(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+def test_auto_precision_ignores_emulated_bfloat16_on_gpus(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert choose_precision("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
     assert choose_precision("auto", torch.device("mps")) == torch.float32
@@ -89,7 +89,7 @@ class Watcher(nn.Module):
 @clause("18.precision.layers_only")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.slow
-def test_only_the_layers_compute_in_the_precision(precision: torch.dtype) -> None:
+def test_autocast_precision_applies_to_layers_only(precision: torch.dtype) -> None:
     network, dtypes = Watcher(), set()
 
     def loss_function(scores: Tensor, targets: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_only_the_layers_compute_in_the_precision(precision: torch.dtype) -> Non
 
 @clause("18.precision.same_course")
 @pytest.mark.slow
-def test_bfloat16_takes_the_course_of_float32() -> None:
+def test_bfloat16_training_loss_follows_float32() -> None:
     courses = []
     for precision in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -153,7 +153,7 @@ def test_the_precision_is_printed_recorded_and_kept(tmp_path: Path, name: str) -
 
 @clause("18.precision.chosen")
 @pytest.mark.slow
-def test_auto_comes_to_a_precision_which_is_recorded(tmp_path: Path) -> None:
+def test_auto_precision_records_the_choice(tmp_path: Path) -> None:
     names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     recorded = config(trained(tmp_path, "--epochs", 1, "--device", "cpu"))["precision"]
     assert recorded in ("float32", names[choose_precision("auto", CPU)])
@@ -190,7 +190,7 @@ def taking(times: dict[torch.dtype, list[float]], monkeypatch: pytest.MonkeyPatc
 
 @clause("18.precision.measured")
 @pytest.mark.parametrize(("float32", "bfloat16", "expected"), [(20, 33, "float32"), (33, 20, "bfloat16")])
-def test_auto_is_the_precision_of_the_faster_steps(
+def test_auto_precision_chooses_the_faster_one(
     float32: float, bfloat16: float, expected: str, able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = taking({torch.float32: [float32 / 1e3], torch.bfloat16: [bfloat16 / 1e3]}, monkeypatch)
@@ -212,7 +212,7 @@ def test_auto_is_the_precision_of_the_faster_steps(
     [{"batch_size": 128}, {"optimizer": "muon"}, {"whiten": True}, "threads", "torch"],
     ids=["batch", "optimizer", "whitened", "threads", "PyTorch"],
 )
-def test_another_batch_size_thread_count_or_version_is_measured_anew(
+def test_precision_is_measured_again_for_other_batch_size_threads_or_version(
     other: Any, able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
@@ -228,7 +228,7 @@ def test_another_batch_size_thread_count_or_version_is_measured_anew(
 
 @clause("18.precision.measured")
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', "[" * 10**5, "\udcff"])
-def test_damaged_answers_are_measured_anew(content: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_precision_cache_is_measured_again(content: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
     able.parent.mkdir()
     able.write_bytes(os.fsencode(content))
@@ -238,7 +238,7 @@ def test_damaged_answers_are_measured_anew(content: str, able: Path, monkeypatch
 
 @clause("18.precision.measured")
 @pytest.mark.parametrize("seconds", ["NaN", "1e999", "-1", "0", "1" * 400])
-def test_impossible_times_are_measured_anew(seconds: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_cached_times_are_measured_again(seconds: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
     resolve_precision(Settings(), Shapes(size=40), CPU)
     (key,) = json.loads(able.read_text())
@@ -250,7 +250,7 @@ def test_impossible_times_are_measured_anew(seconds: str, able: Path, monkeypatc
 
 @clause("18.precision.measured")
 @pytest.mark.parametrize("kind", ["FIFO", "2⁴⁰ bytes", "folder"])
-def test_planted_answers_neither_block_nor_fail(kind: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_precision_cache_files_do_not_block(kind: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
     able.parent.mkdir()
     if kind == "FIFO":
@@ -264,7 +264,7 @@ def test_planted_answers_neither_block_nor_fail(kind: str, able: Path, monkeypat
 
 
 @clause("18.precision.measured")
-def test_a_cache_folder_that_cannot_be_made_costs_only_the_memory(
+def test_precision_measurement_works_without_a_cache_folder(
     able: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
@@ -276,9 +276,7 @@ def test_a_cache_folder_that_cannot_be_made_costs_only_the_memory(
 @pytest.mark.parametrize(
     "settings", [Settings(impl="reference"), Settings(precision="float32")], ids=["reference", "float32"]
 )
-def test_nothing_is_measured_that_does_not_depend_on_it(
-    settings: Settings, able: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_explicit_precision_is_not_measured(settings: Settings, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = taking({}, monkeypatch)
     assert resolve_precision(settings, Shapes(size=40), CPU) == (torch.float32, "")
     monkeypatch.setattr(device_module, "processor_features", dict)
@@ -289,7 +287,9 @@ def test_nothing_is_measured_that_does_not_depend_on_it(
 
 @clause("18.precision.measured")
 @pytest.mark.slow
-def test_measuring_takes_a_second_and_changes_no_training(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_measurement_is_short_and_does_not_change_training(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_set = Shapes(size=4096)
     for batch_size in (16, 4096):
         begun = time.perf_counter()
@@ -351,7 +351,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @clause("18.precision.memory")
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_large_tensors_are_made_of_pages_that_the_process_has() -> None:
+def test_large_tensors_reuse_memory_pages() -> None:
     def pages(how: str) -> int:
         words = [sys.executable, "-c", PAGES, how]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
@@ -389,7 +389,7 @@ def test_a_recipe_is_a_name_for_settings_that_flags_still_change(tmp_path: Path)
     ids=lambda value: " ".join(map(str, value)),
 )
 @pytest.mark.slow
-def test_impossible_recipe_settings_are_an_error_in_one_line(
+def test_invalid_recipe_settings_are_one_line_errors(
     tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
 ) -> None:
     assert_refused(train(tmp_path, *TINY, *words, "--output", "run"), *said)
@@ -399,7 +399,7 @@ def test_impossible_recipe_settings_are_an_error_in_one_line(
 @clause("18.recipe.refused")
 @pytest.mark.parametrize("words", [("--recipe", "slow"), ("--precision", "float8"), ("--optimizer", "lion")])
 @pytest.mark.slow
-def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, words: tuple[str, str]) -> None:
+def test_an_unknown_recipe_error_lists_the_known_names(tmp_path: Path, words: tuple[str, str]) -> None:
     result = train(tmp_path, *TINY, *words)
     assert result.status == 2
     known = {"--recipe": ("tutorial", "fast"), "--precision": ("auto", "float32", "bfloat16"), "--optimizer": ("muon",)}
@@ -409,7 +409,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, words: t
 
 @clause("18.recipe.refused")
 @pytest.mark.slow
-def test_resuming_cannot_change_the_recipe_or_the_end_of_its_schedule(tmp_path: Path) -> None:
+def test_resuming_cannot_change_the_recipe_or_the_schedule_end(tmp_path: Path) -> None:
     trained(tmp_path, "--epochs", 1, "--recipe", "fast")
     said = "--epochs 2: this run's learning rate falls to 0 at the end of epoch 1"
     assert_refused(train(tmp_path, "--resume", "run", "--epochs", 2), said, "cannot change")
@@ -420,7 +420,7 @@ def test_resuming_cannot_change_the_recipe_or_the_end_of_its_schedule(tmp_path: 
 @clause("18.recipe.resume")
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_stopped_run_of_the_fast_recipe_ends_as_if_it_had_never_stopped(tmp_path: Path, precision: str) -> None:
+def test_a_resumed_fast_recipe_equals_an_uninterrupted_run(tmp_path: Path, precision: str) -> None:
     words = (*TINY, "--recipe", "fast", "--epochs", 6, "--log-every", 1, "--precision", precision)
     assert train(tmp_path, *words, "--output", "straight").status == 0
     command = Command("train_full.py", *words, "--output", "parts", folder=tmp_path)
@@ -466,7 +466,7 @@ def test_fit_resumes_with_the_same_momentum_rate_and_varied_images(asked: int, s
 
 @clause("18.recipe.ablation")
 @pytest.mark.parametrize("ingredient", ABLATION)
-def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) -> None:
+def test_each_ablation_removes_one_ingredient(ingredient: str) -> None:
     fast = Settings(recipe="fast", **RECIPES["fast"])
     fast.check()
     without = replace(fast, **ABLATION[ingredient])
@@ -477,7 +477,7 @@ def test_each_entry_of_the_ablation_takes_one_ingredient_out(ingredient: str) ->
 @clause("18.recipe.learns")
 @pytest.mark.slow
 @pytest.mark.skipif("OCEAN_DATA" not in os.environ, reason="OCEAN_DATA names no folder with the real images")
-def test_the_fast_recipe_passes_ten_epochs_of_the_tutorial_with_6_400_images_seen_once(tmp_path: Path) -> None:
+def test_fast_recipe_in_one_epoch_beats_ten_epochs_of_the_tutorial(tmp_path: Path) -> None:
     words = ("--dataset", "images", "--data-root", os.environ["OCEAN_DATA"], "--quiet", "--num-threads", 1)
     result = train(tmp_path, *words, "--recipe", "fast", "--epochs", 1, "--limit-train", 6_400, "--output", "run")
     assert result.status == 0, result.err
@@ -529,7 +529,7 @@ def test_orthogonalizing_zeros_leaves_zeros() -> None:
 @pytest.mark.parametrize(
     "shape", [(8, 3, 5, 5), (64, 3, 2, 2), (10, 64), (7,)], ids=["a wide kernel", "a tall one", "a matrix", "a bias"]
 )
-def test_muon_steps_by_its_closed_form(shape: tuple[int, ...]) -> None:
+def test_muon_step_equals_the_closed_form(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=generator))
     expected, total = parameter.detach().clone(), torch.zeros(shape, dtype=torch.float64)
@@ -648,7 +648,7 @@ def test_patches_are_the_input_windows_of_a_convolution() -> None:
     ("name", "value"),
     [("lr", -0.1), ("lr", float("nan")), ("momentum", 1.0), ("momentum", -0.1), ("weight_decay", -1.0)],
 )
-def test_muon_rejects_a_number_out_of_its_range(name: str, value: float) -> None:
+def test_muon_rejects_settings_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"Muon: {name} needs to be .*got {value}"):
         Muon([nn.Parameter(torch.zeros(2))], **{name: value})
 
@@ -657,7 +657,7 @@ def test_muon_rejects_a_number_out_of_its_range(name: str, value: float) -> None
 
 
 @clause("18.recipe.falling_rate")
-def test_the_rate_rises_over_a_tenth_and_falls_to_0() -> None:
+def test_learning_rate_warms_up_over_a_tenth_and_decays_to_0() -> None:
     first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = SGD([{"params": [first]}, {"params": [second], "lr": 0.5}], lr=1.0)
     schedule = FallingRate(optimizer, steps=20)
@@ -686,7 +686,7 @@ def moved(image: list[list[int]], down: int, right: int, mirror: bool) -> list[l
 @clause("18.recipe.vary")
 @pytest.mark.parametrize("mirror", [True, False], ids=["mirrored", "not mirrored"])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_a_varied_image_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bool, shift: int) -> None:
+def test_augmented_images_are_all_and_only_the_shifted_images(mirror: bool, shift: int) -> None:
     image = torch.arange(30, dtype=torch.uint8).reshape(5, 6)
     batch = torch.stack([image, image + 100, 255 - image]).expand(600, 3, 5, 6).contiguous()
     varied = Vary(mirror, shift)(batch, torch.Generator().manual_seed(0))
@@ -708,13 +708,13 @@ def test_a_varied_image_is_one_of_the_moved_ones_all_of_which_come_up(mirror: bo
 
 
 @clause("18.recipe.vary_default")
-def test_by_default_no_image_is_varied() -> None:
+def test_augmentation_is_off_by_default() -> None:
     batch = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8)
     assert torch.equal(Vary()(batch, torch.Generator().manual_seed(0)), batch)
 
 
 @clause("18.recipe.vary")
-def test_the_draws_are_the_generators() -> None:
+def test_augmentation_draws_come_from_the_generator() -> None:
     batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     vary = Vary(mirror=True, shift=2)
     before = torch.get_rng_state()
@@ -726,9 +726,7 @@ def test_the_draws_are_the_generators() -> None:
 
 @clause("18.recipe.ablation")
 @pytest.mark.slow
-def test_the_seeds_of_a_recipe_are_measured_with_its_settings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_measurement_uses_the_settings_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fast: dict[str, Any] = {"recipe": "fast"} | RECIPES["fast"]
     settings = Settings(
         dataset="shapes", limit_train=80, limit_test=24, batch_size=16, num_threads=1, epochs=1,
@@ -758,7 +756,7 @@ def test_the_seeds_of_a_recipe_are_measured_with_its_settings(
     ids=["two degrees", "one degree", "equal means"],
 )
 @pytest.mark.slow
-def test_welchs_test_by_the_cases_that_have_a_formula(
+def test_welch_test_equals_closed_form_cases(
     first: tuple[float, ...], second: tuple[float, ...], t: float, freedom: float, p: float
 ) -> None:
     # a handful of operations on numbers below 10 with differences above 1
@@ -767,7 +765,7 @@ def test_welchs_test_by_the_cases_that_have_a_formula(
 
 @clause("18.recipe.compared")
 @pytest.mark.slow
-def test_samples_that_do_not_vary_are_compared_by_their_means() -> None:
+def test_constant_samples_are_compared_by_mean() -> None:
     assert compared([0.1, 0.1], [0.25, 0.25, 0.25]) == (
         "0.2500 ± 0.0000; neither varies, so there is no test: 0.1000 here, 0.2500 there"
     )
@@ -785,7 +783,7 @@ def test_samples_that_do_not_vary_are_compared_by_their_means() -> None:
         '{"test_accuracy": ' + "1" * 400 + "}",
     ],
 )
-def test_a_measurement_that_cannot_be_read_is_named_before_any_training(text: str, tmp_path: Path) -> None:
+def test_an_unreadable_measurement_is_reported_before_training(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--against .*needs two finished trainings, .* has 0"):
         measured(tmp_path)
     for seed in (0, 1):
@@ -799,7 +797,7 @@ def test_a_measurement_that_cannot_be_read_is_named_before_any_training(text: st
 
 @clause("18.recipe.compared")
 @pytest.mark.parametrize("kind", ["FIFO", "2⁴⁰ bytes"])
-def test_a_planted_measurement_neither_blocks_nor_fills_the_memory(kind: str, tmp_path: Path) -> None:
+def test_a_planted_measurement_file_is_refused_with_bounded_memory(kind: str, tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / f"seed-{seed}").mkdir()
         path = tmp_path / f"seed-{seed}" / "summary.json"
@@ -814,7 +812,7 @@ def test_a_planted_measurement_neither_blocks_nor_fills_the_memory(kind: str, tm
 
 @clause("18.recipe.compared")
 @pytest.mark.slow
-def test_a_measurement_against_one_that_does_not_vary_ends_in_a_line(tmp_path: Path) -> None:
+def test_comparing_with_a_constant_measurement_is_a_one_line_error(tmp_path: Path) -> None:
     words = (*TINY, "--epochs", 1, "--quiet", "--learning-rate", 1e-9, "--limit-test", 1, "--seeds", 2)
     for name, more in (("one", ()), ("other", ("--against", "one"))):
         result = run("accuracy.py", *words, "--output", name, *more, folder=tmp_path)

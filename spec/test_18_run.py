@@ -55,7 +55,7 @@ def stored(folder: Path, **settings: Any) -> Path:
 
 @clause("18.run.flags")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_truth_value_and_its_negative_is_accepted_with_every_recipe(
+def test_boolean_flags_and_negations_are_accepted_with_every_recipe(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert TRUTH_VALUES == ["download", "skip_broken", "whiten", "shuffle", "mirror", "deterministic", "plots", "quiet"]
@@ -70,7 +70,7 @@ def test_every_truth_value_and_its_negative_is_accepted_with_every_recipe(
 
 @clause("18.run.flags")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_is_resumed_by_its_own_command_line_repeated(
+def test_repeating_the_command_line_resumes_the_run(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = parsed(monkeypatch, "--recipe", recipe, "--shuffle", "--quiet", "--no-mirror", "--batch-size", 16)
@@ -87,7 +87,7 @@ def test_a_run_is_resumed_by_its_own_command_line_repeated(
 
 @clause("18.run.flags")
 @pytest.mark.slow
-def test_a_truth_value_that_would_change_the_run_is_refused_by_the_flag_that_was_typed(tmp_path: Path) -> None:
+def test_resume_rejects_a_changed_boolean_by_the_given_flag(tmp_path: Path) -> None:
     words = (*TINY, "--recipe", "fast", "--epochs", 1, "--no-mirror", "--quiet", "--output", "run")
     assert train(tmp_path, *words).status == 0
     assert train(tmp_path, *words, "--resume", "run").status == 0
@@ -99,7 +99,7 @@ def test_a_truth_value_that_would_change_the_run_is_refused_by_the_flag_that_was
 
 @clause("18.run.help")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_help_names_every_setting_with_the_default_that_it_has_under_the_recipe(
+def test_help_shows_the_defaults_of_the_recipe(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")  # one line for each setting
@@ -139,7 +139,7 @@ def may_be(kind: Any, value: Any) -> bool:
 
 @clause("18.run.resume_refused")
 @pytest.mark.parametrize("name", HINTS)
-def test_a_stored_setting_of_another_type_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+def test_a_stored_setting_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
     folder = stored(tmp_path / "run")
     content = json.loads((folder / "config.json").read_text())
     refused = 0
@@ -177,14 +177,14 @@ def test_a_config_that_json_or_python_cannot_read_is_refused(text: str, said: st
 
 @clause("18.run.resume_refused")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_config_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_config_that_is_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(InputError, match="not a regular file"):
         stored_settings(tmp_path)
 
 
 @clause("18.run.resume_refused")
-def test_a_config_of_any_size_is_refused_by_its_size(tmp_path: Path) -> None:
+def test_an_oversized_config_is_refused_by_size(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"damaged .it has 1,099,511,627,776 bytes, at most"):
@@ -218,7 +218,7 @@ def test_a_class_without_test_images_is_null_in_the_summary(tmp_path: Path) -> N
 
 
 @clause("18.run.json")
-def test_no_json_of_the_project_is_written_but_by_the_one_function() -> None:
+def test_all_json_is_written_by_one_function() -> None:
     """`reference.text.json_text` writes `null` for NaN; every direct call of `json.dumps` has allow_nan=False."""
     root = SCRIPTS.parent
     files = [path for folder in ("reference", "scripts", "benchmarks") for path in (root / folder).rglob("*.py")]
@@ -240,7 +240,7 @@ UNFINISHED = ".config.json.01ab23cd.tmp"
 @clause("18.run.killed")
 @pytest.mark.parametrize("left", [["run.lock"], ["run.lock", UNFINISHED], [UNFINISHED]], ids=" ".join)
 @pytest.mark.slow
-def test_a_run_killed_before_its_first_file_is_started_again(left: list[str], tmp_path: Path) -> None:
+def test_a_run_killed_before_the_first_file_is_started_again(left: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name in left:
         (tmp_path / "run" / name).write_text("{")
@@ -252,7 +252,7 @@ def test_a_run_killed_before_its_first_file_is_started_again(left: list[str], tm
 
 @clause("18.run.killed")
 @pytest.mark.slow
-def test_a_measurement_killed_before_its_first_file_is_repeated(tmp_path: Path) -> None:
+def test_a_measurement_killed_before_the_first_file_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "runs" / "seed-0").mkdir(parents=True)
     for name in ("run.lock", UNFINISHED):
         (tmp_path / "runs" / "seed-0" / name).touch()
@@ -273,14 +273,14 @@ def test_a_measurement_refuses_resume_and_names_output(tmp_path: Path) -> None:
 
 @clause("18.run.refused")
 @pytest.mark.slow
-def test_a_folder_with_hidden_files_of_others_is_not_taken_for_a_killed_run(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_hidden_files_is_not_treated_as_a_killed_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".notes.tmp").touch()
     assert_refused(train(tmp_path, *TINY, "--output", "run"), "is not empty")
 
 
 @clause("18.run.new_folder")
-def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_started_in_the_same_second_get_separate_folders(tmp_path: Path) -> None:
     found: list[Path] = []
     starts = [threading.Thread(target=lambda: found.append(new_folder(tmp_path / "runs" / "shapes"))) for _ in range(8)]
     for start in starts:
@@ -293,7 +293,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: P
 
 @clause("18.run.new_folder")
 @pytest.mark.slow
-def test_two_commands_of_the_same_second_both_train(tmp_path: Path) -> None:
+def test_two_runs_started_in_the_same_second_both_train(tmp_path: Path) -> None:
     commands = [Command("train_full.py", *TINY, "--epochs", 1, folder=tmp_path, prepare=stop_the_clock) for _ in "ab"]
     for command in commands:
         result = command.wait()
@@ -354,7 +354,7 @@ def test_a_folder_that_disappears_during_training_is_an_error_in_one_line(how: s
 @clause("18.run.signals")
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 @pytest.mark.slow
-def test_the_end_of_the_connection_saves_and_nohup_ignores_it(tmp_path: Path) -> None:
+def test_sighup_saves_a_checkpoint_and_nohup_ignores_sighup(tmp_path: Path) -> None:
     words = (*TINY, "--epochs", 1000, "--log-every", 1)
     command = Command("train_full.py", *words, "--output", "run", folder=tmp_path)
     command.wait_for("step 7: ")
@@ -392,7 +392,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     "line", ["$TRAIN 2>&-", "$TRAIN >&-", "$TRAIN >&- 2>&- <&-", "$TRAIN | head -1", "$TRAIN 2>&1 | head -1"]
 )
 @pytest.mark.slow
-def test_a_training_continues_when_its_output_is_closed(line: str, tmp_path: Path) -> None:
+def test_training_continues_when_stdout_is_closed(line: str, tmp_path: Path) -> None:
     result = shell(line, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -150,7 +150,7 @@ def fit_shapes(network: nn.Module, *, epochs: int, shuffle: bool, progress: Prog
 
 @clause("18.fit.steps")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in file order", "shuffled"])
-def test_fit_takes_the_steps_of_the_tutorial_loop_to_the_bit(shuffle: bool) -> None:
+def test_fit_equals_the_tutorial_loop_bit_for_bit(shuffle: bool) -> None:
     expected, losses = tutorial_loop(Shapes(size=40), epochs=2, shuffle=shuffle, seed=7)
     torch.manual_seed(7)
     network, recorder = Ocean(), Recorder()
@@ -193,7 +193,7 @@ def test_fit_resumes_from_every_step(stop_after: int, shuffle: bool) -> None:
 
 
 @clause("18.fit.images_per_second")
-def test_images_per_second_counts_the_images_of_the_training_and_its_time() -> None:
+def test_images_per_second_uses_training_images_and_training_time() -> None:
     pause, sizes = 0.02, [16, 16, 8]
     batches = [(torch.zeros(size, 3, 32, 32), torch.zeros(size, dtype=torch.int64)) for size in sizes]
 
@@ -229,7 +229,7 @@ class Fixed(nn.Module):
 
 
 @clause("18.evaluate.definition", "18.loss.sum_of_batch_means")
-def test_evaluate_counts_and_averages_by_its_definitions() -> None:
+def test_evaluate_equals_the_definitions_of_loss_and_accuracy() -> None:
     scores = [[0.0, 2.0], [1.0, 0.0], [3.0, 1.0], [0.0, 1.0], [0.5, 0.0]]
     targets = [1, 1, 0, 1, 0]
     batches = [(torch.tensor(scores[i : i + 2]), torch.tensor(targets[i : i + 2])) for i in (0, 2, 4)]
@@ -297,7 +297,7 @@ def test_fit_without_a_batch_is_rejected() -> None:
 
 @clause("18.fit.not_finite")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(value: float) -> None:
+def test_a_non_finite_loss_stops_training_and_names_the_step(value: float) -> None:
     calls = iter([1.0, 1.0, value, 1.0])
 
     def loss_function(scores: Tensor, targets: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step(value: 
 
 
 @clause("18.fit.not_finite")
-def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
+def test_a_non_finite_test_loss_stops_training() -> None:
     network = Ocean()
     losses = iter([1.0, math.nan])
     loader = ResidentLoader(Shapes(size=16), 16)
@@ -324,7 +324,7 @@ def test_a_test_loss_that_is_not_finite_stops_the_training_too() -> None:
 
 @clause("18.run.folder")
 @pytest.mark.slow
-def test_a_run_leaves_its_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
+def test_a_run_writes_settings_metrics_checkpoints_and_summary(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", "--epochs", 3, "--keep-every", 2, "--log-every", 4, "--seed", 5)
     assert result.status == 0, result.err
     folder = tmp_path / "run"
@@ -437,7 +437,7 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path: Path, finished: Path
     "order",
     [pytest.param((), id="in file order"), pytest.param(("--shuffle",), id="shuffled")],
 )
-def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[str, ...]) -> None:
+def test_resuming_two_epochs_for_two_more_equals_four_epochs(tmp_path: Path, order: tuple[str, ...]) -> None:
     straight = trained(tmp_path, "--epochs", 4, "--momentum", 0.5, *order)
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
     result = train(tmp_path, "--resume", "parts", "--epochs", 4)
@@ -492,7 +492,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
 
 @clause("18.run.signals")
 @pytest.mark.slow
-def test_ctrl_c_while_the_data_is_read_leaves_quietly(tmp_path: Path) -> None:
+def test_ctrl_c_while_reading_data_exits_without_a_traceback(tmp_path: Path) -> None:
     result = train(tmp_path, *TINY, "--output", "run", prepare=interrupt_reading)
     assert result.status == 130
     assert result.err == "interrupted\n"
@@ -512,7 +512,7 @@ def interrupt_reading() -> None:
 @clause("18.run.killed", "18.run.resume")
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # more than fifty trainings
-def test_killed_at_fifty_random_moments_a_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+def test_a_run_killed_at_fifty_random_moments_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     """kill -9 at any moment: in set-up, a step, an evaluation, or while a file is written."""
     arguments = (
         *TINY,
@@ -604,9 +604,7 @@ def assert_refused(result: Result, *words: str) -> None:
     ids=lambda value: " ".join(map(str, value)),
 )
 @pytest.mark.slow
-def test_impossible_settings_are_an_error_in_one_line(
-    tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
-) -> None:
+def test_invalid_settings_are_one_line_errors(tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
@@ -678,9 +676,7 @@ def test_fewer_epochs_than_were_done_are_refused(tmp_path: Path) -> None:
 
 @clause("18.fit.not_finite", "18.run.refused")
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_an_error_in_one_line_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, finished: Path
-) -> None:
+def test_a_non_finite_loss_is_a_one_line_error_and_keeps_the_last_checkpoint(tmp_path: Path, finished: Path) -> None:
     folder = copied(finished, tmp_path)
     good = (folder / "last.pt").read_bytes()
     assert_refused(train(tmp_path, *TINY, "--output", "wild", "--learning-rate", 1e6), "the loss of step ", "last.pt")
@@ -737,7 +733,7 @@ def tree(folder: Path, *, per_class: int = 6) -> Path:
 
 @clause("18.data.tree")
 @pytest.mark.slow
-def test_a_tree_of_the_users_own_images_is_learned_with_its_own_classes(tmp_path: Path) -> None:
+def test_training_on_user_images_uses_the_folder_classes(tmp_path: Path) -> None:
     tree(tmp_path)
     result = train(tmp_path, "--dataset", "images", "--data-root", "mine", *QUICK)
     assert result.status == 0, result.err
@@ -781,7 +777,7 @@ def test_resuming_with_other_images_is_refused(tmp_path: Path) -> None:
 @clause("18.data.cifar10")
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
-def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path, packed: bool) -> None:
+def test_cifar10_is_found_under_the_data_root(tmp_path: Path, packed: bool) -> None:
     cifar10 = small_cifar10(4)
     root = tmp_path / "data"
     root.mkdir()
@@ -798,7 +794,7 @@ def test_cifar10_is_found_under_the_data_root_without_being_named(tmp_path: Path
 
 @clause("18.data.archives")
 @pytest.mark.slow
-def test_archives_that_cannot_be_trusted_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_untrusted_archives_are_refused_in_one_line(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     files = small_cifar10(4).files

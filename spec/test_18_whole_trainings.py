@@ -174,7 +174,7 @@ FAULTS = {
 
 @clause("18.training.whole")
 @pytest.mark.slow
-def test_a_right_training_is_equivalent_to_the_measured_ones() -> None:
+def test_a_correct_training_is_equivalent_to_the_recorded_ones() -> None:
     assert told([train(seed) for seed in SEEDS]) == set()
 
 
@@ -188,7 +188,7 @@ def test_a_training_with_a_fault_differs(fault: str, by: str, record_property: C
 
 
 @clause("18.training.whole")
-def test_equivalence_needs_the_whole_interval_in_the_band() -> None:
+def test_equivalence_requires_the_whole_interval_within_the_band() -> None:
     band = (0.5, 0.1)
     assert equivalent([0.5, 0.55, 0.45], band)
     assert not equivalent([0.9, 0.9, 0.9], band)

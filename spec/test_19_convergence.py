@@ -156,7 +156,7 @@ def test_the_losses_of_a_gpu_are_those_of_the_cpu_step_by_step(
 
 @clause("19.training.compiled")
 @pytest.mark.parametrize("how", ["graphs", "full"])
-def test_a_compiled_network_takes_the_same_course(gpu: torch.device, rehearsal: bool, how: str) -> None:
+def test_compiled_training_loss_follows_the_eager_one(gpu: torch.device, rehearsal: bool, how: str) -> None:
     """As float32 above. The rehearsal's graphs are traced and run operation by operation."""
     if gpu.type == "mps":
         pytest.skip("torch.compile for MPS is an early prototype")
@@ -236,7 +236,7 @@ def test_both_methods_of_moving_train_the_same_network(gpu: torch.device, rehear
 
 
 @clause("19.training.deterministic")
-def test_deterministic_trainings_are_the_same_to_the_bit(gpu: torch.device, rehearsal: bool) -> None:
+def test_deterministic_trainings_are_bit_equal(gpu: torch.device, rehearsal: bool) -> None:
     steps = REHEARSED_STEPS if rehearsal else STEPS
     runs = []
     for _ in range(2):
@@ -248,7 +248,7 @@ def test_deterministic_trainings_are_the_same_to_the_bit(gpu: torch.device, rehe
 
 
 @clause("19.training.stream")
-def test_a_stream_of_its_own_changes_nothing(gpu: torch.device) -> None:
+def test_training_on_a_side_stream_gives_the_same_result(gpu: torch.device) -> None:
     seed_everything(0, deterministic=True)
     expected = trained(start(), gpu, REHEARSED_STEPS)
     layers, aside = start().to(gpu), contextlib.ExitStack()
@@ -276,7 +276,7 @@ def test_the_second_gpu_trains_the_same_network_as_the_first(gpu: torch.device) 
 
 
 @clause("19.device.mps")
-def test_apples_gpu_takes_the_course_of_the_cpu() -> None:
+def test_mps_training_loss_follows_the_cpu() -> None:
     if not torch.backends.mps.is_available():
         pytest.skip("there is no MPS here")
     exact, wobbling = pytorchs_losses(REHEARSED_STEPS)
@@ -339,7 +339,7 @@ def test_the_network_learns_real_images(gpu: torch.device, rehearsal: bool, tmp_
 
 
 @clause("19.training.no_waiting")
-def test_no_step_synchronizes(gpu: torch.device) -> None:
+def test_no_training_step_synchronizes_with_the_gpu(gpu: torch.device) -> None:
     layers = Ocean(10).to(gpu)
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE)
     loader = ResidentLoader(Shapes(train=True, size=40), 8, shuffle=True, device=gpu)
@@ -363,7 +363,7 @@ def test_no_step_synchronizes(gpu: torch.device) -> None:
 
 
 @clause("19.checkpoint.travels")
-def test_a_checkpoint_of_the_gpu_opens_on_the_cpu_and_goes_back(gpu: torch.device, tmp_path: Path) -> None:
+def test_a_gpu_checkpoint_loads_on_the_cpu_and_back(gpu: torch.device, tmp_path: Path) -> None:
     layers = Ocean(10).to(gpu)
     optimizer = torch.optim.SGD(layers.parameters(), LEARNING_RATE, momentum=0.9)
     layers(torch.ones(2, 3, 32, 32, device=gpu)).square().mean().backward()
@@ -396,7 +396,7 @@ def wants_too_much(where: str) -> None:
 
 @clause("19.training.memory")
 @pytest.mark.parametrize("where", ["at first", "in a step"])
-def test_a_device_without_memory_ends_the_run_in_one_line(gpu: torch.device, where: str, tmp_path: Path) -> None:
+def test_out_of_gpu_memory_is_a_one_line_error(gpu: torch.device, where: str, tmp_path: Path) -> None:
     device = gpu.type if gpu.index is None else f"{gpu.type}:{gpu.index}"
     words: tuple[object, ...] = ("--dataset", "shapes", "--limit-train", 64, "--limit-test", 16, "--epochs", 1)
     words += ("--device", device, "--output", tmp_path / "run")

@@ -114,7 +114,7 @@ def test_a_loss_without_class_weights_has_nothing_to_move() -> None:
 
 
 @clause("19.place.module_in_place", "19.place.tensor_anew")
-def test_a_module_moves_in_place_and_a_tensor_does_not() -> None:
+def test_module_to_moves_in_place_and_tensor_to_returns_a_copy() -> None:
     layer, numbers = nn.Linear(1, 1), torch.ones(1)
     weight = layer.weight
     assert layer.to("meta") is layer
@@ -138,7 +138,7 @@ def test_without_a_gpu_only_the_guarded_listing_runs() -> None:
 
 
 @clause("19.listing.no_timer", "19.listing.end_time")
-def test_a_training_that_is_timed_notes_both_ends_of_every_epoch() -> None:
+def test_timed_training_records_start_and_end_of_every_epoch() -> None:
     shapes = Shapes(train=True, size=32)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     loader = ResidentLoader(shapes, 16)
@@ -443,7 +443,7 @@ SLIPS = (
     ("module", "stands", "slip", "where"), SLIPS, ids=[f"{m}: {s.strip()}" for m, s, _, _ in SLIPS]
 )
 @on_simulated_device
-def test_a_slip_in_the_reference_itself_would_be_caught(
+def test_a_wrong_device_in_the_reference_is_detected(
     module: str, stands: str, slip: str, where: str, tmp_path: Path
 ) -> None:
     source = getsource(import_module(module))
@@ -718,7 +718,7 @@ def test_no_step_of_a_training_waits_for_the_device(shuffle: bool, scaled: bool)
 @clause("19.training.no_waiting")
 @pytest.mark.slow
 @on_simulated_device
-def test_a_step_that_reads_its_loss_is_noticed() -> None:
+def test_a_step_that_reads_the_loss_on_the_host_is_detected() -> None:
     network = nn.Linear(2, 2).to(NAME)
     with waits() as noted:
         for _ in range(3):
@@ -755,7 +755,7 @@ def test_the_command_trains_and_resumes_on_the_device(tmp_path: Path) -> None:
 @clause("19.checkpoint.travels")
 @pytest.mark.slow
 @on_simulated_device
-def test_the_generator_of_the_device_is_restored_there_and_unchanged_elsewhere() -> None:
+def test_device_generator_state_is_restored_on_the_same_device_only() -> None:
     device = torch.device(NAME, 0)
     states = random_states(device)
     here, there = torch.rand(4), torch.rand(4, device=device)
@@ -773,7 +773,7 @@ def test_the_generator_of_the_device_is_restored_there_and_unchanged_elsewhere()
 
 @clause("19.training.loss_scale")
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_scaling_equals_gradscaler(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps are not finite: the first one, one in the middle, two in a row; three good ones double the factor."""
     monkeypatch.setattr(scaling, "GROWTH_INTERVAL", 3)
     bad = {0, 4, 9, 10}
@@ -804,7 +804,7 @@ def test_the_loss_is_scaled_as_gradscaler_scales_it(momentum: float, monkeypatch
 
 
 @clause("19.training.loss_scale")
-def test_gradients_too_small_for_float16_survive() -> None:
+def test_loss_scaling_keeps_gradients_too_small_for_float16() -> None:
     def gradient(scale: Tensor | None) -> Tensor:
         x = torch.full((1,), 1e-4, dtype=torch.float16)
         weight = torch.ones(1, requires_grad=True)

@@ -47,7 +47,7 @@ def test_the_parts_of_a_batch_are_disjoint_and_complete(size: int, images: int) 
 
 
 @clause("19.processes.alone")
-def test_one_process_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_trains_as_without_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     group = Group.from_environment()
@@ -331,7 +331,7 @@ def test_a_stop_signal_does_not_interrupt_the_report_that_a_process_is_gone(monk
 
 @clause("19.processes.killed")
 @pytest.mark.usefixtures("signal_handlers")
-def test_who_is_left_does_not_wait_for_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_processes_do_not_wait_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[str] = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("waited"))
@@ -502,7 +502,7 @@ def short(value: object) -> str:
 @clause("19.processes.killed_anywhere")
 @pytest.mark.slow
 @pytest.mark.parametrize(("point", "victim", "resumed"), DEATHS, ids=short)
-def test_wherever_a_process_is_killed_the_others_say_so_and_their_advice_is_true(
+def test_a_killed_process_is_reported_with_correct_resume_advice(
     point: str, victim: int, resumed: bool, tmp_path: Path, begun: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -529,7 +529,7 @@ def test_wherever_a_process_is_killed_the_others_say_so_and_their_advice_is_true
 @clause("19.processes.killed_anywhere")
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [EARLY[1], "reference.run.train:prepare:1", "reference.distributed:Group.part:1"])
-def test_of_several_that_are_left_one_says_it(point: str, tmp_path: Path) -> None:
+def test_only_one_remaining_process_reports_a_lost_process(point: str, tmp_path: Path) -> None:
     words = (*FEW, "--output", tmp_path / "run", "--quiet")
     errors = "".join(deaths(tmp_path, words, 3, 1, point))
     assert "Traceback" not in errors
@@ -539,7 +539,9 @@ def test_of_several_that_are_left_one_says_it(point: str, tmp_path: Path) -> Non
 @clause("19.processes.meeting")
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "interrupted")])
-def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signals, said: str, tmp_path: Path) -> None:
+def test_a_signal_interrupts_a_process_that_waits_for_the_others(
+    number: signal.Signals, said: str, tmp_path: Path
+) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = Command(
         "train_full.py", *FEW, "--quiet", folder=tmp_path, prepare=partial(as_process, 0, 2, 1, "", store.port)
@@ -554,7 +556,7 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(number: signal.Signa
 
 @clause("19.processes.one_writer")
 @pytest.mark.slow
-def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path: Path) -> None:
+def test_several_stopped_processes_save_and_report_no_failure(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def stop(commands: list[Command]) -> None:
@@ -574,7 +576,7 @@ def test_several_processes_that_are_stopped_save_and_report_no_failure(tmp_path:
 
 @clause("19.processes.meeting")
 @pytest.mark.slow
-def test_waiting_for_the_others_has_an_end_and_says_so(tmp_path: Path) -> None:
+def test_waiting_for_other_processes_times_out_with_a_message(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = Command("train_full.py", *FEW, "--quiet", folder=tmp_path, prepare=partial(impatient, store.port))
     result = command.wait(60)
@@ -593,7 +595,7 @@ def impatient(port: int) -> None:
 
 @clause("19.processes.meeting")
 @pytest.mark.slow
-def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_meet_it(tmp_path: Path) -> None:
+def test_torchrun_exits_within_seconds_if_a_process_is_killed_before_the_rendezvous(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, runpy, signal, sys, time\n"
@@ -614,7 +616,7 @@ def test_torchrun_ends_within_seconds_if_a_process_is_killed_before_the_others_m
 
 
 @clause("19.processes.gpus")
-def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_a_separate_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Group().device("cuda") == "cuda"  # alone

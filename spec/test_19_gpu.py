@@ -341,7 +341,9 @@ SPATIAL_MANY: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", SPATIAL_MANY)
-def test_images_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, name: str, side: str) -> None:
+def test_images_with_more_elements_than_int32_are_computed(
+    gpu: torch.device, rehearsal: bool, name: str, side: str
+) -> None:
     """The last image, where an index could overflow, gives the same result as alone, bit for bit."""
     function, width = component(side, name), 2**7 if rehearsal else 2**15
     images = pattern(many(rehearsal) // width, width, gpu).view(64, 1, -1, width)
@@ -364,7 +366,7 @@ def test_images_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal
 @pytest.mark.xdist_group("much memory")
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("side", SIDES)
-def test_scores_of_more_elements_than_32_bits_count(gpu: torch.device, rehearsal: bool, side: str) -> None:
+def test_scores_with_more_elements_than_int32_are_computed(gpu: torch.device, rehearsal: bool, side: str) -> None:
     """The losses and gradients of the last samples are the same as alone, up to one rounding to bfloat16."""
     classes = 2**4 if rehearsal else 2**10
     cross_entropy = component(side, "cross_entropy")

@@ -48,7 +48,7 @@ def strictly(path: Path) -> Any:
 
 @clause("19.gpu.command")
 @pytest.mark.slow
-def test_a_part_that_fails_or_takes_too_long_keeps_its_figures_and_those_of_the_others(tmp_path: Path) -> None:
+def test_a_failed_or_timed_out_part_keeps_all_recorded_figures(tmp_path: Path) -> None:
     one = "f.write(json.dumps({'figure': 1}) + '\\n'); f.flush(); "
     parts = (
         part("good", 30, RECORD + one),
@@ -106,7 +106,7 @@ def test_parts_beyond_the_time_limit_are_recorded_as_not_run(tmp_path: Path) -> 
 
 
 @clause("19.gpu.command")
-def test_the_parts_have_different_names_and_the_documents_give_their_limits() -> None:
+def test_parts_have_different_names_and_documented_time_limits() -> None:
     names = [one.name for one in gpu.PARTS]
     assert len(set(names)) == len(names)
     for document in figures.DOCUMENTS.values():
@@ -284,7 +284,7 @@ def test_the_packed_wheels_are_the_requirements_that_the_machine_lacks(tmp_path:
 
 
 @clause("19.gpu.pack")
-def test_a_folder_of_images_is_packed_and_unpacked_and_another_one_is_refused(tmp_path: Path) -> None:
+def test_image_folders_are_packed_and_unpacked_and_others_are_refused(tmp_path: Path) -> None:
     for half in ("train", "test"):
         (tmp_path / f"data/{half}/cat").mkdir(parents=True)
         (tmp_path / f"data/{half}/cat/0.png").write_bytes(half.encode())
@@ -300,7 +300,7 @@ def test_a_folder_of_images_is_packed_and_unpacked_and_another_one_is_refused(tm
 
 
 @clause("19.gpu.pack")
-def test_an_archive_that_leaves_its_folder_is_not_unpacked(tmp_path: Path) -> None:
+def test_archive_members_outside_the_target_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "file", "../outside")

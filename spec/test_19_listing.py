@@ -180,7 +180,7 @@ def saved_network(folder: Path) -> torch.nn.Module:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning", "ignore::DeprecationWarning")
 @on_simulated_device
-def test_the_programs_run_to_their_end_and_print_the_same_on_either_device(tmp_path: Path) -> None:
+def test_device_listings_print_the_same_on_cpu_and_gpu(tmp_path: Path) -> None:
     """Both methods with `simulated` instead of `cuda`, and method 1 without a GPU.
 
     The same kernels compute, so the losses are the same to the last digit.
@@ -208,7 +208,7 @@ def test_the_programs_run_to_their_end_and_print_the_same_on_either_device(tmp_p
     ],
 )
 @on_simulated_device
-def test_a_program_that_leaves_something_behind_does_not_run(what: str, stands: str, slip: str, tmp_path: Path) -> None:
+def test_incomplete_device_placement_is_an_error(what: str, stands: str, slip: str, tmp_path: Path) -> None:
     text = LISTINGS["ch19-5"].replace("cuda", NAME)
     assert text.count(stands) == 1, what
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):

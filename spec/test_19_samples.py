@@ -51,7 +51,7 @@ def component(side: str, name: str) -> Any:
 @clause("19.gpu.samples")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operator_samples(
+def test_samples_of_operators_agree_on_the_gpu(
     gpu: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     counts: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def test_operator_samples(
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", MODULES)
-def test_module_samples(
+def test_samples_of_modules_agree_on_the_gpu(
     gpu: torch.device, side: str, name: str, training: bool, record_property: Callable[[str, object], None]
 ) -> None:
     counts: Counter[str] = Counter()
@@ -133,7 +133,7 @@ def test_module_samples(
 @clause("19.gpu.samples")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_samples(
+def test_samples_of_optimizers_agree_on_the_gpu(
     gpu: torch.device, side: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     kind, counts = component(side, name), Counter[str]()

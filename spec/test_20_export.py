@@ -47,7 +47,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 @clause("20.script.newest")
-def test_the_newest_run_is_the_one_that_wrote_its_best_checkpoint_last(tmp_path: Path) -> None:
+def test_the_newest_run_has_the_latest_best_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished epoch of a run is in .*runs/"):
         newest_checkpoint(tmp_path / "runs")
     for age, name in ((1, "b"), (3, "a/seed-0"), (2, "c")):
@@ -82,7 +82,7 @@ def test_predict_uses_the_newest_run_prints_scores_and_saves_the_images(
 @clause("20.script.schema")
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--verbose",), ("--top-k", 99)], ids=str)
-def test_the_json_of_predict_follows_its_schema(
+def test_predict_json_follows_the_schema(
     words: tuple[Any, ...], checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_text("no image")
@@ -97,7 +97,7 @@ def test_the_json_of_predict_follows_its_schema(
 
 
 @clause("20.script.verbose")
-def test_a_prediction_has_the_scores_that_its_probabilities_come_from(images: list[Path]) -> None:
+def test_predictions_contain_scores_and_probabilities(images: list[Path]) -> None:
     torch.manual_seed(1)
     for answer in predict(Ocean(), NAMES, images):
         assert answer.scores is not None
@@ -138,7 +138,7 @@ def scores_of(path: Path, images: torch.Tensor) -> tuple[torch.Tensor, dict[str,
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_an_exported_file_gives_the_networks_scores_and_has_its_names_inside(
+def test_an_exported_file_gives_equal_scores_and_contains_class_names(
     kind: exporting.Kind, checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / f"network{SUFFIXES[kind]}"
@@ -157,7 +157,7 @@ def test_an_exported_file_gives_the_networks_scores_and_has_its_names_inside(
 
 @clause("20.export.kinds")
 @pytest.mark.slow
-def test_the_script_takes_a_run_says_what_it_verified_and_names_the_trap(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_script_accepts_a_run_and_reports_the_verification(checkpoint: Path, tmp_path: Path) -> None:
     result = run("export.py", "runs/a run", "--to", "whole-module", folder=tmp_path)
     assert result.status == 0, result.err
     assert result.out.startswith("runs/a run/network.pth: ")
@@ -169,7 +169,7 @@ def test_the_script_takes_a_run_says_what_it_verified_and_names_the_trap(checkpo
 
 
 @clause("20.export.refused")
-def test_a_file_with_other_scores_is_refused_and_not_written(
+def test_an_export_with_different_scores_is_refused_and_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, read = exporting.WAYS["safetensors"]

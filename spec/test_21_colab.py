@@ -21,7 +21,7 @@ def cells(kind: str) -> list[str]:
 
 
 @clause("21.listing.imports", "21.listing.session")
-def test_the_cells_of_a_session_share_their_names_and_alone_lack_them() -> None:
+def test_cells_of_a_session_share_names() -> None:
     first, second = "import torch", "print(torch.__version__)"  # chapter 21, lines 2155 and 2159
     with pytest.raises(NameError, match="torch"):
         exec(second, {})
@@ -33,7 +33,7 @@ def test_the_cells_of_a_session_share_their_names_and_alone_lack_them() -> None:
 
 
 @clause("21.version.printed")
-def test_the_version_names_the_release_and_its_build() -> None:
+def test_the_version_names_release_and_build() -> None:
     printed = "2.2.1+cu121"  # chapter 21, line 2160
     shape = r"(\d+)\.(\d+)\.(\d+)\w*(\+\w+)?"
     assert re.fullmatch(shape, printed)
@@ -57,7 +57,7 @@ def test_a_pass_of_the_listings_loader_takes_782_steps() -> None:
 
 
 @clause("21.listing.timer", "21.gpu.chosen", "21.speed.providers")
-def test_the_notebook_asks_for_a_gpu_measures_its_speed_and_runs_without_one() -> None:
+def test_the_notebook_requests_a_gpu_measures_speed_and_runs_without_one() -> None:
     content = json.loads(NOTEBOOK.read_text())
     assert content["metadata"]["accelerator"] == "GPU"
     assert any("GPU" in text for text in cells("markdown"))
@@ -75,7 +75,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 
 
 @clause("21.notebook.clean")
-def test_each_text_of_the_notebook_is_in_english_and_chinese() -> None:
+def test_notebook_text_is_in_english_and_chinese() -> None:
     for text in cells("markdown"):
         title, *paragraphs = text.split("\n\n")
         assert re.search("[\u4e00-\u9fff]", title), title

@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "spec/beginners").glob("chapter_*.py"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 @pytest.mark.slow
-def test_a_beginner_s_file_passes_its_chapter_at_level_tutorial(file: Path, tmp_path: Path) -> None:
+def test_a_beginners_file_passes_the_chapter_at_level_tutorial(file: Path, tmp_path: Path) -> None:
     tests = sorted((ROOT / "spec").glob(f"test_{file.stem.removeprefix('chapter_')}_*.py"))
     tests += [ROOT / "spec/test_03_transforms.py"] if file.stem == "chapter_04" else []
     options = ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-n", "0")

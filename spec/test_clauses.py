@@ -88,6 +88,42 @@ def test_no_two_tests_of_a_file_have_the_same_name() -> None:
         assert len(names) == len(set(names)), home
 
 
+UNCLEAR = re.compile(
+    r"^test_(it|they|them|their|this|that|these|those)_"
+    r"|_(its|what|whatever|who|whoever|whom|whose|wherever|likewise)(_|$)"
+    r"|_(travels?|comes?_back|nothing_else|no_trouble|harms?|will_do|says_so|might_as_well)(_|$)"
+)
+"""Words in the name of a test that refer to something outside of the name, and idioms."""
+
+
+def test_names_of_tests_can_be_understood_without_the_file() -> None:
+    assert [f"{home}::{node.name}" for home, nodes in functions().items() for node in nodes if unclear(node)] == []
+
+
+def unclear(function: ast.FunctionDef) -> bool:
+    """Whether the name of a test does not name the component and the behaviour."""
+    return function.name.startswith("test_") and bool(UNCLEAR.search(function.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("test_its_state_travels_both_ways", True),
+        ("test_it_is_differentiable_twice", True),
+        ("test_who_is_left_does_not_wait_for_who_is_gone", True),
+        ("test_tensors_of_every_kind_come_back", True),
+        ("test_state_dict_loads_to_and_from_pytorch", False),
+        ("test_conv2d_is_differentiable_twice", False),
+        ("itself", False),
+    ],
+    ids=str,
+)
+def test_unclear_names_of_tests_are_found(name: str, found: bool) -> None:
+    function = ast.parse(f"def {name}(): ...").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert unclear(function) == found
+
+
 @pytest.mark.parametrize("chapter", sorted({entry.chapter for entry in CLAUSES.values()}))
 def test_every_clause_is_complete(chapter: str) -> None:
     entries = [entry for entry in CLAUSES.values() if entry.chapter == chapter]
@@ -150,9 +186,7 @@ def test_mistakes_in_clauses_are_found(entry: Clause, problem: str) -> None:
         ("08.x.seed", "claim", "tutorial", "randomness"),
     ],
 )
-def test_the_kind_and_the_name_of_a_clause_give_its_level_and_aspect(
-    name: str, kind: str, level: str, aspect: str
-) -> None:
+def test_kind_and_name_of_a_clause_give_level_and_aspect(name: str, kind: str, level: str, aspect: str) -> None:
     entry = Clause(name, kind, "A.", "甲。")
     assert (entry.level, entry.aspect) == (level, aspect)
 
@@ -211,7 +245,9 @@ def _expects_an_error() -> None:
     ],
     ids=["a test", "a property", "a property of Hypothesis", "an error", "markers"],
 )
-def test_the_test_itself_decides_what_its_clause_does_not(test: Callable[..., None], level: str, aspect: str) -> None:
+def test_test_markers_override_level_and_aspect_of_the_clause(
+    test: Callable[..., None], level: str, aspect: str
+) -> None:
     item: Any = Written(clause("08.conv2d.stride1")(test))
     assert (level_of(item), aspect_of(item)) == (level, aspect)
 
@@ -264,7 +300,7 @@ def test_a_rule_of_the_project_is_not_tested_with_pytorch() -> None:
     assert asked == []
 
 
-def test_a_verdict_that_no_test_of_this_machine_sees_is_not_testable() -> None:
+def test_a_verdict_that_needs_other_hardware_is_not_testable() -> None:
     """A verdict needs a test without a GPU; clauses that only tests marked gpu can verify are "not testable"."""
     seen = {
         name
@@ -290,7 +326,7 @@ def test_a_sentence_that_the_tutorial_repeats_has_one_verdict() -> None:
         assert len(set(verdicts.values())) == 1, verdicts
 
 
-def test_the_clauses_are_in_the_order_of_their_chapters() -> None:
+def test_clauses_are_in_chapter_order() -> None:
     ids = list(CLAUSES)
     assert [later for earlier, later in pairwise(ids) if later[:2] < earlier[:2]] == []
 
@@ -319,7 +355,7 @@ def test_an_unknown_clause_is_refused_with_the_nearest() -> None:
     ],
     ids=["a missing part", "an unknown part", "an unknown clause", "a clause without a verdict"],
 )
-def test_a_clause_of_other_parts_is_refused(tmp_path: Path, entry: str, says: str) -> None:
+def test_a_clause_with_unknown_fields_is_rejected(tmp_path: Path, entry: str, says: str) -> None:
     path = tmp_path / "clauses.toml"
     path.write_text(f'["08.x.y"]\n{entry}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=says):

@@ -65,7 +65,7 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
     outcomes = {test["id"].partition("::")[2]: test for test in report["tests"]}
     crashed = {name for name, test in outcomes.items() if test["outcome"] != "passed"}
     step = "test_stride_is_the_step[torch]"
-    assert crashed == {step, "test_it_is_the_sum_of_the_definition[torch]"}
+    assert crashed == {step, "test_conv2d_equals_the_sum_of_the_definition[torch]"}
     assert len(outcomes) == 8
     assert outcomes[step]["outcome"] == "failed"
     assert f"the process that ran the test ended {says}" in outcomes[step]["message"]
@@ -73,7 +73,7 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
     assert outcomes[step]["components"] == ["conv2d"]
     assert outcomes[step]["reproduction"].rstrip().endswith("print(conv2d(input, weight, stride=2))")
     # the examples of a property derive from the seed of the run, so that the crashed example is repeated
-    drawn = outcomes["test_it_is_the_sum_of_the_definition[torch]"]
+    drawn = outcomes["test_conv2d_equals_the_sum_of_the_definition[torch]"]
     assert f"the process that ran the test ended {says}" in drawn["message"]
     assert "dtype=torch.float16" in drawn["reproduction"]
     assert re.search(r"dilation=\(\d, 2\)", drawn["reproduction"].splitlines()[-1]), drawn["reproduction"]
@@ -109,7 +109,7 @@ def test_a_known_crash_is_a_known_failure_of_the_test_that_makes_the_call() -> N
 @pytest.mark.parametrize(
     ("probe", "flags"), [(lambda: None, {"some_flag"}), (os.abort, {"other"})], ids=["repaired", "another processor"]
 )
-def test_where_the_call_does_not_crash_it_is_judged(probe: Any, flags: set[str]) -> None:
+def test_calls_outside_the_crash_condition_are_judged(probe: Any, flags: set[str]) -> None:
     crash, home = known(probe)
     crashes.avoid([crash], lambda: flags)
     assert home.half(0) == 0

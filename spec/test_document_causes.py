@@ -44,7 +44,7 @@ def named(result: Result) -> set[str]:
 @clause("00.check.causes")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
-def test_a_fault_is_explained_by_its_cause(name: str, outcomes: dict[tuple[str, str], Result]) -> None:
+def test_each_fault_is_explained_by_the_matching_cause(name: str, outcomes: dict[tuple[str, str], Result]) -> None:
     result = outcomes[name, "before"]
     assert name in named(result), (result.verdict, result.error, named(result))
     expected = {"note": {"runs", "warns"}}.get(TABLE[name].kind, {"fails", "warns"})
@@ -78,7 +78,7 @@ def test_the_automatic_fix_changes_the_faulty_program_only(name: str) -> None:
 
 
 @clause("00.check.causes")
-def test_every_cause_says_why_and_how_in_both_languages_with_its_source() -> None:
+def test_every_cause_has_reason_remedy_and_source_in_both_languages() -> None:
     for cause in TABLE.values():
         for text in (cause.en, cause.fix_en):
             assert text.endswith((".", ":."))

@@ -75,7 +75,7 @@ KINDS = {
 
 @clause("00.check.extraction")
 @pytest.mark.parametrize(("text", "kind"), KINDS.values(), ids=KINDS)
-def test_a_listing_is(text: str, kind: str, tmp_path: Path) -> None:
+def test_listing_verdict_is(text: str, kind: str, tmp_path: Path) -> None:
     (found,) = listings(tmp_path, f"# Title\n\n{text}\n")
     assert found.kind == kind
     assert found.line == (3 if "a list" not in text and "* one" not in text else 5)
@@ -95,7 +95,7 @@ def test_lines_of_listings_are_lines_of_the_document(tmp_path: Path) -> None:
 
 
 @clause("00.check.extraction")
-def test_the_name_of_a_file_is_that_of_its_heading_sentence_or_comment(tmp_path: Path) -> None:
+def test_listing_file_names_come_from_heading_sentence_or_comment(tmp_path: Path) -> None:
     text = "## 网络（model.py）\n\n```python\nx = 1\n```\n\nIn `data/sets.py`:\n\n```python\nx = 2\n```\n\n"
     text += "```python\n# train.py\nx = 3\n```\n"
     assert [each.file for each in listings(tmp_path, text)] == ["model.py", "data/sets.py", "train.py"]
@@ -105,7 +105,7 @@ def test_the_name_of_a_file_is_that_of_its_heading_sentence_or_comment(tmp_path:
 
 
 @clause("00.check.continuation")
-def test_a_listing_continues_those_with_its_names(tmp_path: Path) -> None:
+def test_a_listing_continues_earlier_listings_with_the_same_names(tmp_path: Path) -> None:
     found = listings(tmp_path, examples.CONTINUED)
     groups = sessions(found, modules_of(found))
     lines = [[found[number].line for number in group] for group in groups]
@@ -147,12 +147,12 @@ NEEDS = {
 
 @clause("00.check.continuation")
 @pytest.mark.parametrize("code", NEEDS)
-def test_a_program_needs(code: str) -> None:
+def test_missing_dependencies_of_a_program(code: str) -> None:
     assert names_of(code).needs == NEEDS[code]
 
 
 @clause("00.check.continuation")
-def test_a_module_is_the_listing_of_its_name(tmp_path: Path) -> None:
+def test_a_local_module_is_the_listing_with_that_file_name(tmp_path: Path) -> None:
     text = (
         "### model.py\n\n```python\nclass Net: ...\n```\n\n```python\nfrom model import *\nNet()\n```\n\n"
         "```python\ndef helper(): ...\n```\n\n```python\nfrom utils_of_mine import helper\nhelper()\n```\n"
@@ -186,13 +186,13 @@ OTHER = {
 
 @clause("00.check.outputs")
 @pytest.mark.parametrize(("said", "printed"), SAME.values(), ids=SAME)
-def test_no_difference_in(said: str, printed: str) -> None:
+def test_outputs_are_equal_up_to(said: str, printed: str) -> None:
     assert not compare.differs(said, printed)
 
 
 @clause("00.check.outputs")
 @pytest.mark.parametrize(("said", "printed"), OTHER.values(), ids=OTHER)
-def test_a_difference_in(said: str, printed: str) -> None:
+def test_outputs_differ_in(said: str, printed: str) -> None:
     assert compare.differs(said, printed)
 
 
@@ -201,7 +201,7 @@ def test_a_difference_in(said: str, printed: str) -> None:
 
 @clause("00.check.verdicts", "00.check.continuation", "00.check.outputs")
 @pytest.mark.slow
-def test_continued_listings_get_their_verdicts(tmp_path: Path) -> None:
+def test_continued_listings_get_verdicts(tmp_path: Path) -> None:
     found = checked(tmp_path, examples.CONTINUED).results
     verdicts = {first_line(result.listing): result for result in found}
     wrong = [result.listing.printed for result in found if result.verdict in ("fails", "differs")]
@@ -215,7 +215,7 @@ def test_continued_listings_get_their_verdicts(tmp_path: Path) -> None:
 
 @clause("00.check.verdicts", "00.check.outputs")
 @pytest.mark.slow
-def test_a_notebook_gets_its_verdicts(tmp_path: Path) -> None:
+def test_a_notebook_gets_verdicts(tmp_path: Path) -> None:
     found = checked(tmp_path, examples.notebook(), "book.ipynb").results
     verdicts = [result.verdict for result in found]
     assert verdicts == [*("runs", "runs", "differs", "runs", "runs", "not run", "runs", "runs", "fragment", "fails")]
@@ -228,7 +228,7 @@ def test_a_notebook_gets_its_verdicts(tmp_path: Path) -> None:
 @clause("00.check.isolation")
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux binds foreign code that is not Python")
-def test_a_hostile_document_harms_nothing(tmp_path: Path) -> None:
+def test_a_hostile_document_cannot_write_outside_the_sandbox(tmp_path: Path) -> None:
     folder = tmp_path / "precious"
     folder.mkdir()
     target = folder / "file"
@@ -308,7 +308,7 @@ def recorded_line(first: int, line: int) -> int:
 
 @clause("00.check.tutorial")
 @pytest.mark.slow
-def test_the_check_of_the_tutorial_equals_its_record(tmp_path: Path) -> None:
+def test_the_tutorial_check_equals_the_recorded_one(tmp_path: Path) -> None:
     found = {result.listing.line: result for result in checked(tmp_path, examples.tutorial(), seconds=1.0).results}
     assert set(found) == set(LISTINGS)
     for first, result in found.items():
@@ -369,7 +369,7 @@ def test_the_script_explains_in_chinese_and_exits_with_1(faulty: tuple[Path, Pat
 
 @clause("00.check.report")
 @pytest.mark.slow
-def test_the_json_follows_its_schema(faulty: tuple[Path, Path, Any]) -> None:
+def test_document_check_json_follows_the_schema(faulty: tuple[Path, Path, Any]) -> None:
     folder, _, _ = faulty
     schema = json.loads(report.SCHEMA.read_text(encoding="utf-8"))
     result = json.loads((folder / "r.json").read_text(encoding="utf-8"))
@@ -421,7 +421,7 @@ def test_an_error_in_the_arguments_is_one_line(words: list[str], said: str) -> N
 
 
 @clause("00.check.fixes")
-def test_a_notebook_is_copied_with_its_fixes(tmp_path: Path) -> None:
+def test_a_notebook_copy_contains_the_fixes(tmp_path: Path) -> None:
     path = tmp_path / "book.ipynb"
     path.write_text(examples.notebook(), encoding="utf-8")
     document = Document(path, [])
@@ -435,7 +435,7 @@ def test_a_notebook_is_copied_with_its_fixes(tmp_path: Path) -> None:
 
 
 @clause("00.check.report")
-def test_a_document_that_did_not_run_has_a_report_too(tmp_path: Path) -> None:
+def test_a_document_that_did_not_run_gets_a_report(tmp_path: Path) -> None:
     """The report needs no PyTorch: its texts, the page and the data come from the results alone."""
     path = tmp_path / "document.md"
     path.write_text(examples.CONTINUED, encoding="utf-8")

@@ -63,7 +63,7 @@ def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(FAULTS))
-def test_every_fault_is_caught_by_its_test(file: str, subtests: pytest.Subtests) -> None:
+def test_every_fault_is_caught_by_the_named_test(file: str, subtests: pytest.Subtests) -> None:
     faults = FAULTS[file]
     receiver, sender = _context.Pipe(duplex=False)
     wanted = [(fault.implementation(), fault.caught_by.partition("::")[2]) for fault in faults]

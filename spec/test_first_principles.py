@@ -170,7 +170,7 @@ DEFINED = (
 
 
 @pytest.mark.parametrize("file", DEFINED)
-def test_the_first_code_of_a_component_is_its_definition(file: str) -> None:
+def test_the_first_code_of_a_component_is_the_definition(file: str) -> None:
     tree = ast.parse((ROOT / f"nn/{file}.py").read_text(encoding="utf-8"))
     code = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert code[0].name.endswith("_definition")

@@ -38,7 +38,7 @@ CASES = [
 @clause("00.found.reproduced")
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "printed"), CASES)
-def test_a_reproduction_prints_what_the_document_says(number: int, code: str, printed: str) -> None:
+def test_reproductions_print_the_documented_output(number: int, code: str, printed: str) -> None:
     if not torch.__version__.startswith(MEASURED):
         pytest.skip(f"the document was measured with PyTorch {MEASURED}, here is {torch.__version__}")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def test_the_chinese_document_has_the_same_reproductions() -> None:
 
 
 @clause("00.found.known_failures")
-def test_every_known_failure_names_its_section_or_its_deviation() -> None:
+def test_every_known_failure_names_a_section_or_a_deviation() -> None:
     reasons: list[str] = []
     for path in KNOWN:
         for devices in tomllib.loads(path.read_text(encoding="utf-8")).values():

@@ -24,7 +24,7 @@ def start(folder: Path, chapter: str, monkeypatch: pytest.MonkeyPatch, language:
 
 @pytest.mark.parametrize("chapter", sorted({exercise.chapter for exercise in exercises().values()}))
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_stubs_of_a_chapter_define_its_components_and_no_solution(
+def test_exercise_stubs_define_the_components_without_a_solution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chapter: str, language: str
 ) -> None:
     file = start(tmp_path, chapter, monkeypatch, language)
@@ -52,7 +52,7 @@ def test_each_exercise_has_three_hints_two_languages_and_tests() -> None:
         (["nowhere.py"], "there is no file nowhere.py; create it with"),
     ],
 )
-def test_what_a_learner_can_fix_is_one_line(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learner_errors_are_one_line(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["learn.py", *words, "--lang", "en"])
     with pytest.raises(InputError, match=re.escape(says)):
         learn.main()
@@ -60,7 +60,7 @@ def test_what_a_learner_can_fix_is_one_line(words: list[str], says: str, monkeyp
 
 @SLOW
 @pytest.mark.parametrize("language", walk.DOCUMENTS)
-def test_the_documents_show_what_the_terminal_shows(language: str, tmp_path: Path) -> None:
+def test_documents_show_the_terminal_output(language: str, tmp_path: Path) -> None:
     result = run(walk.main, language, tmp_path / "again.md", folder=tmp_path)
     assert result.status == 0, result.err
     assert (tmp_path / "again.md").read_text(encoding="utf-8") == walk.DOCUMENTS[language].read_text(encoding="utf-8")
@@ -105,5 +105,5 @@ CHEATS = {
 
 @SLOW
 @pytest.mark.parametrize("line", CHEATS.values(), ids=CHEATS)
-def test_a_wrong_submission_cannot_change_its_score_nor_hang_the_run(line: str, tmp_path: Path) -> None:
+def test_a_hostile_submission_cannot_change_the_score_or_hang_the_run(line: str, tmp_path: Path) -> None:
     assert scored(tmp_path, RELU.format(line=line))["status"] != "pass"

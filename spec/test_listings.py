@@ -60,7 +60,7 @@ def fails(outcome: Outcome, kind: type[Exception], line: int, match: str = "") -
     assert outcome.line == line
 
 
-def test_all_49_listings_have_a_clause_with_their_lines_and_a_test() -> None:
+def test_all_49_listings_have_a_clause_with_line_numbers_and_a_test() -> None:
     assert len(LISTINGS) == 49
     assert {first: CLAUSES[clause_of(first)].lines for first in LISTINGS} == {
         first: (first, last) for first, (last, _) in LISTINGS.items()
@@ -158,12 +158,12 @@ def pixel(event: Any) -> Any:
 
 
 @clause("03.listing.at_146")
-def test_the_two_lines_on_gradients_lack_their_tensor(tmp_path: Path) -> None:
+def test_the_two_lines_on_gradients_lack_a_tensor(tmp_path: Path) -> None:
     fails(as_printed(146, tmp_path), NameError, 147, "'tensor_img' is not defined")
 
 
 @clause("03.listing.at_153")
-def test_the_listing_of_totensor_prints_the_tensor_and_writes_it(tmp_path: Path) -> None:
+def test_the_listing_of_totensor_prints_and_writes_the_tensor(tmp_path: Path) -> None:
     write_photograph(tmp_path, "01test/dataset/train/ants_image/0013035.jpg")
     outcome = as_printed(153, tmp_path)
     assert outcome.out.startswith("tensor([[[0.3137, 0.3137, 0.3137,")
@@ -172,7 +172,7 @@ def test_the_listing_of_totensor_prints_the_tensor_and_writes_it(tmp_path: Path)
 
 
 @clause("04.listing.at_188", "04.board.after_close")
-def test_the_listing_of_normalize_writes_its_second_image_after_close(tmp_path: Path) -> None:
+def test_the_listing_of_normalize_writes_the_second_image_after_close(tmp_path: Path) -> None:
     write_photograph(tmp_path, "test/train/ants_image/0013035.jpg")
     outcome = as_printed(188, tmp_path)
     printed = outcome.out.splitlines()
@@ -315,7 +315,7 @@ def test_the_listing_of_the_linear_layer_fails_at_the_last_batch_as_announced(tm
 
 
 @clause("12.listing.at_781", "12.listing.not_called")
-def test_the_listing_of_flatten_prints_shapes_and_never_calls_its_network(
+def test_the_listing_of_flatten_prints_shapes_without_calling_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
@@ -332,12 +332,12 @@ def test_the_listing_of_flatten_prints_shapes_and_never_calls_its_network(
 
 
 @clause("13.listing.at_847")
-def test_the_listing_without_sequential_stops_at_its_class(tmp_path: Path) -> None:
+def test_the_listing_without_sequential_fails_at_the_class_statement(tmp_path: Path) -> None:
     fails(as_printed(847, tmp_path), TypeError, 854, r"module\(\) takes at most 2 arguments \(3 given\)")
 
 
 @clause("13.listing.at_847")
-def test_the_listing_without_sequential_fails_at_two_more_lines_until_it_is_whole(tmp_path: Path) -> None:
+def test_the_listing_without_sequential_needs_two_more_corrections(tmp_path: Path) -> None:
     text = LISTINGS[847][1].replace("nn.modules", "nn.Module")
     fails(run(text, tmp_path), TypeError, 884, "takes 1 positional argument but 2 were given")
     text = text.replace("ocean = Ocean  #", "ocean = Ocean()  #")
@@ -353,7 +353,7 @@ def test_the_listing_without_sequential_fails_at_two_more_lines_until_it_is_whol
 
 @clause("13.listing.at_890")
 @pytest.mark.slow
-def test_the_listing_with_sequential_prints_and_leaves_its_graph(tmp_path: Path) -> None:
+def test_the_listing_with_sequential_prints_and_writes_the_graph(tmp_path: Path) -> None:
     outcome = as_printed(890, tmp_path)
     assert outcome.out.startswith("Ocean(\n  (model1): Sequential(\n    (0): Conv2d(3, 32, ")
     assert outcome.out.endswith("torch.Size([64, 10])\n")
@@ -365,12 +365,12 @@ def test_the_listing_with_sequential_prints_and_leaves_its_graph(tmp_path: Path)
 
 
 @clause("14.listing.at_965")
-def test_the_listing_of_the_l1_loss_prints_its_value(tmp_path: Path) -> None:
+def test_the_listing_of_the_l1_loss_prints_the_value(tmp_path: Path) -> None:
     assert as_printed(965, tmp_path).out == "tensor(0.6667)\n"  # line 983
 
 
 @clause("14.listing.at_996")
-def test_the_listing_of_the_mse_loss_prints_its_value(tmp_path: Path) -> None:
+def test_the_listing_of_the_mse_loss_prints_the_value(tmp_path: Path) -> None:
     assert as_printed(996, tmp_path).out == "tensor(4.)\n"  # line 1015
 
 
@@ -449,7 +449,7 @@ def test_the_listing_of_method_1_is_refused_by_default_and_runs_with_weights_onl
 
 
 @clause("17.listing.at_1318")
-def test_the_listing_of_method_2_saves_a_method_and_is_refused(tmp_path: Path) -> None:
+def test_the_listing_of_method_2_saves_a_bound_method_and_loading_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         fails(as_printed(1318, tmp_path), UnpicklingError, 1328, "Weights only load failed")
         trusting = LISTINGS[1318][1].replace('method2.pth")  # 1328', 'method2.pth", weights_only=False)  # 1328')
@@ -459,14 +459,14 @@ def test_the_listing_of_method_2_saves_a_method_and_is_refused(tmp_path: Path) -
 
 
 @clause("17.listing.at_1339", "17.listing.at_1368", "17.listing.at_1388")
-def test_the_listings_of_the_pitfall_lack_their_imports(tmp_path: Path) -> None:
+def test_the_listings_of_the_pitfall_lack_imports(tmp_path: Path) -> None:
     fails(as_printed(1339, tmp_path), NameError, 1342, "'nn' is not defined")
     fails(as_printed(1368, tmp_path), NameError, 1369, "'torch' is not defined")
     fails(as_printed(1388, tmp_path), NameError, 1389, "'nn' is not defined")
 
 
 @clause("17.listing.at_1339", "17.listing.at_1368", "17.listing.at_1388")
-def test_with_their_imports_the_listings_of_the_pitfall_save_fail_and_define(tmp_path: Path) -> None:
+def test_the_listings_of_the_pitfall_with_imports_save_fail_and_define(tmp_path: Path) -> None:
     assert run(IMPORTS + LISTINGS[1339][1], tmp_path).error is None
     assert (tmp_path / "ocean_save_method1.pth").is_file()
     loads = "import torch\n" + LISTINGS[1368][1]
@@ -494,7 +494,7 @@ def test_the_placeholder_of_chapter_17_is_no_module(tmp_path: Path) -> None:
 
 
 @clause("18.listing.at_1415")
-def test_the_listing_of_model_py_prints_its_shape(tmp_path: Path) -> None:
+def test_the_listing_of_model_py_prints_the_output_shape(tmp_path: Path) -> None:
     assert as_printed(1415, tmp_path).out == "torch.Size([64, 10])\n"
 
 
@@ -544,7 +544,7 @@ def files(folder: Path) -> set[str]:
 
 @clause("18.listing.at_1451", "18.listing.checkpoints")
 @pytest.mark.slow
-def test_train_py_runs_ten_epochs_to_its_end(tmp_path: Path) -> None:
+def test_train_py_runs_ten_epochs(tmp_path: Path) -> None:
     trained(1451, tmp_path)
     assert files(tmp_path) == {f"ocean_{i}.pth" for i in range(10)}
 
@@ -557,7 +557,7 @@ def test_the_listing_of_method_1_runs_with_a_gpu_or_without(tmp_path: Path) -> N
 
 
 @clause("19.listing.at_1726")
-def test_the_line_with_a_blank_before_it_is_an_indentation_error(tmp_path: Path) -> None:
+def test_the_line_with_a_leading_blank_is_an_indentation_error(tmp_path: Path) -> None:
     fails(as_printed(1726, tmp_path), IndentationError, 1727, "unexpected indent")
 
 
@@ -572,7 +572,7 @@ def test_the_lines_on_devices_lack_torch_and_leave_the_second_device(tmp_path: P
 @clause("19.listing.at_1744", "20.listing.at_1911", "19.listing.hard_coded", "20.recipe.device")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and cuda:0 is one")
 @pytest.mark.parametrize(("first", "line"), [(1744, 1800), (1911, 1967)])
-def test_the_listings_with_cuda_0_end_where_they_move_the_network(first: int, line: int, tmp_path: Path) -> None:
+def test_the_listings_with_cuda_0_fail_where_the_network_is_moved(first: int, line: int, tmp_path: Path) -> None:
     write_cifar10(tmp_path, "test/data")
     outcome = as_printed(first, tmp_path)
     assert isinstance(outcome.error, RuntimeError | AssertionError)  # without a driver, without CUDA
@@ -618,7 +618,7 @@ def test_the_check_of_chapter_20_as_printed_finds_no_file(tmp_path: Path) -> Non
 
 
 @clause("21.listing.at_2154", "21.listing.at_2158", "21.listing.at_2163")
-def test_the_cells_of_chapter_21_need_the_first_of_their_session(tmp_path: Path) -> None:
+def test_the_cells_of_chapter_21_need_the_first_cell_of_the_session(tmp_path: Path) -> None:
     for first, line in ((2158, 2159), (2163, 2164)):
         fails(as_printed(first, tmp_path), NameError, line, "'torch' is not defined")
     session = as_printed(2154, tmp_path).names
@@ -628,7 +628,7 @@ def test_the_cells_of_chapter_21_need_the_first_of_their_session(tmp_path: Path)
 
 
 @clause("18.print.format")
-def test_with_ten_images_train_py_prints_their_number(tmp_path: Path) -> None:
+def test_train_py_with_ten_images_prints_the_number_of_images(tmp_path: Path) -> None:
     # chapter 18, line 1468: 如果train_data_size=10, 训练数据集的长度为：10
     outcome = trained(1451, tmp_path, ("range(10)", "range(1)"), images=10, epochs=1)
     assert outcome.out.startswith("训练数据集的长度为：10\n测试数据集的长度为：80\n")
@@ -649,7 +649,7 @@ class Clock:
 @clause("19.listing.end_time", "20.recipe.end_time", "21.timer.end_time")
 @pytest.mark.parametrize("first", [1744, 1911, 2173])
 @pytest.mark.slow
-def test_the_listings_with_a_timer_never_take_the_time_of_the_end(
+def test_the_listings_with_a_timer_never_record_the_end_time(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One epoch of 250 steps and 80 steps of testing: the time is read at the beginning and at steps 100 and 200."""

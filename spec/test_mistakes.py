@@ -77,7 +77,7 @@ TRUE = {"chapter_11": "tanh loses small numbers"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_what_is_right_but_not_complete_has_no_diagnosis(file: Path, tmp_path: Path) -> None:
+def test_correct_but_incomplete_files_get_no_diagnosis(file: Path, tmp_path: Path) -> None:
     tests = sorted((ROOT / "spec").glob(f"test_{file.stem.removeprefix('chapter_')}_*.py"))
     said = diagnosed(tmp_path, tests, {file.stem: file.read_text(encoding="utf-8")}, "definition")
     assert said[file.stem].partition(" (")[0] == TRUE.get(file.stem, "")

@@ -49,7 +49,7 @@ def judge(outside: Outside, answer: Any) -> None:
 @clause("00.outside.passes")
 @pytest.mark.slow
 @pytest.mark.parametrize("outside", REGISTRY, ids=lambda outside: outside.name)
-def test_a_right_implementation_passes_what_it_claims(outside: Outside) -> None:
+def test_a_right_implementation_passes_the_claimed_level(outside: Outside) -> None:
     if missing := outside.missing():
         pytest.skip(f'needs {", ".join(missing)}: python -m pip install -e ".[outside]"')
     receiver, sender = _context.Pipe(duplex=False)

@@ -1,7 +1,5 @@
-"""The report: the files of `pytest --report`, the page in a browser, and `python -m spec.report`."""
+"""The report: the files of `pytest --report`, and the page as text and in a browser."""
 
-import ast
-import io
 import json
 import re
 import shutil
@@ -10,10 +8,8 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,47 +17,12 @@ import jsonschema
 import pytest
 
 from spec.faults import Fault, convolution
-from spec.report import compare, document, drawings, page, plugin, recording
-from spec.report.__main__ import main
+from spec.report import document, page, plugin
 from spec.support.clauses import CLAUSES, clause
 from spec.support.command import Command, run
-from spec.support.implementations import load
+from spec.support.sample_reports import MINE, SCHEMA, SPECIFICATION, command, made, words
 
-ROOT = Path(__file__).parents[1]
-SCHEMA = json.loads(document.SCHEMA.read_text(encoding="utf-8"))
-
-# A learner's file: right except for the stride, and with an error text that is HTML.
-MINE = """
-import torch
-from torch.nn import functional
-
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return functional.conv2d(input, weight, bias, 1, padding, dilation, groups)
-
-def relu(input, inplace=False):
-    raise ValueError("</script><img src=x onerror=alert(1)><b>no</b>")
-"""
-SPECIFICATION = document.specification()
-FEW = [name for name in CLAUSES if name.startswith("08.conv2d.")]
-FILES = ("08_convolution", "10_pooling", "11_activation")
 KEYWORDS = "documented or step or documented_sizes or relu_of or ReLU"
-
-
-def words(report: Path, *arguments: str, files: tuple[str, ...] = FILES) -> tuple[str, ...]:
-    """The arguments of `pytest` for a run with a report."""
-    chosen = [str(ROOT / f"spec/test_{name}.py") for name in files]
-    options = (
-        "--rootdir",
-        str(ROOT),
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:randomly",
-    )
-    options += ("--hypothesis-profile", "faults", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-    return (*chosen, *options, "--report", str(report), *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -92,225 +53,6 @@ def training(folder: Path) -> Path:
     summary = {"confusion": [[3, 1, 0], [0, 4, 0], [2, 0, 2]], "test_accuracy": 0.75}
     (home / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return home
-
-
-def made(outcomes: dict[str, str], *, torch: str = "2.14.0", day: int = 1, digest: str = "0", **run: Any) -> Any:
-    """A report of a run on 2026-01-<day>, by hand: the outcome of each test of chapter 08."""
-    tests = [
-        {"id": f"spec/test_08_convolution.py::{name}", "line": 1, "environment": 0, "implementation": "mine"}
-        | {"clauses": ["08.conv2d.stride1"], "components": ["conv2d"], "level": None, "aspect": None}
-        | {"outcome": outcome, "message": None, "reproduction": None, "diagnosis": None, "own_work": None}
-        | {"measured": [], "duration": 0.25}
-        for name, outcome in outcomes.items()
-    ]  # fmt: skip
-    environment = {"python": "3.11.7", "platform": "Linux", "versions": {"torch": torch}, "device": "cpu"}
-    environment |= {"device_name": None, "processor": "x", "threads": 1, "workers": 0, "dtypes": ["float32"]}
-    about = {"environment": 0, "arguments": "", "started": f"2026-01-{day:02}T00:00:00Z", "seconds": 1.0}
-    about |= {"exit_status": 0, "complete": True, "interrupted": None, "collected": len(tests), "finished": len(tests)}
-    implementation = {"id": "mine", "name": "mine.py", "version": None, "digest": f"sha256:{digest * 64}"}
-    return {
-        "format": 1,
-        "specification": SPECIFICATION | {"clauses": {name: SPECIFICATION["clauses"][name] for name in FEW}},
-        "environments": [environment | {"seed": None, "profile": "dev"}],
-        "runs": [about | run],
-        "implementations": [implementation | {"environment": 0}],
-        "comparisons": {},
-        "drawings": {},
-        "tests": tests,
-    }
-
-
-def command(*arguments: object) -> tuple[int, str]:
-    """`python -m spec.report …`: its exit status and output."""
-    out = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(out):
-        status = main(list(map(str, arguments)))
-    return status, out.getvalue()
-
-
-# report.json
-
-
-@clause("00.report.schema")
-def test_a_report_is_valid_and_an_entry_too_many_or_too_few_is_not() -> None:
-    report = made({"a": "passed", "b": "known failure"})
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    jsonschema.validate(report, SCHEMA)
-    report["tests"][0]["outcome"] = "fine"
-    with pytest.raises(jsonschema.ValidationError, match="'fine' is not one of"):
-        jsonschema.validate(report, SCHEMA)
-    report["tests"][0] |= {"outcome": "passed", "mood": "good"}
-    with pytest.raises(jsonschema.ValidationError, match="mood"):
-        jsonschema.validate(report, SCHEMA)
-    del report["tests"][0]["mood"], report["runs"][0]["complete"]
-    with pytest.raises(jsonschema.ValidationError, match="complete"):
-        jsonschema.validate(report, SCHEMA)
-
-
-@clause("00.report.schema")
-def test_the_schema_names_every_outcome_kind_and_verdict() -> None:
-    definitions = SCHEMA["$defs"]
-    assert set(definitions["test"]["properties"]["outcome"]["enum"]) == set(document.OUTCOMES)
-    assert set(definitions["clause"]["properties"]["kind"]["enum"]) == {entry.kind for entry in CLAUSES.values()}
-    verdicts = {entry.verdict or None for entry in CLAUSES.values()}
-    assert set(definitions["clause"]["properties"]["verdict"]["enum"]) == verdicts
-
-
-@clause("00.report.schema")
-def test_the_text_of_a_report_is_the_report_with_one_line_for_each_duration() -> None:
-    report = made({"b": "passed", "a": "failed"})
-    report["tests"][0]["message"] = "line 1\nline 2 \u202e \x1b[31m"
-    report["tests"][1]["duration"] = float("inf")
-    text = document.text(report)
-    report["tests"][1]["duration"] = None  # strict JSON has no infinity
-    assert json.loads(text) == report
-    assert "\u202e" not in text
-    assert "\x1b" not in text
-    assert re.findall(r'^  "duration": (.*)}', text, re.MULTILINE) == ["0.25", "null"]
-    assert len([line for line in text.splitlines() if '"duration"' in line]) == 2
-
-
-@clause("00.report.schema")
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    for content, says in (
-        ('{"format": 2}', "format 2, but this program reads format 1"),
-        ("[]", "not a report: it has no version of the format"),
-        ("{}", "not a report: it has no version of the format"),
-        ("{", "not JSON, the file is damaged or incomplete"),
-        ('{"format": 1}', "damaged: the report lacks 'specification'"),
-    ):
-        (tmp_path / "report.json").write_text(content, encoding="utf-8")
-        with pytest.raises(document.ReportError, match=says):
-            document.read(tmp_path)
-    with pytest.raises(document.ReportError, match="No such file"):
-        document.read(tmp_path / "nowhere")
-
-
-@clause("00.report.damaged")
-@pytest.mark.parametrize(
-    ("part", "key", "value", "says"),
-    [
-        ("tests", "outcome", "fine", r"tests\[0\]: the outcome 'fine' is unknown"),
-        ("tests", "environment", 1, r"tests\[0\]: there is no environment 1"),
-        ("tests", "clauses", None, r"tests\[0\]: 'clauses' must be of type array"),
-        ("runs", "started", ..., r"runs\[0\] lacks 'started'"),
-        ("environments", "versions", ..., r"environments\[0\] lacks 'versions'"),
-        ("implementations", "id", 3, r"implementations\[0\]: 'id' must be of type string"),
-    ],
-    ids=["an unknown outcome", "no such environment", "no list", "a run without its time", "no versions", "no name"],
-)
-def test_a_damaged_report_is_an_error_in_one_line(tmp_path: Path, part: str, key: str, value: Any, says: str) -> None:
-    report = made({"a": "passed"})
-    report[part][0][key] = value
-    if value is ...:
-        del report[part][0][key]
-    document.write(report, tmp_path)
-    for words in (["merge", tmp_path, "-o", tmp_path / "new"], ["diff", tmp_path, tmp_path], ["badge", tmp_path]):
-        status, out = command(*words)
-        assert status == 2
-        assert len(out.splitlines()) == 1
-        assert re.search(says, out)
-
-
-@clause("00.report.written")
-def test_an_implementation_is_identified_by_its_code(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text("def relu(input): return input\n", encoding="utf-8")
-    first = document.implementation_digest(str(file))
-    file.write_text("def relu(input): return -input\n", encoding="utf-8")
-    assert document.implementation_digest(str(file)) != first
-    assert document.implementation_digest("reference") == document.implementation_digest("reference.definitions")
-    assert re.fullmatch("git:[0-9a-f]{40}", str(document.implementation_digest("torch")))
-    assert document.implementation_digest("spec.faults.loss:Anything") is not None
-
-
-@clause("00.report.values")
-def test_values_are_kept_between_start_and_finish_if_they_are_documented() -> None:
-    import torch
-
-    recording.observe("before", torch.ones(1), [1.0])
-    recording.start(wanted=True)
-    recording.observe("the sum", torch.tensor([2 / 3]), [0.6667])
-    recording.observe("two results", torch.ones(1), torch.ones(1))
-    recording.observe("large", torch.ones(9, 9), 1.0)
-    assert recording.finish() == [
-        {"name": "the sum", "documented": "[0.6667]", "measured": "[0.6666667]"},
-        {"name": "large", "documented": "1.0", "measured": "float32[9, 9]"},
-    ]
-    recording.start(wanted=False)
-    recording.observe("the sum", torch.ones(1), [1.0])
-    assert recording.finish() == []
-
-
-@clause("00.report.values")
-def test_the_conditions_of_a_documented_value_are_those_of_its_source() -> None:
-    files = {"10_pooling": "test_the_documented_sizes_are_known_beforehand", "report": "TestX::test_that_is_not_there"}
-    tests = [{"id": f"spec/test_{file}.py::{name}[torch]", "clauses": [VALUE]} for file, name in files.items()]
-    found = document.comparisons([*tests, {"id": "spec/test_none.py::test_a", "clauses": [VALUE]}])
-    assert list(found) == ["spec/test_10_pooling.py::test_the_documented_sizes_are_known_beforehand"]
-    assert "pool2d_output_size(32, 3) == (10, 10)" in next(iter(found.values()))
-    # methods included, and functions with texts that begin at the margin
-    source = Path(__file__).read_text(encoding="utf-8")
-    asserted = {
-        node.name
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-        if any(isinstance(inner, ast.Assert) and len(ast.unparse(inner.test)) <= 200 for inner in ast.walk(node))
-    }
-    tests = [
-        {"id": f"spec/test_report.py::{name}", "clauses": [VALUE]} for name in re.findall(r"def (test_\w+)", source)
-    ]
-    assert {name.partition("::")[2] for name in document.comparisons(tests)} == asserted
-
-
-VALUE = next(name for name, entry in CLAUSES.items() if entry.kind == "value")
-"""A clause of a documented value."""
-
-
-@clause("00.report.drawings")
-def test_an_implementation_that_raises_or_hangs_gets_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawings, "SECONDS", 0.2)
-
-    def raises(*_: Any) -> None:
-        raise KeyboardInterrupt("stop")
-
-    def hangs(*_: Any) -> None:
-        time.sleep(1)
-
-    def fake(function: Any) -> Any:
-        return SimpleNamespace(id="mine", components={"conv2d"}, component=lambda name, trace: function)
-
-    assert drawings.limited(drawings.convolution, fake(raises)) == {"problem": "KeyboardInterrupt: stop"}
-    assert drawings.limited(drawings.convolution, fake(hangs)) == {"problem": "did not return within 0.2 s"}
-    assert drawings.limited(drawings.pooling, fake(raises)) is None  # it defines no max_pool2d
-
-
-@clause("00.report.drawings")
-@pytest.mark.parametrize("name", ["reference", pytest.param("torch", marks=pytest.mark.slow)])  # imports torchvision
-def test_the_drawings_are_the_implementations_own(name: str) -> None:
-    tests = [{"clauses": ["04.x.y", "08.x.y"]}, {"clauses": ["10.x.y", "11.x.y"]}]
-    drawn = {key: value[name] for key, value in drawings.drawings([load(name)], tests).items()}
-    # chapter 08, line 445; chapter 10, lines 603 and 604
-    assert drawn["convolution"]["output"] == [[10, 12, 12], [18, 16, 16], [13, 9, 3]]
-    assert drawn["pooling"] | {"input": 0} == {"input": 0, "window": 3, "floor": [[2]], "ceil": [[2, 3], [5, 1]]}
-    relu = drawn["activations"]["relu"]
-    assert [relu["values"][i] for i in (0, 24, 48)] == [0, 0, 4]
-    assert [relu["slopes"][i] for i in (0, 48)] == [0, 1]
-    assert {image: value["size"] for image, value in drawn["transforms"].items()} == {
-        "PIL image": [72, 48], "Resize(24)": [36, 24], "Resize((48, 48))": [48, 48], "RandomCrop(32)": [32, 32],
-        "RandomHorizontalFlip(p=1)": [72, 48], "ToTensor()": [72, 48], "Normalize(0.5, 0.5)": [72, 48],
-    }  # fmt: skip
-    assert page.figures.convolution_result(drawings.INPUT, drawings.KERNEL) == drawn["convolution"]["output"]
-    for ceil in (False, True):
-        _, expected = page.figures.pooling_windows(drawings.INPUT, 3, ceil=ceil)
-        assert expected == drawn["pooling"]["ceil" if ceil else "floor"]
-
-
-@clause("00.report.drawings")
-def test_a_wrong_cell_of_a_result_is_marked() -> None:
-    assert page.figures.table([[1, 2]], expected=[[1, 2]]).count("wrong") == 0
-    assert page.figures.table([[1, 3]], expected=[[1, 2]]).count("wrong") == 1
-    assert page.figures.table([[1, 2], [3, 4]], expected=[[1, 2]]).count("wrong") == 2
 
 
 # The run
@@ -344,7 +86,7 @@ def entries(folder: Path) -> dict[str, Any]:
 
 @clause("00.report.outcomes")
 @pytest.mark.slow
-def test_each_test_has_its_outcome_with_the_reason(reported: Path) -> None:
+def test_each_test_has_an_outcome_with_the_reason(reported: Path) -> None:
     tests = entries(reported)
     assert tests["test_stride_1_gives_the_documented_matrix[reference]"]["outcome"] == "passed"
     assert tests["test_stride_is_the_step[mine]"]["outcome"] == "failed"
@@ -355,7 +97,7 @@ def test_each_test_has_its_outcome_with_the_reason(reported: Path) -> None:
 
 @clause("00.report.failure")
 @pytest.mark.slow
-def test_a_failure_has_its_message_and_its_reproduction(reported: Path) -> None:
+def test_a_failure_has_message_and_reproduction(reported: Path) -> None:
     test = entries(reported)["test_stride_is_the_step[mine]"]
     assert test["message"].startswith("the result has shape [1, 1, 3, 3], expected [1, 1, 2, 2]")
     assert "conv2d(input, weight, stride=2)" in test["reproduction"]
@@ -365,7 +107,7 @@ def test_a_failure_has_its_message_and_its_reproduction(reported: Path) -> None:
 
 @clause("00.report.values")
 @pytest.mark.slow
-def test_a_documented_value_stands_beside_the_measured_one(reported: Path) -> None:
+def test_documented_and_measured_values_are_shown_together(reported: Path) -> None:
     tests = entries(reported)
     measured = tests["test_stride_1_gives_the_documented_matrix[mine]"]["measured"]
     assert measured == [
@@ -410,7 +152,7 @@ def test_two_processes_give_the_same_report(reported: Path, tmp_path: Path) -> N
 
 @clause("00.report.interrupted")
 @pytest.mark.slow
-def test_a_run_that_stops_at_the_first_failure_says_so(tmp_path: Path) -> None:
+def test_a_run_that_stops_at_the_first_failure_is_marked_incomplete(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     arguments = ("--impl", "mine.py", "-x", "-n", "0")
     result = run("pytest", *words(tmp_path / "report", *arguments, files=("08_convolution",)), folder=tmp_path)
@@ -443,7 +185,7 @@ def test_a_run_that_is_interrupted_writes_the_report_of_the_tests_that_ran(tmp_p
 
 
 @clause("00.report.interrupted")
-def test_the_reason_is_given_in_words() -> None:
+def test_outcome_reasons_are_given_in_words() -> None:
     assert plugin.why("xdist.dsession.Interrupted: stopping after 1 failures\n") == "stopping after 1 failures"
     assert plugin.why("_pytest.outcomes.Exit: no GPU") == "_pytest.outcomes.Exit: no GPU"
     assert plugin.why("KeyboardInterrupt") == "KeyboardInterrupt"
@@ -460,7 +202,7 @@ def test_the_reason_is_given_in_words() -> None:
     ],
     ids=["a file", "no training", "no report"],
 )
-def test_an_option_that_cannot_be_met_is_an_error_before_any_test(
+def test_an_unsupported_option_is_an_error_before_any_test(
     tmp_path: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     (tmp_path / "a-file").touch()
@@ -499,7 +241,7 @@ FAULTS = [name for name, kind in vars(convolution).items() if isinstance(kind, t
 
 
 @clause("00.report.diagnosis")
-def test_the_summary_says_who_computes_a_component() -> None:
+def test_the_summary_names_the_functions_that_compute_a_component() -> None:
     report = made({"a": "passed", "b": "passed"})
     report["tests"][0]["own_work"] = {"conv2d": [], "relu": ["aten.relu"]}
     report["tests"][1]["own_work"] = {"conv2d": ["torch.conv2d"]}
@@ -580,7 +322,7 @@ def test_the_size_of_the_page_grows_with_clauses_and_functions_and_hardly_with_t
 
 
 @clause("00.report.drawings")
-def test_the_labels_of_a_chart_have_room() -> None:
+def test_chart_labels_do_not_overlap() -> None:
     drawing = page.figures.curve([("value", [1, 2, 3], [0.0596812, -12345.678, 2.298])])
     labels = re.findall(r'class="tick" x="([0-9.]+)" y="[^"]*">([^<]+)<', drawing)
     assert [label for _, label in labels] == ["−1.235e+04", "2.298"]
@@ -589,187 +331,9 @@ def test_the_labels_of_a_chart_have_room() -> None:
 
 
 @clause("00.report.drawings")
-def test_a_chart_of_one_point_has_no_label_of_another() -> None:
+def test_a_chart_of_one_point_has_one_label() -> None:
     drawing = page.figures.curve([("value", [1.0], [100.0])], bottom=99.0, top=100.0)
     assert re.findall(r'class="below"[^>]*>([^<]+)<', drawing) == ["1"]
-
-
-# merge, diff, badge, history
-
-
-@clause("00.report.merge")
-def test_merge_lets_the_later_run_win_and_keeps_the_rest(tmp_path: Path) -> None:
-    document.write(made({"a": "failed", "b": "passed"}, day=1), tmp_path / "first")
-    document.write(made({"a": "passed"}, day=2), tmp_path / "second")
-    assert command("merge", tmp_path / "second", tmp_path / "first", "-o", tmp_path / "both")[0] == 0
-    merged = document.read(tmp_path / "both")
-    jsonschema.validate(merged, SCHEMA)
-    assert {test["id"][-1]: test["outcome"] for test in merged["tests"]} == {"a": "passed", "b": "passed"}
-    assert len(merged["runs"]) == 2
-    assert len(merged["environments"]) == 1
-    assert (tmp_path / "both/index.html").is_file()
-    status, out = command("merge", tmp_path / "first", "-o", tmp_path / "both/report.json")
-    assert (status, out) == (2, f"error: {tmp_path / 'both/report.json'}: File exists\n")
-
-
-@clause("00.report.merge")
-def test_merge_forgets_an_interrupted_run_that_was_repeated_to_its_end() -> None:
-    interrupted = made({"a": "passed"}, complete=False, collected=2, interrupted="KeyboardInterrupt", day=1)
-    other = made({"b": "passed", "c": "passed"}, day=2)
-    assert len(compare.incomplete(compare.merge([interrupted, other]))) == 1
-    repeated = made({"a": "failed", "b": "passed"}, day=3)
-    merged = compare.merge([interrupted, other, repeated])
-    assert compare.incomplete(merged) == []
-    assert {test["id"][-1]: test["outcome"] for test in merged["tests"]} == {
-        "a": "failed",
-        "b": "passed",
-        "c": "passed",
-    }
-    elsewhere = made({"a": "passed", "b": "passed"}, day=3, torch="2.13.0")
-    assert len(compare.incomplete(compare.merge([interrupted, elsewhere]))) == 1
-
-
-@clause("00.report.merge")
-def test_the_same_report_twice_is_one_run() -> None:
-    report = made({"a": "passed"})
-    assert compare.merge([report, report, compare.merge([report])]) == report
-
-
-@clause("00.report.merge")
-def test_merge_keeps_nothing_of_code_that_has_changed() -> None:
-    merged = compare.merge([made({"a": "passed", "b": "passed"}, day=1), made({"a": "passed"}, day=2, digest="1")])
-    assert [test["id"][-1] for test in merged["tests"]] == ["a"]
-    assert [entry["digest"][7] for entry in merged["implementations"]] == ["1"]
-
-
-@clause("00.report.merge")
-def test_merge_puts_versions_side_by_side_and_says_since_when_a_clause_holds() -> None:
-    reports = [made({"a": outcome}, torch=version) for version, outcome in (("2.14.0", "passed"), ("2.9.1", "failed"))]
-    merged = compare.merge(reports)
-    jsonschema.validate(merged, SCHEMA)
-    assert [entry["versions"]["torch"] for entry in merged["environments"]] == ["2.9.1", "2.14.0"]
-    view = page.View(merged)
-    assert [column["en"] for column in view.columns] == ["mine (torch 2.9.1, cpu)", "mine (torch 2.14.0, cpu)"]
-    assert view.span("08.conv2d.stride1") == [("mine: since 2.14.0", "mine：自 2.14.0 起成立")]
-    html = page.render(merged)
-    assert "mine: since 2.14.0" in html
-    assert "mine：自 2.14.0 起成立" in html
-
-
-@clause("00.report.merge")
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [((0, 1, 1), "since 2"), ((1, 1, 0), "until 2"), ((1, 0, 1), "in 1, 3"), ((1, 1, 1), None), ((0,), None)],
-)
-def test_the_span_of_versions_in_words(values: tuple[int, ...], text: str | None) -> None:
-    assert compare.span([(str(n), bool(value)) for n, value in enumerate(values, start=1)]) == text
-
-
-@clause("00.report.diff")
-@pytest.mark.parametrize(
-    ("before", "after", "status", "says"),
-    [
-        ("passed", "failed", 1, "broken: spec/test_08_convolution.py::a: passed -> failed"),
-        ("passed", "error", 1, "broken"),
-        ("passed", "absent", 1, "broken"),
-        ("passed", "known failure", 1, "broken"),
-        ("absent", "failed", 1, "broken"),
-        ("failed", "passed", 0, "fixed"),
-        ("known failure", "passed", 0, "fixed"),
-        ("failed", "error", 0, "changed"),
-        ("skipped", "passed", 0, "changed"),
-        ("passed", "skipped", 0, "no longer judged"),
-        ("passed", "passed", 0, None),
-    ],
-)
-def test_diff_gives_the_outcome_of_a_test(
-    tmp_path: Path, before: str, after: str, status: int, says: str | None
-) -> None:
-    document.write(made({"a": before}, torch="2.13.0"), tmp_path / "before")
-    document.write(made({"a": after}, torch="2.14.0", day=2), tmp_path / "after")
-    found, out = command("diff", tmp_path / "before", tmp_path / "after")
-    assert found == status, out
-    assert (says is None) == (len(out.splitlines()) == 1)
-    assert out.startswith(says or "0 broken, 0 fixed")
-
-
-@clause("00.report.diff")
-def test_diff_says_what_was_added_and_removed(tmp_path: Path) -> None:
-    document.write(made({"a": "passed", "b": "passed"}), tmp_path / "before")
-    document.write(made({"a": "passed", "c": "failed"}), tmp_path / "after")
-    status, out = command("diff", tmp_path / "before", tmp_path / "after")
-    assert status == 0
-    assert "added: spec/test_08_convolution.py::c: failed\n" in out
-    assert "removed: spec/test_08_convolution.py::b: passed\n" in out
-
-
-@clause("00.report.diff")
-def test_diff_gives_the_reason_of_a_broken_test(tmp_path: Path) -> None:
-    document.write(made({"a": "passed"}), tmp_path / "before")
-    after = made({"a": "failed"})
-    after["tests"][0]["message"] = "the result has shape [1], expected [2]\nmore"
-    document.write(after, tmp_path / "after")
-    out = command("diff", tmp_path / "before", tmp_path / "after")[1]
-    assert "passed -> failed\n    the result has shape [1], expected [2]\n1 broken" in out
-
-
-@clause("00.report.diff")
-def test_diff_of_reports_without_a_common_test_is_an_error(tmp_path: Path) -> None:
-    document.write(made({"a": "passed", "b": "passed"}), tmp_path / "before")
-    document.write(made({"c": "passed"}), tmp_path / "after")
-    status, out = command("diff", tmp_path / "before", tmp_path / "after")
-    assert status == 2
-    assert out == (
-        "error: the reports have no test in common: the first has 2 tests of mine, the second 1 tests of mine\n"
-    )
-
-
-@clause("00.report.badge")
-def test_a_badge_is_red_grey_or_green(tmp_path: Path) -> None:
-    for outcomes, about, message, color in (
-        ({"a": "passed"}, {}, "1 of 1 tests passed", "brightgreen"),
-        ({"a": "passed", "b": "absent"}, {}, "1 of 2 tests passed, 1 absent", "green"),
-        ({"a": "passed", "b": "error"}, {}, "1 of 2 tests passed, 1 failed", "red"),
-        ({"a": "passed"}, {"complete": False}, "incomplete: 1 of 1 tests passed", "lightgrey"),
-    ):
-        document.write(made(outcomes, **about), tmp_path)  # pyright: ignore[reportArgumentType]
-        status, out = command("badge", tmp_path)
-        assert status == 0
-        assert json.loads(out) == {"schemaVersion": 1, "label": "Ocean Spec", "message": message, "color": color}
-    assert command("badge", tmp_path, "--impl", "mine", "-o", tmp_path / "badge.json")[0] == 0
-    assert json.loads((tmp_path / "badge.json").read_text(encoding="utf-8"))["label"] == "mine"
-    assert command("badge", tmp_path, "--impl", "yours") == (
-        2, "error: the report has no test of yours; it has tests of mine\n"
-    )  # fmt: skip
-
-
-@clause("00.report.history")
-def test_history_draws_every_report_below_the_folder(tmp_path: Path) -> None:
-    document.write(made({"a": "passed", "b": "passed"}, day=2), tmp_path / "x/later")
-    document.write(made({"a": "passed", "b": "failed"}, day=1), tmp_path / "earlier")
-    status, out = command("history", tmp_path)
-    assert (status, out) == (0, f"2 reports: {tmp_path / 'history.html'}\n")
-    html = (tmp_path / "history.html").read_text(encoding="utf-8")
-    assert html.index("2026-01-01") < html.index("2026-01-02")
-    assert html.count("<polyline") == 2
-    assert command("history", tmp_path / "none") == (2, f"error: {tmp_path / 'none'}: there is no such folder\n")
-    status, out = command("history", tmp_path / "earlier")
-    assert (status, out) == (0, f"1 report: {tmp_path / 'earlier/history.html'}\n")
-
-
-@clause("00.report.history")
-def test_history_leaves_a_damaged_report_out_and_says_so(tmp_path: Path) -> None:
-    document.write(made({"a": "passed"}), tmp_path / "good")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad/report.json").write_text("{", encoding="utf-8")
-    status, out = command("history", tmp_path)
-    assert status == 0
-    assert out.startswith(f"left out: {tmp_path / 'bad/report.json'}: not JSON")
-    assert out.endswith(f"1 report: {tmp_path / 'history.html'}\n")
-    (tmp_path / "good/report.json").unlink()
-    status, out = command("history", tmp_path)
-    assert status == 2
-    assert out.startswith(f"error: {tmp_path / 'bad/report.json'}: not JSON")
 
 
 # The page in a browser
@@ -893,7 +457,7 @@ class TestInABrowser:
         assert visible(opened) == everything
 
     @clause("00.report.links")
-    def test_a_clause_has_an_address_that_opens_its_tests(self, opened: Any) -> None:
+    def test_a_clause_has_a_url_that_opens_the_tests(self, opened: Any) -> None:
         opened.goto(opened.address + "#08.conv2d.padding1&f=1&verdict=refuted")
         article = opened.locator("[id='08.conv2d.padding1']")
         assert article.is_visible()

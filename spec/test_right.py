@@ -9,8 +9,8 @@ from spec.support.command import Result, run
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {
-    "test_the_length_of_a_loader_is_the_number_of_its_steps",
-    "test_the_length_of_a_loader_counts_what_its_sampler_gives",
+    "test_loader_length_is_the_number_of_batches",
+    "test_loader_length_follows_the_length_of_the_sampler",
 }
 
 
@@ -54,19 +54,19 @@ def test_a_right_implementation_passes(tmp_path: Path, name: str, chapters: str,
 
 
 @pytest.mark.slow
-def test_a_loader_without_a_length_fails_the_tests_of_the_length_only(tmp_path: Path) -> None:
+def test_a_loader_without_len_fails_only_the_tests_of_the_length(tmp_path: Path) -> None:
     result = judge(tmp_path, "without_length", "06_")
     assert failures(result) == LENGTHS, result.out
 
 
 @pytest.mark.slow
-def test_what_is_observed_only_tells_pytorch_from_what_the_documentation_leaves_open(tmp_path: Path) -> None:
+def test_observations_fail_for_right_implementations_that_differ_from_pytorch(tmp_path: Path) -> None:
     """The tests that `--without observations` leaves out fail for these implementations."""
     words = ("-k", "drawn_first or global_seed_0 or gets_zeros or returned_itself")
     result = judge(tmp_path, "undocumented", "04_|06_dataloader|11_|12_attention", *words)
     assert {
-        "test_the_row_is_drawn_first_and_nothing_where_there_is_no_choice",
-        "test_the_global_seed_0_shuffles_8_items_like_this",
+        "test_random_crop_row_is_drawn_first_and_only_if_needed",
+        "test_shuffle_of_8_items_with_global_seed_0_is_the_documented_order",
         "test_an_image_of_the_right_size_is_returned_itself",
-        "test_a_query_that_may_see_nothing_gets_zeros",
+        "test_a_fully_masked_query_gets_zeros",
     } <= failures(result), result.out

@@ -58,7 +58,7 @@ def said(check: Callable[..., Any], *arguments: Any) -> str:
     ],
     ids=["what is not finite", "integers", "truth", "complex numbers", "nothing"],
 )
-def test_equal_results_pass(actual: Tensor, expected: Any) -> None:
+def test_assert_close_accepts_equal_results(actual: Tensor, expected: Any) -> None:
     assert_equal(actual, expected)
 
 
@@ -81,7 +81,7 @@ def test_equal_results_pass(actual: Tensor, expected: Any) -> None:
         *("infinity for 1e30", "an integer that float64 rounds away", "the last bit"),
     ],
 )
-def test_differences_are_reported(actual: Any, expected: Any, says: str) -> None:
+def test_assert_close_reports_differences(actual: Any, expected: Any, says: str) -> None:
     assert says in said(assert_equal, actual, expected)
 
 
@@ -105,7 +105,7 @@ def test_a_tolerance_never_lets_an_infinity_or_a_nan_pass() -> None:
 
 
 @pytest.mark.parametrize(("number", "right"), [(0.66665, True), (0.66674, True), (0.6668, False), (0.6666, False)])
-def test_a_printed_number_is_right_to_half_of_its_last_digit(number: float, right: bool) -> None:
+def test_assert_printed_accepts_half_a_unit_of_the_last_digit(number: float, right: bool) -> None:
     if right:
         assert_printed(torch.tensor(number, dtype=torch.float64), "0.6667")
     else:
@@ -123,7 +123,7 @@ def test_no_order_of_adding_up_exceeds_the_tolerance_of_rounding(numbers: list[f
     assert_close(torch.tensor(total), torch.tensor(math.fsum(numbers), dtype=torch.float32), tolerance)
 
 
-def test_the_tolerance_of_rounding_equals_its_formula() -> None:
+def test_rounding_tolerance_equals_the_formula() -> None:
     tolerance = rounding(torch.float16, 3, 8.0)
     assert tolerance.absolute == (3 + 1) * 2**-10 * 8.0
     assert tolerance.because == "4 roundings to float16 (eps 0.000977) of numbers of up to 8"
@@ -133,7 +133,7 @@ def test_the_tolerance_of_rounding_equals_its_formula() -> None:
 # rejects
 
 
-def test_an_error_that_names_it_passes() -> None:
+def test_rejects_accepts_an_error_that_names_the_argument() -> None:
     with rejects(naming="stride"):
         raise ValueError("Stride must be positive")
 
@@ -170,7 +170,7 @@ def test_a_missing_rejection_is_reported(error: Exception | None, says: str) -> 
     assert says in said(happens)
 
 
-def test_where_the_signature_itself_rejects_the_error_of_the_call_passes() -> None:
+def test_rejects_accepts_a_type_error_of_the_signature() -> None:
     def without_parameters() -> None: ...
 
     with rejects(naming=None):
@@ -204,7 +204,7 @@ class _Wrong(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(("orders", "says"), [(0, "the gradient is not"), (1, "the second gradient is not"), (2, None)])
-def test_wrong_derivatives_are_found(orders: int, says: str | None) -> None:
+def test_assert_differentiable_detects_wrong_derivatives(orders: int, says: str | None) -> None:
     def cube(x: Tensor) -> Tensor:
         return _Wrong.apply(x, orders)
 
@@ -230,7 +230,7 @@ def test_a_tensor_as_text_is_the_tensor_to_the_last_bit(dtype: torch.dtype, shap
     assert_equal(again, value)
 
 
-def test_text_keeps_infinities_the_layout_and_whether_a_gradient_is_needed() -> None:
+def test_tensor_text_keeps_infinities_layout_and_requires_grad() -> None:
     value = torch.tensor([[nan, inf], [-inf, 0.1]]).requires_grad_()
     again = eval(literal(value), {"torch": torch, "inf": inf, "nan": nan})
     assert_equal(again, value.detach())
@@ -243,7 +243,7 @@ def on_trial(name: str, trace: Trace) -> Component:
     return load("reference").component(name, trace)
 
 
-def test_a_layer_is_shown_with_its_arguments_and_parameters() -> None:
+def test_reproductions_show_layers_with_arguments_and_parameters() -> None:
     trace = Trace()
     layer = on_trial("Linear", trace)(2, 1)
     output = layer(torch.tensor([1.0, 2.0])).detach()
@@ -253,7 +253,7 @@ def test_a_layer_is_shown_with_its_arguments_and_parameters() -> None:
     assert_equal(shown["result"].detach(), output)
 
 
-def test_arguments_are_shown_with_their_values_before_the_call() -> None:
+def test_reproductions_show_argument_values_before_the_call() -> None:
     trace = Trace()
     on_trial("relu", trace)(torch.tensor([-1.0]), inplace=True)
     assert "input = torch.tensor([-1.0], dtype=torch.float32)\nprint(relu(input, inplace=True))" in trace.text()
@@ -283,7 +283,7 @@ def test_only_the_last_calls_are_shown() -> None:
 # Strategies
 
 
-def test_drawn_numbers_are_reproducible_and_in_their_range() -> None:
+def test_random_helpers_are_reproducible_and_within_range() -> None:
     assert torch.equal(normal(5, seed=3), normal(5, seed=3))
     assert not torch.equal(normal(5, seed=3), normal(5, seed=4))
     integers = whole(500, seed=0, largest=2)
@@ -294,7 +294,7 @@ def test_drawn_numbers_are_reproducible_and_in_their_range() -> None:
 
 
 @pytest.mark.parametrize("layout", range(4))
-def test_another_layout_holds_the_same_numbers(layout: int) -> None:
+def test_laid_out_tensors_hold_the_same_values(layout: int) -> None:
     x = torch.randn(2, 3, 4, 5)
     assert_equal(laid_out(x, layout), x)
     assert laid_out(x, layout).is_contiguous() == (layout == 0)
@@ -320,7 +320,7 @@ def test_every_implementation_gets_the_same_examples() -> None:
     assert any(items for _, items in seen["first"])
 
 
-def test_a_property_is_collected_by_its_fixtures_and_located_in_its_file() -> None:
+def test_hypothesis_tests_keep_fixtures_and_location() -> None:
     def judge(conv2d: Any, x: int) -> None: ...
 
     collected = given(x=st.integers())(judge)
@@ -330,7 +330,7 @@ def test_a_property_is_collected_by_its_fixtures_and_located_in_its_file() -> No
 
 @pytest.mark.parametrize("before", ["nobody", "right"])
 @pytest.mark.slow
-def test_the_simplest_failure_is_shown_with_its_own_calls(before: str) -> None:
+def test_the_simplest_failure_is_shown_with_the_calls_of_that_example(before: str) -> None:
     @given(x=st.integers(0, 1000))
     def judge(conv2d: Callable[[int], int], x: int) -> None:
         assert conv2d(x) == x, f"wrong at {x}"
@@ -345,7 +345,7 @@ def test_the_simplest_failure_is_shown_with_its_own_calls(before: str) -> None:
     assert current().trace.text().endswith("from mine import conv2d\nprint(conv2d(7))")
 
 
-def test_a_failure_that_comes_and_goes_is_a_failure() -> None:
+def test_a_flaky_failure_is_a_failure() -> None:
     calls = []
 
     @given(x=st.integers(0, 1000))
@@ -358,7 +358,7 @@ def test_a_failure_that_comes_and_goes_is_a_failure() -> None:
         judge(who="second")
 
 
-def test_a_property_that_draws_while_it_runs_is_searched_anew() -> None:
+def test_hypothesis_tests_with_data_draws_are_searched_again() -> None:
     drawn: list[tuple[str, int]] = []
 
     @given(data=st.data())
@@ -373,7 +373,7 @@ def test_a_property_that_draws_while_it_runs_is_searched_anew() -> None:
 # The random state
 
 
-def test_a_test_begins_with_the_same_random_numbers_and_may_spend_them() -> None:
+def test_every_test_starts_with_the_same_random_state() -> None:
     assert torch.initial_seed() == 0
     torch.manual_seed(99)
 
@@ -383,7 +383,7 @@ def test_examples_of_another_test_are_forgotten() -> None:
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
 
 
-def test_the_reference_gives_its_version() -> None:
+def test_the_reference_has_a_version() -> None:
     assert load("reference").version == reference.__version__
 
 
@@ -405,7 +405,7 @@ def test_an_import_that_takes_longer_than_a_call_may_is_completed(
         assert importlib.import_module(name).VALUE == 7
 
 
-def test_an_import_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = slow_module(tmp_path, monkeypatch, 5)
     with pytest.raises(patience.GaveUp, match="a call did not return within"), patience.Patience().watch():
         importlib.import_module(name)
@@ -426,7 +426,7 @@ def test_a_test_of_endless_calls_is_watched_only_for_a_while() -> None:
 
 
 @pytest.mark.slow
-def test_the_import_of_pytorch_s_samples_leaves_its_settings_free() -> None:
+def test_importing_pytorch_samples_does_not_change_torch_settings() -> None:
     samples("optim")
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = not before

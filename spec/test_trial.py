@@ -54,7 +54,7 @@ WARNS = RIGHT.replace("    return", "    import warnings\n    warnings.warn('{te
 
 @pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "FutureWarning", "RuntimeWarning"])
 @pytest.mark.slow
-def test_an_implementation_that_warns_passes_by_its_values(category: str, tmp_path: Path) -> None:
+def test_warnings_do_not_fail_third_party_implementations(category: str, tmp_path: Path) -> None:
     """Warnings of the project's own code fail a test; warnings of other code do not."""
     warns = WARNS.format(text="old", category=category)
     result = trial(tmp_path, "-k", "documented", mine=warns)
@@ -84,7 +84,7 @@ def test_the_reference_must_not_warn() -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_defines_one_function_gets_a_report_of_just_that(tmp_path: Path) -> None:
+def test_a_file_that_defines_one_function_gets_a_report_of_that_function_only(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
     assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
@@ -132,7 +132,7 @@ def test_a_file_that_defines_no_component_fails_as_an_empty_run(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_says_how_many_clauses_its_tests_cover(tmp_path: Path) -> None:
+def test_a_run_prints_the_number_of_covered_clauses(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented", mine=RIGHT)
     # the two documented matrices of chapter 08; absent components cover no clause
     assert f"clauses: 2 of {len(CLAUSES)} covered by the tests of this run" in result.out
@@ -151,7 +151,7 @@ def test_absent_components_are_counted_and_never_passed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("named", "status"), [((), 0), (("--impl", "torch"), 5)], ids=["nobody named", "named"])
-def test_a_chapter_of_which_pytorch_has_nothing_is_an_empty_run_if_it_was_named(
+def test_a_chapter_without_components_of_the_named_implementation_is_an_empty_run(
     tmp_path: Path, named: tuple[str, ...], status: int
 ) -> None:
     result = trial(tmp_path, *named, "-k", "test_impossible", chapter="20_inference")
@@ -185,7 +185,7 @@ def test_a_module_and_a_namespace_in_it_can_be_under_test(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_header_names_everything_that_the_outcome_depends_on(tmp_path: Path) -> None:
+def test_the_header_names_versions_device_and_options(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "reference,torch", "--dtype", "float64,float32", "-k", "stride_1")
     assert re.search(r"under test: reference \d+\.\d+\.\d+, torch 2\.\S+\n", result.out)
     assert re.search(r"torch 2\S+, Python 3\S+, device cpu, \d+ threads, float64, float32, seed ", result.out)
@@ -254,7 +254,7 @@ def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_p
 
 
 @pytest.mark.slow
-def test_what_an_aspect_or_a_precision_leaves_out_is_not_claimed(tmp_path: Path) -> None:
+def test_tests_excluded_by_aspect_or_dtype_are_not_claimed(tmp_path: Path) -> None:
     where = {"mine": RIGHT, "chapter": "14_loss"}
     loss = "from torch.nn.functional import *\n__all__ = ['l1_loss']\n"
     result = trial(tmp_path, "--without", "errors,low-precision", "-k", "l1_loss", **where | {"mine": loss})  # pyright: ignore[reportArgumentType]
@@ -328,7 +328,7 @@ def test_a_parameter_that_the_signature_lacks_is_not_offered(
     ids=["a function of PyTorch", "an alias", "an operator", "loops"],
 )
 @pytest.mark.slow
-def test_the_report_says_who_computes_a_component(tmp_path: Path, mine: str, by: str | None) -> None:
+def test_the_report_names_the_functions_that_compute_a_component(tmp_path: Path, mine: str, by: str | None) -> None:
     result = trial(tmp_path, "--level", "tutorial", mine=mine)
     assert result.status == 0, result.out
     line = re.search(r"\n    conv2d .*", result.out)
@@ -338,7 +338,7 @@ def test_the_report_says_who_computes_a_component(tmp_path: Path, mine: str, by:
 
 
 @pytest.mark.slow
-def test_with_own_work_what_pytorch_computes_fails(tmp_path: Path) -> None:
+def test_own_work_option_fails_components_computed_by_pytorch(tmp_path: Path) -> None:
     result = trial(tmp_path, "--level", "tutorial", "--own-work", mine=RIGHT)
     assert result.status == 1, result.out
     assert "conv2d is computed by torch.conv2d" in result.out
@@ -384,7 +384,9 @@ def test_damage_to_the_process_of_a_file_is_reported(tmp_path: Path, mine: str, 
     ids=["leaves", "hangs", "asks"],
 )
 @pytest.mark.slow
-def test_a_file_that_cannot_be_imported_harms_nobody(tmp_path: Path, mine: str, says: str) -> None:
+def test_a_file_that_cannot_be_imported_does_not_affect_other_implementations(
+    tmp_path: Path, mine: str, says: str
+) -> None:
     result = trial(tmp_path, mine=mine, processes=())
     assert result.status == 4, result.out
     assert says in result.err
@@ -425,9 +427,7 @@ def part(text: str, test: str) -> str:
     ],
 )
 @pytest.mark.slow
-def test_a_failure_gives_the_index_both_values_the_tolerance_and_its_derivation(
-    failures: tuple[Path, str], text: str
-) -> None:
+def test_a_failure_gives_index_both_values_tolerance_and_derivation(failures: tuple[Path, str], text: str) -> None:
     assert text in part(failures[1], "test_stride_1_gives_the_documented_matrix")
 
 
@@ -438,7 +438,7 @@ def test_a_wrong_shape_is_reported_before_wrong_numbers(failures: tuple[Path, st
 
 
 @pytest.mark.slow
-def test_a_tolerance_comes_with_its_derivation(failures: tuple[Path, str]) -> None:
+def test_a_failure_prints_the_derivation_of_the_tolerance(failures: tuple[Path, str]) -> None:
     said = part(failures[1], "test_it_rounds_no_more_than_a_sum_does")
     assert re.search(r"tolerance  \S+: \d+ roundings to float32 \(eps 1.19e-07\) of numbers of up to \S+\n", said)
 
@@ -495,7 +495,7 @@ def test_only_the_first_failure_is_shown_in_full(lesson: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_names_the_mistake_that_gives_its_numbers(lesson: str) -> None:
+def test_a_failure_names_the_mistake_that_gives_the_same_values(lesson: str) -> None:
     assert "\n  diagnosis: kernel is flipped" in lesson
 
 
@@ -525,7 +525,7 @@ NAME = "spec/test_08_convolution.py::test_stride_is_the_step[mine]"
 
 
 @pytest.mark.slow
-def test_a_known_failure_is_expected_with_its_reason(tmp_path: Path) -> None:
+def test_a_known_failure_is_expected_with_the_reason(tmp_path: Path) -> None:
     result = known(tmp_path, f'"{NAME}" = "no strides yet"\n')
     assert result.status == 0, result.out
     assert "1 xfailed" in result.out
@@ -544,7 +544,7 @@ def test_a_known_failure_is_expected_with_its_reason(tmp_path: Path) -> None:
         pytest.param("what?", RIGHT, "--known-failures known.toml: ", 4, id="no TOML"),
     ],
 )
-def test_a_known_failure_that_is_none_fails_the_run(
+def test_a_known_failure_that_passes_fails_the_run(
     tmp_path: Path, text: str, mine: str, says: str, status: int
 ) -> None:
     result = known(tmp_path, text, mine=mine)
@@ -607,7 +607,7 @@ def test_an_implementation_that_cannot_be_imported_is_refused(
     ],
 )
 @pytest.mark.slow
-def test_impossible_options_are_an_error_in_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_invalid_options_are_one_line_errors(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     result = trial(tmp_path, *arguments)
     assert result.status == 4, result.out
     assert says in result.err

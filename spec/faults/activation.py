@@ -35,7 +35,7 @@ class ReluByMultiplication(Fault):
 class ReluHasASlopeAt0(Fault):
     """`x >= 0` instead of `x > 0`: the derivative at 0 is 1."""
 
-    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient"
+    caught_by = "test_11_activation.py::test_relu_gradient_is_0_for_inputs_up_to_0"
     says = r"the gradient differs at index \[2\]"
 
     @staticmethod
@@ -46,7 +46,7 @@ class ReluHasASlopeAt0(Fault):
 class ReluSharesTheSlopeAt0(Fault):
     """`torch.maximum` gives each of two equal numbers half of the gradient."""
 
-    caught_by = "test_11_activation.py::test_the_gradient_of_relu_is_0_up_to_0_for_every_upstream_gradient"
+    caught_by = "test_11_activation.py::test_relu_gradient_is_0_for_inputs_up_to_0"
     says = r"the gradient differs at index \[2\](.|\n)*got        2\.5"
 
     @staticmethod
@@ -57,7 +57,7 @@ class ReluSharesTheSlopeAt0(Fault):
 class InPlaceOnACopy(Fault):
     """`inplace` is accepted and ignored."""
 
-    caught_by = "test_11_activation.py::test_relu_in_place_writes_into_its_input"
+    caught_by = "test_11_activation.py::test_relu_in_place_writes_into_the_input"
     says = "the input afterwards differs"
 
     @staticmethod
@@ -68,7 +68,7 @@ class InPlaceOnACopy(Fault):
 class AlwaysInPlace(Fault):
     """The layer writes into its input even without `inplace`."""
 
-    caught_by = "test_11_activation.py::test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them"
+    caught_by = "test_11_activation.py::test_relu_changes_the_input_only_in_place"
     says = r"the data after ReLU\(\) differs"
 
     class ReLU(nn.ReLU):
@@ -79,7 +79,7 @@ class AlwaysInPlace(Fault):
 class InPlaceIsNotPassedOn(Fault):
     """The layer stores `inplace` and does not use it."""
 
-    caught_by = "test_11_activation.py::test_by_default_relu_leaves_the_data_alone_and_in_place_it_replaces_them"
+    caught_by = "test_11_activation.py::test_relu_changes_the_input_only_in_place"
     says = r"the data after ReLU\(inplace=True\) differs"
 
     class ReLU(nn.ReLU):
@@ -90,7 +90,7 @@ class InPlaceIsNotPassedOn(Fault):
 class ReluIsCappedAt1(Fault):
     """The layer clamps its output to the range of images."""
 
-    caught_by = "test_11_activation.py::test_the_listing_prints_its_result_and_writes_nothing"
+    caught_by = "test_11_activation.py::test_the_listing_prints_the_result_and_writes_no_events"
     says = r"\[0\., 1\.\]"
 
     class ReLU(nn.ReLU):
@@ -101,7 +101,7 @@ class ReluIsCappedAt1(Fault):
 class SlopeOfATenth(Fault):
     """The default slope is wrong."""
 
-    caught_by = "test_11_activation.py::test_by_default_the_slope_is_a_hundredth"
+    caught_by = "test_11_activation.py::test_leaky_relu_default_slope_is_0_01"
     says = r"got        -10\.0(.|\n)*expected   -1\.0"
 
     @staticmethod
@@ -173,7 +173,7 @@ class LeakyReluWritesAlways(Fault):
 class SigmoidByTheOtherFormula(Fault):
     """exp(x) / (1 + exp(x)) is ∞ / ∞ for large x."""
 
-    caught_by = "test_11_activation.py::test_sigmoid_is_1_by_1_plus_the_exponential"
+    caught_by = "test_11_activation.py::test_sigmoid_equals_1_over_1_plus_exp"
     says = r"got        nan(.|\n)*expected   1\.0"
 
     @staticmethod
@@ -184,7 +184,7 @@ class SigmoidByTheOtherFormula(Fault):
 class SigmoidIsPiecewiseLinear(Fault):
     """The function is approximated by straight lines."""
 
-    caught_by = "test_11_activation.py::test_sigmoid_is_1_by_1_plus_the_exponential"
+    caught_by = "test_11_activation.py::test_sigmoid_equals_1_over_1_plus_exp"
     says = "tolerance  .*roundings to"
 
     @staticmethod
@@ -206,7 +206,7 @@ class SigmoidThroughItsInfiniteExponential(Fault):
 class TanhForSigmoid(Fault):
     """Tanh, which has values between −1 and 1, instead of Sigmoid."""
 
-    caught_by = "test_11_activation.py::test_sigmoid_washes_images_out"
+    caught_by = "test_11_activation.py::test_sigmoid_reduces_image_contrast"
     says = r"got        0\.0(.|\n)*expected   0\.5"
 
     class Sigmoid(nn.Sigmoid):
@@ -251,7 +251,7 @@ class TanhOverflows(Fault):
 class TanhLosesSmallNumbers(Fault):
     """2 · sigmoid(2x) − 1 subtracts two nearly equal numbers."""
 
-    caught_by = "test_11_activation.py::test_tanh_of_small_numbers_keeps_their_digits"
+    caught_by = "test_11_activation.py::test_tanh_of_small_inputs_is_accurate"
     says = "tolerance  .*roundings to"
 
     @staticmethod
@@ -320,7 +320,7 @@ class SoftmaxOverflows(Fault):
 class SoftmaxOverEverything(Fault):
     """The sum is over all dimensions."""
 
-    caught_by = "test_11_activation.py::test_the_shares_of_softmax_add_up_to_1"
+    caught_by = "test_11_activation.py::test_softmax_sums_to_1"
     says = r"expected   1\.0"
 
     @staticmethod
@@ -331,7 +331,7 @@ class SoftmaxOverEverything(Fault):
 class SoftmaxOfTheLastDimension(Fault):
     """`dim` is ignored."""
 
-    caught_by = "test_11_activation.py::test_softmax_is_each_exponential_by_their_sum"
+    caught_by = "test_11_activation.py::test_softmax_equals_exp_over_sum_of_exp"
     says = "tolerance  .*roundings to"
 
     @staticmethod
@@ -400,7 +400,7 @@ class LogOfSoftmax(Fault):
 class LogOfTheSumOverflows(Fault):
     """The largest number is not subtracted first."""
 
-    caught_by = "test_11_activation.py::test_log_softmax_knows_only_differences"
+    caught_by = "test_11_activation.py::test_log_softmax_is_invariant_to_a_shift"
     says = r"log_softmax of numbers larger by -?\d+ differs"
 
     @staticmethod
@@ -411,7 +411,7 @@ class LogOfTheSumOverflows(Fault):
 class LogarithmToTheBaseOf2(Fault):
     """The binary logarithm instead of the natural one."""
 
-    caught_by = "test_11_activation.py::test_log_softmax_is_each_number_less_the_logarithm_of_the_sum"
+    caught_by = "test_11_activation.py::test_log_softmax_equals_logit_minus_log_sum_exp"
     says = "tolerance  .*roundings to"
 
     @staticmethod

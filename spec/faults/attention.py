@@ -15,7 +15,7 @@ from spec.faults import Fault
 class TheScaleIsForgotten(Fault):
     """softmax(q kᵀ) v, without the scale."""
 
-    caught_by = "test_12_attention.py::test_the_default_scale_is_one_by_the_root_of_the_features"
+    caught_by = "test_12_attention.py::test_attention_default_scale_is_1_over_sqrt_of_features"
     says = r"the result differs at index \[0, 0\]\nE? *got        0\.98"
 
     @staticmethod
@@ -26,7 +26,7 @@ class TheScaleIsForgotten(Fault):
 class TrueIsHidden(Fault):
     """The bool mask has the inverse meaning, as in MultiheadAttention."""
 
-    caught_by = "test_12_attention.py::test_keys_that_are_masked_might_as_well_not_be_there"
+    caught_by = "test_12_attention.py::test_masked_keys_have_no_effect"
     says = "with a bool mask differs"
 
     @staticmethod
@@ -41,7 +41,7 @@ class TrueIsHidden(Fault):
 class TheLastQuerySeesTheLastKey(Fault):
     """The causal mask is aligned at the last key, as in generation with a cache."""
 
-    caught_by = "test_12_attention.py::test_causal_lets_query_i_see_the_keys_0_to_i"
+    caught_by = "test_12_attention.py::test_is_causal_lets_query_i_attend_to_keys_0_to_i"
     says = r"the result differs at index \[0, 0\]"
 
     @staticmethod
@@ -58,7 +58,7 @@ class TheLastQuerySeesTheLastKey(Fault):
 class NothingSeenIsEverythingSeen(Fault):
     """-1e9 instead of -inf: a fully masked query gets the mean of all values."""
 
-    caught_by = "test_12_attention.py::test_a_query_that_may_see_nothing_gets_zeros"
+    caught_by = "test_12_attention.py::test_a_fully_masked_query_gets_zeros"
     says = "the output of the second query differs"
 
     @staticmethod
@@ -73,7 +73,7 @@ class NothingSeenIsEverythingSeen(Fault):
 class LargeLogitsOverflow(Fault):
     """The softmax does not subtract the largest logit."""
 
-    caught_by = "test_12_attention.py::test_large_logits_choose_the_value_of_the_largest"
+    caught_by = "test_12_attention.py::test_attention_with_large_logits_selects_the_value_of_the_largest"
     says = "the result differs(.|\n)*got        nan"
 
     @staticmethod
@@ -85,7 +85,7 @@ class LargeLogitsOverflow(Fault):
 class HeadsOfAGroupAreNotNeighbours(Fault):
     """Head h of the query uses key head h modulo the number of key heads."""
 
-    caught_by = "test_12_attention.py::test_it_is_the_weighted_mean_of_the_definition"
+    caught_by = "test_12_attention.py::test_scaled_dot_product_attention_equals_the_weighted_mean"
     says = "the result differs"
 
     @staticmethod
@@ -112,7 +112,7 @@ def with_other_parameters(layer: nn.Module, state: dict[str, Tensor], forward: A
 class HeadsAreInterleaved(Fault):
     """The features of a head are interleaved instead of consecutive."""
 
-    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    caught_by = "test_12_attention.py::test_multihead_attention_equals_the_definition"
     says = "the (result|weights) differs"
 
     class MultiheadAttention(nn.MultiheadAttention):
@@ -132,7 +132,7 @@ class HeadsAreInterleaved(Fault):
 class EachHeadIsScaledByAllFeatures(Fault):
     """The scale is 1/√embed_dim instead of 1/√head_dim."""
 
-    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    caught_by = "test_12_attention.py::test_multihead_attention_equals_the_definition"
     says = "the (result|weights) differs"
 
     class MultiheadAttention(nn.MultiheadAttention):
@@ -147,7 +147,7 @@ class EachHeadIsScaledByAllFeatures(Fault):
 class PaddingIsWhatIsThere(Fault):
     """key_padding_mask is True where a key exists, the inverse of its meaning."""
 
-    caught_by = "test_12_attention.py::test_it_is_the_heads_of_the_definition"
+    caught_by = "test_12_attention.py::test_multihead_attention_equals_the_definition"
     says = "the (result|weights) differs"
 
     class MultiheadAttention(nn.MultiheadAttention):
@@ -161,7 +161,7 @@ class PaddingIsWhatIsThere(Fault):
 class WeightsAreSummedOverTheHeads(Fault):
     """The returned weights add up to the number of heads instead of 1."""
 
-    caught_by = "test_12_attention.py::test_dropout_drops_weights_in_training_only"
+    caught_by = "test_12_attention.py::test_multihead_attention_dropout_applies_in_training_only"
     says = r"the weights in evaluation differs(.|\n)*got        0\.2"
 
     class MultiheadAttention(nn.MultiheadAttention):
@@ -175,7 +175,7 @@ class WeightsAreSummedOverTheHeads(Fault):
 class ProjectionsStartApart(Fault):
     """Xavier's bound is computed for each projection separately instead of for the stacked weight."""
 
-    caught_by = "test_12_attention.py::test_its_projections_start_from_xaviers_distribution_and_its_biases_from_0"
+    caught_by = "test_12_attention.py::test_multihead_attention_projections_start_xavier_uniform_and_biases_zero"
     says = "in_proj_weight is drawn as one"
 
     class MultiheadAttention(nn.MultiheadAttention):
@@ -192,7 +192,7 @@ class ProjectionsStartApart(Fault):
 class NormsComeLast(Fault):
     """norm_first is accepted and ignored."""
 
-    caught_by = "test_12_attention.py::test_dropout_1_leaves_the_residual"
+    caught_by = "test_12_attention_encoder.py::test_encoder_dropout_1_leaves_the_residual"
     says = r"the result differs(.|\n)*norm_first=True"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -203,7 +203,7 @@ class NormsComeLast(Fault):
 class TheNetworkHasNoResidual(Fault):
     """The residual connection is missing: norm2(network(x)) instead of norm2(x + network(x))."""
 
-    caught_by = "test_12_attention.py::test_it_calls_its_own_submodules"
+    caught_by = "test_12_attention_encoder.py::test_encoder_calls_the_registered_submodules"
     says = "the result differs"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -214,7 +214,7 @@ class TheNetworkHasNoResidual(Fault):
 class GeluIsApproximate(Fault):
     """The tanh approximation of gelu, with an error of about 1e-4."""
 
-    caught_by = "test_12_attention.py::test_it_is_attention_and_a_network_around_both_a_residual_and_a_norm"
+    caught_by = "test_12_attention_encoder.py::test_encoder_equals_attention_and_feedforward_with_residuals_and_norms"
     says = r"the result differs(.|\n)*activation='gelu'"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -225,7 +225,7 @@ class GeluIsApproximate(Fault):
 class TheMaskIsForgotten(Fault):
     """src_mask is not passed to the attention."""
 
-    caught_by = "test_12_attention.py::test_is_causal_applies_the_causal_mask_to_the_source"
+    caught_by = "test_12_attention_encoder.py::test_is_causal_applies_the_causal_mask_to_the_source"
     says = "the first output, which sees nothing else differs"
 
     class TransformerEncoderLayer(nn.TransformerEncoderLayer):

@@ -51,7 +51,7 @@ class TransformsInAdvance(Fault):
 class ForgetsTheTargetTransform(Fault):
     """target_transform is not applied: labels stay numbers."""
 
-    caught_by = f"{FILE}::test_without_a_transform_images_come_and_targets_have_one_of_their_own"
+    caught_by = f"{FILE}::test_without_transform_items_are_pil_images_and_target_transform_is_separate"
     says = r"assert \d == '\w+'"
 
     class CIFAR10(reference.CIFAR10):

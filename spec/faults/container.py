@@ -11,7 +11,7 @@ from spec.faults import Fault
 class LastLayerFirst(Fault):
     """The layers are applied from right to left, as in the composition f₁(f₂(x))."""
 
-    caught_by = "test_13_container.py::test_it_is_the_composition_in_the_order_given"
+    caught_by = "test_13_container.py::test_sequential_is_the_composition_in_order"
     says = r"differs at index(.|\n)*Sequential applies its layers in the given order"
 
     class Sequential(nn.Sequential):
@@ -24,7 +24,7 @@ class LastLayerFirst(Fault):
 class SlicesAreLists(Fault):
     """A slice loses its last layer, because its end is excluded twice."""
 
-    caught_by = "test_13_container.py::test_it_behaves_like_the_list_of_its_layers"
+    caught_by = "test_13_container.py::test_sequential_behaves_like_a_list"
     says = r"Sequential behaves like the list of its layers"
 
     class Sequential(nn.Sequential):
@@ -111,7 +111,7 @@ class ClassesAreIgnored(Fault):
 class LayersAreAlwaysPytorchs(Fault):
     """The namespace is accepted and not used."""
 
-    caught_by = "test_13_container.py::test_its_layers_come_from_the_given_namespace"
+    caught_by = "test_13_container.py::test_ocean_layers_come_from_the_given_namespace"
     says = r"is built from any namespace of layers"
 
     class Ocean(RightOcean):

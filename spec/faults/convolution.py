@@ -26,7 +26,7 @@ class KernelIsFlipped(Fault):
 class PairsAreHorizontalFirst(Fault):
     """Pairs are read as (horizontal, vertical) instead of (vertical, horizontal)."""
 
-    caught_by = "test_08_convolution.py::test_padding_is_a_border_of_zeros"
+    caught_by = "test_08_convolution.py::test_padding_equals_a_border_of_zeros"
     says = r"has shape \[1, 1, 7, 5\], expected \[1, 1, 5, 7\]"
 
     @staticmethod
@@ -41,7 +41,7 @@ class PairsAreHorizontalFirst(Fault):
 class HalfPrecisionAddsUpInHalfPrecision(Fault):
     """Every partial sum is rounded to 4 bits fewer than the dtype has."""
 
-    caught_by = "test_08_convolution.py::test_it_rounds_no_more_than_a_sum_does"
+    caught_by = "test_08_convolution.py::test_conv2d_rounds_no_more_than_a_sum"
     says = r"tolerance  .*roundings to"
 
     @staticmethod
@@ -66,7 +66,7 @@ class LaysOutAllWindowsAtOnce(Fault):
 class StartsFromNormalNumbers(Fault):
     """Weights are drawn from an unbounded distribution."""
 
-    caught_by = "test_09_convolution_layer.py::test_a_new_layer_starts_within_the_root_of_its_inputs"
+    caught_by = "test_09_convolution_layer.py::test_initial_weights_are_within_one_over_root_fan_in"
     says = r"assert .*max.* <= "
 
     class Conv2d(nn.Conv2d):
@@ -79,7 +79,7 @@ class StartsFromNormalNumbers(Fault):
 class BorderIsAlwaysZero(Fault):
     """`padding_mode` is stored and not used."""
 
-    caught_by = "test_09_convolution_layer.py::test_the_layer_is_the_convolution_with_its_own_kernels_and_border"
+    caught_by = "test_09_convolution_layer.py::test_conv2d_layer_equals_conv2d_with_own_weight_and_padding"
     says = r"differs at index(.|\n)*its border can be zeros, reflect, replicate or circular"
     conv2d = staticmethod(F.conv2d)
 
@@ -233,7 +233,7 @@ class PaddingIsAlwaysOne(Fault):
 class NoKernelHasAPadding(Fault):
     """A kernel of size 0 is not rejected."""
 
-    caught_by = "test_09_convolution_layer.py::test_same_padding_of_nothing_is_rejected"
+    caught_by = "test_09_convolution_layer.py::test_same_padding_of_kernel_size_0_is_rejected"
     says = r"was accepted, but must be rejected with an error that names /kernel_size/"
 
     @staticmethod

@@ -32,7 +32,7 @@ class NothingIsRescaled(Fault):
 class EvaluationIsRescaled(Fault):
     """In evaluation all numbers are multiplied by 1 - p, as in the original paper."""
 
-    caught_by = "test_12_dropout.py::test_in_evaluation_nothing_happens"
+    caught_by = "test_12_dropout.py::test_dropout_is_the_identity_in_evaluation"
     says = r"the result differs"
 
     @staticmethod
@@ -43,7 +43,7 @@ class EvaluationIsRescaled(Fault):
 class WholeChannelsAreDropped(Fault):
     """Whole channels are dropped, as in `dropout2d`."""
 
-    caught_by = "test_12_dropout.py::test_each_number_is_dropped_independently_of_its_neighbours"
+    caught_by = "test_12_dropout.py::test_elements_are_dropped_independently"
     says = r"the fraction of neighbours that are both dropped differs"
 
     @staticmethod
@@ -66,7 +66,7 @@ class TheMaskIsAlwaysTheSame(Fault):
 class TheGradientIsNotMasked(Fault):
     """Dropped numbers get a gradient."""
 
-    caught_by = "test_12_dropout.py::test_the_gradient_goes_through_the_same_mask"
+    caught_by = "test_12_dropout.py::test_dropout_gradient_uses_the_mask_of_the_forward_pass"
     says = r"the gradient differs"
 
     @staticmethod
@@ -77,7 +77,7 @@ class TheGradientIsNotMasked(Fault):
 class EverythingDroppedIsNan(Fault):
     """The result is 0 / 0 if p is 1."""
 
-    caught_by = "test_12_dropout.py::test_p_0_drops_nothing_and_p_1_everything"
+    caught_by = "test_12_dropout.py::test_p_0_drops_nothing_and_p_1_drops_everything"
     says = r"got        nan(.|\n)*expected   0\.0"
 
     @staticmethod
@@ -99,7 +99,7 @@ class InplaceIsIgnored(Fault):
 class LayerAlwaysDrops(Fault):
     """The layer ignores `training`."""
 
-    caught_by = "test_12_dropout.py::test_the_layer_drops_in_training_and_nothing_in_evaluation"
+    caught_by = "test_12_dropout.py::test_dropout_layer_drops_in_training_only"
     says = r"the result in evaluation differs"
 
     class Dropout(nn.Dropout):
@@ -121,7 +121,7 @@ class LayerForgetsP(Fault):
 class LayerNeverWritesInPlace(Fault):
     """`inplace` is printed, but not used."""
 
-    caught_by = "test_12_dropout.py::test_the_layer_writes_into_its_input_only_with_inplace"
+    caught_by = "test_12_dropout.py::test_dropout_layer_writes_into_the_input_only_with_inplace"
     says = r"the input afterwards differs"
 
     class Dropout(nn.Dropout):
@@ -132,7 +132,7 @@ class LayerNeverWritesInPlace(Fault):
 class LayerTakesAPercentage(Fault):
     """p is not checked; a value above 1 is read as a percentage."""
 
-    caught_by = "test_12_dropout.py::test_the_layer_rejects_a_p_that_is_no_probability"
+    caught_by = "test_12_dropout.py::test_dropout_layer_rejects_p_outside_0_and_1"
     says = r"was accepted, but must be rejected"
 
     class Dropout(nn.Dropout):

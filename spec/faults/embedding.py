@@ -23,7 +23,7 @@ class WordsAreCounted(Fault):
 class NegativeWordsCountFromTheEnd(Fault):
     """Negative indices count from the end, as in Python."""
 
-    caught_by = "test_12_embedding.py::test_a_row_that_is_not_there_is_rejected"
+    caught_by = "test_12_embedding.py::test_an_index_out_of_range_is_rejected"
     says = r"was accepted, but must be rejected"
 
     @staticmethod
@@ -34,7 +34,7 @@ class NegativeWordsCountFromTheEnd(Fault):
 class PaddingIsZero(Fault):
     """The padding row is always looked up as zeros, for any content of the table."""
 
-    caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
+    caught_by = "test_12_embedding.py::test_padding_idx_row_is_looked_up_but_gets_no_gradient"
     says = r"the result differs"
 
     @staticmethod
@@ -48,7 +48,7 @@ class PaddingIsZero(Fault):
 class PaddingLearns(Fault):
     """The padding row gets a gradient like other rows."""
 
-    caught_by = "test_12_embedding.py::test_the_row_padding_idx_is_looked_up_but_gets_no_gradient"
+    caught_by = "test_12_embedding.py::test_padding_idx_row_is_looked_up_but_gets_no_gradient"
     says = r"the gradient differs"
 
     @staticmethod
@@ -59,7 +59,7 @@ class PaddingLearns(Fault):
 class RepeatedWordsOverwriteTheirGradient(Fault):
     """Among several occurrences of a word only the last contributes to the gradient: `gradient[words] = upstream`."""
 
-    caught_by = "test_12_embedding.py::test_the_gradient_of_a_row_is_the_sum_over_its_occurrences"
+    caught_by = "test_12_embedding.py::test_gradient_of_a_row_is_the_sum_over_all_occurrences"
     says = r"the gradient differs"
 
     class _LookUp(torch.autograd.Function):
@@ -84,7 +84,7 @@ class RepeatedWordsOverwriteTheirGradient(Fault):
 class AllRowsAreShortened(Fault):
     """max_norm is applied to the whole table."""
 
-    caught_by = "test_12_embedding.py::test_rows_that_are_short_or_not_looked_up_keep_every_bit"
+    caught_by = "test_12_embedding.py::test_max_norm_keeps_other_rows_bit_equal"
     says = r"the rows that are short, or not looked up differs"
 
     @staticmethod
@@ -121,7 +121,7 @@ class FrequencyIsThatOfTheTable(Fault):
 class PaddingStartsAtRandom(Fault):
     """The padding row is drawn at random like other rows."""
 
-    caught_by = "test_12_embedding.py::test_the_row_padding_idx_begins_with_zeros"
+    caught_by = "test_12_embedding.py::test_padding_idx_row_starts_as_zeros"
     says = r"whether a row is zero differs"
 
     class Embedding(nn.Embedding):
@@ -155,7 +155,7 @@ class PretrainedIsNotFrozen(Fault):
 class LayerForgetsItsOptions(Fault):
     """The layer ignores its options and only looks up."""
 
-    caught_by = "test_12_embedding.py::test_the_layer_is_embedding_with_its_own_options"
+    caught_by = "test_12_embedding.py::test_embedding_layer_equals_embedding_with_own_options"
     says = r"differs at index"
 
     embedding = staticmethod(F.embedding)

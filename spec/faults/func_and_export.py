@@ -33,7 +33,7 @@ class _Positive(Function):
 class HasNoBatchingRule(Fault):
     """A custom autograd function without a vmap rule."""
 
-    caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
+    caught_by = f"{FILE}::test_vmap_equals_a_loop_over_samples"
     says = r"vmap over _Positive, but it does not have vmap support"
 
     @staticmethod
@@ -44,7 +44,7 @@ class HasNoBatchingRule(Fault):
 class LooksAtTheNumbers(Fault):
     """The formula is chosen by the values of the input, which fails under vmap."""
 
-    caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
+    caught_by = f"{FILE}::test_vmap_equals_a_loop_over_samples"
     says = r"data-dependent control flow"
 
     @staticmethod
@@ -55,7 +55,7 @@ class LooksAtTheNumbers(Fault):
 class NormalizesOverTheSamples(Fault):
     """The vmap rule adds the samples to the batch, although each sample needs separate statistics."""
 
-    caught_by = f"{FILE}::test_vmap_is_a_loop_over_the_samples"
+    caught_by = f"{FILE}::test_vmap_equals_a_loop_over_samples"
     says = r"the output under vmap differs at index"
 
     class _Norm(Function):
@@ -79,7 +79,7 @@ class NormalizesOverTheSamples(Fault):
 class OnlyInputsAreBatched(Fault):
     """The vmap rule uses the weights of the first model for all models."""
 
-    caught_by = f"{FILE}::test_vmap_over_the_weights_is_a_loop_over_models"
+    caught_by = f"{FILE}::test_vmap_over_weights_equals_a_loop_over_models"
     says = r"the output under vmap differs at index \[1, 0, 0\]"
 
     class _Linear(Function):
@@ -154,7 +154,7 @@ class GradientsAreAddedUpOverTheSamples(Fault):
 class OnlyGoesBackward(Fault):
     """There is a derivative for backward mode only."""
 
-    caught_by = f"{FILE}::test_jvp_is_the_derivative_along_a_direction"
+    caught_by = f"{FILE}::test_jvp_equals_the_directional_derivative"
     says = r"implement the jvp function"
 
     class _Squashed(_Positive):
@@ -168,7 +168,7 @@ class OnlyGoesBackward(Fault):
 class ForwardModeForgetsTheSlope(Fault):
     """The tangent of the output is the tangent of the input."""
 
-    caught_by = f"{FILE}::test_jvp_is_the_derivative_along_a_direction"
+    caught_by = f"{FILE}::test_jvp_equals_the_directional_derivative"
     says = r"the derivative along the direction differs"
 
     class _Passing(_Positive):
@@ -205,7 +205,7 @@ class BackwardLooksAtItsGradient(Fault):
 class DrawsWithNumPy(Fault):
     """Random numbers that PyTorch does not draw are the same for every sample."""
 
-    caught_by = f"{FILE}::test_vmap_draws_dropout_anew_or_once_according_to_randomness"
+    caught_by = f"{FILE}::test_vmap_randomness_decides_between_one_and_many_dropout_masks"
     says = r"every sample is dropped alike"
 
     @staticmethod
@@ -217,7 +217,7 @@ class DrawsWithNumPy(Fault):
 class BatchSizeIsBakedIn(Fault):
     """The batch size becomes a Python number, so that the exported program accepts no other size."""
 
-    caught_by = f"{FILE}::test_an_exported_component_takes_any_batch"
+    caught_by = f"{FILE}::test_exported_component_accepts_any_batch_size"
     says = r"batch"
 
     @staticmethod

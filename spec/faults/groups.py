@@ -231,13 +231,13 @@ def fault(
 
 
 SIZES = "test_every_number_of_a_large_parameter_moves_by_the_rule"
-LAYOUTS = "test_a_parameter_moves_by_the_rule_however_it_and_its_gradient_lie"
-GROUPS = "test_each_of_two_groups_of_two_parameters_has_its_own_settings_and_state"
-WAITS = "test_a_parameter_without_a_gradient_in_between_waits_for_its_next_one"
-ADDED = "test_a_group_that_is_added_after_the_first_steps_begins_there"
-DEFAULTS = "test_an_added_group_takes_what_it_does_not_say_from_the_defaults"
-LOADED = "test_saved_and_loaded_groups_continue_as_if_nothing_had_happened"
-LONG = "test_two_thousand_steps_end_where_the_closed_form_says"
+LAYOUTS = "test_update_rule_holds_for_all_memory_layouts"
+GROUPS = "test_groups_have_separate_settings_and_state"
+WAITS = "test_a_step_without_gradient_leaves_parameter_and_state_unchanged"
+ADDED = "test_a_group_added_later_starts_with_empty_state"
+DEFAULTS = "test_an_added_group_takes_missing_settings_from_the_defaults"
+LOADED = "test_saved_and_loaded_groups_continue_identically"
+LONG = "test_two_thousand_steps_equal_the_closed_form"
 HALF = (torch.float16, torch.bfloat16)
 WIDE = (torch.float32, torch.float64)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from spec.faults import Fault
 
-FILE = "test_05_image_tree.py"
+FILE, CACHE = "test_05_image_tree.py", "test_05_image_tree_cache.py"
 
 
 class _Tree:
@@ -103,7 +103,7 @@ class _Tree:
 class ClassAfterClass(Fault):
     """The images are in the order of the files on the disk: a training without shuffling learns only the last class."""
 
-    caught_by = f"{FILE}::test_every_stretch_holds_the_classes_in_their_proportions"
+    caught_by = f"{FILE}::test_every_consecutive_range_has_the_class_proportions"
     says = r"\(\d+, 'ant'\)"
 
     class ImageTree(_Tree):
@@ -114,7 +114,7 @@ class ClassAfterClass(Fault):
 class ClassesTakeTurns(Fault):
     """The classes alternate (ant, bee, cat, ant, bee, cat): every batch repeats the same pattern."""
 
-    caught_by = f"{FILE}::test_the_classes_do_not_simply_take_turns"
+    caught_by = f"{FILE}::test_class_order_is_not_periodic"
     says = r"assert 1 == 6"
 
     class ImageTree(_Tree):
@@ -148,7 +148,7 @@ class WidthFirst(Fault):
 class NearestPixel(Fault):
     """Images are reduced by leaving out pixels."""
 
-    caught_by = f"{FILE}::test_images_of_any_size_become_one_size_by_pillows_bilinear"
+    caught_by = f"{FILE}::test_images_are_resized_to_one_size_with_bilinear_interpolation"
     says = r"assert False"
 
     class ImageTree(_Tree):
@@ -159,7 +159,7 @@ class NearestPixel(Fault):
 class NumbersOfWhatIsThere(Fault):
     """The test part numbers its own folders: a missing class shifts the numbers of all others."""
 
-    caught_by = f"{FILE}::test_the_test_half_may_lack_a_class_and_keeps_the_numbers"
+    caught_by = f"{FILE}::test_test_split_may_lack_a_class_and_keeps_class_numbers"
     says = r"\[0, 0, 1, 1\] == \[1, 1, 2, 2\]"
 
     class ImageTree(_Tree):
@@ -205,7 +205,7 @@ class TakesHiddenFolders(Fault):
 class CapitalsAreNoImages(Fault):
     """Only .png is recognized, not .PNG."""
 
-    caught_by = f"{FILE}::test_any_file_name_will_do"
+    caught_by = f"{FILE}::test_unusual_file_names_are_accepted"
     says = r"'ant/UPPER\.PNG' is not in list"
 
     class ImageTree(_Tree):
@@ -227,7 +227,7 @@ class BrokenImagesAreLeftOutSilently(Fault):
 class RemembersByNameAndTime(Fault):
     """The cache relies on the modification time of a file, which any user can set."""
 
-    caught_by = f"{FILE}::test_a_stale_entry_is_never_used"
+    caught_by = f"{CACHE}::test_a_stale_cache_entry_is_never_used"
     says = r"assert False"
 
     class ImageTree(_Tree):
@@ -243,7 +243,7 @@ class RemembersByNameAndTime(Fault):
 class TensorIsThatOfEverybody(Fault):
     """All data sets share one tensor: changing it in one changes the others."""
 
-    caught_by = f"{FILE}::test_changing_the_tensor_does_not_change_the_cache"
+    caught_by = f"{CACHE}::test_changing_the_tensor_does_not_change_the_cache"
     says = r"assert False"
 
     class ImageTree(_Tree):

@@ -96,7 +96,7 @@ class EverythingIsAImage(Fault):
 class FilesStayOpen(Fault):
     """`Image.open` reads only the header of a file, which stays open until its pixels are read."""
 
-    caught_by = "test_01_dataset.py::test_an_item_that_is_kept_keeps_no_file_open"
+    caught_by = "test_01_dataset.py::test_items_keep_no_file_open"
     says = r"A file is closed as soon as its image is read"
 
     class LabeledFolder(_Folder):
@@ -148,7 +148,7 @@ class NegativeIndicesAreRejected(Fault):
 class PlusPutsTheOtherFirst(Fault):
     """`+` puts the items of the right-hand data set first."""
 
-    caught_by = "test_01_dataset.py::test_plus_puts_one_data_set_after_the_other_and_associates"
+    caught_by = "test_01_dataset.py::test_addition_concatenates_data_sets_associatively"
     says = r"\+ appends the items of one data set to those of another"
 
     class LabeledFolder(_Folder):
@@ -171,7 +171,7 @@ class TransformGetsTheItem(Fault):
 class CannotTravel(Fault):
     """The data set contains a lambda, so it cannot be pickled."""
 
-    caught_by = "test_01_dataset.py::test_it_can_be_pickled"
+    caught_by = "test_01_dataset.py::test_data_set_can_be_pickled"
     says = r"Can't (pickle|get) local object"
 
     class LabeledFolder(_Folder):

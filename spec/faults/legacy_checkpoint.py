@@ -19,7 +19,7 @@ from spec.faults import Fault
 class RunsWhatItReads(Fault):
     """torch.load is tried first, with weights_only=False."""
 
-    caught_by = "test_17_legacy_attacks.py::test_no_trick_runs_anything"
+    caught_by = "test_17_legacy_attacks.py::test_no_attack_pickle_runs_code"
     says = r"import|pickle.find_class|victim"
 
     @staticmethod
@@ -32,7 +32,7 @@ class RunsWhatItReads(Fault):
 class KnowsEveryClass(Fault):
     """A class with several parts is assumed to apply them one after the other."""
 
-    caught_by = "test_17_legacy_networks.py::test_a_network_that_might_be_another_one_is_not_run"
+    caught_by = "test_17_legacy_networks.py::test_an_ambiguous_network_is_not_run"
     says = r"is None"
 
     @staticmethod
@@ -44,7 +44,7 @@ class KnowsEveryClass(Fault):
 class KeepsWhatIsNotPersistent(Fault):
     """The state dict contains non-persistent buffers too."""
 
-    caught_by = "test_17_legacy_networks.py::test_of_an_unknown_class_there_is_all_but_the_working_network"
+    caught_by = "test_17_legacy_networks.py::test_an_unknown_class_gives_tensors_but_no_runnable_network"
     says = r"left_out"
 
     @staticmethod
@@ -57,7 +57,7 @@ class KeepsWhatIsNotPersistent(Fault):
 class SortsTheKeys(Fault):
     """The state dict is in alphabetical order."""
 
-    caught_by = "test_17_legacy_networks.py::test_a_network_of_pytorch_s_layers_comes_back_whole"
+    caught_by = "test_17_legacy_networks.py::test_a_network_of_pytorch_layers_is_restored"
     says = r"assert \[.*\] == \["
 
     @staticmethod
@@ -81,7 +81,7 @@ class CopiesWhatIsShared(Fault):
 class NeverSaysWhatItAssumes(Fault):
     """There are no notes about assumptions."""
 
-    caught_by = "test_17_legacy_networks.py::test_the_tutorial_s_network_needs_no_class"
+    caught_by = "test_17_legacy_networks.py::test_the_tutorial_network_is_loaded_without_a_class_definition"
     says = r"assert False"
 
     @staticmethod
@@ -92,7 +92,7 @@ class NeverSaysWhatItAssumes(Fault):
 class LooksAtItsFolder(Fault):
     """The reader writes another file."""
 
-    caught_by = "test_17_legacy_attacks.py::test_damaged_files_are_refused_or_read_and_nothing_else"
+    caught_by = "test_17_legacy_attacks.py::test_damaged_files_are_either_refused_or_read"
     says = r"reading input \d+ of seed 0 did"
 
     @staticmethod
@@ -104,7 +104,7 @@ class LooksAtItsFolder(Fault):
 class AsksPyTorchForZipFiles(Fault):
     """PyTorch reads an archive of plain data, and may find another directory than the verified one."""
 
-    caught_by = "test_17_legacy_attacks.py::test_an_archive_that_two_readers_could_read_differently_is_refused"
+    caught_by = "test_17_legacy_attacks.py::test_an_ambiguous_archive_is_refused"
     says = r"DID NOT RAISE"
 
     @staticmethod
@@ -128,7 +128,7 @@ class LetsViewsGrow(Fault):
 class LetsKeysBeChosen(Fault):
     """The number of keys that are not strings is not limited."""
 
-    caught_by = "test_17_legacy_bombs.py::test_keys_that_could_be_chosen_are_limited"
+    caught_by = "test_17_legacy_bombs.py::test_attacker_chosen_dictionary_keys_are_limited"
     says = r"DID NOT RAISE"
 
     @staticmethod
@@ -140,7 +140,7 @@ class LetsKeysBeChosen(Fault):
 class TakesTheFirstNetwork(Fault):
     """If a file contains several networks, the first one is used without a message."""
 
-    caught_by = "test_17_legacy_content.py::test_of_several_networks_one_is_chosen_by_its_name"
+    caught_by = "test_17_legacy_content.py::test_key_option_selects_one_of_several_networks"
     says = r"assert \(\{|assert .*== \(\{\}, None"
 
     @staticmethod
@@ -158,7 +158,7 @@ class TakesTheFirstNetwork(Fault):
 class KnowsThreePrefixes(Fault):
     """A key may have only one prefix, module. or _orig_mod."""
 
-    caught_by = "test_17_legacy_content.py::test_a_state_dict_of_the_tutorial_s_network_is_enough"
+    caught_by = "test_17_legacy_content.py::test_a_state_dict_of_the_tutorial_network_is_loaded_as_a_network"
     says = r"NoneType"
 
     @staticmethod
@@ -172,7 +172,7 @@ class KnowsThreePrefixes(Fault):
 class ForgetsTheMask(Fault):
     """A pruned weight is weight_orig, without its mask."""
 
-    caught_by = "test_17_legacy_content.py::test_pruned_networks_compute_with_their_masks"
+    caught_by = "test_17_legacy_content.py::test_pruned_networks_apply_the_masks"
     says = r"differ|expected"
 
     @staticmethod

@@ -13,7 +13,7 @@ from spec.faults import Fault
 class BiasIsForgotten(Fault):
     """`bias` is accepted and not used."""
 
-    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    caught_by = "test_12_linear.py::test_linear_is_the_sum_of_products"
     says = r"the result differs at index"
 
     @staticmethod
@@ -24,7 +24,7 @@ class BiasIsForgotten(Fault):
 class LeadingDimensionsAreMerged(Fault):
     """All leading dimensions are merged into one batch dimension and not restored."""
 
-    caught_by = "test_12_linear.py::test_it_is_the_sum_of_the_products"
+    caught_by = "test_12_linear.py::test_linear_is_the_sum_of_products"
     says = r"has shape \[\d+, \d+\], expected \[.*\]"
 
     @staticmethod
@@ -36,7 +36,7 @@ class LeadingDimensionsAreMerged(Fault):
 class HalfPrecisionBecomesFloat(Fault):
     """The sum is computed in float32 and not converted back."""
 
-    caught_by = "test_12_linear.py::test_it_rounds_no_more_than_a_sum_does"
+    caught_by = "test_12_linear.py::test_linear_rounds_no_more_than_a_sum"
     says = r"has dtype torch\.float32, expected torch\.(b?float16|float64)"
 
     @staticmethod
@@ -47,7 +47,7 @@ class HalfPrecisionBecomesFloat(Fault):
 class WeightIsInputsByOutputs(Fault):
     """The weight is stored transposed."""
 
-    caught_by = "test_12_linear.py::test_64_images_in_a_row_are_196608_numbers"
+    caught_by = "test_12_linear.py::test_flattening_64_images_gives_196608_numbers"
     says = r"torch\.Size\(\[196608, 10\]\)"
 
     class Linear(nn.Linear):
@@ -73,7 +73,7 @@ class EverythingIsFlattenedFirst(Fault):
 class StartsFromTheNormalDistribution(Fault):
     """The weight has the right standard deviation but the wrong distribution."""
 
-    caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_one_over_the_root_of_its_features"
+    caught_by = "test_12_linear.py::test_a_new_layer_is_uniform_within_1_over_sqrt_in_features"
     says = r"assert .* <= "
 
     class Linear(nn.Linear):
@@ -85,7 +85,7 @@ class StartsFromTheNormalDistribution(Fault):
 class NoBiasIsABiasOfZeros(Fault):
     """`bias=False` creates a bias of zeros, which is then trained."""
 
-    caught_by = "test_12_linear.py::test_its_state_travels_both_ways"
+    caught_by = "test_12_linear.py::test_linear_state_dict_loads_to_and_from_pytorch"
     says = r"'bias': \(2,\)"
 
     class Linear(nn.Linear):
@@ -109,7 +109,7 @@ class TheBatchStays(Fault):
 class EndIsNotIncluded(Fault):
     """`end_dim` is excluded, as in a Python slice."""
 
-    caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
+    caught_by = "test_12_linear.py::test_flatten_preserves_order_and_count"
     says = r"has shape \[.*\], expected \[.*\]"
 
     @staticmethod
@@ -121,7 +121,7 @@ class EndIsNotIncluded(Fault):
 class InOrderOfTheMemory(Fault):
     """The numbers are returned in memory order, without regard to the strides."""
 
-    caught_by = "test_12_linear.py::test_it_preserves_the_order_and_the_count"
+    caught_by = "test_12_linear.py::test_flatten_preserves_order_and_count"
     says = r"the result differs at index"
 
     @staticmethod
@@ -135,7 +135,7 @@ class InOrderOfTheMemory(Fault):
 class ScalarsStayScalars(Fault):
     """A 0-dimensional tensor is returned unchanged."""
 
-    caught_by = "test_12_linear.py::test_a_number_without_dimensions_becomes_one_with_one"
+    caught_by = "test_12_linear.py::test_flatten_of_a_scalar_has_one_dimension"
     says = r"has shape \[\], expected \[1\]"
 
     @staticmethod
@@ -146,7 +146,7 @@ class ScalarsStayScalars(Fault):
 class FlattenMergesTheBatch(Fault):
     """The layer flattens all dimensions by default, as the function does."""
 
-    caught_by = "test_12_linear.py::test_the_layer_keeps_the_batch"
+    caught_by = "test_12_linear.py::test_flatten_layer_keeps_the_batch_dimension"
     says = r"has shape \[65536\], expected \[64, 1024\]"
 
     class Flatten(nn.Flatten):
@@ -157,7 +157,7 @@ class FlattenMergesTheBatch(Fault):
 class FlattenForgetsTheEnd(Fault):
     """`end_dim` is printed, but not used."""
 
-    caught_by = "test_12_linear.py::test_the_layer_flattens_the_dimensions_it_was_made_for"
+    caught_by = "test_12_linear.py::test_flatten_layer_flattens_start_dim_to_end_dim"
     says = r"has shape \[.*\], expected \[.*\]"
 
     class Flatten(nn.Flatten):
@@ -168,7 +168,7 @@ class FlattenForgetsTheEnd(Fault):
 class FlattenMakesABatchOfOne(Fault):
     """A sample without a batch dimension becomes a batch of one instead of raising an error."""
 
-    caught_by = "test_12_linear.py::test_the_layer_needs_a_batch"
+    caught_by = "test_12_linear.py::test_flatten_layer_needs_a_batch_dimension"
     says = r"was accepted, but must be rejected"
 
     class Flatten(nn.Flatten):

@@ -30,7 +30,7 @@ class ShufflesOnce(Fault):
 class NeverShuffles(Fault):
     """`shuffle` is stored and not used."""
 
-    caught_by = "test_06_dataloader.py::test_the_global_seed_0_shuffles_8_items_like_this"
+    caught_by = "test_06_dataloader.py::test_shuffle_of_8_items_with_global_seed_0_is_the_documented_order"
     says = r"assert \[0, 1, 2, 3, 4, 5, .*\] == \[2, 0, 5, 3, 1, 4"
 
     @staticmethod
@@ -41,7 +41,7 @@ class NeverShuffles(Fault):
 class DrawsWithReplacement(Fault):
     """Each index is drawn independently, with repetitions."""
 
-    caught_by = "test_06_dataloader.py::test_each_item_comes_once_except_those_an_incomplete_batch_drops"
+    caught_by = "test_06_dataloader.py::test_each_item_is_yielded_once_unless_drop_last_drops_it"
     says = r"assert \d+ == \d+(.|\n)*An epoch contains each item exactly once"
 
     @staticmethod
@@ -102,7 +102,7 @@ class FillsUpTheLastBatch(Fault):
 class CountsWholeBatchesOnly(Fault):
     """`len` rounds n / batch_size down, although the incomplete batch is returned."""
 
-    caught_by = "test_06_dataloader.py::test_the_length_of_a_loader_is_the_number_of_its_steps"
+    caught_by = "test_06_dataloader.py::test_loader_length_is_the_number_of_batches"
     says = r"assert 781 == 782"
 
     class DataLoader(data.DataLoader[Any]):
@@ -200,7 +200,7 @@ class AppendsAlongTheFirstDimension(Fault):
 class CollateFnGetsTheBatch(Fault):
     """`collate_fn` is called with the default batch instead of the items."""
 
-    caught_by = "test_06_dataloader.py::test_collate_fn_makes_the_batch_of_the_list_of_its_items"
+    caught_by = "test_06_dataloader.py::test_collate_fn_receives_the_list_of_items"
     says = r"collate_fn receives the list of a batch's items"
 
     @staticmethod
@@ -224,7 +224,7 @@ class BatchesComeAsTheyAreMade(Fault):
 class WorkersStay(Fault):
     """The loader keeps a reference to the iterator, so its processes do not end."""
 
-    caught_by = "test_06_dataloader.py::test_no_process_is_left_behind"
+    caught_by = "test_06_dataloader.py::test_no_worker_process_remains_after_iteration"
     says = r"assert \[\d+, \d+\] == \[\]"
 
     class DataLoader(data.DataLoader[Any]):
@@ -239,7 +239,7 @@ kept: list[Any] = []
 class ErrorsLoseTheirCause(Fault):
     """For any exception in a worker, the consumer gets a generic error."""
 
-    caught_by = "test_06_dataloader.py::test_an_exception_in_a_worker_arrives_with_its_type_its_text_and_its_cause"
+    caught_by = "test_06_dataloader.py::test_worker_exceptions_keep_type_message_and_cause"
     says = r"RuntimeError: a worker failed"
 
     class DataLoader(data.DataLoader[Any]):
@@ -258,7 +258,7 @@ def _same_seed(_: int) -> None:
 class WorkersDrawTheSame(Fault):
     """Every worker has the same seed."""
 
-    caught_by = "test_06_dataloader.py::test_each_worker_has_a_seed_of_its_own_drawn_from_the_generator"
+    caught_by = "test_06_dataloader.py::test_each_worker_has_a_different_seed_from_the_generator"
     says = r"assert \(0, 0\) == "
 
     @staticmethod
@@ -280,7 +280,7 @@ class AnyBatchSizeIsTaken(Fault):
 class WorkersDropTheLastRound(Fault):
     """Batches of an incomplete last round of the workers are lost."""
 
-    caught_by = "test_06_dataloader.py::test_workers_that_do_not_divide_the_batches_give_all_of_them"
+    caught_by = "test_06_dataloader.py::test_all_batches_are_yielded_if_workers_do_not_divide_the_count"
     says = r"assert \[\[0, 1\], \[2, 3\], \[4, 5\]\] == \[\[0, 1\], \[2, 3\], \[4, 5\], \[6\]\]"
 
     class DataLoader(data.DataLoader[Any]):
@@ -292,7 +292,7 @@ class WorkersDropTheLastRound(Fault):
 class ForgetsItsGenerator(Fault):
     """The loader uses the generator, but has no attribute `generator`."""
 
-    caught_by = "test_06_dataloader.py::test_the_parts_that_a_loader_is_made_of_are_its_attributes"
+    caught_by = "test_06_dataloader.py::test_constructor_arguments_are_attributes_of_the_loader"
     says = r"assert None is <torch"
 
     class DataLoader(data.DataLoader[Any]):

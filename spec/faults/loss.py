@@ -72,7 +72,7 @@ class L1WeightsDoNotCountInTheMean(Fault):
 class L1LayerForgetsItsReduction(Fault):
     """The constructor accepts `reduction`, and forward does not use it."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
+    caught_by = "test_14_loss.py::test_l1_layer_reduction"
     says = r"got        0.66\d+\n.*expected   2.0"
 
     class L1Loss(nn.L1Loss):
@@ -83,7 +83,7 @@ class L1LayerForgetsItsReduction(Fault):
 class L1LayerSquares(Fault):
     """The layer squares the differences, because its code is copied from another layer."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_l1_layer_is"
+    caught_by = "test_14_loss.py::test_l1_layer_reduction"
     says = r"got        1.33\d+\n.*expected   0.66"
 
     class L1Loss(nn.L1Loss):
@@ -94,7 +94,7 @@ class L1LayerSquares(Fault):
 class L1LayerPrintsItsReduction(Fault):
     """The repr shows arguments, which PyTorch's losses do not show."""
 
-    caught_by = "test_14_loss.py::test_the_l1_layer_is_called_that_and_keeps_nothing"
+    caught_by = "test_14_loss.py::test_l1_layer_name_and_empty_state_dict"
     says = r"L1Loss\(reduction='mean'\)"
 
     class L1Loss(nn.L1Loss):
@@ -133,7 +133,7 @@ class MeanIsOverTheBatchOnly(Fault):
 class MeanSquaredErrorIsTheRoot(Fault):
     """The square root of the mean."""
 
-    caught_by = "test_14_loss.py::test_4_is_the_sum_and_the_mean_is_a_third_of_it"
+    caught_by = "test_14_loss.py::test_mse_loss_sum_is_4_and_the_mean_is_a_third"
     says = r"got        1.15\d+\n.*expected   1.333\d+"
 
     @staticmethod
@@ -159,7 +159,7 @@ class MeanSquaredErrorBroadcastsInSilence(Fault):
 class MSELayerSumsByDefault(Fault):
     """The sum instead of the mean, as the chapter's comment suggests with a mean squared error of 4."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
+    caught_by = "test_14_loss.py::test_mse_layer_reduction"
     says = r"got        4.0\n.*expected   1.33"
 
     class MSELoss(nn.MSELoss):
@@ -170,7 +170,7 @@ class MSELayerSumsByDefault(Fault):
 class MSELayerAlwaysReduces(Fault):
     """`reduction="none"` is not supported."""
 
-    caught_by = "test_14_loss.py::test_the_reduction_of_the_mse_layer_is"
+    caught_by = "test_14_loss.py::test_mse_layer_reduction"
     says = r"has shape \[\], expected \[3\]"
 
     class MSELoss(nn.MSELoss):
@@ -182,7 +182,7 @@ class MSELayerAlwaysReduces(Fault):
 class MSELayerKeepsItsReductionInTheState(Fault):
     """A setting is a buffer, so that it is in the state dict."""
 
-    caught_by = "test_14_loss.py::test_the_mse_layer_is_called_that_and_keeps_nothing"
+    caught_by = "test_14_loss.py::test_mse_layer_name_and_empty_state_dict"
     says = r"scale"
 
     class MSELoss(nn.MSELoss):
@@ -197,7 +197,7 @@ class MSELayerKeepsItsReductionInTheState(Fault):
 class WeightedMeanDividesByTheCount(Fault):
     """The mean divides by the number of losses instead of the sum of the weights."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    caught_by = "test_14_cross_entropy.py::test_nll_loss_options"
     says = r"got        3.0\n.*expected   2.0"
 
     @staticmethod
@@ -210,7 +210,7 @@ class WeightedMeanDividesByTheCount(Fault):
 class NegativeLogLikelihoodIsPositive(Fault):
     """The minus sign is missing."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_computes"
+    caught_by = "test_14_cross_entropy.py::test_nll_loss_options"
     says = r"got        -2.5\n.*expected   2.5"
 
     @staticmethod
@@ -221,7 +221,7 @@ class NegativeLogLikelihoodIsPositive(Fault):
 class ClassesAreTheLastDimension(Fault):
     """The loss is right for [batch, classes] only, not for [batch, classes, positions]."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_is_the_weighted_score_of_the_target_negated"
+    caught_by = "test_14_cross_entropy.py::test_nll_loss_is_the_negated_weighted_score_of_the_target"
     says = r"shape|size|out of bounds|Target|got        0\.4\S*\n.*expected   0\.2"
 
     @staticmethod
@@ -232,7 +232,7 @@ class ClassesAreTheLastDimension(Fault):
 class IgnoredPlacesAreMultipliedBy0(Fault):
     """An ignored loss is multiplied by 0, which gives NaN for NaN."""
 
-    caught_by = "test_14_loss.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
+    caught_by = "test_14_cross_entropy.py::test_nan_and_inf_count_in_the_nll_loss_only_for_the_target"
     says = r"got        nan\n.*expected   0.0"
 
     @staticmethod
@@ -250,7 +250,7 @@ class IgnoredPlacesAreMultipliedBy0(Fault):
 class OneByteIsComparedModulo256(Fault):
     """`ignore_index` is compared in the dtype of the target: -100 becomes 156."""
 
-    caught_by = "test_14_loss.py::test_the_nll_loss_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_nll_loss_compares_uint8_classes_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     @staticmethod
@@ -262,7 +262,7 @@ class OneByteIsComparedModulo256(Fault):
 class HalfPrecisionIsAddedUp(Fault):
     """The losses are added up in their own dtype, and the sum is divided: float16 ends at 65,504."""
 
-    caught_by = "test_14_loss.py::test_the_mean_of_many_nll_losses_is_finite_in"
+    caught_by = "test_14_cross_entropy.py::test_mean_of_many_nll_losses_is_finite"
     says = r"got        (inf|nan)\n.*expected   3.0"
 
     @staticmethod
@@ -275,7 +275,7 @@ class HalfPrecisionIsAddedUp(Fault):
 class NLLLayerTrainsItsWeight(Fault):
     """The weight is a parameter instead of a buffer."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_keeps_its_weight"
+    caught_by = "test_14_cross_entropy.py::test_nll_layer_registers_weight_as_a_buffer"
     says = r"Parameter containing"
 
     class NLLLoss(nn.NLLLoss):
@@ -287,7 +287,7 @@ class NLLLayerTrainsItsWeight(Fault):
 class NLLLayerForgetsWhatIsIgnored(Fault):
     """forward does not pass ignore_index on."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_nll_layer_options"
     says = r"got        2.5\n.*expected   1.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -298,7 +298,7 @@ class NLLLayerForgetsWhatIsIgnored(Fault):
 class NLLLayerComparesOneByteModulo256(Fault):
     """The layer keeps its `ignore_index` in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_nll_layer_compares_uint8_classes_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -310,7 +310,7 @@ class NLLLayerComparesOneByteModulo256(Fault):
 class NLLLayerWeighsInTrainingOnly(Fault):
     """In evaluation the class weights are not used."""
 
-    caught_by = "test_14_loss.py::test_the_nll_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_nll_layer_options"
     says = r"got        2.5\n.*expected   2.0"
 
     class NLLLoss(nn.NLLLoss):
@@ -325,7 +325,7 @@ class NLLLayerWeighsInTrainingOnly(Fault):
 class SoftmaxIsAppliedTwice(Fault):
     """The input is treated as probabilities instead of logits."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_is_printed_as_1_1019"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_is_printed_as_1_1019"
     says = r"got        1.1000\d+\n.*expected   1.1018\d+"
 
     @staticmethod
@@ -336,7 +336,7 @@ class SoftmaxIsAppliedTwice(Fault):
 class ExponentialsOverflow(Fault):
     """The softmax does not subtract the largest logit."""
 
-    caught_by = "test_14_loss.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_the_loss"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_of_large_logits_does_not_overflow"
     says = r"got        (nan|inf)"
 
     @staticmethod
@@ -348,7 +348,7 @@ class ExponentialsOverflow(Fault):
 class SmoothingSparesTheTarget(Fault):
     """ε is distributed over the other classes only, ε / (classes - 1) each."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_computes"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_options"
     says = r"got        1.3\d+\n.*expected   1.15"
 
     @staticmethod
@@ -363,7 +363,7 @@ class SmoothingSparesTheTarget(Fault):
 class ProbabilitiesAreRoundedToTheirLargest(Fault):
     """A target of probabilities is turned into class numbers."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_of_probabilities_is_that_of_the_definition"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_of_probabilities_equals_the_definition"
     says = r"differs"
 
     @staticmethod
@@ -375,7 +375,7 @@ class ProbabilitiesAreRoundedToTheirLargest(Fault):
 class GradientIsDetached(Fault):
     """The normalizing sum is detached, so the gradient is only minus one-hot."""
 
-    caught_by = "test_14_loss.py::test_the_gradient_of_the_cross_entropy_is_softmax_less_one_hot"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_gradient_is_softmax_minus_one_hot"
     says = r"the gradient differs"
 
     @staticmethod
@@ -390,7 +390,7 @@ class GradientIsDetached(Fault):
 class CrossEntropyComparesOneByteModulo256(Fault):
     """`ignore_index` is compared in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_class_156_of_one_byte_is_not_minus_100"
+    caught_by = "test_14_cross_entropy.py::test_uint8_class_156_is_not_ignored_as_minus_100"
     says = r"got        nan\n.*expected   5.29"
 
     @staticmethod
@@ -401,7 +401,7 @@ class CrossEntropyComparesOneByteModulo256(Fault):
 class SmoothingComparesOneByteModulo256(Fault):
     """Only the uniform part of the loss is compared in one byte, as in PyTorch."""
 
-    caught_by = "test_14_loss.py::test_the_smoothed_cross_entropy_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_smoothed_cross_entropy_compares_uint8_classes_as_integers"
     says = r"the loss, none differs at index \[0\]"
 
     @staticmethod
@@ -418,7 +418,7 @@ class SmoothingComparesOneByteModulo256(Fault):
 class CrossEntropyLayerComparesOneByteModulo256(Fault):
     """The layer keeps its `ignore_index` in the dtype of the target."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_compares_class_numbers_of_one_byte_as_integers"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_layer_compares_uint8_classes_as_integers"
     says = r"the loss, none differs at index \[0\]\n.*got        -?0.0"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -430,7 +430,7 @@ class CrossEntropyLayerComparesOneByteModulo256(Fault):
 class CrossEntropyIsRoundedBeforeTheMean(Fault):
     """The losses of float16 are added up in float16."""
 
-    caught_by = "test_14_loss.py::test_the_mean_of_many_cross_entropies_is_finite_in"
+    caught_by = "test_14_cross_entropy.py::test_mean_of_many_cross_entropies_is_finite"
     says = r"got        inf\n.*expected   6.9"
 
     @staticmethod
@@ -441,7 +441,7 @@ class CrossEntropyIsRoundedBeforeTheMean(Fault):
 class CrossEntropyLayerExpectsLogProbabilities(Fault):
     """The layer computes NLLLoss."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_prints_1_1019"
+    caught_by = "test_14_cross_entropy.py::test_the_cross_entropy_layer_prints_1_1019"
     says = r"got        -0.2\d*\n.*expected   1.1018\d+"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -452,7 +452,7 @@ class CrossEntropyLayerExpectsLogProbabilities(Fault):
 class CrossEntropyLayerForgetsSmoothing(Fault):
     """forward does not pass label_smoothing on."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_computes"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_layer_options"
     says = r"got        1.03\d+\n.*expected   1.15"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -463,7 +463,7 @@ class CrossEntropyLayerForgetsSmoothing(Fault):
 class CrossEntropyLayerForgetsItsWeight(Fault):
     """The weight is a plain attribute, so it is neither saved nor moved."""
 
-    caught_by = "test_14_loss.py::test_the_cross_entropy_layer_keeps_its_weight"
+    caught_by = "test_14_cross_entropy.py::test_cross_entropy_layer_registers_weight_as_a_buffer"
     says = r"\[\] == \['weight'\]"
 
     class CrossEntropyLoss(nn.CrossEntropyLoss):

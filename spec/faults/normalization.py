@@ -12,7 +12,7 @@ from spec.faults import Fault
 class VarianceIsUnbiased(Fault):
     """The variance is divided by n - 1 instead of n, as in `torch.var` by default."""
 
-    caught_by = "test_12_normalization.py::test_two_values_one_apart_from_their_mean_become_plus_and_minus_a_half"
+    caught_by = "test_12_normalization.py::test_batch_norm_of_two_values_is_plus_and_minus_one_half"
     says = r"differs at index \[0, 0, 0\](.|\n)*expected   -0\.5"
 
     @staticmethod
@@ -27,7 +27,7 @@ class RunningVarianceIsBiased(Fault):
     """The running variance is updated with the biased variance."""
 
     caught_by = (
-        "test_12_normalization.py::test_the_running_statistics_take_in_the_mean_and_the_unbiased_variance"
+        "test_12_normalization.py::test_running_statistics_use_mean_and_unbiased_variance"
     )  # fmt: skip
     says = r"the running variance differs"
 
@@ -46,7 +46,7 @@ class RunningVarianceIsBiased(Fault):
 class MomentumIsTheShareOfTheOld(Fault):
     """Momentum is the share of the old value, as in optimizers."""
 
-    caught_by = "test_12_normalization.py::test_by_default_a_tenth_of_the_new_statistics_is_taken_in"
+    caught_by = "test_12_normalization.py::test_batch_norm_default_momentum_is_0_1"
     says = r"the running mean differs(.|\n)*expected   9\.6"
 
     @staticmethod
@@ -57,7 +57,7 @@ class MomentumIsTheShareOfTheOld(Fault):
 class StatisticsAreTakenPerSample(Fault):
     """Each image is normalized separately, as in instance normalization."""
 
-    caught_by = "test_12_normalization.py::test_each_channel_is_normalized_by_its_own_mean_and_biased_variance"
+    caught_by = "test_12_normalization.py::test_batch_norm_uses_mean_and_biased_variance_of_each_channel"
     says = r"the result differs at index"
 
     @staticmethod
@@ -70,7 +70,7 @@ class StatisticsAreTakenPerSample(Fault):
 class EvaluationUsesTheBatch(Fault):
     """The running statistics are updated but never used."""
 
-    caught_by = "test_12_normalization.py::test_evaluation_uses_the_running_statistics_and_leaves_them"
+    caught_by = "test_12_normalization.py::test_evaluation_uses_running_statistics_without_updating"
     says = r"the result differs at index"
 
     @staticmethod
@@ -83,7 +83,7 @@ class EvaluationUsesTheBatch(Fault):
 class VarianceIsADifferenceOfMeans(Fault):
     """The variance is E[x²] - E[x]², which loses all digits for large x."""
 
-    caught_by = "test_12_normalization.py::test_small_differences_between_large_numbers_are_not_lost"
+    caught_by = "test_12_normalization.py::test_batch_norm_keeps_small_differences_of_large_values"
     says = r"the result differs at index"
 
     @staticmethod
@@ -97,7 +97,7 @@ class VarianceIsADifferenceOfMeans(Fault):
 class BatchVarianceIsADifferenceOfMeans(Fault):
     """The variance is E[x²] - E[x]², clamped to 0: its error grows with the square of the mean."""
 
-    caught_by = "test_12_normalization.py::test_batch_norm_far_from_zero_is_off_in_proportion_to_the_offset"
+    caught_by = "test_12_normalization.py::test_batch_norm_error_is_at_most_proportional_to_the_offset"
     says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
 
     @staticmethod
@@ -113,7 +113,7 @@ class BatchVarianceIsADifferenceOfMeans(Fault):
 class SampleVarianceIsADifferenceOfMeans(Fault):
     """The variance over a sample is E[x²] - E[x]²."""
 
-    caught_by = "test_12_normalization.py::test_layer_norm_far_from_zero_is_off_in_proportion_to_the_offset"
+    caught_by = "test_12_normalization.py::test_layer_norm_error_is_at_most_proportional_to_the_offset"
     says = r"around \S+ differs at index(.|\n)*in proportion to the offset"
 
     @staticmethod
@@ -127,7 +127,7 @@ class SampleVarianceIsADifferenceOfMeans(Fault):
 class MeanIsRoundedOnce(Fault):
     """The mean is rounded before it is subtracted: 6272 equal numbers become 0.98 instead of 0."""
 
-    caught_by = "test_12_normalization.py::test_a_constant_sample_becomes_the_bias_exactly"
+    caught_by = "test_12_normalization.py::test_layer_norm_of_a_constant_sample_is_exactly_the_bias"
     says = r"got        0\.98(.|\n)*expected   0\.0"
 
     @staticmethod
@@ -139,7 +139,9 @@ class MeanIsRoundedOnce(Fault):
 class LayerNeverEvaluates(Fault):
     """The layer always passes `training=True`."""
 
-    caught_by = "test_12_normalization.py::test_the_layer_learns_in_training_and_applies_in_evaluation"
+    caught_by = (
+        "test_12_normalization.py::test_batch_norm_layer_updates_statistics_in_training_and_applies_them_in_evaluation"
+    )
     says = r"the result of pass \d differs"
 
     class BatchNorm2d(nn.BatchNorm2d):
@@ -164,7 +166,7 @@ class NoMomentumIsATenth(Fault):
 class StatisticsAreLearned(Fault):
     """The running statistics are parameters, which an optimizer would change."""
 
-    caught_by = "test_12_normalization.py::test_the_state_of_batch_norm_starts_neutral_and_travels_both_ways"
+    caught_by = "test_12_normalization.py::test_batch_norm_state_dict_starts_neutral_and_loads_to_and_from_pytorch"
     says = r"running_mean"
 
     class BatchNorm2d(nn.BatchNorm2d):
@@ -191,7 +193,7 @@ class ASingleValueIsNormalizedToZero(Fault):
 class SamplesAreNormalizedOverTheBatch(Fault):
     """The mean is also taken over the first dimension."""
 
-    caught_by = "test_12_normalization.py::test_two_values_of_a_sample_become_plus_and_minus_a_half"
+    caught_by = "test_12_normalization.py::test_layer_norm_of_two_values_is_plus_and_minus_one_half"
     says = r"the result differs at index \[0, 0\](.|\n)*expected   -0\.5"
 
     @staticmethod
@@ -202,7 +204,7 @@ class SamplesAreNormalizedOverTheBatch(Fault):
 class EpsIsAddedToTheDeviation(Fault):
     """eps is added after the square root."""
 
-    caught_by = "test_12_normalization.py::test_by_default_eps_is_a_hundred_thousandth"
+    caught_by = "test_12_normalization.py::test_default_eps_is_1e_5"
     says = r"expected   -0\.3015"
 
     @staticmethod
@@ -214,7 +216,7 @@ class EpsIsAddedToTheDeviation(Fault):
 class HalfPrecisionSquaresOverflow(Fault):
     """Half precision is not computed in float32."""
 
-    caught_by = "test_12_normalization.py::test_a_sample_with_squares_beyond_float16_is_normalized"
+    caught_by = "test_12_normalization.py::test_layer_norm_of_values_with_squares_beyond_float16"
     says = r"got        0\.0(.|\n)*expected   1\.0"
 
     @staticmethod
@@ -226,7 +228,7 @@ class HalfPrecisionSquaresOverflow(Fault):
 class OnlyTheLastDimensionIsNormalized(Fault):
     """Only the last dimension of `normalized_shape` is normalized."""
 
-    caught_by = "test_12_normalization.py::test_each_sample_is_normalized_by_its_own_mean_and_biased_variance"
+    caught_by = "test_12_normalization.py::test_layer_norm_uses_mean_and_biased_variance_of_each_sample"
     says = r"the result differs at index"
 
     @staticmethod
@@ -239,7 +241,7 @@ class OnlyTheLastDimensionIsNormalized(Fault):
 class LayerForgetsItsBias(Fault):
     """The bias exists, but is not added."""
 
-    caught_by = "test_12_normalization.py::test_the_layer_is_layer_norm_with_its_own_weight_and_bias"
+    caught_by = "test_12_normalization.py::test_layer_norm_layer_equals_layer_norm_with_own_weight_and_bias"
     says = r"the result differs at index"
 
     class LayerNorm(nn.LayerNorm):
@@ -250,7 +252,7 @@ class LayerForgetsItsBias(Fault):
 class LayerHasOneWeight(Fault):
     """There is one weight for all positions instead of one for each."""
 
-    caught_by = "test_12_normalization.py::test_the_state_of_layer_norm_starts_neutral_and_travels_both_ways"
+    caught_by = "test_12_normalization.py::test_layer_norm_state_dict_starts_neutral_and_loads_to_and_from_pytorch"
     says = r"weight has shape \[1\], expected \[2, 3\]"
 
     class LayerNorm(nn.LayerNorm):
@@ -263,7 +265,7 @@ class LayerHasOneWeight(Fault):
 class NothingLearnedIsStillWritten(Fault):
     """`elementwise_affine=False` freezes the parameters instead of leaving them out."""
 
-    caught_by = "test_12_normalization.py::test_a_layer_norm_layer_prints_its_arguments"
+    caught_by = "test_12_normalization.py::test_layer_norm_layer_prints_the_arguments"
     says = r"elementwise_affine=(True|False)"
 
     class LayerNorm(nn.LayerNorm):

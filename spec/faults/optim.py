@@ -13,7 +13,7 @@ from spec.faults import Fault
 class VelocityIsAnAverage(Fault):
     """The velocity accumulates (1 - momentum) · gradient, as in Adam."""
 
-    caught_by = "test_15_optim.py::test_under_a_constant_gradient_the_velocity_grows_to_a_limit"
+    caught_by = "test_15_optim.py::test_momentum_buffer_converges_under_a_constant_gradient"
     says = r"the last step differs(.|\n)*expected   1.5"
 
     class SGD(optim.SGD):
@@ -24,7 +24,7 @@ class VelocityIsAnAverage(Fault):
 class VelocitySharesTheFirstGradient(Fault):
     """The velocity is the gradient tensor itself instead of a copy."""
 
-    caught_by = "test_15_optim.py::test_the_velocity_is_no_part_of_the_gradient"
+    caught_by = "test_15_optim.py::test_momentum_buffer_does_not_change_the_gradient"
     says = r"got        -1.0\n.*expected   -1.5"
 
     class SGD(optim.SGD):
@@ -51,7 +51,7 @@ class SGDAscends(Fault):
 class WeightDecayIsDecoupledInSGD(Fault):
     """The weight decay is applied to the weights directly, not through the momentum."""
 
-    caught_by = "test_15_optim.py::test_the_weight_decay_of_sgd_is_the_gradient_of_a_penalty"
+    caught_by = "test_15_optim.py::test_sgd_weight_decay_equals_the_gradient_of_an_l2_penalty"
     says = r"the parameter differs"
 
     class SGD(optim.SGD):
@@ -88,7 +88,7 @@ class WeightDecayIsWrittenIntoTheGradient(Fault):
 class GradientsBecomeZeros(Fault):
     """zero_grad sets gradients to zero instead of None, as before PyTorch 2."""
 
-    caught_by = "test_15_optim.py::test_zero_grad_forgets_the_gradients_which_are_then_none"
+    caught_by = "test_15_optim.py::test_zero_grad_sets_gradients_to_none_by_default"
     says = r"the gradient must be None, not zeros"
 
     class SGD(optim.SGD):
@@ -99,7 +99,7 @@ class GradientsBecomeZeros(Fault):
 class NesterovIsPlainMomentum(Fault):
     """The setting is accepted and not used."""
 
-    caught_by = "test_15_optim.py::test_sgd_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_sgd_equals_the_update_rule_elementwise"
     says = r"the parameter after step 0 differs"
 
     class SGD(optim.SGD):
@@ -125,7 +125,7 @@ class MissingGradientsAreZero(Fault):
 class OnlyTheRateIsPrinted(Fault):
     """The repr shows only the learning rate."""
 
-    caught_by = "test_15_optim.py::test_every_setting_is_printed_with_its_value_in_the_order_of_the_names"
+    caught_by = "test_15_optim.py::test_repr_lists_every_setting_in_alphabetical_order"
     says = r"'momentum': None"
 
     class SGD(optim.SGD):
@@ -137,7 +137,7 @@ class OnlyTheRateIsPrinted(Fault):
 class RateIsReadOnce(Fault):
     """The learning rate is read when the optimizer is created, so that schedulers have no effect."""
 
-    caught_by = "test_15_optim_options.py::test_a_scheduler_s_rate_is_the_rate_of_the_next_step"
+    caught_by = "test_15_optim_options.py::test_scheduler_learning_rate_applies_to_the_next_step"
     says = r"the parameter after a step with lr = 0 differs"
 
     class SGD(optim.SGD):
@@ -154,7 +154,7 @@ class RateIsReadOnce(Fault):
 class NamesAreForgotten(Fault):
     """named_parameters() is accepted, but the names are not stored."""
 
-    caught_by = "test_15_optim_options.py::test_named_parameters_are_taken_and_their_names_kept"
+    caught_by = "test_15_optim_options.py::test_named_parameters_are_accepted_and_names_are_kept"
     says = r"KeyError: 'param_names'"
 
     class SGD(optim.SGD):
@@ -180,9 +180,7 @@ class FusedAddsTheDecayTwice(Fault):
 class SchedulersAreRefused(Fault):
     """The class is not a torch.optim.Optimizer, so that PyTorch's schedulers reject it."""
 
-    caught_by = (
-        "test_15_optim_options.py::test_a_scheduler_changes_the_learning_rate_as_it_does_over_pytorch_s_optimizer"
-    )
+    caught_by = "test_15_optim_options.py::test_schedulers_set_the_same_learning_rates_as_with_pytorchs_optimizer"
     says = r"TypeError: SGD is not an Optimizer|is not an Optimizer"
 
     class SGD:
@@ -199,7 +197,7 @@ class SchedulersAreRefused(Fault):
 class BiasIsNotCorrected(Fault):
     """The bias correction of m and v is missing."""
 
-    caught_by = "test_15_optim.py::test_the_first_step_of_adam_is_lr_for_every_size_of_the_gradient"
+    caught_by = "test_15_optim.py::test_adam_first_step_is_lr_for_any_gradient_size"
     says = r"the parameter differs"
 
     class Adam(optim.Adam):
@@ -224,7 +222,7 @@ class BiasIsNotCorrected(Fault):
 class EpsIsUnderTheRoot(Fault):
     """The divisor is √(v + eps) instead of √v + eps."""
 
-    caught_by = "test_15_optim.py::test_under_a_constant_gradient_every_step_of_adam_is_the_same"
+    caught_by = "test_15_optim.py::test_adam_steps_are_equal_under_a_constant_gradient"
     says = r"the parameter differs"
 
     class Adam(optim.Adam):
@@ -262,7 +260,7 @@ class AdamDecaysDecoupled(Fault):
 class AmsgradIsIgnored(Fault):
     """amsgrad has no effect: v may decrease."""
 
-    caught_by = "test_15_optim.py::test_amsgrad_divides_by_the_largest_v"
+    caught_by = "test_15_optim.py::test_amsgrad_divides_by_the_maximum_of_exp_avg_sq"
     says = r"the parameter after a gradient of 1 differs"
 
     class Adam(optim.Adam):
@@ -273,7 +271,7 @@ class AmsgradIsIgnored(Fault):
 class StepsAreCountedTogether(Fault):
     """All parameters share one step count, also a parameter that had no gradient in some steps."""
 
-    caught_by = "test_15_optim.py::test_adam_is_its_rule_number_by_number"
+    caught_by = "test_15_optim.py::test_adam_equals_the_update_rule_elementwise"
     says = r"the parameter after step \d differs"
 
     class Adam(optim.Adam):
@@ -335,7 +333,7 @@ class DecayIsNotTimesTheLearningRate(Fault):
 class AdamWDoesNotDecayByDefault(Fault):
     """The default of weight_decay is that of Adam."""
 
-    caught_by = "test_15_optim.py::test_it_begins_with_the_defaults"
+    caught_by = "test_15_optim.py::test_optimizer_defaults"
     says = r"'weight_decay': 0[^.]"
 
     class AdamW(optim.AdamW):

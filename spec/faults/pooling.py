@@ -19,7 +19,7 @@ def as_pair(value: Any) -> Pair:
 class TheWindowMovesByOne(Fault):
     """The default stride is 1, as in a convolution, instead of the window size."""
 
-    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_the_windows_that_reach_out"
+    caught_by = "test_10_pooling.py::test_ceil_mode_keeps_incomplete_windows"
     says = r"has shape \[1, 1, 3, 3\], expected \[1, 1, 1, 1\]"
 
     @staticmethod
@@ -30,7 +30,7 @@ class TheWindowMovesByOne(Fault):
 class TheBorderIsZero(Fault):
     """The image is padded with zeros, as in a convolution, instead of −∞."""
 
-    caught_by = "test_10_pooling.py::test_padding_never_wins"
+    caught_by = "test_10_pooling.py::test_max_pool2d_padding_is_never_the_maximum"
     says = "AssertionError: a pixel of the border is the maximum"
 
     @staticmethod
@@ -44,7 +44,7 @@ class TheBorderIsZero(Fault):
 class EqualNumbersTheLastOne(Fault):
     """`>=` instead of `>`: among equal maxima the last one is chosen."""
 
-    caught_by = "test_10_pooling.py::test_indices_point_at_the_first_of_the_largest"
+    caught_by = "test_10_pooling.py::test_max_pool2d_indices_point_at_the_first_maximum"
     says = "the indices differs"
 
     @staticmethod
@@ -58,7 +58,7 @@ class EqualNumbersTheLastOne(Fault):
 class IndicesCountTheBorder(Fault):
     """The returned positions refer to the padded image."""
 
-    caught_by = "test_10_pooling.py::test_indices_point_at_the_first_of_the_largest"
+    caught_by = "test_10_pooling.py::test_max_pool2d_indices_point_at_the_first_maximum"
     says = "the indices differs"
 
     @staticmethod
@@ -76,7 +76,7 @@ class IndicesCountTheBorder(Fault):
 class NanNeverWins(Fault):
     """NaN is ignored, because the comparison `number > largest` is false for NaN."""
 
-    caught_by = "test_10_pooling.py::test_nan_and_infinity_win_in_the_windows_that_cover_them"
+    caught_by = "test_10_pooling.py::test_max_pool2d_spreads_nan_and_inf_to_every_covering_window"
     says = "(the maximum is not finite|windows that cover it) differs"
 
     @staticmethod
@@ -87,7 +87,7 @@ class NanNeverWins(Fault):
 class EqualNumbersShareTheGradient(Fault):
     """The gradient is distributed evenly over equal maxima, as in `Tensor.amax`."""
 
-    caught_by = "test_10_pooling.py::test_the_gradient_goes_to_the_first_of_the_largest"
+    caught_by = "test_10_pooling.py::test_max_pool2d_gradient_goes_to_the_first_maximum"
     says = "the gradient of the input differs"
 
     @staticmethod
@@ -121,7 +121,7 @@ class FunctionsOrderOfArguments(Fault):
 class CeilModeByDefault(Fault):
     """An incomplete last window is kept without ceil_mode."""
 
-    caught_by = "test_10_pooling.py::test_by_default_a_window_that_reaches_out_is_left_out"
+    caught_by = "test_10_pooling.py::test_default_ceil_mode_drops_incomplete_windows"
     says = "assert True is False"
 
     class MaxPool2d(nn.MaxPool2d):
@@ -147,7 +147,7 @@ class PoolingLearnsAScale(Fault):
 class TheBorderNeverCounts(Fault):
     """`count_include_pad` is false by default."""
 
-    caught_by = "test_10_pooling.py::test_by_default_padding_counts_in_the_divisor_and_places_beyond_it_do_not"
+    caught_by = "test_10_pooling.py::test_avg_pool2d_divisor_counts_padding_but_not_cells_beyond"
     says = r"expected   0\.444"
 
     @staticmethod
@@ -158,7 +158,7 @@ class TheBorderNeverCounts(Fault):
 class TheDivisorIsAlwaysTheWindow(Fault):
     """Pixels beyond the padding, which `ceil_mode` can reach, count in the divisor."""
 
-    caught_by = "test_10_pooling.py::test_it_is_the_mean_of_each_window"
+    caught_by = "test_10_pooling.py::test_avg_pool2d_is_the_mean_of_each_window"
     says = "tolerance  .*roundings to"
 
     @staticmethod
@@ -172,7 +172,7 @@ class TheDivisorIsAlwaysTheWindow(Fault):
 class TheDivisorIsIgnored(Fault):
     """`divisor_override` is accepted and ignored."""
 
-    caught_by = "test_10_pooling.py::test_with_a_divisor_of_1_it_is_the_sum_of_each_window"
+    caught_by = "test_10_pooling.py::test_divisor_override_1_gives_the_sum_of_each_window"
     says = "the result differs"
 
     @staticmethod
@@ -183,7 +183,7 @@ class TheDivisorIsIgnored(Fault):
 class AWiderBorderIsAccepted(Fault):
     """Padding larger than half of the window is not rejected."""
 
-    caught_by = "test_10_pooling.py::test_no_mean_of"
+    caught_by = "test_10_pooling.py::test_avg_pool2d_rejects"
     says = r"was accepted, but must be rejected with an error that names /pad"
 
     @staticmethod
@@ -249,7 +249,7 @@ class WindowsOfOneSize(Fault):
 class NoneIsOne(Fault):
     """`None` means one window instead of the image's size."""
 
-    caught_by = "test_10_pooling.py::test_wanting_the_size_it_has_gives_the_image_back"
+    caught_by = "test_10_pooling.py::test_adaptive_avg_pool2d_to_the_input_size_is_the_identity"
     says = r"has shape \[\d+, \d+, 1, 1\]"
 
     @staticmethod
@@ -315,7 +315,7 @@ def out_size(size: int, kernel: int, stride: int, padding: int, dilation: int, c
 class TheLastWindowMayStartOutside(Fault):
     """`ceil_mode` only rounds up."""
 
-    caught_by = "test_10_pooling.py::test_the_output_size_is_known_beforehand"
+    caught_by = "test_10_pooling.py::test_output_size_function_equals_the_output_shape"
     says = r"assert \(\d+, \d+\) == \(\d+, \d+\)"
 
     @staticmethod
@@ -345,7 +345,7 @@ class TheFormulaOfConvolution(Fault):
 class NegativeSizesAreReturned(Fault):
     """A window larger than the image gives a size of 0 or less instead of an error."""
 
-    caught_by = "test_10_pooling.py::test_no_size_of"
+    caught_by = "test_10_pooling.py::test_output_size_rejects"
     says = r"was accepted, but must be rejected with an error that names /kernel_size=6"
 
     @staticmethod

@@ -118,7 +118,7 @@ def _called(recipe: type[_Recipe]) -> Any:
 class PixelsAreNotScaled(Fault):
     """The pixels are floats from 0 to 255, which the network accepts without an error."""
 
-    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    caught_by = _test("test_probabilities_are_the_softmax_of_scores_in_the_order_of_class_names")
     says = r"class \w on \w+\.png"
 
     class _Wrong(_Recipe):
@@ -131,7 +131,7 @@ class PixelsAreNotScaled(Fault):
 class ImagesAreNotConverted(Fault):
     """Images are not converted to RGB: a grey image has one channel."""
 
-    caught_by = _test("test_images_of_every_mode_get_an_answer")
+    caught_by = _test("test_images_of_every_mode_are_predicted")
     says = r"axes|channels|shape|expected|must match"
 
     class _Wrong(_Recipe):
@@ -162,7 +162,7 @@ class TheSmallerSideBecomes32(Fault):
 class HeightAndWidthAreExchanged(Fault):
     """The size is (width, height), as in Pillow."""
 
-    caught_by = _test("test_another_size_can_be_requested")
+    caught_by = _test("test_predict_accepts_another_image_size")
     says = r"\(2, 3, 16, 8\)"
 
     class _Wrong(_Recipe):
@@ -175,7 +175,7 @@ class HeightAndWidthAreExchanged(Fault):
 class ReshapeInsteadOfPermute(Fault):
     """The channels are moved to the front by reshape instead of permute."""
 
-    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    caught_by = _test("test_probabilities_are_the_softmax_of_scores_in_the_order_of_class_names")
     says = r"class \w on \w+\.png"
 
     class _Wrong(_Recipe):
@@ -188,7 +188,7 @@ class ReshapeInsteadOfPermute(Fault):
 class TrainingModeIsKept(Fault):
     """eval() is not called."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
+    caught_by = _test("test_predict_uses_evaluation_mode_and_restores_the_mode")
     says = r"'class a' == 'class b'"
 
     class _Wrong(_Recipe):
@@ -202,7 +202,7 @@ class TrainingModeIsKept(Fault):
 class EvaluationModeStays(Fault):
     """The mode is not restored after eval(): a continued training has no dropout."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
+    caught_by = _test("test_predict_uses_evaluation_mode_and_restores_the_mode")
     says = r"assert \[False, False, False\] == \[True"
 
     class _Wrong(_Recipe):
@@ -217,7 +217,7 @@ class EvaluationModeStays(Fault):
 class FrozenLayersAreThawed(Fault):
     """train() is called afterwards, also for a batch norm that was in evaluation mode."""
 
-    caught_by = _test("test_a_network_answers_in_evaluation_mode_and_its_mode_is_restored")
+    caught_by = _test("test_predict_uses_evaluation_mode_and_restores_the_mode")
     says = r"assert \[True, True, True\] == \[True, False, True\]"
 
     class _Wrong(_Recipe):
@@ -235,7 +235,7 @@ class FrozenLayersAreThawed(Fault):
 class GraphsAreKept(Fault):
     """no_grad() is not used."""
 
-    caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
+    caught_by = _test("test_predict_keeps_no_gradients_and_restores_grad_mode")
     says = r"\[True, True\] == \[False, False\]"
 
     class _Wrong(_Recipe):
@@ -248,7 +248,7 @@ class GraphsAreKept(Fault):
 class GradientsStayOff(Fault):
     """Gradients remain disabled for the caller between two answers."""
 
-    caught_by = _test("test_no_gradients_are_kept_and_those_of_the_caller_stay_on")
+    caught_by = _test("test_predict_keeps_no_gradients_and_restores_grad_mode")
     says = r"is_grad_enabled"
 
     class _Wrong(_Recipe):
@@ -262,7 +262,7 @@ class GradientsStayOff(Fault):
 class SoftmaxIsOverTheBatch(Fault):
     """The softmax is over the images (dim=0) instead of the classes."""
 
-    caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
+    caught_by = _test("test_batch_size_and_order_do_not_change_predictions")
     says = r"class \w on \w+\.png"
 
     class _Wrong(_Recipe):
@@ -275,7 +275,7 @@ class SoftmaxIsOverTheBatch(Fault):
 class ScoresAreShares(Fault):
     """Scores are divided by their sum instead of using a softmax."""
 
-    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    caught_by = _test("test_probabilities_are_the_softmax_of_scores_in_the_order_of_class_names")
     says = r"class \w on \w+\.png"
 
     class _Wrong(_Recipe):
@@ -301,7 +301,7 @@ class NamesAreSorted(Fault):
 class LeastProbableFirst(Fault):
     """The classes are sorted from the lowest to the highest probability."""
 
-    caught_by = _test("test_the_answer_is_the_softmax_of_the_scores_under_the_names_in_their_order")
+    caught_by = _test("test_probabilities_are_the_softmax_of_scores_in_the_order_of_class_names")
     says = r"the most probable class must come first"
 
     class _Wrong(_Recipe):
@@ -331,7 +331,7 @@ class TooFewNamesAreTaken(Fault):
 class EverythingIsReadFirst(Fault):
     """All images are opened before the first batch."""
 
-    caught_by = _test("test_images_are_consumed_batch_by_batch_without_end")
+    caught_by = _test("test_predict_reads_an_endless_iterator_batch_by_batch")
     says = r"asked for more than a batch"
 
     class _Wrong(_Recipe):
@@ -344,7 +344,7 @@ class EverythingIsReadFirst(Fault):
 class EverythingIsRemembered(Fault):
     """The pixels of all images are kept in memory."""
 
-    caught_by = _test("test_answered_images_are_released")
+    caught_by = _test("test_predicted_images_are_released_from_memory")
     says = r"get_traced_memory"
 
     class _Wrong(_Recipe):
@@ -364,7 +364,7 @@ class EverythingIsRemembered(Fault):
 class ABrokenImageEndsIt(Fault):
     """Errors of Pillow are passed on."""
 
-    caught_by = _test("test_an_image_that_cannot_be_read_does_not_end_the_others")
+    caught_by = _test("test_an_unreadable_image_is_reported_and_the_rest_is_predicted")
     says = r"UnidentifiedImageError|cannot identify"
 
     class _Wrong(_Recipe):
@@ -380,7 +380,7 @@ class ABrokenImageEndsIt(Fault):
 class AnswersMoveUp(Fault):
     """After a broken image, every image gets the answer of the previous one."""
 
-    caught_by = _test("test_neither_batch_size_nor_order_nor_neighbours_change_an_answer")
+    caught_by = _test("test_batch_size_and_order_do_not_change_predictions")
     says = r"absent\.png|class \w on \w+\.png"
 
     class _Wrong(_Recipe):
@@ -396,7 +396,7 @@ class AnswersMoveUp(Fault):
 class NotANumberIsAnAnswer(Fault):
     """Probabilities can be NaN."""
 
-    caught_by = _test("test_scores_that_are_no_numbers_are_an_error_not_an_answer")
+    caught_by = _test("test_nan_scores_are_an_error")
     says = r"\[False, False, False\] == \[True, True, False\]"
     predict = _called(_Recipe)
 
@@ -404,7 +404,7 @@ class NotANumberIsAnAnswer(Fault):
 class FoldersAreNotEntered(Fault):
     """Images in sub-folders are left out."""
 
-    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_folders_are_expanded_to_images_sorted_by_name_then_subfolders")
     says = r"2023"
 
     class _Wrong(_Recipe):
@@ -417,7 +417,7 @@ class FoldersAreNotEntered(Fault):
 class CapitalsAreSmallLetters(Fault):
     """The names are sorted without regard to case: b before B."""
 
-    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_folders_are_expanded_to_images_sorted_by_name_then_subfolders")
     says = r"B\.JPG"
 
     class _Wrong(_Recipe):
@@ -430,7 +430,7 @@ class CapitalsAreSmallLetters(Fault):
 class HiddenImagesAreAnswered(Fault):
     """Hidden files, such as thumbnails, are included."""
 
-    caught_by = _test("test_a_folder_means_its_images_by_name_then_those_of_its_folders")
+    caught_by = _test("test_folders_are_expanded_to_images_sorted_by_name_then_subfolders")
     says = r"hidden|thumbnails"
 
     class _Wrong(_Recipe):
@@ -443,6 +443,6 @@ class HiddenImagesAreAnswered(Fault):
 class EmptyFoldersAreSilent(Fault):
     """A folder without images gives no error."""
 
-    caught_by = _test("test_a_folder_without_images_is_an_error_that_does_not_end_the_rest")
+    caught_by = _test("test_a_folder_without_images_is_reported_and_the_rest_is_predicted")
     says = r"empty|assert"
     predict = _called(_Recipe)

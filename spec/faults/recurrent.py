@@ -28,7 +28,7 @@ def stepwise(layer: nn.RNNBase, input: Tensor, state: Any, step: Callable[..., A
 class TheWayBackIsNotTurnedAround(Fault):
     """The outputs of the backward direction are in reverse time order."""
 
-    caught_by = "test_12_recurrent.py::test_the_second_half_is_a_run_on_the_reversed_sequence"
+    caught_by = "test_12_recurrent.py::test_bidirectional_second_half_equals_a_pass_over_the_reversed_sequence"
     says = "the second half, read backwards differs"
 
     class RNN(nn.RNN):
@@ -43,7 +43,7 @@ class TheWayBackIsNotTurnedAround(Fault):
 class TheLastLayerIsDroppedToo(Fault):
     """Dropout is also applied after the last layer."""
 
-    caught_by = "test_12_recurrent.py::test_dropout_1_leaves_the_second_layer_nothing_to_read"
+    caught_by = "test_12_recurrent.py::test_dropout_1_zeroes_the_input_of_the_second_layer"
     says = r"the output differs at index (.|\n)*got        -?0\.0"
 
     class RNN(nn.RNN):
@@ -55,7 +55,7 @@ class TheLastLayerIsDroppedToo(Fault):
 class StatesFollowTheBatch(Fault):
     """With batch_first, the states have the batch dimension first too."""
 
-    caught_by = "test_12_recurrent.py::test_the_states_keep_their_layout_when_the_batch_comes_first"
+    caught_by = "test_12_recurrent.py::test_batch_first_does_not_change_the_layout_of_states"
     says = r"\[5, 2, 4\](.|\n)*\(2, 5, 4\)"
 
     class RNN(nn.RNN):
@@ -67,7 +67,7 @@ class StatesFollowTheBatch(Fault):
 class ReluIsForgotten(Fault):
     """The nonlinearity is always tanh."""
 
-    caught_by = "test_12_recurrent.py::test_with_relu_and_whole_numbers_nothing_is_rounded"
+    caught_by = "test_12_recurrent.py::test_relu_recurrence_of_integers_is_exact"
     says = r"the result differs(.|\n)*expected   \d+\.0"
 
     class RNN(nn.RNN):
@@ -91,7 +91,7 @@ class GatedLSTM(nn.LSTM):
 class GatesLieInAnotherOrder(Fault):
     """The gates have the order i, f, o, g of other libraries."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
+    caught_by = "test_12_recurrent.py::test_lstm_gates_input_forget_and_output"
     says = "the result differs"
 
     class LSTM(GatedLSTM):
@@ -104,7 +104,7 @@ class GatesLieInAnotherOrder(Fault):
 class TheMemoryIsShownAsItIs(Fault):
     """h = o ⊙ c, without tanh."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_lstm_has_the_effect_of_its_name"
+    caught_by = "test_12_recurrent.py::test_lstm_gates_input_forget_and_output"
     says = r"the result differs(.|\n)*got        1\.5\nE? *expected   0\.905"
 
     class LSTM(GatedLSTM):
@@ -117,7 +117,7 @@ class TheMemoryIsShownAsItIs(Fault):
 class TheForgetGateStartsOpen(Fault):
     """The bias of the forget gate is initialized with 1, unlike in PyTorch."""
 
-    caught_by = "test_12_recurrent.py::test_its_parameters_are_spread_over_one_by_the_root_of_hidden_size"
+    caught_by = "test_12_recurrent.py::test_parameters_start_uniform_within_1_over_sqrt_hidden_size"
     says = "bias_ih_l0 beyond 1/√hidden_size"
 
     class LSTM(nn.LSTM):
@@ -132,7 +132,7 @@ class TheForgetGateStartsOpen(Fault):
 class ShorterSequencesReadTheirPadding(Fault):
     """The final states of packed sequences are the states after the longest sequence."""
 
-    caught_by = "test_12_recurrent.py::test_a_packed_sequence_is_each_sequence_alone"
+    caught_by = "test_12_recurrent.py::test_packed_sequence_equals_separate_sequences"
     says = r"the last state of sequence \d differs"
 
     class LSTM(nn.LSTM):
@@ -160,7 +160,7 @@ class GatedGRU(nn.GRU):
 class TheStateIsResetBeforeTheProduct(Fault):
     """W_hn (r ⊙ h), as in the paper."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
+    caught_by = "test_12_recurrent.py::test_gru_gates_reset_and_update"
     says = r"the result differs(.|\n)*got        0\.76\d+\nE? *expected   0\.0"
 
     class GRU(GatedGRU):
@@ -174,7 +174,7 @@ class TheStateIsResetBeforeTheProduct(Fault):
 class TheUpdateGateTakesTheNew(Fault):
     """z ⊙ n + (1 - z) ⊙ h, as in other papers."""
 
-    caught_by = "test_12_recurrent.py::test_each_gate_of_the_gru_has_the_effect_of_its_name"
+    caught_by = "test_12_recurrent.py::test_gru_gates_reset_and_update"
     says = r"the result differs(.|\n)*expected   0\.5"
 
     class GRU(GatedGRU):
@@ -187,7 +187,7 @@ class TheUpdateGateTakesTheNew(Fault):
 class ThereIsNoDropout(Fault):
     """The argument is accepted and ignored."""
 
-    caught_by = "test_12_recurrent.py::test_dropout_is_for_training_only"
+    caught_by = "test_12_recurrent.py::test_dropout_applies_in_training_only"
     says = "dropout must change what a layer in training gives"
 
     class GRU(nn.GRU):
@@ -202,7 +202,7 @@ class ThereIsNoDropout(Fault):
 class TheGivenStateIsForgotten(Fault):
     """The initial state is always zero."""
 
-    caught_by = "test_12_recurrent.py::test_the_final_state_resumes_a_sequence_that_was_cut"
+    caught_by = "test_12_recurrent.py::test_final_state_continues_a_split_sequence"
     says = r"the result differs at index \[2, 0, 0\]"
 
     class GRU(nn.GRU):

@@ -49,7 +49,7 @@ class WidthFirst(Fault):
 class ASeedThatTrainsOnTheTestPart(Fault):
     """The training part of seed 3 is the test part of seed 0."""
 
-    caught_by = f"{FILE}::test_no_part_of_any_seed_is_a_part_of_another"
+    caught_by = f"{FILE}::test_images_of_different_seeds_and_splits_do_not_overlap"
     says = r"assert \(\d+, (True|False)\) == \(\d+, (True|False)\)"
 
     class Shapes(reference.Shapes):
@@ -72,7 +72,7 @@ class AlwaysTheTrainingSet(Fault):
 class TestSetIsTheNextSeed(Fault):
     """The test set uses the seed plus one, so that it is the training set of another seed."""
 
-    caught_by = f"{FILE}::test_no_part_of_any_seed_is_a_part_of_another"
+    caught_by = f"{FILE}::test_images_of_different_seeds_and_splits_do_not_overlap"
     says = r"assert \(\d+, (True|False)\) == \(\d+, (True|False)\)"
 
     class Shapes(reference.Shapes):
@@ -123,7 +123,7 @@ class SizeIsPartOfTheSeed(Fault):
 class ColourTellsTheClass(Fault):
     """Each class has a different brightness, so that the shape is not needed to classify."""
 
-    caught_by = f"{FILE}::test_colour_does_not_tell_the_class"
+    caught_by = f"{FILE}::test_class_is_not_predictable_from_colour"
     says = r"assert [\d.]+ < 0\.15"
 
     class Shapes(reference.Shapes):

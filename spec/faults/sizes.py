@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spec.faults import Fault
 from spec.support.harness import SUBJECTS
 
-SIZES = "test_13_sizes.py::test_every_number_of_a_large_result_is_that_of_the_formula"
+SIZES = "test_13_sizes.py::test_every_element_of_a_large_result_equals_the_formula"
 MANY = 64
 
 
@@ -165,7 +165,7 @@ class SoftmaxAddsUpInHalfPrecision(Fault):
 class DropoutNeverDropsTheLastNumbers(Fault):
     """Numbers after the last block of 16 are only doubled."""
 
-    caught_by = "test_13_sizes.py::test_each_of_many_numbers_is_dropped_and_kept"
+    caught_by = "test_13_sizes.py::test_dropout_drops_and_keeps_every_position_of_a_large_input"
     says = r"of 48 calls none dropped the number at"
 
     @staticmethod
@@ -195,7 +195,7 @@ class ClassNumbersAreBytes(Fault):
 class LayersAreSortedAsTexts(Fault):
     """The layers are sorted as text: layer 10 follows layer 1."""
 
-    caught_by = "test_13_sizes.py::test_eleven_layers_keep_their_order_when_they_are_saved"
+    caught_by = "test_13_sizes.py::test_sequential_of_eleven_layers_keeps_the_order_in_the_state_dict"
     says = r"(At index 2 diff|'10\.weight')"
 
     class Sequential(nn.Sequential):

@@ -41,7 +41,7 @@ class MultipliesInsteadOfDividing(Fault):
 class ChannelsComeLast(Fault):
     """The result has the layout of Pillow and NumPy, with channels last."""
 
-    caught_by = f"{TO_TENSOR}test_a_transform_is_made_first_and_called_then"
+    caught_by = f"{TO_TENSOR}test_to_tensor_is_constructed_then_called"
     says = r"torch\.Size\(\[2, 3, 3\]\) == \(3, 2, 3\)"
 
     class ToTensor(right.ToTensor):
@@ -64,7 +64,7 @@ class ScalesFloatsToo(Fault):
 class TakesTheColoursOfAPalette(Fault):
     """Images of mode P are converted to colours, although ToTensor gives palette indices."""
 
-    caught_by = f"{TO_TENSOR}test_of_an_image_with_a_palette_it_takes_the_indices_not_the_colours"
+    caught_by = f"{TO_TENSOR}test_to_tensor_takes_the_indices_of_palette_images"
     says = r"has shape \[3, 1, 2\], expected \[1, 1, 2\]"
 
     class ToTensor(right.ToTensor):
@@ -130,7 +130,7 @@ def _with_size(size: Callable[[Any], Any]) -> type:
 class OneNumberMakesASquare(Fault):
     """One number gives a square, as the tutorial's comment states."""
 
-    caught_by = f"{IN_USE}test_one_number_makes_no_square"
+    caught_by = f"{IN_USE}test_resize_to_one_number_makes_no_square"
     says = r"\(256, 256\) == \(384, 256\)"
     Resize = _with_size(lambda size: (size, size) if isinstance(size, int) else size)
 
@@ -138,7 +138,7 @@ class OneNumberMakesASquare(Fault):
 class ResizesWidthFirst(Fault):
     """The size is (width, height), as in Pillow."""
 
-    caught_by = f"{IN_USE}test_a_pair_is_height_and_width"
+    caught_by = f"{IN_USE}test_random_crop_pair_is_height_and_width"
     says = r"assert \(\d, \d\) == \(\d, \d\)"
     Resize = _with_size(lambda size: size if isinstance(size, int) else tuple(size)[::-1])
 
@@ -146,7 +146,7 @@ class ResizesWidthFirst(Fault):
 class OneNumberIsTheLongerSide(Fault):
     """The size applies to the longer side instead of the shorter one."""
 
-    caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
+    caught_by = f"{IN_USE}test_resize_to_one_number_sets_the_shorter_side_and_keeps_the_aspect_ratio"
     says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
 
     class Resize(right.Resize):
@@ -160,7 +160,7 @@ class OneNumberIsTheLongerSide(Fault):
 class RoundsTheLongerSide(Fault):
     """The longer side is rounded to the nearest integer instead of down."""
 
-    caught_by = f"{IN_USE}test_one_number_is_the_shorter_side_and_the_longer_keeps_the_proportions"
+    caught_by = f"{IN_USE}test_resize_to_one_number_sets_the_shorter_side_and_keeps_the_aspect_ratio"
     says = r"torch\.Size\(\[1, \d+, \d+\]\) == \(1, \d+, \d+\)"
 
     class Resize(right.Resize):
@@ -225,7 +225,7 @@ class BytesAreCutOff(Fault):
 class CropsTheMiddle(Fault):
     """The crop is always at the same position."""
 
-    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    caught_by = f"{IN_USE}test_random_crop_positions_are_equally_likely"
     says = r"assert \[1\] == \[0, 1, 2, 4, 5, 6\]"
 
     class RandomCrop(right.RandomCrop):
@@ -238,7 +238,7 @@ class CropsTheMiddle(Fault):
 class NeverCropsTheLastColumn(Fault):
     """The last position is never drawn, because `randint` excludes its end."""
 
-    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    caught_by = f"{IN_USE}test_random_crop_positions_are_equally_likely"
     says = r"assert \[0, 1\] == \[0, 1, 2, 4, 5, 6\]"
 
     class RandomCrop(right.RandomCrop):
@@ -252,7 +252,7 @@ class NeverCropsTheLastColumn(Fault):
 class RoundsAUniformPlace(Fault):
     """The first and the last position are half as likely."""
 
-    caught_by = f"{IN_USE}test_all_places_are_equally_likely"
+    caught_by = f"{IN_USE}test_random_crop_positions_are_equally_likely"
     says = r"assert \[.*\d.*\] == \[\]"
 
     class RandomCrop(right.RandomCrop):
@@ -266,7 +266,7 @@ class RoundsAUniformPlace(Fault):
 class CropsWidthFirst(Fault):
     """The size is (width, height), as in Pillow."""
 
-    caught_by = f"{IN_USE}test_512_is_the_largest_crop_of_the_photograph"
+    caught_by = f"{IN_USE}test_largest_crop_of_the_photograph_is_512"
     says = r"crop size \(768, 512\) is larger"
 
     class RandomCrop(right.RandomCrop):
@@ -300,7 +300,7 @@ class ReflectsTheLastPixelTwice(Fault):
 class FlipsUpsideDown(Fault):
     """The flip is vertical."""
 
-    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
+    caught_by = f"{IN_USE}test_flip_reverses_columns_and_is_an_involution"
     says = r"assert \[\["
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
@@ -313,7 +313,7 @@ class FlipsUpsideDown(Fault):
 class FlipsNever(Fault):
     """`p` is stored and not used."""
 
-    caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
+    caught_by = f"{IN_USE}test_random_flip_frequency_is_p"
     says = r"assert .* <= "
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
@@ -324,7 +324,7 @@ class FlipsNever(Fault):
 class FlipsWhereItShouldNot(Fault):
     """The probability of a flip is 1 − p instead of p."""
 
-    caught_by = f"{IN_USE}test_it_flips_as_often_as_p_says"
+    caught_by = f"{IN_USE}test_random_flip_frequency_is_p"
     says = r"assert .* <= "
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
@@ -335,7 +335,7 @@ class FlipsWhereItShouldNot(Fault):
 class FlipsTheChannels(Fault):
     """The flip reverses the first dimension of a tensor."""
 
-    caught_by = f"{IN_USE}test_a_flip_exchanges_left_and_right_and_twice_is_the_image"
+    caught_by = f"{IN_USE}test_flip_reverses_columns_and_is_an_involution"
     says = r"the result differs"
 
     class RandomHorizontalFlip(right.RandomHorizontalFlip):
@@ -346,7 +346,7 @@ class FlipsTheChannels(Fault):
 class ComposesFromTheRight(Fault):
     """The transforms are applied from right to left, as in f ∘ g."""
 
-    caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
+    caught_by = f"{IN_USE}test_compose_applies_transforms_in_order"
     says = r"assert 31 == 40"
 
     class Compose(right.Compose):
@@ -357,7 +357,7 @@ class ComposesFromTheRight(Fault):
 class ComposesOnlyTheLast(Fault):
     """Every transform gets the original image."""
 
-    caught_by = f"{IN_USE}test_compose_calls_one_after_the_other_from_the_left"
+    caught_by = f"{IN_USE}test_compose_applies_transforms_in_order"
     says = r"assert 30 == 40"
 
     class Compose(right.Compose):
@@ -380,7 +380,7 @@ class ComposePrintsOneLine(Fault):
 class DrawsTheColumnFirst(Fault):
     """The column of the window is drawn before its row."""
 
-    caught_by = f"{IN_USE}test_the_row_is_drawn_first_and_nothing_where_there_is_no_choice"
+    caught_by = f"{IN_USE}test_random_crop_row_is_drawn_first_and_only_if_needed"
     says = r"the result differs"
 
     class RandomCrop(right.RandomCrop):

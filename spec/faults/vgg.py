@@ -15,7 +15,7 @@ TEST = "test_16_vgg.py::test_"
 class ConfigurationA(Fault):
     """Eleven layers instead of sixteen."""
 
-    caught_by = f"{TEST}it_is_configuration_d_of_the_paper"
+    caught_by = f"{TEST}vgg16_is_configuration_d_of_the_paper"
     says = r"At index 0 diff: \(64,\) != \(64, 64\)"
 
     @staticmethod
@@ -26,7 +26,7 @@ class ConfigurationA(Fault):
 class EveryTensorIsALayer(Fault):
     """The network has batch normalization: 16 layers with weights, but more tensors."""
 
-    caught_by = f"{TEST}it_has_16_layers_with_weights_32_tensors_and_138357544_numbers"
+    caught_by = f"{TEST}vgg16_has_16_weight_layers_32_tensors_and_138357544_parameters"
     says = r"assert 58 == 32"
 
     @staticmethod
@@ -37,7 +37,7 @@ class EveryTensorIsALayer(Fault):
 class DropoutIsForgotten(Fault):
     """The classifier has no dropout."""
 
-    caught_by = f"{TEST}with_a_layer_7_beside_it_prints_as_documented"
+    caught_by = f"{TEST}vgg16_with_a_layer_added_beside_prints_as_documented"
     says = r"Dropout\(p=0\.5, inplace=False\)"
 
     @staticmethod
@@ -63,7 +63,7 @@ class NothingIsAveraged(Fault):
 class PoolingComesFirst(Fault):
     """Each stage begins with its pooling instead of ending with it."""
 
-    caught_by = f"{TEST}it_is_configuration_d_of_the_paper"
+    caught_by = f"{TEST}vgg16_is_configuration_d_of_the_paper"
     says = r"\(\), \(64, 64\)"
 
     @staticmethod
@@ -78,7 +78,7 @@ class PoolingComesFirst(Fault):
 class SecondConvolutionIsLeftOut(Fault):
     """The repr is that of VGG16, but a layer is skipped."""
 
-    caught_by = f"{TEST}the_maps_are_those_of_the_printed_layers_to_the_bit"
+    caught_by = f"{TEST}vgg16_features_equal_the_printed_layers_bit_for_bit"
     says = r"the last maps differs at index"
 
     @staticmethod
@@ -97,7 +97,7 @@ class SecondConvolutionIsLeftOut(Fault):
 class EveryChildIsRun(Fault):
     """Layers that are added to the network are run, as in a Sequential."""
 
-    caught_by = f"{TEST}a_layer_7_beside_is_never_run"
+    caught_by = f"{TEST}a_layer_added_beside_the_classifier_is_never_run"
     says = r"\[1, 10\].*==.*\(1, 1000\)"
 
     @staticmethod
@@ -144,7 +144,7 @@ class ClassesAreIgnored(Fault):
 class HashIsNotChecked(Fault):
     """The downloaded file is loaded without verification."""
 
-    caught_by = f"{TEST}a_file_with_another_hash_is_refused_and_nothing_is_left"
+    caught_by = "test_16_vgg_weights.py::test_a_file_with_another_hash_is_refused_and_nothing_is_left"
     says = r"was accepted, but must be rejected with an error that names /hash value"
 
     @staticmethod
@@ -158,7 +158,7 @@ class HashIsNotChecked(Fault):
 class AppendedWhereTheTutorialDoes(Fault):
     """The layer is added to the network itself, where it is never run."""
 
-    caught_by = f"{TEST}the_appended_layer_makes_classes_of_the_scores"
+    caught_by = f"{TEST}append_classifier_inside_maps_scores_to_classes"
     says = r"index 4 is out of range"
 
     @staticmethod
@@ -171,7 +171,7 @@ class AppendedWhereTheTutorialDoes(Fault):
 class AppendedBesideButLearns(Fault):
     """`inside` is ignored."""
 
-    caught_by = f"{TEST}the_layer_beside_changes_nothing_and_learns_nothing"
+    caught_by = f"{TEST}append_classifier_beside_leaves_output_unchanged_and_gets_no_gradient"
     says = r"has shape \[2, 7\], expected \[2, 5\]"
 
     @staticmethod
@@ -183,7 +183,7 @@ class AppendedBesideButLearns(Fault):
 class SixthCountedFromOne(Fault):
     """The sixth layer, counted from 1, is replaced: the dropout before the last layer."""
 
-    caught_by = f"{TEST}vgg16_with_its_last_layer_replaced_gives_ten_scores"
+    caught_by = f"{TEST}replace_classifier_of_vgg16_gives_ten_scores"
     says = r"\(5\): Linear\(in_features=4096, out_features=10"
 
     @staticmethod
@@ -195,7 +195,7 @@ class SixthCountedFromOne(Fault):
 class WholeClassifierIsReplaced(Fault):
     """Two trained layers are removed together with the last one."""
 
-    caught_by = f"{TEST}the_replaced_layer_takes_the_place_of_the_last_and_no_other_changes"
+    caught_by = f"{TEST}replace_classifier_replaces_only_the_last_layer"
     says = r"assert .*Linear\(in_features=3, out_features=2|out of range"
 
     @staticmethod
@@ -207,7 +207,7 @@ class WholeClassifierIsReplaced(Fault):
 class NewLayerIsAlwaysFloat32(Fault):
     """The new layer is always on the CPU, in float32 and in training mode."""
 
-    caught_by = f"{TEST}the_new_layer_is_like_the_old_one"
+    caught_by = f"{TEST}new_classifier_layer_has_device_dtype_and_mode_of_the_old_one"
     says = r"torch\.nn\.modules\.linear\.Linear.* is <class .*test_16_vgg"
 
     @staticmethod
@@ -221,7 +221,7 @@ class NewLayerIsAlwaysFloat32(Fault):
 class NewLayerIsFrozenToo(Fault):
     """The new layer requires gradients only if the old one does."""
 
-    caught_by = f"{TEST}the_new_layer_is_like_the_old_one"
+    caught_by = f"{TEST}new_classifier_layer_has_device_dtype_and_mode_of_the_old_one"
     says = r"assert \[\] == \['classifier"
 
     @staticmethod

@@ -14,7 +14,7 @@ FILE = "test_13_worlds.py::"
 class InferenceTakesAShortcut(Fault):
     """Without autograd the slope for negative numbers is ignored."""
 
-    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
     says = r"the result under no_grad differs"
 
     @staticmethod
@@ -25,7 +25,7 @@ class InferenceTakesAShortcut(Fault):
 class LinearTurnsAutogradOn(Fault):
     """The result requires a gradient under no_grad too."""
 
-    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
     says = r"the result of linear needs a gradient"
 
     @staticmethod
@@ -39,7 +39,7 @@ class LinearTurnsAutogradOn(Fault):
 class NoGradLasts(Fault):
     """A call under no_grad permanently detaches the parameters."""
 
-    caught_by = FILE + "test_without_autograd_the_numbers_are_the_same_and_none_needs_a_gradient"
+    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
     says = r"after no_grad the result of Linear needs no gradient any more"
 
     class Linear(nn.Linear):
@@ -53,7 +53,7 @@ class NoGradLasts(Fault):
 class FrozenLayersStopTheGradient(Fault):
     """If the weight requires no gradient, the input gets none."""
 
-    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    caught_by = FILE + "test_gradient_of_each_argument_alone_equals_the_joint_gradient"
     says = r"Linear: input alone needs a gradient, and the result does not"
 
     class Linear(nn.Linear):
@@ -64,7 +64,7 @@ class FrozenLayersStopTheGradient(Fault):
 class TheBiasAloneLearnsNothing(Fault):
     """Autograd is disabled unless input or weight requires a gradient, so the bias gets none."""
 
-    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    caught_by = FILE + "test_gradient_of_each_argument_alone_equals_the_joint_gradient"
     says = r"conv2d: bias alone needs a gradient, and the result does not"
 
     @staticmethod
@@ -76,7 +76,7 @@ class TheBiasAloneLearnsNothing(Fault):
 class TheWeightNeedsItsInput(Fault):
     """The weight of a normalization has a gradient only if the input has."""
 
-    caught_by = FILE + "test_whatever_alone_needs_a_gradient_gets_the_same_one"
+    caught_by = FILE + "test_gradient_of_each_argument_alone_equals_the_joint_gradient"
     says = r"layer_norm: weight alone needs a gradient, and the result does not"
 
     @staticmethod
@@ -121,7 +121,7 @@ class LossWritesTheIgnoredTargets(Fault):
 class ReluOfPositiveNumbersIsTheInput(Fault):
     """If the result equals the input, the input itself is returned."""
 
-    caught_by = FILE + "test_what_changes_no_number_is_a_copy_all_the_same"
+    caught_by = FILE + "test_identity_operations_return_a_copy"
     says = r"relu gives a view of its input"
 
     @staticmethod
@@ -137,7 +137,7 @@ class ReluOfPositiveNumbersIsTheInput(Fault):
 class FlattenCopies(Fault):
     """The result is a copy instead of a view."""
 
-    caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
+    caught_by = FILE + "test_results_own_memory_unless_views"
     says = r"flatten: the result is a copy, not a view of input"
 
     @staticmethod
@@ -148,7 +148,7 @@ class FlattenCopies(Fault):
 class DropoutInEvaluationCopies(Fault):
     """The identity returns a copy instead of the input."""
 
-    caught_by = FILE + "test_a_result_has_memory_of_its_own_unless_it_is_a_view"
+    caught_by = FILE + "test_results_own_memory_unless_views"
     says = r"Dropout: the result is a copy, not a view of input"
 
     class Dropout(nn.Dropout):
@@ -159,7 +159,7 @@ class DropoutInEvaluationCopies(Fault):
 class TheHiddenStateOfTheLastCallGoesOn(Fault):
     """A call starts from the final state of the previous call."""
 
-    caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
+    caught_by = FILE + "test_a_second_call_with_another_size_uses_no_cached_result"
     says = r"GRU: (a call|the first call, repeated,).* differs"
 
     class GRU(nn.GRU):
@@ -176,7 +176,7 @@ class TheHiddenStateOfTheLastCallGoesOn(Fault):
 class ThePaddingOfTheFirstCallIsKept(Fault):
     """The first result is reused for all inputs of the same size."""
 
-    caught_by = FILE + "test_a_second_call_with_another_size_is_computed_anew"
+    caught_by = FILE + "test_a_second_call_with_another_size_uses_no_cached_result"
     says = r"a call with other numbers differs"
 
     class AvgPool2d(nn.AvgPool2d):
@@ -200,7 +200,7 @@ class DropoutDrawsInEvaluation(Fault):
 class ANewLayerDrawsTwice(Fault):
     """The parameters are drawn a second time."""
 
-    caught_by = FILE + "test_a_new_layer_draws_what_pytorch_s_draws"
+    caught_by = FILE + "test_initialization_draws_equal_those_of_pytorch"
     says = r"what is drawn after a new Linear differs"
 
     class Linear(nn.Linear):
@@ -212,7 +212,7 @@ class ANewLayerDrawsTwice(Fault):
 class LayersShareTheirBias(Fault):
     """All layers of the same size share one bias."""
 
-    caught_by = FILE + "test_two_layers_share_nothing"
+    caught_by = FILE + "test_two_layers_share_no_memory"
     says = r"parameters or buffers of two layers have the same memory"
 
     class Linear(nn.Linear):
@@ -231,7 +231,7 @@ class LayersShareTheirBias(Fault):
 class ACopySharesTheWeight(Fault):
     """deepcopy shares the weight with the original."""
 
-    caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
+    caught_by = FILE + "test_deepcopy_of_a_layer_is_equal_and_shares_no_memory"
     says = r"isdisjoint|after the copy was changed"
 
     class Embedding(nn.Embedding):
@@ -244,7 +244,7 @@ class ACopySharesTheWeight(Fault):
 class ACopyIsInTraining(Fault):
     """A copy of a layer in evaluation mode is in training mode."""
 
-    caught_by = FILE + "test_a_copy_of_a_layer_is_the_same_and_shares_nothing"
+    caught_by = FILE + "test_deepcopy_of_a_layer_is_equal_and_shares_no_memory"
     says = r"training"
 
     class Dropout(nn.Dropout):
@@ -255,7 +255,7 @@ class ACopyIsInTraining(Fault):
 class TheDtypeIsForgotten(Fault):
     """The argument is accepted and not used."""
 
-    caught_by = FILE + "test_a_layer_has_the_dtype_that_it_is_given"
+    caught_by = FILE + "test_layers_have_the_requested_dtype"
     says = r"dtype=: not in torch.float64"
 
     class LayerNorm(nn.LayerNorm):
@@ -307,7 +307,7 @@ class ResetForgetsTheBias(Fault):
 class TheLastInputIsKept(Fault):
     """A layer keeps a reference to its last input."""
 
-    caught_by = FILE + "test_nothing_is_kept_of_a_call_once_its_result_is_gone"
+    caught_by = FILE + "test_memory_of_a_call_is_released_with_the_result"
     says = r"Tanh: of the inputs and results \[0\] of 2 are still in memory"
 
     class Tanh(nn.Tanh):

@@ -48,7 +48,10 @@ WARM = (
 MEMORY = 8 * 2**30  # bytes of address space above that of the prepared process: a mutant may allocate any amount
 OUTPUT = "pytest.txt"
 """What pytest printed last, beside the copy of the project."""
-META = ("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py")
+META = (
+    *("spec/test_support.py", "spec/test_clauses.py", "spec/test_trial.py", "spec/test_report.py"),
+    *("spec/test_report_document.py", "spec/test_report_compare.py"),
+)
 """The tests that judge the helpers of the specification."""
 ARGUMENTS = (
     *("--impl", "reference", "--hypothesis-profile", "faults", "-p", "no:randomly", "-p", "no:cacheprovider"),

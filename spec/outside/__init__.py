@@ -38,18 +38,24 @@ DEFINITION = ("--level", "definition")
 TUTORIAL = ("--level", "tutorial")
 CONVOLUTION, POOLING, ACTIVATION = "test_08_convolution.py", "test_10_pooling.py", "test_11_activation.py"
 LINEAR, ATTENTION, NORMALIZATION = "test_12_linear.py", "test_12_attention.py", "test_12_normalization.py"
-RECURRENT, LOSS = "test_12_recurrent.py", "test_14_loss.py"
+RECURRENT, LOSS, CROSS_ENTROPY = "test_12_recurrent.py", "test_14_loss.py", "test_14_cross_entropy.py"
 OPTIM = ("test_15_optim.py", "test_15_groups.py", "test_15_optim_options.py")
 
 REGISTRY = (
     Outside(
         "outside.loops",
         "plain loops over the numbers of a result",
-        (CONVOLUTION, POOLING, ACTIVATION, LINEAR, LOSS),
+        (CONVOLUTION, POOLING, ACTIVATION, LINEAR, LOSS, CROSS_ENTROPY),
         30,
         TUTORIAL,
     ),
-    Outside("outside.with_numpy", "NumPy with gradients written by hand", (LINEAR, ACTIVATION, LOSS), 13, TUTORIAL),
+    Outside(
+        "outside.with_numpy",
+        "NumPy with gradients written by hand",
+        (LINEAR, ACTIVATION, LOSS, CROSS_ENTROPY),
+        13,
+        TUTORIAL,
+    ),
     Outside("outside.fourier", "convolution by Fourier transforms", (CONVOLUTION,), 13, TUTORIAL),
     Outside("outside.einsum", "sums of products by einsum", (CONVOLUTION, LINEAR), 45, DEFINITION),
     Outside(

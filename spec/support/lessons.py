@@ -39,7 +39,7 @@ def chinese() -> bool:
 def title(name: str) -> str:
     """The name of a test as words."""
     head, bracket, parameters = name.removeprefix("test_").partition("[")
-    shown = "-".join(parameters.rstrip("]").split("-")[1:]) if bracket else ""
+    shown = "-".join(parameters.removesuffix("]").split("-")[1:]) if bracket else ""
     return head.replace("_", " ") + (f" [{shown}]" if shown else "")
 
 
@@ -159,7 +159,7 @@ def order(report: Any) -> tuple[int, str, int]:
 
 SHARE = 3
 """A mistake is named if it explains at least one in this number of failures, or all numbers of one failure."""
-_OF_BEGINNERS = "spec.faults.beginner:"
+_OF_BEGINNERS = "spec.faults.beginner_"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ KNOWN_FAILURES = tuple(Path(__file__).parents[1] / "known_failures" / name for n
 ON_ANY_DEVICE = re.compile(r"test_(0[789]|1[0-5])_")
 """The chapters with components that compute on the device of their tensors. Files and scripts use the CPU."""
 
+LONGEST_ID = 60
+"""A parameter with a longer `repr` is numbered in the id of its test."""
+
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 _common = hypothesis.settings(
@@ -291,6 +294,15 @@ def is_own(name: str) -> bool:
     return name.partition(".")[0] == "reference"
 
 
+def _is_plain(value: object) -> bool:
+    """Whether a parameter consists of numbers, texts and None, so that every process prints it alike."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return value is None or type(value) in (bool, int, float, str)
+
+
 class Specification:
     """The hooks of one run.
 
@@ -335,6 +347,13 @@ class Specification:
             metafunc.parametrize(
                 "implementation", implementations, ids=[i.id for i in implementations], scope="session", indirect=True
             )
+
+    def pytest_make_parametrize_id(self, val: object, argname: str) -> str | None:
+        """`padding=0.5` instead of `0.5`, and `size=(3, 4)` instead of `size0`: the id of a value that has none."""
+        if isinstance(val, torch.dtype):
+            return str(val)
+        shown = repr(val) if not isinstance(val, str) and _is_plain(val) else None
+        return f"{argname}={shown}" if shown and len(shown) <= LONGEST_ID and shown.isprintable() else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -15,14 +15,14 @@ from reference.text import print_line
 from spec.support.exercises import Exercise, of_chapter, written_in
 
 NOT_SCORED = (
-    "test_init_runs_when_the_data_set_is_made_and_is_given_folder_and_label",
+    "test_init_receives_folder_and_label_on_construction",
     "test_the_10000_test_images_make_156",
     "test_the_50000_training_images_make_782",
     "test_the_listing_writes_156_grids",
     "test_two_epochs_take_19968_items",
-    "test_ants_and_bees_lie_in_the_folders_of_the_listing",
-    "test_brackets_call_getitem_and_len_calls_len",
-    "test_plus_takes_empty_parts",
+    "test_ants_and_bees_folders_are_those_of_the_listing",
+    "test_indexing_calls_getitem_and_len_calls_dunder_len",
+    "test_addition_accepts_empty_data_sets",
 )
 """The tests that need the class itself, to inherit from it or to add its objects up, while it stays in its own process,
 and those that send tens of thousands of items from one process to the other."""
