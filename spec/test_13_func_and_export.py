@@ -269,6 +269,30 @@ def test_jvp_equals_the_directional_derivative(component: Any) -> None:
     assert_close(slope, expected, tolerance(torch.stack(parts)), "the derivative along the direction")
 
 
+@clause("13.func.jvp")
+@every_component
+def test_jvp_of_grad_equals_the_hessian_along_a_direction(component: Any) -> None:
+    """Forward over reverse mode; the oracle is reverse over reverse mode, which other tests verify."""
+    case = CASES[component.name]
+    with current().trace.off():
+        function, weights = case.function(component)
+        arguments = (*case.sample(0), *weights)
+        wanted = is_differentiable(arguments)
+        directions = tuple(normal(*arguments[i].shape, seed=90 + i) for i in wanted)
+
+        def loss(*tensors: Tensor) -> Tensor:
+            given = list(arguments)
+            for i, tensor in zip(wanted, tensors, strict=True):
+                given[i] = tensor
+            return function(*given).pow(3).sum()
+
+        numbers = tuple(range(len(wanted)))
+        _, found = jvp(grad(loss, argnums=numbers), tuple(arguments[i] for i in wanted), directions)  # pyright: ignore[reportAssignmentType]
+        _, expected = torch.autograd.functional.hvp(loss, tuple(arguments[i] for i in wanted), directions)
+    for i, got, product in zip(wanted, found, expected, strict=True):
+        assert_close(got, product, tolerance(product), f"the Hessian's product for argument {i}")
+
+
 @clause("13.func.jacrev")
 @every_component
 def test_jacrev_holds_the_derivative_of_each_output(component: Any) -> None:

@@ -26,7 +26,7 @@ from reference.data.shapes import Shapes
 from reference.data.transforms import ToTensor
 from reference.errors import TrainingError
 from reference.models import Ocean
-from reference.training import Observer, Progress, evaluate, fit
+from reference.training import DENSE, Observer, Progress, confusion_matrix, evaluate, fit
 from spec.support.cifar_archives import member, members, small_cifar10, write_archive, write_folder, write_packed
 from spec.support.clauses import clause
 from spec.support.command import Command, Result, run
@@ -244,6 +244,17 @@ def test_evaluate_equals_the_definitions_of_loss_and_accuracy() -> None:
     assert result.predictions.tolist() == [1, 0, 0, 1, 0]
     assert result.accuracy == 4 / 5
     assert result.confusion.tolist() == [[2, 0], [1, 2]]  # one image of class 1 was predicted as class 0
+
+
+@clause("18.evaluate.definition")
+def test_the_confusion_matrix_is_sparse_above_1000_classes() -> None:
+    for classes, is_sparse in ((1000, False), (1001, True)):
+        targets = torch.tensor([0, classes - 1, classes - 1])
+        found = confusion_matrix(targets, targets.flip(0), classes)
+        assert found.is_sparse == is_sparse == (classes > DENSE)
+        dense = found.to_dense()
+        assert dense.nonzero().tolist() == [[0, classes - 1], [classes - 1, 0], [classes - 1, classes - 1]]
+        assert dense.sum() == 3
 
 
 @clause("18.fit.steps")
