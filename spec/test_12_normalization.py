@@ -858,6 +858,11 @@ def test_layer_norm_state_dict_starts_neutral_and_loads_to_and_from_pytorch(
             "dtype|weight",
             id="parameters of another type",
         ),
+        pytest.param(
+            {"input": torch.ones(2, 3).half(), "weight": torch.ones(3), "bias": torch.zeros(3).half()},
+            "dtype|weight",
+            id="a weight and a bias of two dtypes",
+        ),
         pytest.param({"eps": -1.0}, "eps", id="a negative eps"),
         pytest.param({"eps": 0.0}, "eps", id="no eps in training"),
         pytest.param({"eps": -1.0, "training": False}, "eps", id="a negative eps in evaluation"),
@@ -899,6 +904,11 @@ def test_batch_norm_layer_rejects_other_channel_counts(BatchNorm2d: Layer) -> No
             {"weight": torch.ones(4).double(), "bias": torch.ones(4).double()},
             "dtype|weight",
             id="parameters of another type",
+        ),
+        pytest.param(
+            {"input": torch.ones(2, 3, 4).half(), "weight": torch.ones(4), "bias": torch.zeros(4).half()},
+            "dtype|weight",
+            id="a weight and a bias of two dtypes",
         ),
     ],
 )

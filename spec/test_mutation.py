@@ -37,7 +37,9 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "    if not x or x <= 2.5:\n"
         "        raise ValueError(f'{x + 1}')\n"
         "    g(x)\n"
-        "    return True if x else -x\n",
+        "    return True if x else -x\n"
+        "Pair = list[int] | dict[str, int]\n"
+        "list(zip((), (), strict=True))\n",
         encoding="utf-8",
     )
     monkeypatch.setattr("spec.mutation.mutants.ROOT", tmp_path)
@@ -57,6 +59,7 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("f", "True if x else -x", "(True if not x else -x)"),
         ("f", "True", "False"),
         ("f", "-x", "(x)"),
+        ("", "list(zip((), (), strict=True))", "pass"),
     ]
 
 

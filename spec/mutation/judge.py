@@ -54,7 +54,16 @@ META = (
 )
 """The tests that judge the helpers of the specification."""
 ARGUMENTS = (
-    *("--impl", "reference", "--hypothesis-profile", "faults", "-p", "no:randomly", "-p", "no:cacheprovider"),
+    *(
+        "--impl",
+        "reference,reference.definitions",
+        "--hypothesis-profile",
+        "faults",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:cacheprovider",
+    ),
     *("-n", "0", "-x", "-q", "--no-header"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported in advance
 )

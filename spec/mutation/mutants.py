@@ -134,6 +134,10 @@ def _changes(
         isinstance(tree, ast.AnnAssign) and tree.value
     ):
         return  # a check for the type checker, the text of a message, or the type of a field
+    if isinstance(tree, ast.keyword) and tree.arg == "strict":
+        return  # `zip(strict=True)` checks the program itself, not its arguments
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr) and isinstance(tree.right, ast.Subscript):
+        return  # a union of types: an alias for annotations
     spans = around
     if isinstance(tree, ast.stmt):
         if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
