@@ -80,7 +80,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @clause("13.world.modes")
 @every_component
-def test_no_grad_gives_equal_results_without_requires_grad(component: Any) -> None:
+def test_results_under_no_grad_are_equal_and_need_no_gradient(component: Any) -> None:
     subject = SUBJECTS[component.name]
     module = component if subject.make is None else subject.layer(component, FEW)
     tensors = given(subject, FEW)

@@ -381,7 +381,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @clause("16.weights.checked")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_no_code_in_a_weight_file_is_run(tmp_path: Path, zipped: bool) -> None:
+def test_code_in_a_weight_file_is_not_run(tmp_path: Path, zipped: bool) -> None:
     victim, path = tmp_path / "victim", tmp_path / "mine.pth"
     torch.save(tiny_state() | {"trap": Trap(victim)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match="could run code"):

@@ -14,7 +14,7 @@ FILE = "test_13_worlds.py::"
 class InferenceTakesAShortcut(Fault):
     """Without autograd the slope for negative numbers is ignored."""
 
-    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
+    caught_by = FILE + "test_results_under_no_grad_are_equal_and_need_no_gradient"
     says = r"the result under no_grad differs"
 
     @staticmethod
@@ -25,7 +25,7 @@ class InferenceTakesAShortcut(Fault):
 class LinearTurnsAutogradOn(Fault):
     """The result requires a gradient under no_grad too."""
 
-    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
+    caught_by = FILE + "test_results_under_no_grad_are_equal_and_need_no_gradient"
     says = r"the result of linear needs a gradient"
 
     @staticmethod
@@ -39,7 +39,7 @@ class LinearTurnsAutogradOn(Fault):
 class NoGradLasts(Fault):
     """A call under no_grad permanently detaches the parameters."""
 
-    caught_by = FILE + "test_no_grad_gives_equal_results_without_requires_grad"
+    caught_by = FILE + "test_results_under_no_grad_are_equal_and_need_no_gradient"
     says = r"after no_grad the result of Linear needs no gradient any more"
 
     class Linear(nn.Linear):
