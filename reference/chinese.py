@@ -24,8 +24,8 @@ TABLE: dict[str, str] = {
     "epoch {}/{}": "epoch {0}/{1}",
     "{} left, run {}, loss {}, accuracy {}": "剩余 {0}，共 {1}，损失 {2}，正确率 {3}",
     "step {}: train_loss {}, train accuracy {} in this epoch": "第 {0} 步：train_loss {1}，本 epoch 训练正确率 {2}",
-    "epoch {}/{}: loss {}, test loss {}, test accuracy {}, {} images/s": (
-        "epoch {0}/{1}：损失 {2}，测试损失 {3}，测试正确率 {4}，每秒 {5} 张图像"
+    "epoch {}/{}: loss {}, test loss {}, accuracy {}, {} images/s": (
+        "epoch {0}/{1}：损失 {2}，测试损失 {3}，正确率 {4}，每秒 {5} 张图像"
     ),
     "accuracy per class, the least accurate first:": "各类别的正确率，从低到高：",
     "  and {} more classes: summary.json": "  另有 {0} 个类别，见 summary.json",
@@ -38,18 +38,16 @@ TABLE: dict[str, str] = {
     "the same network to 99 % in one epoch": "同一个网络，一个 epoch 达到 99 %",
     "the tutorial's accuracy in a hundredth of the time": "用百分之一的时间达到教程的正确率",
     # data
-    "skipped {} broken images: {}": "跳过了 {0} 张损坏的图像：{1}",
-    "{} of {} classes have fewer than {} training images: {}": "{1} 个类别中有 {0} 个的训练图像少于 {2} 张：{3}",
-    "files, by {} of them: {}; modes {}; the network gets 32×32 pixels in RGB": (
-        "文件（查看了 {0} 个）：{1}；模式 {2}；网络得到 32×32 像素的 RGB 图像"
-    ),
-    "{}×{} pixels": "{0}×{1} 像素",
+    "broken images that are skipped: {}: {}": "跳过的损坏图像：{0} 张：{1}",
+    "classes with fewer than {} training images: {} of {}: {}": "训练图像少于 {0} 张的类别：{2} 个中的 {1} 个：{3}",
+    "sizes of {} files: {} pixels": "{0} 个文件的尺寸：{1} 像素",
+    "sizes of {} files: {} to {} pixels, most often {} ({})": "{0} 个文件的尺寸：{1} 到 {2} 像素，最常见的是 {3}（{4}）",
+    "modes: {}; the network gets 32×32 pixels in RGB": "模式：{0}；网络得到 32×32 像素的 RGB 图像",
     "decoding {}": "解码 {0}",
     "comparing {}": "比较 {0}",
     " images": " 张图像",
-    "{} to {} pixels, most often {} ({})": "{0} 到 {1} 像素，最常见的是 {2}（{3}）",
-    "{} test images ({}) are also training images, so the test accuracy is too high: {}": (
-        "{0} 张测试图像（{1}）同时也是训练图像，因此测试正确率偏高：{2}"
+    "test images that are also training images: {} ({}), so the test accuracy is too high: {}": (
+        "同时也是训练图像的测试图像：{0} 张（{1}），因此测试正确率偏高：{2}"
     ),
     # images
     "loss": "损失",
@@ -200,6 +198,7 @@ TABLE: dict[str, str] = {
         "--to {0}：文件的得分与网络相差 {1}；没有写入"
     ),
     "top_k and batch_size must be at least 1, got {} and {}": "top_k 和 batch_size 至少为 1，得到的是 {0} 和 {1}",
+    "{} holds no best.pt: its training has not finished an epoch": "{0} 中没有 best.pt：该训练还没有完成一个 epoch",
     "no finished epoch of a run is in {}/: train first, or name a file with --checkpoint": (
         "{0}/ 中没有完成过 epoch 的训练：请先训练，或用 --checkpoint 指定文件"
     ),
@@ -267,7 +266,6 @@ TABLE: dict[str, str] = {
     "--against {}: {} is damaged ({})": "--against {0}：{1} 已损坏（{2}）",
     "--against needs SciPy: python -m pip install scipy": "--against 需要 SciPy：python -m pip install scipy",
     "--ablation is for --recipe fast, got --recipe {}": "--ablation 用于 --recipe fast，得到的是 --recipe {0}",
-    "{} holds no best.pt: its training has not finished an epoch": "{0} 中没有 best.pt：该训练还没有完成一个 epoch",
     "--legacy needs --checkpoint FILE": "--legacy 需要 --checkpoint FILE",
     "IMAGE is missing: name at least one image or folder": "缺少 IMAGE：请至少指定一张图像或一个文件夹",
     "--class-names, --size and --choose need --legacy: this checkpoint needs none of them": (
@@ -439,20 +437,11 @@ TABLE: dict[str, str] = {
     "Without any flag: CIFAR-10 if it is under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.": (
         "不加任何参数时：如果 data/ 下有 CIFAR-10 就使用它，否则使用自带的 Shapes；用 SGD 训练 10 个 epoch，与教程相同。"
     ),
-    "The settings that are used most are in the last group.": "最常用的设置在最后一组。",
-    (
-        "The data set. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/* "
-        "and test/CLASS/* trees of images of any size; they are read in one fixed mixed order, not class by class."
-    ): (
-        "数据集。auto：如果 --data-root 下有 CIFAR-10 就使用它，否则使用 Shapes。images：--data-root 中有 train/类别/* 和 "
-        "test/类别/*，图像大小不限；按一个固定的混合顺序读取，而不是逐类读取。"
+    "auto: CIFAR-10 if there, else Shapes; images: your own, in train/CLASS/* and test/CLASS/*.": (
+        "auto：CIFAR-10，没有时为 Shapes；images：自己的图像，在 train/类别/* 和 test/类别/*。"
     ),
-    "The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/.": (
-        "含有 cifar-10-python.tar.gz、cifar-10-batches-py/ 或 train/ 与 test/ 的文件夹。"
-    ),
-    "Download CIFAR-10 (170 MB) into --data-root if it is missing; an interrupted download is resumed.": (
-        "如果没有 CIFAR-10（170 MB），就下载到 --data-root；中断的下载会继续。"
-    ),
+    "The folder with the data set.": "数据集所在的文件夹。",
+    "Download CIFAR-10 (170 MB) if missing.": "没有 CIFAR-10 时下载（170 MB）。",
     "Addresses of cifar-10-python.tar.gz, tried in this order.": "cifar-10-python.tar.gz 的地址，按此顺序尝试。",
     "The MD5 checksum that cifar-10-python.tar.gz must have; another one allows another archive in the same format.": (
         "cifar-10-python.tar.gz 必须具有的 MD5 校验和；换一个值可以使用同样格式的其他压缩包。"
@@ -462,16 +451,10 @@ TABLE: dict[str, str] = {
     ),
     "Use only the first N training images.": "只使用前 N 张训练图像。",
     "Use only the first N test images.": "只使用前 N 张测试图像。",
-    (
-        "A name for settings, which other flags may change. tutorial: the tutorial's training. fast: the tutorial's "
-        "accuracy in a hundredth of the time, and more (reference/recipes.py)."
-    ): "一组设置的名称，其他参数可以修改其中的值。tutorial：教程的训练。fast：用百分之一的时间达到并超过教程的正确率（reference/recipes.py）。",
-    "Total number of epochs; with --resume including completed ones.": "epoch 总数；使用 --resume 时包括已完成的。",
-    "Images a step.": "每步的图像数。",
-    (
-        "sgd: along the gradient. adam, adamw: along the gradient divided by its typical size; then the learning rate is "
-        "0.001 unless it is given. muon: along the orthogonalized gradient."
-    ): "sgd：沿梯度方向。adam、adamw：沿除以其典型大小的梯度；这时若不给出学习率，则为 0.001。muon：沿正交化的梯度。",
+    "fast: more accurate in less time.": "fast：用更少的时间达到更高的正确率。",
+    "Epochs in total, also with --resume.": "epoch 总数，使用 --resume 时也是。",
+    "Images per step.": "每步的图像数。",
+    "adam and adamw: learning rate 0.001.": "adam 和 adamw：学习率为 0.001。",
     "Learning rate (step size).": "学习率（步长）。",
     "Share of the accumulated gradient that each step keeps (sgd and muon).": "每步保留的累积梯度的比例（sgd 和 muon）。",
     (
@@ -517,16 +500,8 @@ TABLE: dict[str, str] = {
     ),
     "auto, cpu, cuda, cuda:N or mps.": "auto、cpu、cuda、cuda:N 或 mps。",
     "CPU threads; by default PyTorch chooses.": "CPU 线程数；默认由 PyTorch 选择。",
-    "The run's folder: new or empty. By default runs/DATASET-DATE-TIME.": (
-        "训练文件夹：新的或空的。默认为 runs/数据集-日期-时间。"
-    ),
-    (
-        "Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads, "
-        "--data-root, --keep-every, --plots, --style, --lang and --quiet may be changed."
-    ): (
-        "恢复此文件夹中的训练，使用它自己的设置；可以改变 --epochs、--device、--compile、--num-threads、--data-root、"
-        "--keep-every、--plots、--style、--lang 和 --quiet。"
-    ),
+    "The run's folder; else runs/DATASET-DATE-TIME.": "训练文件夹；默认为 runs/数据集-日期-时间。",
+    "Resume the run in this folder, with its settings.": "用原来的设置恢复此文件夹中的训练。",
     "Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none.": (
         "除 last.pt 和 best.pt 外，每隔 N 个 epoch 保留一个检查点；0 表示不保留。"
     ),
@@ -541,29 +516,22 @@ TABLE: dict[str, str] = {
         "消息和图像的语言：英文、中文，或系统的语言。"
     ),
     "The language of messages: English, Chinese, or that of the system's locale.": "消息的语言：英文、中文，或系统的语言。",
-    "Train with the seeds 0, 1, 2, … and print the accuracy of the networks: mean ± standard deviation.": (
-        "用种子 0、1、2…… 训练，并打印各网络的正确率：均值 ± 标准差。"
+    "Train with the seeds 0, 1, 2, …; print the accuracy: mean ± standard deviation.": (
+        "用种子 0、1、2…… 训练，并打印正确率：均值 ± 标准差。"
     ),
     "Number of trainings; at least 2.": "训练次数；至少为 2。",
-    "Also train without each ingredient of --recipe fast; print the effect of each as a table.": (
-        "再分别去掉 --recipe fast 的每种成分进行训练；以表格打印各自的作用。"
-    ),
-    "Compare with an earlier measurement, given by its --output DIR, by Welch's test.": (
-        "与以前的测量（其 --output DIR）用 Welch 检验比较。"
-    ),
+    "Also without each part of --recipe fast.": "再分别去掉 --recipe fast 的每种成分。",
+    "Welch's test against the measurement in this folder.": "与此文件夹中的测量做 Welch 检验。",
     "Predict the class of each image, with the probability of each class.": "预测每张图像的类别，并给出各类别的概率。",
     (
         "The probabilities are the softmax of the network's scores: they sum to one and order the classes, but they are "
         "not calibrated: of the answers given with 80 %, another share than 80 % may be right."
     ): "概率是网络得分的 softmax：总和为 1，并给类别排序，但没有经过校准：以 80 % 给出的答案，实际正确的比例可能不是 80 %。",
-    (
-        "Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), "
-        "and folders: the images in them and in their subfolders, by name, without hidden ones."
-    ): "图像文件（JPEG、PNG、GIF、BMP、TIFF、WebP，以及 Pillow 不借助其他程序就能解码的格式）和文件夹：其中及子文件夹中的图像，按文件名排序，不含隐藏文件。",
-    (
-        "A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it. By default "
-        "best.pt of the newest run in runs/."
-    ): "train_full.py 写入的检查点：某次训练的 best.pt 或 last.pt。类别名来自检查点。默认为 runs/ 中最新训练的 best.pt。",
+    "Image files, and folders with images.": "图像文件，以及含有图像的文件夹。",
+    "A run or a checkpoint of one, which holds the names of the classes; by default the newest run in runs/.": (
+        "训练文件夹或其中的检查点，类别名来自检查点；默认为 runs/ 中最新的训练。"
+    ),
+    "files of other programs": "其他程序的文件",
     (
         "The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; "
         "nothing in it is run. Without an image: describe its content."
@@ -581,16 +549,31 @@ TABLE: dict[str, str] = {
     ): "与 --legacy 一起使用：图像缩放后的高和宽；不写时为 32，与教程相同；VGG16 是用 224 训练的。",
     "Number of classes to print per image.": "每张图像打印多少个类别。",
     "Images computed together.": "一起计算的图像数。",
-    (
-        "Print one JSON list instead of text (docs/predict.schema.json); an element appears as soon as its image is "
-        "answered."
-    ): "输出一个 JSON 列表，而不是文本（docs/predict.schema.json）；每张图像一有结果就输出一个元素。",
+    "Print one JSON list (docs/predict.schema.json).": "输出一个 JSON 列表（docs/predict.schema.json）。",
     "Also print the scores (logits) and the number of the class, as the tutorial does.": (
         "同时打印得分（logits）和类别编号，与教程相同。"
     ),
     "Write the images with their answers into this PNG file, the first 100 of them.": (
         "把图像及其预测写入此 PNG 文件，最多 100 张。"
     ),
+    "Run every Python listing of Markdown documents and notebooks, each in a process of its own without a network.": (
+        "运行 Markdown 文档和笔记本中的每段 Python 代码，每段在单独的进程中运行，不使用网络。"
+    ),
+    (
+        "The report says of each listing whether it runs, fails and why, warns, prints something else than the document "
+        "says, or needs something that this machine does not have. The exit status is 0 if nothing fails or differs, 1 if "
+        "something does, and 2 for an error in the arguments."
+    ): (
+        "报告说明每段代码能否运行、失败的原因、有无警告、输出是否与文档不符，以及是否需要这台机器没有的东西。没有失败或不符时退出状态为 0，"
+        "有则为 1，参数有误时为 2。"
+    ),
+    "FILE.md, FILE.ipynb, or a folder.": "FILE.md、FILE.ipynb 或文件夹。",
+    "Write copies with the known fixes, and run them again.": "写出带有已知修正的副本，并再次运行。",
+    "Write the results as JSON.": "把结果写成 JSON。",
+    "Write the results as a page that works offline.": "把结果写成可离线查看的网页。",
+    "Run each listing alone, as if copied into a new file.": "单独运行每段代码，如同复制到新文件中。",
+    "Seconds of a listing until its loops are cut.": "每段代码运行多少秒之后截断循环。",
+    "Memory of a listing.": "每段代码的内存。",
     "Write the network of a run as one file, with class names and preprocessing inside, and verify the file.": (
         "把一次训练的网络写成一个文件，其中包含类别名和预处理，并验证该文件。"
     ),

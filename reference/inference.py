@@ -184,6 +184,19 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path))
 
 
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint `path` itself, or `best.pt` if `path` is the folder of a run.
+
+    Raises:
+        InputError: the run has not finished an epoch.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / "best.pt").exists():
+        raise InputError(f"{path} holds no best.pt: its training has not finished an epoch")
+    return path / "best.pt"
+
+
 def draw_answers(answers: Sequence[tuple[Path, str, float]], class_names: Sequence[str]) -> Image.Image:
     """The images as a grid, 128×128 pixels each, with the name and the probability of the most probable class.
 

@@ -21,7 +21,10 @@ sys.path.append(str(ROOT / "scripts"))
 
 COMMANDS = tuple(
     getattr(import_module(script), name)
-    for script, name in (("accuracy", "Measurement"), ("predict", "Question"), ("export", "Export"))
+    for script, name in (
+        *(("accuracy", "Measurement"), ("predict", "Question"), ("export", "Export")),
+        ("check_document", "Question"),
+    )
 )
 
 

@@ -10,7 +10,7 @@ from reference.data.resident import Resident
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
 from reference.run.glance import findings
 from reference.run.settings import Settings
-from reference.text import print_line
+from reference.text import print_wrapped
 
 
 def load_data(
@@ -48,8 +48,8 @@ def load_data(
             for train in (True, False)
         )
         for line in findings(train_set, test_set, root) if leads else ():
-            if line.startswith("skipped"):  # also with --quiet
-                print_line(line)
+            if line.startswith("broken images"):  # also with --quiet
+                print_wrapped(line)
             else:
                 say(line)
     fingerprint = blake2b(digest_size=16)

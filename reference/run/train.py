@@ -35,7 +35,7 @@ from reference.run.plots import check_plots
 from reference.run.precision import resolve_precision
 from reference.run.screen import outcome
 from reference.run.settings import Settings, refuse_changes, stored_settings
-from reference.text import print_line
+from reference.text import print_wrapped
 from reference.training import Observer, Progress
 
 
@@ -63,7 +63,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
         settings = replace(settings, **kept)
         refuse_changes(settings, stored)
     group = Group.from_environment()
-    say = (lambda *_: None) if settings.quiet or not group.leads else print_line
+    say = (lambda *_: None) if settings.quiet or not group.leads else print_wrapped
     progress = Progress()
     held = settings.resume  # the run's folder, once it is known that no other run uses it
     with ExitStack() as leaving:
@@ -113,7 +113,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
                 run.screen.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(
+                print_wrapped(
                     f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {quote(str(folder))}"
                 )
                 return 128 + run.signal
@@ -121,7 +121,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
             group.agree(None)
         assert progress.confusion is not None, "a finished training was tested"
         run.screen.learned(progress.confusion, train_set.classes)
-        print_line(outcome(summary, folder))
+        print_wrapped(outcome(summary, folder))
         if advise:
             run.screen.next_commands(folder)
     return 0

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reference.text import printable
+from reference.text import COLUMNS, printable, wrapped
 from spec.documents.causes import Cause
 from spec.documents.check import WRONG, Document, Result
 
@@ -207,7 +207,9 @@ def lines(document: Document, language: str) -> Iterator[str]:
         yield printable(f"{signs[result.verdict]} {speaker.place(result)}: {speaker.word(result.verdict)}")
         if result.verdict != "not run":
             for line in speaker.details(result):
-                yield printable(f"     {line}")
+                first, *more = wrapped(printable(line), COLUMNS - 7)
+                yield f"     {first}"
+                yield from (f"       {part}" for part in more)
     yield printable(speaker.summary(document.results))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.command_line import wrapped
+from reference.text import wrapped
 from spec.support.clauses import CLAUSES, LEVELS
 from spec.support.reproduction import Call, literal
 from spec.support.run import Run
