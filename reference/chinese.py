@@ -2,7 +2,7 @@
 
 TABLE: dict[str, str] = {
     # a training
-    "{}: {} training and {} test images of {} classes": "{0}：{1} 张训练图像，{2} 张测试图像，{3} 个类别",
+    "{}: {} training and {} of {}": "{0}：{1} 张训练图像，{2}，{3}",
     "no CIFAR-10 under {}/: using Shapes; to get it: --dataset cifar10 --download": (
         "{0}/ 下没有 CIFAR-10：使用 Shapes；如需下载：--dataset cifar10 --download"
     ),
@@ -11,12 +11,12 @@ TABLE: dict[str, str] = {
     " of the reference's layers": "（使用 reference 的层）",
     "on {} in {}": "设备 {0}，精度 {1}",
     "on {} in {}, compiled ({})": "设备 {0}，精度 {1}，已编译（{2}）",
-    "cpu ({} threads)": "cpu（{0} 个线程）",
+    "cpu ({})": "cpu（{0}）",
     "--precision auto: {} ({}, {})": "--precision auto：选择 {0}（{1}，{2}）",
     "{} ms a step in float32, {} ms a step in bfloat16": "float32 每步 {0} 毫秒，bfloat16 每步 {1} 毫秒",
     "remembered from an earlier run": "沿用以前的测量",
     "measured now": "刚刚测得",
-    "resuming after step {} ({} of {} epochs done)": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
+    "resuming after step {} (epochs done: {} of {})": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
     "stopped after step {}, nothing is lost; resume with: --resume {}": (
         "在第 {0} 步之后停止，没有丢失任何内容；恢复训练：--resume {1}"
     ),
@@ -29,7 +29,7 @@ TABLE: dict[str, str] = {
     ),
     "accuracy per class, the least accurate first:": "各类别的正确率，从低到高：",
     "  and {} more classes: summary.json": "  另有 {0} 个类别，见 summary.json",
-    "most confused: {} images of class {} were taken for {}": "最常混淆：{0} 张 {1} 被判为 {2}",
+    "most confused: {} taken for {}, {}": "最常混淆：{0} 被判为 {1}，{2}",
     "test accuracy {} after epoch {} (best {}): {}": "{1} 个 epoch 后测试正确率为 {0}（最高 {2}）：{3}",
     "next:": "接下来可以：",
     "the curves, images and settings of this run": "查看这次训练的曲线、图像和设置",
@@ -65,15 +65,15 @@ TABLE: dict[str, str] = {
     "{} classes; rows: is; columns: taken for": "{0} 个类别；行：实为；列：判为",
     "... and {} more: the classes in config.json, from 0": "…… 另有 {0} 个：见 config.json 中的 classes，从 0 开始",
     # model description
-    "Test accuracy {} (95 % interval {} to {}, {} images) after {} of {} epochs.": (
-        "第 {4}/{5} 个 epoch 后，测试正确率为 {0}（95 % 区间 {1} 到 {2}，{3} 张图像）。"
+    "Test accuracy {} (95 % interval {} to {}, {}) after epoch {} of {}.": (
+        "第 {4}/{5} 个 epoch 后，测试正确率为 {0}（95 % 区间 {1} 到 {2}，{3}）。"
     ),
     "Curves of the training": "训练曲线",
     "Confusion matrix": "混淆矩阵",
     "Most confident mistakes": "最有把握的错误",
     "Examples of the data": "数据示例",
     "Data": "数据",
-    "{}: {} training images, {} test images, {} classes.": "{0}：{1} 张训练图像，{2} 张测试图像，{3} 个类别。",
+    "Data set {}: {}, {}, {}.": "数据集 {0}：{1}，{2}，{3}。",
     "Training": "训练",
     "Network Ocean, {} parameters; recipe {}. The settings:": "网络 Ocean，{0} 个参数；配方 {1}。设置：",
     "Accuracy per class": "各类别的正确率",
@@ -88,7 +88,7 @@ TABLE: dict[str, str] = {
     # predict.py, export.py, accuracy.py
     "using the newest run: {}": "使用最新的训练：{0}",
     "note: {}": "注意：{0}",
-    "{} images with their answers are in {}": "{0} 张图像及其预测已写入 {1}",
+    "answers written to {}: {}": "预测已写入 {0}：{1}",
     "{}: {} bytes; its scores of {} images differ from the network's by at most {}": (
         "{0}：{1} 字节；在 {2} 张图像上，它的得分与网络的得分最多相差 {3}"
     ),
@@ -100,9 +100,9 @@ TABLE: dict[str, str] = {
         "要交给别人的文件，请用 safetensors 或 torch-export"
     ),
     "seed  test accuracy  test loss  sum of batch means": "种子  测试正确率  测试损失  各批均值之和",
-    "{} seeds, {} epochs: {}": "{0} 个种子，{1} 个 epoch：{2}",
+    "{} seeds, {} each: {}": "{0} 个种子，各 {1}：{2}",
     "against {}: {}": "与 {0} 比较：{1}",
-    "| recipe fast, {} epochs, {} seeds | test accuracy |": "| 配方 fast，{0} 个 epoch，{1} 个种子 | 测试正确率 |",
+    "| recipe fast, {}, {} seeds | test accuracy |": "| 配方 fast，{0}，{1} 个种子 | 测试正确率 |",
     "{}; neither varies, so there is no test: {} here, {} there": "{0}；两者都没有变化，因此不做检验：这里 {1}，那里 {2}",
     "{}; Welch's t {}, {} degrees, p {}": "{0}；Welch t 值 {1}，自由度 {2}，p 值 {3}",
     "all of it": "全部成分",
@@ -174,7 +174,7 @@ TABLE: dict[str, str] = {
     "{}; {}: fix or remove them, or leave them out with --skip-broken": (
         "{0}；{1}：请修复或删除，或用 --skip-broken 跳过"
     ),
-    "{} of {} images are broken": "{1} 张图像中有 {0} 张损坏",
+    "broken images: {} of {}": "损坏的图像：{1} 张中有 {0} 张",
     "{}, and so is every image of class {}: fix or remove it": "{0}，类别 {1} 的所有图像都是如此：请修复或删除",
     "{}: not a readable image ({})": "{0}：不是可读的图像（{1}）",
     "no image format is recognized": "无法识别图像格式",
@@ -243,7 +243,7 @@ TABLE: dict[str, str] = {
     "--download fetches CIFAR-10, but --dataset is {}": "--download 下载的是 CIFAR-10，但 --dataset 是 {0}",
     "{} must be at least {}, got {}": "{0} 至少为 {1}，得到的是 {2}",
     "{} must be below {}, got {}": "{0} 必须小于 {1}，得到的是 {2}",
-    "--epochs {}: {} has done {} epochs already": "--epochs {0}：{1} 已完成 {2} 个 epoch",
+    "--epochs {}: {} has done {} already": "--epochs {0}：{1} 已完成 {2}",
     "{}: stopped. {} still holds the last good state; try a --learning-rate below {}": (
         "{0}：已停止。{1} 中仍有最后的正常状态；请尝试小于 {2} 的 --learning-rate"
     ),
@@ -275,8 +275,8 @@ TABLE: dict[str, str] = {
     # several processes
     "RANK and WORLD_SIZE must be numbers, as torchrun sets them ({})": "RANK 和 WORLD_SIZE 必须是数字，由 torchrun 设置（{0}）",
     "--device {}: several processes need a GPU each; say --device cuda": "--device {0}：多个进程各需要一块 GPU；请使用 --device cuda",
-    "{} processes on this machine, but {} GPUs, and each process needs one: --nproc-per-node={}, or --device cpu": (
-        "这台机器上有 {0} 个进程，但只有 {1} 块 GPU，每个进程需要一块：--nproc-per-node={2}，或 --device cpu"
+    "{} processes on this machine, but {}, and each process needs one: --nproc-per-node={}, or --device cpu": (
+        "这台机器上有 {0} 个进程，但只有 {1}，每个进程需要一块：--nproc-per-node={2}，或 --device cpu"
     ),
     "another process of this training is gone{}: {}": "这次训练的另一个进程已消失{0}：{1}",
     " or did not answer for {}": "或没有应答超过 {0}",
@@ -299,7 +299,7 @@ TABLE: dict[str, str] = {
     "size must be at least 1, got {}×{}": "size 至少为 1，得到的是 {0}×{1}",
     "{} cannot predict: {}": "{0} 无法预测：{1}",
     "{} cannot predict: its network has no parameters": "{0} 无法预测：它的网络没有参数",
-    "{} gives {} scores an image, but there are {} class names": "{0} 为每张图像给出 {1} 个得分，但有 {2} 个类别名",
+    "{} gives {} for each image, but the number of class names is {}": "{0} 为每张图像给出 {1}，但类别名的数量是 {2}",
     "There are {} networks in it: {}. Choose one of them (predict.py --choose NAME).": (
         "其中有 {0} 个网络：{1}。请选择其中之一（predict.py --choose NAME）。"
     ),
@@ -311,11 +311,11 @@ TABLE: dict[str, str] = {
     "It was found under {}.": "它位于 {0} 之下。",
     "There is no working network: {}.": "没有可用的网络：{0}。",
     " under {}": "（位于 {0} 之下）",
-    "Its keys and shapes{} are those of {} for {} classes.": "它的键和形状{0}与用于 {2} 个类别的 {1} 相同。",
+    "Its keys and shapes{} are those of {} for {}.": "它的键和形状{0}与用于 {2}的 {1} 相同。",
     "It was pruned: weights are the products of their two parts, weight_orig and weight_mask.": (
         "它经过剪枝：权重是 weight_orig 与 weight_mask 两部分的乘积。"
     ),
-    "It holds {} other tensors, which are left out: {}.": "其中还有 {0} 个张量，没有使用：{1}。",
+    "Other tensors in it, which are left out: {}: {}.": "其中没有使用的其他张量：{0} 个：{1}。",
     "{} is not a file of torch.save: {}": "{0} 不是 torch.save 的文件：{1}",
     "{} cannot be read: there is not enough memory for it": "无法读取 {0}：内存不足",
     "{} cannot be read: {}": "无法读取 {0}：{1}",
@@ -363,6 +363,7 @@ TABLE: dict[str, str] = {
     'python -m pip install "{}"': 'python -m pip install "{0}"',
     "1 of {} cores": "{0} 个核心中的 1 个",
     "{} of {} cores": "{1} 个核心中的 {0} 个",
+    "1 of 1 core": "1 个核心中的 1 个",
     "unset OMP_NUM_THREADS, or say --num-threads to train_full.py": "请取消 OMP_NUM_THREADS，或给 train_full.py 加 --num-threads",
     "{} GiB": "{0} GiB",
     "close other programs, or train on fewer images: --limit-train 10000": (
@@ -588,3 +589,15 @@ TABLE: dict[str, str] = {
     "The file to write; by default network.* beside the checkpoint.": "要写入的文件；默认为检查点旁边的 network.*。",
 }
 """English messages and their translations; `{}` is a variable part, and `{0}` the first one in Chinese."""
+
+NOUNS: dict[str, str] = {
+    "image": "张图像",
+    "training image": "张训练图像",
+    "test image": "张测试图像",
+    "class": "个类别",
+    "epoch": "个 epoch",
+    "thread": "个线程",
+    "GPU": "块 GPU",
+    "score": "个得分",
+}
+"""The nouns of counts, with their measure words."""

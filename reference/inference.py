@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reference.data.images import open_image, printable
 from reference.data.labeled_folder import list_images
 from reference.errors import InputError
+from reference.messages import counted
 from reference.tracking import draw_predictions
 
 
@@ -119,8 +120,8 @@ def _scores(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "
         scores = network(images)
     if scores.shape != (len(pixels), classes):
         raise ValueError(
-            f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} images; "
-            f"{classes} class names need {[len(pixels), classes]}"
+            f"predict: the network gives scores of shape {list(scores.shape)} for {counted(len(pixels), 'image')}; "
+            f"{counted(classes, 'class name')} must have the shape {[len(pixels), classes]}"
         )
     return scores.cpu().double()
 

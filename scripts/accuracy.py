@@ -11,7 +11,7 @@ import tyro
 
 from reference.errors import InputError, exit_with
 from reference.files import read_json
-from reference.messages import translated
+from reference.messages import counted, translated
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
 from reference.run.settings import shortened
@@ -52,7 +52,9 @@ def main() -> None:
     print_line("seed  test accuracy  test loss  sum of batch means")
     for seed, row in enumerate(summaries):
         print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
-    print_wrapped(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
+    print_wrapped(
+        f"{len(summaries)} seeds, {counted(summaries[0]['epochs'], 'epoch')} each: {spread(accuracies(summaries))}"
+    )
     if others:
         print_wrapped(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
 
@@ -117,7 +119,7 @@ def ablate(settings: Settings, seeds: int) -> None:
     for number, (name, change) in enumerate(ABLATION.items()):
         changed = replace(settings, output=settings.output / f"without-{number}", **change)
         rows[name] = train_seeds(changed, seeds)
-    print_line(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |")
+    print_line(f"| recipe fast, {counted(settings.epochs, 'epoch')}, {seeds} seeds | test accuracy |")
     print("|---|---|")
     for name, summaries in rows.items():
         print(f"| {translated(name)} | {spread(accuracies(summaries))} |")

@@ -18,7 +18,7 @@ from reference.errors import InputError, exit_with
 from reference.files import atomic_write
 from reference.inference import Prediction, checkpoint_of, draw_answers, newest_checkpoint, predict
 from reference.legacy_checkpoint import read_legacy_checkpoint
-from reference.messages import Language
+from reference.messages import Language, counted
 from reference.text import json_text, output_lost, print_line, print_wrapped, printable
 
 SAVED = 100
@@ -130,7 +130,7 @@ def save_answers(path: Path, answers: list[Prediction], class_names: tuple[str, 
     sheet = draw_answers([(answer.image, *answer.classes[0]) for answer in answers], class_names)
     with atomic_write(path) as file:
         sheet.save(file, "png")
-    print_wrapped(f"{len(answers)} images with their answers are in {path}", error=True)
+    print_wrapped(f"answers written to {path}: {counted(len(answers), 'image')}", error=True)
 
 
 def show_text(answers: Iterator[Prediction], verbose: bool) -> bool:

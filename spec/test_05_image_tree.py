@@ -434,7 +434,7 @@ def test_a_broken_image_is_named(ImageTree: Make, content: str, root: Path) -> N
 @clause("05.tree.broken")
 def test_the_first_broken_image_is_named_and_all_are_counted(root: Path, reads: list[str]) -> None:
     break_two(root)
-    text = r"tree/train/bee/1\.png: not a readable image \(.+\); 2 of 12 images are broken: .* --skip-broken"
+    text = r"tree/train/bee/1\.png: not a readable image \(.+\); broken images: 2 of 12: .* --skip-broken"
     for _ in range(2):  # decoded, then from the cache
         with pytest.raises(InputError, match=text) as caught:
             ReferenceTree(root)

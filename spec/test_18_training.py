@@ -407,7 +407,7 @@ def test_two_epochs_then_two_more_are_four_epochs(tmp_path: Path, order: tuple[s
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
     result = train(tmp_path, "--resume", "parts", "--epochs", 4)
     assert result.status == 0, result.err
-    assert "resuming after step 10 (2 of 4 epochs done)" in result.out
+    assert "resuming after step 10 (epochs done: 2 of 4)" in result.out
     assert_same_training(straight, tmp_path / "parts")
 
 
@@ -717,11 +717,11 @@ def test_a_tree_of_the_users_own_images_is_learned_with_its_own_classes(tmp_path
 def test_a_broken_image_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
     (tree(tmp_path) / "train" / "two" / "3.png").write_text("no image")
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
-    assert_refused(train(tmp_path, *words), "3.png", "1 of 18 images are broken", "--skip-broken")
+    assert_refused(train(tmp_path, *words), "3.png", "broken images: 1 of 18", "--skip-broken")
     assert not (tmp_path / "run").exists()
     result = train(tmp_path, *words, "--skip-broken")
     assert result.status == 0, result.err
-    assert "skipped 1 broken images: train/two/3.png" in result.out
+    assert "broken images that are skipped: 1: train/two/3.png" in result.out
     assert "images: 17 training and 18 test images" in result.out
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from reference.messages import translated
+from reference.messages import counted, translated
 from reference.run.settings import Settings
 from reference.text import print_line, print_wrapped, printable
 from reference.training import Progress, class_accuracies, confusion_entries, most_confused
@@ -128,7 +128,7 @@ class Screen:
         if len(order) > LISTED:
             print_line(f"  and {len(order) - LISTED:,} more classes: summary.json")
         for true, guess, count in most_confused(confusion, PAIRS):
-            print_wrapped(f"most confused: {count:,} images of class {classes[true]} were taken for {classes[guess]}")
+            print_wrapped(f"most confused: {classes[true]} taken for {classes[guess]}, {counted(count, 'image')}")
 
     def next_commands(self, folder: Path) -> None:
         """Print three commands that the user can copy."""

@@ -27,7 +27,7 @@ from reference.device import (
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
 from reference.files import read_json, remove_temporaries
-from reference.messages import choose_language
+from reference.messages import choose_language, counted
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
@@ -89,13 +89,15 @@ def train(settings: Settings, *, advise: bool = True) -> int:
         if group.agree((folder / "last.pt").exists()):
             progress = restore(folder / "last.pt", plan, data, train_set.classes)
         if progress.epoch > settings.epochs:
-            raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
+            raise InputError(
+                f"--epochs {settings.epochs}: {folder} has done {counted(progress.epoch, 'epoch')} already"
+            )
         if group.leads:
             write_config(folder, settings, plan, data, device)
         say(introduction(settings, plan, device))
         say(f"run folder: {folder}")
         if progress.step:
-            say(f"resuming after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
+            say(f"resuming after step {progress.step:,} (epochs done: {progress.epoch} of {settings.epochs})")
         if not group.leads:
             compile_network(plan.network, settings.compile, device)
             return follow(group, plan, progress)

@@ -536,7 +536,7 @@ class Check:
             else:
                 result.verdict, result.reason = "needs", ("package", PACKAGES.get(name, name))
         elif kind == "ImportError" and re.search(r"from 'd2l|from '\w*utils'", text):
-            result.verdict, result.reason = "needs", ("package", text[:80])
+            result.verdict, result.reason = "needs", ("package", re.findall(r"from '(\w+)", text)[0])
         elif needs:
             result.verdict, result.reason = "needs", ("package", next(filter(None, needs.groups()), "ipywidgets"))
         else:
