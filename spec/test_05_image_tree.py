@@ -496,7 +496,9 @@ def test_a_file_that_cannot_be_read_today_is_tried_again_tomorrow(
 
     with monkeypatch.context() as patch:
         patch.setattr(image_tree, "read_regular", denied)
-        with pytest.raises(InputError, match=r"ant/0\.png: not a readable image \(Permission denied\); 1 of 12"):
+        with pytest.raises(
+            InputError, match=r"ant/0\.png: not a readable image \(Permission denied\); broken images: 1 of 12"
+        ):
             ReferenceTree(root)
     assert len(ReferenceTree(root)) == 12
 
@@ -510,7 +512,7 @@ def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
 
     with monkeypatch.context() as patch:
         patch.setattr("PIL.PngImagePlugin.PngImageFile.load_end", fail)
-        with pytest.raises(InputError, match=r"not a readable image \(MemoryError\); 12 of 12"):
+        with pytest.raises(InputError, match=r"not a readable image \(MemoryError\); broken images: 12 of 12"):
             ReferenceTree(root)
     assert len(ReferenceTree(root)) == 12
 
@@ -518,7 +520,9 @@ def test_a_lack_of_memory_is_not_remembered_as_a_broken_image(
 @clause("05.tree.broken")
 def test_a_dangling_link_is_named(root: Path) -> None:
     (root / "train" / "ant" / "9.png").symlink_to(root / "nowhere.png")
-    with pytest.raises(InputError, match=r"ant/9\.png: not a readable image \(No such file or directory\); 1 of 13"):
+    with pytest.raises(
+        InputError, match=r"ant/9\.png: not a readable image \(No such file or directory\); broken images: 1 of 13"
+    ):
         ReferenceTree(root)
     draw(root / "nowhere.png", 7)
     assert 7 in shade_of(ReferenceTree(root))

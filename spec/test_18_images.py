@@ -224,7 +224,7 @@ def test_the_interval_is_wilsons(right: int, count: int, low: float, high: float
 def test_the_description_states_the_run_and_is_bounded(classes: int, tmp_path: Path) -> None:
     progress, data = finished(classes)
     text = description(Settings(epochs=2), progress, data, tmp_path / "a run", "cpu", 145_578)
-    assert f"images: 400 training images, {4 * classes:,} test images, {classes} classes" in text
+    assert f"images: 400 training images, {4 * classes:,} test images, {classes:,} classes" in text
     assert "Test accuracy 75.00%" in text
     assert f"--resume '{tmp_path}/a run' --epochs 12" in text
     assert f"export.py '{tmp_path}/a run' --to onnx" in text

@@ -674,6 +674,15 @@ def test_a_full_disk_is_an_error_in_one_line_and_leaves_nothing_half_written(tmp
     assert train(tmp_path, "--resume", "run", "--epochs", 2).status == 0
 
 
+@clause("18.run.refused")
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = train(tmp_path, *TINY, "--output", "file/run")
+    assert_refused(result, f"cannot use {Path('file/run')}: ", "choose a folder that can be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @clause("18.run.help")
 @pytest.mark.slow
 def test_help_names_every_setting(tmp_path: Path) -> None:

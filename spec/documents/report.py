@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from reference.files import atomic_write
 from reference.messages import counted
 from reference.text import COLUMNS, printable, wrapped
 from spec.documents.causes import Cause
@@ -287,7 +288,8 @@ def _cause(cause: Cause | None) -> dict[str, str] | None:
 
 def write_json(documents: Sequence[Document], path: Path) -> None:
     """Write the results as JSON."""
-    path.write_text(json.dumps(as_json(documents), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write((json.dumps(as_json(documents), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def write_page(documents: Sequence[Document], path: Path, language: str) -> None:
@@ -320,6 +322,7 @@ def write_page(documents: Sequence[Document], path: Path, language: str) -> None
         for document in documents
     ]
     page = environment.get_template(TEMPLATE)
-    path.write_text(
-        page.render(pages=pages, style=Markup(style), language="zh-CN" if language == "zh" else "en"), encoding="utf-8"
-    )
+    with atomic_write(path) as file:
+        file.write(
+            page.render(pages=pages, style=Markup(style), language="zh-CN" if language == "zh" else "en").encode()
+        )
