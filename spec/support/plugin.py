@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from reference.messages import counted
+from reference.text import width
 from spec.support import crashes, isolation, lessons, simulated_device, versions
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
@@ -580,7 +581,9 @@ class Specification:
         if self.named is None and not any(trial.outcomes for trial in trials.values()):
             return
         every_component = self.named is not None or (self.config.getoption("verbose") or 0) > 0
-        terminalreporter.section(lessons.said("trial", "试用"))
+        title = lessons.said("trial", "试用")
+        wide = width(title) - len(title)  # pytest counts a Chinese character as one column
+        terminalreporter.section(title, fullwidth=terminalreporter._tw.fullwidth - wide)
         lessons_of = {name: self._lessons(terminalreporter, name, trials[name]) for name in self.diagnoses}
         for line in trial_report.lines(trials, every_component=every_component, lessons=lessons_of):
             terminalreporter.write_line(line)
