@@ -583,7 +583,7 @@ class Specification:
         every_component = self.named is not None or (self.config.getoption("verbose") or 0) > 0
         title = lessons.said("trial", "试用")
         wide = width(title) - len(title)  # pytest counts a Chinese character as one column
-        terminalreporter.section(title, fullwidth=terminalreporter._tw.fullwidth - wide)
+        terminalreporter._tw.sep("=", title, terminalreporter._tw.fullwidth - wide)
         lessons_of = {name: self._lessons(terminalreporter, name, trials[name]) for name in self.diagnoses}
         for line in trial_report.lines(trials, every_component=every_component, lessons=lessons_of):
             terminalreporter.write_line(line)
