@@ -680,7 +680,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     result = train(tmp_path, *TINY, "--output", "file/run")
     assert_refused(result, f"cannot use {Path('file/run')}: ", "choose a folder that can be written")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == ""
 
 
 @clause("18.run.help")
@@ -689,7 +689,7 @@ def test_help_names_every_setting(tmp_path: Path) -> None:
     result = train(tmp_path, "--help")
     assert result.status == 0
     for words in ("--dataset", "--download", "--resume", "--keep-every", "--deterministic", "--limit-train", "--quiet"):
-        assert words in result.out
+        assert words in result.out.replace("--[no-]", "--")
 
 
 # ------------------------------------------------------------------------------------------------ the data sets
