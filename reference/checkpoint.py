@@ -200,7 +200,7 @@ def check_content(content: dict[str, Any]) -> None:
     if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"it holds the network {brief(name)}; this program knows {', '.join(NETWORKS)}")
     if type(classes) is not int or classes != len(names):
-        raise ValueError(f"there are {len(names)} class names for {brief(classes)} classes")
+        raise ValueError(f"its class names are {len(names)}, its classes {brief(classes)}")
     with torch.device("meta"):
         expected = NETWORKS[name](classes).state_dict()
     found = content["state_dict"]

@@ -2,7 +2,7 @@
 
 TABLE: dict[str, str] = {
     # a training
-    "{}: {} training and {} test images of {} classes": "{0}：{1} 张训练图像，{2} 张测试图像，{3} 个类别",
+    "{}: {} training and {} of {}": "{0}：{1} 张训练图像，{2}，{3}",
     "no CIFAR-10 under {}/: using Shapes; to get it: --dataset cifar10 --download": (
         "{0}/ 下没有 CIFAR-10：使用 Shapes；如需下载：--dataset cifar10 --download"
     ),
@@ -11,12 +11,12 @@ TABLE: dict[str, str] = {
     " of the reference's layers": "（使用 reference 的层）",
     "on {} in {}": "设备 {0}，精度 {1}",
     "on {} in {}, compiled ({})": "设备 {0}，精度 {1}，已编译（{2}）",
-    "cpu ({} threads)": "cpu（{0} 个线程）",
+    "cpu ({})": "cpu（{0}）",
     "--precision auto: {} ({}, {})": "--precision auto：选择 {0}（{1}，{2}）",
     "{} ms a step in float32, {} ms a step in bfloat16": "float32 每步 {0} 毫秒，bfloat16 每步 {1} 毫秒",
     "remembered from an earlier run": "沿用以前的测量",
     "measured now": "刚刚测得",
-    "resuming after step {} ({} of {} epochs done)": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
+    "resuming after step {} (epochs done: {} of {})": "从第 {0} 步之后恢复（已完成 {1}/{2} 个 epoch）",
     "stopped after step {}, nothing is lost; resume with: --resume {}": (
         "在第 {0} 步之后停止，没有丢失任何内容；恢复训练：--resume {1}"
     ),
@@ -24,12 +24,12 @@ TABLE: dict[str, str] = {
     "epoch {}/{}": "epoch {0}/{1}",
     "{} left, run {}, loss {}, accuracy {}": "剩余 {0}，共 {1}，损失 {2}，正确率 {3}",
     "step {}: train_loss {}, train accuracy {} in this epoch": "第 {0} 步：train_loss {1}，本 epoch 训练正确率 {2}",
-    "epoch {}/{}: loss {}, test loss {}, test accuracy {}, {} images/s": (
-        "epoch {0}/{1}：损失 {2}，测试损失 {3}，测试正确率 {4}，每秒 {5} 张图像"
+    "epoch {}/{}: loss {}, test loss {}, accuracy {}, {} images/s": (
+        "epoch {0}/{1}：损失 {2}，测试损失 {3}，正确率 {4}，每秒 {5} 张图像"
     ),
     "accuracy per class, the least accurate first:": "各类别的正确率，从低到高：",
     "  and {} more classes: summary.json": "  另有 {0} 个类别，见 summary.json",
-    "most confused: {} images of class {} were taken for {}": "最常混淆：{0} 张 {1} 被判为 {2}",
+    "most confused: {} taken for {}, {}": "最常混淆：{0} 被判为 {1}，{2}",
     "test accuracy {} after epoch {} (best {}): {}": "{1} 个 epoch 后测试正确率为 {0}（最高 {2}）：{3}",
     "next:": "接下来可以：",
     "the curves, images and settings of this run": "查看这次训练的曲线、图像和设置",
@@ -38,18 +38,16 @@ TABLE: dict[str, str] = {
     "the same network to 99 % in one epoch": "同一个网络，一个 epoch 达到 99 %",
     "the tutorial's accuracy in a hundredth of the time": "用百分之一的时间达到教程的正确率",
     # data
-    "skipped {} broken images: {}": "跳过了 {0} 张损坏的图像：{1}",
-    "{} of {} classes have fewer than {} training images: {}": "{1} 个类别中有 {0} 个的训练图像少于 {2} 张：{3}",
-    "files, by {} of them: {}; modes {}; the network gets 32×32 pixels in RGB": (
-        "文件（查看了 {0} 个）：{1}；模式 {2}；网络得到 32×32 像素的 RGB 图像"
-    ),
-    "{}×{} pixels": "{0}×{1} 像素",
+    "broken images that are skipped: {}: {}": "跳过的损坏图像：{0} 张：{1}",
+    "classes with fewer than {} training images: {} of {}: {}": "训练图像少于 {0} 张的类别：{2} 个中的 {1} 个：{3}",
+    "sizes of {} files: {} pixels": "{0} 个文件的尺寸：{1} 像素",
+    "sizes of {} files: {} to {} pixels, most often {} ({})": "{0} 个文件的尺寸：{1} 到 {2} 像素，最常见的是 {3}（{4}）",
+    "modes: {}; the network gets 32×32 pixels in RGB": "模式：{0}；网络得到 32×32 像素的 RGB 图像",
     "decoding {}": "解码 {0}",
     "comparing {}": "比较 {0}",
     " images": " 张图像",
-    "{} to {} pixels, most often {} ({})": "{0} 到 {1} 像素，最常见的是 {2}（{3}）",
-    "{} test images ({}) are also training images, so the test accuracy is too high: {}": (
-        "{0} 张测试图像（{1}）同时也是训练图像，因此测试正确率偏高：{2}"
+    "test images that are also training images: {} ({}), so the test accuracy is too high: {}": (
+        "同时也是训练图像的测试图像：{0} 张（{1}），因此测试正确率偏高：{2}"
     ),
     # images
     "loss": "损失",
@@ -67,15 +65,15 @@ TABLE: dict[str, str] = {
     "{} classes; rows: is; columns: taken for": "{0} 个类别；行：实为；列：判为",
     "... and {} more: the classes in config.json, from 0": "…… 另有 {0} 个：见 config.json 中的 classes，从 0 开始",
     # model description
-    "Test accuracy {} (95 % interval {} to {}, {} images) after {} of {} epochs.": (
-        "第 {4}/{5} 个 epoch 后，测试正确率为 {0}（95 % 区间 {1} 到 {2}，{3} 张图像）。"
+    "Test accuracy {} (95 % interval {} to {}, {}) after epoch {} of {}.": (
+        "第 {4}/{5} 个 epoch 后，测试正确率为 {0}（95 % 区间 {1} 到 {2}，{3}）。"
     ),
     "Curves of the training": "训练曲线",
     "Confusion matrix": "混淆矩阵",
     "Most confident mistakes": "最有把握的错误",
     "Examples of the data": "数据示例",
     "Data": "数据",
-    "{}: {} training images, {} test images, {} classes.": "{0}：{1} 张训练图像，{2} 张测试图像，{3} 个类别。",
+    "Data set {}: {}, {}, {}.": "数据集 {0}：{1}，{2}，{3}。",
     "Training": "训练",
     "Network Ocean, {} parameters; recipe {}. The settings:": "网络 Ocean，{0} 个参数；配方 {1}。设置：",
     "Accuracy per class": "各类别的正确率",
@@ -90,7 +88,7 @@ TABLE: dict[str, str] = {
     # predict.py, export.py, accuracy.py
     "using the newest run: {}": "使用最新的训练：{0}",
     "note: {}": "注意：{0}",
-    "{} images with their answers are in {}": "{0} 张图像及其预测已写入 {1}",
+    "answers written to {}: {}": "预测已写入 {0}：{1}",
     "{}: {} bytes; its scores of {} images differ from the network's by at most {}": (
         "{0}：{1} 字节；在 {2} 张图像上，它的得分与网络的得分最多相差 {3}"
     ),
@@ -102,9 +100,9 @@ TABLE: dict[str, str] = {
         "要交给别人的文件，请用 safetensors 或 torch-export"
     ),
     "seed  test accuracy  test loss  sum of batch means": "种子  测试正确率  测试损失  各批均值之和",
-    "{} seeds, {} epochs: {}": "{0} 个种子，{1} 个 epoch：{2}",
+    "{} seeds, {} each: {}": "{0} 个种子，各 {1}：{2}",
     "against {}: {}": "与 {0} 比较：{1}",
-    "| recipe fast, {} epochs, {} seeds | test accuracy |": "| 配方 fast，{0} 个 epoch，{1} 个种子 | 测试正确率 |",
+    "| recipe fast, {}, {} seeds | test accuracy |": "| 配方 fast，{0}，{1} 个种子 | 测试正确率 |",
     "{}; neither varies, so there is no test: {} here, {} there": "{0}；两者都没有变化，因此不做检验：这里 {1}，那里 {2}",
     "{}; Welch's t {}, {} degrees, p {}": "{0}；Welch t 值 {1}，自由度 {2}，p 值 {3}",
     "all of it": "全部成分",
@@ -176,7 +174,7 @@ TABLE: dict[str, str] = {
     "{}; {}: fix or remove them, or leave them out with --skip-broken": (
         "{0}；{1}：请修复或删除，或用 --skip-broken 跳过"
     ),
-    "{} of {} images are broken": "{1} 张图像中有 {0} 张损坏",
+    "broken images: {} of {}": "损坏的图像：{1} 张中有 {0} 张",
     "{}, and so is every image of class {}: fix or remove it": "{0}，类别 {1} 的所有图像都是如此：请修复或删除",
     "{}: not a readable image ({})": "{0}：不是可读的图像（{1}）",
     "no image format is recognized": "无法识别图像格式",
@@ -184,6 +182,13 @@ TABLE: dict[str, str] = {
     "Is a directory": "是文件夹",
     "Permission denied": "没有权限",
     "No space left on device": "磁盘空间不足",
+    "Read-only file system": "文件系统是只读的",
+    "Operation not permitted": "不允许此操作",
+    "Not a directory": "不是文件夹",
+    "File exists": "已有同名文件",
+    "{}; make room on that disk": "{0}；请在该磁盘上腾出空间",
+    "{}; choose a folder that can be written": "{0}；请选择可以写入的文件夹",
+    "cannot use {}: {}": "无法使用 {0}：{1}",
     "LabeledFolder: there is no folder {}": "LabeledFolder：没有文件夹 {0}",
     "LabeledFolder: {} holds no images (such as .jpg or .png)": "LabeledFolder：{0} 中没有图像（如 .jpg 或 .png）",
     "{}: there are no images in this folder (such as .jpg or .png)": "{0}：此文件夹中没有图像（如 .jpg 或 .png）",
@@ -200,6 +205,7 @@ TABLE: dict[str, str] = {
         "--to {0}：文件的得分与网络相差 {1}；没有写入"
     ),
     "top_k and batch_size must be at least 1, got {} and {}": "top_k 和 batch_size 至少为 1，得到的是 {0} 和 {1}",
+    "{} holds no best.pt: its training has not finished an epoch": "{0} 中没有 best.pt：该训练还没有完成一个 epoch",
     "no finished epoch of a run is in {}/: train first, or name a file with --checkpoint": (
         "{0}/ 中没有完成过 epoch 的训练：请先训练，或用 --checkpoint 指定文件"
     ),
@@ -244,7 +250,7 @@ TABLE: dict[str, str] = {
     "--download fetches CIFAR-10, but --dataset is {}": "--download 下载的是 CIFAR-10，但 --dataset 是 {0}",
     "{} must be at least {}, got {}": "{0} 至少为 {1}，得到的是 {2}",
     "{} must be below {}, got {}": "{0} 必须小于 {1}，得到的是 {2}",
-    "--epochs {}: {} has done {} epochs already": "--epochs {0}：{1} 已完成 {2} 个 epoch",
+    "--epochs {}: {} has done {} already": "--epochs {0}：{1} 已完成 {2}",
     "{}: stopped. {} still holds the last good state; try a --learning-rate below {}": (
         "{0}：已停止。{1} 中仍有最后的正常状态；请尝试小于 {2} 的 --learning-rate"
     ),
@@ -267,7 +273,6 @@ TABLE: dict[str, str] = {
     "--against {}: {} is damaged ({})": "--against {0}：{1} 已损坏（{2}）",
     "--against needs SciPy: python -m pip install scipy": "--against 需要 SciPy：python -m pip install scipy",
     "--ablation is for --recipe fast, got --recipe {}": "--ablation 用于 --recipe fast，得到的是 --recipe {0}",
-    "{} holds no best.pt: its training has not finished an epoch": "{0} 中没有 best.pt：该训练还没有完成一个 epoch",
     "--legacy needs --checkpoint FILE": "--legacy 需要 --checkpoint FILE",
     "IMAGE is missing: name at least one image or folder": "缺少 IMAGE：请至少指定一张图像或一个文件夹",
     "--class-names, --size and --choose need --legacy: this checkpoint needs none of them": (
@@ -277,8 +282,8 @@ TABLE: dict[str, str] = {
     # several processes
     "RANK and WORLD_SIZE must be numbers, as torchrun sets them ({})": "RANK 和 WORLD_SIZE 必须是数字，由 torchrun 设置（{0}）",
     "--device {}: several processes need a GPU each; say --device cuda": "--device {0}：多个进程各需要一块 GPU；请使用 --device cuda",
-    "{} processes on this machine, but {} GPUs, and each process needs one: --nproc-per-node={}, or --device cpu": (
-        "这台机器上有 {0} 个进程，但只有 {1} 块 GPU，每个进程需要一块：--nproc-per-node={2}，或 --device cpu"
+    "{} processes on this machine, but {}, and each process needs one: --nproc-per-node={}, or --device cpu": (
+        "这台机器上有 {0} 个进程，但只有 {1}，每个进程需要一块：--nproc-per-node={2}，或 --device cpu"
     ),
     "another process of this training is gone{}: {}": "这次训练的另一个进程已消失{0}：{1}",
     " or did not answer for {}": "或没有应答超过 {0}",
@@ -301,7 +306,7 @@ TABLE: dict[str, str] = {
     "size must be at least 1, got {}×{}": "size 至少为 1，得到的是 {0}×{1}",
     "{} cannot predict: {}": "{0} 无法预测：{1}",
     "{} cannot predict: its network has no parameters": "{0} 无法预测：它的网络没有参数",
-    "{} gives {} scores an image, but there are {} class names": "{0} 为每张图像给出 {1} 个得分，但有 {2} 个类别名",
+    "{} gives {} for each image, but the number of class names is {}": "{0} 为每张图像给出 {1}，但类别名的数量是 {2}",
     "There are {} networks in it: {}. Choose one of them (predict.py --choose NAME).": (
         "其中有 {0} 个网络：{1}。请选择其中之一（predict.py --choose NAME）。"
     ),
@@ -313,11 +318,11 @@ TABLE: dict[str, str] = {
     "It was found under {}.": "它位于 {0} 之下。",
     "There is no working network: {}.": "没有可用的网络：{0}。",
     " under {}": "（位于 {0} 之下）",
-    "Its keys and shapes{} are those of {} for {} classes.": "它的键和形状{0}与用于 {2} 个类别的 {1} 相同。",
+    "Its keys and shapes{} are those of {} for {}.": "它的键和形状{0}与用于 {2}的 {1} 相同。",
     "It was pruned: weights are the products of their two parts, weight_orig and weight_mask.": (
         "它经过剪枝：权重是 weight_orig 与 weight_mask 两部分的乘积。"
     ),
-    "It holds {} other tensors, which are left out: {}.": "其中还有 {0} 个张量，没有使用：{1}。",
+    "Other tensors in it, which are left out: {}: {}.": "其中没有使用的其他张量：{0} 个：{1}。",
     "{} is not a file of torch.save: {}": "{0} 不是 torch.save 的文件：{1}",
     "{} cannot be read: there is not enough memory for it": "无法读取 {0}：内存不足",
     "{} cannot be read: {}": "无法读取 {0}：{1}",
@@ -365,6 +370,7 @@ TABLE: dict[str, str] = {
     'python -m pip install "{}"': 'python -m pip install "{0}"',
     "1 of {} cores": "{0} 个核心中的 1 个",
     "{} of {} cores": "{1} 个核心中的 {0} 个",
+    "1 of 1 core": "1 个核心中的 1 个",
     "unset OMP_NUM_THREADS, or say --num-threads to train_full.py": "请取消 OMP_NUM_THREADS，或给 train_full.py 加 --num-threads",
     "{} GiB": "{0} GiB",
     "close other programs, or train on fewer images: --limit-train 10000": (
@@ -439,20 +445,11 @@ TABLE: dict[str, str] = {
     "Without any flag: CIFAR-10 if it is under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.": (
         "不加任何参数时：如果 data/ 下有 CIFAR-10 就使用它，否则使用自带的 Shapes；用 SGD 训练 10 个 epoch，与教程相同。"
     ),
-    "The settings that are used most are in the last group.": "最常用的设置在最后一组。",
-    (
-        "The data set. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/* "
-        "and test/CLASS/* trees of images of any size; they are read in one fixed mixed order, not class by class."
-    ): (
-        "数据集。auto：如果 --data-root 下有 CIFAR-10 就使用它，否则使用 Shapes。images：--data-root 中有 train/类别/* 和 "
-        "test/类别/*，图像大小不限；按一个固定的混合顺序读取，而不是逐类读取。"
+    "auto: CIFAR-10 if there, else Shapes; images: your own, in train/CLASS/* and test/CLASS/*.": (
+        "auto：CIFAR-10，没有时为 Shapes；images：自己的图像，在 train/类别/* 和 test/类别/*。"
     ),
-    "The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/.": (
-        "含有 cifar-10-python.tar.gz、cifar-10-batches-py/ 或 train/ 与 test/ 的文件夹。"
-    ),
-    "Download CIFAR-10 (170 MB) into --data-root if it is missing; an interrupted download is resumed.": (
-        "如果没有 CIFAR-10（170 MB），就下载到 --data-root；中断的下载会继续。"
-    ),
+    "The folder with the data set.": "数据集所在的文件夹。",
+    "Download CIFAR-10 (170 MB) if missing.": "没有 CIFAR-10 时下载（170 MB）。",
     "Addresses of cifar-10-python.tar.gz, tried in this order.": "cifar-10-python.tar.gz 的地址，按此顺序尝试。",
     "The MD5 checksum that cifar-10-python.tar.gz must have; another one allows another archive in the same format.": (
         "cifar-10-python.tar.gz 必须具有的 MD5 校验和；换一个值可以使用同样格式的其他压缩包。"
@@ -462,16 +459,10 @@ TABLE: dict[str, str] = {
     ),
     "Use only the first N training images.": "只使用前 N 张训练图像。",
     "Use only the first N test images.": "只使用前 N 张测试图像。",
-    (
-        "A name for settings, which other flags may change. tutorial: the tutorial's training. fast: the tutorial's "
-        "accuracy in a hundredth of the time, and more (reference/recipes.py)."
-    ): "一组设置的名称，其他参数可以修改其中的值。tutorial：教程的训练。fast：用百分之一的时间达到并超过教程的正确率（reference/recipes.py）。",
-    "Total number of epochs; with --resume including completed ones.": "epoch 总数；使用 --resume 时包括已完成的。",
-    "Images a step.": "每步的图像数。",
-    (
-        "sgd: along the gradient. adam, adamw: along the gradient divided by its typical size; then the learning rate is "
-        "0.001 unless it is given. muon: along the orthogonalized gradient."
-    ): "sgd：沿梯度方向。adam、adamw：沿除以其典型大小的梯度；这时若不给出学习率，则为 0.001。muon：沿正交化的梯度。",
+    "fast: more accurate in less time.": "fast：用更少的时间达到更高的正确率。",
+    "Epochs in total, also with --resume.": "epoch 总数，使用 --resume 时也是。",
+    "Images per step.": "每步的图像数。",
+    "adam and adamw: learning rate 0.001.": "adam 和 adamw：学习率为 0.001。",
     "Learning rate (step size).": "学习率（步长）。",
     "Share of the accumulated gradient that each step keeps (sgd and muon).": "每步保留的累积梯度的比例（sgd 和 muon）。",
     (
@@ -517,16 +508,8 @@ TABLE: dict[str, str] = {
     ),
     "auto, cpu, cuda, cuda:N or mps.": "auto、cpu、cuda、cuda:N 或 mps。",
     "CPU threads; by default PyTorch chooses.": "CPU 线程数；默认由 PyTorch 选择。",
-    "The run's folder: new or empty. By default runs/DATASET-DATE-TIME.": (
-        "训练文件夹：新的或空的。默认为 runs/数据集-日期-时间。"
-    ),
-    (
-        "Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads, "
-        "--data-root, --keep-every, --plots, --style, --lang and --quiet may be changed."
-    ): (
-        "恢复此文件夹中的训练，使用它自己的设置；可以改变 --epochs、--device、--compile、--num-threads、--data-root、"
-        "--keep-every、--plots、--style、--lang 和 --quiet。"
-    ),
+    "The run's folder; else runs/DATASET-DATE-TIME.": "训练文件夹；默认为 runs/数据集-日期-时间。",
+    "Resume the run in this folder, with its settings.": "用原来的设置恢复此文件夹中的训练。",
     "Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none.": (
         "除 last.pt 和 best.pt 外，每隔 N 个 epoch 保留一个检查点；0 表示不保留。"
     ),
@@ -541,29 +524,22 @@ TABLE: dict[str, str] = {
         "消息和图像的语言：英文、中文，或系统的语言。"
     ),
     "The language of messages: English, Chinese, or that of the system's locale.": "消息的语言：英文、中文，或系统的语言。",
-    "Train with the seeds 0, 1, 2, … and print the accuracy of the networks: mean ± standard deviation.": (
-        "用种子 0、1、2…… 训练，并打印各网络的正确率：均值 ± 标准差。"
+    "Train with the seeds 0, 1, 2, …; print the accuracy: mean ± standard deviation.": (
+        "用种子 0、1、2…… 训练，并打印正确率：均值 ± 标准差。"
     ),
     "Number of trainings; at least 2.": "训练次数；至少为 2。",
-    "Also train without each ingredient of --recipe fast; print the effect of each as a table.": (
-        "再分别去掉 --recipe fast 的每种成分进行训练；以表格打印各自的作用。"
-    ),
-    "Compare with an earlier measurement, given by its --output DIR, by Welch's test.": (
-        "与以前的测量（其 --output DIR）用 Welch 检验比较。"
-    ),
+    "Also without each part of --recipe fast.": "再分别去掉 --recipe fast 的每种成分。",
+    "Welch's test against the measurement in this folder.": "与此文件夹中的测量做 Welch 检验。",
     "Predict the class of each image, with the probability of each class.": "预测每张图像的类别，并给出各类别的概率。",
     (
         "The probabilities are the softmax of the network's scores: they sum to one and order the classes, but they are "
         "not calibrated: of the answers given with 80 %, another share than 80 % may be right."
     ): "概率是网络得分的 softmax：总和为 1，并给类别排序，但没有经过校准：以 80 % 给出的答案，实际正确的比例可能不是 80 %。",
-    (
-        "Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), "
-        "and folders: the images in them and in their subfolders, by name, without hidden ones."
-    ): "图像文件（JPEG、PNG、GIF、BMP、TIFF、WebP，以及 Pillow 不借助其他程序就能解码的格式）和文件夹：其中及子文件夹中的图像，按文件名排序，不含隐藏文件。",
-    (
-        "A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it. By default "
-        "best.pt of the newest run in runs/."
-    ): "train_full.py 写入的检查点：某次训练的 best.pt 或 last.pt。类别名来自检查点。默认为 runs/ 中最新训练的 best.pt。",
+    "Image files, and folders with images.": "图像文件，以及含有图像的文件夹。",
+    "A run or a checkpoint of one, which holds the names of the classes; by default the newest run in runs/.": (
+        "训练文件夹或其中的检查点，类别名来自检查点；默认为 runs/ 中最新的训练。"
+    ),
+    "files of other programs": "其他程序的文件",
     (
         "The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; "
         "nothing in it is run. Without an image: describe its content."
@@ -581,16 +557,31 @@ TABLE: dict[str, str] = {
     ): "与 --legacy 一起使用：图像缩放后的高和宽；不写时为 32，与教程相同；VGG16 是用 224 训练的。",
     "Number of classes to print per image.": "每张图像打印多少个类别。",
     "Images computed together.": "一起计算的图像数。",
-    (
-        "Print one JSON list instead of text (docs/predict.schema.json); an element appears as soon as its image is "
-        "answered."
-    ): "输出一个 JSON 列表，而不是文本（docs/predict.schema.json）；每张图像一有结果就输出一个元素。",
+    "Print one JSON list (docs/predict.schema.json).": "输出一个 JSON 列表（docs/predict.schema.json）。",
     "Also print the scores (logits) and the number of the class, as the tutorial does.": (
         "同时打印得分（logits）和类别编号，与教程相同。"
     ),
     "Write the images with their answers into this PNG file, the first 100 of them.": (
         "把图像及其预测写入此 PNG 文件，最多 100 张。"
     ),
+    "Run every Python listing of Markdown documents and notebooks, each in a process of its own without a network.": (
+        "运行 Markdown 文档和笔记本中的每段 Python 代码，每段在单独的进程中运行，不使用网络。"
+    ),
+    (
+        "The report says of each listing whether it runs, fails and why, warns, prints something else than the document "
+        "says, or needs something that this machine does not have. The exit status is 0 if nothing fails or differs, 1 if "
+        "something does, and 2 for an error in the arguments."
+    ): (
+        "报告说明每段代码能否运行、失败的原因、有无警告、输出是否与文档不符，以及是否需要这台机器没有的东西。没有失败或不符时退出状态为 0，"
+        "有则为 1，参数有误时为 2。"
+    ),
+    "FILE.md, FILE.ipynb, or a folder.": "FILE.md、FILE.ipynb 或文件夹。",
+    "Write copies with the known fixes, and run them again.": "写出带有已知修正的副本，并再次运行。",
+    "Write the results as JSON.": "把结果写成 JSON。",
+    "Write the results as a page that works offline.": "把结果写成可离线查看的网页。",
+    "Run each listing alone, as if copied into a new file.": "单独运行每段代码，如同复制到新文件中。",
+    "Seconds of a listing until its loops are cut.": "每段代码运行多少秒之后截断循环。",
+    "Memory of a listing.": "每段代码的内存。",
     "Write the network of a run as one file, with class names and preprocessing inside, and verify the file.": (
         "把一次训练的网络写成一个文件，其中包含类别名和预处理，并验证该文件。"
     ),
@@ -605,3 +596,15 @@ TABLE: dict[str, str] = {
     "The file to write; by default network.* beside the checkpoint.": "要写入的文件；默认为检查点旁边的 network.*。",
 }
 """English messages and their translations; `{}` is a variable part, and `{0}` the first one in Chinese."""
+
+NOUNS: dict[str, str] = {
+    "image": "张图像",
+    "training image": "张训练图像",
+    "test image": "张测试图像",
+    "class": "个类别",
+    "epoch": "个 epoch",
+    "thread": "个线程",
+    "GPU": "块 GPU",
+    "score": "个得分",
+}
+"""The nouns of counts, with their measure words."""

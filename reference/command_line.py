@@ -10,7 +10,6 @@ import inspect
 import shutil
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, Field, fields
@@ -24,6 +23,7 @@ import tyro
 
 from reference.errors import InputError
 from reference.messages import choose_language, is_chinese, translated
+from reference.text import width, wrapped
 
 K = TypeVar("K")
 
@@ -140,7 +140,7 @@ def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
                 ending = ""
             explained = list(wrapped(translated(texts[name]) + ending, columns - INDENT - 1))
             words = metavar(hints[name]) if name in positional else spelled(name, hints[name])
-            if width(words) + 4 > INDENT:
+            if width(words) + 3 > INDENT:
                 lines.append(f"  {words}")
                 words = ""
             lines.append(f"  {words}{' ' * (INDENT - 2 - width(words))}{explained[0]}")
@@ -149,9 +149,9 @@ def help_text(kind: type, defaults: Mapping[str, Any], columns: int) -> str:
 
 
 def spelled(name: str, hint: Any) -> str:
-    """A setting in the syntax of the command line: `--plots, --no-plots`, `--epochs N`, `--impl {torch,reference}`."""
+    """A setting in the syntax of the command line: `--[no-]plots`, `--epochs N`, `--impl {torch,reference}`."""
     name = name.replace("_", "-")
-    return f"--{name}, --no-{name}" if plain(hint) is bool else f"--{name} {metavar(hint)}"
+    return f"--[no-]{name}" if plain(hint) is bool else f"--{name} {metavar(hint)}"
 
 
 def metavar(hint: Any) -> str:
@@ -175,40 +175,6 @@ def marks(hint: Any) -> tuple[Any, ...]:
 def plain(hint: Any) -> Any:
     """A type without its annotations."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-def wrapped(text: str, columns: int) -> Iterator[str]:
-    """`text` wrapped to lines of at most `columns`, at spaces and between Chinese characters."""
-    line = ""
-    for piece in pieces(text):
-        if line and width(line + piece.rstrip()) > columns:
-            yield line.rstrip()
-            line = ""
-        line += piece
-    yield line.rstrip()
-
-
-def pieces(text: str) -> Iterator[str]:
-    """The unbreakable parts of `text`: words with the space after them, and single Chinese characters."""
-    part = ""
-    for place, char in enumerate(text):
-        part += char
-        following = text[place + 1 : place + 2]
-        wide = width(char) == 2 or (following and width(following) == 2)
-        if char == " " or (wide and following not in CLOSING and char not in OPENING):
-            yield part
-            part = ""
-    if part:
-        yield part
-
-
-CLOSING, OPENING = (*"，。；：、）”’！？…,.;:)]}", " "), (*"（“‘([{",)
-"""Characters that must not begin a line, and characters that must not end a line."""
-
-
-def width(text: str) -> int:
-    """The width of a text on a terminal, in columns: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 @cache

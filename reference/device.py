@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reference.errors import InputError
+from reference.messages import counted
 
 
 def choose_device(name: str) -> torch.device:
@@ -146,7 +147,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
     return str(device)
 
 

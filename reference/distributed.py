@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reference.arguments import accumulation_dtype
 from reference.errors import STOPPING, InputError, TrainingError
+from reference.messages import counted
 from reference.nn.normalization import BatchNorm2d, batch_norm_definition, blend
 from reference.text import print_line
 
@@ -85,7 +86,7 @@ class Group:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if here > gpus:
             raise InputError(
-                f"{here} processes on this machine, but {gpus} GPUs, and each process needs one: "
+                f"{here} processes on this machine, but {counted(gpus, 'GPU')}, and each process needs one: "
                 f"--nproc-per-node={gpus}, or --device cpu"
             )
         return f"cuda:{number}"

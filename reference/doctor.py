@@ -102,7 +102,7 @@ def processor() -> Iterator[Finding]:
             "threads", f"1 of {cores} cores", "note", "unset OMP_NUM_THREADS, or say --num-threads to train_full.py"
         )
     else:
-        yield Finding("threads", f"{threads} of {cores} cores")
+        yield Finding("threads", f"{threads} of {cores} cores" if cores > 1 else "1 of 1 core")
     memory = host_memory()
     if memory is not None:
         enough = memory >= 2 * 2**30

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from reference.files import explained
 from reference.text import Console, open_console, print_line, printable
 
 STOPPING = [
@@ -50,7 +51,10 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     try:
         status = action() or 0
     except (InputError, TrainingError, OSError) as error:
-        print_line(f"error: {' '.join(str(error).split())}", error=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"cannot use {printable(error.filename)}: {explained(error)}"
+        print_line(f"error: {' '.join(text.split())}", error=True)
         status = 2
     except MemoryError as error:
         print_line(f"error: there is not enough memory ({' '.join(str(error).split()) or 'for this'})", error=True)

@@ -109,8 +109,18 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         while isinstance(reason, RuntimeError) and reason.__context__ is not None:
             reason = reason.__context__  # torch.save reports a full disk as a RuntimeError
         if isinstance(reason, OSError):
-            raise OSError(f"{path} could not be written: {reason.strerror or reason}") from error
+            raise OSError(f"{path} could not be written: {explained(reason)}") from error
         raise
+
+
+def explained(error: OSError) -> str:
+    """The reason of an error of the system, and the remedy if it is a full disk or a place that cannot be written."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"{reason}; make room on that disk"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        return f"{reason}; choose a folder that can be written"
+    return reason
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reference.data.images import open_image, printable
 from reference.data.labeled_folder import list_images
 from reference.errors import InputError
+from reference.messages import counted
 from reference.tracking import draw_predictions
 
 
@@ -119,8 +120,8 @@ def _scores(network: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "
         scores = network(images)
     if scores.shape != (len(pixels), classes):
         raise ValueError(
-            f"predict: the network gives scores of shape {list(scores.shape)} for {len(pixels)} images; "
-            f"{classes} class names need {[len(pixels), classes]}"
+            f"predict: the network gives scores of shape {list(scores.shape)} for {counted(len(pixels), 'image')}; "
+            f"{counted(classes, 'class name')} must have the shape {[len(pixels), classes]}"
         )
     return scores.cpu().double()
 
@@ -182,6 +183,19 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     if not found:
         raise InputError(f"no finished epoch of a run is in {runs}/: train first, or name a file with --checkpoint")
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint `path` itself, or `best.pt` if `path` is the folder of a run.
+
+    Raises:
+        InputError: the run has not finished an epoch.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / "best.pt").exists():
+        raise InputError(f"{path} holds no best.pt: its training has not finished an epoch")
+    return path / "best.pt"
 
 
 def draw_answers(answers: Sequence[tuple[Path, str, float]], class_names: Sequence[str]) -> Image.Image:

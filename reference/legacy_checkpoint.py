@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference.errors import InputError
+from reference.messages import counted
 from reference.text import printable
 from reference.untrusted.bounds import BATCH_ELEMENTS, ENTRIES, IMAGE_ELEMENTS
 from reference.untrusted.container import NONSENSE, TorchFile, one_line, read_torch_file, refusal
@@ -76,8 +77,11 @@ class LegacyCheckpoint:
         ]
         if not self.tree:
             lines += [f"  {key}: {tuple(tensor.shape)}" for key, tensor in self.state_dict.items()]
-        lines.append(f"{len(self.state_dict)} tensors, {count:,} numbers{': ' if kinds else ''}{', '.join(kinds)}")
-        lines += [f"source code of {name}: {text.count(chr(10)):,} lines" for name, text in self.sources.items()]
+        numbers = f"{counted(len(self.state_dict), 'tensor')}, {counted(count, 'number')}"
+        lines.append(": ".join(filter(None, [numbers, ", ".join(kinds)])))
+        lines += [
+            f"source code of {name}: {counted(text.count(chr(10)), 'line')}" for name, text in self.sources.items()
+        ]
         return "\n".join([*lines, *map(printable, self.notes)])
 
     def classifier(self, names: Sequence[str] = (), size: tuple[int, int] = (32, 32)) -> tuple[nn.Module, list[str]]:
@@ -99,7 +103,10 @@ class LegacyCheckpoint:
             raise InputError(f"{self.path} cannot predict: its network has no parameters")
         classes, _ = scores(self.path, self.network, size)
         if names and len(names) != classes:
-            raise InputError(f"{self.path} gives {classes} scores an image, but there are {len(names)} class names")
+            raise InputError(
+                f"{self.path} gives {counted(classes, 'score')} for each image, but the number of class names is "
+                f"{len(names)}"
+            )
         return self.network.float(), list(names) or [f"class {number}" for number in range(classes)]
 
     def batch_size(self, wanted: int, size: tuple[int, int] = (32, 32)) -> int:
@@ -240,12 +247,14 @@ def known_network(fit: Fit | None, state: dict[str, Tensor], notes: list[str]) -
         raise CannotRunError("a state dict holds numbers only, and its network is none known here")
     Memory(state.values())
     place = f" under {fit.prefix!r}" if fit.others else ""
-    notes.append(f"Its keys and shapes{place} are those of {fit.known.name} for {fit.classes} classes.")
+    notes.append(
+        f"Its keys and shapes{place} are those of {fit.known.name} for {counted(fit.classes, 'class', 'classes')}."
+    )
     if fit.pruned:
         notes.append("It was pruned: weights are the products of their two parts, weight_orig and weight_mask.")
     if fit.others:
         shown = ", ".join(fit.others[:5]) + (", …" if len(fit.others) > 5 else "")
-        notes.append(f"It holds {len(fit.others)} other tensors, which are left out: {shown}.")
+        notes.append(f"Other tensors in it, which are left out: {len(fit.others)}: {shown}.")
     return fit.network()
 
 

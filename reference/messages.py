@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from reference.chinese import TABLE
+from reference.chinese import NOUNS, TABLE
 
 Language = Literal["auto", "en", "zh"]
 
@@ -55,6 +55,19 @@ def system_is_chinese() -> bool:
         return (locale.getlocale()[0] or "").lower().startswith(("zh", "chinese"))
     except ValueError:  # a locale that Python does not know
         return False
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun in the chosen language: `1 image`, `2,000 images`.
+
+    Args:
+        number: the number.
+        noun: the noun in the singular.
+        plural: its plural, if it is not the singular with an s.
+    """
+    if _chinese and noun in NOUNS:
+        return f"{number:,} {NOUNS[noun]}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def translated(text: str) -> str:

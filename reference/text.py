@@ -54,6 +54,53 @@ def print_line(text: object, *, error: bool = False) -> None:
     print(translated(shown) if isinstance(text, str) else shown, file=sys.stderr if error else sys.stdout, flush=True)
 
 
+COLUMNS = 80
+"""The width of a terminal by default, in columns."""
+
+
+def print_wrapped(text: str, *, error: bool = False) -> None:
+    """Print `text` as `print_line` does, but wrapped to lines of 80 columns; the following lines are indented.
+
+    A word that is longer than a line, such as a path, is not broken, so that it can be copied.
+    """
+    first, *more = wrapped(translated(printable(text)), COLUMNS - 2)
+    print("\n  ".join([first, *more]), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def wrapped(text: str, columns: int) -> Iterator[str]:
+    """`text` wrapped to lines of at most `columns`, at spaces and between Chinese characters."""
+    line = ""
+    for piece in pieces(text):
+        if line and width(line + piece.rstrip()) > columns:
+            yield line.rstrip()
+            line = ""
+        line += piece
+    yield line.rstrip()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The unbreakable parts of `text`: words with the space after them, and single Chinese characters."""
+    part = ""
+    for place, char in enumerate(text):
+        part += char
+        following = text[place + 1 : place + 2]
+        wide = width(char) == 2 or (following and width(following) == 2)
+        if char == " " or (wide and following not in CLOSING and char not in OPENING):
+            yield part
+            part = ""
+    if part:
+        yield part
+
+
+CLOSING, OPENING = (*"，。；：、）”’！？…,.;:)]}", " "), (*"（“‘([{",)
+"""Characters that must not begin a line, and characters that must not end a line."""
+
+
+def width(text: str) -> int:
+    """The width of a text on a terminal, in columns: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
 def _escaped(text: str, keep: str = "") -> str:
     """`text` with every character of the categories in `HIDDEN` escaped, except those in `keep`."""
     if text.isprintable():

@@ -11,25 +11,25 @@ import tyro
 
 from reference.errors import InputError, exit_with
 from reference.files import read_json
-from reference.messages import translated
+from reference.messages import counted, translated
 from reference.recipes import ABLATION
 from reference.run import Settings, parse, train_seeds
 from reference.run.settings import shortened
-from reference.text import print_line
+from reference.text import print_line, print_wrapped
 
 
 @dataclass(frozen=True)
 class Measurement(Settings):
-    """Train with the seeds 0, 1, 2, … and print the accuracy of the networks: mean ± standard deviation."""
+    """Train with the seeds 0, 1, 2, …; print the accuracy: mean ± standard deviation."""
 
     GROUPS: ClassVar = {"measurement": ("seeds", "ablation", "against")} | Settings.GROUPS
 
     seeds: int = 5
     """Number of trainings; at least 2."""
     ablation: bool = False
-    """Also train without each ingredient of --recipe fast; print the effect of each as a table."""
+    """Also without each part of --recipe fast."""
     against: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Compare with an earlier measurement, given by its --output DIR, by Welch's test."""
+    """Welch's test against the measurement in this folder."""
 
 
 def main() -> None:
@@ -52,9 +52,11 @@ def main() -> None:
     print_line("seed  test accuracy  test loss  sum of batch means")
     for seed, row in enumerate(summaries):
         print(f"{seed:4}  {row['test_accuracy']:13.4f}  {row['test_loss']:9.4f}  {row['test_loss_sum']:18.2f}")
-    print_line(f"{len(summaries)} seeds, {summaries[0]['epochs']} epochs: {spread(accuracies(summaries))}")
+    print_wrapped(
+        f"{len(summaries)} seeds, {counted(summaries[0]['epochs'], 'epoch')} each: {spread(accuracies(summaries))}"
+    )
     if others:
-        print_line(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
+        print_wrapped(f"against {measurement.against}: {compared(accuracies(summaries), others)}")
 
 
 def measured(folder: Path) -> list[float]:
@@ -117,7 +119,7 @@ def ablate(settings: Settings, seeds: int) -> None:
     for number, (name, change) in enumerate(ABLATION.items()):
         changed = replace(settings, output=settings.output / f"without-{number}", **change)
         rows[name] = train_seeds(changed, seeds)
-    print_line(f"| recipe fast, {settings.epochs} epochs, {seeds} seeds | test accuracy |")
+    print_line(f"| recipe fast, {counted(settings.epochs, 'epoch')}, {seeds} seeds | test accuracy |")
     print("|---|---|")
     for name, summaries in rows.items():
         print(f"| {translated(name)} | {spread(accuracies(summaries))} |")

@@ -1,20 +1,45 @@
 """Check the listings of a document on this PyTorch: `python scripts/check_document.py FILE.md`, see `--help`."""
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 sys.path.append(str(Path(__file__).parents[1]))  # spec/ is not installed
 
+from reference.command_line import parse_arguments
 from reference.errors import InputError, exit_with
+from reference.messages import Language, is_chinese
 from reference.text import print_line
 
-DESCRIPTION = """
-Run every Python listing of Markdown documents and notebooks, each in a process of its own without a network, and say of
-each whether it runs, fails and why, warns, prints something else than the document says, or needs what is not here.
-The exit status is 0 if nothing fails or differs, 1 if something does, and 2 for an error in the arguments.
-"""
-SECONDS = 8.0
+
+@dataclass(frozen=True)
+class Question:
+    """Run every Python listing of Markdown documents and notebooks, each in a process of its own without a network.
+
+    The report says of each listing whether it runs, fails and why, warns, prints something else than the document
+    says, or needs something that this machine does not have. The exit status is 0 if nothing fails or differs, 1 if
+    something does, and 2 for an error in the arguments.
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|FOLDER")]
+    """FILE.md, FILE.ipynb, or a folder."""
+    fix: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write copies with the known fixes, and run them again."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the results as JSON."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the results as a page that works offline."""
+    lang: Language = "auto"
+    """The language of messages: English, Chinese, or that of the system's locale."""
+    alone: bool = False
+    """Run each listing alone, as if copied into a new file."""
+    seconds: float = 8
+    """Seconds of a listing until its loops are cut."""
+    memory: Annotated[float, tyro.conf.arg(metavar="GIB")] = 6
+    """Memory of a listing."""
 
 
 def progress(place: str) -> None:
@@ -23,21 +48,9 @@ def progress(place: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE|FOLDER", help="FILE.md, FILE.ipynb, or a folder")
-    parser.add_argument("--fix", metavar="DIR", type=Path, help="write copies with the known fixes, and run them again")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write the results as a page that works offline")
-    parser.add_argument("--lang", choices=("en", "zh"), help="the language of the report; default: the environment's")
-    parser.add_argument("--alone", action="store_true", help="run each listing alone, as if copied into a new file")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=SECONDS,
-        help=f"time of a listing until its loops are cut; default {SECONDS:.0f}",
-    )
-    parser.add_argument("--memory", type=float, default=6, metavar="GIB", help="memory of a listing; default 6")
-    words = parser.parse_args()
+    words = parse_arguments(Question)
+    if not words.paths:
+        raise InputError("FILE is missing: name at least one document or folder")
     if not 0 < words.seconds < 1e6:
         raise InputError(f"--seconds {words.seconds}: must be positive")
     if not 1 <= words.memory < 1e6:
@@ -51,7 +64,7 @@ def main() -> int:
     from spec.documents import report
     from spec.documents.check import Options, check, documents, keeper, write_fixed
 
-    language = report.chosen_language(words.lang)
+    language = "zh" if is_chinese() else "en"
     try:
         paths = documents(words.paths)
     except FileNotFoundError as error:

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # where the project is not inst
 from reference.doctor import examine
 from reference.errors import exit_with
 from reference.messages import choose_language, translated
-from reference.text import json_text, print_line, printable
+from reference.text import COLUMNS, json_text, print_line, printable, width, wrapped
 
 SIGNS = {"good": "ok", "note": "--", "wrong": "!!"}
 DESCRIPTION = (
@@ -25,7 +24,10 @@ LANGUAGE = "the language of messages: English, Chinese, or that of the system's 
 
 def main() -> int:
     choose_language()
-    parser = argparse.ArgumentParser(description=translated(DESCRIPTION))
+    parser = argparse.ArgumentParser(
+        description="\n".join(wrapped(translated(DESCRIPTION), COLUMNS - 1)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     help_of_json = translated("print one JSON list instead of text")
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help=help_of_json)
     parser.add_argument("--lang", choices=("auto", "en", "zh"), default="auto", help=translated(LANGUAGE))
@@ -35,17 +37,22 @@ def main() -> int:
         print(json_text([asdict(finding) for finding in findings], indent=2, encoding=sys.stdout.encoding))
     else:
         for finding in findings:
-            print_line(
-                f"{SIGNS[finding.state]} {padded(translated(finding.what))} {translated(printable(finding.found))}"
-            )
+            show(f"{SIGNS[finding.state]} {padded(translated(finding.what))} ", finding.found)
             if finding.remedy:
-                print_line(f"   {padded('')} → {translated(printable(finding.remedy))}")
+                show(f"   {padded('')} → ", finding.remedy)
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
+
+
+def show(head: str, text: str) -> None:
+    """Print `text` after `head`, wrapped to the columns at its right."""
+    for line in wrapped(translated(printable(text)), COLUMNS - width(head)):
+        print_line(head + line)
+        head = " " * width(head)
 
 
 def padded(text: str) -> str:
     """`text` padded to 13 columns; a Chinese character takes two."""
-    return text + " " * (13 - sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text))
+    return text + " " * (13 - width(text))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from typing import Annotated
 import tyro
 
 from reference.command_line import parse_arguments
-from reference.errors import InputError, exit_with
+from reference.errors import exit_with
 from reference.export import IMAGES, SUFFIXES, Kind, export
-from reference.inference import newest_checkpoint
+from reference.inference import checkpoint_of, newest_checkpoint
 from reference.messages import Language
-from reference.text import print_line
+from reference.text import print_wrapped
 
 TRAP = (
     "loading this file with torch.load(FILE, weights_only=False) runs code of the file and needs reference/ with the "
@@ -39,22 +39,17 @@ class Export:
 
 def main() -> None:
     wanted = parse_arguments(Export)
-    checkpoint = wanted.run
-    if checkpoint is None:
-        checkpoint = newest_checkpoint()
-        print_line(f"using the newest run: {checkpoint}", error=True)
-    elif checkpoint.is_dir():
-        checkpoint = checkpoint / "best.pt"
-        if not checkpoint.exists():
-            raise InputError(f"{wanted.run} holds no best.pt: its training has not finished an epoch")
+    checkpoint = newest_checkpoint() if wanted.run is None else checkpoint_of(wanted.run)
+    if wanted.run is None:
+        print_wrapped(f"using the newest run: {checkpoint}", error=True)
     output = wanted.output or checkpoint.with_name("network" + SUFFIXES[wanted.to])
     difference = export(checkpoint, wanted.to, output)
-    print_line(
+    print_wrapped(
         f"{output}: {output.stat().st_size:,} bytes; its scores of {IMAGES} images differ from the network's by at "
         f"most {difference:.1g}"
     )
     if wanted.to == "whole-module":
-        print_line(f"note: {TRAP}", error=True)
+        print_wrapped(f"note: {TRAP}", error=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -16,10 +16,10 @@ from reference.command_line import parse_arguments
 from reference.device import choose_device
 from reference.errors import InputError, exit_with
 from reference.files import atomic_write
-from reference.inference import Prediction, draw_answers, newest_checkpoint, predict
+from reference.inference import Prediction, checkpoint_of, draw_answers, newest_checkpoint, predict
 from reference.legacy_checkpoint import read_legacy_checkpoint
-from reference.messages import Language
-from reference.text import json_text, output_lost, print_line, printable
+from reference.messages import Language, counted
+from reference.text import json_text, output_lost, print_line, print_wrapped, printable
 
 SAVED = 100
 """Images in the file of `--save`."""
@@ -33,12 +33,16 @@ class Question:
     calibrated: of the answers given with 80 %, another share than 80 % may be right.
     """
 
+    GROUPS: ClassVar = {
+        "common": ("images", "checkpoint", "top_k", "verbose", "save", "json", "lang"),
+        "files of other programs": ("legacy", "choose", "class_names", "size"),
+        "computing": ("batch_size", "device"),
+    }
+
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Image files (JPEG, PNG, GIF, BMP, TIFF, WebP and whatever else Pillow decodes without a program of its own), and
-    folders: the images in them and in their subfolders, by name, without hidden ones."""
+    """Image files, and folders with images."""
     checkpoint: Path | None = None
-    """A checkpoint that train_full.py wrote: best.pt or last.pt of a run. The class names come from it. By default
-    best.pt of the newest run in runs/."""
+    """A run or a checkpoint of one, which holds the names of the classes; by default the newest run in runs/."""
     legacy: bool = False
     """The checkpoint is another file of torch.save, a whole network or a state dict, of any PyTorch since 1.0; nothing
     in it is run. Without an image: describe its content."""
@@ -57,8 +61,7 @@ class Question:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     json: bool = False
-    """Print one JSON list instead of text (docs/predict.schema.json); an element appears as soon as its image is
-    answered."""
+    """Print one JSON list (docs/predict.schema.json)."""
     verbose: bool = False
     """Also print the scores (logits) and the number of the class, as the tutorial does."""
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
@@ -81,13 +84,14 @@ def main() -> int:
         network, class_names = found.classifier(question.class_names, (height, width))
         batch_size = found.batch_size(question.batch_size, (height, width))
         for note in found.notes:  # assumptions
-            print_line(f"note: {note}", error=True)
+            print_wrapped(f"note: {note}", error=True)
     else:
         if not question.images:
             raise InputError("IMAGE is missing: name at least one image or folder")
         if checkpoint is None:
             checkpoint = newest_checkpoint()
-            print_line(f"using the newest run: {checkpoint}", error=True)
+            print_wrapped(f"using the newest run: {checkpoint}", error=True)
+        checkpoint = checkpoint_of(checkpoint)
         content = load_checkpoint(checkpoint)
         if question.class_names or question.size is not None or question.choose is not None:
             raise InputError("--class-names, --size and --choose need --legacy: this checkpoint needs none of them")
@@ -126,7 +130,7 @@ def save_answers(path: Path, answers: list[Prediction], class_names: tuple[str, 
     sheet = draw_answers([(answer.image, *answer.classes[0]) for answer in answers], class_names)
     with atomic_write(path) as file:
         sheet.save(file, "png")
-    print_line(f"{len(answers)} images with their answers are in {path}", error=True)
+    print_wrapped(f"answers written to {path}: {counted(len(answers), 'image')}", error=True)
 
 
 def show_text(answers: Iterator[Prediction], verbose: bool) -> bool:

@@ -1,9 +1,11 @@
 """Chapter 00: the program's messages in Chinese: the table is complete, and a message keeps its variable parts."""
 
+import ast
 import inspect
 import re
 import sys
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,10 @@ sys.path.append(str(ROOT / "scripts"))
 
 COMMANDS = tuple(
     getattr(import_module(script), name)
-    for script, name in (("accuracy", "Measurement"), ("predict", "Question"), ("export", "Export"))
+    for script, name in (
+        *(("accuracy", "Measurement"), ("predict", "Question"), ("export", "Export")),
+        ("check_document", "Question"),
+    )
 )
 
 
@@ -97,8 +102,8 @@ def test_variable_parts_are_inserted_and_translated(text: str, expected: str) ->
 @pytest.mark.usefixtures("chinese")
 def test_user_names_equal_to_program_words_are_not_translated() -> None:
     for name in (text for text in TABLE if " " not in text.strip()):
-        line = f"most confused: 3 images of class {name} were taken for x"
-        assert messages.translated(line) == f"最常混淆：3 张 {name} 被判为 x"
+        line = f"most confused: {name} taken for x, 3 images"
+        assert messages.translated(line) == f"最常混淆：{name} 被判为 x，3 images"
     assert messages.translated("images: 4 training and 2 test images of 2 classes").startswith("images：4 张")
 
 
@@ -147,3 +152,38 @@ def test_language_follows_the_lang_option_then_the_locale(
     monkeypatch.setenv("LC_ALL", locale)
     messages.choose_language(arguments=arguments)
     assert messages.is_chinese() is chinese
+
+
+@clause("00.messages.counted")
+def test_a_count_has_its_noun_in_the_singular_or_the_plural(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_chinese", False)
+    assert [messages.counted(n, "image") for n in (0, 1, 2, 1000)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1,000 images",
+    ]
+    assert [messages.counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    monkeypatch.setattr(messages, "_chinese", True)
+    assert [messages.counted(n, "image") for n in (1, 2)] == ["1 张图像", "2 张图像"]
+
+
+PLURALS = re.compile(r" (tests|components|epochs|listings|threads|reports|test images)\b")
+
+
+@clause("00.messages.counted")
+@pytest.mark.slow
+def test_no_text_of_the_program_puts_a_plural_after_a_number() -> None:
+    folders = ("reference", "scripts", "spec/support", "spec/report", "spec/documents", "spec/mutation")
+    found = []
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found += [
+                    f"{path.relative_to(ROOT)}:{node.lineno}: {text.value}"
+                    for value, text in pairwise(node.values)
+                    if isinstance(value, ast.FormattedValue)
+                    and isinstance(text, ast.Constant)
+                    and PLURALS.match(str(text.value))
+                ]
+    assert found == []

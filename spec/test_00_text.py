@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.errors import InputError, exit_with
+from reference.files import atomic_write
 from reference.models import Ocean
 from reference.text import Console, is_printable, json_text, open_console, output_lost, print_line, printable, styled
 from reference.untrusted.layers import LAYERS, STANDARD, CannotRunError, Printer, plain
@@ -118,6 +120,41 @@ def test_out_of_memory_is_reported_in_one_line(tmp_path: Path) -> None:
     result = run(short_of_memory, folder=tmp_path)
     assert (result.status, result.out) == (2, "")
     assert result.err == "error: there is not enough memory (Unable to allocate 3 GiB for an array)\n"
+
+
+@clause("00.text.errors")
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room on that disk"), (errno.EROFS, "choose a folder that can be written")],
+    ids=["full", "read-only"],
+)
+def test_a_file_that_cannot_be_written_is_one_line_with_the_path_and_the_remedy(
+    number: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "new.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    def write_whole() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+
+    for action, start in ((write_whole, f"{path} could not be written: "), (lambda: refused(number), "cannot use a: ")):
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as left:
+            exit_with(action)
+        assert left.value.code == 2
+        assert capsys.readouterr().err == f"error: {start}{os.strerror(number)}; {remedy}\n"
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def refused(number: int) -> None:
+    """An error of the system with the name of a file."""
+    raise OSError(number, os.strerror(number), "a")
 
 
 # JSON

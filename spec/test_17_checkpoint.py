@@ -267,7 +267,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a network that is a list": (lambda content: content["network"].update(name=["Ocean"]), r"the network \['Ocean'\]"),
     "a number of classes that is true": (
         lambda content: content.update(class_names=["a"], network={"name": "Ocean", "classes": True}),
-        "1 class names for True classes",
+        "its class names are 1, its classes True",
     ),
     "a preprocessing of tensors": (
         lambda content: content["preprocessing"].update(size=torch.ones(2)), "wants the preprocessing",
@@ -279,7 +279,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a newer version": (lambda content: content.update(version=99), "version 99.*reads version 1"),
     "another network": (lambda content: content["network"].update(name="Lake"), "the network 'Lake'.*knows Ocean"),
     "fewer names than classes": (
-        lambda content: content.update(class_names=list(NAMES[:9])), "9 class names for 10 classes",
+        lambda content: content.update(class_names=list(NAMES[:9])), "its class names are 9, its classes 10",
     ),
     "another number of classes": (
         lambda content: content.update(class_names=list(NAMES[:9]), network={"name": "Ocean", "classes": 9}),

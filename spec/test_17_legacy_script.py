@@ -81,7 +81,7 @@ def test_the_script_predicts_with_numbers_or_with_names(folder: Path) -> None:
     assert result.out == f"1.png: name{best} {shares[best]:.1%}\n"
     result = run("predict.py", *words, "--class-names", "dog", "cat", folder=folder)
     assert result.status == 2
-    assert "gives 10 scores an image, but there are 2 class names" in result.err
+    assert "gives 10 scores for each image, but the number of class names is 2" in result.err
 
 
 @clause("17.legacy.script")

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from PIL import Image
 
 from reference import messages
 from reference.checkpoint import load_checkpoint
-from reference.command_line import width
+from reference.command_line import parse_arguments
 from reference.data.image_tree import ImageTree
 from reference.data.resident import ResidentLoader
 from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.fonts import font_file
+from reference.messages import translated
 from reference.models import Ocean
 from reference.recipes import RECIPES
 from reference.run import Settings, load_data, parse
@@ -32,6 +34,7 @@ from reference.run.glance import findings
 from reference.run.parts import prepare
 from reference.run.plots import save_image, save_results
 from reference.run.screen import Screen
+from reference.text import print_wrapped, width
 from reference.tracking import draw_confusion, draw_mistakes
 from reference.training import Curve, Evaluation, Progress, confusion_matrix, evaluate, fit
 from spec.support.clauses import clause
@@ -221,7 +224,7 @@ def test_accuracy_interval_equals_the_wilson_interval(right: int, count: int, lo
 def test_the_description_states_the_run_and_is_bounded(classes: int, tmp_path: Path) -> None:
     progress, data = finished(classes)
     text = description(Settings(epochs=2), progress, data, tmp_path / "a run", "cpu", 145_578)
-    assert f"images: 400 training images, {4 * classes:,} test images, {classes} classes" in text
+    assert f"images: 400 training images, {4 * classes:,} test images, {classes:,} classes" in text
     assert "Test accuracy 75.00%" in text
     assert f"--resume '{tmp_path}/a run' --epochs 12" in text
     assert f"export.py '{tmp_path}/a run' --to onnx" in text
@@ -255,7 +258,7 @@ def test_a_training_ends_with_results_and_three_next_commands(tmp_path: Path) ->
     commands = re.findall(r"(?m)^  (\w+ .*)$", end[end.index("next:") :])
     assert commands == [
         "tensorboard --logdir 'my run'",
-        "python scripts/predict.py IMAGE --checkpoint 'my run/best.pt'",
+        "python scripts/predict.py IMAGE --checkpoint 'my run'",
         "python scripts/train_full.py --recipe fast --epochs 1 --dataset shapes",
     ]
     assert "99 %" in end
@@ -322,25 +325,45 @@ def test_style_tutorial_prints_the_lines_of_the_listings(tmp_path: Path) -> None
     assert f"整体测试集上的正确率: {right / 24}" in lines  # as the tutorial computes and prints it
 
 
+HELP: dict[str, Any] = {
+    "train_full": Settings,
+    "accuracy": import_module("scripts.accuracy").Measurement,
+    "predict": import_module("scripts.predict").Question,
+    "export": import_module("scripts.export").Export,
+    "check_document": import_module("scripts.check_document").Question,
+}
+"""The settings of each script."""
+
+
 @clause("18.run.help_groups")
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("script", ["train_full", "accuracy", "predict", "export", "check_document"])
 def test_help_is_grouped_and_the_common_options_fit_one_screen(
-    language: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str, language: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    kind = HELP[script]
+    trains = issubclass(kind, Settings)
+    if recipe != "tutorial" and not trains:
+        return
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(sys, "argv", ["train_full.py", "--lang", language, "--help"])
+    words = [f"{script}.py", "--lang", language, "--help", *(["--recipe", recipe] if trains else [])]
+    monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(messages, "_chinese", False)
     with pytest.raises(SystemExit):
-        parse(Settings)
-    text = capsys.readouterr().out
-    title = {"en": "\ncommon:\n", "zh": "\n常用：\n"}[language]
-    assert text.count(title) == 1
-    common = text[text.index(title) + 1 :]
-    assert common.count("\n") <= 50
-    assert "--epochs" in common
-    assert max(width(line) for line in text.splitlines() if "https://" not in line) <= 80
-    grouped = [name for names in Settings.GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(vars(Settings()))
+        parse(kind) if trains else parse_arguments(kind)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if width(line) > 80 and "https://" not in line] == []
+    groups = dict(getattr(kind, "GROUPS", {"options": [entry.name for entry in fields(kind)]}))
+    assert sorted(name for names in groups.values() for name in names) == sorted(entry.name for entry in fields(kind))
+    titles = [translated(title) + (":" if language == "en" else "：") for title in groups]
+    places = [lines.index(title) for title in titles]
+    assert places == sorted(places)
+    common = "common" if "common" in groups else "options"
+    end = [*places, len(lines) + 1][list(groups).index(common) + 1] - 1  # without the empty line
+    assert end <= 24, "\n".join(lines[:end])
+    assert lines[end - 1]
+    assert end == len(lines) or not lines[end]
 
 
 @clause("18.run.words")
@@ -420,17 +443,32 @@ def test_each_problem_of_the_user_images_is_one_line(tmp_path: Path) -> None:
     (root / "train/dog/broken.png").write_bytes(b"no image")
     halves = [ImageTree(root, half, skip_broken=True, progress=False) for half in (True, False)]
     lines = list(findings(halves[0], halves[1], root))
-    assert lines[0] == "1 of 2 classes have fewer than 20 training images: dog (4)"
-    assert lines[1] == (
-        "files, by 34 of them: 8×8 to 40×30 pixels, most often 8×8 pixels (97%); modes RGB 97%, L 3%; the network gets "
-        "32×32 pixels in RGB"
-    )
-    assert lines[2] == (
-        "1 test images (20.0%) are also training images, so the test accuracy is too high: "
-        "test/猫/again.png = train/猫/7.png"
-    )
-    assert lines[3] == "skipped 1 broken images: train/dog/broken.png"
-    assert len(lines) == 4
+    assert lines == [
+        "classes with fewer than 20 training images: 1 of 2: dog (4)",
+        "sizes of 34 files: 8×8 to 40×30 pixels, most often 8×8 (97%)",
+        "modes: RGB 97%, L 3%; the network gets 32×32 pixels in RGB",
+        "test images that are also training images: 1 (20.0%), so the test accuracy is too high: "
+        "test/猫/again.png = train/猫/7.png",
+        "broken images that are skipped: 1: train/dog/broken.png",
+    ]
+
+
+@clause("18.run.glance")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_line_about_a_persons_images_is_wider_than_a_terminal(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "data", {f"第 {number} 类的图像 of a long name": 1 for number in range(30)})
+    for number, mode in enumerate(["L", "P", "CMYK", "RGBA", "I;16"]):
+        name = f"第 {number} 类的图像 of a long name"
+        Image.new(mode, (1000, 800 + number)).save(root / f"test/{name}/image.{'jpg' if mode == 'CMYK' else 'png'}")
+        shutil.copy(root / f"train/{name}/0.png", root / f"test/{name}/again and again.png")
+        (root / f"train/{name}/broken.png").write_bytes(b"no image")
+    monkeypatch.setattr(messages, "_chinese", language == "zh")
+    load_data(Settings(dataset="images", data_root=root, skip_broken=True), print_wrapped)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if not line.startswith(" ")]) == 6
+    assert [line for line in lines if width(line) > 80] == []
 
 
 @clause("18.run.glance")
@@ -442,8 +480,8 @@ def test_only_the_first_process_inspects_the_data(
     settings = Settings(dataset="images", data_root=root, skip_broken=True, quiet=True)
     said: list[str] = []
     load_data(settings, said.append)
-    assert len(said) == 3
-    assert "skipped 1 broken images" in capsys.readouterr().out
+    assert len(said) == 4
+    assert "broken images that are skipped: 1" in capsys.readouterr().out
     said.clear()
     monkeypatch.setattr("reference.run.data.findings", None)
     load_data(settings, said.append, leads=False)
@@ -452,11 +490,13 @@ def test_only_the_first_process_inspects_the_data(
 
 
 @clause("18.run.glance")
-def test_valid_images_give_a_one_line_summary(tmp_path: Path) -> None:
+def test_sound_images_give_their_sizes_and_modes_only(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", {"cat": 20, "dog": 20})
     halves = [ImageTree(root, half, progress=False) for half in (True, False)]
-    (line,) = findings(halves[0], halves[1], root)
-    assert line == "files, by 44 of them: 8×8 pixels; modes RGB 100%; the network gets 32×32 pixels in RGB"
+    assert list(findings(halves[0], halves[1], root)) == [
+        "sizes of 44 files: 8×8 pixels",
+        "modes: RGB 100%; the network gets 32×32 pixels in RGB",
+    ]
 
 
 @clause("18.run.adam")

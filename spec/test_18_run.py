@@ -106,7 +106,7 @@ def test_help_shows_the_defaults_of_the_recipe(
     with pytest.raises(SystemExit) as left:
         parsed(monkeypatch, "--recipe", recipe, "--help")
     assert left.value.code == 0
-    text = re.sub(r"\x1b\[[0-9;]*m|│", "", capsys.readouterr().out)
+    text = re.sub(r"\x1b\[[0-9;]*m|│", "", capsys.readouterr().out).replace("--[no-]", "--")
     entries = {entry.split()[0].strip(","): " ".join(entry.split()) for entry in re.split(r"(?m)^ {1,2}--", text)[1:]}
     given: dict[str, Any] = {"recipe": recipe} | RECIPES[recipe]
     defaults = vars(Settings(**given))

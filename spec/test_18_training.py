@@ -453,7 +453,7 @@ def test_resuming_two_epochs_for_two_more_equals_four_epochs(tmp_path: Path, ord
     assert train(tmp_path, *TINY, "--epochs", 2, "--momentum", 0.5, "--output", "parts", *order).status == 0
     result = train(tmp_path, "--resume", "parts", "--epochs", 4)
     assert result.status == 0, result.err
-    assert "resuming after step 10 (2 of 4 epochs done)" in result.out
+    assert "resuming after step 10 (epochs done: 2 of 4)" in result.out
     assert_same_training(straight, tmp_path / "parts")
 
 
@@ -716,13 +716,22 @@ def test_a_full_disk_is_an_error_in_one_line_and_leaves_nothing_half_written(tmp
     assert train(tmp_path, "--resume", "run", "--epochs", 2).status == 0
 
 
+@clause("18.run.refused")
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = train(tmp_path, *TINY, "--output", "file/run")
+    assert_refused(result, f"cannot use {Path('file/run')}: ", "choose a folder that can be written")
+    assert (tmp_path / "file").read_text() == ""
+
+
 @clause("18.run.help")
 @pytest.mark.slow
 def test_help_names_every_setting(tmp_path: Path) -> None:
     result = train(tmp_path, "--help")
     assert result.status == 0
     for words in ("--dataset", "--download", "--resume", "--keep-every", "--deterministic", "--limit-train", "--quiet"):
-        assert words in result.out
+        assert words in result.out.replace("--[no-]", "--")
 
 
 # ------------------------------------------------------------------------------------------------ the data sets
@@ -759,11 +768,11 @@ def test_training_on_user_images_uses_the_folder_classes(tmp_path: Path) -> None
 def test_a_broken_image_is_named_and_skipped_only_on_request(tmp_path: Path) -> None:
     (tree(tmp_path) / "train" / "two" / "3.png").write_text("no image")
     words = ("--dataset", "images", "--data-root", "mine", *QUICK)
-    assert_refused(train(tmp_path, *words), "3.png", "1 of 18 images are broken", "--skip-broken")
+    assert_refused(train(tmp_path, *words), "3.png", "broken images: 1 of 18", "--skip-broken")
     assert not (tmp_path / "run").exists()
     result = train(tmp_path, *words, "--skip-broken")
     assert result.status == 0, result.err
-    assert "skipped 1 broken images: train/two/3.png" in result.out
+    assert "broken images that are skipped: 1: train/two/3.png" in result.out
     assert "images: 17 training and 18 test images" in result.out
 
 

@@ -268,7 +268,7 @@ def test_torchrun_writes_one_run_and_another_number_of_processes_resumes_it(tmp_
     assert run("train_full.py", "--resume", two, "--epochs", 2, folder=tmp_path).status == 0  # alone
     results = together(tmp_path, "--resume", one, "--epochs", 2)
     assert [result.status for result in results] == [0, 0], results
-    assert "resuming after step 6 (1 of 2 epochs done)" in results[0].out
+    assert "resuming after step 6 (epochs done: 1 of 2)" in results[0].out
     assert results[1].out == ""
     # the largest difference that rounding of the weights causes in a training of this network and length (chapter 18)
     exact, wobbling = pytorchs_losses(12, batch=16)

@@ -102,7 +102,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     text = "".join(output.get("text", "") for output in outputs)
     assert torch.__version__ in text
     assert "ok torch" in text
-    assert re.search(r"test accuracy \d+\.\d\d% after 2 epochs", text)
+    assert re.search(r"epochs 轮数: 2, test accuracy 测试正确率: \d+\.\d\d%", text)
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == 5  # curves, confusion matrix, mistakes, examples of the data, and the answers
     assert (tmp_path / "colab/summary.json").exists()

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from reference.text import width
 from spec.documents import causes, compare, report
 from spec.documents.check import Document, Options, Result, check, keeper, write_fixed
 from spec.documents.extract import Listing, read
@@ -418,6 +419,42 @@ def test_an_error_in_the_arguments_is_one_line(words: list[str], said: str) -> N
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
+
+
+@clause("00.check.report")
+@pytest.mark.parametrize(
+    ("kind", "value", "english", "chinese"),
+    [
+        ("package", "timm", "python -m pip install timm", "python -m pip install timm"),
+        ("file", "net.pt", "no listing of the document writes the file net.pt: add one", "请补上写出它的代码"),
+        ("network", "", "run the listing outside of the check", "请在检查之外运行"),
+        ("memory", "", "--memory GIB", "--memory GIB"),
+        ("time", "", "--seconds X", "--seconds X"),
+        ("arguments", "sys.argv", "save the listing as a file and run it", "请把代码存为文件"),
+        ("images", "", "put them at the path", "请放到该路径"),
+        ("input", "", "run the listing yourself", "请自行运行"),
+        (
+            "files",
+            "/etc/passwd",
+            "which the check refuses: /etc/passwd",
+            "检查不允许使用工作文件夹之外的文件：/etc/passwd",
+        ),
+        ("programs", "ls", "which the check does not start: ls", "检查不启动其他程序：ls"),
+    ],
+)
+def test_a_missing_requirement_is_named_with_the_way_to_meet_it(
+    kind: str, value: str, english: str, chinese: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("```python\nx = 1\n```\n", encoding="utf-8")
+    result = Result(read(path)[0])
+    result.verdict, result.reason = "needs", (kind, value)
+    for language, words, verdict in (("en", english, "missing requirement"), ("zh", chinese, "缺少运行条件")):
+        lines = list(report.lines(Document(path, [result]), language))
+        assert verdict in lines[1]
+        joined = "".join(line.strip() + " " * (language == "en") for line in lines[2:])
+        assert words in joined
+        assert max(map(width, lines[2:])) <= 80
 
 
 @clause("00.check.fixes")

@@ -87,7 +87,7 @@ def test_the_reference_must_not_warn() -> None:
 def test_a_file_that_defines_one_function_gets_a_report_of_that_function_only(tmp_path: Path) -> None:
     result = trial(tmp_path, "-k", "documented or padding", mine=RIGHT)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components under test, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
+    assert re.search(r"mine: 1 component under test, \d+ passed\n    conv2d +tutorial \d+/\d+ ", result.out)
     assert "    Linear" not in result.out  # imported from PyTorch: not the learner's work
     assert "not tested: mine.py imports Linear from PyTorch\n" in result.out
 
@@ -144,7 +144,7 @@ def test_a_run_prints_the_number_of_covered_clauses(tmp_path: Path) -> None:
 def test_absent_components_are_counted_and_never_passed(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch", "-k", "documented or same_padding", chapter="09_convolution_layer")
     assert result.status == 0, result.out
-    assert re.search(r"torch: 1 components under test, 1 passed, 8 absent\n", result.out), result.out
+    assert re.search(r"torch: 1 component under test, 1 passed, 8 absent\n", result.out), result.out
     assert "absent: conv2d_output_size, same_padding" in result.out
     assert re.search(r"1 passed, \d+ deselected, 8 absent", result.out)
 
@@ -180,8 +180,8 @@ def test_a_module_and_a_namespace_in_it_can_be_under_test(tmp_path: Path) -> Non
     names = "torch.nn.functional,spec.faults.convolution:KernelIsFlipped"
     result = trial(tmp_path, "--impl", names, "-k", "stride_1")
     assert result.status == 1, result.out
-    assert re.search(r"torch.nn.functional: 1 components under test, 1 passed\n", result.out)
-    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 components under test, 1 failed\n", result.out)
+    assert re.search(r"torch.nn.functional: 1 component under test, 1 passed\n", result.out)
+    assert re.search(r"spec.faults.convolution:KernelIsFlipped: 1 component under test, 1 failed\n", result.out)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
     # without the properties, because the number of their examples depends on their time
     words = ("--level", "tutorial")
     alone, together = (trial(tmp_path, "-n", number, *words, mine=STRIDE_IGNORED) for number in ("0", "2"))
-    report = re.compile(r"mine: 1 components under test, .*\n.*\n")
+    report = re.compile(r"mine: 1 component under test, .*\n.*\n")
     assert alone.status == together.status == 1
     assert report.findall(alone.out) == report.findall(together.out) != []
 
@@ -212,7 +212,7 @@ def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
 def test_pytorch_compiled_can_be_under_test(tmp_path: Path) -> None:
     result = trial(tmp_path, "--impl", "torch-compile", "-k", "documented or shifted or bias_is_added")
     assert result.status == 0, result.out
-    assert re.search(r"torch-compile: 1 components under test, 4 passed\n", result.out)
+    assert re.search(r"torch-compile: 1 component under test, 4 passed\n", result.out)
 
 
 # Levels
@@ -244,7 +244,7 @@ def conv2d(x, kernel, stride=1, padding=0):
 def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_path: Path) -> None:
     result = trial(tmp_path, "--level", "tutorial", mine=LOOPS)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 components under test, 12 passed, 1 not offered, 58 not claimed\n", result.out), (
+    assert re.search(r"mine: 1 component under test, 12 passed, 1 not offered, 58 not claimed\n", result.out), (
         result.out
     )
     assert "    not offered: conv2d has no parameter bias: 1 test\n" in result.out
@@ -261,7 +261,7 @@ def test_tests_excluded_by_aspect_or_dtype_are_not_claimed(tmp_path: Path) -> No
     assert result.status == 0, result.out
     assert re.search(r"    not claimed: aspect errors: \d+ tests\n    not claimed: low-precision: \d+ test", result.out)
     result = trial(tmp_path, "--aspect", "gradients", "-k", "l1_loss", **where | {"mine": loss})  # pyright: ignore[reportArgumentType]
-    assert re.search(r"mine: 1 components under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
+    assert re.search(r"mine: 1 component under test, [1-9] passed, \d+ not claimed\n", result.out), result.out
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_damage_to_the_process_of_a_file_is_reported(tmp_path: Path, mine: str, 
     result = trial(tmp_path, "--level", "tutorial", "-k", "stride_1", mine=mine, processes=())
     assert result.status == 1, result.out
     assert says in " ".join(result.out.split()), result.out
-    assert re.search(r"\nmine: \d components under test, 1 failed", result.out), result.out
+    assert re.search(r"\nmine: \d components? under test, 1 failed", result.out), result.out
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class ImageTree(Resident):
             name = path.partition("/")[0]
             where = f"{printable(tree.folder)}{os.sep}{broken[path]}"
             if not skip_broken:
-                count = f"{len(broken)} of {len(tree.paths)} images are broken"
+                count = f"broken images: {len(broken):,} of {len(tree.paths):,}"
                 raise InputError(f"{where}; {count}: fix or remove them, or leave them out with --skip-broken")
             if name not in class_names:
                 raise InputError(f"{where}, and so is every image of class {printable(name)}: fix or remove it")

@@ -8,9 +8,10 @@ from reference.data.cifar10 import ARCHIVE, FOLDER, cifar10_pair
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident
 from reference.data.shapes import TEST_SIZE, TRAIN_SIZE, Shapes
+from reference.messages import counted
 from reference.run.glance import findings
 from reference.run.settings import Settings
-from reference.text import print_line
+from reference.text import print_wrapped
 
 
 def load_data(
@@ -48,8 +49,8 @@ def load_data(
             for train in (True, False)
         )
         for line in findings(train_set, test_set, root) if leads else ():
-            if line.startswith("skipped"):  # also with --quiet
-                print_line(line)
+            if line.startswith("broken images"):  # also with --quiet
+                print_wrapped(line)
             else:
                 say(line)
     fingerprint = blake2b(digest_size=16)
@@ -57,7 +58,8 @@ def load_data(
         dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
         for part in (dataset.images, dataset.targets):
             fingerprint.update(part.contiguous().numpy().data)
-    say(f"{name}: {len(train_set):,} training and {len(test_set):,} test images of {len(train_set.classes)} classes")
+    tested, classes = counted(len(test_set), "test image"), counted(len(train_set.classes), "class", "classes")
+    say(f"{name}: {len(train_set):,} training and {tested} of {classes}")
     return (
         train_set,
         test_set,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.device import versions
-from reference.messages import translated
+from reference.messages import counted, translated
 from reference.recipes import RECIPES
 from reference.run.settings import Settings, flag
 from reference.text import printable
@@ -49,8 +49,8 @@ def description(
         f"# Ocean: {markdown(folder.name)}",
         "",
         translated(
-            f"Test accuracy {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {count:,} images) "
-            f"after {progress.epoch} of {settings.epochs} epochs."
+            f"Test accuracy {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
+            f"{counted(count, 'image')}) after epoch {progress.epoch} of {settings.epochs}."
         ),
         "",
     ]
@@ -61,8 +61,8 @@ def description(
     lines += [f"## {translated('Data')}", ""]
     lines += [
         translated(
-            f"{data['dataset']}: {data['train']:,} training images, {data['test']:,} test images, {len(classes)} "
-            "classes."
+            f"Data set {data['dataset']}: {counted(data['train'], 'training image')}, "
+            f"{counted(data['test'], 'test image')}, {counted(len(classes), 'class', 'classes')}."
         ),
         "",
         f"## {translated('Training')}",

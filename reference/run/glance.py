@@ -22,13 +22,13 @@ NAMED = 5
 
 
 def findings(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
-    """The findings about the images in `root` before a training, one line each."""
+    """The findings about the images in `root` before a training, one text each."""
     yield from few_images(train_set)
     yield from sizes_and_modes(train_set, test_set, root)
     yield from duplicates(train_set, test_set)
     skipped = [f"{half}/{path}" for half, tree in (("train", train_set), ("test", test_set)) for path in tree.skipped]
     if skipped:
-        yield f"skipped {len(skipped)} broken images: {listed(skipped)}"
+        yield f"broken images that are skipped: {len(skipped):,}: {listed(skipped)}"
 
 
 def few_images(train_set: ImageTree) -> Iterator[str]:
@@ -37,7 +37,7 @@ def few_images(train_set: ImageTree) -> Iterator[str]:
     few = sorted((count, name) for count, name in zip(counts, train_set.classes, strict=True) if count < FEW)
     if few:
         named = listed([f"{name} ({count})" for count, name in few])
-        yield f"{len(few)} of {len(counts)} classes have fewer than {FEW} training images: {named}"
+        yield f"classes with fewer than {FEW} training images: {len(few):,} of {len(counts):,}: {named}"
 
 
 def sizes_and_modes(train_set: ImageTree, test_set: ImageTree, root: Path) -> Iterator[str]:
@@ -54,13 +54,15 @@ def sizes_and_modes(train_set: ImageTree, test_set: ImageTree, root: Path) -> It
     if not sizes:
         return
     (usual, times), *others = sizes.most_common()
-    text = f"{usual[0]}×{usual[1]} pixels"
+    files, often = sizes.total(), f"{usual[0]}×{usual[1]}"
     if others:
         widths, heights = zip(*sizes, strict=True)
         smallest, largest = f"{min(widths)}×{min(heights)}", f"{max(widths)}×{max(heights)}"
-        text = f"{smallest} to {largest} pixels, most often {text} ({times / sizes.total():.0%})"
+        yield f"sizes of {files:,} files: {smallest} to {largest} pixels, most often {often} ({times / files:.0%})"
+    else:
+        yield f"sizes of {files:,} files: {often} pixels"
     named = ", ".join(f"{mode} {count / modes.total():.0%}" for mode, count in modes.most_common(NAMED))
-    yield f"files, by {sizes.total():,} of them: {text}; modes {named}; the network gets 32×32 pixels in RGB"
+    yield f"modes: {named}; the network gets 32×32 pixels in RGB"
 
 
 def duplicates(train_set: ImageTree, test_set: ImageTree) -> Iterator[str]:
@@ -77,8 +79,8 @@ def duplicates(train_set: ImageTree, test_set: ImageTree) -> Iterator[str]:
     if found:
         share = len(found) / len(test_set)
         yield (
-            f"{len(found):,} test images ({share:.1%}) are also training images, so the test accuracy is too high: "
-            f"{listed(found)}"
+            f"test images that are also training images: {len(found):,} ({share:.1%}), so the test accuracy is too "
+            f"high: {listed(found)}"
         )
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from reference.messages import translated
+from reference.messages import counted, translated
 from reference.run.settings import Settings
-from reference.text import print_line, printable
+from reference.text import print_line, print_wrapped, printable
 from reference.training import Progress, class_accuracies, confusion_entries, most_confused
 
 LISTED = 10
@@ -110,7 +110,7 @@ class Screen:
             lines = (
                 translated(
                     f"epoch {progress.epoch}/{self.settings.epochs}: loss {metrics['train_loss']:.4f}, test loss "
-                    f"{metrics['test_loss']:.4f}, test accuracy {metrics['test_accuracy']:.2%}, "
+                    f"{metrics['test_loss']:.4f}, accuracy {metrics['test_accuracy']:.2%}, "
                     f"{metrics['images_per_second']:,.0f} images/s"
                 ),
             )
@@ -128,7 +128,7 @@ class Screen:
         if len(order) > LISTED:
             print_line(f"  and {len(order) - LISTED:,} more classes: summary.json")
         for true, guess, count in most_confused(confusion, PAIRS):
-            print_line(f"most confused: {count:,} images of class {classes[true]} were taken for {classes[guess]}")
+            print_wrapped(f"most confused: {classes[true]} taken for {classes[guess]}, {counted(count, 'image')}")
 
     def next_commands(self, folder: Path) -> None:
         """Print three commands that the user can copy."""
@@ -143,7 +143,7 @@ class Screen:
         place, settings = quoted(folder), self.settings
         found = [
             (f"tensorboard --logdir {place}", "the curves, images and settings of this run"),
-            (f"python scripts/predict.py IMAGE --checkpoint {quoted(folder / 'best.pt')}", "the class of an image"),
+            (f"python scripts/predict.py IMAGE --checkpoint {place}", "the class of an image"),
         ]
         if settings.recipe == "fast":
             return [*found, (f"python scripts/export.py {place} --to onnx", "the network for other programs")]

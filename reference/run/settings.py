@@ -22,28 +22,25 @@ class Settings:
     """Train the tutorial's network and keep everything needed to resume the training, to repeat it and to predict.
 
     Without any flag: CIFAR-10 if it is under data/, else the embedded Shapes; 10 epochs of SGD, as in the tutorial.
-
-    The settings that are used most are in the last group.
     """
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": ("mirrors", "archive_md5", "skip_broken", "limit_train", "limit_test"),
-        "learning": ("momentum", "weight_decay", "schedule", "whiten", "shuffle", "mirror", "shift", "seed"),
-        "computing": ("device", "precision", "compile", "num_threads", "deterministic", "impl"),
-        "run folder and terminal": ("log_every", "keep_every", "plots", "style", "quiet", "lang"),
         "common": (
             *("dataset", "data_root", "download", "recipe", "epochs", "batch_size", "optimizer", "learning_rate"),
             *("output", "resume"),
         ),
+        "data": ("mirrors", "archive_md5", "skip_broken", "limit_train", "limit_test"),
+        "learning": ("momentum", "weight_decay", "schedule", "whiten", "shuffle", "mirror", "shift", "seed"),
+        "computing": ("device", "precision", "compile", "num_threads", "deterministic", "impl"),
+        "run folder and terminal": ("log_every", "keep_every", "plots", "style", "quiet", "lang"),
     }
 
     dataset: Literal["auto", "shapes", "cifar10", "images"] = "auto"
-    """The data set. auto: CIFAR-10 if it is under --data-root, else Shapes. images: --data-root holds train/CLASS/*
-    and test/CLASS/* trees of images of any size; they are read in one fixed mixed order, not class by class."""
+    """auto: CIFAR-10 if there, else Shapes; images: your own, in train/CLASS/* and test/CLASS/*."""
     data_root: Path = Path("data")
-    """The folder with cifar-10-python.tar.gz, with cifar-10-batches-py/, or with train/ and test/."""
+    """The folder with the data set."""
     download: bool = False
-    """Download CIFAR-10 (170 MB) into --data-root if it is missing; an interrupted download is resumed."""
+    """Download CIFAR-10 (170 MB) if missing."""
     mirrors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")] = (OFFICIAL_URL,)
     """Addresses of cifar-10-python.tar.gz, tried in this order."""
     archive_md5: str = OFFICIAL_MD5
@@ -56,15 +53,13 @@ class Settings:
     """Use only the first N test images."""
 
     recipe: Literal["tutorial", "fast"] = "tutorial"
-    """A name for settings, which other flags may change. tutorial: the tutorial's training. fast: the tutorial's
-    accuracy in a hundredth of the time, and more (reference/recipes.py)."""
+    """fast: more accurate in less time."""
     epochs: int = 10
-    """Total number of epochs; with --resume including completed ones."""
+    """Epochs in total, also with --resume."""
     batch_size: int = 64
-    """Images a step."""
+    """Images per step."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """sgd: along the gradient. adam, adamw: along the gradient divided by its typical size; then the learning rate is
-    0.001 unless it is given. muon: along the orthogonalized gradient."""
+    """adam and adamw: learning rate 0.001."""
     learning_rate: float = 0.01
     """Learning rate (step size)."""
     momentum: float = 0.0
@@ -104,10 +99,9 @@ class Settings:
     """CPU threads; by default PyTorch chooses."""
 
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The run's folder: new or empty. By default runs/DATASET-DATE-TIME."""
+    """The run's folder; else runs/DATASET-DATE-TIME."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Resume the run in this folder, with its own settings; --epochs, --device, --compile, --num-threads,
-    --data-root, --keep-every, --plots, --style, --lang and --quiet may be changed."""
+    """Resume the run in this folder, with its settings."""
     keep_every: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Keep each Nth epoch's checkpoint besides last.pt and best.pt; 0 keeps none."""
     plots: bool = True

@@ -27,7 +27,7 @@ from reference.device import (
 from reference.distributed import Group
 from reference.errors import STOPPING, InputError, TrainingError, is_ignored
 from reference.files import read_json, remove_temporaries
-from reference.messages import choose_language
+from reference.messages import choose_language, counted
 from reference.run.data import load_data
 from reference.run.folder import RunFolder, locked, new_folder, restore, write_json
 from reference.run.parts import Plan, prepare
@@ -35,7 +35,7 @@ from reference.run.plots import check_plots
 from reference.run.precision import resolve_precision
 from reference.run.screen import outcome
 from reference.run.settings import Settings, refuse_changes, stored_settings
-from reference.text import print_line
+from reference.text import print_wrapped
 from reference.training import Observer, Progress
 
 
@@ -63,7 +63,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
         settings = replace(settings, **kept)
         refuse_changes(settings, stored)
     group = Group.from_environment()
-    say = (lambda *_: None) if settings.quiet or not group.leads else print_line
+    say = (lambda *_: None) if settings.quiet or not group.leads else print_wrapped
     progress = Progress()
     held = settings.resume  # the run's folder, once it is known that no other run uses it
     with ExitStack() as leaving:
@@ -89,13 +89,15 @@ def train(settings: Settings, *, advise: bool = True) -> int:
         if group.agree((folder / "last.pt").exists()):
             progress = restore(folder / "last.pt", plan, data, train_set.classes)
         if progress.epoch > settings.epochs:
-            raise InputError(f"--epochs {settings.epochs}: {folder} has done {progress.epoch} epochs already")
+            raise InputError(
+                f"--epochs {settings.epochs}: {folder} has done {counted(progress.epoch, 'epoch')} already"
+            )
         if group.leads:
             write_config(folder, settings, plan, data, device)
         say(introduction(settings, plan, device))
         say(f"run folder: {folder}")
         if progress.step:
-            say(f"resuming after step {progress.step:,} ({progress.epoch} of {settings.epochs} epochs done)")
+            say(f"resuming after step {progress.step:,} (epochs done: {progress.epoch} of {settings.epochs})")
         if not group.leads:
             compile_network(plan.network, settings.compile, device)
             return follow(group, plan, progress)
@@ -113,7 +115,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
                 run.screen.bar.close()
                 run.save()
                 group.agree(None)
-                print_line(
+                print_wrapped(
                     f"stopped after step {progress.step:,}, nothing is lost; resume with: --resume {quote(str(folder))}"
                 )
                 return 128 + run.signal
@@ -121,7 +123,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
             group.agree(None)
         assert progress.confusion is not None, "a finished training was tested"
         run.screen.learned(progress.confusion, train_set.classes)
-        print_line(outcome(summary, folder))
+        print_wrapped(outcome(summary, folder))
         if advise:
             run.screen.next_commands(folder)
     return 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reference.files import atomic_write
 from spec.documents import causes, compare, fixes, stand_ins
 from spec.documents.causes import Cause
 from spec.documents.extract import Listing, has_ellipsis, parsed, read
@@ -536,7 +537,7 @@ class Check:
             else:
                 result.verdict, result.reason = "needs", ("package", PACKAGES.get(name, name))
         elif kind == "ImportError" and re.search(r"from 'd2l|from '\w*utils'", text):
-            result.verdict, result.reason = "needs", ("package", text[:80])
+            result.verdict, result.reason = "needs", ("package", re.findall(r"from '(\w+)", text)[0])
         elif needs:
             result.verdict, result.reason = "needs", ("package", next(filter(None, needs.groups()), "ipywidgets"))
         else:
@@ -820,7 +821,8 @@ def write_fixed(document: Document, path: Path) -> None:
         for result in changed:
             assert result.fixed is not None
             book["cells"][result.listing.cell - 1]["source"] = result.fixed["code"].splitlines(keepends=True)
-        path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(path) as file:
+            file.write((json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode())
         return
     lines = text.splitlines()
     for result in sorted(changed, key=lambda each: -each.listing.first):
@@ -831,4 +833,5 @@ def write_fixed(document: Document, path: Path) -> None:
         first = listing.printed.splitlines()[0] if listing.printed else ""
         indent = shown[: len(shown) - len(first)] if shown.endswith(first) else ""
         lines[start : start + count] = [f"{indent}{line}".rstrip() for line in result.fixed["code"].splitlines()]
-    path.write_bytes((end.join(lines) + end).encode())
+    with atomic_write(path) as file:
+        file.write((end.join(lines) + end).encode())

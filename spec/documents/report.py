@@ -10,7 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reference.text import printable
+from reference.files import atomic_write
+from reference.messages import counted
+from reference.text import COLUMNS, printable, wrapped
 from spec.documents.causes import Cause
 from spec.documents.check import WRONG, Document, Result
 
@@ -24,7 +26,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "warns": ("runs with deprecation warnings", "可运行，有弃用警告"),
     "differs": ("prints something else", "输出与文档不符"),
     "fails": ("fails", "失败"),
-    "needs": ("needs what is not here", "缺少运行条件"),
+    "needs": ("missing requirement", "缺少运行条件"),
     "fragment": ("fragment", "片段"),
     "not run": ("not run", "未运行"),
     "line": ("line", "第 {} 行"),
@@ -54,19 +56,42 @@ WORDS: dict[str, tuple[str, str]] = {
     "folders": ("folders", "文件夹"),
     "input": ("input from the keyboard", "键盘输入"),
     "gpu": ("a GPU", "GPU"),
-    "package": ("the package {}", "包 {}"),
-    "file": ("the file {}", "文件 {}"),
-    "network": ("a network", "网络"),
-    "files": ("files outside of its folder: {}", "工作文件夹之外的文件：{}"),
-    "programs": ("another program: {}", "其他程序：{}"),
-    "processes": ("too many processes: {}", "过多的进程：{}"),
-    "signals": ("signals to other processes: {}", "向其他进程发送信号：{}"),
-    "memory": ("more memory than allowed", "超出限制的内存"),
-    "time": ("more time than allowed", "超出限制的时间"),
+    "package": (
+        "the package {0} is not installed: python -m pip install {0}",
+        "没有安装包 {0}：python -m pip install {0}",
+    ),
+    "file": (
+        "no listing of the document writes the file {}: add one that does, or a path that exists",
+        "文档中没有代码写出文件 {}：请补上写出它的代码，或改用存在的路径",
+    ),
+    "needs images": (
+        "images with the content that the document means: put them at the path and run the listing yourself",
+        "需要文档所指内容的图像：请放到该路径，并自行运行这段代码",
+    ),
+    "needs input": (
+        "other input from the keyboard than 1: run the listing yourself",
+        "需要键盘输入，且不是 1：请自行运行这段代码",
+    ),
+    "network": (
+        "a connection to the network, which listings do not have here: run the listing outside of the check",
+        "需要网络连接，检查时没有网络：请在检查之外运行这段代码",
+    ),
+    "files": (
+        "files outside of its folder, which the check refuses: {}",
+        "检查不允许使用工作文件夹之外的文件：{}",
+    ),
+    "programs": ("another program, which the check does not start: {}", "检查不启动其他程序：{}"),
+    "processes": ("more processes than the check allows: {}", "进程多于检查所允许的数量：{}"),
+    "signals": ("signals to other processes, which the check refuses: {}", "检查不允许向其他进程发送信号：{}"),
+    "memory": ("more memory: allow it with --memory GIB", "内存不足：用 --memory GIB 增加"),
+    "time": ("more time: allow it with --seconds X", "时间不足：用 --seconds X 增加"),
     "ended": ("its process ended: {}", "进程已结束：{}"),
-    "device": ("a device: {}", "设备：{}"),
-    "arguments": ("arguments on the command line ({})", "命令行参数（{}）"),
-    "listing": ("what the listing at {} would define", "{} 处代码应定义的名称"),
+    "device": ("a device that this machine does not have: {}", "这台机器没有的设备：{}"),
+    "arguments": (
+        "arguments on the command line ({}): save the listing as a file and run it with them",
+        "需要命令行参数（{}）：请把代码存为文件并带参数运行",
+    ),
+    "listing": ("names that the listing at {} defines, which does not run", "{} 处代码定义的名称，而它不能运行"),
     "listing on a GPU": ("its tensors on the GPU too, as the listing at {}", "与 {} 处代码一样把张量移到 GPU"),
     "name": ("it uses {}, which no listing before it defines", "使用了此前从未定义的 {}"),
     "module": ("{} stands for a module of the reader", "{} 代表读者自己的模块"),
@@ -80,7 +105,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "empty": ("empty", "空"),
     "similar": ("a similar name is {}", "相近的名称是 {}"),
     "saved": ("it was saved as {}", "保存时的名称是 {}"),
-    "total": ("{} listings", "共 {} 段代码"),
 }
 """The texts of the report in English and Chinese; `{}` is a variable part."""
 
@@ -105,7 +129,7 @@ class Speaker:
     def word(self, key: str, *values: object) -> str:
         """A text of `WORDS`."""
         text = WORDS.get(key, (key, key))[self.number]
-        return text.format(*values) if "{}" in text else text
+        return text.format(*values) if "{" in text else text
 
     def both(self, english: str, chinese: str) -> str:
         """The text in the language of the report."""
@@ -125,7 +149,7 @@ class Speaker:
         key, value = result.reason
         if not key:
             return ""
-        return self.word(key, value) if "{}" in WORDS.get(key, ("",))[0] else self.word(key)
+        return self.word(f"needs {key}" if f"needs {key}" in WORDS else key, value)
 
     def details(self, result: Result) -> Iterator[str]:
         """The lines under a result."""
@@ -182,7 +206,7 @@ class Speaker:
         """The counts of the verdicts."""
         counts = Counter(result.verdict for result in found)
         parts = [f"{self.word(verdict)} {count}" for verdict in WORDS if (count := counts.get(verdict))]
-        return f"{self.word('total', len(found))}: {', '.join(parts)}"
+        return f"{self.both(counted(len(found), 'listing'), f'共 {len(found)} 段代码')}: {', '.join(parts)}"
 
 
 def _short(text: str) -> str:
@@ -207,7 +231,9 @@ def lines(document: Document, language: str) -> Iterator[str]:
         yield printable(f"{signs[result.verdict]} {speaker.place(result)}: {speaker.word(result.verdict)}")
         if result.verdict != "not run":
             for line in speaker.details(result):
-                yield printable(f"     {line}")
+                first, *more = wrapped(printable(line), COLUMNS - 7)
+                yield f"     {first}"
+                yield from (f"       {part}" for part in more)
     yield printable(speaker.summary(document.results))
 
 
@@ -262,7 +288,8 @@ def _cause(cause: Cause | None) -> dict[str, str] | None:
 
 def write_json(documents: Sequence[Document], path: Path) -> None:
     """Write the results as JSON."""
-    path.write_text(json.dumps(as_json(documents), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write((json.dumps(as_json(documents), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def write_page(documents: Sequence[Document], path: Path, language: str) -> None:
@@ -295,6 +322,7 @@ def write_page(documents: Sequence[Document], path: Path, language: str) -> None
         for document in documents
     ]
     page = environment.get_template(TEMPLATE)
-    path.write_text(
-        page.render(pages=pages, style=Markup(style), language="zh-CN" if language == "zh" else "en"), encoding="utf-8"
-    )
+    with atomic_write(path) as file:
+        file.write(
+            page.render(pages=pages, style=Markup(style), language="zh-CN" if language == "zh" else "en").encode()
+        )

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from reference.messages import counted
 from spec.mutation.judge import META, Coverage, Verdict, judge, project, record, warm_up
 from spec.mutation.mutants import HELPERS, PROGRAM, ROOT, Mutant, mutants, sources
 
@@ -102,7 +103,7 @@ def summary(verdicts: list[Verdict], known: dict[str, str]) -> Iterator[str]:
         if file != "all":
             total += counts
     for verdict in survivors:
-        yield f"\nsurvived {verdict.tests} tests: {verdict.mutant.id}\n{verdict.mutant.diff()}"
+        yield f"\nsurvived {counted(verdict.tests, 'test')}: {verdict.mutant.id}\n{verdict.mutant.diff()}"
     judged = total["killed"] + total["wrong"] + total["survived"]
     if judged:
         yield f"\nkilled: {total['killed'] + total['wrong']} of {judged} mutants that are not equivalent"
@@ -131,12 +132,12 @@ def main() -> int:
     coverage = covered(drawn, asked.jobs, asked.tests, asked.coverage)
     for test in coverage.failing:
         print(f"left out, because it fails on the unchanged sources: {test}")
-    print(f"{len(coverage.tests)} tests in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{counted(len(coverage.tests), 'test')} in {time.monotonic() - began:.0f} s", flush=True)
     verdicts: list[Verdict] = []
     with processes(asked.jobs, coverage) as pool:
         for judged in as_completed([pool.submit(_judge, mutant) for mutant in drawn]):
             verdicts.append(verdict := judged.result())
-            outcome = f"killed by {verdict.by}" if verdict.by else f"survived {verdict.tests} tests"
+            outcome = f"killed by {verdict.by}" if verdict.by else f"survived {counted(verdict.tests, 'test')}"
             print(f"{verdict.seconds:6.1f} s  {verdict.mutant.id}: {outcome}", flush=True)
             if time.monotonic() - began > asked.seconds:
                 print(f"{len(drawn) - len(verdicts)} mutants are not judged: the time is over", flush=True)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from reference.files import atomic_write
+from reference.messages import counted
 from reference.text import json_text, print_line
 from spec.report import compare, document, page
 
@@ -80,7 +81,7 @@ def _history(chosen: argparse.Namespace) -> int:
     output = chosen.output or chosen.folder / "history.html"
     with atomic_write(output) as file:
         file.write(page.history(compare.course(reports)).encode("utf-8"))
-    print_line(f"{len(reports)} report{'s' * (len(reports) != 1)}: {output}")
+    print_line(f"{counted(len(reports), 'report')}: {output}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from reference.messages import counted
 from spec.report.document import OUTCOMES, Report, ReportError, order, read
 
 BAD = ("failed", "error", "known failure", "not written", "not offered", "absent")
@@ -141,8 +142,8 @@ def diff(before: Report, after: Report) -> dict[str, list[str]]:
             for tests in (before["tests"], after["tests"])
         ]
         raise ReportError(
-            f"the reports have no test in common: the first has {len(old)} tests of {names[0] or 'nothing'}, "
-            f"the second {len(new)} tests of {names[1] or 'nothing'}"
+            f"the reports have no test in common: the first has {counted(len(old), 'test')} of "
+            f"{names[0] or 'nothing'}, the second {counted(len(new), 'test')} of {names[1] or 'nothing'}"
         )
     found: dict[str, list[str]] = {
         name: [] for name in ("broken", "fixed", "changed", "added", "removed", "no longer judged")
@@ -181,7 +182,7 @@ def counts(report: Report, implementation: str | None) -> Counter[str]:
 def incomplete(report: Report) -> list[str]:
     """The reasons why a report is not complete, one text per incomplete run."""
     return [
-        f"{run['finished']} of {run['collected']} tests: {run['interrupted'] or 'the run did not end'}"
+        f"{run['finished']} of {counted(run['collected'], 'test')}: {run['interrupted'] or 'the run did not end'}"
         for run in report["runs"]
         if not run["complete"]
     ]
@@ -206,7 +207,7 @@ def badge(report: Report, implementation: str | None = None) -> dict[str, Any]:
         )
     found = Counter(test["outcome"] for test in tests)
     bad, all_ = found["failed"] + found["error"], found.total()
-    message = f"{found['passed']:,} of {all_:,} tests passed"
+    message = f"{found['passed']:,} of {counted(all_, 'test')} passed"
     if bad:
         message += f", {bad:,} failed"
     for outcome in OUTCOMES[3:]:  # "20 of 190" alone would read as 170 failures

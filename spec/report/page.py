@@ -1,6 +1,8 @@
 """index.html: one self-contained page, rendered from report.json alone."""
 
+import base64
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache
@@ -79,6 +81,12 @@ def embedded(data: Any) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
+
+
+def packed(data: Any) -> str:
+    """JSON as zlib-compressed Base64: a third of its size, and a browser unpacks it without a library."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
 class View:
@@ -317,7 +325,7 @@ def render(report: Report) -> str:
             chapters=CHAPTERS,
             outcomes=OUTCOMES,
             lines_text=lines_text,
-            data=embedded(view.data()),
+            packed=lambda articles: packed(view.data() | {"articles": str(articles)}),
             style=part("page.css"),
             script=part("page.js"),
         )

@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 import torch
 
+from reference.messages import counted
 from spec.report import recording
 from spec.support.clauses import CLAUSES
 
@@ -326,7 +327,7 @@ def processor() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def _arguments(config: pytest.Config) -> str:

@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reference import messages
 from reference.checkpoint import load_checkpoint
-from reference.command_line import wrapped
 from reference.data.shapes import Shapes
 from reference.fonts import system_fonts
 from reference.run import prepare, stored_settings
 from reference.run.plots import save_results
+from reference.text import wrapped
 from reference.training import Curve, Progress
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +133,7 @@ def draw_report(place: Path) -> None:
         for language in LOCALES:
             tab = started.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
             tab.goto(f"{(place / 'report/index.html').as_uri()}#lang={language}")
+            tab.locator("html[data-ready]").wait_for(state="attached")
             tab.locator("#summary, h2").first.evaluate("element => element.scrollIntoView()")
             tab.screenshot(path=IMAGES / f"report.{language}.png")
         started.close()

@@ -123,7 +123,9 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     if wrong.numel() > 1:
         worst = distance.nan_to_num(torch.inf).masked_fill(~wrong, -1).flatten().argmax()
         at = [int(i) for i in torch.unravel_index(worst, wrong.shape)]
-        lines.append(f"  {int(wrong.sum())} of {wrong.numel()} numbers differ, most at index {at}")
+        lines.append(
+            f"  {int(wrong.sum())} of {wrong.numel()} numbers differ{'s' * (int(wrong.sum()) == 1)}, most at index {at}"
+        )
     if wrong.numel() <= 64 and wrong.dim():
         lines += ["  got all of", f"{actual.detach()}", "  expected all of", f"{expected.detach()}"]
     pytest.fail("\n".join(lines))

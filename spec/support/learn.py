@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import os
-import re
 import select
 import signal
 import sys
@@ -34,18 +33,6 @@ if TYPE_CHECKING:
 PATIENCE = 90.0
 """Time limit for the tests of one chapter in seconds; each call has a limit of 10 s."""
 LEVELS = ("tutorial", "definition", "pytorch")
-
-_LINES = (
-    (r"^the result differs at index (\[.*\])", r"结果在下标 \1 处不同"),
-    (r"^the result differs in value", "结果的值不同"),
-    (r"^the result has shape (\[.*\]), expected (\[.*\])", r"结果的形状为 \1，应为 \2"),
-    (r"^the result has dtype (\S+), expected (\S+)", r"结果的 dtype 为 \1，应为 \2"),
-    (r"^(\s*)got  ", r"\1得到 "),
-    (r"^(\s*)expected  ", r"\1应为 "),
-    (r"^not true: ", "不成立："),
-    (r"^a call did not return within (\d+) s", r"一次调用未在 \1 秒内返回"),
-)
-"""The lines of a failure that beginners see, in Chinese."""
 
 
 @dataclass
@@ -326,9 +313,9 @@ class Teacher:
 
     def translated(self, line: str) -> str:
         """A line of a failure in the reader's language."""
-        for english, chinese in _LINES if self.language else ():
-            line = re.sub(english, chinese, line)
-        return line
+        from spec.support import lessons
+
+        return lessons.line_in_chinese(line) if self.language else line
 
     def draw(self, drawing: dict[str, Any]) -> bool:
         """The arguments, the result and the expected result as matrices side by side."""

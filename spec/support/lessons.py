@@ -21,19 +21,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.command_line import wrapped
+from reference.messages import counted
+from reference.text import wrapped
 from spec.support.clauses import CLAUSES, LEVELS
 from spec.support.reproduction import Call, literal
 from spec.support.run import Run
 
 WIDTH = 80
 LONGEST = 30  # lines of the first failure
+LEVELS_ZH = {"tutorial": "教程", "definition": "定义", "pytorch": "PyTorch"}
 
 
 def chinese() -> bool:
     """Whether the reader's language is Chinese."""
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     return (next((name for name in names if name), None) or locale.getlocale()[0] or "").lower().startswith("zh")
+
+
+LINES = (
+    (r"^(the result) differs at index (\[.*\])", r"结果在下标 \2 处不同"),
+    (r"^the result differs in value", "结果的值不同"),
+    (r"^the result has shape (\[.*\]), expected (\[.*\])", r"结果的形状为 \1，应为 \2"),
+    (r"^the result has dtype (\S+), expected (\S+)", r"结果的 dtype 为 \1，应为 \2"),
+    (r"^(\s*)got {2,}", r"\1得到      "),
+    (r"^(\s*)expected {2,}", r"\1应为      "),
+    (r"^(\s*)tolerance  none: no step of this computation rounds", r"\1容差      无：这个计算的每一步都没有舍入"),
+    (r"^(\s*)tolerance  ", r"\1容差      "),
+    (r"^(\s*)(\d+) of (\d+) numbers differs?, most at index (\[.*\])", r"\1\3 个数中有 \2 个不同，相差最大的下标是 \4"),
+    (r"^not true: ", "不成立："),
+    (r"^a call did not return within (\d+) s", r"一次调用未在 \1 秒内返回"),
+)
+"""The lines of a failure that learners see, in Chinese."""
+
+
+def line_in_chinese(line: str) -> str:
+    """A line of a failure in Chinese; a text that is not in the table is unchanged."""
+    for english, translation in LINES:
+        line = re.sub(english, translation, line)
+    return line
+
+
+def said(english: str, translation: str) -> str:
+    """The text in the reader's language."""
+    return translation if chinese() else english
 
 
 def title(name: str) -> str:
@@ -241,17 +271,17 @@ def first_failure(report: Any, found: Mapping[str, list[Mistake]]) -> list[str]:
     if 'print("expected"' in str(properties.get("paste", "")):  # because it prints both in full
         text = text.partition("\n  got all of")[0]
     for line in [line for line in text.splitlines() if line.strip()][:12]:
-        lines += _wrapped(line, "  ")[:2]
+        lines += _wrapped(line_in_chinese(line) if chinese() else line, "  ")[:2]
     if fitting := diagnosis(properties, found):
-        label = "诊断" if chinese() else "diagnosis"
-        lines += _wrapped(f"{label}: {' or '.join(mistake.in_language(chinese()) for mistake in fitting)}", "  ")
+        names = said(" or ", " 或 ").join(mistake.in_language(chinese()) for mistake in fitting)
+        lines += _wrapped(said(f"diagnosis: {names}", f"诊断：{names}"), "  ")
     for name in properties["clauses"][:1]:
         entry = CLAUSES[name]
         text = entry.statement_zh if chinese() else entry.statement
-        lines += _wrapped(f"{'规范' if chinese() else 'why'}: {text} ({name})", "  ")
+        lines += _wrapped(said(f"why: {text} ({name})", f"规范：{text}（{name}）"), "  ")
     code = [part for line in str(properties.get("paste", "")).splitlines() for part in _code(line)]
     if code and len(lines) + len(code) + 1 <= LONGEST:
-        lines += ["在 Python 中粘贴运行:" if chinese() else "paste into Python:", *code]
+        lines += [said("paste into Python:", "在 Python 中粘贴运行："), *code]
     return lines[:LONGEST]
 
 
@@ -276,9 +306,11 @@ def others(failures: Sequence[Any], found: Mapping[str, list[Mistake]]) -> list[
     for report in failures:
         properties = dict(report.user_properties)
         fitting = [m for m in diagnosis(properties, found) if m.name in properties.get("faults", ())]
-        groups[fitting[0].words if fitting else properties.get("cause", "other reasons")] += 1
+        reason = properties.get("cause", said("other reasons", "其他原因"))
+        groups[fitting[0].in_language(chinese()) if fitting else reason] += 1
     return [
-        f"  {name[: WIDTH - 14]}: {n} test{'s' * (n != 1)}" for name, n in sorted(groups.items(), key=lambda g: -g[1])
+        "  " + said(f"{name[: WIDTH - 14]}: {counted(n, 'test')}", f"{name[: WIDTH - 14]}：{n} 个测试")
+        for name, n in sorted(groups.items(), key=lambda g: -g[1])
     ]
 
 
@@ -300,11 +332,17 @@ def progress(reports: Sequence[tuple[str, Any]], absent: set[str]) -> Iterator[s
             else:
                 following.setdefault(component, properties)
     for component, numbers in judged.items():
-        levels = (f"{level} {passed[component][level]}/{numbers[level]}" for level in LEVELS if numbers[level])
+        levels = (
+            f"{said(level, LEVELS_ZH[level])} {passed[component][level]}/{numbers[level]}"
+            for level in LEVELS
+            if numbers[level]
+        )
         parts = [f"    {component:<18}", *levels]
         if component in following:
             ids = following[component]["clauses"]
-            parts.append(f"next: {following[component].get('title', '')}{f' ({ids[0]})' if ids else ''}")
+            test = f"{following[component].get('title', '')}{f' ({ids[0]})' if ids else ''}"
+            parts.append(said(f"next: {test}", f"下一个：{test}"))
         if handed[component]:
-            parts.append(f"computed by {', '.join(sorted(handed[component]))}")
+            names = ", ".join(sorted(handed[component]))
+            parts.append(said(f"computed by {names}", f"由 {names} 计算"))
         yield "   ".join(parts)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-SHOWN = {"print_line", "say", "translated", "legible", "InputError", "TrainingError", "OSError", "Finding", "refusal"}
+SHOWN = {
+    *("print_line", "print_wrapped", "show", "say", "translated", "legible", "Finding", "refusal"),
+    *("InputError", "TrainingError", "OSError"),
+}
 """Functions and classes with a message as an argument."""
 RETURNED = {
     "_stopped",

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from reference.messages import counted
+from reference.text import width
 from spec.support import crashes, isolation, lessons, simulated_device, versions
 from spec.support import report as trial_report
 from spec.support.clauses import ASPECTS, CLAUSES, LEVELS
@@ -335,7 +337,7 @@ class Specification:
                 if i.left_out
             ),
             f"torch {torch.__version__}, Python {platform.python_version()}, device {option('--device')}, "
-            f"{torch.get_num_threads()} threads, {dtypes}, seed {option('randomly_seed', 'not set')}",
+            f"{counted(torch.get_num_threads(), 'thread')}, {dtypes}, seed {option('randomly_seed', 'not set')}",
         ]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -588,12 +590,19 @@ class Specification:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the report of the trial."""
         covered = trial_report.clauses(terminalreporter.stats)
-        terminalreporter.write_line(f"clauses: {len(covered)} of {len(CLAUSES)} covered by the tests of this run")
+        terminalreporter.write_line(
+            lessons.said(
+                f"clauses: {len(covered)} of {len(CLAUSES)} covered by the tests of this run",
+                f"条款：本次运行的测试涉及 {len(CLAUSES)} 条中的 {len(covered)} 条",
+            )
+        )
         trials = self._trials()
         if self.named is None and not any(trial.outcomes for trial in trials.values()):
             return
         every_component = self.named is not None or (self.config.getoption("verbose") or 0) > 0
-        terminalreporter.section("trial")
+        title = lessons.said("trial", "试用")
+        wide = width(title) - len(title)  # pytest counts a Chinese character as one column
+        terminalreporter._tw.sep("=", title, terminalreporter._tw.fullwidth - wide)
         lessons_of = {name: self._lessons(terminalreporter, name, trials[name]) for name in self.diagnoses}
         for line in trial_report.lines(trials, every_component=every_component, lessons=lessons_of):
             terminalreporter.write_line(line)
@@ -617,7 +626,8 @@ class Specification:
                 terminalreporter.write_line(line)
             if failures[1:]:
                 terminalreporter.write_line("")
-                terminalreporter.write_line("other failures by cause (--all-failures prints them):")
+                other = "other failures by cause (--all-failures prints them):"
+                terminalreporter.write_line(lessons.said(other, "按原因列出其他失败（--all-failures 逐一打印）："))
                 for line in lessons.others(failures[1:], mistakes):
                     terminalreporter.write_line(line)
             terminalreporter.write_line("")

@@ -5,9 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reference.messages import counted
+from spec.support.lessons import said
 from spec.support.outcomes import NOT_JUDGED
 
 OUTCOMES = ("passed", "failed", "error", "skipped", *NOT_JUDGED, "xfailed", "xpassed")
+OUTCOMES_ZH = {
+    "passed": "通过", "failed": "失败", "error": "出错", "skipped": "跳过", "absent": "缺席", "not offered": "不提供",
+    "not claimed": "未声明", "not written": "未编写", "xfailed": "已知失败", "xpassed": "意外通过",
+}  # fmt: skip
 
 
 @dataclass
@@ -74,22 +80,35 @@ def lines(
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
-        found.append(f"{name}: {len(judged)} components under test, {_counts(trial.outcomes) or 'no test'}")
+        numbers = _counts(trial.outcomes)
+        found.append(
+            said(
+                f"{name}: {counted(len(judged), 'component')} under test, {numbers or 'no test'}",
+                f"{name}：{len(judged)} 个被测组件，{numbers or '没有测试'}",
+            )
+        )
         found += (lessons or {}).get(name, ())
         for component, counts in sorted(judged.items() if name not in (lessons or {}) else ()):
             if every_component or counts["failed"] or counts["error"]:
                 found.append(f"    {component:<30} {_counts(counts)}")
-        found += [f"    known failure: {name}: {reason}" for name, reason in trial.known.items()]
+        known = said("known failure: ", "已知失败：")
+        found += [f"    {known}{name}: {reason}" for name, reason in trial.known.items()]
         for outcome, reasons in trial.left.items():
-            found += [f"    {outcome}: {reason}: {_tests(number)}" for reason, number in sorted(reasons.items())]
+            found += [
+                said(
+                    f"    {outcome}: {reason}: {counted(number, 'test')}",
+                    f"    {OUTCOMES_ZH[outcome]}：{reason}：{number} 个测试",
+                )
+                for reason, number in sorted(reasons.items())
+            ]
         if trial.absent:
-            found.append(f"    absent: {', '.join(sorted(trial.absent))}")
+            found.append(f"    {said('absent: ', '缺席：')}{', '.join(sorted(trial.absent))}")
     return found
 
 
 def _counts(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
-
-
-def _tests(number: int) -> str:
-    return f"{number} test{'s' * (number != 1)}"
+    listed = [(outcome, outcomes[outcome]) for outcome in OUTCOMES if outcomes[outcome]]
+    return said(
+        ", ".join(f"{count} {outcome}" for outcome, count in listed),
+        "，".join(f"{OUTCOMES_ZH[outcome]} {count}" for outcome, count in listed),
+    )

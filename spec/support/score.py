@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import InputError
+from reference.messages import counted
 from reference.text import print_line
 from spec.support.exercises import Exercise, of_chapter, written_in
 
@@ -94,5 +95,7 @@ def score(file: Path, answer: Path, chapter: str | None, level: str) -> int:
     found = results(file, chapter, level)
     answer.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tests = found.get("tests", [])
-    print_line(f"{found['status']}: {sum(t['status'] == 'pass' for t in tests)} of {len(tests)} tests, see {answer}")
+    print_line(
+        f"{found['status']}: {sum(t['status'] == 'pass' for t in tests)} of {counted(len(tests), 'test')}, see {answer}"
+    )
     return 0 if found["status"] == "pass" else 1

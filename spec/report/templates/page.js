@@ -1,8 +1,12 @@
 "use strict";
-(() => {
-  const DATA = JSON.parse(document.getElementById("data").textContent);
+(async () => {
   const root = document.documentElement;
   const $ = (id) => document.getElementById(id);
+  const packed = Uint8Array.from(atob($("data").textContent), (char) => char.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const DATA = JSON.parse(await new Response(unpacked).text());
+  $("articles").innerHTML = DATA.articles;
+  $("needs").remove();
   const FILTERS = ["chapter", "kind", "verdict", "impl", "outcome", "level", "aspect"];
   const state = { anchor: "", q: "", rows: "chapter", lang: "", theme: "" };
   for (const name of FILTERS) state[name] = "";
@@ -325,4 +329,5 @@
   read();
   if (!state.lang && !location.hash && navigator.language.startsWith("zh")) state.lang = "zh";
   show();
+  root.dataset.ready = "";
 })();
