@@ -1,6 +1,5 @@
 """The report: the files of `pytest --report`, and the page as text and in a browser."""
 
-import base64
 import hashlib
 import json
 import re
@@ -9,7 +8,6 @@ import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +21,7 @@ from spec.faults import Fault, convolution
 from spec.report import document, page, plugin
 from spec.support.clauses import CLAUSES, clause
 from spec.support.command import Command, run
-from spec.support.sample_reports import MINE, SCHEMA, SPECIFICATION, command, made, words
+from spec.support.sample_reports import MINE, SCHEMA, SPECIFICATION, command, made, unpacked, words
 
 KEYWORDS = "documented or step or documented_sizes or relu_of or ReLU"
 
@@ -310,12 +308,6 @@ def test_every_word_of_the_page_has_a_translation() -> None:
     assert len(used) > 60
     assert sorted(used - chinese.keys()) == []
     assert sorted(page.CHAPTERS)[:22] == [f"{n:02}" for n in range(22)]
-
-
-def unpacked(html: str) -> Any:
-    """The data of a page, as its script unpacks them."""
-    (text,) = re.findall(r'id="data">([A-Za-z0-9+/=]*)</script>', html)
-    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 @clause("00.report.size")

@@ -8,7 +8,7 @@ import pytest
 
 from spec.report import compare, document, page
 from spec.support.clauses import clause
-from spec.support.sample_reports import SCHEMA, command, made
+from spec.support.sample_reports import SCHEMA, command, made, unpacked
 
 
 @clause("00.report.merge")

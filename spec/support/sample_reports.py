@@ -1,7 +1,10 @@
 """Reports for tests: made by hand, or by a small run of pytest."""
 
+import base64
 import io
 import json
+import re
+import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,9 @@ def command(*arguments: object) -> tuple[int, str]:
     with redirect_stdout(out), redirect_stderr(out):
         status = main(list(map(str, arguments)))
     return status, out.getvalue()
+
+
+def unpacked(html: str) -> Any:
+    """The data of a page, as its script unpacks them."""
+    (text,) = re.findall(r'id="data">([A-Za-z0-9+/=]*)</script>', html)
+    return json.loads(zlib.decompress(base64.b64decode(text)))
