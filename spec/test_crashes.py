@@ -24,7 +24,7 @@ from torch.nn import functional
 right = functional.conv2d
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if stride == 2 or (isinstance(dilation, tuple) and dilation[-1] == 2 and weight.dtype == torch.float16):
+    if stride == 2 or (isinstance(dilation, tuple) and dilation[-1] == 2):
         {crash}
     return right(input, weight, bias, stride, padding, dilation, groups)
 
@@ -75,7 +75,6 @@ def test_a_crash_is_a_failure_of_one_test_with_the_call_that_crashed(
     # the examples of a property derive from the seed of the run, so that the crashed example is repeated
     drawn = outcomes["test_conv2d_equals_the_sum_of_the_definition[torch]"]
     assert f"the process that ran the test ended {says}" in drawn["message"]
-    assert "dtype=torch.float16" in drawn["reproduction"]
     assert re.search(r"dilation=\(\d, 2\)", drawn["reproduction"].splitlines()[-1]), drawn["reproduction"]
     assert report["runs"][0]["complete"]
     assert report["runs"][0]["finished"] == report["runs"][0]["collected"]
