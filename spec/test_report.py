@@ -656,6 +656,21 @@ def test_merge_puts_versions_side_by_side_and_says_since_when_a_clause_holds() -
     assert "mine：自 2.14.0 起成立" in html
 
 
+@clause("00.versions.recorded")
+def test_the_page_shows_the_recorded_releases_beside_the_measured_ones() -> None:
+    name = "12.batch_norm.rejects"
+    reports = [made({"a": outcome}, torch=version) for version, outcome in (("2.9.1", "failed"), ("2.14.1", "passed"))]
+    for report in reports:
+        report["specification"] = SPECIFICATION | {"clauses": {name: SPECIFICATION["clauses"][name]}}
+        report["tests"][0]["clauses"] = [name]
+    merged = compare.merge(reports)
+    jsonschema.validate(merged, SCHEMA)
+    html = page.render(merged)
+    for text in ("mine: since 2.14.1", "PyTorch, recorded: since 2.11.0", "PyTorch，记录：自 2.11.0 起成立"):
+        assert text in html
+    assert "recorded" not in page.render(made({"a": "passed"})).partition('id="clauses"')[2].partition("<script")[0]
+
+
 @clause("00.report.merge")
 @pytest.mark.parametrize(
     ("values", "text"),
