@@ -36,7 +36,16 @@ from reference.tracking import (
     draw_predictions,
     forget_after,
 )
-from reference.training import Curve, Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
+from reference.training import (
+    Curve,
+    Evaluation,
+    Observer,
+    Progress,
+    class_accuracies,
+    confusion_entries,
+    most_confused,
+    sparse_confusion,
+)
 
 SAMPLE_IMAGES = 16
 MATRIX = 256
@@ -131,7 +140,7 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
         return stored
     entries = stored["entries"]
     indices, counts = entries[:, :2].T, entries[:, 2]
-    return torch.sparse_coo_tensor(indices, counts, (classes, classes), check_invariants=True).coalesce()
+    return sparse_confusion(indices, counts, classes, check_invariants=True).coalesce()
 
 
 def write_json(path: Path, content: Any) -> None:
