@@ -140,8 +140,8 @@ def architectures() -> list[str]:
     """The architectures that PyTorch was built for; `get_arch_list` names none on a machine without a GPU."""
     import torch
 
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)
-    return torch.cuda.get_arch_list() or (flags() or "").split()
+    flags: Any = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
+    return torch.cuda.get_arch_list() or (flags or "").split()
 
 
 def build() -> Finding:

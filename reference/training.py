@@ -387,7 +387,7 @@ def confusion_matrix(
     return sparse_confusion(indices, counts, classes, check_invariants=False, is_coalesced=True)
 
 
-def sparse_confusion(indices: Int[Tensor, "2 n"], counts: Int[Tensor, "n"], classes: int, **options: bool) -> Tensor:
+def sparse_confusion(indices: Int[Tensor, "2 n"], counts: Int[Tensor, "n"], classes: int, **options: Any) -> Tensor:
     """A sparse confusion matrix, on the device of `counts`.
 
     PyTorch 2.11 warns that nobody chose whether it checks the indices, even if `check_invariants` is given.
