@@ -1,3 +1,9 @@
 """The specification's pytest plugin is loaded here, so that its options exist wherever pytest starts."""
 
-pytest_plugins = ["spec.support.versions", "spec.support.plugin", "spec.support.gpu", "spec.report.plugin"]
+pytest_plugins = [
+    "spec.support.versions",
+    "spec.support.without_torchvision",
+    "spec.support.plugin",
+    "spec.support.gpu",
+    "spec.report.plugin",
+]

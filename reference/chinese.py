@@ -358,6 +358,8 @@ TABLE: dict[str, str] = {
     "the language of messages: English, Chinese, or that of the system's locale": "消息的语言：英文、中文，或系统的语言",
     "threads": "线程",
     "memory": "内存",
+    "build": "编译目标",
+    "differences": "版本差异",
     "instructions": "指令集",
     "driver": "驱动",
     "disk": "磁盘",
@@ -399,6 +401,18 @@ TABLE: dict[str, str] = {
     ),
     "update the driver, or install a PyTorch for an older CUDA: https://pytorch.org/get-started/locally": (
         "请更新驱动，或安装较旧 CUDA 的 PyTorch：https://pytorch.org/get-started/locally"
+    ),
+    "for ROCm {}, for {}": "为 ROCm {0} 编译，适用于 {1}",
+    "for the CPU: it contains no CUDA": "为 CPU 编译：不含 CUDA",
+    "for CUDA {}, driver {} or newer, for {}: GPUs such as {}": (
+        "为 CUDA {0} 编译，需要驱动 {1} 或更新版本，适用于 {2}：例如 GPU {3}"
+    ),
+    "this TensorBoard imports pkg_resources, which setuptools 82 removed; TensorBoard 2.21 does without it": (
+        "此 TensorBoard 会导入 pkg_resources，而 setuptools 82 已删除该模块；TensorBoard 2.21 不再需要它"
+    ),
+    "PyTorch {} differs from the newest release in {} behaviours: {}": "PyTorch {0} 与最新版本有 {1} 处行为不同：{2}",
+    "a training needs none of them; to have them: python -m pip install --upgrade torch torchvision": (
+        "训练不需要这些行为；如需要：python -m pip install --upgrade torch torchvision"
     ),
     "writes events; look at them with: tensorboard --logdir runs": "可以写入事件；查看：tensorboard --logdir runs",
     'python -m pip install --upgrade "tensorboard>=2.21"; an older setuptools is not needed any more': (

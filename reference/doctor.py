@@ -21,6 +21,20 @@ from typing import Any, Literal
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The oldest driver for each CUDA: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
+GENERATIONS = (
+    (5, 0, "GTX 900"),
+    (6, 0, "P100"),
+    (6, 1, "GTX 10"),
+    (7, 0, "V100"),
+    (7, 5, "T4, RTX 20"),
+    (8, 0, "A100"),
+    (8, 6, "RTX 30, A10"),
+    (8, 9, "RTX 40, L4"),
+    (9, 0, "H100, H200"),
+    (10, 0, "B200"),
+    (12, 0, "RTX 50"),
+)
+"""Compute capabilities with GPUs that have them: developer.nvidia.com/cuda-gpus and cuda-legacy-gpus (5.0: 5.2 too)."""
 ROOM = 2 * 2**30
 """Disk space for the unpacked CIFAR-10 and some runs, in bytes."""
 
@@ -58,7 +72,7 @@ def examine(folder: Path = Path()) -> list[Finding]:
         broken = [] if known else [Finding("import torch", f"{type(error).__name__}: {error}", "wrong", remedy)]
         driver = [Finding("driver", text)] if (text := nvidia_smi()) else []
         return [*found, *broken, *driver]
-    return [*software(), *processor(), *accelerators(), *tensorboard(), *storage(folder), *data(folder)]
+    return [*software(), *processor(), build(), *accelerators(), *tensorboard(), *storage(folder), *data(folder)]
 
 
 def requirements() -> list[str]:
@@ -120,6 +134,30 @@ def host_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def architectures() -> list[str]:
+    """The architectures that PyTorch was built for; `get_arch_list` names none on a machine without a GPU."""
+    import torch
+
+    flags: Any = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
+    return torch.cuda.get_arch_list() or (flags or "").split()
+
+
+def build() -> Finding:
+    """The GPUs that the installed PyTorch was built for, and the driver that it needs, on any machine."""
+    import torch
+
+    cuda, built = torch.version.cuda, architectures()
+    if torch.version.hip:
+        return Finding("build", f"for ROCm {torch.version.hip}, for {', '.join(built)}")
+    if cuda is None:
+        return Finding("build", "for the CPU: it contains no CUDA")
+    served = [text for major, minor, text in GENERATIONS if has_kernels(built, major, minor)]
+    least = DRIVERS.get(int(cuda.split(".")[0]), "?")
+    return Finding(
+        "build", f"for CUDA {cuda}, driver {least} or newer, for {', '.join(built)}: GPUs such as {', '.join(served)}"
+    )
 
 
 def accelerators() -> Iterator[Finding]:
@@ -212,12 +250,23 @@ def nvidia_smi() -> str:
 
 
 def tensorboard() -> Iterator[Finding]:
-    """Whether events can be written. The tutorial's remedy for a missing distutils, setuptools 58.0.4, is obsolete."""
+    """Whether events can be written, and whether the program `tensorboard` can start.
+
+    TensorBoard before 2.21 imports `pkg_resources` when it starts; setuptools 82 removed that module. The tutorial's
+    remedy for a missing `distutils`, setuptools 58.0.4, is obsolete.
+    """
     try:
         importlib.import_module("torch.utils.tensorboard")
+        importlib.import_module("tensorboard.default")
     except Exception as error:
         remedy = 'python -m pip install --upgrade "tensorboard>=2.21"; an older setuptools is not needed any more'
-        yield Finding("TensorBoard", f"{type(error).__name__}: {error}", "wrong", remedy)
+        if isinstance(error, ModuleNotFoundError) and error.name == "pkg_resources":
+            text = (
+                "this TensorBoard imports pkg_resources, which setuptools 82 removed; TensorBoard 2.21 does without it"
+            )
+            yield Finding("TensorBoard", text, "wrong", remedy)
+        else:
+            yield Finding("TensorBoard", f"{type(error).__name__}: {error}", "wrong", remedy)
     else:
         yield Finding("TensorBoard", "writes events; look at them with: tensorboard --logdir runs")
 

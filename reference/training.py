@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -383,9 +384,17 @@ def confusion_matrix(
         return torch.bincount(places, minlength=classes**2).reshape(classes, classes)
     different, counts = places.unique(return_counts=True)
     indices = torch.stack([different // classes, different % classes])
-    return torch.sparse_coo_tensor(
-        indices, counts, (classes, classes), check_invariants=False, is_coalesced=True, device=counts.device
-    )
+    return sparse_confusion(indices, counts, classes, check_invariants=False, is_coalesced=True)
+
+
+def sparse_confusion(indices: Int[Tensor, "2 n"], counts: Int[Tensor, "n"], classes: int, **options: Any) -> Tensor:
+    """A sparse confusion matrix, on the device of `counts`.
+
+    PyTorch 2.11 warns that nobody chose whether it checks the indices, even if `check_invariants` is given.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        return torch.sparse_coo_tensor(indices, counts, (classes, classes), device=counts.device, **options)
 
 
 def confusion_entries(confusion: Int[Tensor, "classes classes"]) -> Int[Tensor, "entries 3"]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ import torch
 
 from reference import doctor
 from reference.doctor import Finding, examine
+from spec.support import versions
 from spec.support.clauses import clause
 from spec.support.command import run
 
@@ -39,6 +41,7 @@ def test_doctor_gives_a_remedy_for_each_problem(tmp_path: Path) -> None:
         "threads",
         "memory",
         "instructions",
+        "build",
         "TensorBoard",
         "disk",
         "CIFAR-10",
@@ -155,6 +158,53 @@ def test_a_gpu_without_kernels_is_reported_with_the_architectures_of_pytorch(mon
     assert finding.state == "wrong"
     assert "capability 7.5, but this PyTorch was built for sm_80, sm_90" in finding.found
     assert "install a PyTorch" in finding.remedy
+
+
+@clause("00.doctor.build")
+def test_the_build_of_pytorch_names_the_gpus_it_serves_and_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)  # a machine without a GPU
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80 sm_90", raising=False)
+    text = doctor.build().found
+    assert text.startswith("for CUDA 13.0, driver 580 or newer, for sm_75, sm_80, sm_90: GPUs such as T4")
+    assert text.endswith("T4, RTX 20, A100, RTX 30, A10, RTX 40, L4, H100, H200")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", "sm_50 compute_50".split)
+    assert doctor.build().found.endswith(
+        "GTX 900, P100, GTX 10, V100, T4, RTX 20, A100, RTX 30, A10, RTX 40, L4, H100, H200, B200, RTX 50"
+    )
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert doctor.build().found == "for the CPU: it contains no CUDA"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", "gfx90a gfx942".split)
+    assert doctor.build().found == "for ROCm 6.4, for gfx90a, gfx942"
+
+
+@clause("00.doctor.pkg_resources")
+def test_a_tensorboard_that_needs_pkg_resources_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> None:
+        if name == "tensorboard.default":
+            raise ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    (finding,) = doctor.tensorboard()
+    assert finding.state == "wrong"
+    assert finding.found.startswith("this TensorBoard imports pkg_resources, which setuptools 82 removed")
+    assert finding.remedy.startswith('python -m pip install --upgrade "tensorboard>=2.21"')
+
+
+@clause("00.doctor.differences")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_doctor_lists_the_differences_of_an_older_pytorch(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(ROOT / "scripts/doctor.py"))
+    monkeypatch.setattr(versions, "missing", lambda: versions.DIFFERENCES)
+    (finding,) = script["differences"](chinese=language == "zh")
+    reasons = {d.reason_zh if language == "zh" else d.reason for d in versions.DIFFERENCES if not d.of_processor}
+    assert finding.state == "note"
+    assert f"differs from the newest release in {len(reasons)} behaviours: " in finding.found
+    assert all(reason in finding.found for reason in reasons)
+    monkeypatch.setattr(versions, "missing", tuple)
+    assert script["differences"](chinese=False) == []
 
 
 @clause("00.doctor.driver")

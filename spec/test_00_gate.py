@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,21 @@ def test_the_gate_runs_single_steps_and_refuses_others(checkout: Path) -> None:
     assert "test" in gate(checkout, "--list").stdout.split()
     done = gate(checkout, "test", "nonsense")
     assert (done.returncode, "there is no step nonsense" in done.stderr, done.stdout) == (1, True, "")
+
+
+@clause("00.gate.older")
+def test_the_gate_runs_the_components_on_an_older_pytorch_without_torchvision(checkout: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "programs/python").symlink_to(sys.executable)
+    python = checkout / "programs/python3"
+    prints = '#!/bin/sh\\necho "$*"\\n[ "$2" != pip ] || cat "$6"\\n'  # its arguments, and the requirements of pip
+    python.write_text(f"#!/bin/sh\nmkdir -p $3/bin\nprintf '{prints}' > $3/bin/python\nchmod +x $3/bin/python\n")
+    python.chmod(0o755)
+    (checkout / "programs/chmod").symlink_to(shutil.which("chmod") or pytest.fail("there is no chmod"))
+    done = gate(checkout, "older")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "torch==2.13.0" in lines
+    assert not [line for line in lines if line.startswith("torchvision")]
+    assert {"numpy>=2", "pytest>=9"} <= {*lines}
+    assert [line for line in lines if line.startswith("-m pytest -n 2")]

@@ -352,8 +352,16 @@ def test_an_unknown_clause_is_refused_with_the_nearest() -> None:
         ('kind = "rule"\nen = "a"\nzh = "b"\nverdikt = "holds"', r"unknown keys \['verdikt'\]"),
         ('kind = "claim"\nen = "a"\nzh = "b"\nsame_as = "08.x.z"', "same_as = '08.x.z', which must be the id"),
         ('kind = "claim"\nen = "a"\nzh = "b"\nsame_as = "08.x.y"', "same_as = '08.x.y', which must be the id"),
+        ('kind = "rule"\nen = "a"\nzh = "b"\nsince = "2.12"', "since = '2.12'; it must be among"),
+        (
+            'kind = "rule"\nen = "a"\nzh = "b"\nsince = "2.11.0"\nuntil = "2.13.0"',
+            "since and until; it must have at most",
+        ),
     ],
-    ids=["a missing part", "an unknown part", "an unknown clause", "a clause without a verdict"],
+    ids=[
+        *("a missing part", "an unknown part", "an unknown clause", "a clause without a verdict"),
+        *("a release that was not run", "two spans"),
+    ],
 )
 def test_a_clause_with_unknown_fields_is_rejected(tmp_path: Path, entry: str, says: str) -> None:
     path = tmp_path / "clauses.toml"

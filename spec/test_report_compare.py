@@ -8,7 +8,7 @@ import pytest
 
 from spec.report import compare, document, page
 from spec.support.clauses import clause
-from spec.support.sample_reports import SCHEMA, command, made, unpacked
+from spec.support.sample_reports import SCHEMA, SPECIFICATION, command, made, unpacked
 
 
 @clause("00.report.merge")
@@ -68,6 +68,21 @@ def test_merge_compares_versions_and_names_the_first_where_a_clause_holds() -> N
     articles = unpacked(page.render(merged))["articles"]
     assert "mine: since 2.14.0" in articles
     assert "mine：自 2.14.0 起成立" in articles
+
+
+@clause("00.versions.recorded")
+def test_the_page_shows_the_recorded_releases_beside_the_measured_ones() -> None:
+    name = "12.batch_norm.rejects"
+    reports = [made({"a": outcome}, torch=version) for version, outcome in (("2.9.1", "failed"), ("2.14.1", "passed"))]
+    for report in reports:
+        report["specification"] = SPECIFICATION | {"clauses": {name: SPECIFICATION["clauses"][name]}}
+        report["tests"][0]["clauses"] = [name]
+    merged = compare.merge(reports)
+    jsonschema.validate(merged, SCHEMA)
+    articles = unpacked(page.render(merged))["articles"]
+    for shown in ("mine: since 2.14.1", "PyTorch, recorded: since 2.11.0", "PyTorch，记录：自 2.11.0 起成立"):
+        assert shown in articles
+    assert "recorded" not in unpacked(page.render(made({"a": "passed"})))["articles"]
 
 
 @clause("00.report.merge")

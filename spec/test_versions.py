@@ -1,5 +1,6 @@
 """PyTorch's releases: the excused differences of older releases are detected by trying, and nothing else is excused."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from spec.support import versions
-from spec.support.clauses import clause
+from spec.support import versions, without_torchvision
+from spec.support.clauses import CLAUSES, RELEASES, clause
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,3 +66,102 @@ def test_text_that_an_older_release_does_not_print_is_not_expected(monkeypatch: 
     monkeypatch.setattr(nn.LayerNorm, "extra_repr", lambda self: "(1,)")
     assert versions.printed_here(f"({norm})") == f"({norm})".replace(", bias=True", "")
     assert versions.printed_here("Linear(in_features=1, out_features=1, bias=True)").endswith("bias=True)")
+
+
+COLLECT = """
+import re, sys
+import pytest
+
+class Listing:
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            print("test", item.nodeid, *(name for mark in item.iter_markers("clause") for name in mark.args), sep="\\t")
+
+sys.exit(pytest.main(["--collect-only", "-q", "-n", "0", *sys.argv[1:]], plugins=[Listing()]))
+"""
+
+
+@clause("00.versions.recorded")
+@pytest.mark.slow
+def test_the_recorded_releases_of_a_clause_agree_with_the_installed_release() -> None:
+    """The clauses with a test that the installed release fails are those that the record says, and no others."""
+    files = sorted({f"spec/{name}.py" for name in FILES})
+    found = subprocess.run(
+        [sys.executable, "-c", COLLECT, *files], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    tests = [line.split("\t")[1:] for line in found.stdout.splitlines() if line.startswith("test\t")]
+    passes: dict[str, bool] = {}
+    for name, *clauses in tests:
+        for difference in versions.DIFFERENCES:
+            if not difference.of_processor and re.match(difference.tests, name):
+                passes |= {each: passes.get(each, True) and difference.newer() for each in clauses}
+        for pattern, is_free in versions.WITHOUT_FAULT:
+            if re.match(pattern, name):
+                passes |= {each: passes.get(each, True) and is_free() for each in clauses}
+    recorded = {name: entry for name, entry in CLAUSES.items() if entry.span}
+    assert {*recorded} <= {*passes}
+    release = torch.__version__.partition("+")[0]
+    if release in RELEASES:
+        failing = {name for name, passed in passes.items() if not passed}
+        assert failing == {name for name, entry in recorded.items() if not entry.holds_for(release)}
+
+
+FILES = {found for d in versions.DIFFERENCES for found in re.findall(r"test_\d\d_\w+(?=\\.py)", d.tests)} | {
+    "test_12_normalization", "test_12_attention", "test_13_func_and_export"
+}  # fmt: skip
+"""The files with tests that some release fails."""
+
+
+@clause("00.versions.recorded")
+def test_a_difference_is_recorded_for_some_releases() -> None:
+    entry = CLAUSES["12.batch_norm.evaluation"]
+    assert entry.span == "in 2.9.1, 2.13.0, 2.14.1"
+    assert [entry.holds_for(release) for release in RELEASES] == [True, False, True, True]
+    since = CLAUSES["12.batch_norm.rejects"]
+    assert since.span == "since 2.11.0"
+    assert [since.holds_for(release) for release in RELEASES] == [False, True, True, True]
+    assert {CLAUSES["08.conv2d.stride1"].span} == {""}
+    assert all(CLAUSES["08.conv2d.stride1"].holds_for(release) for release in RELEASES)
+
+
+BLOCKED = """
+import sys
+import pytest
+from spec.support import without_torchvision as plugin
+
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torchvision":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+plugin.IS_MISSING = {}
+options = ["-q", "-rs", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
+sys.exit(pytest.main(options, plugins=[plugin]))
+"""
+
+
+@clause("00.versions.torchvision")
+@pytest.mark.slow
+def test_without_torchvision_what_needs_it_is_skipped_and_the_rest_runs(tmp_path: Path) -> None:
+    (tmp_path / "test_file.py").write_text("import torchvision\n\ndef test_of_a_file():\n    pass\n")
+    (tmp_path / "test_mixed.py").write_text(
+        "import pytest\n\n@pytest.fixture\ndef needs_it():\n    import torchvision.models\n\n"
+        "def test_inside():\n    import torchvision\n\ndef test_fixture(needs_it):\n    pass\n\n"
+        "def test_other():\n    pass\n\ndef test_fault():\n    import torchvision_extra\n"
+    )
+    counts = []
+    for missing in (True, False):
+        command = [sys.executable, "-c", BLOCKED.format(missing)]
+        found = subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        counts.append(found.stdout.splitlines()[-1])
+        assert (without_torchvision.REASON in found.stdout) == missing, found.stdout
+    assert counts[0].startswith("1 failed, 1 passed, 3 skipped"), counts
+    assert counts[1].startswith("1 error"), counts

@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -36,7 +35,16 @@ from reference.tracking import (
     draw_predictions,
     forget_after,
 )
-from reference.training import Curve, Evaluation, Observer, Progress, class_accuracies, confusion_entries, most_confused
+from reference.training import (
+    Curve,
+    Evaluation,
+    Observer,
+    Progress,
+    class_accuracies,
+    confusion_entries,
+    most_confused,
+    sparse_confusion,
+)
 
 SAMPLE_IMAGES = 16
 MATRIX = 256
@@ -131,7 +139,7 @@ def unpacked(stored: Any, classes: int) -> Tensor | None:
         return stored
     entries = stored["entries"]
     indices, counts = entries[:, :2].T, entries[:, 2]
-    return torch.sparse_coo_tensor(indices, counts, (classes, classes), check_invariants=True).coalesce()
+    return sparse_confusion(indices, counts, classes, check_invariants=True).coalesce()
 
 
 def write_json(path: Path, content: Any) -> None:

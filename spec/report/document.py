@@ -51,7 +51,7 @@ def clause_entry(clause: Clause) -> dict[str, Any]:
         "aspect": getattr(clause, "aspect", None),
         "en": clause.statement,
         "zh": clause.statement_zh,
-    }
+    } | ({"releases": clause.span} if clause.span else {})
 
 
 def specification() -> dict[str, Any]:

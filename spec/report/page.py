@@ -168,6 +168,11 @@ class View:
                 found.setdefault(column, Counter()).update(counts)
         return dict(sorted(found.items()))
 
+    def recorded(self, clause: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The releases in which PyTorch itself passes the tests of a clause, as clauses.toml records them."""
+        word, _, rest = clause.get("releases", "").partition(" ")
+        return (f"PyTorch, recorded: {word} {rest}", f"PyTorch，记录：{SPAN_ZH[word].format(rest)}") if word else None
+
     def span(self, clause: str) -> list[tuple[str, str]]:
         """Since and until which version of PyTorch a clause holds, where the versions disagree, in both languages."""
         holds: dict[tuple[str | None, str], dict[str, bool]] = {}

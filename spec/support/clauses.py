@@ -17,6 +17,9 @@ LEVELS = ("tutorial", "definition", "pytorch")
 ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "randomness", "resources", "text")
 """The aspects of a clause."""
 
+RELEASES = ("2.9.1", "2.11.0", "2.13.0", "2.14.1")
+"""The releases of PyTorch on which the everyday suite was run, in ascending order: docs/versions.md."""
+
 _LEVEL_OF_KIND = {
     "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition",
     "observation": "pytorch", "project": "pytorch",
@@ -57,6 +60,9 @@ class Clause:
         same_as: The clause of the sentence that the tutorial repeats here; its verdict is the verdict of both.
         own_level: The level in its entry, if the kind and the aspect give another one.
         own_aspect: The aspect in its entry, if the last part of the id gives another one.
+        since: The first of `RELEASES` in which PyTorch itself passes the tests of the clause; empty if all do.
+        until: The last of `RELEASES` in which PyTorch itself passes them; empty if the newest does.
+        holds_in: Those of `RELEASES` in which PyTorch itself passes them, where neither `since` nor `until` fits.
     """
 
     id: str
@@ -68,6 +74,25 @@ class Clause:
     same_as: str = ""
     own_level: str = ""
     own_aspect: str = ""
+    since: str = ""
+    until: str = ""
+    holds_in: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> str:
+        """The recorded range of releases in the words of a merged report, such as "since 2.13.0"; empty if all."""
+        if self.holds_in:
+            return "in " + ", ".join(self.holds_in)
+        return f"since {self.since}" if self.since else f"until {self.until}" if self.until else ""
+
+    def holds_for(self, release: str) -> bool:
+        """Whether PyTorch itself passes the tests of the clause in one of `RELEASES`."""
+        place = RELEASES.index
+        if self.holds_in:
+            return release in self.holds_in
+        return not (self.since and place(release) < place(self.since)) and not (
+            self.until and place(release) > place(self.until)
+        )
 
     @property
     def aspect(self) -> str:
@@ -94,6 +119,17 @@ class Clause:
         return f"{head}\n  {self.statement}\n  {self.statement_zh}"
 
 
+def _check_releases(clause: Clause, file: str) -> None:
+    """Raise a ValueError unless at most one of `since`, `until` and `holds_in` is set, to some of `RELEASES`."""
+    fields = {"since": (clause.since,), "until": (clause.until,), "holds_in": clause.holds_in}
+    given = {name: releases for name, releases in fields.items() if any(releases)}
+    if len(given) > 1:
+        raise ValueError(f"{file}: [{clause.id!r}] has {' and '.join(given)}; it must have at most one of them")
+    for name, releases in given.items():
+        if unknown := [release for release in releases if release not in RELEASES]:
+            raise ValueError(f"{file}: [{clause.id!r}] has {name} = {unknown[0]!r}; it must be among {RELEASES}")
+
+
 def read(path: Path = FILE) -> dict[str, Clause]:
     """All clauses by id.
 
@@ -113,11 +149,15 @@ def read(path: Path = FILE) -> dict[str, Clause]:
                 same_as=entry.pop("same_as", ""),
                 own_level=entry.pop("level", ""),
                 own_aspect=entry.pop("aspect", ""),
+                since=entry.pop("since", ""),
+                until=entry.pop("until", ""),
+                holds_in=tuple(entry.pop("holds_in", ())),
             )
         except KeyError as missing:
             raise ValueError(f"{path.name}: [{name!r}] has no {missing.args[0]}") from None
         if entry:
             raise ValueError(f"{path.name}: [{name!r}] has unknown keys {sorted(entry)}")
+        _check_releases(clauses[name], path.name)
     for name, repeated in clauses.items():
         if not repeated.same_as:
             continue

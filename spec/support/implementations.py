@@ -192,7 +192,8 @@ def _pytorch(name: str) -> Implementation:
     homes = {
         c: home for c in COMPONENTS for home in reversed(_TORCH_HOMES) if hasattr(importlib.import_module(home), c)
     }
-    homes |= _TORCHVISION
+    if importlib.util.find_spec("torchvision") is not None:  # without it, PyTorch lacks these components
+        homes |= _TORCHVISION
     found: dict[str, Any] = {component: _Deferred(home, component) for component, home in homes.items()}
     if name == "torch-compile":
         # properties try many shapes, and each may need separately compiled code

@@ -556,6 +556,8 @@ class Specification:
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Count tests without a verdict as separate outcomes."""
+        if report.when == "collect":  # a file that was skipped as a whole
+            return None
         if report.skipped and (outcome := dict(report.user_properties).get("outcome")):
             word = str(outcome)
             return word, word.removeprefix("not ")[0], word.upper()

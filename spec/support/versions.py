@@ -5,17 +5,21 @@ under test; these tests are expected to fail (a strict xfail with its reason). E
 behaviour, never by the version number. No other implementation is excused.
 """
 
+from __future__ import annotations
+
 import inspect
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch import nn
+
+if TYPE_CHECKING:  # scripts/doctor.py runs without pytest
+    import pytest
 
 ROWS = torch.zeros(1, 2, device="cpu")
 
@@ -78,12 +82,14 @@ class Difference:
         tests: A regular expression for the beginning of the ids of the tests that fail.
         newer: Whether the installed release has the behaviour.
         reason: The behaviour of the older release.
+        reason_zh: The same in Chinese.
         of_processor: Whether the behaviour depends on the processor instead of the release.
     """
 
     tests: str
     newer: Callable[[], bool]
     reason: str
+    reason_zh: str
     of_processor: bool = False
 
 
@@ -93,6 +99,7 @@ DIFFERENCES = (
             rf"spec/test_13_sizes\.py::\w+::test_of_a_kernel\[torch-many images-{re.escape(str(dtype))}\]",
             partial(adds_up_kernel_gradients, dtype),
             "the kernels of this processor add up the gradient of a kernel in its dtype: docs/found.md, 9",
+            "此处理器的内核以卷积核自身的 dtype 累加其梯度：docs/found.zh-CN.md，第 9 节",
             of_processor=True,
         )
         for dtype in (torch.float16, torch.bfloat16)
@@ -101,69 +108,82 @@ DIFFERENCES = (
         r"spec/test_12_normalization\.py::test_batch_norm_layer_prints_the_arguments\[torch-",
         batch_norm_has_bias,
         "this release's BatchNorm2d takes no bias argument and prints none",
+        "BatchNorm2d 没有 bias 参数，也不打印它",
     ),
     Difference(
         r"spec/test_12_normalization\.py::test_batch_norm_state_dict_starts_neutral.*\[torch-no bias\]",
         batch_norm_has_bias,
         "this release's BatchNorm2d takes no bias argument and prints none",
+        "BatchNorm2d 没有 bias 参数，也不打印它",
     ),
     Difference(
         r"spec/test_12_(normalization\.py::test_layer_norm_layer_prints.*|attention_encoder\.py::test_encoder_prints.*)"
         r"\[torch[-\]]",
         lambda: "bias" in repr(nn.LayerNorm(1)),
         "this release's LayerNorm does not print bias",
+        "LayerNorm 不打印 bias",
     ),
     Difference(
         r"spec/test_12_normalization\.py::test_evaluation_uses_running_statistics_without_updating\[torch\]",
         lambda: _accepts(lambda: nn.functional.batch_norm(ROWS, torch.zeros(2), torch.ones(2), eps=0.0)),
         "this release's batch_norm refuses eps=0",
+        "batch_norm 拒绝 eps=0",
     ),
     Difference(
         r"spec/test_12_normalization\.py::test_batch_norm_rejects\[torch-(a negative|no) eps",
         lambda: not _accepts(lambda: nn.functional.batch_norm(ROWS, torch.zeros(2), torch.ones(2), eps=-1.0)),
         "this release's batch_norm accepts every eps",
+        "batch_norm 接受任何 eps",
     ),
     Difference(
         r"spec/test_12_recurrent\.py::Test\w+::test_an_impossible_layer_is_rejected"
         r"\[torch-(no input features|a number for (bias|batch_first))\]",
         lambda: not _accepts(lambda: nn.RNN(0, 1)),
         "this release's recurrent layers accept an input of no features and a number for a truth value",
+        "循环层接受没有特征的输入，也接受用数代替真值",
     ),
     Difference(
         r"spec/test_13_container\.py::test_drawing_the_graph_warns_that_the_tracer_is_deprecated$",
         lambda: _warns(lambda: torch.jit.trace(torch.abs, ROWS)),
         "this release's tracer is not deprecated yet",
+        "追踪器 torch.jit.trace 尚未弃用",
     ),
     Difference(
         r"spec/test_15_optim_options\.py::Test\w+::test_betas_may_be_two_tensors_of_one_number\[torch-with one\]",
         takes_betas_of_one_dimension,
-        "this release takes betas that are tensors only without dimensions",
+        "this release's Adam takes betas that are tensors only without dimensions",
+        "betas 为张量时只接受零维张量",
     ),
     Difference(
         r"spec/test_10_pooling\.py::test_avg_pool2d_rejects\[torch-a (step back|window of n|negative w)",
         lambda: _names(lambda: nn.functional.avg_pool2d(ROWS[None], -1), "kernel"),
         "this release's avg_pool2d refuses a window below 1, but its error does not name the argument",
+        "avg_pool2d 拒绝小于 1 的窗口，但错误没有指出参数名",
     ),
     Difference(
         r"spec/test_11_activation\.py::test_(log_)?softmax_rejects\[torch-a dimension in words\]",
         lambda: _names(lambda: nn.functional.softmax(ROWS, dim="one"), "dim.* must be .*int"),  # pyright: ignore[reportArgumentType]
-        "this release takes named dimensions, and its error lists the signatures",
+        "this release's softmax takes named dimensions, and its error lists the signatures",
+        "softmax 接受命名维度，其错误只列出函数签名",
     ),
     Difference(
         r"spec/test_12_linear\.py::test_a_layer_of_impossible_sizes_is_rejected\[torch-half an output\]",
         lambda: _names(lambda: nn.Linear(2, 0.5), "out_features|'size'"),  # pyright: ignore[reportArgumentType]
-        "this release refuses a fraction of an output, but its error does not name the argument",
+        "this release's Linear refuses a fraction of an output, but its error does not name the argument",
+        "Linear 拒绝带小数的输出数，但错误没有指出参数名",
     ),
     Difference(
         r"spec/test_14_cross_entropy\.py::test_the_(nll_loss|cross_entropy)_rejects\[torch-class numbers that",
         lambda: _names(lambda: nn.functional.nll_loss(ROWS, torch.zeros(1)), "target"),
-        "this release refuses class numbers in floating point, but its error does not name the argument",
+        "this release's nll_loss refuses class numbers in floating point, but its error does not name the argument",
+        "nll_loss 拒绝浮点类别号，但错误没有指出参数名",
     ),
     Difference(
         r"spec/test_14_loss\.py::test_the_l1_loss_"
         r"(rejects\[torch-weights for|takes_a_weight_for_each_element\[torch\])",
         lambda: float(nn.functional.l1_loss(ROWS + 1, ROWS, reduction="sum", weight=torch.full_like(ROWS, 2.0))) == 4,  # pyright: ignore[reportCallIssue]
         "this release's l1_loss ignores weight while a default device is set",
+        "设置默认设备时 l1_loss 忽略 weight",
     ),
 )
 """All differences, with the tests of PyTorch itself that detect them."""
@@ -219,17 +239,24 @@ def printed_here(text: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect the failures of an older PyTorch that is itself under test."""
+    import pytest
+
     for item in items:
         for difference in missing():
             if re.match(difference.tests, item.nodeid):
                 item.add_marker(pytest.mark.xfail(reason=difference.reason, strict=True))
 
 
+def reasons(*, chinese: bool = False) -> list[str]:
+    """The differences of the installed PyTorch from the newest release, in words; not those of the processor."""
+    found = [difference for difference in missing() if not difference.of_processor]
+    return list(dict.fromkeys(difference.reason_zh if chinese else difference.reason for difference in found))
+
+
 def main() -> None:
     """Print the behaviours that differ between the installed PyTorch and the newest release."""
-    reasons = list(dict.fromkeys(difference.reason for difference in missing() if not difference.of_processor))
-    print(f"PyTorch {torch.__version__}: {len(reasons)} differences from the newest release")
-    for reason in reasons:
+    print(f"PyTorch {torch.__version__}: {len(reasons())} differences from the newest release")
+    for reason in reasons():
         print(f"- {reason}")
 
 
