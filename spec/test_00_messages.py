@@ -155,7 +155,7 @@ def test_language_follows_the_lang_option_then_the_locale(
 
 
 @clause("00.messages.counted")
-def test_a_count_has_its_noun_in_the_singular_or_the_plural(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_count_has_a_noun_in_the_singular_or_the_plural(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "_chinese", False)
     assert [messages.counted(n, "image") for n in (0, 1, 2, 1000)] == [
         "0 images",

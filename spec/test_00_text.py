@@ -441,7 +441,6 @@ def test_unprintable_class_names_are_rejected_on_save_and_escaped_on_load(name: 
 @pytest.mark.parametrize(
     ("layer", "attribute"),
     [(layer, attribute) for layer, attributes in LAYERS.items() for attribute in attributes],
-    ids="-".join,
 )
 def test_printed_networks_escape_control_characters_in_layer_attributes(layer: str, attribute: str) -> None:
     kind = next(name for name, own in STANDARD.items() if own == layer)

@@ -379,7 +379,9 @@ def test_file_names_with_line_breaks_are_reported_in_one_line(tmp_path: Path) ->
 
 @clause("01.image.rejects")
 @pytest.mark.parametrize(
-    "fault", [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)]
+    "fault",
+    [MemoryError(), SyntaxError("broken PNG"), zlib.error("bad"), EOFError(), KeyError(3)],
+    ids=["MemoryError", "SyntaxError", "zlib.error", "EOFError", "KeyError"],
 )
 def test_decoder_errors_become_input_errors(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:

@@ -317,7 +317,11 @@ def test_an_invalid_checkpoint_is_refused_with_the_reason(tmp_path: Path, what: 
 
 
 @clause("17.checkpoint.sound")
-@pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100)],
+    ids=["an empty file", "the first bytes of a ZIP file", "a text", "the first bytes of a PNG file"],
+)
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"net\.pt is not a checkpoint"):

@@ -227,7 +227,10 @@ def test_precision_is_measured_again_for_other_batch_size_threads_or_version(
 
 
 @clause("18.precision.measured")
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', "[" * 10**5, "\udcff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"a": 1}', '{"a": {"float32": "x"}}', pytest.param("[" * 10**5, id="100,000 brackets"), "\udcff"],
+)
 def test_damaged_precision_cache_is_measured_again(content: str, able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking({torch.float32: [0.02], torch.bfloat16: [0.01]}, monkeypatch)
     able.parent.mkdir()
@@ -778,9 +781,10 @@ def test_constant_samples_are_compared_by_mean() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[]", "{}", '{"test_accuracy": null}', '{"test_accuracy": "x"}', '{"test_accuracy": NaN}', "[" * 10**5),
+        *("", "[]", "{}", '{"test_accuracy": null}', '{"test_accuracy": "x"}', '{"test_accuracy": NaN}'),
         *('{"test_accuracy": 1e999}', '{"test_accuracy": -1}', '{"test_accuracy": true}', "\udcff"),
-        '{"test_accuracy": ' + "1" * 400 + "}",
+        pytest.param("[" * 10**5, id="100,000 brackets"),
+        pytest.param('{"test_accuracy": ' + "1" * 400 + "}", id="a number of 400 digits"),
     ],
 )
 def test_an_unreadable_measurement_is_reported_before_training(text: str, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @clause("00.mutation.judged")
-def test_the_tests_of_a_mutant_are_those_that_execute_its_statement_or_else_its_function() -> None:
+def test_a_mutant_is_judged_by_tests_that_execute_the_statement_or_else_the_function() -> None:
     recorded = Coverage(["t0"], {"a.py": {3: [0]}})
     recorded.add(Coverage(["t1", "t2"], {"a.py": {4: [0], 9: [1]}, "b.py": {3: [0]}}))
     recorded = Coverage.loads(recorded.dumps())
@@ -82,7 +82,7 @@ def test_the_tests_of_a_mutant_are_those_that_execute_its_statement_or_else_its_
 
 
 @clause("00.mutation.judged")
-def test_a_mutant_knows_the_lines_of_its_statement_and_of_the_functions_around_it(
+def test_mutant_spans_are_the_statement_and_the_enclosing_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "some.py"
