@@ -140,8 +140,9 @@ def architectures() -> list[str]:
     """The architectures that PyTorch was built for; `get_arch_list` names none on a machine without a GPU."""
     import torch
 
-    flags: Any = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
-    return torch.cuda.get_arch_list() or (flags or "").split()
+    named: list[str] = list(torch.cuda.get_arch_list())
+    flags = getattr(torch._C, "_cuda_getArchFlags", str)
+    return named or str(flags() or "").split()
 
 
 def build() -> Finding:
