@@ -241,6 +241,31 @@ def test_vmap_of_grad_gives_the_gradients_of_each_sample(component: Any) -> None
         assert_close(got, expected, tolerance(expected), f"the gradients of argument {position}, one for each sample,")
 
 
+@clause("13.func.weights", "13.func.per_sample_gradients")
+@every_component
+def test_vmap_of_grad_gives_the_gradients_of_each_model(component: Any) -> None:
+    """Models with weights of their own, each with a sample of its own or all with the same sample."""
+    case = CASES[component.name]
+    with current().trace.off():
+        function, weights = case.function(component)
+        models = [tuple(weight * (1 + i) for weight in weights) for i in range(SAMPLES)]
+        upstream = normal(*function(*case.sample(0), *weights).shape, seed=98)
+        weighted = lambda *tensors: (function(*tensors) * upstream).sum()  # noqa: E731
+        wanted = is_differentiable((*case.sample(0), *weights))
+        stacked = [torch.stack(parts) for parts in zip(*models, strict=True)]
+        results = []
+        for samples in (case.samples(), [case.sample(0)] * SAMPLES):
+            one = samples[0] is samples[-1] and bool(stacked)  # vmap needs something to go over
+            given = samples[0] if one else tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+            dims = (None if one else 0,) * len(given) + (0,) * len(stacked)
+            found = vmap(grad(weighted, argnums=wanted), in_dims=dims)(*given, *stacked)
+            each = [gradients(function, (*s, *model), upstream) for s, model in zip(samples, models, strict=True)]
+            results += zip(wanted, found, zip(*each, strict=True), strict=True)
+    for position, got, parts in results:
+        expected = torch.stack(parts)
+        assert_close(got, expected, tolerance(expected), f"the gradients of argument {position}, one for each model,")
+
+
 @clause("13.func.jvp")
 @every_component
 def test_jvp_equals_the_directional_derivative(component: Any) -> None:
