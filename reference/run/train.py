@@ -35,7 +35,7 @@ from reference.run.plots import check_plots
 from reference.run.precision import resolve_precision
 from reference.run.screen import outcome
 from reference.run.settings import Settings, refuse_changes, stored_settings
-from reference.text import print_wrapped
+from reference.text import print_line, print_wrapped
 from reference.training import Observer, Progress
 
 
@@ -123,7 +123,7 @@ def train(settings: Settings, *, advise: bool = True) -> int:
             group.agree(None)
         assert progress.confusion is not None, "a finished training was tested"
         run.screen.learned(progress.confusion, train_set.classes)
-        print_wrapped(outcome(summary, folder))
+        (print_line if settings.quiet else print_wrapped)(outcome(summary, folder))  # for programs, one line
         if advise:
             run.screen.next_commands(folder)
     return 0
