@@ -271,7 +271,9 @@ def test_an_irregular_or_oversized_file_is_named_and_can_be_skipped(
     said = "it has 5,368,709,120 bytes, at most 1,073,741,824 are allowed"
     if kind != "a sparse file":
         said = f"it is {kind}, not a regular file"
-    with pytest.raises(InputError, match=re.escape(f"ant/x.png: not a readable image ({said}); 1 of 13")):
+    with pytest.raises(
+        InputError, match=re.escape(f"ant/x.png: not a readable image ({said}); broken images: 1 of 13")
+    ):
         ReferenceTree(root)
     for _ in range(2):
         dataset = ReferenceTree(root, skip_broken=True)
