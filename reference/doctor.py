@@ -34,7 +34,7 @@ GENERATIONS = (
     (10, 0, "B200"),
     (12, 0, "RTX 50"),
 )
-"""Compute capabilities with GPUs that have them: developer.nvidia.com/cuda-gpus and cuda-legacy-gpus (5.0: 5.2 too)."""
+"""Compute capabilities with examples of GPUs; full lists: developer.nvidia.com/cuda-gpus and cuda-legacy-gpus."""
 ROOM = 2 * 2**30
 """Disk space for the unpacked CIFAR-10 and some runs, in bytes."""
 

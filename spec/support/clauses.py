@@ -18,7 +18,7 @@ ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "rando
 """The aspects of a clause."""
 
 RELEASES = ("2.9.1", "2.11.0", "2.13.0", "2.14.1")
-"""The releases of PyTorch on which the everyday suite was run, in ascending order: docs/versions.md."""
+"""The compared releases of PyTorch, in ascending order; docs/versions.md lists the tests that ran on each."""
 
 _LEVEL_OF_KIND = {
     "value": "tutorial", "claim": "tutorial", "listing": "tutorial", "rule": "definition",
