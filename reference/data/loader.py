@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reference.data.workers import WorkerPool
+from reference.releases import available_accelerator
 
 
 class DataLoader:
@@ -296,7 +297,7 @@ def pin(batch: Any) -> Any:
 
 
 def _can_pin() -> bool:
-    kind = torch.accelerator.current_accelerator(check_available=True)
+    kind = available_accelerator()
     if kind is None or kind.type == "mps":
         where = "there is no accelerator" if kind is None else "MPS has no pinned memory"
         warnings.warn(f"DataLoader: pin_memory has no effect, because {where}", stacklevel=3)
