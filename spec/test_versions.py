@@ -115,11 +115,11 @@ FILES = {found for d in versions.DIFFERENCES for found in re.findall(r"test_\d\d
 @clause("00.versions.recorded")
 def test_a_difference_is_recorded_for_some_releases() -> None:
     entry = CLAUSES["12.batch_norm.evaluation"]
-    assert entry.span == "in 2.9.1, 2.13.0, 2.14.1"
-    assert [entry.holds_for(release) for release in RELEASES] == [True, False, True, True]
+    assert entry.span == "in 2.6.0, 2.9.1, 2.13.0, 2.14.1"
+    assert [entry.holds_for(release) for release in RELEASES] == [True, True, False, True, True]
     since = CLAUSES["12.batch_norm.rejects"]
     assert since.span == "since 2.11.0"
-    assert [since.holds_for(release) for release in RELEASES] == [False, True, True, True]
+    assert [since.holds_for(release) for release in RELEASES] == [False, False, True, True, True]
     assert {CLAUSES["08.conv2d.stride1"].span} == {""}
     assert all(CLAUSES["08.conv2d.stride1"].holds_for(release) for release in RELEASES)
 

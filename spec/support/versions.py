@@ -1,4 +1,4 @@
-"""Differences of PyTorch's releases from 2.9 on, and of its kernels for some processors, that tests detect.
+"""Differences of PyTorch's releases from 2.6 on, and of its kernels for some processors, that tests detect.
 
 The specification describes the newest release. An older release fails some tests when it is itself the implementation
 under test; these tests are expected to fail (a strict xfail with its reason). Each difference is detected by trying the
