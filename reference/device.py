@@ -13,7 +13,7 @@ from torch import nn
 
 from reference.errors import InputError
 from reference.messages import counted
-from reference.releases import forbid_tf32, processor_features
+from reference.releases import processor_features, set_tf32
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,7 +52,7 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
     """
     if name != "auto":
         if name == "float32" and device.type == "cuda":  # otherwise cuDNN computes convolutions in TF32
-            forbid_tf32()
+            set_tf32(allowed=False)
         return PRECISIONS[name]
     if device.type == "cpu":
         able = processor_features()

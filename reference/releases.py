@@ -21,15 +21,15 @@ def available_accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
-def forbid_tf32() -> None:
-    """Let CUDA compute float32 in float32: TF32 has only 10 bits of the fraction."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+def set_tf32(*, allowed: bool) -> None:
+    """Let CUDA compute float32 products in TF32, with 10 bits of the fraction, or in float32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        precision = "tf32" if allowed else "ieee"
+        for setting in (matmul, cudnn.conv, cudnn.rnn):  # pyright: ignore[reportAttributeAccessIssue]
+            setting.fp32_precision = precision
     else:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def processor_features() -> dict[str, Any]:

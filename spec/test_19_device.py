@@ -47,6 +47,7 @@ from reference.training import evaluate, fit
 from spec.support.clauses import clause
 from spec.support.implementations import COMPONENTS
 from spec.support.simulated_device import NAME, SimulatedTensor, on_simulated_device, unplugged, waits
+from spec.support.versions import tf32_settings
 
 TRAIN = import_module("reference.run.train")  # the package offers the function under this name
 OTHER_DEVICE = "Expected all tensors to be on the same device|is on"
@@ -850,11 +851,7 @@ def test_loss_scaling_keeps_gradients_too_small_for_float16() -> None:
 
 @clause("19.precision.float32")
 def test_precision_float32_is_not_tf32() -> None:
-    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn
-    name, fast, exact = "allow_tf32", True, False
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # PyTorch 2.6 has only the older names
-        settings = settings[0], torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # pyright: ignore[reportAttributeAccessIssue]
-        name, fast, exact = "fp32_precision", "tf32", "ieee"
+    settings, name, fast, exact = tf32_settings()
     before = [getattr(setting, name) for setting in settings]
     try:
         for setting in settings:

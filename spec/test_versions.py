@@ -36,8 +36,9 @@ def test_every_difference_names_tests_of_pytorch_only() -> None:
     for difference in versions.DIFFERENCES:
         named = [name for name in ids if re.match(difference.tests, name)]
         assert named, f"{difference.tests} names no test: it is gone, or has another name now"
-        # a test without an implementation tests PyTorch itself
-        assert all(re.search(r"\[torch[-\]]", name) or "[" not in name for name in named), named
+        # a test without an implementation tests PyTorch itself, and one of agreement compares with it
+        of_pytorch = r"\[torch[-\]]|^[^\[]*$|^spec/test_agreement"
+        assert all(re.search(of_pytorch, name) for name in named), named
 
 
 @clause("00.versions.older")

@@ -214,6 +214,7 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, float | int | np.bool_ | np.number):
         try:
             plain = not isinstance(first, np.generic)
+            items = [bool(item) if isinstance(item, np.bool_) else item for item in items]  # for PyTorch 2.6
             return torch.tensor(items, dtype=torch.float64 if plain and isinstance(first, float) else None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise _different_kinds(items) from error
@@ -286,7 +287,7 @@ def convert(item: Any) -> Any:
         numbers = isinstance(part, np.bool_ | np.number) or (
             isinstance(part, np.ndarray) and part.dtype.kind not in "SUO"
         )
-        return torch.as_tensor(part) if numbers else part
+        return torch.as_tensor(np.asarray(part)) if numbers else part  # PyTorch 2.6 takes no np.bool_
 
     return _walk(item, to_tensor)
 
