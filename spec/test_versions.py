@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,11 @@ def test_the_recorded_releases_of_a_clause_agree_with_the_installed_release() ->
         for pattern, is_free in versions.WITHOUT_FAULT:
             if re.match(pattern, name):
                 passes |= {each: passes.get(each, True) and is_free() for each in clauses}
+    known = tomllib.loads((ROOT / "spec/known_failures/torch.toml").read_text(encoding="utf-8"))["torch"]["cpu"]
+    free = [pattern for pattern, _ in versions.WITHOUT_FAULT]
+    for name, *clauses in tests:  # a clause that every release fails for another reason does not depend on the release
+        if name in known and not any(re.match(pattern, name) for pattern in free):
+            passes = {each: passed for each, passed in passes.items() if each not in clauses}
     recorded = {name: entry for name, entry in CLAUSES.items() if entry.span}
     assert {*recorded} <= {*passes}
     release = torch.__version__.partition("+")[0]
