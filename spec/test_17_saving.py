@@ -416,7 +416,7 @@ PLAIN: dict[str, Any] = {
 FOREIGN: dict[str, tuple[Any, str]] = {
     "a NumPy number": (np.float64(0.5), "numpy._core.multiarray.scalar"),
     "a NumPy array": (np.zeros(2), "numpy._core.multiarray._reconstruct"),
-    "a path": (Path("x"), r"pathlib.(Posix|Windows)Path"),
+    "a path": (Path("x"), r"pathlib(\._local)?\.(Posix|Windows)Path"),
     "parsed arguments": (argparse.Namespace(lr=0.1), "argparse.Namespace"),
 }
 
