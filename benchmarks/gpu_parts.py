@@ -31,6 +31,7 @@ from benchmarks.strict import line
 from reference.data.image_tree import ImageTree
 from reference.data.resident import Resident
 from reference.data.shapes import Shapes
+from reference.releases import set_tf32
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL_ACCURACY = 0.5585
@@ -151,7 +152,7 @@ def images(place: Place) -> None:
 
 
 TF32 = "TF32"
-"""A precision of this module: float32 with matrix products in TF32, PyTorch's `fp32_precision = "tf32"`."""
+"""A precision of this module: float32 with matrix products in TF32."""
 PRECISIONS = ("float32", TF32, "bfloat16")
 
 
@@ -167,8 +168,7 @@ def tf32(on: bool, device: torch.device) -> Iterator[None]:
 
     def allowing(*arguments: Any, **named: Any) -> Any:
         chosen = choose(*arguments, **named)
-        torch.backends.cuda.matmul.fp32_precision = "tf32"  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # pyright: ignore[reportAttributeAccessIssue]
+        set_tf32(allowed=True)
         return chosen
 
     for module in users:

@@ -13,6 +13,7 @@ from torch import nn
 
 from reference.errors import InputError
 from reference.messages import counted
+from reference.releases import processor_features, set_tf32
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,19 +44,6 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 """The dtypes for convolutions and matrix products, by name."""
 
 
-def processor_features() -> dict[str, Any]:
-    """The instruction sets of the processor by name, such as `avx512_bf16`, with whether it has them.
-
-    An older PyTorch, such as 2.9, has no function for it, and answers for a few of them only. Every processor with AMX
-    has instructions for bfloat16.
-    """
-    if hasattr(torch.cpu, "get_capabilities"):
-        return dict(torch.cpu.get_capabilities())
-    older = {"avx2": "avx2", "avx512_f": "avx512", "avx512_bf16": "avx512_bf16", "amx_tile": "amx_tile"}
-    answers = {name: getattr(torch.cpu, f"_is_{part}_supported", bool)() for name, part in older.items()}
-    return answers | {"amx_bf16": answers["amx_tile"]}
-
-
 def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
     """Return the precision called `name`; `auto` is bfloat16 if `device` has instructions for it, else float32.
 
@@ -63,9 +51,8 @@ def choose_precision(name: Precision | Literal["auto"], device: torch.device) ->
     works slowly. `float32` means float32 on GPUs too: TF32 is turned off for the whole process.
     """
     if name != "auto":
-        if name == "float32" and device.type == "cuda":  # otherwise cuDNN computes convolutions in TF32, with 10 bits
-            torch.backends.cuda.matmul.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+        if name == "float32" and device.type == "cuda":  # otherwise cuDNN computes convolutions in TF32
+            set_tf32(allowed=False)
         return PRECISIONS[name]
     if device.type == "cpu":
         able = processor_features()

@@ -108,7 +108,7 @@ def processor() -> Iterator[Finding]:
     """Cores, threads, memory, and the instructions that make float32 and bfloat16 fast."""
     import torch
 
-    from reference.device import processor_features
+    from reference.releases import processor_features
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads == 1 < cores:

@@ -152,7 +152,8 @@ def read_onnx(path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
 
 def write_torch_export(network: nn.Module, about: dict[str, Any], images: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(network, (images[:2].clone(),), dynamic_shapes=({0: batch},))
+    shapes = ({0: batch},)
+    program = torch.export.export(network, (images[:2].clone(),), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files=dict(texts(about)))
 
 

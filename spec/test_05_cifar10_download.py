@@ -236,10 +236,16 @@ def test_a_later_call_resumes_an_abandoned_download(server: Server, tmp_path: Pa
 def test_a_silent_server_counts_as_a_broken_connection(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloading, "TIMEOUT", 0.2)
+    begin_file = downloading.Pace.begin_file
+
+    def begin_with_a_short_limit(pace: downloading.Pace) -> None:
+        once.setattr(downloading, "TIMEOUT", 0.2)  # not before the file begins: a busy server answers later
+        begin_file(pace)
+
     server.answers = [Answer(cut=300_000, stall=True)]
     with monkeypatch.context() as once:
         once.setattr(downloading, "ATTEMPTS", 1)
+        once.setattr(downloading.Pace, "begin_file", begin_with_a_short_limit)
         assert "the connection broke (timed out)" in failure([server.url], tmp_path / "file")
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT

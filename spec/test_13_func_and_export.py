@@ -410,7 +410,7 @@ def test_exported_component_accepts_any_batch_size(component: Any) -> None:
         module = Exported(case, component)
         twice, example = case.sample(0), [torch.cat([part, part]) for part in case.sample(0)]
         dynamic = (tuple({0: torch.export.Dim("batch", min=2)} for _ in example),)
-        program = torch.export.export(module, tuple(example), dynamic_shapes=dynamic).module()
+        program = torch.export.export(module, tuple(example), dynamic_shapes=dynamic, strict=False).module()
         for sample in (twice, tuple(torch.cat([part] * 5) for part in case.sample(1))):
             found, wanted = program(*sample), module(*sample)
             found, wanted = (v[0] if isinstance(v, tuple) else v for v in (found, wanted))
@@ -427,7 +427,7 @@ def test_exported_network_accepts_any_batch_size(
         network = Ocean(layers=SimpleNamespace(**parts, Linear=Linear)).to(torch.float64).eval()
         images = spread(7, 3, 32, 32, seed=0, gap=1e-3)
         dynamic = ({0: torch.export.Dim("batch", min=1)},)
-        program = torch.export.export(network, (images[:4],), dynamic_shapes=dynamic).module()
+        program = torch.export.export(network, (images[:4],), dynamic_shapes=dynamic, strict=False).module()
         for count in (1, 2, 7):
             expected = network(images[:count])
             bound = rounding(torch.float64, 5 * 1024, expected.abs().max().detach() * 64 + 1)

@@ -11,7 +11,7 @@ import struct
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -240,6 +240,17 @@ def test_common_checkpoint_layouts_are_recognized(
     with torch.no_grad():
         expected = ocean(images)
     assert_equal(scores_of(read_legacy_checkpoint(save(content, tmp_path / "net.pth", old)), images), expected)
+
+
+@clause("17.legacy.everyday")
+@pytest.mark.slow
+def test_a_path_written_by_python_3_13_is_recognized(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
+    ocean, images = Ocean(), torch.rand(2, 3, 32, 32)
+    file = save({"model": ocean.state_dict(), "path": PurePosixPath("x")}, tmp_path / "net.pth", True)
+    path = re.compile(rb"cpathlib(\._local)?\n")  # Python 3.13 defines the classes in a module of its own
+    assert len(path.findall(file.read_bytes())) == 1
+    file.write_bytes(path.sub(b"cpathlib._local\n", file.read_bytes()))
+    assert_equal(scores_of(read_legacy_checkpoint(file), images), ocean(images).detach())
 
 
 SEVERAL: dict[str, tuple[Callable[[Ocean, Ocean], Any], tuple[str, str]]] = {

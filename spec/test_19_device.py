@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import reference
@@ -46,6 +47,7 @@ from reference.training import evaluate, fit
 from spec.support.clauses import clause
 from spec.support.implementations import COMPONENTS
 from spec.support.simulated_device import NAME, SimulatedTensor, on_simulated_device, unplugged, waits
+from spec.support.versions import tf32_settings
 
 TRAIN = import_module("reference.run.train")  # the package offers the function under this name
 OTHER_DEVICE = "Expected all tensors to be on the same device|is on"
@@ -524,6 +526,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "Dropout": (_layer("Dropout", 0.0), (ROWS,)),
     "batch_norm": (_function("batch_norm", None, None, training=True), (IMAGES,)),
     "BatchNorm2d": (_layer("BatchNorm2d", 3), (IMAGES,)),
+    "BatchNorm2d, cumulative": (_layer("BatchNorm2d", 3, momentum=None), (IMAGES,)),
     "layer_norm": (_function("layer_norm", (5,)), (ROWS,)),
     "LayerNorm": (_layer("LayerNorm", 5), (ROWS,)),
     "embedding": (_function("embedding"), (_classes(4, 3), _numbers(3, 2))),
@@ -612,7 +615,7 @@ def _run_case(name: str, device: str) -> list[Tensor]:
 @pytest.mark.slow
 @on_simulated_device
 def test_every_component_computes_the_same_on_the_device_and_on_the_cpu() -> None:
-    assert {*COMPONENTS} - ON_THE_HOST == {*CASES} - {"attention, causal"}
+    assert {*COMPONENTS} - ON_THE_HOST == {name for name in CASES if ", " not in name}
     for name in CASES:
         here, there = _run_case(name, "cpu"), _run_case(name, NAME)
         assert len(here) == len(there) >= 1, name
@@ -620,6 +623,33 @@ def test_every_component_computes_the_same_on_the_device_and_on_the_cpu() -> Non
         assert {value.device.type for value in there} == {NAME}, name
         for ours, theirs in zip(here, there, strict=True):  # the same kernels compute, so bit for bit
             assert torch.equal(ours, theirs.cpu()), name
+
+
+class _NoFloat64(TorchDispatchMode):
+    """The simulated device refuses float64, as MPS does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(value.device.type == NAME and value.dtype == torch.float64 for value in _tensors(result)):
+            raise TypeError(f"{func}: the device has no float64")
+        return result
+
+
+@clause("19.device.no_float64")
+@pytest.mark.slow
+@on_simulated_device
+def test_a_device_without_float64_computes_every_component_and_a_training(tmp_path: Path) -> None:
+    with _NoFloat64():
+        with pytest.raises(TypeError, match="no float64"):
+            torch.ones(2, device=NAME).double()
+        refused = {}
+        for name in CASES:
+            try:
+                _run_case(name, NAME)
+            except TypeError as error:
+                refused[name] = str(error)
+        assert refused == {}, refused
+        _whole_training(tmp_path)
 
 
 @clause("19.place.every_component")
@@ -821,18 +851,18 @@ def test_loss_scaling_keeps_gradients_too_small_for_float16() -> None:
 
 @clause("19.precision.float32")
 def test_precision_float32_is_not_tf32() -> None:
-    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before = [setting.fp32_precision for setting in settings]
+    settings, name, fast, exact = tf32_settings()
+    before = [getattr(setting, name) for setting in settings]
     try:
         for setting in settings:
-            setting.fp32_precision = "tf32"
+            setattr(setting, name, fast)
         choose_precision("float32", torch.device("cpu"))
-        assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+        assert {getattr(setting, name) for setting in settings} == {fast}
         assert choose_precision("float32", torch.device("cuda", 0)) == torch.float32
-        assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
+        assert {getattr(setting, name) for setting in settings} == {exact}
     finally:
         for setting, was in zip(settings, before, strict=True):
-            setting.fp32_precision = was
+            setattr(setting, name, was)
 
 
 # Missing resources

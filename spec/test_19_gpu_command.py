@@ -20,6 +20,7 @@ from benchmarks import figures, gpu, pack
 from benchmarks.gpu_parts import on_the_device, tf32
 from benchmarks.strict import dump, line
 from spec.support.clauses import clause
+from spec.support.versions import tf32_settings
 
 ROOT = Path(__file__).parents[1]
 RECORD = "import os, json; f = open(os.environ['OCEAN_RECORD'], 'a'); "
@@ -176,21 +177,21 @@ def test_overlapping_kernels_count_once_in_the_time_of_the_gpu() -> None:
 
 @clause("19.gpu.command")
 def test_tf32_can_be_allowed_in_a_training_that_asks_for_float32() -> None:
-    settings: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before = [setting.fp32_precision for setting in settings]
+    settings, name, fast, exact = tf32_settings()
+    before = [getattr(setting, name) for setting in settings]
     cuda = torch.device("cuda", 0)
     train = importlib.import_module("reference.run.train")
     try:
         with tf32(True, cuda):
             assert train.choose_precision("float32", cuda) == torch.float32
-            assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+            assert {getattr(setting, name) for setting in settings} == {fast}
         assert train.choose_precision is reference.device.choose_precision
         with tf32(False, cuda):
             train.choose_precision("float32", cuda)
-            assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
+            assert {getattr(setting, name) for setting in settings} == {exact}
     finally:
         for setting, was in zip(settings, before, strict=True):
-            setting.fp32_precision = was
+            setattr(setting, name, was)
 
 
 # The documents

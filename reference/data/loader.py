@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reference.data.workers import WorkerPool
+from reference.releases import available_accelerator
 
 
 class DataLoader:
@@ -213,6 +214,7 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, float | int | np.bool_ | np.number):
         try:
             plain = not isinstance(first, np.generic)
+            items = [bool(item) if isinstance(item, np.bool_) else item for item in items]  # for PyTorch 2.6
             return torch.tensor(items, dtype=torch.float64 if plain and isinstance(first, float) else None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise _different_kinds(items) from error
@@ -285,7 +287,7 @@ def convert(item: Any) -> Any:
         numbers = isinstance(part, np.bool_ | np.number) or (
             isinstance(part, np.ndarray) and part.dtype.kind not in "SUO"
         )
-        return torch.as_tensor(part) if numbers else part
+        return torch.as_tensor(np.asarray(part)) if numbers else part  # PyTorch 2.6 takes no np.bool_
 
     return _walk(item, to_tensor)
 
@@ -296,7 +298,7 @@ def pin(batch: Any) -> Any:
 
 
 def _can_pin() -> bool:
-    kind = torch.accelerator.current_accelerator(check_available=True)
+    kind = available_accelerator()
     if kind is None or kind.type == "mps":
         where = "there is no accelerator" if kind is None else "MPS has no pinned memory"
         warnings.warn(f"DataLoader: pin_memory has no effect, because {where}", stacklevel=3)

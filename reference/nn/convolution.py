@@ -30,6 +30,7 @@ from reference.arguments import (
 )
 from reference.fast.convolution import conv2d as fast_conv2d
 from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
+from reference.releases import is_exporting
 
 IMAGES = ("[batch, channels, height, width]", "[channels, height, width]")
 """The layouts of an input of convolution and pooling."""
@@ -91,7 +92,7 @@ def conv2d(
         TypeError: an argument of the wrong type, or tensors of different dtypes.
     """
     # An exported program uses the definition: the fast form splits the batch, but its size is then unknown.
-    form = conv2d_definition if torch.compiler.is_exporting() else fast_conv2d
+    form = conv2d_definition if is_exporting() else fast_conv2d
     return conv2d_by(form, input, weight, bias, stride, padding, dilation, groups)
 
 

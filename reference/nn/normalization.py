@@ -279,7 +279,8 @@ class BatchNorm2d(torch.nn.Module):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if momentum is None:
-                momentum = 1 / self.num_batches_tracked.double()
+                dtype = torch.promote_types(input.dtype, torch.float32)  # MPS has no float64
+                momentum = 1 / self.num_batches_tracked.to(dtype)
         return batch_norm(
             input,
             self.running_mean,

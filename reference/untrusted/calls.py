@@ -385,7 +385,12 @@ NOTED = {
     *NUMPY_ARRAY,
     Name("functools", "partial"),
     Name("torch.serialization", "_get_layout"),
-    *(Name("pathlib", f"{pure}{system}Path") for pure in ("", "Pure") for system in ("Posix", "Windows")),
+    *(
+        Name(module, f"{pure}{system}Path")
+        for module in ("pathlib", "pathlib._local")  # the second by Python 3.13
+        for pure in ("", "Pure")
+        for system in ("Posix", "Windows")
+    ),
     *(Name("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
     *(Name("builtins", name) for name in ("range", "xrange", "slice")),  # protocol 2 writes range as xrange
     *(

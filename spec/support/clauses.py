@@ -17,7 +17,7 @@ LEVELS = ("tutorial", "definition", "pytorch")
 ASPECTS = ("values", "gradients", "dtypes", "layouts", "errors", "state", "randomness", "resources", "text")
 """The aspects of a clause."""
 
-RELEASES = ("2.9.1", "2.11.0", "2.13.0", "2.14.1")
+RELEASES = ("2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1")
 """The compared releases of PyTorch, in ascending order; docs/versions.md lists the tests that ran on each."""
 
 _LEVEL_OF_KIND = {

@@ -19,6 +19,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from spec.support import versions
+
 _CPU = torch.device("cpu")
 
 WARNINGS = (
@@ -106,9 +108,9 @@ def _side_stream() -> torch.cuda.Stream:
 
 def ieee() -> None:
     """Let CUDA compute float32 in float32."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+    settings, name, _, exact = versions.tf32_settings()
+    for setting in settings:
+        setattr(setting, name, exact)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

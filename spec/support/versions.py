@@ -1,4 +1,4 @@
-"""Differences of PyTorch's releases from 2.9 on, and of its kernels for some processors, that tests detect.
+"""Differences of PyTorch's releases from 2.6 on, and of its kernels for some processors, that tests detect.
 
 The specification describes the newest release. An older release fails some tests when it is itself the implementation
 under test; these tests are expected to fail (a strict xfail with its reason). Each difference is detected by trying the
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:  # scripts/doctor.py runs without pytest
     import pytest
@@ -74,6 +76,27 @@ def takes_betas_of_one_dimension() -> bool:
     return _accepts(torch.optim.Adam([weight], betas=betas).step)  # pyright: ignore[reportArgumentType]
 
 
+def takes_a_learning_rate_of_one_dimension() -> bool:
+    """Whether the optimizers take a learning rate that is a tensor of shape [1]."""
+    weight = nn.Parameter(torch.zeros(1, device="cpu"))
+    weight.grad = torch.zeros(1, device="cpu")
+    return _accepts(torch.optim.SGD([weight], lr=torch.ones(1, device="cpu")).step)
+
+
+def warns_without_an_accelerator() -> bool:
+    """Whether the DataLoader warns that `pin_memory` has no effect; with an accelerator it has one."""
+    loader = DataLoader([0], pin_memory=True)  # pyright: ignore[reportArgumentType]
+    return torch.accelerator.is_available() or _warns(lambda: list(loader))
+
+
+def tf32_settings() -> tuple[tuple[Any, ...], str, Any, Any]:
+    """PyTorch's settings for TF32, the name of their attribute, and the values that allow and forbid it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        return (matmul, cudnn.conv, cudnn.rnn), "fp32_precision", "tf32", "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+    return (matmul, cudnn), "allow_tf32", True, False
+
+
 @dataclass(frozen=True)
 class Difference:
     """A behaviour that an older release, or a kernel for some processors, lacks.
@@ -103,6 +126,18 @@ DIFFERENCES = (
             of_processor=True,
         )
         for dtype in (torch.float16, torch.bfloat16)
+    ),
+    Difference(
+        r"spec/test_06_collate\.py::test_containers_keep_the_type\[torch-np\.bool_ becomes bool\]",
+        lambda: _accepts(lambda: torch.as_tensor(np.bool_(True))),
+        "this release makes no tensor of a bool of NumPy 2",
+        "不能由 NumPy 2 的 bool 生成张量",
+    ),
+    Difference(
+        r"spec/test_06_workers\.py::test_pin_memory_without_an_accelerator_only_warns\[torch\]",
+        warns_without_an_accelerator,
+        "this release's DataLoader does not warn that pin_memory has no effect without an accelerator",
+        "没有加速器时，DataLoader 不警告 pin_memory 不起作用",
     ),
     Difference(
         r"spec/test_12_normalization\.py::test_batch_norm_layer_prints_the_arguments\[torch-",
@@ -136,6 +171,12 @@ DIFFERENCES = (
         "batch_norm 接受任何 eps",
     ),
     Difference(
+        r"spec/test_12_normalization\.py::test_batch_norm_rejects\[torch-a running (mean without|variance without) a ",
+        lambda: not _accepts(lambda: nn.functional.batch_norm(ROWS.expand(2, 2), ROWS[0], None, training=True)),
+        "this release's batch_norm accepts in training a running mean without a variance, and the reverse",
+        "训练时 batch_norm 接受只有均值或只有方差的运行统计量",
+    ),
+    Difference(
         r"spec/test_12_recurrent\.py::Test\w+::test_an_impossible_layer_is_rejected"
         r"\[torch-(no input features|a number for (bias|batch_first))\]",
         lambda: not _accepts(lambda: nn.RNN(0, 1)),
@@ -153,6 +194,24 @@ DIFFERENCES = (
         takes_betas_of_one_dimension,
         "this release's Adam takes betas that are tensors only without dimensions",
         "betas 为张量时只接受零维张量",
+    ),
+    Difference(
+        r"spec/test_15_optim\.py::Test\w+::test_a_learning_rate_may_be_a_tensor_of_one_number\[torch-with one\]",
+        takes_a_learning_rate_of_one_dimension,
+        "this release's optimizers take a learning rate that is a tensor only without dimensions",
+        "学习率为张量时，优化器只接受零维张量",
+    ),
+    Difference(
+        r"spec/test_agreement\.py::test_random_calls_agree_with_pytorch\[Adam\]",
+        takes_a_learning_rate_of_one_dimension,
+        "this release's optimizers take a learning rate that is a tensor only without dimensions",
+        "学习率为张量时，优化器只接受零维张量",
+    ),
+    Difference(
+        r"spec/test_agreement\.py::test_random_calls_agree_with_pytorch\[AdamW\]",
+        lambda: "decoupled_weight_decay" in torch.optim.AdamW([ROWS]).param_groups[0],
+        "the groups of this release's AdamW have no decoupled_weight_decay",
+        "AdamW 的参数组没有 decoupled_weight_decay",
     ),
     Difference(
         r"spec/test_10_pooling\.py::test_avg_pool2d_rejects\[torch-a (step back|window of n|negative w)",
