@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,28 @@ def test_worker_info_describes_the_worker(DataLoader: Loader) -> None:
     assert reference.get_worker_info() is None
 
 
+class Surroundings(Numbers):
+    """Every item is what a worker has: its handlers of two signals and its number of threads."""
+
+    def __getitem__(self, index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, which reaches all processes of a terminal
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+
+
+@clause("06.workers.surroundings")
+@with_workers
+@with_signals
+def test_the_reference_s_worker_ignores_ctrl_c_ends_by_sigterm_and_has_one_thread() -> None:
+    threads, handler = torch.get_num_threads(), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        torch.set_num_threads(2)
+        (found,) = ReferenceLoader(Surroundings(1), num_workers=1, collate_fn=list)
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, handler)
+    assert found == [(signal.SIG_IGN, signal.SIG_DFL, 1)]
+
+
 class Sleeps(Numbers):
     """Loading the second item takes as long as the time limit of the test."""
 
@@ -458,6 +481,30 @@ def test_an_item_that_ends_the_worker_is_an_error_within_seconds(way: str, says:
     assert time.monotonic() - begun < 15
     assert len(seen) == 1
     assert not alive(seen[0])
+
+
+class Last(Numbers):
+    """The worker ends at item 1, right after it has sent item 0."""
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.05)  # the consumer looks into the pipe before item 0 is in it
+        return os._exit(3) if index == 1 else index
+
+
+@clause("06.workers.exception")
+@with_workers
+@with_signals
+def test_a_batch_of_a_worker_that_ended_since_the_consumer_looked_is_returned() -> None:
+    class Fork(ForkContext):
+        class Process(ForkProcess):
+            def is_alive(self) -> bool:
+                self.join(30)  # the worker ends between the look into its pipe and this question
+                return super().is_alive()
+
+    batches = iter(ReferenceLoader(Last(2), num_workers=1, multiprocessing_context=Fork()))
+    assert next(batches).tolist() == [0]
+    with pytest.raises(RuntimeError, match="worker 0 ended with exit code 3"):
+        next(batches)
 
 
 class Large(Numbers):

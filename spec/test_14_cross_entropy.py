@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reference
 from spec.support.assertions import (
     Tolerance,
     assert_close,
@@ -706,6 +707,13 @@ CLASSES_REJECTS = pytest.mark.parametrize(
 def test_the_nll_loss_rejects(nll_loss: Loss, input: Shape, target: Any, options: dict[str, Any], naming: str) -> None:
     with rejects(naming=naming):
         nll_loss(torch.ones(input), torch.tensor(target), **options)
+
+
+@clause("14.loss.device")
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy"])
+def test_the_reference_names_the_target_on_another_device(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: target must be on the device of input, cpu, got meta$"):
+        getattr(reference, name)(torch.ones(3, 4, device="cpu"), torch.zeros(3, dtype=torch.int64, device="meta"))
 
 
 @clause("14.loss.rejects")

@@ -39,7 +39,7 @@ def dropout(
         TypeError: `input` has a dtype that cannot hold the factor 1 / (1 - p).
     """
     check_probability("dropout: p", p)
-    if not training or p == 0 or check_tensor("dropout: input", input).numel() == 0:
+    if check_tensor("dropout: input", input).numel() == 0 or p == 0 or not training:
         return input
     if p < 1 and not input.is_complex():
         check_floating("dropout: input", input)
