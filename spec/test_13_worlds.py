@@ -115,7 +115,7 @@ def test_the_reference_names_an_argument_that_is_no_tensor(name: str) -> None:
         if argument not in READ_BY_THE_HARNESS.get(name, []):
             of = argument if subject.make is None else r"\w+"  # a layer may call its argument otherwise
             with rejects(rf": {of}\b.* must be a tensor, got list$"):
-                call(tensors | {argument: tensor.tolist()})
+                call(tensors | {argument: tensor.tolist()})  # pyright: ignore[reportArgumentType]
 
 
 @clause("13.world.needs")

@@ -11,7 +11,7 @@ from torch import Tensor
 from reference.arguments import check_floating, check_probability, check_tensor
 
 
-def dropout_definition(input: Shaped[Tensor, "*shape"], p: float | int = 0.5) -> Shaped[Tensor, "*shape"]:
+def dropout_definition(input: Shaped[Tensor, "*shape"], p: float | int) -> Shaped[Tensor, "*shape"]:
     """output = input · mask / (1 - p), mask ~ Bernoulli(1 - p) for each element; at p = 1 the mask is 0 everywhere."""
     mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p) if p < 1 else torch.zeros_like(input)
     return input * mask
