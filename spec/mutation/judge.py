@@ -5,6 +5,7 @@ tests that execute the changed statement run, ordered by the share of them in ea
 """
 
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import coverage
@@ -139,10 +141,13 @@ class Verdict:
 
 
 def warm_up() -> None:
-    """Import third-party packages, so that forked processes have them."""
+    """Import third-party packages and pytest's plugins, so that forked processes have them."""
     for name in WARM:
         with suppress(ImportError):
             importlib.import_module(name)
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
+    gc.freeze()  # the garbage collector of a forked process need not visit, and thereby copy, all of this
 
 
 @contextmanager
