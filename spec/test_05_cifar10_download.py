@@ -206,7 +206,7 @@ def test_a_wrong_file_stays_until_the_right_one_has_arrived(server: Server, tmp_
 def test_a_broken_connection_is_resumed(marks: dict[str, str], server: Server, tmp_path: Path) -> None:
     server.marks = marks
     server.answers = [Answer(cut=400_000), Answer(cut=500_000)]
-    download([server.url], tmp_path / "file", MD5, progress=False)
+    download([server.url], tmp_path / "file", MD5, largest=len(CONTENT), progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
     (mark,) = marks.values()
     assert [request[1:] for request in server.requests] == [
@@ -244,6 +244,15 @@ def test_a_silent_server_counts_as_a_broken_connection(
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.sent == [300_000, 700_000]
+
+
+@clause("05.download.rate")
+def test_each_timeout_of_bytes_at_the_least_rate_begins_the_next_period() -> None:
+    pace, least = downloading.Pace(), int(downloading.LEAST_RATE * downloading.TIMEOUT)
+    pace.delivered(least - 1)
+    assert pace.gained == least - 1
+    pace.delivered(1)
+    assert pace.gained == 0
 
 
 OTHER = random.Random(2).randbytes(1_000_000)

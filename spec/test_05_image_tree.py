@@ -385,6 +385,14 @@ def test_a_wrong_layout_is_named_with_the_remedy(spoil: Callable[[Path], None], 
 
 
 @clause("05.tree.rejects")
+def test_two_classes_that_are_printed_alike_are_rejected(root: Path) -> None:
+    for name in ("x\x01", "x\\x01"):  # the first is printed with an escape
+        draw(root / "train" / name / "0.png", 10)
+    with pytest.raises(InputError, match=r"train: two class folders are both printed as x\\x01; rename one$"):
+        ReferenceTree(root)
+
+
+@clause("05.tree.rejects")
 @pytest.mark.parametrize("size", [(0, 3), (3,), (3, 3, 3), (2.0, 2), (-1, 1), ("a", "b")], ids=repr)
 def test_an_impossible_size_is_named(ImageTree: Make, size: Any, root: Path) -> None:
     with rejects(naming=r"size.*height.*width"):

@@ -1,5 +1,6 @@
 """Chapter 05: the cache of the decoded images of a tree, and several processes that use it."""
 
+import io
 import os
 import pickle
 import shutil
@@ -524,3 +525,18 @@ def test_progress_bar_is_hidden_without_a_terminal(root: Path, capsys: pytest.Ca
     ReferenceTree(root)
     ReferenceTree(root, train=False, progress=False)
     assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@clause("05.cache.quiet")
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar_on_a_terminal_can_be_switched_off(
+    progress: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    ReferenceTree(root, progress=progress)
+    assert ("decoding train" in screen.getvalue()) is progress

@@ -644,7 +644,11 @@ def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> Non
     """A class as a value, which plain data need, and deeply nested lists."""
     name = b"ccollections\nOrderedDict\n"
     deep = b"]" * 50_000 + b"a" * 49_999
-    for value, says in ((name, r"its content\['x'\] is a \S*Name"), (b"]" + name + b"a", r"\['x'\]\[0\] is a ")):
+    for value, says in (
+        (name, r"its content\['x'\] is a \S*Name"),
+        (b"]" + name + b"a", r"its content\['x'\]\[0\] is a "),
+        (b"]" * 12 + name + b"a" * 12, r"…(\[0\]){10} is a "),  # the innermost ten keys
+    ):
         path = written(tmp_path, repacked_pickle(lambda code, value=value: code[:-1] + b"X\1\0\0\0x" + value + b"s."))
         with pytest.raises(InputError, match=rf"net\.pt cannot be used: .*{says}"):
             load_checkpoint(path)
@@ -681,6 +685,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
         Ocean, NAMES[:9], {}, r"model1\.8\.weight is torch.float32 \(10, 64\), but Ocean for 9 classes needs",
     ),
     "more names than scores": (Ocean, [*NAMES, "one more"], {}, "Ocean for 11 classes needs"),
+    "a name of two lines": (Ocean, [*NAMES[:9], "a\nb"], {}, "characters that cannot be printed; rename the class"),
     "no names": (Ocean, (), {}, "class_names must be a list of names"),
     "names that are numbers": (Ocean, range(10), {}, "'class_names' is missing or not a list"),
     "one word for names": (Ocean, "abcdefghij", {}, "'class_names' is missing or not a list"),

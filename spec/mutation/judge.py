@@ -91,14 +91,15 @@ class Coverage:
         """The tests that can detect a mutant.
 
         No test is recorded for code that runs at import or in a worker process. Then the tests of the function around
-        the change are used, and if there are none, all tests of the file.
+        the change are used, and if there are none, all tests in the test files with a test that executes the module.
         """
         lines = self.lines.get(mutant.file, {})
-        for first, last in (*mutant.spans, (1, max(lines, default=0))):
+        for first, last in mutant.spans:
             found = {test for line, tests in lines.items() if first <= line <= last for test in tests}
             if found:
                 return sorted({self.tests[test] for test in found} - set(self.failing))
-        return []
+        files = {self.tests[test].partition("::")[0] for tests in lines.values() for test in tests}
+        return sorted({test for test in self.tests if test.partition("::")[0] in files} - set(self.failing))
 
     def add(self, other: "Coverage") -> None:
         """Add the tests of another run."""
