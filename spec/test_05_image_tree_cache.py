@@ -520,6 +520,13 @@ def test_a_file_changed_between_comparing_and_decoding_is_read_consistently(
     assert 7 not in shade_of(ReferenceTree(root))
 
 
+@clause("05.cache.read_once")
+def test_an_entry_of_images_larger_than_its_header_is_used(root: Path, reads: list[str], later: None) -> None:
+    first = ReferenceTree(root, size=(160, 160))  # 12 times 76,800 bytes, and up to 65,536 of header for each
+    assert same(ReferenceTree(root, size=(160, 160)), first)
+    assert reads == ["decode"]
+
+
 @clause("05.cache.bar")
 def test_progress_bar_is_hidden_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ReferenceTree(root)
