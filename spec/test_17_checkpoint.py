@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import reference
 from reference import read_legacy_checkpoint
-from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
+from reference.checkpoint import build_network, check_plain, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.inference import predict
@@ -620,6 +620,15 @@ def test_error_messages_truncate_deeply_nested_lists(tmp_path: Path, entry: str)
     value = {"preprocessing": {"size": lists}, "network": {"name": lists}}.get(entry, lists)
     with pytest.raises(InputError, match=r"net\.pt"):
         load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
+
+
+@clause("17.checkpoint.bounded")
+def test_a_list_that_is_there_twice_is_checked_once() -> None:
+    """Sixty lists, each twice in the next one: a walk through all places would not end."""
+    lists: list[Any] = []
+    for _ in range(60):
+        lists = [lists, lists]
+    check_plain(lists, "the content")
 
 
 @clause("17.checkpoint.sound")

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,6 +215,18 @@ def test_images_per_second_uses_training_images_and_training_time() -> None:
     whole = time.perf_counter() - begun
     # at least the three pauses, at most the whole time of fit
     assert sum(sizes) / whole <= progress.history[0]["images_per_second"] <= sum(sizes) / (3 * pause)
+
+
+@clause("18.fit.images_per_second")
+def test_images_per_second_of_a_resumed_epoch_counts_the_images_since_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reference.training.time", SimpleNamespace(perf_counter=count(0, 2).__next__))
+    batches = [(torch.zeros(size, 3, 32, 32), torch.zeros(size, dtype=torch.int64)) for size in (16, 16, 8)]
+    network = Ocean()
+    task = network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.01), batches, batches
+    stopped = fit(*task, epochs=1, observer=Recorder(1))
+    assert (stopped.batch, stopped.seen) == (1, 16)
+    resumed = fit(*task, epochs=1, progress=stopped)
+    assert resumed.history[0]["images_per_second"] == (16 + 8) / 2
 
 
 class Fixed(nn.Module):
