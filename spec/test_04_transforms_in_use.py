@@ -675,6 +675,7 @@ def test_the_fill_is_one_number_or_one_for_each_channel_of_an_image(RandomCrop: 
     assert RandomCrop(4, 1, fill=7)(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7,))(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7, 8, 9))(image).getpixel((0, 3)) == (7, 8, 9)
+    assert RandomCrop(4, 1, fill=(7, 8))(random_image("LA", 2, 2, seed=0)).getpixel((0, 0)) == (7, 8)
 
 
 @clause("04.crop.modes")

@@ -304,12 +304,14 @@ class Surroundings(Numbers):
 @with_signals
 def test_the_reference_s_worker_is_a_daemon_of_one_thread_that_ignores_ctrl_c_and_ends_by_sigterm() -> None:
     threads, handler = torch.get_num_threads(), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started without it
     try:
         torch.set_num_threads(2)
         (found,) = ReferenceLoader(Surroundings(1), num_workers=1, collate_fn=list)
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, ctrl_c)
     assert found == [(signal.SIG_IGN, signal.SIG_DFL, 1, True)]
 
 
@@ -678,9 +680,10 @@ def test_the_workers_end_if_the_sampler_fails() -> None:
                 started.append(self)
 
     loader = ReferenceLoader(Numbers(4), sampler=Fails(4), num_workers=1, multiprocessing_context=Fork())
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         iter(loader)
-    assert [worker.is_alive() for worker in started] == [False]
+    assert [worker.is_alive() for worker in started] == [False], "they end before the error does"
+    del caught
 
 
 @pytest.mark.slow

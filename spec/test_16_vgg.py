@@ -3,6 +3,7 @@
 import ast
 import copy
 import hashlib
+import math
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -207,6 +208,18 @@ def test_vgg16_features_equal_the_printed_layers_bit_for_bit(vgg16: Make) -> Non
     with torch.no_grad():
         assert_equal(features(images), expected, "the last maps")
     assert expected.unique().numel() > 100
+
+
+@clause("16.vgg16.start")
+def test_the_reference_draws_the_weights_of_each_layer_with_its_std(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, float]] = []
+    monkeypatch.setattr("reference.models.vgg.normal_", lambda tensor, std: drawn.append((len(tensor), std)))
+    on_meta(reference.vgg16)
+    convolutions = [(channels, math.sqrt(2 / (9 * channels))) for stage in CONFIGURATION_D for channels in stage]
+    assert drawn == [*convolutions, (4096, 0.01), (4096, 0.01), (1000, 0.01)]
+    drawn.clear()
+    on_meta(reference.vgg16, init_weights=False)
+    assert drawn == []
 
 
 @clause("16.vgg16.start", "16.vgg16.dropout")
