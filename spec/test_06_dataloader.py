@@ -548,6 +548,7 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
     assert shown(helped) == shown(alone)
 
 
+@pytest.mark.slow
 @clause("06.workers.any_count")
 @with_workers
 @pytest.mark.parametrize(

@@ -340,6 +340,7 @@ def test_the_options_are_in_pytorch_s_order(DataLoader: Loader) -> None:
     assert (made.drop_last, made.timeout, made.generator.initial_seed()) == (True, 0, 1)
 
 
+@pytest.mark.slow
 @clause("06.workers.persistent")
 @with_workers
 @pytest.mark.parametrize(

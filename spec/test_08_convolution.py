@@ -393,6 +393,7 @@ def test_conv2d_equals_the_definition_for_large_sizes(
     assert_equal(of_w, expected_of_w, "the weight's gradient")
 
 
+@pytest.mark.slow
 @clause("08.conv2d.workspace")
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (32, 16), (32, 8)])
 def test_four_times_the_images_need_no_more_workspace(

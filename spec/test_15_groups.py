@@ -296,6 +296,7 @@ def test_two_optimizers_share_no_state(course: Course, component: Any) -> None:
 STEPS = 2000
 
 
+@pytest.mark.slow
 @clause("15.optimizer.long_course")
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -224,6 +224,7 @@ def test_attacker_chosen_dictionary_keys_are_limited(
         read_legacy_checkpoint(written(tmp_path / "net.pth", packed(KEYS[container], "old" if old else "zip")))
 
 
+@pytest.mark.slow
 @clause("17.legacy.bounded")
 def test_sequential_string_and_integer_keys_are_not_limited(read_legacy_checkpoint: Read, tmp_path: Path) -> None:
     content = {"texts": {f"{n}": n for n in range(30_000)}, "numbers": {n: n for n in range(30_000)}}

@@ -453,6 +453,7 @@ def test_each_problem_of_the_user_images_is_one_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @clause("18.run.glance")
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_no_line_about_a_persons_images_is_wider_than_a_terminal(
@@ -499,6 +500,7 @@ def test_sound_images_give_their_sizes_and_modes_only(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @clause("18.run.adam")
 @pytest.mark.parametrize(("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_adam_and_adamw_equal_pytorch_with_pytorchs_defaults(

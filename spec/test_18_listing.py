@@ -302,6 +302,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 NUMBER = r"\d+\.\d+(?:e-\d+)?"
 
 
+@pytest.mark.slow
 @clause("18.listing.train", "18.listing.counter", "18.training.long")
 def test_step_numbers_continue_across_ten_epochs(outcome: Outcome) -> None:
     # chapter 18, lines 1411, 1490 and 1514
@@ -335,6 +336,7 @@ def test_every_epoch_ends_with_three_lines(outcome: Outcome) -> None:
     assert len(outcome.out.splitlines()) == 10 + outcome.steps // 100 + 30
 
 
+@pytest.mark.slow
 @clause("18.listing.checkpoints")
 def test_every_epoch_leaves_a_file(outcome: Outcome) -> None:
     # chapter 18, lines 1494 and 1539

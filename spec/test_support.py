@@ -345,6 +345,7 @@ def test_the_simplest_failure_is_shown_with_the_calls_of_that_example(before: st
     assert current().trace.text().endswith("from mine import conv2d\nprint(conv2d(7))")
 
 
+@pytest.mark.slow
 def test_a_flaky_failure_is_a_failure() -> None:
     calls = []
 
@@ -358,6 +359,7 @@ def test_a_flaky_failure_is_a_failure() -> None:
         judge(who="second")
 
 
+@pytest.mark.slow
 def test_hypothesis_tests_with_data_draws_are_searched_again() -> None:
     drawn: list[tuple[str, int]] = []
 

@@ -7,7 +7,9 @@ call, and the oracle of `spec/support/oracles.py`. `judge` compares values and g
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from functools import reduce
+from itertools import combinations, islice, product
+from operator import or_
 from random import Random
 from typing import Any
 
@@ -560,8 +562,12 @@ def together(
     def values(row: Sequence[int]) -> dict[str, Any]:
         return {name: options[name][i] for name, i in zip(names, row, strict=True)}
 
-    def met(row: Sequence[int]) -> set[tuple[int, int, int, int]]:
-        return {(a, row[a], b, row[b]) for a, b in combinations(range(len(names)), 2)}
+    numbers = {pair: number for number, pair in enumerate(combinations(range(len(names)), 2))}
+    most = max(map(len, every))
+
+    def met(row: Sequence[int]) -> int:
+        """The pairs of values in a row, as the bits of a number."""
+        return sum(1 << (number * most + row[a]) * most + row[b] for (a, b), number in numbers.items())
 
     if math.prod(map(len, every)) <= 4096:
         rows = [row for row in product(*every) if allowed(values(row))]
@@ -569,10 +575,11 @@ def together(
         drawn = (tuple(random.choice(choices) for choices in every) for _ in range(20_000))
         rows = [row for row in dict.fromkeys(drawn) if allowed(values(row))]
     random.shuffle(rows)
-    todo, found = set().union(*map(met, rows)), []
+    pairs = {row: met(row) for row in rows}
+    todo, found = reduce(or_, pairs.values()), []
     while todo:
-        candidates = [row for row in rows if not todo.isdisjoint(met(row))]
-        best = max(candidates[:200], key=lambda row: len(todo & met(row)))
-        todo -= met(best)
+        candidates = islice((row for row in rows if pairs[row] & todo), 200)
+        best = max(candidates, key=lambda row: (pairs[row] & todo).bit_count())
+        todo &= ~pairs[best]
         found.append(values(best))
     return found

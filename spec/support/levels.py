@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import cache
 from io import StringIO
 from types import CodeType
 from typing import Any
@@ -51,7 +52,7 @@ def aspect_of(item: pytest.Item) -> str:
     """
     if (marked := _marked(item, "aspect", ASPECTS)) is not None:
         return marked
-    if _EXPECTS_AN_ERROR & set(_names(_function(item).__code__)):
+    if _expects_an_error(_function(item).__code__):
         return "errors"
     main = _main_clause(item)
     return "values" if main is None else main.aspect
@@ -82,6 +83,11 @@ def _function(item: pytest.Item) -> Callable[..., Any]:
 def _is_property(item: pytest.Item) -> bool:
     function = item.function  # pyright: ignore[reportAttributeAccessIssue]
     return hasattr(function, "hypothesis") or hasattr(_function(item), "hypothesis")
+
+
+@cache
+def _expects_an_error(code: CodeType) -> bool:
+    return not _EXPECTS_AN_ERROR.isdisjoint(_names(code))
 
 
 def _names(code: CodeType) -> Iterator[str]:
