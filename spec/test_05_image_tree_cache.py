@@ -521,7 +521,7 @@ def test_a_file_changed_between_comparing_and_decoding_is_read_consistently(
 
 
 @clause("05.cache.read_once")
-def test_an_entry_of_images_larger_than_its_header_is_used(root: Path, reads: list[str], later: None) -> None:
+def test_a_cache_entry_may_hold_images_larger_than_the_header(root: Path, reads: list[str], later: None) -> None:
     first = ReferenceTree(root, size=(160, 160))  # 12 times 76,800 bytes, and up to 65,536 of header for each
     assert same(ReferenceTree(root, size=(160, 160)), first)
     assert reads == ["decode"]

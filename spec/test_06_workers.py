@@ -643,7 +643,7 @@ def test_a_fork_of_the_consumer_does_not_stop_the_workers(ending: str, persisten
 @clause("06.workers.fork")
 @with_workers
 @with_signals
-def test_a_fork_of_the_consumer_must_not_continue_its_iteration() -> None:
+def test_a_forked_process_must_not_continue_the_iteration() -> None:
     batches = iter(ReferenceLoader(Numbers(4), num_workers=1))
     assert next(batches).tolist() == [0]
     child = os.fork()

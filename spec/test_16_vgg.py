@@ -211,7 +211,7 @@ def test_vgg16_features_equal_the_printed_layers_bit_for_bit(vgg16: Make) -> Non
 
 
 @clause("16.vgg16.start")
-def test_the_reference_draws_the_weights_of_each_layer_with_its_std(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_vgg16_draws_weights_with_the_std_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, float]] = []
     monkeypatch.setattr("reference.models.vgg.normal_", lambda tensor, std: drawn.append((len(tensor), std)))
     on_meta(reference.vgg16)

@@ -194,7 +194,7 @@ def test_a_missing_package_is_named_with_the_remedy(
 
 
 @clause("20.export.refused")
-def test_the_checkpoint_of_a_run_is_its_best_and_of_a_file_the_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_takes_the_best_checkpoint_of_a_run_or_the_named_file(checkpoint: Path, tmp_path: Path) -> None:
     assert checkpoint_of(checkpoint) == checkpoint_of(checkpoint.parent) == checkpoint
     (tmp_path / "new").mkdir()
     with pytest.raises(InputError, match=r"new holds no best\.pt: its training has not finished an epoch$"):

@@ -207,14 +207,18 @@ COMPONENTS = tuple(
     for parts in (("nn",), ("optim.py",), ("definitions.py",), ("data", "transforms.py"))
 )
 """The reference's components; the error of one of them begins with its name."""
+CONTAINER = os.path.join(REFERENCE, "nn", "container.py")
+"""`Sequential`: it passes the errors of its layers on."""
 
 
 def _called(error: BaseException) -> str | None:
     """The component of the reference that was called, if the reference raised the error, and not a base class."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if frames[-1].f_code.co_filename.startswith(REFERENCE):
+    raised_in = frames[-1].f_code.co_filename
+    if raised_in.startswith(REFERENCE):
         for frame in frames:
-            if frame.f_code.co_filename.startswith(COMPONENTS):
+            file = frame.f_code.co_filename
+            if file.startswith(COMPONENTS) and not (file == CONTAINER != raised_in):
                 owner = frame.f_locals.get("self")
                 return frame.f_code.co_name if owner is None else type(owner).__name__
     return None
