@@ -670,7 +670,7 @@ class Fails(Numbers):
 @clause("06.workers.end")
 @with_workers
 @with_signals
-def test_the_workers_end_if_the_sampler_fails() -> None:
+def test_workers_end_if_the_sampler_fails() -> None:
     started: list[Any] = []
 
     class Fork(ForkContext):
