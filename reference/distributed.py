@@ -340,4 +340,6 @@ def batch_norm_over_all(layer: Any, input: Tensor) -> Tensor:
         momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
         blend(layer.running_mean, mean, momentum)
         blend(layer.running_var, var * (n / (n - 1)), momentum)
-    return batch_norm_definition(x, mean, var, layer.weight, layer.bias, eps=layer.eps).to(input.dtype)
+    return batch_norm_definition(
+        x, mean, var, layer.weight, layer.bias, training=False, momentum=0.0, eps=layer.eps
+    ).to(input.dtype)

@@ -79,18 +79,22 @@ def wrapped(text: str, columns: int) -> Iterator[str]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The unbreakable parts of `text`: words with the space after them, and single Chinese characters."""
+    """The unbreakable parts of `text`: words with the space after them, quoted words, and single Chinese characters."""
     part = ""
+    quoted = {place for match in QUOTED.finditer(text) for place in range(*match.span())}
     for place, char in enumerate(text):
         part += char
         following = text[place + 1 : place + 2]
         wide = width(char) == 2 or (following and width(following) == 2)
-        if char == " " or (wide and following not in CLOSING and char not in OPENING):
+        if place not in quoted and (char == " " or (wide and following not in CLOSING and char not in OPENING)):
             yield part
             part = ""
     if part:
         yield part
 
+
+QUOTED = re.compile(r"(?<!\S)'[^']+'(?=\s|$)")
+"""An argument as the shell quotes it: broken over two lines it could not be pasted."""
 
 CLOSING, OPENING = (*"，。；：、）”’！？…,.;:)]}", " "), (*"（“‘([{",)
 """Characters that must not begin a line, and characters that must not end a line."""

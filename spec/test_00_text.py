@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,18 @@ from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.errors import InputError, exit_with
 from reference.files import atomic_write
 from reference.models import Ocean
-from reference.text import Console, is_printable, json_text, open_console, output_lost, print_line, printable, styled
+from reference.text import (
+    Console,
+    is_printable,
+    json_text,
+    open_console,
+    output_lost,
+    print_line,
+    print_wrapped,
+    printable,
+    styled,
+    width,
+)
 from reference.untrusted.layers import LAYERS, STANDARD, CannotRunError, Printer, plain
 from reference.untrusted.modules import Module
 from spec.support.clauses import clause
@@ -97,6 +109,17 @@ def test_printable_takes_paths_bytes_and_objects() -> None:
     assert printable(Path("a\nb")) == r"a\nb"
     assert printable(b"\xff.png") == r"\udcff.png"
     assert printable(ValueError("a\x1bb")) == r"a\x1bb"
+
+
+@clause("00.text.wrapped")
+def test_a_quoted_argument_is_not_broken_by_wrapping(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = "runs/the second run of today, 第二次"
+    print_wrapped(f"stopped after step 1,000, nothing is lost; resume with: --resume {shlex.quote(folder)}")
+    print_wrapped("It's a person's own data that isn't broken, 'and these words' are not broken either, 其余折行")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"'{folder}'" in line for line in lines)
+    assert [line for line in lines if width(line) > 80] == []
+    assert len(lines) == 4
 
 
 @clause("00.text.errors")

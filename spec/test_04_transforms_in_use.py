@@ -322,8 +322,22 @@ def test_normalize_is_differentiable(Normalize: Transform) -> None:
 # The properties: Resize
 
 
-def bilinear_weights(old: int, new: int, antialias: bool) -> list[list[Fraction]]:
-    """The exact weight of each old pixel in each new one, from the definition: a triangle around the centre."""
+Kernel = Callable[[Fraction], Fraction]
+
+
+def triangle(t: Fraction) -> Fraction:
+    return max(Fraction(0), 1 - t)
+
+
+def cubic(a: Fraction) -> Kernel:
+    """Keys' piecewise cubic (1981), with the slope `a` at the distance 1."""
+    near = lambda t: (a + 2) * t**3 - (a + 3) * t**2 + 1  # noqa: E731
+    far = lambda t: a * (t**3 - 5 * t**2 + 8 * t - 4)  # noqa: E731
+    return lambda t: near(t) if t <= 1 else far(t) if t < 2 else Fraction(0)
+
+
+def resize_weights(old: int, new: int, antialias: bool, kernel: Kernel = triangle) -> list[list[Fraction]]:
+    """The exact weight of each old pixel in each new one, from the definition: the kernel around the centre."""
     half = Fraction(1, 2)
     rows = []
     for o in range(new):
@@ -333,15 +347,15 @@ def bilinear_weights(old: int, new: int, antialias: bool) -> list[list[Fraction]
         for i in range(-old, 2 * old):
             if antialias and not 0 <= i < old:
                 continue
-            row[min(max(i, 0), old - 1)] += max(Fraction(0), 1 - abs(i + half - centre) / reach)
+            row[min(max(i, 0), old - 1)] += kernel(abs(i + half - centre) / reach)
         rows.append([weight / sum(row) for weight in row])
     return rows
 
 
 def bilinear(pixels: list[list[list[float]]], size: Pair, antialias: bool) -> Tensor:
     """Every new pixel as a weighted mean of the old ones; the weights are exact, one rounding to float64 for each."""
-    vertical = bilinear_weights(len(pixels[0]), size[0], antialias)
-    horizontal = bilinear_weights(len(pixels[0][0]), size[1], antialias)
+    vertical = resize_weights(len(pixels[0]), size[0], antialias)
+    horizontal = resize_weights(len(pixels[0][0]), size[1], antialias)
     numbers = [
         [
             [
@@ -484,6 +498,20 @@ def test_bicubic_resize_uses_the_piecewise_cubic_kernel(Resize: Transform, antia
     side = [far(5 / 3), far(4 / 3), 0, near(2 / 3), near(1 / 3)]
     expected = torch.tensor([0, 0, 0, 0, 0, *side, 1, *side[::-1], 0, 0, 0, 0, 0]) * 16
     assert_close(wide[0, 1], expected, rounding(torch.float32, 60, 16.0))
+
+
+@clause("04.resize.bicubic", "04.resize.antialias")
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialiased", "not"])
+@pytest.mark.parametrize(("old", "new"), [(5, 3), (7, 2), (11, 4), (6, 5), (4, 9)])
+def test_bicubic_resize_stretches_the_kernel_of_a_shrinking_side_with_antialias(
+    Resize: Transform, old: int, new: int, antialias: bool
+) -> None:
+    kernel = cubic(Fraction(-1, 2) if antialias else Fraction(-3, 4))
+    ones = torch.eye(old).reshape(old, 1, old).expand(old, 2, old)  # for each old pixel a line with 1 there
+    found = Resize((2, new), Resampling.BICUBIC, antialias=antialias)(ones)[:, 0]
+    expected = torch.tensor([[float(w) for w in row] for row in resize_weights(old, new, antialias, kernel)]).mT
+    # the weights from centres that are rounded at the size of the side, and their sum
+    assert_close(found, expected.to(found), rounding(torch.float32, 4 * old + 4 * old, 2.0))
 
 
 @clause("04.resize.bicubic")
@@ -647,6 +675,7 @@ def test_the_fill_is_one_number_or_one_for_each_channel_of_an_image(RandomCrop: 
     assert RandomCrop(4, 1, fill=7)(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7,))(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7, 8, 9))(image).getpixel((0, 3)) == (7, 8, 9)
+    assert RandomCrop(4, 1, fill=(7, 8))(random_image("LA", 2, 2, seed=0)).getpixel((0, 0)) == (7, 8)
 
 
 @clause("04.crop.modes")
@@ -836,6 +865,13 @@ def test_normalize_rejects(Normalize: Transform, mean: Any, std: Any, pixels: An
 def test_resize_rejects(Resize: Transform, options: dict[str, Any], naming: str, image: Any) -> None:
     with rejects(naming=naming):
         Resize(**options)(image)
+
+
+@clause("04.resize.rejects", "04.resize.max_size")
+@pytest.mark.parametrize("image", [Image.new("L", (99, 1)), torch.zeros(1, 1, 99)], ids=["of an image", "of a tensor"])
+def test_resize_rejects_a_max_size_that_leaves_no_pixel(Resize: Transform, image: Any) -> None:
+    with rejects(r"max_size|height and width|output sizes?"):
+        Resize(3, max_size=4)(image)
 
 
 @clause("04.resize.rejects")

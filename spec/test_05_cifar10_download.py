@@ -206,7 +206,7 @@ def test_a_wrong_file_stays_until_the_right_one_has_arrived(server: Server, tmp_
 def test_a_broken_connection_is_resumed(marks: dict[str, str], server: Server, tmp_path: Path) -> None:
     server.marks = marks
     server.answers = [Answer(cut=400_000), Answer(cut=500_000)]
-    download([server.url], tmp_path / "file", MD5, progress=False)
+    download([server.url], tmp_path / "file", MD5, largest=len(CONTENT), progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
     (mark,) = marks.values()
     assert [request[1:] for request in server.requests] == [
@@ -250,6 +250,27 @@ def test_a_silent_server_counts_as_a_broken_connection(
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.sent == [300_000, 700_000]
+
+
+@clause("05.download.rate")
+def test_each_timeout_of_bytes_at_the_least_rate_begins_the_next_period() -> None:
+    pace, least = downloading.Pace(), int(downloading.LEAST_RATE * downloading.TIMEOUT)
+    pace.delivered(least - 1)
+    assert pace.gained == least - 1
+    pace.delivered(1)
+    assert pace.gained == 0
+
+
+@clause("05.download.rate")
+def test_the_error_at_the_deadline_tells_a_silent_server_from_a_slow_one() -> None:
+    pace = downloading.Pace()
+    assert isinstance(pace.overdue(), TimeoutError), "nothing has arrived"
+    pace.arrived(1)
+    assert str(pace.overdue()).startswith("no complete answer within")
+    pace.begin_file()
+    assert str(pace.overdue()).startswith("slower than")
+    pace.last -= 0.6 * downloading.TIMEOUT
+    assert isinstance(pace.overdue(), TimeoutError)
 
 
 OTHER = random.Random(2).randbytes(1_000_000)
@@ -340,10 +361,16 @@ def test_a_mirror_without_the_file_is_followed_by_the_next(server: Server, tmp_p
 
 
 @clause("05.download.mirrors")
-def test_a_mirror_with_a_temporary_error_is_tried_again(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_with_a_temporary_error_is_tried_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.answers = [Answer(status=500), Answer(status=503)]
+    pauses: list[float] = []
+    monkeypatch.setattr(downloading, "PAUSE", 0.001)
+    monkeypatch.setattr(downloading.time, "sleep", pauses.append)
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert len(server.requests) == 3
+    assert pauses == [0.001, 0.002], "the pause grows with each attempt"
 
 
 @clause("05.download.mirrors")

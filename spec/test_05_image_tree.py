@@ -160,6 +160,30 @@ def test_large_files_and_small_ones_give_the_same_data_set(
     assert mixed.skipped == ["bee/1.png", "cat/3.png"]
 
 
+@clause("05.tree.memory")
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["larger than the limit", "smaller"])
+def test_one_file_above_the_limit_is_in_memory_at_a_time(
+    limit: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    now: list[str] = []
+    real = image_tree.read_regular
+
+    def slowly(path: Any, *rest: Any) -> bytes:
+        now.append(path)
+        together.append(len(now))
+        time.sleep(0.01)
+        now.remove(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(image_tree, "read_regular", slowly)
+    monkeypatch.setattr(image_tree, "SMALL_FILE", 0)  # all by threads
+    monkeypatch.setattr(image_tree, "LARGE_FILE", limit)
+    monkeypatch.setattr(image_tree.os, "cpu_count", lambda: 4)
+    ReferenceTree(root)
+    assert max(together) == 1 if limit == 0 else max(together) > 1
+
+
 @clause("05.tree.transforms")
 def test_items_pass_through_the_transforms(ImageTree: Make, root: Path) -> None:
     plain = ImageTree(root, size=(8, 8))
@@ -382,6 +406,14 @@ def test_a_wrong_layout_is_named_with_the_remedy(spoil: Callable[[Path], None], 
     with pytest.raises(InputError, match=text) as caught:
         ReferenceTree(root, train=False)
     assert "\n" not in str(caught.value)
+
+
+@clause("05.tree.rejects")
+def test_two_classes_that_are_printed_alike_are_rejected(root: Path) -> None:
+    for name in ("x\x01", "x\\x01"):  # the first is printed with an escape
+        draw(root / "train" / name / "0.png", 10)
+    with pytest.raises(InputError, match=r"train: two class folders are both printed as x\\x01; rename one$"):
+        ReferenceTree(root)
 
 
 @clause("05.tree.rejects")

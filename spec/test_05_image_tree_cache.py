@@ -1,5 +1,6 @@
 """Chapter 05: the cache of the decoded images of a tree, and several processes that use it."""
 
+import io
 import os
 import pickle
 import shutil
@@ -519,8 +520,30 @@ def test_a_file_changed_between_comparing_and_decoding_is_read_consistently(
     assert 7 not in shade_of(ReferenceTree(root))
 
 
+@clause("05.cache.read_once")
+def test_a_cache_entry_may_hold_images_larger_than_the_header(root: Path, reads: list[str], later: None) -> None:
+    first = ReferenceTree(root, size=(160, 160))  # 12 times 76,800 bytes, and up to 65,536 of header for each
+    assert same(ReferenceTree(root, size=(160, 160)), first)
+    assert reads == ["decode"]
+
+
 @clause("05.cache.bar")
 def test_progress_bar_is_hidden_without_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ReferenceTree(root)
     ReferenceTree(root, train=False, progress=False)
     assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@clause("05.cache.quiet")
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar_on_a_terminal_can_be_switched_off(
+    progress: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    ReferenceTree(root, progress=progress)
+    assert ("decoding train" in screen.getvalue()) is progress

@@ -219,6 +219,8 @@ def test_items_of_different_types_are_not_collated(DataLoader: Loader, items: li
         pytest.param([0.5, torch.zeros(2)], "different types.*Tensor, float", id="a float and a tensor"),
         pytest.param([(torch.zeros(2), 1), (0.5, 1)], "different types.*Tensor, float", id="inside a tuple"),
         pytest.param([1, "a"], "different types.*int, str", id="a number and a text"),
+        pytest.param([torch.zeros(2), torch.zeros(3)], r"shapes \[\(2,\), \(3,\)\]", id="tensors of two shapes"),
+        pytest.param([(1, 2), (3,)], r"equal size.*\[1, 2\] parts", id="tuples of two lengths"),
         pytest.param([{"x": 1}, {"y": 1}], "keys x", id="dicts of different keys"),
         pytest.param([{"x": 1}, 1], "different types.*dict, int", id="a dict and a number"),
         pytest.param([(1, 2), 3], "different types.*int, tuple", id="a tuple and a number"),

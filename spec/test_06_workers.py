@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import random
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,9 @@ def test_the_reference_says_which_indices_getitems_failed_at() -> None:
 def test_pin_memory_without_an_accelerator_only_warns(DataLoader: Loader) -> None:
     with pytest.warns(UserWarning, match="pin_memory"):
         batches = list(DataLoader([(1.5, "a"), (2.5, "b")], batch_size=2, pin_memory=True))
+    with pytest.warns(UserWarning, match="pin_memory") as caught:
+        iter(ReferenceLoader([0], pin_memory=True))
+    assert [warning.filename for warning in caught] == [__file__], "the reference warns about the line that iterates"
     ((numbers, texts),) = batches
     assert_equal(numbers, torch.tensor([1.5, 2.5], dtype=torch.float64))
     assert list(texts) == ["a", "b"]
@@ -283,6 +288,31 @@ def test_worker_info_describes_the_worker(DataLoader: Loader) -> None:
     assert list(DataLoader(Informed(1), collate_fn=list)) == [[None]]
     assert torch.utils.data.get_worker_info() is None
     assert reference.get_worker_info() is None
+
+
+class Surroundings(Numbers):
+    """Every item is what a worker has: two handlers of signals, its number of threads and whether it is a daemon."""
+
+    def __getitem__(self, index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, which reaches all processes of a terminal
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return *handlers, torch.get_num_threads(), multiprocessing.current_process().daemon
+
+
+@clause("06.workers.surroundings")
+@with_workers
+@with_signals
+def test_the_reference_s_worker_is_a_daemon_of_one_thread_that_ignores_ctrl_c_and_ends_by_sigterm() -> None:
+    threads, handler = torch.get_num_threads(), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started without it
+    try:
+        torch.set_num_threads(2)
+        (found,) = ReferenceLoader(Surroundings(1), num_workers=1, collate_fn=list)
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, ctrl_c)
+    assert found == [(signal.SIG_IGN, signal.SIG_DFL, 1, True)]
 
 
 class Sleeps(Numbers):
@@ -461,6 +491,30 @@ def test_an_item_that_ends_the_worker_is_an_error_within_seconds(way: str, says:
     assert not alive(seen[0])
 
 
+class Last(Numbers):
+    """The worker ends at item 1, right after it has sent item 0."""
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.05)  # the consumer looks into the pipe before item 0 is in it
+        return os._exit(3) if index == 1 else index
+
+
+@clause("06.workers.exception")
+@with_workers
+@with_signals
+def test_a_batch_of_a_worker_that_ended_since_the_consumer_looked_is_returned() -> None:
+    class Fork(ForkContext):
+        class Process(ForkProcess):
+            def is_alive(self) -> bool:
+                self.join(30)  # the worker ends between the look into its pipe and this question
+                return super().is_alive()
+
+    batches = iter(ReferenceLoader(Last(2), num_workers=1, multiprocessing_context=Fork()))
+    assert next(batches).tolist() == [0]
+    with pytest.raises(RuntimeError, match="worker 0 ended with exit code 3"):
+        next(batches)
+
+
 class Large(Numbers):
     """Items larger than a pipe; the worker of the last one is killed while it sends the item."""
 
@@ -584,6 +638,52 @@ def test_a_fork_of_the_consumer_does_not_stop_the_workers(ending: str, persisten
     result = run("time.sleep(0.02)", then, persistent=persistent)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines()[1:] == ["6"]
+
+
+@clause("06.workers.fork")
+@with_workers
+@with_signals
+def test_a_forked_process_must_not_continue_the_iteration() -> None:
+    batches = iter(ReferenceLoader(Numbers(4), num_workers=1))
+    assert next(batches).tolist() == [0]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            next(batches)
+        except RuntimeError as error:
+            code = 0 if "belongs to process" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert lists(batches) == [[1], [2], [3]]
+
+
+class Fails(Numbers):
+    """An order that fails after the first of four indices."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield 0
+        raise ZeroDivisionError
+
+
+@clause("06.workers.end")
+@with_workers
+@with_signals
+def test_the_workers_end_if_the_sampler_fails() -> None:
+    started: list[Any] = []
+
+    class Fork(ForkContext):
+        class Process(ForkProcess):
+            def start(self) -> None:
+                super().start()
+                started.append(self)
+
+    loader = ReferenceLoader(Numbers(4), sampler=Fails(4), num_workers=1, multiprocessing_context=Fork())
+    with pytest.raises(ZeroDivisionError) as caught:
+        iter(loader)
+    assert [worker.is_alive() for worker in started] == [False], "they end before the error does"
+    del caught
 
 
 @pytest.mark.slow

@@ -395,28 +395,31 @@ def test_conv2d_equals_the_definition_for_large_sizes(
 
 @pytest.mark.slow
 @clause("08.conv2d.workspace")
-@pytest.mark.parametrize(("channels", "size"), [(3, 32), (32, 16), (32, 8)])
+@pytest.mark.parametrize(
+    ("channels", "size", "outputs", "kernel"),
+    [(3, 32, 8, 5), (32, 16, 8, 5), (32, 8, 8, 5), pytest.param(1, 12, 64, 1, id="more outputs than inputs")],
+)
 def test_four_times_the_images_need_no_more_workspace(
-    conv2d: Conv2d, implementation: Implementation, channels: int, size: int
+    conv2d: Conv2d, implementation: Implementation, channels: int, size: int, outputs: int, kernel: int
 ) -> None:
     """The peak memory beyond the output, and then beyond the gradients."""
     if implementation.name == "reference.definitions":
         pytest.skip("the definition computes all images at once; bounded memory is what the fast form is for")
 
-    image, kernels = torch.ones(1, channels, size, size), torch.ones(8, channels, 5, 5)
+    image, kernels = torch.ones(1, channels, size, size), torch.ones(outputs, channels, kernel, kernel)
     # a user's plain loops may be too slow; the project's code and PyTorch are always tested
     known = implementation.known
-    images_in_time = 512 if known else affordable(512, lambda: conv2d(image, kernels, padding=2), seconds=2)
+    images_in_time = 512 if known else affordable(512, lambda: conv2d(image, kernels, padding=kernel // 2), seconds=2)
     if images_in_time < 128:
         pytest.skip("it computes one output after the other, too slowly for as many images as this needs")
 
     def workspace(images: int) -> tuple[int, int]:
         x, w, upstream = (  # on the CPU, where allocations can be counted
             torch.ones(shape, requires_grad=True, device="cpu")
-            for shape in ((images, channels, size, size), (8, channels, 5, 5), (images, 8, size, size))
+            for shape in ((images, channels, size, size), kernels.shape, (images, outputs, size, size))
         )
         with Allocations([x, w, upstream]) as forward:
-            output = conv2d(x, w, padding=2)
+            output = conv2d(x, w, padding=kernel // 2)
         with Allocations([x, w, upstream, output]) as backward:
             gradients = torch.autograd.grad(output, (x, w), upstream)
         return forward.peak - output.nbytes, backward.peak - sum(gradient.nbytes for gradient in gradients)

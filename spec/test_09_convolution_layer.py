@@ -346,6 +346,14 @@ def test_invalid_layer_arguments_are_rejected(Conv2d: Layer, change: dict[str, A
         Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
 
 
+@clause("09.conv2d.kernel_0")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # there is nothing to draw
+@pytest.mark.parametrize("size", [0, (0, 2)], ids=str)
+def test_a_layer_may_have_kernels_without_numbers(Conv2d: Layer, size: Any) -> None:
+    layer = Conv2d(2, 3, size)
+    assert tuple(layer.weight.shape) == (3, 2, *((0, 0) if size == 0 else size))
+
+
 @clause("09.conv2d.layer_rejects")
 def test_an_image_of_other_channels_is_rejected(Conv2d: Layer) -> None:
     with rejects("3 channels|needs 3", "input", "in_channels"):

@@ -265,6 +265,7 @@ def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: 
     [
         pytest.param({"nhead": 3}, "nhead|num_heads", id="heads that do not divide the features"),
         pytest.param({"nhead": 0}, "nhead|num_heads", id="no heads"),
+        pytest.param({"d_model": 0}, "d_model|embed_dim", id="no features"),
         pytest.param({"activation": "tanh"}, "activation.*tanh", id="an unknown activation"),
         pytest.param({"dropout": 1.5}, "1.5", id="a dropout above 1"),
     ],

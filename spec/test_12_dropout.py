@@ -247,3 +247,9 @@ def test_dropout_layer_rejects_p_outside_0_and_1(Dropout: Layer, p: float) -> No
 def test_dropout_rejects_integers(dropout: Function) -> None:
     with rejects(naming="input|Long|int64"):
         dropout(torch.ones(3, dtype=torch.int64))
+
+
+@clause("12.dropout.extremes")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
+def test_dropout_of_everything_gives_zeros_of_any_dtype(dropout: Function, dtype: torch.dtype) -> None:
+    assert_equal(dropout(torch.ones(3, dtype=dtype), 1.0), torch.zeros(3, dtype=dtype))

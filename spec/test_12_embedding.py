@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reference
 from spec.support.assertions import (
     REJECTIONS,
     Tolerance,
@@ -338,6 +339,14 @@ def test_index_dtypes_other_than_int64_and_int32_are_rejected(embedding: Functio
 def test_a_table_that_is_not_of_two_dimensions_is_rejected(embedding: Function, shape: Shape) -> None:
     with rejects(naming="weight"):
         embedding(torch.tensor([1]), torch.ones(shape))
+
+
+@clause("12.embedding.dense")
+def test_the_reference_rejects_sparse_gradients() -> None:
+    with pytest.raises(ValueError, match=r"^embedding: sparse must be False.*True"):
+        reference.embedding(torch.tensor([1]), torch.ones(5, 2), sparse=True)
+    with pytest.raises(ValueError, match=r"^Embedding: sparse must be False.*True"):
+        reference.Embedding(5, 2, sparse=True)
 
 
 # PyTorch raises an AssertionError for these

@@ -877,6 +877,12 @@ def test_batch_norm_rejects(batch_norm: Function, change: dict[str, Any], naming
 
 
 @clause("12.batch_norm.rejects")
+def test_the_reference_names_the_layout_of_an_input_of_one_dimension() -> None:
+    with pytest.raises(ValueError, match=r"^batch_norm: input must be \[batch, channels, \*positions\], got .*\(3,\)"):
+        reference.batch_norm(torch.ones(3), None, None, training=True)
+
+
+@clause("12.batch_norm.rejects")
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2, 2), (2, 3, 2, 2, 2)], ids=["2 dimensions", "3", "5"])
 def test_batch_norm_layer_rejects_inputs_without_4_dimensions(BatchNorm2d: Layer, shape: Shape) -> None:
     with rejects(naming="input"):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from spec.support.assertions import Tolerance, assert_close, assert_equal
+import reference
+from spec.support.assertions import Tolerance, assert_close, assert_equal, rejects
 from spec.support.clauses import clause
 from spec.support.harness import FEW, HUNDREDS, SUBJECTS, Subject, Tensors, numbers, results
 from spec.support.run import current
@@ -98,6 +99,23 @@ def test_results_under_no_grad_are_equal_and_need_no_gradient(component: Any) ->
         close(found, right, f"{component.name}: the result under {mode}")
         again = [output for output in outputs(subject.call(module, tensors, FEW)) if output.is_floating_point()]
         assert again[0].requires_grad, f"after {mode} the result of {component.name} needs no gradient any more"
+
+
+READ_BY_THE_HARNESS = {"layer_norm": ["input"], "batch_norm": ["running_mean", "running_var"]}
+"""The arguments that the calls of the harness read; they must be tensors."""
+
+
+@clause("13.world.no_tensor")
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "Sequential"])
+def test_the_reference_names_an_argument_that_is_no_tensor(name: str) -> None:
+    subject = SUBJECTS[name]
+    call, _ = subject.prepare(getattr(reference, name), FEW, torch.float64)
+    tensors = given(subject, FEW)
+    for argument, tensor in tensors.items():
+        if argument not in READ_BY_THE_HARNESS.get(name, []):
+            of = argument if subject.make is None else r"\w+"  # a layer may call its argument otherwise
+            with rejects(rf": {of}\b.* must be a tensor, got list$"):
+                call(tensors | {argument: tensor.tolist()})  # pyright: ignore[reportArgumentType]
 
 
 @clause("13.world.needs")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reference
 from spec.support.assertions import (
     Tolerance,
     assert_close,
@@ -706,6 +707,24 @@ CLASSES_REJECTS = pytest.mark.parametrize(
 def test_the_nll_loss_rejects(nll_loss: Loss, input: Shape, target: Any, options: dict[str, Any], naming: str) -> None:
     with rejects(naming=naming):
         nll_loss(torch.ones(input), torch.tensor(target), **options)
+
+
+@clause("14.loss.class_number")
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy"])
+@pytest.mark.parametrize(("target", "wrong"), [([1, -100, 4], 4), ([0, -1, 3], -1)])
+def test_the_reference_names_the_first_class_number_that_does_not_exist(
+    name: str, target: list[int], wrong: int
+) -> None:
+    says = rf"^{name}: target must be from 0 to 3 for input of shape \(3, 4\), got {wrong}$"
+    with pytest.raises(IndexError, match=says):
+        getattr(reference, name)(torch.ones(3, 4, device="cpu"), torch.tensor(target, device="cpu"))
+
+
+@clause("14.loss.device")
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy"])
+def test_the_reference_names_the_target_on_another_device(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: target must be on the device of input, cpu, got meta$"):
+        getattr(reference, name)(torch.ones(3, 4, device="cpu"), torch.zeros(3, dtype=torch.int64, device="meta"))
 
 
 @clause("14.loss.rejects")

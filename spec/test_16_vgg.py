@@ -3,6 +3,7 @@
 import ast
 import copy
 import hashlib
+import math
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -100,6 +101,8 @@ def test_images_of_other_sizes_get_the_same_number_of_scores(vgg16: Make, size: 
 def test_vgg16_rejects_images_too_small_for_the_poolings(vgg16: Make, size: tuple[int, int]) -> None:
     with rejects(naming="size|pixels"):
         on_meta(vgg16)(images(1, 3, *size))
+    with pytest.raises(ValueError, match=f"^VGG: images must have at least 32×32 pixels, got {size[0]}×{size[1]}$"):
+        on_meta(reference.vgg16)(images(1, 3, *size))
 
 
 @clause("16.vgg16.classes")
@@ -120,7 +123,7 @@ def test_vgg16_rejects_invalid_class_counts(classes: Any) -> None:
 def test_vgg16_prints_dropout_p_with_default_0_5(vgg16: Make) -> None:
     assert str(on_meta(vgg16)).count("Dropout(p=0.5, inplace=False)") == 2
     assert str(on_meta(vgg16, dropout=0.25)).count("Dropout(p=0.25, inplace=False)") == 2
-    with rejects(naming="probability"):
+    with rejects(naming="dropout|probability"):
         on_meta(vgg16, dropout=1.5)
 
 
@@ -205,6 +208,18 @@ def test_vgg16_features_equal_the_printed_layers_bit_for_bit(vgg16: Make) -> Non
     with torch.no_grad():
         assert_equal(features(images), expected, "the last maps")
     assert expected.unique().numel() > 100
+
+
+@clause("16.vgg16.start")
+def test_reference_vgg16_draws_weights_with_the_std_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, float]] = []
+    monkeypatch.setattr("reference.models.vgg.normal_", lambda tensor, std: drawn.append((len(tensor), std)))
+    on_meta(reference.vgg16)
+    convolutions = [(channels, math.sqrt(2 / (9 * channels))) for stage in CONFIGURATION_D for channels in stage]
+    assert drawn == [*convolutions, (4096, 0.01), (4096, 0.01), (1000, 0.01)]
+    drawn.clear()
+    on_meta(reference.vgg16, init_weights=False)
+    assert drawn == []
 
 
 @clause("16.vgg16.start", "16.vgg16.dropout")

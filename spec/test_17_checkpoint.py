@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import reference
 from reference import read_legacy_checkpoint
-from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
+from reference.checkpoint import build_network, check_plain, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.inference import predict
@@ -622,6 +622,15 @@ def test_error_messages_truncate_deeply_nested_lists(tmp_path: Path, entry: str)
         load_checkpoint(edited(saved(tmp_path), lambda content: content.update({entry: value})))
 
 
+@clause("17.checkpoint.bounded")
+def test_a_list_that_is_there_twice_is_checked_once() -> None:
+    """Sixty lists, each twice in the next one: a walk through all places would not end."""
+    lists: list[Any] = []
+    for _ in range(60):
+        lists = [lists, lists]
+    check_plain(lists, "the content")
+
+
 @clause("17.checkpoint.sound")
 def test_an_unbound_state_dict_method_is_not_a_network(tmp_path: Path) -> None:
     """`model.state_dict` without parentheses is stored as `getattr(model, name)`; here both arguments are missing."""
@@ -644,7 +653,11 @@ def test_data_that_is_not_plain_is_refused_in_every_place(tmp_path: Path) -> Non
     """A class as a value, which plain data need, and deeply nested lists."""
     name = b"ccollections\nOrderedDict\n"
     deep = b"]" * 50_000 + b"a" * 49_999
-    for value, says in ((name, r"its content\['x'\] is a \S*Name"), (b"]" + name + b"a", r"\['x'\]\[0\] is a ")):
+    for value, says in (
+        (name, r"its content\['x'\] is a \S*Name"),
+        (b"]" + name + b"a", r"its content\['x'\]\[0\] is a "),
+        (b"]" * 12 + name + b"a" * 12, r"…(\[0\]){10} is a "),  # the innermost ten keys
+    ):
         path = written(tmp_path, repacked_pickle(lambda code, value=value: code[:-1] + b"X\1\0\0\0x" + value + b"s."))
         with pytest.raises(InputError, match=rf"net\.pt cannot be used: .*{says}"):
             load_checkpoint(path)
@@ -681,6 +694,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
         Ocean, NAMES[:9], {}, r"model1\.8\.weight is torch.float32 \(10, 64\), but Ocean for 9 classes needs",
     ),
     "more names than scores": (Ocean, [*NAMES, "one more"], {}, "Ocean for 11 classes needs"),
+    "a name of two lines": (Ocean, [*NAMES[:9], "a\nb"], {}, "characters that cannot be printed; rename the class"),
     "no names": (Ocean, (), {}, "class_names must be a list of names"),
     "names that are numbers": (Ocean, range(10), {}, "'class_names' is missing or not a list"),
     "one word for names": (Ocean, "abcdefghij", {}, "'class_names' is missing or not a list"),

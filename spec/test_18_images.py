@@ -164,7 +164,7 @@ def test_the_package_and_a_training_without_plots_do_not_import_matplotlib(tmp_p
 @pytest.mark.parametrize("steps", [0, 1, 40, 511, 512, 513, 5_000])
 def test_loss_curve_points_are_means_of_equally_many_steps(steps: int) -> None:
     curve = Curve()
-    losses = [float(step * 7 % 13) for step in range(steps)]
+    losses = [float(step * 7 % 13 + 1) for step in range(steps)]
     for loss in losses:
         curve.add(loss)
     assert len(curve.losses) < Curve.MOST

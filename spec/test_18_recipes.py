@@ -475,6 +475,7 @@ def test_each_ablation_removes_one_ingredient(ingredient: str) -> None:
     without = replace(fast, **ABLATION[ingredient])
     without.check()
     assert without != fast
+    assert not (ingredient.startswith("no ") and any(ABLATION[ingredient].values()))
 
 
 @clause("18.recipe.learns")

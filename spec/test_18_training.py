@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from reference.data.shapes import Shapes
 from reference.data.transforms import ToTensor
 from reference.errors import TrainingError
 from reference.models import Ocean
-from reference.training import DENSE, Observer, Progress, confusion_matrix, evaluate, fit
+from reference.training import DENSE, Observer, Progress, confusion_matrix, evaluate, fit, watched
 from spec.support.cifar_archives import member, members, small_cifar10, write_archive, write_folder, write_packed
 from spec.support.clauses import clause
 from spec.support.command import Command, Result, run
@@ -215,6 +217,18 @@ def test_images_per_second_uses_training_images_and_training_time() -> None:
     assert sum(sizes) / whole <= progress.history[0]["images_per_second"] <= sum(sizes) / (3 * pause)
 
 
+@clause("18.fit.images_per_second")
+def test_images_per_second_of_a_resumed_epoch_counts_the_images_since_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reference.training.time", SimpleNamespace(perf_counter=count(0, 2).__next__))
+    batches = [(torch.zeros(size, 3, 32, 32), torch.zeros(size, dtype=torch.int64)) for size in (16, 16, 8)]
+    network = Ocean()
+    task = network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.01), batches, batches
+    stopped = fit(*task, epochs=1, observer=Recorder(1))
+    assert (stopped.batch, stopped.seen) == (1, 16)
+    resumed = fit(*task, epochs=1, progress=stopped)
+    assert resumed.history[0]["images_per_second"] == (16 + 8) / 2
+
+
 class Fixed(nn.Module):
     """A network that returns the first pixels of each image as scores."""
 
@@ -290,6 +304,26 @@ def test_fit_reports_each_step_and_starts_the_counts_of_each_epoch_at_zero() -> 
         assert (metrics["epoch"], metrics["step"]) == (epoch, 3 * epoch)
         assert metrics["train_loss"] == pytest.approx(float(each.mean()), rel=tolerance)
         assert metrics["train_accuracy"] == metrics["test_accuracy"] == 4 / 5
+
+
+@clause("18.fit.reported")
+@pytest.mark.parametrize("waits", [False, True], ids=["on the CPU", "on an accelerator"])
+def test_each_loss_is_reported_once_at_once_or_a_hundred_together(waits: bool) -> None:
+    class Reports(Observer):
+        def on_steps(self, progress: Progress, losses: dict[int, float]) -> None:
+            reports.append(losses)
+
+    def steps() -> Iterator[tuple[int, Tensor, int]]:
+        for number in range(1, 251):
+            progress.step = number
+            yield number, torch.tensor([number / 2, 1.0]), 2
+
+    reports: list[dict[int, float]] = []
+    progress = Progress()
+    assert watched(steps(), progress, Reports(), waits=waits)
+    assert [len(losses) for losses in reports] == ([100, 100, 50] if waits else [1] * 250)
+    assert {step: loss for losses in reports for step, loss in losses.items()} == {n: n / 2 for n in range(1, 251)}
+    assert (progress.seen, progress.right, progress.loss_sum) == (500, 250, sum(range(1, 251)))
 
 
 @clause("18.fit.no_batches")

@@ -16,7 +16,7 @@ from reference.checkpoint import build_network, load_checkpoint, save_checkpoint
 from reference.data.shapes import Shapes
 from reference.errors import InputError
 from reference.export import KINDS, SUFFIXES, export
-from reference.inference import newest_checkpoint, predict
+from reference.inference import checkpoint_of, newest_checkpoint, predict
 from reference.models import Ocean
 from spec.support.clauses import clause
 from spec.support.command import SCRIPTS, run
@@ -191,6 +191,14 @@ def test_a_missing_package_is_named_with_the_remedy(
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'--to onnx needs onnx, .*: python -m pip install -e "\.\[export\]"'):
         export(checkpoint, "onnx", tmp_path / "out.onnx")
+
+
+@clause("20.export.refused")
+def test_export_takes_the_best_checkpoint_of_a_run_or_the_named_file(checkpoint: Path, tmp_path: Path) -> None:
+    assert checkpoint_of(checkpoint) == checkpoint_of(checkpoint.parent) == checkpoint
+    (tmp_path / "new").mkdir()
+    with pytest.raises(InputError, match=r"new holds no best\.pt: its training has not finished an epoch$"):
+        checkpoint_of(tmp_path / "new")
 
 
 @clause("20.export.refused")

@@ -66,7 +66,7 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @clause("00.mutation.judged")
 def test_a_mutant_is_judged_by_tests_that_execute_the_statement_or_else_the_function() -> None:
     recorded = Coverage(["t0"], {"a.py": {3: [0]}})
-    recorded.add(Coverage(["t1", "t2"], {"a.py": {4: [0], 9: [1]}, "b.py": {3: [0]}}))
+    recorded.add(Coverage(["t1", "t2", "t2::of a table", "t3"], {"a.py": {4: [0], 9: [1]}, "b.py": {3: [0]}}))
     recorded = Coverage.loads(recorded.dumps())
 
     def of(*spans: tuple[int, int]) -> list[str]:
@@ -75,9 +75,9 @@ def test_a_mutant_is_judged_by_tests_that_execute_the_statement_or_else_the_func
     assert of((4, 4), (1, 9)) == ["t1"]
     assert of((3, 4), (1, 9)) == ["t0", "t1"]
     assert of((5, 6), (7, 9), (1, 9)) == ["t2"]
-    assert of() == of((5, 6), (6, 8)) == ["t0", "t1", "t2"]
+    assert of() == of((5, 6), (6, 8)) == ["t0", "t1", "t2", "t2::of a table"]
     recorded.failing.append("t1")
-    assert of() == ["t0", "t2"]
+    assert of() == ["t0", "t2", "t2::of a table"]
     assert recorded.of(Mutant("c.py", "f", 3, "1", "2", 1, 0, 1, ((3, 3),))) == []
 
 

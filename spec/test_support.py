@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from reference import definitions
 from spec.support import own_work, patience
 from spec.support.assertions import (
     EXACT,
@@ -29,6 +30,7 @@ from spec.support.assertions import (
     rejects,
     rounding,
 )
+from spec.support.clauses import clause
 from spec.support.diagnosis import Example
 from spec.support.implementations import Component, load
 from spec.support.reproduction import Trace, literal
@@ -168,6 +170,52 @@ def test_a_missing_rejection_is_reported(error: Exception | None, says: str) -> 
                 raise error
 
     assert says in said(happens)
+
+
+@clause("00.errors.component")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda: definitions.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), stride=0), id="conv2d"),
+        pytest.param(lambda: reference.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)), id="a layer that calls a function"),
+        pytest.param(lambda: reference.LSTM(2, 2)(torch.ones(1)), id="a method of a base class"),
+        pytest.param(lambda: reference.SGD([torch.ones(1)], lr=-1), id="an optimizer"),
+        pytest.param(lambda: reference.Resize(0)(torch.ones(1, 2, 2)), id="a transform"),
+        pytest.param(lambda: reference.Sequential(3), id="PyTorch's base class"),
+        pytest.param(lambda: reference.relu(torch.ones(1, requires_grad=True), inplace=True), id="autograd"),
+    ],
+)
+def test_an_error_of_the_reference_begins_with_the_component_that_was_called(wrong: Callable[[], Any]) -> None:
+    with rejects(naming="."):
+        wrong()
+
+
+@clause("00.errors.component")
+@pytest.mark.parametrize(
+    ("called", "wrong", "got"),
+    [
+        (
+            "scaled_dot_product_attention",
+            lambda: reference.scaled_dot_product_attention(*3 * [torch.ones(2, 4)], dropout_p=2),
+            "dropout: p must be a probability",
+        ),
+        (
+            "TransformerEncoderLayer",
+            lambda: reference.TransformerEncoderLayer(4, 2, dropout=2),
+            "Dropout: p must be a probability",
+        ),
+    ],
+)
+def test_an_error_that_begins_with_a_part_of_a_component_is_a_failure(
+    called: str, wrong: Callable[[], Any], got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reference.nn.attention.check_probability", lambda name, value: value)  # the check is missing
+
+    def happens() -> None:
+        with rejects(naming="probability"):
+            wrong()
+
+    assert f"must begin with the name of what was called, {called}\n  got ValueError: {got}" in said(happens)
 
 
 def test_rejects_accepts_a_type_error_of_the_signature() -> None:

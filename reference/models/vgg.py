@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reference.arguments import check_probability
 from reference.models.pretrained import check_state, read_weights
 from reference.nn.activation import ReLU
 from reference.nn.container import Sequential
@@ -50,6 +51,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         _check_classes("vgg16: num_classes", num_classes)
+        check_probability("vgg16: dropout", dropout)
         self.features = features
         self.avgpool = AdaptiveAvgPool2d((7, 7))
         self.classifier = Sequential(

@@ -31,9 +31,7 @@ def relu_definition(input: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
     return torch.where(input <= 0, 0, input)
 
 
-def leaky_relu_definition(
-    input: Float[Tensor, "*shape"], negative_slope: float | int = 0.01
-) -> Float[Tensor, "*shape"]:
+def leaky_relu_definition(input: Float[Tensor, "*shape"], negative_slope: float | int) -> Float[Tensor, "*shape"]:
     """x for x > 0, negative_slope · x for x ≤ 0: x times the slope of its side."""
     positive = (input > 0).to(input.dtype)  # 1 or 0
     return input * (positive + negative_slope * (1 - positive))

@@ -418,6 +418,7 @@ class TransformerEncoderLayer(torch.nn.Module):
         super().__init__()
         for name, size in (("d_model", d_model), ("nhead", nhead)):
             check_integer(f"TransformerEncoderLayer: {name}", size, at_least=1)
+        check_probability("TransformerEncoderLayer: dropout", dropout)
         text = f"TransformerEncoderLayer: d_model must be a multiple of nhead={nhead}, got {d_model}"
         _require(d_model % nhead == 0, text)
         self.self_attn = MultiheadAttention(

@@ -11,7 +11,7 @@ from torch import Tensor
 from reference.arguments import check_floating, check_probability, check_tensor
 
 
-def dropout_definition(input: Shaped[Tensor, "*shape"], p: float | int = 0.5) -> Shaped[Tensor, "*shape"]:
+def dropout_definition(input: Shaped[Tensor, "*shape"], p: float | int) -> Shaped[Tensor, "*shape"]:
     """output = input · mask / (1 - p), mask ~ Bernoulli(1 - p) for each element; at p = 1 the mask is 0 everywhere."""
     mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p) if p < 1 else torch.zeros_like(input)
     return input * mask
@@ -39,7 +39,7 @@ def dropout(
         TypeError: `input` has a dtype that cannot hold the factor 1 / (1 - p).
     """
     check_probability("dropout: p", p)
-    if not training or p == 0 or check_tensor("dropout: input", input).numel() == 0:
+    if check_tensor("dropout: input", input).numel() == 0 or p == 0 or not training:
         return input
     if p < 1 and not input.is_complex():
         check_floating("dropout: input", input)

@@ -19,7 +19,7 @@ from reference.nn.initialization import fan_in, kaiming_uniform_, uniform_
 def linear_definition(
     input: Shaped[Tensor, "*leading features"],
     weight: Shaped[Tensor, "..."],
-    bias: Shaped[Tensor, "..."] | None = None,
+    bias: Shaped[Tensor, "..."] | None,
 ) -> Shaped[Tensor, "..."]:
     """output[…, o] = Σ_i input[…, i] · weight[o, i] + bias[o]."""
     # not named `output`, because this name would hide the node output.1 of TensorBoard's graph
@@ -27,7 +27,7 @@ def linear_definition(
     return products if bias is None else products + bias
 
 
-def flatten_definition(input: Shaped[Tensor, "..."], start_dim: int = 0, end_dim: int = -1) -> Shaped[Tensor, "..."]:
+def flatten_definition(input: Shaped[Tensor, "..."], start_dim: int, end_dim: int) -> Shaped[Tensor, "..."]:
     """Merge the dimensions `start_dim` to `end_dim`: output[…, i · columns + j, …] = input[…, i, j, …], and so on."""
     shape = input.shape or torch.Size([1])
     start, end = start_dim % len(shape), end_dim % len(shape)

@@ -41,8 +41,8 @@ from reference.nn.activation import log_softmax_definition
 def l1_loss_definition(
     input: Shaped[Tensor, "..."],
     target: Shaped[Tensor, "..."],
-    reduction: str = "mean",
-    weight: Shaped[Tensor, "..."] | None = None,
+    reduction: str,
+    weight: Shaped[Tensor, "..."] | None,
 ) -> Shaped[Tensor, "..."]:
     """loss = |input - target|; the mean with weights is Σ weight · loss / Σ weight."""
     losses = (input - target).abs()
@@ -52,8 +52,8 @@ def l1_loss_definition(
 def mse_loss_definition(
     input: Shaped[Tensor, "..."],
     target: Shaped[Tensor, "..."],
-    reduction: str = "mean",
-    weight: Shaped[Tensor, "..."] | None = None,
+    reduction: str,
+    weight: Shaped[Tensor, "..."] | None,
 ) -> Shaped[Tensor, "..."]:
     """loss = (input - target)²; the mean with weights is Σ weight · loss / Σ weight."""
     losses = (input - target).square()
@@ -63,9 +63,9 @@ def mse_loss_definition(
 def nll_loss_definition(
     input: Float[Tensor, "..."],
     target: Shaped[Tensor, "..."],
-    weight: Float[Tensor, "classes"] | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
+    weight: Float[Tensor, "classes"] | None,
+    ignore_index: int,
+    reduction: str,
 ) -> Float[Tensor, "..."]:
     """loss = -weight[target] · input[target], 0 where target = ignore_index; the mean is Σ loss / Σ weight[target]."""
     classes, ignored = class_dim(input), target == ignore_index
@@ -78,10 +78,10 @@ def nll_loss_definition(
 def cross_entropy_definition(
     input: Float[Tensor, "..."],
     target: Shaped[Tensor, "..."],
-    weight: Float[Tensor, "classes"] | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float | int = 0.0,
+    weight: Float[Tensor, "classes"] | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float | int,
 ) -> Float[Tensor, "..."]:
     """loss = -Σ_c weight[c] · ((1 - ε) · q[c] + ε / classes) · log p[c], p = softmax(input), ε = label_smoothing.
 

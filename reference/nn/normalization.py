@@ -26,11 +26,11 @@ def batch_norm_definition(
     input: Float[Tensor, "batch channels *positions"],
     running_mean: Float[Tensor, "channels"] | None,
     running_var: Float[Tensor, "channels"] | None,
-    weight: Float[Tensor, "channels"] | None = None,
-    bias: Float[Tensor, "channels"] | None = None,
-    training: bool = False,
-    momentum: Momentum = 0.1,
-    eps: float | int = 1e-5,
+    weight: Float[Tensor, "channels"] | None,
+    bias: Float[Tensor, "channels"] | None,
+    training: bool,
+    momentum: Momentum,
+    eps: float | int,
 ) -> Float[Tensor, "batch channels *positions"]:
     """(x - mean) / sqrt(var + eps) · weight + bias, with the mean and var of each channel, or the running ones."""
     x = input.movedim(1, -1)
@@ -51,9 +51,9 @@ def batch_norm_definition(
 def layer_norm_definition(
     input: Float[Tensor, "*shape"],
     normalized_shape: Sequence[int],
-    weight: Float[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
-    eps: float | int = 1e-5,
+    weight: Float[Tensor, "..."] | None,
+    bias: Float[Tensor, "..."] | None,
+    eps: float | int,
 ) -> Float[Tensor, "*shape"]:
     """(x - mean) / sqrt(var + eps) · weight + bias, with mean and var over the last dimensions of each sample."""
     over = tuple(range(-len(normalized_shape), 0))

@@ -5,6 +5,7 @@ tests that execute the changed statement run, ordered by the share of them in ea
 """
 
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import coverage
@@ -89,14 +91,15 @@ class Coverage:
         """The tests that can detect a mutant.
 
         No test is recorded for code that runs at import or in a worker process. Then the tests of the function around
-        the change are used, and if there are none, all tests of the file.
+        the change are used, and if there are none, all tests in the test files with a test that executes the module.
         """
         lines = self.lines.get(mutant.file, {})
-        for first, last in (*mutant.spans, (1, max(lines, default=0))):
+        for first, last in mutant.spans:
             found = {test for line, tests in lines.items() if first <= line <= last for test in tests}
             if found:
                 return sorted({self.tests[test] for test in found} - set(self.failing))
-        return []
+        files = {self.tests[test].partition("::")[0] for tests in lines.values() for test in tests}
+        return sorted({test for test in self.tests if test.partition("::")[0] in files} - set(self.failing))
 
     def add(self, other: "Coverage") -> None:
         """Add the tests of another run."""
@@ -139,10 +142,13 @@ class Verdict:
 
 
 def warm_up() -> None:
-    """Import third-party packages, so that forked processes have them."""
+    """Import third-party packages and pytest's plugins, so that forked processes have them."""
     for name in WARM:
         with suppress(ImportError):
             importlib.import_module(name)
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
+    gc.freeze()  # the garbage collector of a forked process need not visit, and thereby copy, all of this
 
 
 @contextmanager

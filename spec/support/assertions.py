@@ -4,10 +4,13 @@ The checks are in the order dtype, shape, values: the message reports the first 
 adds the clause of the test and a way to repeat its calls.
 """
 
+import os
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -182,6 +185,8 @@ def rejects(naming: str | None, *arguments: str) -> Iterator[None]:
         if not re.search(naming, str(error), re.IGNORECASE) and not _names_one(str(error), arguments):
             known = " or ".join([f"/{naming}/", *arguments])
             pytest.fail(f"the error must name {known}, so that one knows what to fix{got}")
+        if (called := _called(error)) is not None and not _begins_with(str(error), called):
+            pytest.fail(f"an error of the reference must begin with the name of what was called, {called}{got}")
     except Exception as error:
         wanted = ", ".join(kind.__name__ for kind in REJECTIONS)
         pytest.fail(f"must be rejected by one of {wanted}\n  got {type(error).__name__}: {error}")
@@ -194,6 +199,37 @@ def _names_one(text: str, arguments: Iterable[str]) -> bool:
     """Whether a text names an argument, also with a hyphen or a space instead of the underscore."""
     patterns = (name.replace("_", "[_ -]?") for name in arguments)
     return any(re.search(rf"(?<![a-z0-9]){pattern}(?![a-z0-9])", text, re.IGNORECASE) for pattern in patterns)
+
+
+REFERENCE = str(Path(__file__).parents[2] / "reference")
+COMPONENTS = tuple(
+    os.path.join(REFERENCE, *parts)
+    for parts in (("nn",), ("optim.py",), ("definitions.py",), ("data", "transforms.py"))
+)
+"""The reference's components; the error of one of them begins with its name."""
+CONTAINER = os.path.join(REFERENCE, "nn", "container.py")
+"""`Sequential`: it passes the errors of its layers on."""
+
+
+def _called(error: BaseException) -> str | None:
+    """The component of the reference that was called, if the reference raised the error, and not a base class."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = frames[-1].f_code.co_filename
+    if raised_in.startswith(REFERENCE):
+        for frame in frames:
+            file = frame.f_code.co_filename
+            if file.startswith(COMPONENTS) and not (file == CONTAINER != raised_in):
+                owner = frame.f_locals.get("self")
+                return frame.f_code.co_name if owner is None else type(owner).__name__
+    return None
+
+
+def _begins_with(text: str, component: str) -> bool:
+    """Whether an error names a component first; a layer may name its function, and `conv2d_output_size` `conv2d`."""
+    if text.startswith("a leaf Variable that requires grad"):  # PyTorch's own words, for in-place operations
+        return True
+    name = text.partition(":")[0].replace("_", "").lower()
+    return name != "" and component.replace("_", "").lower().startswith(name)
 
 
 def assert_differentiable(function: Callable[..., Any], *inputs: Tensor, twice: bool = True) -> None:
