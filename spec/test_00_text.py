@@ -115,7 +115,7 @@ def test_printable_takes_paths_bytes_and_objects() -> None:
 def test_a_quoted_argument_is_not_broken_by_wrapping(capsys: pytest.CaptureFixture[str]) -> None:
     folder = "runs/the second run of today, 第二次"
     print_wrapped(f"stopped after step 1,000, nothing is lost; resume with: --resume {shlex.quote(folder)}")
-    print_wrapped("It's a person's own data that isn't broken, 'and these words' are not broken either, 其余折行")
+    print_wrapped("It's the user's own data that isn't broken, 'and these words' are not broken either, 其余折行")
     lines = capsys.readouterr().out.splitlines()
     assert any(f"'{folder}'" in line for line in lines)
     assert [line for line in lines if width(line) > 80] == []

@@ -125,12 +125,16 @@ def test_the_reference_says_which_indices_getitems_failed_at() -> None:
 def test_pin_memory_without_an_accelerator_only_warns(DataLoader: Loader) -> None:
     with pytest.warns(UserWarning, match="pin_memory"):
         batches = list(DataLoader([(1.5, "a"), (2.5, "b")], batch_size=2, pin_memory=True))
-    with pytest.warns(UserWarning, match="pin_memory") as caught:
-        iter(ReferenceLoader([0], pin_memory=True))
-    assert [warning.filename for warning in caught] == [__file__], "the reference warns about the line that iterates"
     ((numbers, texts),) = batches
     assert_equal(numbers, torch.tensor([1.5, 2.5], dtype=torch.float64))
     assert list(texts) == ["a", "b"]
+
+
+@clause("06.loader.pin_memory")
+def test_the_warning_about_pin_memory_names_the_line_that_iterates() -> None:
+    with pytest.warns(UserWarning, match="pin_memory") as caught:
+        iter(ReferenceLoader([0], pin_memory=True))
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.gpu

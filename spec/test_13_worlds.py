@@ -107,7 +107,7 @@ READ_BY_THE_HARNESS = {"layer_norm": ["input"], "batch_norm": ["running_mean", "
 
 @clause("13.world.no_tensor")
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "Sequential"])
-def test_the_reference_names_an_argument_that_is_no_tensor(name: str) -> None:
+def test_the_reference_rejects_an_argument_that_is_no_tensor(name: str) -> None:
     subject = SUBJECTS[name]
     call, _ = subject.prepare(getattr(reference, name), FEW, torch.float64)
     tensors = given(subject, FEW)

@@ -64,8 +64,8 @@ REGISTRY = (
         (CONVOLUTION, "test_09_convolution_layer.py", LINEAR, RECURRENT),
         190,
     ),
-    Outside("outside.optim_foreach", "PyTorch's optimizers with foreach=True", OPTIM, 380),
-    Outside("outside.optim_fused", "PyTorch's optimizers with fused=True", OPTIM, 345),
+    Outside("outside.optim_foreach", "PyTorch's optimizers with foreach=True", OPTIM, 370),
+    Outside("outside.optim_fused", "PyTorch's optimizers with fused=True", OPTIM, 335),
     Outside(
         "torchvision.transforms.v2",
         "torchvision's second transforms",
@@ -79,6 +79,23 @@ REGISTRY = (
         50,
         ("-k", "not two_workers"),
         ("webdataset",),
+    ),
+    Outside(
+        "outside.refs",
+        "PyTorch's own references in Python; its compiler differentiates the operators instead",
+        (ACTIVATION, LINEAR, NORMALIZATION, LOSS),
+        120,
+        (*DEFINITION, "--without", "gradients,errors"),
+    ),
+    Outside("outside.quantizable", "PyTorch's quantizable layers", (ATTENTION, RECURRENT), 15, DEFINITION),
+    Outside("outside.timm_layers", "layers of timm", (ACTIVATION, LINEAR, NORMALIZATION), 20, needs=("timm",)),
+    Outside(
+        "outside.stateful_loader",
+        "torchdata's StatefulDataLoader",
+        ("test_06_dataloader.py", "test_06_collate.py"),
+        110,
+        ("--without", "observations"),
+        ("torchdata",),
     ),
 )
 """Every implementation that the specification must pass."""
