@@ -312,9 +312,8 @@ def test_linear_model_accuracy_is_below_60_percent(
     assert 0.2 < accuracy < 0.6  # better than chance (0.1): the classifier itself works
 
 
-@pytest.mark.slow
 @clause("05.shapes.colour")
-@pytest.mark.parametrize("features", [mean_colour, colour_histogram])
+@pytest.mark.parametrize("features", [mean_colour, pytest.param(colour_histogram, marks=pytest.mark.slow)])
 def test_class_is_not_predictable_from_colour(
     Shapes: Make, train: Any, test: Any, features: Callable[[Any], Tensor]
 ) -> None:

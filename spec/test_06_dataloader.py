@@ -548,11 +548,11 @@ def test_two_workers_give_the_batches_of_none_in_the_same_order(DataLoader: Load
     assert shown(helped) == shown(alone)
 
 
-@pytest.mark.slow
 @clause("06.workers.any_count")
 @with_workers
 @pytest.mark.parametrize(
-    ("n", "batch_size", "num_workers"), [(7, 2, 3), (1, 2, 3), pytest.param(11, 1, 4, marks=pytest.mark.slow)]
+    ("n", "batch_size", "num_workers"),
+    [(7, 2, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 2, 3), (11, 1, 4)])],
 )
 def test_all_batches_are_yielded_if_workers_do_not_divide_the_count(
     DataLoader: Loader, n: int, batch_size: int, num_workers: int

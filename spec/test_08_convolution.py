@@ -393,11 +393,15 @@ def test_conv2d_equals_the_definition_for_large_sizes(
     assert_equal(of_w, expected_of_w, "the weight's gradient")
 
 
-@pytest.mark.slow
 @clause("08.conv2d.workspace")
 @pytest.mark.parametrize(
     ("channels", "size", "outputs", "kernel"),
-    [(3, 32, 8, 5), (32, 16, 8, 5), (32, 8, 8, 5), pytest.param(1, 12, 64, 1, id="more outputs than inputs")],
+    [
+        pytest.param(3, 32, 8, 5, marks=pytest.mark.slow),
+        pytest.param(32, 16, 8, 5, marks=pytest.mark.slow),
+        (32, 8, 8, 5),
+        pytest.param(1, 12, 64, 1, id="more outputs than inputs", marks=pytest.mark.slow),
+    ],
 )
 def test_four_times_the_images_need_no_more_workspace(
     conv2d: Conv2d, implementation: Implementation, channels: int, size: int, outputs: int, kernel: int

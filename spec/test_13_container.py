@@ -151,7 +151,6 @@ def graph(
         return graph_of(Network(Sequential, Conv2d, MaxPool2d, Flatten, Linear), tmp_path_factory.mktemp("graph"))
 
 
-@pytest.mark.slow
 @clause("13.network.graph")
 def test_the_graph_on_the_board_has_the_nine_layers(graph: GraphDef) -> None:
     # chapter 13, line 925

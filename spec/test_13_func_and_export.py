@@ -397,7 +397,6 @@ EVERY_DAY = ("linear", "flatten")
 """The components that are exported in every run; each takes about a third of a second."""
 
 
-@pytest.mark.slow
 @clause("13.export.dynamic_batch")
 @pytest.mark.parametrize(
     "component",

@@ -296,10 +296,9 @@ def test_two_optimizers_share_no_state(course: Course, component: Any) -> None:
 STEPS = 2000
 
 
-@pytest.mark.slow
 @clause("15.optimizer.long_course")
 @every_optimizer
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str)
 def test_two_thousand_steps_equal_the_closed_form(component: Any, dtype: torch.dtype) -> None:
     """With a constant gradient, SGD's velocity is a geometric series, and Adam's step is lr · g / (|g| + eps)."""
     name, rate, decay = component.name, 2**-10, 2**-4

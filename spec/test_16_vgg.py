@@ -85,7 +85,6 @@ def test_the_shape_after_each_stage_and_each_linear_layer(vgg16: Make) -> None:
     assert found == [*stages, (512, 7, 7), (4096,), (4096,), (1000,)]
 
 
-@pytest.mark.slow
 @clause("16.vgg16.other_sizes")
 @pytest.mark.parametrize(
     "size",
