@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spec.outside import REGISTRY
+
 ROOT = Path(__file__).parents[2]
 
 POSIX = (
@@ -36,7 +38,7 @@ copy_file_range environb getenvb posix_fadvise posix_fallocate posix_spawn setpg
 )
 """The names of `os` that Windows lacks."""
 
-OUTSIDE = ("webdataset",)
+OUTSIDE = frozenset(package for outside in REGISTRY for package in outside.needs)
 """Packages of the extra `outside`, which need not be installed."""
 
 
