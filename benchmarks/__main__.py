@@ -4,12 +4,11 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks import growth, test_activation, test_convolution, test_loss, test_optim, test_pooling
+from benchmarks import test_activation, test_convolution, test_loss, test_optim, test_pooling
 from benchmarks.cases import BATCH, Case, Pass, Step, timed
 from benchmarks.pairs import HEAD, PAIRS, compare, row
 from reference.models import Ocean
@@ -72,8 +71,7 @@ def main() -> None:
     """Measure the figures requested on the command line and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs a ratio, at least 7 (default: {PAIRS})")
-    parser.add_argument("--topic", choices=TOPICS, action="append", help="default: all, and the growth")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="also measure the growth and draw it there as SVG")
+    parser.add_argument("--topic", choices=TOPICS, action="append", help="default: all")
     parser.add_argument(
         "--processor-time", action="store_true", help="one thread's time on the processor: for a machine that is shared"
     )
@@ -106,16 +104,6 @@ def main() -> None:
         own, other = training_step("reference"), training_step("torch")
         torch.testing.assert_close(own()[0], other()[0])  # the first step's loss
         report("training step", "PyTorch", own, other, LIMITS["step"])
-    if chosen.plots is not None:
-        chosen.plots.mkdir(parents=True, exist_ok=True)
-        print("\n| time of a convolution against | slope on a log-log plot | wanted |\n|---|---|---|")
-        for axis, points in growth.curves().items():
-            slope = growth.slope(points)
-            print(f"| {axis} | {slope:.2f} | ≤ 1 |")
-            name = "convolution-" + axis.split()[0] + ".svg"
-            (chosen.plots / name).write_text(
-                growth.svg(f"Convolution, slope {slope:.2f}", points, axis), encoding="utf-8"
-            )
 
 
 if __name__ == "__main__":

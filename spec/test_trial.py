@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from spec.support.command import Result, run
 from spec.support.implementations import ImplementationError, load
 from spec.support.outcomes import NotOffered, Offer
 from spec.support.plugin import is_own
+from spec.support.report import Trial, lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,6 +166,15 @@ def test_a_chapter_without_components_of_the_named_implementation_is_an_empty_ru
     result = trial(tmp_path, *named, "-k", "test_impossible", chapter="20_inference")
     assert result.status == status, result.out
     assert ("empty run: nothing of torch was judged" in result.out) == (status == 5)
+
+
+def test_a_trial_without_components_does_not_count_them() -> None:
+    """The tests of benchmarks name no component."""
+    timed = Trial(outcomes=Counter(passed=2))
+    assert lines({"torch": timed, "mine": Trial()}, every_component=False) == [
+        "torch: 2 passed",
+        "mine: 0 components under test, no test",
+    ]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from benchmarks.training.data import cache, decode, input_epoch
 from benchmarks.training.recipe import epochs, fast
 from benchmarks.training.run import besides, memory, start
-from benchmarks.training.steps import gemm_share, growth, profile, steps_per_second
+from benchmarks.training.steps import gemm_share, profile, steps_per_second
 from reference.device import keep_freed_memory
 
 FIGURES: dict[str, Callable[[], None]] = {
@@ -28,7 +28,6 @@ FIGURES: dict[str, Callable[[], None]] = {
     "start": start,
     "besides": besides,
     "profile": profile,
-    "growth": growth,
 }
 
 

@@ -71,7 +71,7 @@ def besides() -> None:
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         data = {"dataset": "images", "fingerprint": ""}
-        patches.enter_context(patch.object(train_module, "load_data", lambda *_: (train_set, test_set, data)))
+        patches.enter_context(patch.object(train_module, "load_data", lambda *_, **__: (train_set, test_set, data)))
         for owner, name in ((parts, "fit"), (training_module, "evaluate")):
             patches.enter_context(timed(owner, name))
         for name in ("on_epoch", "on_steps"):

@@ -1,12 +1,8 @@
-"""The speed of a training step, its share of the GEMM rate, its operations, and its growth."""
-
-import time
-from collections.abc import Callable
+"""The speed of a training step, its share of the GEMM rate, and its operations."""
 
 import torch
 
-from benchmarks.growth import slope
-from benchmarks.pairs import Ratio, compare, shortest
+from benchmarks.pairs import Ratio, compare
 from benchmarks.training.loops import FLOPS, Images, Tutorial, our_steps, row
 
 
@@ -53,26 +49,3 @@ def profile() -> None:
         shares["rest"] = 1 - sum(shares.values())
         for kind, share in shares.items():
             print(f"| share of a step, {name}: {kind} | {share:.1%} | {share * total / 40e3:.2f} ms |", flush=True)
-
-
-def growth() -> None:
-    """The time of a step by its number of images, the time of an epoch by its share of the data, and their slopes."""
-    images = Images(train=True)
-    sizes, shares = (16, 32, 64, 128, 256, 512, 1024), (10, 25, 50, 100)
-    steps = [(batch, shortest(our_steps(images, 1, torch.bfloat16, batch), 0.5)) for batch in sizes]
-    for batch, seconds in steps:
-        print(f"| step of {batch} | {1e3 * seconds:.2f} ms | {1e6 * seconds / batch:.0f} µs an image |")
-    print(f"| slope of a step's time on a log-log plot | {slope(steps):.2f} | wanted: ≤ 1 |")
-    epochs = [
-        (782 * percent // 100, elapsed(our_steps(images, 782 * percent // 100, torch.bfloat16))) for percent in shares
-    ]
-    for percent, (count, seconds) in zip(shares, epochs, strict=True):
-        print(f"| {percent} % of an epoch | {seconds:.2f} s | {count} steps |")
-    print(f"| slope of an epoch's time on a log-log plot | {slope(epochs):.2f} | wanted: ≤ 1 |")
-
-
-def elapsed(function: Callable[[], object]) -> float:
-    """The time of one call, in seconds."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start

@@ -80,13 +80,11 @@ def lines(
     found = []
     for name, trial in trials.items():
         judged = {c: counts for c, counts in trial.components.items() if c not in trial.absent}
-        numbers = _counts(trial.outcomes)
-        found.append(
-            said(
-                f"{name}: {counted(len(judged), 'component')} under test, {numbers or 'no test'}",
-                f"{name}：{len(judged)} 个被测组件，{numbers or '没有测试'}",
-            )
-        )
+        under_test = said(f"{counted(len(judged), 'component')} under test, ", f"{len(judged)} 个被测组件，")
+        if trial.outcomes and not trial.components:  # tests of benchmarks name no component
+            under_test = ""
+        numbers = _counts(trial.outcomes) or said("no test", "没有测试")
+        found.append(said(f"{name}: {under_test}{numbers}", f"{name}：{under_test}{numbers}"))
         found += (lessons or {}).get(name, ())
         for component, counts in sorted(judged.items() if name not in (lessons or {}) else ()):
             if every_component or counts["failed"] or counts["error"]:
