@@ -100,6 +100,11 @@ def test_images_of_other_sizes_get_the_same_number_of_scores(vgg16: Make, size: 
 def test_vgg16_rejects_images_too_small_for_the_poolings(vgg16: Make, size: tuple[int, int]) -> None:
     with rejects(naming="size|pixels"):
         on_meta(vgg16)(images(1, 3, *size))
+
+
+@clause("16.vgg16.other_sizes")
+@pytest.mark.parametrize("size", [(31, 32), (224, 31)], ids=str)
+def test_the_error_for_small_images_names_the_smallest_size(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"^VGG: images must have at least 32×32 pixels, got {size[0]}×{size[1]}$"):
         on_meta(reference.vgg16)(images(1, 3, *size))
 
