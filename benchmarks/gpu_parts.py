@@ -343,12 +343,10 @@ def batch(piece: tuple[np.ndarray[Any, Any], list[int]]) -> bytes:
 
 def fast(place: Place) -> None:
     """`--recipe fast`: 6,400 images until the tutorial's accuracy, then 1, 4 and 10 epochs, each over 3 seeds."""
-    from benchmarks.training.recipe import IMAGES, learn
+    from benchmarks.training.recipe import first, learn
 
     train_set, test_set = place.halves()
-    few = Shapes(train=True, size=64) if place.rehearse else type("Few", (Resident,), {})()
-    if not place.rehearse:
-        few.images, few.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
+    few = Shapes(train=True, size=64) if place.rehearse else first(train_set, 6_400)
     few.classes = train_set.classes
     learn(few, test_set, 1, 0, place.device)  # the start of the device is not part of the first training
     seeds = range(2 if place.rehearse else 3)

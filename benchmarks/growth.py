@@ -160,9 +160,9 @@ def report() -> Points:
 
     def seconds(count: int) -> float:
         repeated = [
-            test | {"id": f"{test['id'].rstrip(']')}-{turn}]"}
+            test | {"id": f"{document.function_of(test['id'])}[{number}-{turn}]"}
             for turn in range(-(-count // len(tests)))
-            for test in tests
+            for number, test in enumerate(tests)
         ]
         larger = content | {"tests": repeated[:count]}
         return elapsed(lambda: (document.text(larger), page.render(larger)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.training.data import cache, decode, input_epoch
-from benchmarks.training.recipe import epochs, fast
+from benchmarks.training.recipe import epochs, fast, targets
 from benchmarks.training.run import besides, memory, start
 from benchmarks.training.steps import gemm_share, profile, steps_per_second
 from reference.device import keep_freed_memory
@@ -25,6 +25,7 @@ FIGURES: dict[str, Callable[[], None]] = {
     "memory": memory,
     "fast": fast,
     "epochs": epochs,
+    "targets": targets,
     "start": start,
     "besides": besides,
     "profile": profile,

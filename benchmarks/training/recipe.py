@@ -2,12 +2,14 @@
 
 import statistics
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from benchmarks.pairs import Ratio
-from benchmarks.training.loops import CPU, Images, Tutorial, row
+from benchmarks.training.loops import CPU, FLOPS, FORWARD, Images, Tutorial, row
 from reference.data.resident import Resident
 from reference.distributed import Group
 from reference.recipes import RECIPES
@@ -15,31 +17,56 @@ from reference.run import Settings, prepare
 from reference.run.precision import resolve_precision
 from reference.training import Observer, Progress
 
-IMAGES = 6_400
-"""The training images of the fast recipe in `fast`: 100 steps of 64."""
+IMAGES = 4_416
+"""The training images of the fast recipe in `fast`."""
+SHORT: dict[str, Any] = {"shift": 0, "momentum": 0.85, "batch_size": 48}
+"""The settings of a training of less than an epoch that differ from those of the recipe."""
 SEEDS = 10
+
+TARGETS: dict[float, tuple[int, int, dict[str, Any]]] = {
+    0.60: (8_800, 1, SHORT),
+    0.65: (25_000, 1, SHORT),
+    0.70: (50_000, 2, {"shift": 1}),
+    0.75: (50_000, 10, {}),
+}
+"""For each test accuracy a training that reaches it: images, epochs and changed settings."""
+TARGET_SEEDS = 5
+
+WHITENED = FLOPS - 2 * 64 * 32 * 32 * 32 * 75
+"""The arithmetic of the network in a step of 64 images with a first layer that is not trained."""
 
 
 def learn(
-    train_set: Resident, test_set: Resident, epochs: int, seed: int, device: torch.device = CPU
+    train_set: Resident,
+    test_set: Resident,
+    epochs: int,
+    seed: int,
+    device: torch.device = CPU,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Train as `scripts/train_full.py --recipe fast` does, without its run folder; return the metrics of each epoch."""
-    settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"])
+    settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"] | dict(changes))
     precision, _ = resolve_precision(settings, train_set, device)
     torch.manual_seed(seed)
     plan = prepare(settings, train_set, test_set, device, precision)
     return plan.fit(Group(), Progress(), Observer()).history
 
 
+def first(data_set: Resident, count: int) -> Resident:
+    """The first `count` images of a data set."""
+    part = Resident()
+    part.images, part.targets, part.classes = data_set.images[:count], data_set.targets[:count], data_set.classes
+    return part
+
+
 def fast() -> None:
     """The shortest run of the fast recipe, including evaluation, compared with the ten epochs of the tutorial."""
-    train_set, test_set = Images(train=True), Images(train=False)
-    train_set.images, train_set.targets = train_set.images[:IMAGES], train_set.targets[:IMAGES]
+    train_set, test_set = first(Images(train=True), IMAGES), Images(train=False)
     tutorial, ratios, seconds, accuracies = Tutorial(40), [], [], []
     for seed in range(SEEDS):
         ten_epochs = tutorial() / 40 * 782 * 10  # without its evaluations
         start = time.perf_counter()
-        accuracies.append(learn(train_set, test_set, 1, seed)[-1]["test_accuracy"])
+        accuracies.append(learn(train_set, test_set, 1, seed, changes=SHORT)[-1]["test_accuracy"])
         seconds.append(time.perf_counter() - start)
         ratios.append(ten_epochs / seconds[-1])
     tutorial.close()
@@ -58,3 +85,27 @@ def epochs() -> None:
         start = time.perf_counter()
         accuracy = learn(train_set, test_set, count, seed=0)[-1]["test_accuracy"]
         print(f"| recipe fast, epochs: {count} | {accuracy:.4f} | {time.perf_counter() - start:.0f} s |", flush=True)
+
+
+def targets() -> None:
+    """The time to each test accuracy, with the evaluation after every epoch; choosing the precision is not counted.
+
+    The images are in memory at the start. Operations are those of the network in training and evaluation.
+    """
+    train_set, test_set = Images(train=True), Images(train=False)
+    for target, (count, number, changes) in TARGETS.items():
+        part, seconds, accuracies = first(train_set, count), [], []
+        learn(first(train_set, 64), first(test_set, 64), 1, 0, changes=changes)  # the precision is chosen here
+        for seed in range(TARGET_SEEDS):
+            start = time.perf_counter()
+            accuracies.append(learn(part, test_set, number, seed, changes=changes)[-1]["test_accuracy"])
+            seconds.append(time.perf_counter() - start)
+        operations = number * (WHITENED * count + FORWARD * len(test_set)) / 64
+        mean = statistics.mean(accuracies)
+        print(
+            f"| {target:.0%}: {count:,} images, epochs: {number} | {statistics.median(seconds):.2f} s "
+            f"({min(seconds):.2f} to {max(seconds):.2f}, {TARGET_SEEDS} seeds) | accuracy {mean:.4f} ± "
+            f"{statistics.stdev(accuracies):.4f}{'' if mean >= target else ', **missed**'}, "
+            f"{operations:.2g} operations |",
+            flush=True,
+        )
