@@ -1,7 +1,8 @@
 """Running the project's scripts as a user does, in separate processes, without an `import torch` each time.
 
 Python's fork server imports once and forks a fresh interpreter for each command; the command has the environment of a
-new process: its arguments, working folder, signals and exit status.
+new process: its arguments, working folder, signals and exit status. It has as many threads as this process: more
+threads than cores wait for each other at every operation.
 """
 
 import gc
@@ -16,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -59,7 +62,8 @@ class Command:
     ) -> None:
         self.output = folder / f".{time.monotonic_ns()}"
         words = [str(argument) for argument in arguments]
-        self.process = FORKS.Process(target=_run, args=(script, words, folder, self.output, prepare))
+        threads = torch.get_num_threads()
+        self.process = FORKS.Process(target=_run, args=(script, words, folder, self.output, prepare, threads))
         self.process.start()
 
     def send(self, number: signal.Signals) -> None:
@@ -103,7 +107,9 @@ def _run(
     folder: Path,
     output: Path,
     prepare: Callable[[], None] | None,
+    threads: int,
 ) -> None:
+    torch.set_num_threads(threads)
     gc.freeze()  # a garbage collection would copy every page that is shared with the fork server
     os.chdir(folder)
     os.environ.pop("LC_ALL", None)
