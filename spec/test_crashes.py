@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,17 @@ def test_calls_outside_the_crash_condition_are_judged(probe: Any, flags: set[str
     crash, home = known(probe)
     crashes.avoid([crash], lambda: flags)
     assert home.half(0) == 0
+
+
+@pytest.mark.slow
+def test_a_function_with_a_known_crash_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    (crash,) = crashes.KNOWN
+    for home, name in crash.homes:
+        monkeypatch.setattr(home, name, getattr(home, name))  # restored after the test
+    crashes.avoid([replace(crash, flag="some_flag", probe=os.abort)], lambda: {"some_flag"})
+    layer, images = torch.nn.Conv2d(1, 2, 3, padding="same"), torch.rand(1, 1, 4, 4)
+    compiled: Any = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), layer(images))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spec.faults import Fault, all_faults
 
@@ -46,8 +47,9 @@ class Judge:
             self.failures[name] = f"{self.failures.get(name, '')}{report.longreprtext}\n{sections}\n"
 
 
-def judge(file: str, faults: list[tuple[str, str]], answer: Any) -> None:
+def judge(file: str, faults: list[tuple[str, str]], threads: int, answer: Any) -> None:
     """In a separate process: test the faults and return the texts of their failures."""
+    torch.set_num_threads(threads)  # those of the worker of -n, which shares the cores with others
     os.chdir(ROOT)
     plugin = Judge(dict(faults))
     names = ",".join(name for name, _ in faults)
@@ -67,7 +69,7 @@ def test_every_fault_is_caught_by_the_named_test(file: str, subtests: pytest.Sub
     faults = FAULTS[file]
     receiver, sender = _context.Pipe(duplex=False)
     wanted = [(fault.implementation(), fault.caught_by.partition("::")[2]) for fault in faults]
-    process = _context.Process(target=judge, args=(file, wanted, sender))  # pyright: ignore[reportAttributeAccessIssue]
+    process = _context.Process(target=judge, args=(file, wanted, torch.get_num_threads(), sender))  # pyright: ignore[reportAttributeAccessIssue]
     process.start()
     sender.close()
     failures = receiver.recv()

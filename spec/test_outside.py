@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spec.outside import REGISTRY, Outside
 from spec.support.clauses import clause
@@ -34,8 +35,9 @@ class Recorder:
             self.counts["known failure" if hasattr(report, "wasxfail") else report.outcome] += 1
 
 
-def judge(outside: Outside, answer: Any) -> None:
+def judge(outside: Outside, threads: int, answer: Any) -> None:
     """In a separate process: run the tests and return their outcomes."""
+    torch.set_num_threads(threads)  # those of the worker of -n, which shares the cores with others
     os.chdir(ROOT)
     recorder = Recorder()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), suppress(SystemExit, ExceptionGroup):
@@ -53,7 +55,7 @@ def test_a_right_implementation_passes_the_claimed_level(outside: Outside) -> No
     if missing := outside.missing():
         pytest.skip(f'needs {", ".join(missing)}: python -m pip install -e ".[outside]"')
     receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=judge, args=(outside, sender))  # pyright: ignore[reportAttributeAccessIssue]
+    process = _context.Process(target=judge, args=(outside, torch.get_num_threads(), sender))  # pyright: ignore[reportAttributeAccessIssue]
     process.start()
     sender.close()
     counts, failures = receiver.recv()
