@@ -118,12 +118,16 @@ def test_calls_outside_the_crash_condition_are_judged(probe: Any, flags: set[str
 @pytest.mark.slow
 def test_a_function_with_a_known_crash_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     (crash,) = crashes.KNOWN
+    torch._dynamo.utils.counters.clear()
     for home, name in crash.homes:
         monkeypatch.setattr(home, name, getattr(home, name))  # restored after the test
     crashes.avoid([replace(crash, flag="some_flag", probe=os.abort)], lambda: {"some_flag"})
-    layer, images = torch.nn.Conv2d(1, 2, 3, padding="same"), torch.rand(1, 1, 4, 4)
-    compiled: Any = torch.compile(layer, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), layer(images))
+    images, kernel = torch.rand(1, 1, 5, 5), torch.rand(2, 1, 3, 3)
+    options: dict[str, Any]
+    for options in ({}, {"stride": 2, "padding": 1}, {"padding": "same", "dilation": (1, 2)}):
+        compiled: Any = torch.compile(lambda how=options: torch.conv2d(images, kernel, **how), backend="eager")
+        torch.testing.assert_close(compiled(), torch.conv2d(images, kernel, **options))
+    assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ class Known:
         probe: A call that crashes, which is tried in another process.
         homes: The modules and names of the function.
         applies: Whether a call of the function crashes.
+        traced: The same function for torch.compile, which finds functions by their names in torch, where the one that
+            refuses takes the place of the original; None: the function itself.
     """
 
     reason: str
@@ -141,6 +143,7 @@ class Known:
     probe: Callable[[], Any]
     homes: Sequence[tuple[Any, str]]
     applies: Callable[..., bool]
+    traced: Callable[..., Any] | None = None
 
 
 def _narrow_kernel_with_gaps(
@@ -151,6 +154,15 @@ def _narrow_kernel_with_gaps(
         return False
     gaps = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
     return any(side == 1 and gap > 1 for side, gap in zip(weight.shape[2:], gaps, strict=False))
+
+
+def _conv2d_by_operator(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """`torch.conv2d` by its operator, which takes no integer for a pair."""
+    pairs = [(size, size) if isinstance(size, int) else size for size in (stride, padding, dilation)]
+    return torch.ops.aten.conv2d(input, weight, bias, *pairs, groups)
 
 
 def _probe_narrow_kernel() -> None:
@@ -165,6 +177,7 @@ KNOWN = (
         _probe_narrow_kernel,
         ((torch, "conv2d"), (torch.nn.functional, "conv2d")),
         _narrow_kernel_with_gaps,
+        _conv2d_by_operator,
     ),
 )
 
@@ -200,8 +213,7 @@ def _crashes(probe: Callable[[], Any]) -> bool:
 
 
 def _refusing(function: Callable[..., Any], crash: Known) -> Callable[..., Any]:
-    # torch.compile finds functions by their names in torch, where this one takes the place of the original
-    traced = getattr(torch.ops.aten, function.__name__, function)
+    traced = crash.traced or function
 
     @wraps(function)
     def refusing(*args: Any, **kwargs: Any) -> Any:
