@@ -148,9 +148,7 @@ class Screen:
         if settings.recipe == "fast":
             return [*found, (f"python scripts/export.py {place} --to onnx", "the network for other programs")]
         shapes = self.dataset == "shapes"
-        meaning = (
-            "the same network to 99 % in one epoch" if shapes else "the tutorial's accuracy in a hundredth of the time"
-        )
+        meaning = "the same network to 99 % in one epoch" if shapes else "usually a higher accuracy in one epoch"
         data = f" --dataset {settings.dataset}" if settings.dataset != "auto" else ""
         if not shapes and settings.data_root != Path("data"):
             data += f" --data-root {quoted(settings.data_root)}"
