@@ -364,7 +364,7 @@ def test_every_implementation_gets_the_same_examples() -> None:
     judge("second")
     assert seen["first"] == seen["second"]
     assert len(seen["first"]) == hypothesis.settings.default.max_examples  # pyright: ignore[reportOptionalMemberAccess]
-    assert len(set(seen["first"])) > 10
+    assert len(set(seen["first"])) > 4  # Hypothesis repeats some of 25 examples
     assert any(items for _, items in seen["first"])
 
 
