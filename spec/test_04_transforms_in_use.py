@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+import reference
 from spec.support.assertions import (
     Tolerance,
     assert_close,
@@ -676,6 +677,7 @@ def test_the_fill_is_one_number_or_one_for_each_channel_of_an_image(RandomCrop: 
     assert RandomCrop(4, 1, fill=(7,))(image).getpixel((0, 0)) == (7, 7, 7)
     assert RandomCrop(4, 1, fill=(7, 8, 9))(image).getpixel((0, 3)) == (7, 8, 9)
     assert RandomCrop(4, 1, fill=(7, 8))(random_image("LA", 2, 2, seed=0)).getpixel((0, 0)) == (7, 8)
+    assert RandomCrop(4, 1, fill=0.5)(Image.new("F", (2, 2))).getpixel((0, 0)) == 0.5
 
 
 @clause("04.crop.modes")
@@ -888,6 +890,13 @@ def test_an_argument_that_is_no_image_is_rejected(
     for transform in (Resize(2), RandomCrop(2), RandomHorizontalFlip(1)):
         with rejects("not a torch image|tensor image|'str'", "image", "img"):
             transform(value)
+
+
+@clause("04.transforms.rejects")
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_the_reference_rejects_a_flip_with_an_impossible_probability(p: float) -> None:
+    with rejects(rf"\bp must be a probability from 0 to 1, got {p}"):
+        reference.RandomHorizontalFlip(p)
 
 
 @clause("04.crop.rejects")

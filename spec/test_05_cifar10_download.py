@@ -269,8 +269,10 @@ def test_the_error_at_the_deadline_tells_a_silent_server_from_a_slow_one() -> No
     assert str(pace.overdue()).startswith("no complete answer within")
     pace.begin_file()
     assert str(pace.overdue()).startswith("slower than")
-    pace.last -= 0.6 * downloading.TIMEOUT
-    assert isinstance(pace.overdue(), TimeoutError)
+    pace.last -= 0.45 * downloading.TIMEOUT
+    assert str(pace.overdue()).startswith("slower than")
+    pace.last -= 0.1 * downloading.TIMEOUT
+    assert isinstance(pace.overdue(), TimeoutError), "silent for more than half of the time"
 
 
 OTHER = random.Random(2).randbytes(1_000_000)
@@ -371,6 +373,17 @@ def test_a_mirror_with_a_temporary_error_is_tried_again(
     download([server.url], tmp_path / "file", MD5, progress=False)
     assert len(server.requests) == 3
     assert pauses == [0.001, 0.002], "the pause grows with each attempt"
+
+
+@clause("05.download.mirrors")
+@pytest.mark.parametrize("status", [408, 416, 429, 500, 502, 503, 504])
+def test_every_status_that_may_change_is_tried_again(
+    status: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers = [Answer(status=status)]
+    monkeypatch.setattr(downloading, "PAUSE", 0.0)
+    download([server.url], tmp_path / "file", MD5, progress=False)
+    assert len(server.requests) == 2
 
 
 @clause("05.download.mirrors")

@@ -87,6 +87,11 @@ def test_each_image_has_the_label_of_the_class_folder(ImageTree: Make, root: Pat
 
 
 @clause("05.tree.size")
+def test_images_have_the_size_of_cifar10_by_default(ImageTree: Make, root: Path) -> None:
+    assert ImageTree(root).images.shape == (12, 3, 32, 32)
+
+
+@clause("05.tree.size")
 def test_images_are_resized_to_one_size_with_bilinear_interpolation(ImageTree: Make, root: Path) -> None:
     draw(root / "train" / "ant" / "wide.png", 5, 20, 50)
     dataset = ImageTree(root, size=(12, 10))

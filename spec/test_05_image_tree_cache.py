@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from reference.data import image_tree
 from reference.data.image_tree import ImageTree as ReferenceTree
@@ -78,6 +79,13 @@ def test_an_unchanged_tree_is_not_read_again(root: Path, later: None, reads: lis
     assert same(ReferenceTree(root), first)
     assert reads == ["decode"]
     assert [path.parent for path in entries(root)] == [root / ".ocean-cache"]
+
+
+@clause("05.cache.read_once")
+def test_a_tree_of_a_single_image_is_cached_too(tmp_path: Path, later: None, reads: list[str]) -> None:
+    draw(tmp_path / "tree/train/ant/0.png", 10)
+    assert same(ReferenceTree(tmp_path / "tree"), ReferenceTree(tmp_path / "tree"))
+    assert reads == ["decode"]
 
 
 @clause("05.cache.read_once")
@@ -330,7 +338,6 @@ def test_cache_checksum_depends_on_all_parts_and_their_order() -> None:
 
 
 @clause("05.cache.bounded")
-@pytest.mark.slow
 def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path, later: None, reads: list[str]) -> None:
     used = ReferenceTree(root, size=(7, 7))
     for i in range(1, 10):
@@ -344,11 +351,15 @@ def test_the_cache_folder_stays_bounded_and_keeps_the_entries_in_use(root: Path,
 
 @clause("05.cache.folders")
 def test_user_cache_is_used_if_the_root_is_not_writable(
-    root: Path, user_cache: Path, later: None, reads: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+    root: Path, user_cache: Path, later: None, reads: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     (root / ".ocean-cache").write_text("in the way")
+    locks: list[Path] = []
+    monkeypatch.setattr(image_tree, "FileLock", lambda path: (locks.append(path), FileLock(path))[1])
     first = ReferenceTree(root)
     assert len(entries(user_cache / "ocean-spec")) == 1
+    assert locks == [user_cache / "ocean-spec" / "image-trees" / "lock"]
     assert same(ReferenceTree(root), first)
     assert reads == ["decode"]
     assert capsys.readouterr().err == ""

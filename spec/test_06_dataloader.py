@@ -977,6 +977,16 @@ def test_the_resident_loader_shuffles_anew_each_epoch() -> None:
     assert list(range(40)) not in (first, second)
 
 
+@clause("06.resident.same_batches")
+def test_the_images_are_copied_to_a_device_once_and_again_if_they_are_replaced() -> None:
+    dataset = Numbered(4)
+    loader = ResidentLoader(dataset, 2, device="meta")
+    copies = [loader._resident()[0] for _ in range(2)]
+    assert copies[1] is copies[0]
+    dataset.images = dataset.images[:2].clone()
+    assert len(loader._resident()[0]) == 2
+
+
 @clause("06.resident.rejects")
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, None])
 def test_the_resident_loader_rejects_an_impossible_batch_size(batch_size: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 
 import reference
 from reference.data.loader import DataLoader as ReferenceLoader
+from reference.data.workers import WorkerPool
 from spec.support.assertions import assert_equal, rejects
 from spec.support.clauses import clause
 from spec.support.strategies import seed_all
@@ -336,6 +338,24 @@ def test_a_batch_that_takes_longer_than_timeout_is_an_error(DataLoader: Loader) 
     with rejects(naming=r"timed? ?out.*\b3\b"):
         list(DataLoader(Sleeps(2), num_workers=1, timeout=3))
     assert 3 <= time.monotonic() - begun < 60
+
+
+@clause("06.workers.timeout")
+def test_waiting_for_a_worker_ends_after_the_timeout() -> None:
+    """Without processes: the worker is alive and sends nothing."""
+    silent, alive = multiprocessing.Pipe()
+    worker: Any = SimpleNamespace(
+        take=lambda: None, answers=[], gone=False, sent=[1], pipe=silent, number=0,
+        process=SimpleNamespace(is_alive=lambda: True, sentinel=alive),
+    )  # fmt: skip
+    pool = object.__new__(WorkerPool)
+    pool.timeout, pool.workers = 0.05, [worker]
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"worker 0 made no batch within 0\.05 seconds"):
+        pool._receive(worker)
+    assert 0.05 <= time.monotonic() - begun < 5
+    silent.close()
+    alive.close()
 
 
 @clause("06.workers.prefetch")

@@ -346,6 +346,15 @@ def test_invalid_layer_arguments_are_rejected(Conv2d: Layer, change: dict[str, A
         Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
 
 
+@clause("09.conv2d.layer_rejects")
+@pytest.mark.parametrize(("mode", "most"), [("reflect", 3), ("circular", 4)])
+def test_a_border_is_at_most_as_wide_as_the_image_allows(Conv2d: Layer, mode: str, most: int) -> None:
+    images = torch.ones(1, 1, 4, 4)
+    assert Conv2d(1, 1, 1, padding=most, padding_mode=mode)(images).shape == (1, 1, 4 + 2 * most, 4 + 2 * most)
+    with rejects("padding|Padding"):
+        Conv2d(1, 1, 1, padding=most + 1, padding_mode=mode)(images)
+
+
 @clause("09.conv2d.kernel_0")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # there is nothing to draw
 @pytest.mark.parametrize("size", [0, (0, 2)], ids=str)

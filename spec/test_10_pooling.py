@@ -533,6 +533,7 @@ def test_avg_pool2d_accepts_empty_and_unbatched_inputs(avg_pool2d: Pool) -> None
 @clause("10.pooling.empty")
 def test_adaptive_avg_pool2d_accepts_empty_and_unbatched_inputs(adaptive_avg_pool2d: Pool) -> None:
     assert adaptive_avg_pool2d(torch.ones(0, 3, 5, 4), 2).shape == (0, 3, 2, 2)
+    assert adaptive_avg_pool2d(torch.ones(1, 0, 5, 4), 2).shape == (1, 0, 2, 2)
     assert adaptive_avg_pool2d(torch.ones(1, 3, 5, 4), (0, 2)).shape == (1, 3, 0, 2)
     assert_equal(adaptive_avg_pool2d(image()[0], (2, 3)), adaptive_avg_pool2d(image(), (2, 3))[0])
 

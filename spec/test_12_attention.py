@@ -576,6 +576,17 @@ def test_multihead_attention_rejects_sizes(MultiheadAttention: Layer, sizes: tup
 
 
 @clause("12.multihead.rejects")
+def test_a_float32_mask_for_float64_queries_is_only_for_attention_without_weights(MultiheadAttention: Layer) -> None:
+    layer, x = with_numbers(MultiheadAttention(4, 2, dtype=torch.float64), seed=0), normal(3, 2, 4, seed=0)
+    mask = torch.tensor([[0.0, -1.0, -2.0]]).expand(3, 3)
+    output, _ = layer(x, x, x, attn_mask=mask, need_weights=False)
+    expected, _ = layer(x, x, x, attn_mask=mask.double(), need_weights=False)
+    assert_close(output, expected, SMALL_LAYER)
+    with rejects("mask|dtype|scalar type", "attn_mask"):
+        layer(x, x, x, attn_mask=mask)
+
+
+@clause("12.multihead.rejects")
 @pytest.mark.parametrize(
     ("change", "naming"),
     [

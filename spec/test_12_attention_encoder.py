@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import reference
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.attention import (
     Layer,
@@ -273,6 +274,12 @@ def test_every_parameter_of_the_encoder_has_a_gradient(TransformerEncoderLayer: 
 def test_encoder_rejects_arguments(TransformerEncoderLayer: Layer, arguments: dict[str, Any], naming: str) -> None:
     with rejects(naming, *arguments), asserting():
         TransformerEncoderLayer(**{"d_model": 4, "nhead": 2, "dim_feedforward": 8} | arguments)
+
+
+@clause("12.encoder.rejects")
+def test_the_encoder_of_the_reference_rejects_an_activation_that_cannot_be_called() -> None:
+    with rejects("activation must be a name or a function, got 3"):
+        reference.TransformerEncoderLayer(4, 2, 8, activation=3)  # pyright: ignore[reportArgumentType]
 
 
 @clause("12.encoder.rejects")

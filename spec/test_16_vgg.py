@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 import reference
 from spec.support.assertions import assert_equal, rejects
@@ -224,6 +225,23 @@ def test_reference_vgg16_draws_weights_with_the_std_of_each_layer(monkeypatch: p
     drawn.clear()
     on_meta(reference.vgg16, init_weights=False)
     assert drawn == []
+
+
+class Zeroed(TorchFunctionMode):
+    """Counts the tensors that are set to 0 in place."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") == "zero_"
+        return func(*args, **(kwargs or {}))
+
+
+@clause("16.vgg16.start")
+def test_reference_vgg16_sets_all_16_biases_to_0() -> None:
+    with Zeroed() as zeroed:
+        on_meta(reference.vgg16)
+    assert zeroed.count == 16
 
 
 @clause("16.vgg16.start", "16.vgg16.dropout")

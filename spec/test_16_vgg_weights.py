@@ -258,6 +258,15 @@ def test_without_torchvision_a_name_is_refused_with_the_remedy(monkeypatch: pyte
 
 
 @clause("16.weights.file")
+def test_the_weights_of_a_file_are_loaded_into_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, float]] = []
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda _, state: loaded.append(firsts(state)))
+    torch.save(tiny_state(10), tmp_path / "mine.pth")
+    on_meta(reference.vgg16, weights=tmp_path / "mine.pth")
+    assert loaded == [firsts(tiny_state(10))]
+
+
+@clause("16.weights.file")
 @pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False], ids=["today's format", "the format before PyTorch 1.6"])
 def test_the_reference_loads_a_state_dict_from_a_file(tmp_path: Path, zipped: bool) -> None:

@@ -408,6 +408,14 @@ def test_files_and_folders_are_answered_in_the_order_of_the_arguments(predict: P
 
 
 @clause("20.predict.folders")
+def test_answers_are_drawn_in_rows_of_up_to_six(tree: Path) -> None:
+    widths = {}
+    for count in (2, 6, 7):
+        widths[count] = inference.draw_answers([(tree / "9.png", "cat", 0.5)] * count, ("cat", "dog")).width
+    assert widths[7] == widths[6] > 2.5 * widths[2]
+
+
+@clause("20.predict.folders")
 def test_a_folder_without_images_is_reported_and_the_rest_is_predicted(predict: Predict, tree: Path) -> None:
     answers = list(predict(exact_network(), NAMES, [tree / "empty", tree / "9.png"]))
     assert Path(answers[0].image) == tree / "empty"
