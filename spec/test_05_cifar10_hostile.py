@@ -228,6 +228,28 @@ def test_reading_an_archive_takes_bounded_memory(bomb: str, tmp_path: Path) -> N
 
 
 @clause("05.archive.limits")
+def test_an_archive_is_refused_from_one_byte_above_the_limit_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_packed(tmp_path, bytes(1000))
+    monkeypatch.setattr(cifar10, "ARCHIVE_LIMIT", 1000)
+    assert "truncated or damaged" in refusal(tmp_path)
+    monkeypatch.setattr(cifar10, "ARCHIVE_LIMIT", 999)
+    assert refusal(tmp_path).startswith(f"{tmp_path / ARCHIVE}: larger than 0 MiB")
+
+
+@clause("05.archive.limits")
+def test_an_archive_that_the_disk_does_not_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_packed(tmp_path, bytes(1000))
+
+    def failing(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cifar10, "is_right", failing)
+    assert refusal(tmp_path) == f"{tmp_path / ARCHIVE} cannot be read: Input/output error"
+
+
+@clause("05.archive.limits")
 @pytest.mark.parametrize(
     "piece", [header("m", MIB) + bytes(MIB), header("m", 0) * 20], ids=["of 1 MiB each", "empty ones"]
 )

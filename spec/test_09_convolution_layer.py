@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 from torch.utils.tensorboard import SummaryWriter
 
+import reference
 from spec.support.assertions import assert_close, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.strategies import given, normal, seeds, whole
@@ -344,6 +345,26 @@ def test_initialization_with_a_seed_equals_pytorchs(Conv2d: Layer) -> None:
 def test_invalid_layer_arguments_are_rejected(Conv2d: Layer, change: dict[str, Any], naming: str) -> None:
     with rejects(naming, *change):
         Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
+
+
+@clause("09.conv2d.layer_rejects")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # there is nothing to draw
+def test_a_layer_may_have_no_channels(Conv2d: Layer) -> None:
+    assert Conv2d(4, 0, 3).weight.shape == (0, 4, 3, 3)
+    assert Conv2d(0, 2, 3).weight.shape == (2, 0, 3, 3)
+
+
+@clause("09.conv2d.start")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_reference_starts_a_bias_without_inputs_at_0() -> None:
+    assert_equal(reference.Conv2d(0, 2, 3).bias, [0.0, 0.0])
+
+
+@clause("09.conv2d.layer_rejects")
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_the_reference_rejects_an_input_of_two_dimensions_before_it_is_padded(mode: str) -> None:
+    with rejects("Conv2d: input must have the shape|Conv2d: input"):
+        reference.Conv2d(1, 1, 3, padding=1, padding_mode=mode)(torch.ones(5, 5))
 
 
 @clause("09.conv2d.layer_rejects")

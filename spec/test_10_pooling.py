@@ -515,6 +515,17 @@ def test_adaptive_avg_pool2d_spreads_nan_and_inf_to_every_covering_window(
     assert_equal(adaptive_avg_pool2d(x, 2), [[[[value, 0.0], [value, 0.0]]]])
 
 
+@clause("10.adaptive_avg_pool2d.definition")
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1, 2), [[2.0, 3.0]]), ((2, 1), [[1.0], [4.0]]), ((1, 1), [[2.5]])], ids=str
+)
+def test_adaptive_avg_pool2d_with_one_row_or_one_column(
+    adaptive_avg_pool2d: Pool, size: tuple[int, int], expected: list[list[float]]
+) -> None:
+    x = torch.tensor([[[[0.0, 0.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0]]]])
+    assert_equal(adaptive_avg_pool2d(x, size), [[expected]])
+
+
 @clause("10.pooling.empty")
 def test_max_pool2d_accepts_empty_and_unbatched_inputs(max_pool2d: Pool) -> None:
     for part in max_pool2d(torch.ones(0, 3, 5, 4), 2, return_indices=True):
@@ -856,6 +867,7 @@ def test_adaptive_avg_pool2d_rejects_output_size(adaptive_avg_pool2d: Pool, outp
         pytest.param((5, 5), torch.float32, r"3D or 4D|got the shape", id="2 dimensions"),
         pytest.param((1, 1, 3, 5, 5), torch.float32, r"3D or 4D|got the shape", id="5 dimensions"),
         pytest.param((1, 3, 0, 5), torch.float32, r"\b1, 3, 0, 5\b", id="no rows"),
+        pytest.param((3, 0, 5), torch.float32, r"\b3, 0, 5\b", id="no rows and no batch"),
         pytest.param((1, 3, 5, 5), torch.int64, r"adaptive_avg_pool2d.*(int64|long)", id="whole numbers"),
     ],
 )

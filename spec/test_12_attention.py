@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import reference
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.attention import (
     Attention,
@@ -335,6 +336,14 @@ def test_scaled_dot_product_attention_rejects(
 
 
 @clause("12.attention.groups", "12.attention.rejects")
+def test_the_reference_rejects_keys_without_heads() -> None:
+    with rejects("key has 0 heads"):
+        reference.scaled_dot_product_attention(
+            torch.ones(1, 4, 2, 3), torch.ones(1, 0, 2, 3), torch.ones(1, 0, 2, 3), enable_gqa=True
+        )
+
+
+@clause("12.attention.rejects")
 def test_enable_gqa_rejects_head_counts_that_do_not_divide(scaled_dot_product_attention: Attention) -> None:
     with rejects(naming="heads|enable_gqa"):
         scaled_dot_product_attention(torch.ones(1, 5, 4, 3), *2 * [torch.ones(1, 3, 4, 3)], enable_gqa=True)

@@ -376,6 +376,16 @@ def test_empty_sequential_is_the_identity(Sequential: Layer) -> None:
 
 
 @clause("13.sequential.list")
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_sequential_can_be_multiplied_in_place(Sequential: Any, times: int) -> None:
+    layers = Sequential(nn.Flatten(), nn.ReLU())
+    same = layers
+    layers *= times
+    assert layers is same
+    assert [type(layer) for layer in layers] == [nn.Flatten, nn.ReLU] * times
+
+
+@clause("13.sequential.list")
 @given(pairs=affines, more=affines, start=st.integers(-5, 5), stop=st.integers(-5, 5))
 def test_sequential_behaves_like_a_list(
     Sequential: Layer, pairs: list[tuple[int, int]], more: list[tuple[int, int]], start: int, stop: int

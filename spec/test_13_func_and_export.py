@@ -205,6 +205,15 @@ def test_vmap_equals_a_loop_over_samples(component: Any) -> None:
 
 
 @clause("13.func.weights")
+def test_vmap_over_kernels_without_bias_equals_a_loop(conv2d: Any) -> None:
+    images, kernels = torch.arange(32.0).reshape(1, 2, 4, 4), torch.arange(108.0).reshape(2, 3, 2, 3, 3)
+    with current().trace.off():
+        found = vmap(lambda kernel: conv2d(images, kernel))(kernels)
+        expected = torch.stack([conv2d(images, kernel) for kernel in kernels])
+    assert_equal(found, expected, "the outputs, whole numbers below 2²⁴")
+
+
+@clause("13.func.weights")
 @every_component
 def test_vmap_over_weights_equals_a_loop_over_models(component: Any) -> None:
     case = CASES[component.name]

@@ -211,6 +211,16 @@ class Options:
         assert {name for name in lr_scheduler.__all__ if name != "LRScheduler"} <= SCHEDULERS.keys()
 
     @clause("15.optimizer.copies")
+    def test_a_state_without_a_newer_setting_gets_the_default(self, optimizer: Optimizer) -> None:
+        made = optimizer([parameter(1, -2)], lr=0.5)
+        state = made.__getstate__()
+        state["param_groups"] = [
+            {name: value for name, value in group.items() if name != "maximize"} for group in state["param_groups"]
+        ]
+        made.__setstate__(state)
+        assert made.param_groups[0]["maximize"] is False
+
+    @clause("15.optimizer.copies")
     @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
     def test_deepcopy_of_optimizer_and_parameters_continues_identically(self, optimizer: Optimizer, way: str) -> None:
         x = parameter(1, -2)
@@ -280,6 +290,16 @@ class OptionsOfAdam(Options):
             optimizer([y], **{**self.settings, "betas": betas}),
         )
         for number, (expected, found) in enumerate(zip(course(with_numbers, x), course(with_tensors, y), strict=True)):
+            tolerance = rounding(torch.float64, 12 * (number + 1), 8.0)
+            assert_close(torch.tensor(found, dtype=torch.float64), expected, tolerance, "the parameter")
+
+    @clause("15.optimizer.tensors")
+    def test_betas_of_the_reference_stay_tensors_if_the_steps_are_recorded(self, optimizer: Optimizer) -> None:
+        x, y = parameter(1, -2), parameter(1, -2)
+        own = getattr(reference, optimizer.name)  # pyright: ignore[reportFunctionMemberAccess]
+        betas = tuple(torch.tensor(beta, dtype=torch.float64) for beta in (0.5, 0.75))
+        plain, recorded = own([x], **self.settings), own([y], **{**self.settings, "betas": betas}, capturable=True)
+        for number, (expected, found) in enumerate(zip(course(plain, x), course(recorded, y), strict=True)):
             tolerance = rounding(torch.float64, 12 * (number + 1), 8.0)
             assert_close(torch.tensor(found, dtype=torch.float64), expected, tolerance, "the parameter")
 

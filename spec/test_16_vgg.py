@@ -103,6 +103,12 @@ def test_vgg16_rejects_images_too_small_for_the_poolings(vgg16: Make, size: tupl
         on_meta(vgg16)(images(1, 3, *size))
 
 
+@clause("16.vgg16.dropout")
+def test_the_reference_names_itself_for_an_impossible_dropout() -> None:
+    with rejects("vgg16: dropout"):
+        on_meta(reference.vgg16, dropout=1.5)
+
+
 @clause("16.vgg16.other_sizes")
 @pytest.mark.parametrize("size", [(31, 32), (224, 31)], ids=str)
 def test_the_error_for_small_images_names_the_smallest_size(size: tuple[int, int]) -> None:

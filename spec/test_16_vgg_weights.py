@@ -98,6 +98,13 @@ def published(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return name
 
 
+@clause("16.listing.pretrained")
+def test_the_warning_about_pretrained_names_the_line_of_the_call() -> None:
+    with pytest.warns(UserWarning, match="pretrained is deprecated") as caught:
+        on_meta(lambda: reference.vgg16(pretrained=False))
+    assert caught[0].filename == __file__
+
+
 @clause("16.weights.enum")
 @pytest.mark.slow
 def test_trained_weights_are_fetched_once_and_loaded(
