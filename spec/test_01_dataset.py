@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from reference.data import images
 from reference.data.images import HUGE, LARGEST_IMAGE, decode_image, is_image_name, open_image
 from reference.data.labeled_folder import LabeledFolder as ReferenceFolder
 from reference.errors import InputError
@@ -321,6 +323,17 @@ def png_that_claims(width: int, height: int) -> bytes:
 
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@clause("01.image.limit")
+def test_in_a_forked_process_no_other_thread_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise Pillow's warnings would not be suppressed there."""
+    monkeypatch.setattr(images, "_decoding", 1)  # a thread of the parent decodes
+    images._opening.acquire()  # as before a fork
+    images._forked()
+    with images._without_warnings():
+        assert images._SILENT in warnings.filters
+    assert images._SILENT not in warnings.filters
 
 
 @clause("01.image.limit")

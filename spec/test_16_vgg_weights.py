@@ -264,6 +264,24 @@ def test_without_torchvision_a_name_is_refused_with_the_remedy(monkeypatch: pyte
         reference.vgg16(weights="DEFAULT")
 
 
+@clause("16.weights.checked")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ValueError("it ends too early"), "it ends too early"), (KeyError("x"), "its instructions make no sense")],
+    ids=["a checked fault", "another error"],
+)
+def test_a_damaged_file_of_weights_is_named_with_the_reason(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Any:
+        raise error
+
+    torch.save({}, tmp_path / "mine.pth")
+    monkeypatch.setattr("reference.models.pretrained.read_zip", failing)
+    with pytest.raises(InputError, match=f"mine.pth is damaged or cut off: {reason}$"):
+        reference.vgg16(weights=tmp_path / "mine.pth")
+
+
 @clause("16.weights.file")
 def test_the_weights_of_a_file_are_loaded_into_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[dict[str, float]] = []
