@@ -173,7 +173,7 @@ def test_embedding_is_differentiable_twice(embedding: Function, options: dict[st
 
 @clause("12.embedding.max_norm")
 def test_a_row_of_exactly_the_largest_norm_is_unchanged(embedding: Function) -> None:
-    table = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    table = torch.tensor([[3.0, 4.0], [6.0, 8.0]], dtype=torch.float64)
     assert_equal(embedding(torch.tensor([0]), table, max_norm=5.0), [[3.0, 4.0]], "the row")
 
 
