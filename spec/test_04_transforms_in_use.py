@@ -929,6 +929,18 @@ def test_a_fill_of_several_numbers_is_for_images_only(RandomCrop: Transform) -> 
         RandomCrop(2, 1, fill=(1, 2, 3))(torch.zeros(3, 4, 4))
 
 
+@clause("04.crop.rejects")
+def test_a_fill_has_one_number_for_each_channel_of_an_image(RandomCrop: Transform) -> None:
+    with rejects(naming=r"\bfill\b"):
+        RandomCrop(2, 1, fill=(1, 2))(Image.new("RGB", (4, 4)))
+
+
+@clause("04.resize.rejects")
+def test_the_reference_rejects_a_tensor_without_pixels_to_resize() -> None:
+    with rejects(r"Resize: an image of shape \(1, 0, 4\) has no pixels"):
+        reference.Resize((2, 2))(torch.zeros(1, 0, 4))
+
+
 @clause("04.compose.rejects")
 def test_compose_rejects_arguments_that_are_no_list_of_transforms(Compose: Transform, ToTensor: Transform) -> None:
     with rejects(naming=r"not iterable|\btransforms\b"):

@@ -267,6 +267,7 @@ def test_the_error_at_the_deadline_tells_a_silent_server_from_a_slow_one() -> No
     assert isinstance(pace.overdue(), TimeoutError), "nothing has arrived"
     pace.arrived(1)
     assert str(pace.overdue()).startswith("no complete answer within")
+    assert getattr(pace.overdue(), "passing") is False, "the next mirror follows"  # noqa: B009
     pace.begin_file()
     assert str(pace.overdue()).startswith("slower than")
     pace.last -= 0.45 * downloading.TIMEOUT

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reference
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
@@ -858,6 +859,12 @@ def test_avg_pool2d_rejects_small_integer_dtypes(avg_pool2d: Pool, dtype: torch.
 def test_adaptive_avg_pool2d_rejects_output_size(adaptive_avg_pool2d: Pool, output_size: Any, naming: str) -> None:
     with rejects(naming, "output_size"):
         adaptive_avg_pool2d(torch.ones(1, 3, 5, 5), output_size)
+
+
+@clause("10.adaptive_avg_pool2d.rejects")
+def test_the_reference_rejects_an_output_size_in_words() -> None:
+    with rejects("output_size must be an integer or a pair, got 'two'"):
+        reference.adaptive_avg_pool2d(torch.ones(1, 3, 5, 5), "two")  # pyright: ignore[reportArgumentType]
 
 
 @clause("10.adaptive_avg_pool2d.rejects")
