@@ -983,7 +983,7 @@ def test_the_images_are_copied_to_a_device_once_and_again_if_they_are_replaced()
     loader = ResidentLoader(dataset, 2, device="meta")
     copies = [loader._resident()[0] for _ in range(2)]
     assert copies[1] is copies[0]
-    dataset.images = dataset.images[:2].clone()
+    dataset.images, dataset.targets = dataset.images[:2].clone(), dataset.targets[:2]
     assert len(loader._resident()[0]) == 2
 
 
