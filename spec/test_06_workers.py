@@ -273,7 +273,8 @@ def test_worker_init_fn_is_called_with_the_number_after_seeding(DataLoader: Load
 def test_an_error_of_worker_init_fn_reaches_the_consumer(DataLoader: Loader) -> None:
     with pytest.raises(ValueError, match="worker 0 does not start") as caught:
         list(DataLoader(Numbers(4), num_workers=2, worker_init_fn=refuse))
-    # PyTorch's error has a reference cycle, which keeps the workers alive; the garbage collector would wait 10 s for them
+    # PyTorch's error has a reference cycle, which keeps the workers alive; the garbage collector would wait 10 s for
+    # their end
     traceback.clear_frames(caught.tb)
     assert multiprocessing.active_children() == []
 

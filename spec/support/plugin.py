@@ -405,8 +405,8 @@ class Specification:
     def pytest_collection(self) -> Generator[None, object, object]:
         """Collect the tests without garbage collections, and exclude them and the imported modules from later ones.
 
-        They live until the end. Each full collection would visit them again, also those at the end of pytest: a fifth of
-        the CPU time of 2,456 tests with -n 2.
+        They live until the end. Each full collection would visit them again, also those at the end of pytest: a fifth
+        of the CPU time of 2,456 tests with -n 2.
         """
         gc.disable()
         try:
