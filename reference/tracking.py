@@ -269,7 +269,7 @@ def draw_examples(
     rows: int = 16,
 ) -> Image.Image:
     """The first images of each class, one row per class; above `rows` classes, one image per class."""
-    present = targets.unique().tolist()
+    present = torch.bincount(targets).nonzero().flatten().tolist()
     each = columns if len(present) <= rows else 1
     chosen: list[int] = []
     for number in present[: rows * columns // each]:

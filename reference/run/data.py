@@ -1,8 +1,11 @@
 """The data set of a training, and its description for config.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any
+
+from torch import Tensor
 
 from reference.data.cifar10 import ARCHIVE, FOLDER, cifar10_pair
 from reference.data.image_tree import ImageTree
@@ -48,16 +51,17 @@ def load_data(
             ImageTree(root, train, skip_broken=settings.skip_broken, progress=not settings.quiet)
             for train in (True, False)
         )
-        for line in findings(train_set, test_set, root) if leads else ():
-            if line.startswith("broken images"):  # also with --quiet
-                print_wrapped(line)
-            else:
-                say(line)
-    fingerprint = blake2b(digest_size=16)
-    for dataset, limit in ((train_set, settings.limit_train), (test_set, settings.limit_test)):
-        dataset.images, dataset.targets = dataset.images[:limit], dataset.targets[:limit]
-        for part in (dataset.images, dataset.targets):
-            fingerprint.update(part.contiguous().numpy().data)
+    halves = ((train_set, settings.limit_train), (test_set, settings.limit_test))
+    parts = [part[:limit] for half, limit in halves for part in (half.images, half.targets)]
+    with ThreadPoolExecutor(1) as thread:  # hashing takes as long as the search for findings
+        fingerprint = thread.submit(_fingerprint, parts)
+        if isinstance(train_set, ImageTree) and isinstance(test_set, ImageTree) and leads:
+            for line in findings(train_set, test_set, root):
+                if line.startswith("broken images"):  # also with --quiet
+                    print_wrapped(line)
+                else:
+                    say(line)
+    train_set.images, train_set.targets, test_set.images, test_set.targets = parts
     tested, classes = counted(len(test_set), "test image"), counted(len(train_set.classes), "class", "classes")
     say(f"{name}: {len(train_set):,} training and {tested} of {classes}")
     return (
@@ -68,6 +72,14 @@ def load_data(
             "train": len(train_set),
             "test": len(test_set),
             "classes": list(train_set.classes),
-            "fingerprint": fingerprint.hexdigest(),
+            "fingerprint": fingerprint.result(),
         },
     )
+
+
+def _fingerprint(parts: Iterable[Tensor]) -> str:
+    """The digest of the numbers of all parts, in order."""
+    state = blake2b(digest_size=16)
+    for part in parts:
+        state.update(part.contiguous().numpy().data)
+    return state.hexdigest()
