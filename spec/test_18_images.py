@@ -29,6 +29,7 @@ from reference.messages import translated
 from reference.models import Ocean
 from reference.recipes import RECIPES
 from reference.run import Settings, load_data, parse
+from reference.run import train as run_training
 from reference.run.description import description, interval, markdown
 from reference.run.glance import findings
 from reference.run.parts import prepare
@@ -122,6 +123,31 @@ def test_a_run_with_everything_on_resumes_to_the_bit(recipe: str, tmp_path: Path
     assert curves[0] == curves[1]
     for name in IMAGES:
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+
+
+@clause("18.run.images_cost")
+@pytest.mark.parametrize(("share", "epochs"), [(1e9, [1, 2, 3, 4]), (1e-9, [1, 4])], ids=["short", "long"])
+def test_curves_that_take_long_are_drawn_after_the_first_epoch_and_at_the_end(
+    share: float, epochs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    folder = import_module("reference.run.folder")
+    monkeypatch.setattr(folder, "DRAWING", share)
+    monkeypatch.setattr(folder, "save_results", lambda path, progress, rate: drawn.append(progress.epoch))
+    limits = {"limit_train": 32, "limit_test": 16, "batch_size": 16}
+    settings = Settings(dataset="shapes", epochs=4, quiet=True, output=tmp_path / "run", **limits)  # pyright: ignore[reportArgumentType]
+    assert run_training(settings, advise=False) == 0
+    assert drawn == epochs
+
+
+@clause("18.run.folder")
+def test_best_and_last_checkpoint_of_the_best_epoch_are_equal(tmp_path: Path) -> None:
+    limits = {"limit_train": 32, "limit_test": 16, "batch_size": 16, "plots": False, "keep_every": 1}
+    settings = Settings(dataset="shapes", epochs=1, quiet=True, output=tmp_path / "run", **limits)  # pyright: ignore[reportArgumentType]
+    assert run_training(settings, advise=False) == 0
+    last = (tmp_path / "run/last.pt").read_bytes()
+    assert [(tmp_path / "run" / name).read_bytes() == last for name in ("best.pt", "epoch-0001.pt")] == [True, True]
+    assert load_checkpoint(tmp_path / "run/best.pt")["metrics"]["epoch"] == 1
 
 
 @clause("18.run.images_cost")

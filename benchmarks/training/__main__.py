@@ -13,11 +13,12 @@ import torch
 from benchmarks.training.data import cache, decode, input_epoch
 from benchmarks.training.recipe import epochs, fast, targets
 from benchmarks.training.run import besides, memory, start
-from benchmarks.training.steps import gemm_share, profile, steps_per_second
+from benchmarks.training.steps import choices, gemm_share, profile, steps_per_second
 from reference.device import keep_freed_memory
 
 FIGURES: dict[str, Callable[[], None]] = {
     "steps": steps_per_second,
+    "choices": choices,
     "gemm": gemm_share,
     "input": input_epoch,
     "cache": cache,

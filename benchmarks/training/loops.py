@@ -113,10 +113,16 @@ class Tutorial:
         self.process.join()
 
 
-def our_steps(data_set: Resident, steps: int, precision: torch.dtype, batch: int = 64) -> Callable[[], float]:
+def our_steps(
+    data_set: Resident,
+    steps: int,
+    precision: torch.dtype,
+    batch: int = 64,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Callable[[], float]:
     """A function that runs `steps` steps in the same way as `fit`."""
     batches = endless(ResidentLoader(data_set, batch))
-    network = Ocean().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = Ocean().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     loss_function, optimizer = nn.CrossEntropyLoss(), SGD(network.parameters(), lr=0.01)
 
     def run() -> float:

@@ -1,9 +1,12 @@
 """The speed of a training step, its share of the GEMM rate, and its operations."""
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.pairs import Ratio, compare
 from benchmarks.training.loops import FLOPS, Images, Tutorial, our_steps, row
+from reference.messages import counted
 
 
 def steps_per_second() -> None:
@@ -13,6 +16,24 @@ def steps_per_second() -> None:
         ratio = compare(tutorial, our_steps(images, 10, dtype), seconds=0.4)
         row(f"steps/s, {name}, against the tutorial's loop", ratio, f"{1e2 * ratio.second:.1f} ms a step")
     tutorial.close()
+
+
+def choices() -> None:
+    """A step with other numbers of threads and another memory format, against a step with those of a training."""
+    images, chosen = Images(train=True), torch.get_num_threads()
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        step = our_steps(images, 10, dtype)
+        for threads in sorted({1, chosen // 4, chosen // 2} - {0, chosen}):
+
+            def with_threads(step: Callable[[], float] = step, threads: int = threads) -> None:
+                torch.set_num_threads(threads)
+                step()
+                torch.set_num_threads(chosen)
+
+            ratio = compare(with_threads, step, seconds=0.4)
+            row(f"time of a step in {name}: with {counted(threads, 'thread')}, against {chosen}", ratio)
+        contiguous = our_steps(images, 10, dtype, memory_format=torch.contiguous_format)
+        row(f"time of a step in {name}: contiguous, against channels last", compare(contiguous, step, seconds=0.4))
 
 
 def gemm_share() -> None:

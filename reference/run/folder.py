@@ -1,8 +1,10 @@
 """The folder of a run: its lock, its files, the progress that `fit` reports, and restoring a training."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -17,7 +19,7 @@ from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.data.resident import Resident
 from reference.device import describe_device, random_states, set_random_states
 from reference.distributed import Group
-from reference.errors import STOPPING, InputError, is_ignored
+from reference.errors import STOPPING, InputError, TrainingError, is_ignored
 from reference.files import atomic_write, is_temporary
 from reference.messages import translated
 from reference.run.description import description
@@ -47,6 +49,8 @@ from reference.training import (
 )
 
 SAMPLE_IMAGES = 16
+DRAWING = 0.02
+"""The largest share of the time of a run in which its curves are drawn again before its end."""
 MATRIX = 256
 """The largest number of classes for which summary.json holds the whole confusion matrix."""
 CONFUSED = 100
@@ -162,6 +166,8 @@ class RunFolder(Observer):
     group: Group = field(default_factory=Group)
     signal: int = 0
     handlers: dict[int, Any] = field(default_factory=dict)
+    drawn: tuple[int, float, float] = (0, -math.inf, 0.0)
+    """The curves that were drawn last: the number of their epochs, the time when they were drawn, and its duration."""
 
     def __enter__(self) -> "RunFolder":
         self.place = self.identity()
@@ -193,6 +199,8 @@ class RunFolder(Observer):
             signal.signal(number, handler)
         try:
             with self.writing():
+                if kind in (None, TrainingError):
+                    self.draw_curves(now=True)
                 self.tracker.close()
         except (InputError, OSError):
             if kind is None:  # otherwise the first error is reported
@@ -301,23 +309,33 @@ class RunFolder(Observer):
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
         if self.settings.plots:
-            save_results(self.folder / "results.png", progress, self.plan.rate)
+            self.draw_curves()
             save_image(self.folder / "confusion.png", confusion)
             save_image(self.folder / "mistakes.png", draw_mistakes(*answered, classes))
         self.write_description()
-        if best_epoch(progress) is metrics:
-            self.save("best.pt")
+        names = ["best.pt"] if best_epoch(progress) is metrics else []
         if self.settings.keep_every and progress.epoch % self.settings.keep_every == 0:
-            self.save(f"epoch-{progress.epoch:04d}.pt")
-        self.save()
+            names.append(f"epoch-{progress.epoch:04d}.pt")
+        self.save(*names, "last.pt")
         self.write_metrics()
 
-    def save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint that the training can resume from; everything logged so far reaches the disk before it."""
+    def draw_curves(self, *, now: bool = False) -> None:
+        """Draw `results.png`, at the end (`now`) or if the last drawing took less than `DRAWING` of the time since."""
+        begun, (epochs, at, seconds) = time.perf_counter(), self.drawn
+        if self.settings.plots and epochs < self.progress.epoch and (now or seconds < DRAWING * (begun - at)):
+            save_results(self.folder / "results.png", self.progress, self.plan.rate)
+            self.drawn = self.progress.epoch, time.perf_counter(), time.perf_counter() - begun
+
+    def save(self, *names: str) -> None:
+        """Write a checkpoint that the training can resume from, `last.pt` or the files `names`, which are equal.
+
+        Everything logged so far reaches the disk before it.
+        """
+        first, *others = names or ("last.pt",)
         with self.writing():
             self.tracker.flush()
             save_checkpoint(
-                self.folder / name,
+                self.folder / first,
                 self.plan.network,
                 self.train_set.classes,
                 metrics=self.progress.history[-1] if self.progress.history else {},
@@ -329,6 +347,10 @@ class RunFolder(Observer):
                     "data": self.data,
                 },
             )
+            content = (self.folder / first).read_bytes() if others else b""
+            for name in others:
+                with atomic_write(self.folder / name) as file:
+                    file.write(content)
 
     def write_description(self) -> None:
         """Write README.md: the model description of the run after its last epoch."""
