@@ -69,7 +69,7 @@ REGISTRY = (
     Outside(
         "torchvision.transforms.v2",
         "torchvision's second transforms",
-        ("test_03_transforms.py", "test_04_transforms_in_use.py"),
+        ("test_03_transforms.py", "test_04_transforms_in_use.py", "test_04_torchvision.py"),
         100,
     ),
     Outside(
