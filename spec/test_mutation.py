@@ -9,7 +9,7 @@ import pytest
 
 from spec.mutation import __main__ as command
 from spec.mutation.judge import Coverage, Verdict, judge, project, record
-from spec.mutation.mutants import HELPERS, PROGRAM, ROOT, Mutant, mutants, sources
+from spec.mutation.mutants import HELPERS, ORACLES, PROGRAM, ROOT, Mutant, mutants, sources
 from spec.support.clauses import clause
 
 DROPOUT = ROOT / "reference/nn/dropout.py"
@@ -32,6 +32,7 @@ def test_each_kind_of_change_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.write_text(
         "def f(x: int = 3) -> int:\n"
         "    'text 1'\n"
+        "    __tracebackhide__ = True\n"
         "    assert x < 2\n"
         "    x += 1\n"
         "    if not x or x <= 2.5:\n"
@@ -105,7 +106,7 @@ def test_mutant_spans_are_the_statement_and_the_enclosing_functions(
 
 @clause("00.mutation.judged")
 def test_an_equivalent_mutant_exists_and_has_a_reason() -> None:
-    every = {mutant.id for path in sources([*PROGRAM, *HELPERS]) for mutant in mutants(path)}
+    every = {mutant.id for path in sources([*PROGRAM, *HELPERS, *ORACLES]) for mutant in mutants(path)}
     for name, reason in command.equivalents().items():
         assert name in every, f"{name} is no mutant of these sources"
         assert len(reason.split()) > 3, name

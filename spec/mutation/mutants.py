@@ -22,8 +22,11 @@ PROGRAM = (
 )
 """The sources of the program that are mutated, as files and folders."""
 
-HELPERS = ("spec/support/assertions.py", "spec/support/oracles.py")
+HELPERS = ("spec/support/assertions.py", "spec/support/outcomes.py", "spec/support/strategies.py")
 """The sources of the specification that are mutated: a helper that accepts too much would make all tests weaker."""
+
+ORACLES = ("spec/support/oracles.py", "spec/support/optimizer_rules.py", "spec/support/harness.py")
+"""The formulas of the specification, and their inputs: a right implementation disagrees with a wrong formula."""
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -134,6 +137,8 @@ def _changes(
         isinstance(tree, ast.AnnAssign) and tree.value
     ):
         return  # a check for the type checker, the text of a message, or the type of a field
+    if isinstance(tree, ast.Assign) and ast.unparse(tree.targets[0]) == "__tracebackhide__":
+        return  # it only makes the traceback of a failure shorter
     if isinstance(tree, ast.keyword) and tree.arg == "strict":
         return  # `zip(strict=True)` checks the program itself, not its arguments
     if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr) and isinstance(tree.right, ast.Subscript):
