@@ -6,8 +6,10 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -19,6 +21,7 @@ from torch import Tensor
 
 import reference
 from reference import definitions
+from spec.report import recording
 from spec.support import own_work, patience
 from spec.support.assertions import (
     EXACT,
@@ -94,6 +97,31 @@ def test_the_first_and_the_farthest_difference_are_named() -> None:
     assert "  tolerance  0.25: a quarter\n  2 of 4 numbers differ, most at index [1, 1]\n" in text
 
 
+def test_the_farthest_difference_is_never_at_a_right_number() -> None:
+    text = said(assert_close, torch.tensor([1.0, 2.5]), [1.0, 2.0], Tolerance(0.25, "a quarter"))
+    assert "\n  1 of 2 numbers differs, most at index [1]\n" in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "counts", "shows"), [((), False, False), ((1,), False, True), ((64,), True, True), ((65,), True, False)]
+)
+def test_a_message_shows_all_numbers_of_a_small_tensor(shape: tuple[int, ...], counts: bool, shows: bool) -> None:
+    text = said(assert_equal, torch.ones(shape), torch.zeros(shape))
+    assert ("numbers differ" in text) == counts
+    assert ("got all of" in text) == ("expected all of" in text) == shows
+
+
+def test_assert_close_records_documented_values_for_the_report() -> None:
+    recording.start(wanted=True)
+    assert_equal(torch.tensor([1.5]), [1.5], "the sum")
+    assert recording.finish() == [{"name": "the sum", "documented": "[1.5]", "measured": "[1.5]"}]
+
+
+def test_the_tolerance_that_all_tests_share_cannot_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        EXACT.absolute = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_tolerance_may_differ_from_number_to_number() -> None:
     tolerance = Tolerance(torch.tensor([0.0, 1.0]), "as wide as it is")
     assert_close(torch.tensor([1.0, 3.0]), [1.0, 2.0], tolerance)
@@ -130,6 +158,14 @@ def test_rounding_tolerance_equals_the_formula() -> None:
     assert tolerance.absolute == (3 + 1) * 2**-10 * 8.0
     assert tolerance.because == "4 roundings to float16 (eps 0.000977) of numbers of up to 8"
     assert EXACT.absolute == 0
+    assert rounding(torch.float16, 3).absolute == (3 + 1) * 2**-10
+
+
+def test_rounding_tolerance_of_a_tensor_of_magnitudes_has_a_number_for_each_element() -> None:
+    tolerance = rounding(torch.float16, 3, torch.tensor([2.0, 8.0]))
+    assert_equal(tolerance.absolute, torch.tensor([2.0, 8.0], dtype=torch.float64) * (3 + 1) * 2**-10)
+    assert tolerance.because.endswith(" of numbers of up to 8")
+    assert rounding(torch.float16, 3, torch.ones(0)).because.endswith(" of numbers of none")
 
 
 # rejects
@@ -231,6 +267,22 @@ def _accepted(function: Callable[[], None]) -> None:
         function()
 
 
+@pytest.mark.parametrize("naming", ["stride", None])
+def test_code_that_is_not_written_rejects_nothing(naming: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current(), "file", __file__)  # the implementation under test
+    with pytest.raises(NotImplementedError, match="later"), rejects(naming):
+        raise NotImplementedError("stride: later")
+
+
+def test_a_signature_without_the_parameter_rejects_no_value_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current(), "namespace", SimpleNamespace(conv2d=lambda input, weight: None))
+    error = TypeError("conv2d() got an unexpected keyword argument 'stride'")
+    with pytest.raises(TypeError, match="unexpected keyword"), rejects(naming="stride"):
+        raise error
+    with rejects(naming=None):
+        raise error
+
+
 # assert_differentiable
 
 
@@ -263,6 +315,18 @@ def test_assert_differentiable_detects_wrong_derivatives(orders: int, says: str 
         assert says in said(assert_differentiable, cube, x)
     if orders == 1:
         assert_differentiable(cube, x, twice=False)
+
+
+@pytest.mark.parametrize(("profile", "fast"), [("default", True), ("thorough", False)])
+def test_the_thorough_profile_compares_every_derivative(
+    profile: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    settings = SimpleNamespace(get_current_profile_name=lambda: profile)
+    monkeypatch.setattr("spec.support.assertions.hypothesis", SimpleNamespace(settings=settings))
+    monkeypatch.setattr(torch.autograd, "gradcheck", lambda *_, fast_mode: modes.append(fast_mode))
+    assert_differentiable(torch.sin, spread(2, seed=0).requires_grad_())
+    assert set(modes) == {fast}
 
 
 # Code to paste

@@ -124,7 +124,7 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
         f"  tolerance  {here:.3g}: {tolerance.because}" if here else f"  tolerance  {tolerance.because}",
     ]
     if wrong.numel() > 1:
-        worst = distance.nan_to_num(torch.inf).masked_fill(~wrong, -1).flatten().argmax()
+        worst = distance.nan_to_num(torch.inf).masked_fill(~wrong, 0).flatten().argmax()
         at = [int(i) for i in torch.unravel_index(worst, wrong.shape)]
         lines.append(
             f"  {int(wrong.sum())} of {wrong.numel()} numbers differ{'s' * (int(wrong.sum()) == 1)}, most at index {at}"
