@@ -111,6 +111,22 @@ def test_a_message_shows_all_numbers_of_a_small_tensor(shape: tuple[int, ...], c
     assert ("got all of" in text) == ("expected all of" in text) == shows
 
 
+class _Elsewhere(Tensor):
+    """A tensor of a second device, which PyTorch does not compare with one of the CPU."""
+
+    device = torch.device("meta")  # pyright: ignore[reportAssignmentType]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.equal:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_assert_close_accepts_equal_tensors_of_two_devices() -> None:
+    assert_equal(torch.ones(2).as_subclass(_Elsewhere), [1.0, 1.0])
+
+
 def test_assert_close_records_documented_values_for_the_report() -> None:
     recording.start(wanted=True)
     assert_equal(torch.tensor([1.5]), [1.5], "the sum")
