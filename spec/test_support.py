@@ -22,7 +22,7 @@ from torch import Tensor
 import reference
 from reference import definitions
 from spec.report import recording
-from spec.support import own_work, patience
+from spec.support import own_work, patience, strategies
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -36,6 +36,7 @@ from spec.support.assertions import (
 from spec.support.clauses import clause
 from spec.support.diagnosis import Example
 from spec.support.implementations import Component, load
+from spec.support.outcomes import NotOffered
 from spec.support.reproduction import Trace, literal
 from spec.support.run import current
 from spec.support.samples import samples
@@ -416,9 +417,10 @@ def test_random_helpers_are_reproducible_and_within_range() -> None:
     assert not torch.equal(normal(5, seed=3), normal(5, seed=4))
     integers = whole(500, seed=0, largest=2)
     assert set(integers.tolist()) == {-2, -1, 0, 1, 2}
+    assert set(whole(500, seed=0).tolist()) == {-3, -2, -1, 0, 1, 2, 3}
     numbers = spread(4, 5, seed=0).flatten().sort().values
-    assert numbers.diff().min() > 0.099
-    assert numbers.abs().min() > 0.049
+    assert_close(numbers, torch.arange(-9.5, 10).double() / 10, rounding(torch.float64, 3))
+    assert spread(5, seed=0, gap=0.5).sort().values.tolist() == [-0.75, -0.25, 0.25, 0.75, 1.25]
 
 
 @pytest.mark.parametrize("layout", range(4))
@@ -428,7 +430,141 @@ def test_laid_out_tensors_hold_the_same_values(layout: int) -> None:
     assert laid_out(x, layout).is_contiguous() == (layout == 0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((), [(), (), (), ()]),
+        ((5,), [(1,), (1,), (2,), (1,)]),
+        ((3, 4), [(4, 1), (1, 3), (8, 2), (4, 1)]),
+        ((2, 3, 4, 5), [(60, 20, 5, 1), (60, 20, 1, 4), (120, 40, 10, 2), (60, 1, 15, 3)]),
+    ],
+    ids=str,
+)
+def test_each_layout_has_its_strides(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
+    assert [laid_out(torch.randn(shape), layout).stride() for layout in range(4)] == strides
+
+
 # Properties
+
+
+FEW = hypothesis.settings(max_examples=20, phases=[hypothesis.Phase.generate])
+"""The settings of properties that only show what `given` does with their examples."""
+
+
+def outcome(of: Callable[..., None], *arguments: Any) -> str:
+    """The name of the error of a property; pytest would count a test that is not offered as one without a verdict."""
+    try:
+        of(*arguments)
+    except (Exception, NotOffered) as error:
+        return type(error).__name__
+    return "passed"
+
+
+def test_a_property_that_no_example_can_judge_does_not_pass() -> None:
+    @given(x=st.integers())
+    @hypothesis.settings(FEW, max_examples=2)
+    def judge(offered: bool, x: int) -> None:
+        if not offered:
+            raise NotOffered("no parameter x")
+        hypothesis.reject()
+
+    assert outcome(judge, False) == "NotOffered"
+    assert outcome(judge, True) == "Unsatisfiable"
+
+
+def test_examples_that_one_implementation_does_not_offer_judge_the_next_one() -> None:
+    @given(x=st.integers(0, 9))
+    @FEW
+    def judge(largest: int, wrong: int, x: int) -> None:
+        if x > largest:
+            raise NotOffered("no parameter x")
+        assert x < wrong
+
+    assert outcome(judge, 9, 4) == "AssertionError"
+    assert outcome(judge, 4, 9) == "passed"
+    assert outcome(judge, 9, 7) == "AssertionError"
+    assert outcome(judge, 5, 3) == "AssertionError"  # in spite of the examples that are not offered
+
+
+def test_stored_examples_judge_the_next_implementation() -> None:
+    calls: list[int] = []
+
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(wrong: int, x: int) -> None:
+        calls.append(x)
+        assert len(calls) != wrong, "only once"
+
+    judge(0)
+    first = len(calls)
+    judge(0)
+    assert calls[first:] == calls[:first]
+    assert outcome(judge, len(calls) + 5) == "AssertionError"  # and no example of the search fails again
+    del calls[:]
+    judge(0)
+    assert len(calls) == first
+
+
+def test_a_failure_that_does_not_occur_again_is_a_failure() -> None:
+    calls: list[float] = []
+
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(who: str, x: int) -> None:
+        calls.append(torch.rand(1).item())
+        assert len(calls) % 2 == 0
+
+    assert outcome(judge, "mine") != "passed"
+    assert calls[0] == calls[1]  # the example that is shown has the random numbers of the example that failed
+
+
+def test_the_examples_of_a_file_are_drawn_anew_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(who: str, x: int) -> None:
+        calls.append(x)
+
+    judge("reference")
+    reference_calls = len(calls)
+    monkeypatch.setattr(current(), "file", "mine.py")
+    judge("mine")
+    assert len(calls) == 3 * reference_calls
+    monkeypatch.setattr(strategies, "BUDGET", -1.0)
+    judge("slow")
+    assert len(calls) == 4 * reference_calls + 1
+
+
+def test_the_calls_that_are_recorded_for_a_crash_are_those_of_one_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = Trace()
+    noted: list[str] = []
+    monkeypatch.setattr(current(), "trace", trace)
+    monkeypatch.setattr(trace, "noted", noted.append)
+    relu = on_trial("relu", trace)
+
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(relu: Any, wrong: bool, x: int) -> None:
+        relu(torch.tensor(float(x)))
+        assert not wrong
+
+    assert outcome(judge, relu, False) == "passed"
+    assert outcome(judge, relu, True) == "AssertionError"
+    assert {text.count("print(") for text in noted} == {1}
+
+
+def test_positional_strategies_are_those_of_the_last_parameters() -> None:
+    found: list[tuple[str, int, int]] = []
+
+    @given(st.just(1), st.just(2))
+    @FEW
+    def judge(who: str, x: int, y: int) -> None:
+        found.append((who, x, y))
+
+    judge("first")
+    judge("second")
+    assert set(found) == {("first", 1, 2), ("second", 1, 2)}
 
 
 @pytest.mark.slow
