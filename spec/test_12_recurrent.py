@@ -1,6 +1,7 @@
 """Chapter 12, other layers: networks that read a sequence step by step, `RNN`, `LSTM` and `GRU`."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
+import reference
 from spec.support.assertions import Tolerance, assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, whole
@@ -571,6 +573,17 @@ class Recurrent:
         x = torch.ones(5, 3) if unbatched else torch.ones(5, 2, 3)
         with rejects(naming="hidden|hx"):
             kind.make(3, 4)(x, kind.given([torch.zeros(shape) for _ in range(kind.states)]))
+
+
+@clause("12.recurrent.rejects")
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((5, 2, 3), "[num_layers · directions, batch, features]"), ((5, 3), "[num_layers · directions, features]")],
+    ids=["with a batch", "without a batch"],
+)
+def test_the_reference_names_the_layout_of_h_0(shape: tuple[int, ...], layout: str) -> None:
+    with rejects(f"this input needs .*, {re.escape(layout)}"):
+        reference.RNN(3, 4)(torch.ones(shape), torch.zeros(1))
 
 
 class TestRNN(Recurrent):

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -22,7 +23,7 @@ from torch import Tensor
 import reference
 from reference import definitions
 from spec.report import recording
-from spec.support import own_work, patience, strategies
+from spec.support import harness, own_work, patience, strategies
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -634,6 +635,87 @@ def test_hypothesis_tests_with_data_draws_are_searched_again() -> None:
     judge("first")
     judge("second")
     assert {number for who, number in drawn if who == "second"} == set(range(10))
+
+
+# The comparison with the formulas
+
+
+def judged(name: str, target: Callable[..., Any], dtype: torch.dtype) -> None:
+    harness.judge(Component(name, target, "", Trace()), harness.FEW, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "target", "says"),
+    [
+        ("sigmoid", torch.sigmoid, None),
+        ("sigmoid", lambda x: torch.sigmoid(x.detach()), "a few numbers in .*: there is no the gradient of input"),
+        ("sigmoid", lambda x: torch.sigmoid(x).to(torch.complex64), "the output has dtype torch.complex64"),
+        ("sigmoid", lambda x: torch.sigmoid(x)[None], r"the output has shape \[1, 3, 5\], expected \[3, 5\]"),
+        ("sigmoid", lambda x: torch.sigmoid(x) * 1.02, "the output differs"),
+        ("sigmoid", lambda x: 2 * torch.sigmoid(x) - torch.sigmoid(x).detach(), "the gradient of input differs"),
+        ("linear", lambda x, w, b: torch.nn.functional.linear(x, w, b.detach()), "the gradient of bias differs"),
+        ("nll_loss", lambda x, t: torch.nn.functional.nll_loss(x, t.clamp(max=3)), "the output differs"),
+    ],
+    ids=["right", "no gradient", "dtype", "shape", "number", "gradient", "gradient of a parameter", "last class"],
+)
+def test_a_component_that_differs_from_its_formula_is_a_failure(
+    name: str, target: Callable[..., Any], says: str | None, dtype: torch.dtype
+) -> None:
+    if says is None:
+        judged(name, target, dtype)
+    else:
+        assert re.search(says, said(judged, name, target, dtype))
+
+
+ONE = harness.Subject(
+    given=lambda size: {"input": torch.tensor([2.0], device="cpu")},
+    oracle=lambda tensors, size: tensors["input"].clone(),
+    call=lambda f, tensors, size: f(tensors["input"]),
+    roundings=(1, 4),
+)
+"""A subject with the output 2 and the gradient 2."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_the_rounding_error_of_a_subject_follows_from_the_length_of_its_sums(dtype: torch.dtype) -> None:
+    output, gradient = harness.expected(ONE, 0, dtype, {})
+    sums = 8 * torch.finfo(dtype).eps if dtype != torch.float16 else 8 * torch.finfo(torch.float32).eps
+    successive = sums if dtype != torch.float16 else 4 * torch.finfo(dtype).eps
+    assert (output.name, output.exact.tolist()) == ("the output", [2.0])
+    assert (gradient.name, gradient.exact.tolist()) == ("the gradient of input", [2.0])
+    assert output.moved == pytest.approx(2 * sums, rel=1e-6)
+    assert gradient.moved == pytest.approx(2 * successive, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "exact", "moved", "most"),
+    [
+        ("the output", torch.float32, 1.0, 0.0, 4 * 2**-23),
+        ("the output", torch.float32, 1.0, 1.0, 4.0),
+        ("the output", torch.float32, 0.0, 0.0, 2**-149),
+        ("the output", torch.float16, 1.0, 0.0, 0.5 * 2**-10),
+        ("the gradient of input", torch.float16, 1.0, 0.0, 4 * 2**-10),
+    ],
+    ids=["four roundings", "four errors of the sums", "the smallest number", "one rounding", "roundings of a gradient"],
+)
+def test_a_result_may_differ_from_its_formula_by_the_tolerance_and_no_more(
+    name: str, dtype: torch.dtype, exact: float, moved: float, most: float
+) -> None:
+    def compared(distance: float) -> None:
+        wanted = harness.Expected(name, torch.tensor(exact - distance, dtype=torch.float64, device="cpu"), moved)
+        harness.compare(torch.tensor(exact, dtype=dtype), wanted, ONE, dtype, "it")
+
+    compared(0.99 * most)
+    compared(-0.99 * most)
+    assert "it differs" in said(compared, 1.1 * most)
+    assert "it differs" in said(compared, -1.1 * most)
+
+
+def test_positions_of_a_result_must_be_equal() -> None:
+    wanted = harness.Expected("output 1", torch.tensor([3, 4], device="cpu"), 9.0)
+    harness.compare(torch.tensor([3, 4]), wanted, ONE, torch.float16, "it")
+    assert "it differs at index [1]" in said(harness.compare, torch.tensor([3, 5]), wanted, ONE, torch.float16, "it")
 
 
 # The random state
