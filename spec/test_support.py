@@ -23,7 +23,7 @@ from torch import Tensor
 import reference
 from reference import definitions
 from spec.report import recording
-from spec.support import harness, own_work, patience, strategies
+from spec.support import harness, oracles, own_work, patience, strategies
 from spec.support.assertions import (
     EXACT,
     Tolerance,
@@ -37,6 +37,7 @@ from spec.support.assertions import (
 from spec.support.clauses import clause
 from spec.support.diagnosis import Example
 from spec.support.implementations import Component, load
+from spec.support.optimizer_rules import PlainAdam
 from spec.support.outcomes import NotOffered
 from spec.support.reproduction import Trace, literal
 from spec.support.run import current
@@ -635,6 +636,59 @@ def test_hypothesis_tests_with_data_draws_are_searched_again() -> None:
     judge("first")
     judge("second")
     assert {number for who, number in drawn if who == "second"} == set(range(10))
+
+
+# The formulas
+
+
+LAYERS = {
+    oracles.recurrent: (reference.LSTM, reference.RNN),
+    oracles.multihead_attention: (reference.MultiheadAttention, reference.MultiheadAttention.forward),
+    oracles.encoder_layer: (reference.TransformerEncoderLayer,),
+}
+"""The formulas of layers with the layers that have their options."""
+
+
+def test_an_option_of_a_formula_has_the_default_of_the_component() -> None:
+    formulas = [value for value in vars(oracles).values() if getattr(value, "__module__", None) == oracles.__name__]
+    checked: set[tuple[str, str]] = set()
+    for formula in formulas:
+        own = {n: p.default for n, p in inspect.signature(formula).parameters.items() if p.default is not p.empty}
+        for component in LAYERS.get(formula, (getattr(reference, formula.__name__, print),)):
+            parameters = inspect.signature(component).parameters
+            for name in own.keys() & parameters.keys():
+                default = parameters[name].default
+                assert own[name] == ("relu" if default is reference.relu else default), f"{formula.__name__}: {name}"
+                checked.add((formula.__name__, name))
+    assert {("recurrent", "proj_size"), ("encoder_layer", "norm_first"), ("nll_loss", "ignore_index")} < checked
+    assert len(checked) > 45
+
+
+@pytest.mark.parametrize(("formula", "derivative"), [(oracles.relu, 0.0), (oracles.leaky_relu, 0.01)])
+def test_a_formula_with_a_kink_has_the_derivative_of_pytorch_at_0(
+    formula: Callable[[Tensor], Tensor], derivative: float
+) -> None:
+    x = torch.zeros(1, requires_grad=True)
+    formula(x).backward()
+    assert_equal(x.grad, [derivative])
+
+
+def test_the_formula_of_flatten_joins_the_dimensions_from_the_first_to_the_last_one() -> None:
+    assert oracles.flatten(torch.ones(2, 3, 4, 5), 1, 2).shape == (2, 12, 5)
+    assert oracles.flatten(torch.ones(2, 3, 4, 5), -4, -3).shape == (6, 4, 5)
+    assert oracles.flatten(torch.ones(())).shape == (1,)
+
+
+def test_the_formula_of_causal_attention_takes_any_number_of_dimensions() -> None:
+    for leading in ((), (3,), (3, 2), (1, 3, 2)):
+        ones, value = torch.ones(*leading, 2, 4), torch.tensor([[2.0], [4.0]]).expand(*leading, 2, 1)
+        found = oracles.scaled_dot_product_attention(ones, ones, value, is_causal=True)
+        assert_equal(found, torch.tensor([[2.0], [3.0]]).expand(*leading, 2, 1))
+
+
+def test_the_tolerance_of_adam_contains_the_weight_decay() -> None:
+    adam = PlainAdam(1.0, (0.0, 0.0), 0.0, weight_decay=0.5, amsgrad=False, maximize=False, decoupled=True)
+    assert adam.step(-2.0, 1.0) == (-2.0 + 0.5 * 2 - 1, 1 + 0.5 * 2)
 
 
 # The comparison with the formulas

@@ -259,11 +259,7 @@ def batch_norm(
     return output if bias is None else output + bias.reshape(shape), running_mean, running_var
 
 
-def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    if padding_idx is not None:  # this row is looked up but not trained
-        learnt = torch.ones(len(weight), 1, dtype=torch.bool, device="cpu")
-        learnt[padding_idx] = False
-        weight = torch.where(learnt, weight, weight.detach())
+def embedding(input: Tensor, weight: Tensor) -> Tensor:
     return weight[input]
 
 
