@@ -463,9 +463,9 @@ def outcome(of: Callable[..., None], *arguments: Any) -> str:
 
 
 def test_a_property_that_no_example_can_judge_does_not_pass() -> None:
-    @given(x=st.booleans())
+    @given(x=st.just(0))
     @FEW
-    def judge(offered: bool, x: bool) -> None:
+    def judge(offered: bool, x: int) -> None:
         if not offered:
             raise NotOffered("no parameter x")
         hypothesis.reject()
@@ -536,6 +536,48 @@ def test_the_examples_of_a_file_are_drawn_anew_until_the_time_is_over(monkeypatc
     monkeypatch.setattr(strategies, "BUDGET", -1.0)
     judge("slow")
     assert len(calls) == 4 * reference_calls + 1
+
+
+def test_a_failure_that_takes_all_the_time_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(who: str, x: int) -> None:
+        if x > 0:
+            monkeypatch.setattr(strategies, "BUDGET", -1.0)
+            pytest.fail(f"wrong at {x}")
+
+    monkeypatch.setattr(current(), "file", "mine.py")
+    assert said(judge, "mine").startswith("wrong at ")
+
+
+def test_only_examples_that_are_drawn_at_random_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(seed: int) -> list[int]:
+        calls: list[int] = []
+
+        @given(x=st.integers(0, 10**6))
+        @FEW
+        def judge(who: str, x: int) -> None:
+            calls.append(x)
+
+        monkeypatch.setattr(current(), "seed", seed)
+        judge("reference")
+        return calls
+
+    assert drawn(1) == drawn(1)
+    assert (drawn(1) == drawn(2)) == hypothesis.settings().derandomize
+
+
+def test_only_the_calls_of_the_last_drawn_example_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current(), "trace", trace := Trace())
+    relu = on_trial("relu", trace)
+
+    @given(data=st.data())
+    @FEW
+    def judge(relu: Any, data: st.DataObject) -> None:
+        relu(torch.tensor(data.draw(st.floats(0, 1))))
+
+    judge(relu)
+    assert trace.text().count("print(") == 1
 
 
 def test_the_calls_that_are_recorded_for_a_crash_are_those_of_one_example(monkeypatch: pytest.MonkeyPatch) -> None:

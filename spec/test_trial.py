@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import reference
 from spec.support.clauses import CLAUSES
@@ -315,6 +316,7 @@ def test_code_that_is_not_written_yet_is_neither_passed_nor_failed(tmp_path: Pat
         ("x, kernel, stride=1", (1, 2, None, 3), {}, ((1, 2), {"stride": 3})),
         ("x, kernel, stride=1", (1, 2, None), {"dilation": (1, 1), "groups": 1}, ((1, 2), {})),
         ("x, w, stride=1", (1, 2), {"dilation": 2}, "dilation"),
+        ("x, w, stride=1", (1, 2, None, 3, 0, 1, 1, 9), {}, ""),
         ("x, w, stride=1", (1, 2, 3), {}, "bias"),
         ("x, w, stride=1", (1, 2), {"padding": "same"}, "padding"),
         ("x, w", (1, 2), {"padding": True}, "padding"),
@@ -347,6 +349,18 @@ def test_a_parameter_that_the_signature_lacks_is_not_offered(
 )
 def test_an_offer_lists_the_parameters_that_the_signature_lacks(signature: str, lacks: list[str]) -> None:
     assert Offer("conv2d", eval(f"lambda {signature}: None"), reference.conv2d).lacks == lacks
+
+
+def test_a_component_without_a_known_signature_lacks_no_parameter() -> None:
+    assert Offer("conv2d", min, reference.conv2d).lacks == []
+
+
+def test_only_an_equal_number_is_the_default() -> None:
+    offer = Offer("norm", lambda x: None, lambda input, eps=1e-5: None)
+    assert offer.call((1,), {"eps": float("1e-5")}) == ((1,), {})
+    for other in (2e-5, torch.tensor(1e-5, dtype=torch.float64), None):
+        with pytest.raises(NotOffered):
+            offer.call((1,), {"eps": other})
 
 
 def test_a_component_may_take_variable_arguments_where_pytorch_has_none() -> None:
