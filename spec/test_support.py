@@ -446,6 +446,14 @@ def test_each_layout_has_its_strides(shape: tuple[int, ...], strides: list[tuple
     assert [laid_out(torch.randn(shape), layout).stride() for layout in range(4)] == strides
 
 
+def test_seed_all_seeds_an_accelerator_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    strategies.seed_all(7)
+    assert seeded == [torch.initial_seed()] == [7]
+
+
 # Properties
 
 
@@ -460,6 +468,18 @@ def outcome(of: Callable[..., None], *arguments: Any) -> str:
     except (Exception, NotOffered) as error:
         return type(error).__name__
     return "passed"
+
+
+def test_the_layouts_of_a_property_are_those_of_laid_out() -> None:
+    found: set[int] = set()
+
+    @given(layout=strategies.layouts)
+    @FEW
+    def judge(layout: int) -> None:
+        found.add(layout)
+
+    judge()
+    assert found == {0, 1, 2, 3}
 
 
 def test_a_property_that_no_example_can_judge_does_not_pass() -> None:
@@ -539,15 +559,21 @@ def test_the_examples_of_a_file_are_drawn_anew_until_the_time_is_over(monkeypatc
 
 
 def test_a_failure_that_takes_all_the_time_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
     @given(x=st.integers(0, 1000))
     @FEW
-    def judge(who: str, x: int) -> None:
-        if x > 0:
+    def judge(wrong: bool, x: int) -> None:
+        calls.append(x)
+        if wrong and x > 0:
             monkeypatch.setattr(strategies, "BUDGET", -1.0)
             pytest.fail(f"wrong at {x}")
 
     monkeypatch.setattr(current(), "file", "mine.py")
-    assert said(judge, "mine").startswith("wrong at ")
+    assert said(judge, True).startswith("wrong at ")
+    del calls[:]
+    judge(False)
+    assert len(calls) == 1  # it is judged, though no time is left
 
 
 def test_only_examples_that_are_drawn_at_random_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,6 +591,20 @@ def test_only_examples_that_are_drawn_at_random_depend_on_the_seed(monkeypatch: 
 
     assert drawn(1) == drawn(1)
     assert (drawn(1) == drawn(2)) == hypothesis.settings().derandomize
+
+
+def test_the_calls_of_the_failed_example_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current(), "trace", trace := Trace())
+    relu = on_trial("relu", trace)
+
+    @given(x=st.integers(0, 1000))
+    @FEW
+    def judge(relu: Any, x: int) -> None:
+        relu(torch.tensor(float(x)))
+        raise ValueError
+
+    assert outcome(judge, relu) == "ValueError"
+    assert trace.text().count("print(") == 1
 
 
 def test_only_the_calls_of_the_last_drawn_example_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,18 +93,13 @@ class Offer:
         own, self._model = _parameters(target), _parameters(model)
         kinds = {parameter.kind for parameter in own.values()}
         self._any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
-        any_positional = inspect.Parameter.VAR_POSITIONAL in kinds
         self._own = {n for n, p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         self._places = [n for n, p in own.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self.lacks = (
-            []
-            if not own or (self._any_keyword and any_positional)
-            else [
-                n
-                for n, p in self._model.items()
-                if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and not self._has(n)
-            ]
-        )
+        self.lacks = [
+            n
+            for n, p in self._model.items()
+            if own and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and not self._has(n)
+        ]
         """PyTorch's parameters that the component lacks."""
 
     def _has(self, name: str) -> bool:
