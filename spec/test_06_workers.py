@@ -737,6 +737,17 @@ def test_a_fork_of_the_consumer_iterates_with_separate_workers(persistent: bool)
     assert result.stdout.splitlines()[1:] == ["True", "2", "6"]
 
 
+@clause("06.workers.same_batches")
+@with_workers
+def test_a_worker_of_the_reference_waits_for_a_slow_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reference.data.workers.LOOK", 0.01)  # how often a worker looks for its consumer
+    found: list[int] = []
+    for batch in ReferenceLoader(Numbers(4), num_workers=1, prefetch_factor=1):
+        time.sleep(0.05)
+        found += batch.tolist()
+    assert found == [0, 1, 2, 3]
+
+
 @pytest.mark.slow
 @clause("06.workers.end")
 @with_signals
