@@ -442,7 +442,7 @@ def test_laid_out_tensors_hold_the_same_values(layout: int) -> None:
     ],
     ids=str,
 )
-def test_each_layout_has_its_strides(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
+def test_the_strides_of_each_layout(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
     assert [laid_out(torch.randn(shape), layout).stride() for layout in range(4)] == strides
 
 
@@ -795,7 +795,7 @@ def judged(name: str, target: Callable[..., Any], dtype: torch.dtype) -> None:
     ],
     ids=["right", "no gradient", "dtype", "shape", "number", "gradient", "gradient of a parameter", "last class"],
 )
-def test_a_component_that_differs_from_its_formula_is_a_failure(
+def test_a_component_that_differs_from_the_formula_is_a_failure(
     name: str, target: Callable[..., Any], says: str | None, dtype: torch.dtype
 ) -> None:
     if says is None:
@@ -814,7 +814,7 @@ ONE = harness.Subject(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_the_rounding_error_of_a_subject_follows_from_the_length_of_its_sums(dtype: torch.dtype) -> None:
+def test_the_rounding_error_of_a_subject_follows_from_the_length_of_the_sums(dtype: torch.dtype) -> None:
     output, gradient = harness.expected(ONE, 0, dtype, {})
     sums = 8 * torch.finfo(dtype).eps if dtype != torch.float16 else 8 * torch.finfo(torch.float32).eps
     successive = sums if dtype != torch.float16 else 4 * torch.finfo(dtype).eps
@@ -835,7 +835,7 @@ def test_the_rounding_error_of_a_subject_follows_from_the_length_of_its_sums(dty
     ],
     ids=["four roundings", "four errors of the sums", "the smallest number", "one rounding", "roundings of a gradient"],
 )
-def test_a_result_may_differ_from_its_formula_by_the_tolerance_and_no_more(
+def test_a_result_may_differ_from_the_formula_by_the_tolerance_and_no_more(
     name: str, dtype: torch.dtype, exact: float, moved: float, most: float
 ) -> None:
     def compared(distance: float) -> None:
