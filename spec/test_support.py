@@ -804,6 +804,15 @@ def test_a_component_that_differs_from_the_formula_is_a_failure(
         assert re.search(says, said(judged, name, target, dtype))
 
 
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_an_activation_with_two_roundings_to_half_precision_is_a_failure(name: str, dtype: torch.dtype) -> None:
+    def twice(x: Tensor) -> Tensor:
+        return getattr(torch, name)(x) * (1 + 2 * torch.finfo(dtype).eps)
+
+    assert "the output differs" in said(judged, name, twice, dtype)
+
+
 ONE = harness.Subject(
     given=lambda size: {"input": torch.tensor([2.0], device="cpu")},
     oracle=lambda tensors, size: tensors["input"].clone(),
