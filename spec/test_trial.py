@@ -67,6 +67,28 @@ def test_warnings_do_not_fail_third_party_implementations(category: str, tmp_pat
     assert trial(tmp_path, "-k", "documented", mine=warns.replace("padding, dilation", "0, dilation")).status == 1
 
 
+NOT_OFFERED = """
+from spec.support.outcomes import NotOffered
+
+def test_without_a_component():
+    raise NotOffered("no parameter x")
+
+def test_of_a_component(relu):
+    raise NotOffered("no parameter x")
+"""
+
+
+@pytest.mark.slow
+def test_a_test_without_a_component_cannot_end_without_a_verdict(tmp_path: Path) -> None:
+    (tmp_path / "test_judged.py").write_text(NOT_OFFERED)
+    where = ("test_judged.py", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-p", "conftest")
+    options = ("-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    result = run("pytest", *where, "--impl", "reference", *options, folder=tmp_path)
+    assert result.status == 1, result.err
+    assert "Failed: no parameter x, but the test is about no implementation" in result.out
+    assert "1 failed, 1 not offered" in result.out
+
+
 def test_a_warning_of_pytorch_about_itself_fails_no_test() -> None:
     """A warning attributed to a file of the project fails the test."""
 

@@ -464,6 +464,10 @@ class Specification:
             failure = pytest.fail.Exception(str(error), pytrace=False)
             self._explain(item, failure, again=False)
             raise failure from None
+        except NotJudged as error:
+            if "implementation" not in item.fixturenames:  # pyright: ignore[reportAttributeAccessIssue]
+                raise pytest.fail.Exception(f"{error.msg}, but the test is about no implementation") from error
+            raise
         except (Exception, pytest.fail.Exception) as error:
             nothing = judged_nothing(error, run.file, run.namespace)
             if nothing is not None:
