@@ -13,6 +13,7 @@ from torch import Tensor
 import reference
 from spec.support.assertions import assert_close, assert_differentiable, assert_equal, rejects, rounding
 from spec.support.clauses import clause
+from spec.support.crashes import single_column
 from spec.support.implementations import Implementation
 from spec.support.strategies import dtypes, given, laid_out, layouts, normal, seeds, spread, whole
 from spec.support.watching import Allocations, affordable
@@ -83,6 +84,17 @@ def test_a_kernel_of_width_1_with_gaps_reads_the_border(conv2d: Conv2d, dtype: t
     input, weight = torch.ones(1, 2, 2, 1, dtype=dtype), torch.ones(1, 2, 1, 1, dtype=dtype)
     # the columns -1 and 1 of an image of one column: both are the border
     assert_equal(conv2d(input, weight, None, (1, 2), (1, 1), (1, 2)), torch.zeros(1, 1, 4, 2, dtype=dtype))
+
+
+@clause("08.conv2d.definition")
+@pytest.mark.level("pytorch")
+@pytest.mark.aspect("dtypes")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_an_output_of_one_column_is_the_sum_of_products(conv2d: Conv2d, dtype: torch.dtype) -> None:
+    """On some processors PyTorch reads other memory in bfloat16 (spec/support/crashes.py)."""
+    image, kernel, stride = single_column()
+    expected = [[[[int((picture[0, row : row + 2] * kernel[0, 0]).sum())] for row in range(15)]] for picture in image]
+    assert_equal(conv2d(image.to(dtype), kernel.to(dtype), stride=stride), torch.tensor(expected, dtype=dtype))
 
 
 @clause("08.conv2d.padding_keeps_size")

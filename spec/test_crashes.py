@@ -117,7 +117,7 @@ def test_calls_outside_the_crash_condition_are_judged(probe: Any, flags: set[str
 
 @pytest.mark.slow
 def test_a_function_with_a_known_crash_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    (crash,) = crashes.KNOWN
+    *_, crash = crashes.KNOWN
     torch._dynamo.utils.counters.clear()
     for home, name in crash.homes:
         monkeypatch.setattr(home, name, getattr(home, name))  # restored after the test
@@ -139,5 +139,22 @@ def test_a_function_with_a_known_crash_can_be_compiled(monkeypatch: pytest.Monke
 def test_the_known_crash_of_conv2d_is_recognized_by_dtype_width_and_dilation(
     shape: tuple[int, ...], dtype: torch.dtype, dilation: Any, crashing: bool
 ) -> None:
-    (crash,) = crashes.KNOWN
+    *_, crash = crashes.KNOWN
     assert crash.applies(torch.ones(1, 2, 2, 1), torch.ones(shape, dtype=dtype), dilation=dilation) == crashing
+
+
+@pytest.mark.parametrize(
+    ("width", "kernel", "options", "wrong"),
+    [(3, 3, {"stride": 2}, True), (4, 3, {"stride": (1, 2)}, True), (5, 3, {"stride": 2}, False),
+     (3, 3, {}, False), (1, 1, {"stride": 2}, False), (1, 3, {"stride": 2, "padding": (0, 1)}, True),
+     (3, 3, {"stride": 2, "padding": 1}, False), (5, 3, {"stride": 2, "dilation": 2}, True),
+     (3, 3, {"stride": 2, "padding": "valid"}, True), (3, 4, {"stride": 2}, False)],
+)  # fmt: skip
+def test_the_known_fault_of_conv2d_is_recognized_by_an_output_of_one_column(
+    width: int, kernel: int, options: dict[str, Any], wrong: bool
+) -> None:
+    fault, _ = crashes.KNOWN
+    images, weight = torch.ones(1, 1, 5, width).bfloat16(), torch.ones(1, 1, 2, kernel).bfloat16()
+    assert fault.applies(images, weight, **options) == wrong
+    assert not fault.applies(images.float(), weight.float(), **options)
+    assert not fault.applies(images.to("meta"), weight.to("meta"), **options)

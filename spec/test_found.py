@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spec.support.clauses import clause
+from spec.support.crashes import flags
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs/found.md"
@@ -19,6 +20,8 @@ MEASURED = "2.14"
 """The PyTorch release with which the document was measured."""
 ENDS_ANYHOW = 10
 """The section with a reproduction that crashes some processors."""
+READS_MEMORY = 18
+"""The section with a reproduction that prints numbers of other data on processors with AMX."""
 REPRODUCTION = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
@@ -44,6 +47,8 @@ def test_reproductions_print_the_documented_output(number: int, code: str, print
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     if number == ENDS_ANYHOW and done.returncode < 0:
         return  # the crash itself
+    if number == READS_MEMORY and "amx_bf16" in flags():
+        return
     assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
 
 

@@ -126,12 +126,12 @@ def _fork() -> int:
 
 @dataclass(frozen=True)
 class Known:
-    """A crash of PyTorch on some processors.
+    """A crash of PyTorch on some processors, or a wrong result in memory that another call has used.
 
     Attributes:
         reason: Why it is a known failure.
         flag: The flag in /proc/cpuinfo of the affected processors.
-        probe: A call that crashes, which is tried in another process.
+        probe: A call that crashes, which is tried in another process; it ends that process if the result is wrong.
         homes: The modules and names of the function.
         applies: Whether a call of the function crashes.
         traced: The same function for torch.compile, which finds functions by their names in torch, where the one that
@@ -170,7 +170,43 @@ def _probe_narrow_kernel() -> None:
     torch.conv2d(input, weight, None, (1, 2), (1, 1), (1, 2))
 
 
+def _single_column(
+    input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any,
+    **__: Any,
+) -> bool:  # fmt: skip
+    if not isinstance(weight, Tensor) or weight.dim() != 4 or weight.dtype != torch.bfloat16:
+        return False
+    step, border, gap = (
+        size[-1] if isinstance(size, tuple | list) else size
+        for size in (stride, 0 if isinstance(padding, str) else padding, dilation)
+    )
+    width = input.shape[-1] + 2 * border - gap * (weight.shape[-1] - 1)
+    # padding="same" allows no stride
+    return weight.device.type == "cpu" and step > 1 and weight.shape[-1] > 1 and 0 < width <= step
+
+
+def single_column() -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Image, kernel and stride of a convolution with an output of one column."""
+    numbers = torch.arange(4 * 16 * 3, device="cpu")
+    return (numbers % 7 - 3).reshape(4, 1, 16, 3), (numbers[:6] - 3).reshape(1, 1, 2, 3), (1, 2)
+
+
+def _probe_single_column() -> None:
+    image, kernel, stride = single_column()
+    found = torch.conv2d(image.bfloat16(), kernel.bfloat16(), None, stride)
+    if not torch.equal(found.double(), torch.conv2d(image.double(), kernel.double(), None, stride)):
+        os._exit(1)
+
+
 KNOWN = (
+    Known(
+        "PyTorch's bfloat16 conv2d is wrong where the output has one column and the stride is above 1 (amx_bf16)",
+        "amx_bf16",
+        _probe_single_column,
+        ((torch, "conv2d"), (torch.nn.functional, "conv2d")),
+        _single_column,
+        _conv2d_by_operator,
+    ),
     Known(
         "PyTorch's float16 conv2d ends the process where a kernel of width 1 has a dilation above 1 (avx512_fp16)",
         "avx512_fp16",
@@ -207,6 +243,7 @@ def _crashes(probe: Callable[[], Any]) -> bool:
     if child == 0:
         with suppress(BaseException):
             faulthandler.disable()
+            torch.set_num_threads(1)  # the other threads are not in the fork
             probe()
         os._exit(0)
     return os.waitpid(child, 0)[1] != 0
