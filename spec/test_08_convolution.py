@@ -97,6 +97,16 @@ def test_an_output_of_one_column_is_the_sum_of_products(conv2d: Conv2d, dtype: t
     assert_equal(conv2d(image.to(dtype), kernel.to(dtype), stride=stride), torch.tensor(expected, dtype=dtype))
 
 
+@clause("08.conv2d.parameters")
+@pytest.mark.level("pytorch")
+@pytest.mark.aspect("dtypes")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_window_with_rows_above_and_below_the_image_gives_0(conv2d: Conv2d, dtype: torch.dtype) -> None:
+    """On some processors this call ends the process in bfloat16 (spec/support/crashes.py)."""
+    input, weight = torch.ones(2, 4, 1, 4, dtype=dtype), torch.ones(1, 4, 2, 2, dtype=dtype)
+    assert_equal(conv2d(input, weight, None, (2, 1), (1, 2), (2, 3)), torch.zeros(2, 1, 1, 5, dtype=dtype))
+
+
 @clause("08.conv2d.padding_keeps_size")
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 def test_padding_of_half_the_kernel_minus_one_preserves_size(conv2d: Conv2d, size: int) -> None:

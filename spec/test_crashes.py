@@ -153,8 +153,28 @@ def test_the_known_crash_of_conv2d_is_recognized_by_dtype_width_and_dilation(
 def test_the_known_fault_of_conv2d_is_recognized_by_an_output_of_one_column(
     width: int, kernel: int, options: dict[str, Any], wrong: bool
 ) -> None:
-    fault, _ = crashes.KNOWN
+    fault, *_ = crashes.KNOWN
     images, weight = torch.ones(1, 1, 5, width).bfloat16(), torch.ones(1, 1, 2, kernel).bfloat16()
     assert fault.applies(images, weight, **options) == wrong
     assert not fault.applies(images.float(), weight.float(), **options)
     assert not fault.applies(images.to("meta"), weight.to("meta"), **options)
+
+
+@pytest.mark.parametrize(
+    ("height", "rows", "options", "crashing"),
+    [(1, 2, {"padding": 1, "dilation": 2}, True), (1, 2, {"padding": 1}, False), (2, 2, {"padding": 1}, False),
+     (2, 2, {"padding": (1, 0), "dilation": (3, 1)}, True), (2, 2, {"padding": 1, "dilation": 2}, False),
+     (1, 1, {"padding": 1, "dilation": 2}, False), (1, 2, {"dilation": 2}, False),
+     (1, 2, {"padding": 3, "dilation": 4, "stride": 2}, True),
+     (2, 2, {"padding": 2, "dilation": 3, "stride": 2}, False),
+     (1, 3, {"padding": "same", "dilation": 2}, False), (1, 4, {"padding": "same", "dilation": 2}, True),
+     (3, 2, {"padding": "valid", "dilation": 2}, False)],
+)  # fmt: skip
+def test_the_known_crash_of_conv2d_is_recognized_by_a_window_without_a_row_of_the_image(
+    height: int, rows: int, options: dict[str, Any], crashing: bool
+) -> None:
+    _, crash, _ = crashes.KNOWN
+    images, weight = torch.ones(1, 1, height, 5).bfloat16(), torch.ones(1, 1, rows, 1).bfloat16()
+    assert crash.applies(images, weight, **options) == crashing
+    assert not crash.applies(images.float(), weight.float(), **options)
+    assert not crash.applies(images.to("meta"), weight.to("meta"), **options)

@@ -170,6 +170,27 @@ def _probe_narrow_kernel() -> None:
     torch.conv2d(input, weight, None, (1, 2), (1, 1), (1, 2))
 
 
+def _window_above_the_image(
+    input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any,
+    **__: Any,
+) -> bool:  # fmt: skip
+    """Whether no row of a window lies in the image, because one is above it and the next below it."""
+    if not isinstance(weight, Tensor) or weight.dim() != 4 or weight.dtype != torch.bfloat16 or padding == "valid":
+        return False
+    height, rows = input.shape[-2], weight.shape[-2]
+    step, gap = (size[0] if isinstance(size, tuple | list) else size for size in (stride, dilation))
+    above = gap * (rows - 1) // 2 if padding == "same" else padding if isinstance(padding, int) else padding[0]
+    if weight.device.type != "cpu" or rows == 1 or gap == 1 or above == 0:
+        return False
+    starts = range(-above, height + above - gap * (rows - 1), step)
+    return any(all(not 0 <= start + gap * row < height for row in range(rows)) for start in starts)
+
+
+def _probe_window_above_the_image() -> None:
+    images, kernel = torch.ones(2, 4, 1, 4).bfloat16(), torch.ones(1, 4, 2, 2).bfloat16()
+    torch.conv2d(images, kernel, None, (2, 1), (1, 2), (2, 3))
+
+
 def _single_column(
     input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any,
     **__: Any,
@@ -205,6 +226,14 @@ KNOWN = (
         _probe_single_column,
         ((torch, "conv2d"), (torch.nn.functional, "conv2d")),
         _single_column,
+        _conv2d_by_operator,
+    ),
+    Known(
+        "PyTorch's bfloat16 conv2d ends the process where no row of a window lies in the image (amx_bf16)",
+        "amx_bf16",
+        _probe_window_above_the_image,
+        ((torch, "conv2d"), (torch.nn.functional, "conv2d")),
+        _window_above_the_image,
         _conv2d_by_operator,
     ),
     Known(
