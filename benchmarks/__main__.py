@@ -11,8 +11,10 @@ from torch import Tensor
 from benchmarks import test_activation, test_convolution, test_loss, test_optim, test_pooling
 from benchmarks.cases import BATCH, Case, Pass, Step, timed
 from benchmarks.pairs import HEAD, PAIRS, compare, row
+from reference.device import keep_freed_memory
 from reference.models import Ocean
 from spec.support.implementations import load
+from spec.support.run import RUN, Run
 
 TOPICS = ("convolution", "pooling", "activation", "loss", "optim", "step")
 
@@ -86,6 +88,8 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}, float32; "
         f"load of the machine {os.getloadavg()[0]:.1f}\n"
     )
+    keep_freed_memory()  # as in a training
+    RUN.set(Run())  # the results are compared with PyTorch's, outside of pytest
     reference, pytorch = load("reference"), load("torch")
     print(HEAD)
 
