@@ -53,7 +53,7 @@ def start() -> None:
 
 
 def besides() -> None:
-    """The work of a run besides training: five epochs of the tutorial's recipe in a run folder."""
+    """The work of a run besides training: the ten epochs of the tutorial's recipe in a run folder."""
     train_set, test_set = Images(train=True), Images(train=False)
     spent: dict[str, float] = {"fit": 0.0, "evaluate": 0.0, "on_epoch": 0.0, "on_steps": 0.0}
 
@@ -76,7 +76,7 @@ def besides() -> None:
             patches.enter_context(timed(owner, name))
         for name in ("on_epoch", "on_steps"):
             patches.enter_context(timed(RunFolder, name))
-        train_module.train(Settings(epochs=5, quiet=True, output=Path(folder) / "run"))
+        train_module.train(Settings(quiet=True, output=Path(folder) / "run"))
     forward = FORWARD * len(test_set) / 64
     arithmetic = forward / (forward + FLOPS * len(train_set) / 64)
     for what, names, more in (
