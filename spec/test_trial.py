@@ -287,7 +287,7 @@ def conv2d(x, kernel, stride=1, padding=0):
 def test_plain_loops_with_the_arguments_of_the_chapter_pass_level_tutorial(tmp_path: Path) -> None:
     result = trial(tmp_path, "--level", "tutorial", mine=LOOPS)
     assert result.status == 0, result.out
-    assert re.search(r"mine: 1 component under test, 12 passed, 1 not offered, 56 not claimed\n", result.out), (
+    assert re.search(r"mine: 1 component under test, 12 passed, 1 not offered, [1-9]\d* not claimed\n", result.out), (
         result.out
     )
     assert "    not offered: conv2d has no parameter bias: 1 test\n" in result.out
