@@ -87,7 +87,14 @@ REGISTRY = (
         100,
         (*DEFINITION, "--without", "gradients,errors"),
     ),
-    Outside("outside.quantizable", "PyTorch's quantizable layers", (ATTENTION, RECURRENT), 15, DEFINITION),
+    Outside(
+        "outside.quantizable",
+        "PyTorch's quantizable layers",
+        (ATTENTION, RECURRENT),
+        15,
+        # this property fails (docs/found.md, 17) or is not offered, depending on its examples
+        (*DEFINITION, "-k", "not nan_reaches_later_steps"),
+    ),
     Outside("outside.timm_layers", "layers of timm", (ACTIVATION, LINEAR, NORMALIZATION), 20, needs=("timm",)),
     Outside(
         "outside.stateful_loader",
