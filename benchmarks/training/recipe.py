@@ -61,7 +61,7 @@ def trained(
     device: torch.device = CPU,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Plan, list[dict[str, Any]]]:
-    """The same; return the parts of the training too."""
+    """Train as `learn` does; return the parts of the training and the metrics of each epoch."""
     settings = Settings(**{"recipe": "fast", "epochs": epochs, "seed": seed} | RECIPES["fast"] | dict(changes))
     precision, _ = resolve_precision(settings, train_set, device)
     torch.manual_seed(seed)

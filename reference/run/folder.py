@@ -308,8 +308,8 @@ class RunFolder(Observer):
         drawn["kernels"] = draw_kernels(next(self.plan.network.parameters()))
         for tag, image in drawn.items():
             self.tracker.image(tag, image, step)
+        self.draw_curves()
         if self.settings.plots:
-            self.draw_curves()
             save_image(self.folder / "confusion.png", confusion)
             save_image(self.folder / "mistakes.png", draw_mistakes(*answered, classes))
         self.write_description()

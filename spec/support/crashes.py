@@ -126,7 +126,7 @@ def _fork() -> int:
 
 @dataclass(frozen=True)
 class Known:
-    """A crash of PyTorch on some processors, or a wrong result in memory that another call has used.
+    """A crash of PyTorch on some processors, or a result that depends on other data in memory.
 
     Attributes:
         reason: Why it is a known failure.
